@@ -1,0 +1,33 @@
+"""The few types that signatures share; they say what is meant, not how it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+from jax.typing import ArrayLike as ArrayLike, DTypeLike as DTypeLike
+
+Array: TypeAlias = jax.Array
+Shape: TypeAlias = tuple[int, ...]
+
+Key: TypeAlias = jax.Array
+"""A typed PRNG key, as `jax.random.key` makes it."""
+
+PyTree: TypeAlias = Any
+"""Any nesting of containers that JAX can flatten."""
+
+Params: TypeAlias = Any
+"""A pytree of parameters whose leaves are arrays or expression nodes."""
+
+Path: TypeAlias = str
+"""The name of a leaf: `encoder/layers_0/kernel`."""
+
+Schedule: TypeAlias = Callable[[ArrayLike], ArrayLike]
+"""A number as a function of the step count, as `optax.Schedule`."""
+
+ScalarOrSchedule: TypeAlias = float | Schedule
+"""A number, or how it changes over the steps."""
+
+Metrics: TypeAlias = Mapping[str, Any]
+"""Named scalars, for a log line."""
