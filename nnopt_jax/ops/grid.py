@@ -1,0 +1,237 @@
+"""Uniform quantization grids: ranges, codes and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from nnopt_jax.errors import Problems, ShapeError, ValueRangeError
+from nnopt_jax.ops.rounding import round_clip
+
+
+def integer_range(bits: int, *, symmetric: bool = True) -> tuple[int, int]:
+    """Gives the least and greatest code of a signed grid.
+
+    `hi = 2**(bits-1) - 1`; `lo = -hi` where symmetric, else `-hi - 1`.
+
+    Args:
+        bits: 2 to 16.
+        symmetric: whether the codes mirror at zero.
+
+    Returns:
+        `(lo, hi)`.
+
+    Raises:
+        ValueRangeError: if `bits` is not one of 2 to 16.
+
+    Example:
+        >>> integer_range(8), integer_range(4, symmetric=False)
+        ((-127, 127), (-8, 7))
+    """
+    if not 2 <= bits <= 16:
+        raise ValueRangeError(f"integer_range: bits={bits} is not one of 2 to 16")
+    hi = 2 ** (bits - 1) - 1
+    return (-hi if symmetric else -hi - 1), hi
+
+
+def fit_grid(
+    x: ArrayLike,
+    bits: int,
+    block: Sequence[int],
+    *,
+    symmetric: bool = True,
+    mask: ArrayLike | None = None,
+    scale_dtype: DTypeLike = jnp.float32,
+) -> tuple[Array, Array | None]:
+    """Fits one grid to each block of an array, from its extreme values.
+
+    Symmetric: `scale = max|x| / hi`. Affine: `scale = (max(x, 0) - min(x, 0)) / (hi - lo)` and
+    `zero = round(lo - min(x, 0) / scale)`, so that 0 is a point of every grid. The scale is cast to
+    `scale_dtype` before anything is made of it. No gradient flows through the fit.
+
+    A block has scale 1 where its own is of no use: all entries 0 or masked out or subnormal, or one
+    of them NaN or infinite.
+
+    Args:
+        x: float array.
+        bits: 2 to 16.
+        block: size of a block along each axis, which it divides. `x.shape` makes one grid for the
+            whole; 1 on an axis and full elsewhere one for each channel; `g` on an axis groups.
+        symmetric: whether the grid mirrors at zero.
+        mask: bool of the shape of `x`, False for entries to ignore.
+        scale_dtype: dtype in which scales are kept.
+
+    Returns:
+        `(scale, zero)`, of shape `x.shape[i] // block[i]`; `zero` is None where symmetric, else
+        integers held in float32.
+
+    Raises:
+        ShapeError: if a block does not divide its axis.
+        ValueRangeError: if `bits` is not one of 2 to 16.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.array([[1.0, -127.0], [2.0, 254.0]], np.float32)
+        >>> scale, zero = fit_grid(x, 8, block=(1, 2))
+        >>> print(scale.ravel(), zero)
+        [1. 2.] None
+
+    Source: Jacob et al., https://arxiv.org/abs/1712.05877, section 2.1.
+    """
+    x = jax.lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
+    lo, hi = integer_range(bits, symmetric=symmetric)
+    if symmetric:
+        scale, _ = _usable(_reduce(jnp.max, jnp.abs(x), block, mask) / hi, scale_dtype)
+        return scale, None
+    top, bottom = (_reduce(reduce, x, block, mask) for reduce in (jnp.max, jnp.min))
+    # Divided one by one: their difference may overflow.
+    scale, good = _usable(top / (hi - lo) - bottom / (hi - lo), scale_dtype)
+    zero = jnp.clip(jnp.round(lo - bottom / scale.astype(jnp.float32)), lo, hi)
+    return scale, jnp.where(good, zero, jnp.float32(0))
+
+
+def quantize(
+    x: ArrayLike, scale: ArrayLike, zero: ArrayLike | None, lo: ArrayLike, hi: ArrayLike
+) -> Array:
+    """Gives the codes of an array on a grid; straight-through inside the range.
+
+    `clip(round(x / scale) + zero, lo, hi)`, with `x / scale` as product with the float32 reciprocal.
+    Followed by `dequantize`, the gradient is 1 inside the range and 0 outside; that of the scale is
+    the one of learned step sizes, `code - x / scale` inside and the end code outside.
+
+    Args:
+        x: float array.
+        scale: float, of the same rank, its sizes dividing those of `x`.
+        zero: None, or integers held in float32, of the shape of `scale`.
+        lo: least code.
+        hi: greatest code.
+
+    Returns:
+        Codes: integers held in float32, never -0; NaN where `x` is NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> print(quantize(np.array([0.9, -3.1, 99.0]), np.array([0.5]), None, -7, 7))
+        [ 2. -6.  7.]
+
+    Source: Esser et al., https://arxiv.org/abs/1902.08153, section 2.1.
+    """
+    x = jnp.asarray(x)
+    scale = jnp.asarray(scale)
+    v = x.astype(jnp.float32) * _aligned(1 / scale.astype(jnp.float32), x.shape)
+    if zero is None:
+        return round_clip(v, lo, hi)
+    # Shifting the range, not `v`, keeps eager and compiled codes equal (no fused multiply-add).
+    zero = _aligned(jnp.asarray(zero, jnp.float32), x.shape)
+    return round_clip(v, lo - zero, hi - zero) + zero
+
+
+def dequantize(
+    codes: ArrayLike,
+    scale: ArrayLike,
+    zero: ArrayLike | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> Array:
+    """Gives the values of codes on a grid.
+
+    `(codes - zero) * scale`, in float32, cast once at the end.
+
+    Args:
+        codes: integers, in any integer or float dtype that holds them.
+        scale: float, of the same rank, its sizes dividing those of `codes`.
+        zero: None, or of the shape of `scale`.
+        dtype: dtype of the result.
+
+    Returns:
+        The values.
+
+    Example:
+        >>> import numpy as np
+        >>> print(dequantize(np.array([2, -6, 7], np.int8), np.array([0.5])))
+        [ 1.  -3.   3.5]
+    """
+    values = jnp.asarray(codes).astype(jnp.float32)
+    if zero is not None:
+        values -= _aligned(jnp.asarray(zero).astype(jnp.float32), values.shape)
+    scale = _aligned(jnp.asarray(scale).astype(jnp.float32), values.shape)
+    return (values * scale).astype(dtype)
+
+
+def expand(scale: ArrayLike, shape: Sequence[int]) -> Array:
+    """Repeats one number a block to the whole array.
+
+    `out[i, ...] = scale[i // (shape[0] // scale.shape[0]), ...]`.
+
+    Args:
+        scale: array whose sizes divide those of `shape`.
+        shape: shape of the array it belongs to.
+
+    Returns:
+        An array of that shape.
+
+    Raises:
+        ShapeError: if a size does not divide.
+
+    Example:
+        >>> import numpy as np
+        >>> print(expand(np.array([[1], [2]]), (4, 3)).T)
+        [[1 1 2 2]
+         [1 1 2 2]
+         [1 1 2 2]]
+    """
+    return jnp.broadcast_to(_aligned(jnp.asarray(scale), tuple(shape)), tuple(shape))
+
+
+def _usable(scale: Array, dtype: DTypeLike) -> tuple[Array, Array]:
+    """Casts scales and puts 1 for those of no use; also tells which were good."""
+    good = jnp.isfinite(scale)
+    scale = jnp.minimum(scale, float(jnp.finfo(dtype).max)).astype(dtype)
+    good &= scale.astype(jnp.float32) >= jnp.finfo(jnp.float32).tiny
+    return jnp.where(good, scale, jnp.ones((), dtype)), good
+
+
+def _reduce(reduce, x: Array, block: Sequence[int], mask: ArrayLike | None) -> Array:
+    """Reduces each block, 0 included, to the shape of the scale."""
+    block = tuple(block)
+    problems = Problems("fit_grid")
+    if len(block) != x.ndim:
+        problems.add("", f"block {block} for an array of shape {x.shape}; give one size an axis")
+        problems.raise_as(ShapeError)
+    for axis, (size, part) in enumerate(zip(x.shape, block, strict=True)):
+        if part != size and (part < 1 or size % part):
+            problems.add("", f"block {part} does not divide axis {axis} of size {size}")
+    problems.raise_as(ShapeError)
+    counts = [1 if n == b else n // b for n, b in zip(x.shape, block, strict=True)]
+    if mask is not None:
+        x = jnp.where(jnp.asarray(mask), x, jnp.float32(0))
+    split, axes = _split(x.shape, counts)
+    return reduce(x.reshape(split), axis=axes, initial=0).reshape(counts)
+
+
+def _aligned(scale: Array, shape: tuple[int, ...]) -> Array:
+    """Makes a scale that broadcasts to `shape`, repeating only along axes in several blocks."""
+    fits = scale.ndim == len(shape) and all(
+        n in (1, size) or (n and size % n == 0) for n, size in zip(scale.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ShapeError(
+            f"expand: a scale of shape {scale.shape} for an array of shape {shape}; "
+            "its sizes must divide the array's"
+        )
+    repeated = [i for i, n in enumerate(scale.shape) if n not in (1, shape[i])]
+    for axis in reversed(repeated):
+        scale = jnp.repeat(scale, shape[axis] // scale.shape[axis], axis)
+    return scale
+
+
+def _split(shape: tuple[int, ...], counts: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:
+    """Splits each axis in (blocks, block); also tells the block axes."""
+    split, axes = [], []
+    for size, count in zip(shape, counts, strict=True):
+        split += [count, size // count]
+        axes.append(len(split) - 1)
+    return split, tuple(axes)
