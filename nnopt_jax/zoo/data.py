@@ -85,7 +85,9 @@ def digits() -> Dataset:
         ) from error
     # The package's own reader parses floats and takes thirty times as long.
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
-    order = sorted(range(len(table)), key=lambda i: hashlib.sha256(table[i, :-1]).digest())
+    order = sorted(
+        range(len(table)), key=lambda i: hashlib.sha256(table[i, :-1].tobytes()).digest()
+    )
     pixels, labels = table[order, :-1], table[order, -1]
     rank = _rank_in_class(labels)
     test = rank < _TEST_PER_CLASS

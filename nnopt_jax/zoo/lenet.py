@@ -128,10 +128,10 @@ def lenet_300_100_nnx(rngs: nnx.Rngs, classes: int = 10) -> LeNet300100NNX:
         An NNX module; images (b, 28, 28, 1) in, logits (b, classes) out.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> lenet_300_100_nnx(nnx.Rngs(0))(jnp.zeros((2, 28, 28, 1))).shape
-        (2, 10)
+        >>> shapes = nnx.eval_shape(lambda: lenet_300_100_nnx(nnx.Rngs(0)))
+        >>> shapes.fc1.kernel.shape
+        (784, 300)
     """
     return LeNet300100NNX(classes, rngs)
 
@@ -149,10 +149,10 @@ def lenet5_nnx(rngs: nnx.Rngs, classes: int = 10) -> LeNet5NNX:
         An NNX module; images (b, 28, 28, 1) in, logits (b, classes) out.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> lenet5_nnx(nnx.Rngs(0))(jnp.zeros((2, 28, 28, 1))).shape
-        (2, 10)
+        >>> shapes = nnx.eval_shape(lambda: lenet5_nnx(nnx.Rngs(0)))
+        >>> shapes.fc1.kernel.shape
+        (800, 500)
     """
     return LeNet5NNX(classes, rngs)
 
