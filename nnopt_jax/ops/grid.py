@@ -99,7 +99,7 @@ def quantize(
 ) -> Array:
     """Gives the codes of an array on a grid; straight-through inside the range.
 
-    `clip(round(x / scale) + zero, lo, hi)`, with `x / scale` as product with the float32 reciprocal.
+    `clip(round(x / scale) + zero, lo, hi)`, `x / scale` being the product by a float32 reciprocal.
     Followed by `dequantize`, the gradient is 1 inside the range and 0 outside; that of the scale is
     the one of learned step sizes, `code - x / scale` inside and the end code outside.
 
