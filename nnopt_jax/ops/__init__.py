@@ -12,6 +12,7 @@ from nnopt_jax.ops.grid import (
     integer_range as integer_range,
     quantize as quantize,
 )
+from nnopt_jax.ops.kmeans import assign as assign, kmeans as kmeans
 from nnopt_jax.ops.rounding import round_clip as round_clip
 from nnopt_jax.ops.straight_through import gate as gate, straight_through as straight_through
 from nnopt_jax.ops.threshold import (

@@ -1,33 +1,32 @@
-"""Exact top-k masks without sorting: bisection on the bit patterns of floats."""
+"""Exact top-k masks without sorting: a search over the bit patterns of floats that only counts."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from nnopt_jax.errors import ShapeError, ValueRangeError
+from nnopt_jax.errors import Problems, ValueRangeError
 
-_NAN_KEY = 0x7FC00000
+_NAN = 0x7F800001  # one above infinity
 _WAYS = 5
 
 
 def kth_largest(scores: ArrayLike, k: int | Array) -> Array:
     """Finds the k-th largest score, exactly.
 
-    The largest `t` with `sum(scores >= t) >= k`. Non-negative floats are ordered as their bit
-    patterns are, so `t` is found by bisection over integers; each step only counts.
+    The largest `t` with `sum(|scores| >= t) >= k`.
 
     Args:
-        scores: non-negative float array, any shape; +inf allowed, NaN ranks above it.
+        scores: float array of 32 bits or fewer, any shape, ranked by magnitude; +inf allowed, NaN
+            ranks above it.
         k: 1 for the largest to `scores.size` for the least; static, or an int32 tracer (clipped).
 
     Returns:
-        A scalar of the dtype of `scores`.
+        A scalar of the dtype of `scores`, not negative.
 
     Raises:
         ValueRangeError: if a static `k` is not one of 1 to `scores.size`.
@@ -37,21 +36,18 @@ def kth_largest(scores: ArrayLike, k: int | Array) -> Array:
         >>> print(kth_largest(np.array([3.0, 1.0, 4.0, 1.5], np.float32), 2))
         3.0
     """
-    scores = jnp.asarray(scores)
-    keys = [_keys(scores)]
-    low, _ = _select(keys, _checked("kth_largest", k, scores.size, least=1))
-    found = jnp.min(jnp.where(keys[0] >= low, keys[0], _NAN_KEY), initial=_NAN_KEY)
-    return lax.bitcast_convert_type(found, jnp.float32).astype(scores.dtype)
+    [scores], k = _checked("kth_largest", [scores], k, least=1)
+    return _kth_largest(scores, k)
 
 
 def top_k_mask(scores: ArrayLike, k: int | Array) -> Array:
     """Marks exactly the k largest scores; of equal ones, those of lower flat index.
 
-    `mask[i] = #{j : scores[j] > scores[i]} + #{j < i : scores[j] == scores[i]} < k`.
+    `mask[i] = #{j : |s[j]| > |s[i]|} + #{j < i : |s[j]| == |s[i]|} < k`.
 
     Args:
-        scores: non-negative float array, any shape; +inf allowed, NaN ranks above it (a broken
-            weight is kept, where it can be seen).
+        scores: float array of 32 bits or fewer, any shape, ranked by magnitude; +inf allowed, NaN
+            ranks above it (a broken weight is kept, where it can be seen).
         k: how many to mark, 0 to `scores.size`; static, or an int32 tracer (clipped).
 
     Returns:
@@ -62,20 +58,20 @@ def top_k_mask(scores: ArrayLike, k: int | Array) -> Array:
 
     Example:
         >>> import numpy as np
-        >>> print(top_k_mask(np.array([2.0, 1.0, 2.0, 2.0], np.float32), 2))
+        >>> print(top_k_mask(np.array([2.0, 1.0, -2.0, 2.0], np.float32), 2))
         [ True False  True False]
     """
-    return top_k_masks([scores], k)[0]
+    return _masks(*_checked("top_k_mask", [scores], k, least=0))[0]
 
 
 def top_k_masks(scores: Sequence[ArrayLike], k: int | Array) -> list[Array]:
     """Marks exactly the k largest scores of several arrays together.
 
-    As `top_k_mask` of the arrays laid end to end, which are never laid so: the counts are summed,
-    so that each array may be sharded in its own way, and the loop exchanges a few numbers a step.
+    As `top_k_mask` of the arrays laid end to end, which are never laid so: their counts are summed.
+    Hence each may be sharded in its own way, and a step of the search exchanges one number.
 
     Args:
-        scores: non-negative float arrays of any shapes, with fewer than 2**31 entries in all.
+        scores: float arrays as for `top_k_mask`, with fewer than 2**31 entries in all.
         k: how many to mark in all; static, or an int32 tracer (clipped).
 
     Returns:
@@ -88,82 +84,128 @@ def top_k_masks(scores: Sequence[ArrayLike], k: int | Array) -> list[Array]:
     Example:
         >>> import numpy as np
         >>> first, second = np.array([0.5, 2.0], np.float32), np.array([[1.0]], np.float32)
-        >>> print(top_k_masks([first, second], 2))
-        [Array([False,  True], dtype=bool), Array([[ True]], dtype=bool)]
+        >>> print(*top_k_masks([first, second], 2))
+        [False  True] [[ True]]
     """
-    arrays = [jnp.asarray(score) for score in scores]
-    k = _checked("top_k_masks", k, sum(array.size for array in arrays), least=0)
-    keys = [_keys(array) for array in arrays]
-    low, count = _select(keys, k)
+    return _masks(*_checked("top_k_masks", scores, k, least=0))
+
+
+@jax.jit
+def _kth_largest(scores: Array, k: Array) -> Array:
+    low, _ = _search(lambda cuts: _count(_keys(scores), cuts), k, _NAN, scores.size, exact=True)
+    return lax.bitcast_convert_type(low, jnp.float32).astype(scores.dtype)
+
+
+@jax.jit
+def _masks(arrays: list[Array], k: Array) -> list[Array]:
+    def count(cuts: list[Array]) -> list[Array]:
+        return _total([_count(_keys(array), cuts) for array in arrays])
+
+    low, found = _search(count, k, _NAN, sum(array.size for array in arrays))
     return lax.cond(
-        count == k,
-        lambda: [key >= low for key in keys],
-        lambda: _broken_ties(keys, low, k),
+        found == k,
+        lambda: [_keys(array) >= low for array in arrays],
+        lambda: _break_ties(arrays, low, k),
     )
 
 
-def _broken_ties(keys: list[Array], low: Array, k: Array) -> list[Array]:
-    """Marks all above `low` and, of those equal to it, the first ones up to `k` in all."""
-    above = [key > low for key in keys]
-    total = sum(key.size for key in keys)
-    order, start = [], 0
-    for key in keys:
-        # Positive where tied, the greater the earlier.
-        order.append(jnp.where(key == low, total - start - _flat_index(key.shape), 0))
-        start += key.size
-    missing = k - sum((jnp.sum(a, dtype=jnp.int32) for a in above), jnp.int32(0))
-    last, _ = _select(order, missing)
-    last = jnp.where(missing > 0, last, total + 1)
-    return [a | (o >= last) for a, o in zip(above, order, strict=True)]
+def _break_ties(arrays: list[Array], low: Array, k: Array) -> list[Array]:
+    """Marks the keys above `low` and, of those equal to it, the first ones up to `k` in all."""
+    sizes = [array.size for array in arrays]
+    keys = [_keys(array) for array in arrays]
+    tied = [key == low for key in keys]
+    # Counted down, so that the first are the largest.
+    ranks = [sum(sizes[i:]) - _flat_index(array.shape) for i, array in enumerate(arrays)]
+
+    def count(cuts: list[Array]) -> list[Array]:
+        return _total([_count(jnp.where(t, r, 0), cuts) for t, r in zip(tied, ranks, strict=True)])
+
+    [above] = _total([_count(key, [low + 1]) for key in keys])
+    edge, _ = _search(count, k - above, sum(sizes), sum(sizes))
+    edge = jnp.where(k > above, edge, sum(sizes) + 1)
+    return [(key > low) | (t & (r >= edge)) for key, t, r in zip(keys, tied, ranks, strict=True)]
 
 
-def _select(keys: list[Array], k: Array) -> tuple[Array, Array]:
-    """Bisects for a `low` with `count(keys >= low) >= k > count(keys > low)`, or an exact hit.
+def _search(
+    count: Callable[[list[Array]], list[Array]], k: Array, top: int, size: int, exact: bool = False
+) -> tuple[Array, Array]:
+    """Finds the largest integer `low` in [0, top] with `count(low) >= k`, by (q + 1)-section.
+
+    Args:
+        count: tells how many of the `size` integers, all in [0, top], reach each of q cuts.
+        k: the count sought.
+        top: the greatest integer.
+        size: the count at 0.
+        exact: whether to go on where the count is `k` already, between two integers that occur,
+            which makes no difference to a mask.
 
     Returns:
-        `low` and `count(keys >= low)`; where the count is `k`, the search stopped early and `low`
-        may lie below the k-th largest key, with no key between.
+        `low` and its count.
     """
-    size = sum(key.size for key in keys)
 
     def going(carry: tuple[Array, Array, Array]) -> Array:
-        low, high, count = carry
-        return (high - low > 1) & (count != k)
+        low, high, found = carry
+        return (high - low > 1) & (exact | (found != k))
 
     def narrow(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        low, high, count = carry
+        low, high, found = carry
         step = jnp.maximum((high - low) // (_WAYS + 1), 1)
-        for cut in [jnp.minimum(low + step * i, high - 1) for i in range(1, _WAYS + 1)]:
-            n = sum((jnp.sum(key >= cut, dtype=jnp.int32) for key in keys), jnp.int32(0))
-            enough = n >= k
-            low, count = jnp.where(enough, cut, low), jnp.where(enough, n, count)
-            high = jnp.where(enough, high, jnp.minimum(high, cut))
-        return low, high, count
+        cuts = [jnp.minimum(low + step * i, high - 1) for i in range(1, _WAYS + 1)]
+        for cut, reached in zip(cuts, count(cuts), strict=True):
+            enough = reached >= k
+            low, found = jnp.where(enough, cut, low), jnp.where(enough, reached, found)
+            high = jnp.where(enough, high, jnp.minimum(cut, high))
+        return low, high, found
 
-    start = (jnp.int32(0), jnp.int32(_NAN_KEY + 1), jnp.int32(size))
-    low, _, count = lax.while_loop(going, narrow, start)
-    return low, count
+    low, _, found = lax.while_loop(
+        going, narrow, (jnp.int32(0), jnp.int32(top + 1), jnp.int32(size))
+    )
+    return low, found
 
 
 def _keys(scores: Array) -> Array:
-    """Maps scores to int32 keys of the same order, all NaN to the greatest."""
-    if not jnp.issubdtype(scores.dtype, jnp.floating) or scores.dtype.itemsize > 4:
-        raise ValueRangeError(f"top_k_masks: scores of dtype {scores.dtype}; use float32 or less")
+    """Maps magnitudes to int32 keys of the same order, which are their bits; all NaN to one key."""
     bits = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
-    return jnp.where(jnp.isnan(scores), _NAN_KEY, jnp.maximum(bits, 0))
+    return jnp.minimum(bits & 0x7FFFFFFF, _NAN)
+
+
+def _count(keys: Array, cuts: list[Array]) -> list[Array]:
+    """Counts the keys that reach each cut, in one pass.
+
+    One reduction of several sums compiles to one vectorized loop over the array as it lies; the
+    sum of a comparison alone would be rewritten into a tree of windows, ten times slower.
+    """
+    reached = tuple((keys >= cut).astype(jnp.int32) for cut in cuts)
+    zeros = (jnp.int32(0),) * len(cuts)
+    return lax.reduce(
+        reached, zeros, lambda a, b: tuple(map(lax.add, a, b)), tuple(range(keys.ndim))
+    )
+
+
+def _total(counts: list[list[Array]]) -> list[Array]:
+    return [sum(column, jnp.int32(0)) for column in zip(*counts, strict=True)]
 
 
 def _flat_index(shape: tuple[int, ...]) -> Array:
     index = jnp.zeros(shape, jnp.int32)
-    for axis in range(len(shape)):
-        stride = math.prod(shape[axis + 1 :])
-        index += lax.broadcasted_iota(jnp.int32, shape, axis) * stride
+    for axis, size in enumerate(shape):
+        index = index * size + lax.broadcasted_iota(jnp.int32, shape, axis)
     return index
 
 
-def _checked(name: str, k: int | Array, size: int, least: int) -> Array:
+def _checked(
+    name: str, scores: Sequence[ArrayLike], k: int | Array, least: int
+) -> tuple[list[Array], Array]:
+    """Checks the arguments; all that can be wrong is told at once."""
+    arrays = [jnp.asarray(array) for array in scores]
+    size = sum(array.size for array in arrays)
+    problems = Problems(name)
+    for i, array in enumerate(arrays):
+        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize > 4:
+            problems.add("", f"scores {i} are {array.dtype}; give floats of 32 bits or fewer")
     if size >= 2**31:
-        raise ShapeError(f"{name}: {size} scores; counts are int32, give fewer than 2**31")
+        problems.add("", f"{size} scores; counts are int32, give fewer than 2**31")
     if not isinstance(k, jax.core.Tracer) and not least <= int(k) <= size:
-        raise ValueRangeError(f"{name}: k={int(k)} of {size} scores; use {least} to {size}")
-    return jnp.clip(jnp.asarray(k, jnp.int32), least, size)
+        problems.add("", f"k={int(k)} of {size} scores; give {least} to {size}")
+    problems.raise_as(ValueRangeError)
+    return arrays, jnp.clip(jnp.asarray(k, jnp.int32), least, size)
