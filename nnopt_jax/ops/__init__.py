@@ -5,6 +5,7 @@ from nnopt_jax.ops.bits import (
     packed_size as packed_size,
     unpack_bits as unpack_bits,
 )
+from nnopt_jax.ops.checksum import checksum as checksum
 from nnopt_jax.ops.grid import (
     dequantize as dequantize,
     expand as expand,
