@@ -1,0 +1,32 @@
+"""Neural-network optimization as pure functions over parameter pytrees.
+
+Compression, quantization, pruning, knowledge transfer and parallelism: transforms that compose in
+any order, train in a user's own loop, and store what they say they store.
+"""
+
+from nnopt_jax import (
+    arrays as arrays,
+    compression as compression,
+    errors as errors,
+    pruning as pruning,
+    quantization as quantization,
+    tree as tree,
+)
+from nnopt_jax.arrays.base import materialize as materialize
+from nnopt_jax.transform import (
+    Grads as Grads,
+    Plan as Plan,
+    State as State,
+    Trainable as Trainable,
+    Transform as Transform,
+    at as at,
+    chain as chain,
+    packed_specs as packed_specs,
+    plan as plan,
+    state_specs as state_specs,
+    step as step,
+    trainable as trainable,
+    value_and_grad as value_and_grad,
+)
+
+__version__ = "0.1.0"

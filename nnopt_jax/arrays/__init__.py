@@ -1,0 +1,20 @@
+"""Expression nodes: a parameter is an array, or a small frozen pytree that stands for one."""
+
+from nnopt_jax.arrays.base import (
+    Node as Node,
+    Slot as Slot,
+    is_node as is_node,
+    materialize as materialize,
+    node as node,
+    refine as refine,
+    slots as slots,
+)
+from nnopt_jax.arrays.bits import Bits as Bits
+from nnopt_jax.arrays.codebook import Codebook as Codebook
+from nnopt_jax.arrays.factored import Factored as Factored
+from nnopt_jax.arrays.manifest import abstract as abstract, check as check, describe as describe
+from nnopt_jax.arrays.masked import Masked as Masked
+from nnopt_jax.arrays.quantized import Quantized as Quantized
+from nnopt_jax.arrays.sparse import Gaps as Gaps, Sparse as Sparse
+from nnopt_jax.arrays.store import store as store
+from nnopt_jax.arrays.sum_ import Sum as Sum

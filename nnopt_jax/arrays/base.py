@@ -1,0 +1,380 @@
+"""What every expression node is: a frozen pytree that knows the dense array it stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+from jax import export
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.errors import CompositionError
+from nnopt_jax.tree.bits import tree_bits
+
+Field = Any
+"""A field of a node: an array, another node, or None."""
+
+NodeType = TypeVar("NodeType", bound="type[Node]")
+NODE_TYPES: dict[str, type[Node]] = {}
+"""Every node class by name: what a manifest may name, and nothing else."""
+
+
+def static(**options: Any) -> Any:
+    """Declares a field that is part of a node's type: hashable, never traced.
+
+    Args:
+        **options: what `dataclasses.field` takes.
+
+    Returns:
+        The field.
+
+    Example:
+        >>> from nnopt_jax.arrays.base import static
+        >>> static(default=3).metadata["static"]
+        True
+    """
+    return dataclasses.field(metadata={"static": True}, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A float array inside an expression that a later link of a chain may refine.
+
+    Args:
+        name: the fields that lead to it, `values/table`; empty for a raw leaf.
+        array: the float array itself.
+        kind: `"value"`, or `"code"` for integers (held as floats) on a quantization grid.
+        mask: bool, of the array's shape: the entries an enclosing `Masked` keeps; None for all.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import slots
+        >>> [(slot.name, slot.kind) for slot in slots(jnp.ones(3))]
+        [('', 'value')]
+    """
+
+    name: str
+    array: jax.Array
+    kind: str
+    mask: jax.Array | None
+
+
+class Node:
+    """Base of the expression nodes; concrete classes are made by the decorator `node`.
+
+    A node's array fields are pytree data; all else is static and hashable. Nothing is checked
+    when a node is built, because `jax.vmap`, `jax.tree.map` and the like build nodes out of
+    things that are not arrays; constructors named `of` and transforms check instead.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Masked
+        >>> Masked(jnp.array([1.0, 2.0]), jnp.array([True, False])).materialize()
+        Array([1., 0.], dtype=float32)
+    """
+
+    VERSION: ClassVar[int] = 1
+    """Raised when the fields change, so that old manifests are told apart."""
+    ELEMENTWISE: ClassVar[tuple[str, ...]] = ()
+    """Fields that lie like the logical array: a mask over the node may compact them."""
+    SLOTS: ClassVar[Mapping[str, str]] = {}
+    """Fields a later link may refine, each with its kind; "inherit" takes the enclosing kind."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array the node stands for."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the array the node stands for."""
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the array the node stands for."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the array the node stands for."""
+        return math.prod(self.shape)
+
+    @property
+    def bits(self) -> int:
+        """Bits of all arrays inside, counted from the arrays themselves."""
+        return tree_bits(self)
+
+    def materialize(self) -> jax.Array:
+        """Computes the dense array, in float32 and cast once at the end."""
+        raise NotImplementedError
+
+    def store(self) -> Node:
+        """Returns the storage form: same array bit for bit, training-only fields dropped."""
+        return self.replace(**{name: store_field(field) for name, field in self.fields()})
+
+    def map_elementwise(self, function: Callable[[jax.Array], jax.Array]) -> Node:
+        """Applies `function` to the fields that lie like the logical array."""
+        return self.replace(
+            **{name: map_elementwise(getattr(self, name), function) for name in self.ELEMENTWISE}
+        )
+
+    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Node:
+        """Returns the node with a `PartitionSpec` in place of every array.
+
+        Args:
+            spec: how the logical array is partitioned.
+            mesh: where given, an axis that does not divide a field is dropped for that field.
+        """
+        like = {
+            name: field_specs(field, spec if name in self.ELEMENTWISE else PartitionSpec(), mesh)
+            for name, field in self.fields()
+        }
+        return self.replace(**like)
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """Lists broken invariants, each a phrase to follow the class name.
+
+        Args:
+            shape: the logical shape; inside `Sparse` the elementwise fields are cut short and
+                their own shape says nothing.
+        """
+        inner = [field for _, field in self.fields() if is_node(field)]
+        return [text for field in inner for text in field.problems(shape)]
+
+    def replace(self, **fields: Field) -> Self:
+        """Returns a copy with some fields replaced."""
+        return dataclasses.replace(self, **fields)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def names(cls, *, is_static: bool = False) -> tuple[str, ...]:
+        """Names of the data fields, or of the static ones."""
+        return tuple(
+            field.name
+            for field in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+            if field.metadata.get("static", False) is is_static
+        )
+
+    def fields(self) -> list[tuple[str, Field]]:
+        """The data fields that are present, by name."""
+        present = [(name, getattr(self, name)) for name in self.names()]
+        return [(name, field) for name, field in present if field is not None]
+
+    def outline(self) -> str:
+        """What lies inside, on one line."""
+        inner = ", ".join(f"{name} {summary(field)}" for name, field in self.fields())
+        return f"{type(self).__name__}({inner})"
+
+    def __repr__(self) -> str:
+        """The outline, and what it costs for each logical element."""
+        try:
+            cost = f", {self.bits / max(self.size, 1):.4g} bits/weight)"
+        except (AttributeError, TypeError):  # holds specs, axes or other stand-ins for arrays
+            return self.outline()
+        return self.outline()[:-1] + cost
+
+
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static,))
+def node(cls: NodeType) -> NodeType:
+    """Makes a node class: a frozen dataclass, a pytree, exportable, and known to manifests.
+
+    Args:
+        cls: a subclass of `Node` with annotated fields, static ones marked by `static()`.
+
+    Returns:
+        The class, registered with JAX.
+
+    Example:
+        >>> from nnopt_jax.arrays.base import NODE_TYPES
+        >>> "Masked" in NODE_TYPES
+        True
+    """
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    jax.tree_util.register_dataclass(cls, cls.names(), cls.names(is_static=True))
+    export.register_pytree_node_serialization(
+        cls,
+        serialized_name=f"nnopt_jax.{cls.__name__}.v{cls.VERSION}",
+        serialize_auxdata=lambda aux: json.dumps(aux).encode(),
+        deserialize_auxdata=lambda data: _tuples(json.loads(data.decode())),
+    )
+    NODE_TYPES[cls.__name__] = cls
+    return cls
+
+
+def _tuples(value: Any) -> Any:
+    """Undoes JSON's only change to static fields: tuples come back as lists."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def is_node(x: Any) -> bool:
+    """Says whether `x` is an expression node; made to be passed as `is_leaf`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Masked, is_node
+        >>> is_node(Masked(jnp.ones(2), jnp.ones(2, bool))), is_node(jnp.ones(2))
+        (True, False)
+    """
+    return isinstance(x, Node)
+
+
+def show(field: Field) -> jax.Array:
+    """The dense array of a field: a node's by `materialize`, an array as it is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays.base import show
+        >>> show(jnp.arange(2))
+        Array([0, 1], dtype=int32)
+    """
+    return field.materialize() if is_node(field) else field
+
+
+def materialize(tree: Any) -> Any:
+    """Replaces every expression in a tree by the dense array it stands for.
+
+    Args:
+        tree: any pytree of arrays and nodes, training or storage form.
+
+    Returns:
+        The tree with plain arrays only.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.materialize({"w": nnopt.arrays.Masked(jnp.ones(2), jnp.array([True, False]))})
+        {'w': Array([1., 0.], dtype=float32)}
+    """
+    return jax.tree.map(show, tree, is_leaf=is_node)
+
+
+def store_field(field: Field) -> Field:
+    """The storage form of a field: nodes by their own `store`, arrays as they are."""
+    return field.store() if is_node(field) else field
+
+
+def map_elementwise(field: Field, function: Callable[[jax.Array], jax.Array]) -> Field:
+    """Applies a function to an array, or to the fields of a node that lie like its array."""
+    return field.map_elementwise(function) if is_node(field) else function(field)
+
+
+def compactable(field: Field) -> bool:
+    """Says whether the elementwise fields alone hold what belongs to single elements."""
+    if not is_node(field):
+        return True
+    names = field.ELEMENTWISE
+    return bool(names) and all(compactable(getattr(field, name)) for name in names)
+
+
+def field_specs(field: Field, spec: PartitionSpec, mesh: jax.sharding.Mesh | None) -> Field:
+    """Specs for one field whose array is partitioned by `spec`."""
+    return field.specs(spec, mesh) if is_node(field) else fit_spec(spec, field.shape, mesh)
+
+
+def fit_spec(
+    spec: PartitionSpec, shape: tuple[int, ...], mesh: jax.sharding.Mesh | None
+) -> PartitionSpec:
+    """Drops from a spec the axes that an array of this shape cannot be split along.
+
+    A scale that has one entry along an axis is replicated over it; with a mesh, an axis whose
+    devices do not divide the array is dropped as well, because JAX would replicate silently.
+
+    Args:
+        spec: the spec of the logical array.
+        shape: the shape of the field.
+        mesh: the mesh, or None to keep every axis of more than one entry.
+
+    Returns:
+        A spec of at most `len(shape)` entries.
+
+    Example:
+        >>> from jax.sharding import PartitionSpec
+        >>> from nnopt_jax.arrays.base import fit_spec
+        >>> tuple(fit_spec(PartitionSpec("data", "model"), (1, 8), None))
+        (None, 'model')
+    """
+    fitted = []
+    for size, axes in zip(shape, spec, strict=False):
+        names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        parts = math.prod(mesh.shape[name] for name in names) if mesh is not None else 1
+        fitted.append(axes if size > 1 and size % parts == 0 else None)
+    return PartitionSpec(*fitted)
+
+
+def refine(expression: Field, function: Callable[[Slot], Field]) -> Field:
+    """Replaces every float slot of an expression, and never a node above one.
+
+    Args:
+        expression: an array or a node.
+        function: takes a `Slot` and returns what stands in its place.
+
+    Returns:
+        The expression with its slots replaced; integers and stored nodes stay as they are.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Masked, refine
+        >>> tree = Masked(jnp.array([1.0, 2.0]), jnp.array([True, False]))
+        >>> refine(tree, lambda slot: slot.array * 3).materialize()
+        Array([3., 0.], dtype=float32)
+    """
+    return _refine(expression, function, Slot("", expression, "value", None))
+
+
+def _refine(field: Field, function: Callable[[Slot], Field], at: Slot) -> Field:
+    if not is_node(field):
+        floating = jnp.issubdtype(field.dtype, jnp.floating)
+        return function(dataclasses.replace(at, array=field)) if floating else field
+    replaced = {}
+    mask = field.inner_mask(at.mask) if hasattr(field, "inner_mask") else at.mask
+    for name, kind in field.SLOTS.items():
+        inner = Slot(
+            name=f"{at.name}/{name}".strip("/"),
+            array=getattr(field, name),
+            kind=at.kind if kind == "inherit" else kind,
+            mask=mask if name in field.ELEMENTWISE else None,
+        )
+        replaced[name] = _refine(inner.array, function, inner)
+    return field.replace(**replaced)
+
+
+def slots(expression: Field) -> list[Slot]:
+    """Lists the float slots of an expression, in the order `refine` visits them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Factored, slots
+        >>> [slot.name for slot in slots(Factored(jnp.ones((3, 1)), jnp.ones((1, 2))))]
+        ['u', 'v']
+    """
+    found: list[Slot] = []
+    refine(expression, lambda slot: (found.append(slot), slot.array)[1])
+    return found
+
+
+def summary(field: Field) -> str:
+    """A few characters for one field: `float32[3,4]`, or the outline of a node."""
+    if is_node(field):
+        return field.outline()
+    try:
+        return f"{field.dtype}[{','.join(map(str, field.shape))}]"
+    except AttributeError:
+        return repr(field)
+
+
+def require_unstored(expression: Field, who: str) -> None:
+    """Raises where an expression has no float slot left to refine.
+
+    Raises:
+        CompositionError: the leaf is in storage form.
+    """
+    if not slots(expression):
+        raise CompositionError(
+            f"{who}: {summary(expression)} is in storage form and has nothing to refine. "
+            "Apply the transform to the parameters it was packed from."
+        )

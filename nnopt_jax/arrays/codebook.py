@@ -1,0 +1,75 @@
+"""Shared values: indices into one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
+from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.ops.straight_through import straight_through
+
+
+@node
+class Codebook(Node):
+    r"""Weights that share a few values.
+
+    .. math:: w_i = t_{a_i}
+
+    Args:
+        indices: `a`, integers of the logical shape; packed in storage.
+        table: `t`, float, `(clusters,)`; a later link may quantize it.
+        carry: the float array the indices replaced; it only takes the gradient (the table takes
+            its own, summed over each cluster), and is not stored.
+        dtype: dtype of the array the node stands for.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Codebook
+        >>> shared = Codebook(jnp.array([[0, 1, 1]]), jnp.array([-1.0, 2.0]))
+        >>> shared.materialize()
+        Array([[-1.,  2.,  2.]], dtype=float32)
+        >>> shared.store()
+        Codebook(indices 1-bit[1,3], table float32[2], 24 bits/weight)
+
+    References:
+        Han et al. 2016, Deep Compression, section 3.
+    """
+
+    indices: Field
+    table: Field
+    carry: Field = None
+    dtype: Any = static(default="float32")  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    ELEMENTWISE = ("indices",)
+    SLOTS = {"table": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the indices."""
+        return self.indices.shape
+
+    def materialize(self) -> jax.Array:
+        """`table[indices]`, cast once."""
+        indices = show(self.indices).astype(jnp.int32)
+        dense = jnp.take(show(self.table), indices, mode="clip").astype(self.dtype)
+        return dense if self.carry is None else straight_through(dense, self.carry)
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """The table is one flat run of at least one entry."""
+        found = [] if not is_node(self.table) else self.table.problems(self.table.shape)
+        if is_node(self.indices):
+            found += self.indices.problems(shape)
+        if self.table.ndim != 1 or not self.table.shape[0]:
+            found.append(f"has a table of shape {self.table.shape}")
+        return found
+
+    def store(self) -> Codebook:
+        """Packs the indices and drops the carry."""
+        entries = self.table.shape[0]
+        indices = (
+            self.indices if is_node(self.indices) else pack_integers(self.indices, 0, entries - 1)
+        )
+        return self.replace(indices=indices, table=store_field(self.table), carry=None)

@@ -1,0 +1,105 @@
+"""A mask over any expression: the training form of pruning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import (
+    Field,
+    Node,
+    compactable,
+    is_node,
+    map_elementwise,
+    node,
+    show,
+    static,
+    store_field,
+)
+from nnopt_jax.arrays.bits import Bits
+from nnopt_jax.arrays.sparse import Sparse, smallest_support
+from nnopt_jax.ops.straight_through import straight_through
+
+
+@node
+class Masked(Node):
+    """`where(mask, values, 0)`: zeros are known by the mask, never by value.
+
+    Args:
+        values: float array or node, of the logical shape.
+        mask: bool of the logical shape, True where a value is kept; or a node of bits.
+        capacity: how many values are kept, where that is known without looking at the mask;
+            storage under `jax.jit` needs it.
+        mode: how the mask meets gradients. `"select"`: masked values get none.
+            `"straight_through"`: they get the gradient at what the model saw, and so may return.
+            `"applied"`: the array of values is zero under the mask already, and no work is done.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Masked
+        >>> pruned = Masked(jnp.array([3.0, 1.0]), jnp.array([True, False]))
+        >>> pruned.materialize()
+        Array([3., 0.], dtype=float32)
+        >>> pruned.store()
+        Sparse(values float32[1], support gaps 1-bit[1], 20 bits/weight)
+    """
+
+    values: Field
+    mask: Field
+    capacity: int | None = static(default=None)
+    mode: str = static(default="select")
+
+    ELEMENTWISE = ("values",)
+    SLOTS = {"values": "value"}  # noqa: RUF012 - a constant, as declared in Node
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the mask."""
+        return self.mask.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the values."""
+        return self.values.dtype
+
+    def inner_mask(self, outer: jax.Array | None) -> jax.Array:
+        """What a slot below sees: kept here and, where there is one, by the mask above."""
+        own = show(self.mask).astype(bool)
+        return own if outer is None else own & outer
+
+    def materialize(self) -> jax.Array:
+        """`where(mask, values, 0)`."""
+        values = show(self.values)
+        if self.mode == "applied" and not is_node(self.values):
+            return values
+        kept = jnp.where(show(self.mask).astype(bool), values, jnp.zeros((), values.dtype))
+        return straight_through(kept, values) if self.mode == "straight_through" else kept
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """Mask and values must have one shape."""
+        found = super().problems(shape)
+        if self.values.shape != self.mask.shape:
+            found.append(f"has values {self.values.shape} and mask {self.mask.shape}")
+        return found
+
+    def store(self) -> Node:
+        """`Sparse` with the kept elements only; the mask in bits where values cannot be cut."""
+        mask = show(self.mask).astype(bool)
+        if not compactable(self.values):
+            return Masked(store_field(self.values), Bits.of(mask, 1))
+        count = int(mask.sum()) if self.capacity is None else self.capacity
+        kept = jnp.nonzero(mask.ravel(), size=count, fill_value=0)[0]
+        values = map_elementwise(_without_carry(self.values), lambda x: x.ravel()[kept])
+        return Sparse(store_field(values), smallest_support(mask), mask.shape)
+
+
+def _without_carry(field: Field) -> Field:
+    """Drops what only gradients need, at any depth, so that it is neither cut nor stored."""
+    if not is_node(field):
+        return field
+    dropped = {name: _without_carry(inner) for name, inner in field.fields() if is_node(inner)}
+    if "carry" in field.names():
+        dropped["carry"] = None
+    return field.replace(**dropped)

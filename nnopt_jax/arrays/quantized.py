@@ -1,0 +1,95 @@
+"""Codes on a uniform grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static, store_field
+from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.ops.grid import dequantize
+from nnopt_jax.ops.straight_through import straight_through
+
+
+@node
+class Quantized(Node):
+    r"""Integers on a uniform grid.
+
+    .. math:: w = s \, (q - z), \qquad q \in \{lo, \dots, hi\}
+
+    Args:
+        codes: `q`, of the logical shape: float32 holding integers in training, so that they can
+            be refined; packed integers in storage.
+        scale: `s`, already in the dtype it is stored in; each of its axes divides that of the
+            codes (one entry: per tensor; as many entries: per channel; between: groups).
+        zero: `z`, integers held as float32, of the shape of `scale`; None for a symmetric grid.
+        carry: the float array the codes replaced; it only takes the gradient, and is not stored.
+        low: the least code.
+        high: the greatest code.
+        dtype: dtype of the array the node stands for.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Quantized
+        >>> grid = Quantized(jnp.array([[-2.0, 3.0]]), scale=jnp.array([[0.5]]))
+        >>> grid.materialize()
+        Array([[-1. ,  1.5]], dtype=float32)
+        >>> grid.store()
+        Quantized(codes int8[1,2], scale float32[1,1], 24 bits/weight)
+    """
+
+    codes: Field
+    scale: Field
+    zero: Field = None
+    carry: Field = None
+    low: int = static(default=-127)
+    high: int = static(default=127)
+    dtype: Any = static(default="float32")  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    ELEMENTWISE = ("codes",)
+    SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the codes."""
+        return self.codes.shape
+
+    def materialize(self) -> jax.Array:
+        """`scale * (codes - zero)`, in float32, cast once."""
+        zero = None if self.zero is None else show(self.zero)
+        dense = dequantize(show(self.codes), show(self.scale), zero, jnp.dtype(self.dtype))
+        return dense if self.carry is None else straight_through(dense, self.carry)
+
+    def store(self) -> Quantized:
+        """Packs the codes and drops the carry."""
+        codes = (
+            store_field(self.codes)
+            if is_node(self.codes)
+            else pack_integers(self.codes, self.low, self.high)
+        )
+        return self.replace(codes=codes, scale=store_field(self.scale), carry=None)
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """Every axis of the scale (and of the zero point) must divide that of the codes."""
+        found = super().problems(shape)
+        for name in ("scale", "zero"):
+            grid = getattr(self, name)
+            if grid is not None and not _divides(grid.shape, shape):
+                found.append(f"has {name} {grid.shape}, which does not divide {shape}")
+        if not -32768 <= self.low <= self.high <= 65535:
+            found.append(f"has codes from {self.low!r} to {self.high!r}")
+        return found
+
+    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Quantized:
+        """Scales and zero points follow the weight along the axes where they have entries."""
+        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
+        return self.replace(**fields)
+
+
+def _divides(grid: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a grid of blocks of equal size covers a shape."""
+    same = len(grid) == len(shape)
+    return same and all(n % m == 0 if m else n == 0 for m, n in zip(grid, shape, strict=True))

@@ -1,0 +1,86 @@
+"""From training form to storage form: lossless, and knows nodes only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from nnopt_jax.arrays.base import Field, is_node, show, store_field
+from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.errors import CapacityError, SelectionError, nearest
+from nnopt_jax.tree.paths import flatten, unflatten
+
+
+def store(tree: Any, *, capacities: Mapping[str, int] | None = None) -> Any:
+    """Turns every expression of a tree into its storage form.
+
+    `materialize(store(tree))` equals `materialize(tree)` bit for bit: masks become `Sparse`,
+    integers held as floats are packed, what only gradients need is dropped.
+
+    Args:
+        tree: any pytree of arrays and nodes.
+        capacities: how many values each masked leaf keeps, by path, where that depends on data
+            and the call is inside `jax.jit`; a number above the true one is allowed.
+
+    Returns:
+        The tree in storage form.
+
+    Raises:
+        CapacityError: a count depends on data under `jax.jit` and is not given, or is too small.
+        SelectionError: `capacities` names a leaf that is not there.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Masked, store
+        >>> store({"w": Masked(jnp.arange(4.0), jnp.arange(4) > 1)})
+        {'w': Sparse(values float32[2], support 1-bit[4], 18 bits/weight)}
+    """
+    leaves = flatten(tree, is_node)
+    given = dict(capacities or {})
+    for path in given:
+        if path not in leaves:
+            raise SelectionError(f"store: capacities name {path!r}.{nearest(path, leaves)}")
+    stored = {path: _store_leaf(path, leaf, given.get(path)) for path, leaf in leaves.items()}
+    return unflatten(tree, stored, is_node)
+
+
+def _store_leaf(path: str, leaf: Field, capacity: int | None) -> Field:
+    if capacity is not None:
+        leaf = with_capacity(leaf, _enough(path, leaf, capacity))
+    try:
+        return store_field(leaf)
+    except jax.errors.ConcretizationTypeError as error:
+        raise CapacityError(
+            f"store: {path}: how many values are kept depends on data, which is unknown under "
+            f"jax.jit. Pack outside of jit, or give capacities={{{path!r}: <at most this many>}}."
+        ) from error
+
+
+def _enough(path: str, leaf: Field, capacity: int) -> int:
+    """Checks a capacity against the mask, where the mask is known."""
+    masked = find_masked(leaf)
+    if masked is None or isinstance(masked.mask, jax.core.Tracer):
+        return capacity
+    kept = int(show(masked.mask).sum())
+    if kept > capacity:
+        raise CapacityError(f"store: {path}: keeps {kept} values, capacity is {capacity}.")
+    return capacity
+
+
+def find_masked(field: Field) -> Masked | None:
+    """The outermost mask of an expression, if there is one."""
+    if not is_node(field) or isinstance(field, Masked):
+        return field if is_node(field) else None
+    inner = (find_masked(getattr(field, name)) for name in field.SLOTS)
+    return next((found for found in inner if found is not None), None)
+
+
+def with_capacity(field: Field, capacity: int) -> Field:
+    """States how many values the masks of an expression keep."""
+    if not is_node(field):
+        return field
+    slots = {name: with_capacity(getattr(field, name), capacity) for name in field.SLOTS}
+    stated = field.replace(**slots)
+    return stated.replace(capacity=capacity) if isinstance(stated, Masked) else stated

@@ -1,0 +1,60 @@
+"""A base and what was added to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.arrays.base import Field, Node, field_specs, node, show
+
+
+@node
+class Sum(Node):
+    r"""A base weight and a correction.
+
+    .. math:: W = W_0 + \Delta
+
+    Args:
+        base: array or node.
+        delta: array or node of the same logical shape, such as the factors of an adapter.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Factored, Sum
+        >>> Sum(jnp.ones((1, 2)), Factored(jnp.ones((1, 1)), jnp.array([[1.0, 2.0]]))).materialize()
+        Array([[2., 3.]], dtype=float32)
+    """
+
+    base: Field
+    delta: Field
+
+    SLOTS = {"base": "value"}  # noqa: RUF012 - a constant, as declared in Node
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the base."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the base."""
+        return self.base.dtype
+
+    def materialize(self) -> jax.Array:
+        """`base + delta`, in the dtype of the base."""
+        base = show(self.base)
+        return base + show(self.delta).astype(base.dtype)
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """Both terms must have one shape."""
+        found = super().problems(shape)
+        if self.base.shape != self.delta.shape:
+            found.append(f"has terms {self.base.shape} and {self.delta.shape}")
+        return found
+
+    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Sum:
+        """Both terms are split like the weight."""
+        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
+        return self.replace(**fields)

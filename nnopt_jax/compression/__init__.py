@@ -1,0 +1,3 @@
+"""Compression: weight sharing, feature mapping, sparse representation."""
+
+from nnopt_jax.compression.sharing.codebook import codebook as codebook

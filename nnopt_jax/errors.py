@@ -1,0 +1,109 @@
+"""Every error the library raises on purpose, one class for each kind of remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NnoptError(Exception):
+    """Base class: catch it to catch every deliberate error of the library."""
+
+
+class SelectionError(NnoptError, LookupError):
+    """A selector, path or name points at nothing, or at two things at once."""
+
+
+class ShapeError(NnoptError, ValueError):
+    """A shape, an axis or a group does not fit the leaf it is meant for."""
+
+
+class ValueRangeError(NnoptError, ValueError):
+    """An argument lies outside the values it may take."""
+
+
+class CompositionError(NnoptError, TypeError):
+    """Two transforms, or a transform and a leaf, cannot be combined this way."""
+
+
+class NonFiniteError(NnoptError, ValueError):
+    """A leaf holds NaN or infinity where finite numbers are needed."""
+
+
+class CapacityError(NnoptError, ValueError):
+    """The number of stored values depends on data, and was asked for under `jax.jit`."""
+
+
+class ArtifactError(NnoptError, ValueError):
+    """A `.nnopt` file is malformed, damaged, too large, or of an unknown version."""
+
+
+class CheckpointError(NnoptError, ValueError):
+    """A checkpoint is damaged, incomplete, or does not fit what it is restored into."""
+
+
+class RecipeError(NnoptError, ValueError):
+    """A recipe, or something it names, is wrong."""
+
+
+class Problems:
+    """Collects problems of one kind, so that one error reports them all.
+
+    Example:
+        >>> problems = Problems("quantization.uniform")
+        >>> problems.add("dense/kernel", "group 7 does not divide axis 0 of size 12")
+        >>> bool(problems)
+        True
+        >>> try:
+        ...     problems.raise_as(ShapeError)
+        ... except ShapeError as error:
+        ...     print(error)
+        quantization.uniform: dense/kernel: group 7 does not divide axis 0 of size 12
+    """
+
+    def __init__(self, who: str) -> None:
+        """Starts an empty list for the function called `who`."""
+        self.who = who
+        self.found: list[str] = []
+
+    def __bool__(self) -> bool:
+        """True as soon as one problem was added."""
+        return bool(self.found)
+
+    def add(self, path: str, message: str) -> None:
+        """Adds one problem of the leaf at `path` (or of the whole, where `path` is empty)."""
+        self.found.append(f"{path}: {message}" if path else message)
+
+    def raise_as(self, kind: type[NnoptError]) -> None:
+        """Raises all problems as one error of the given kind; does nothing where there is none."""
+        if not self.found:
+            return
+        if len(self.found) == 1:
+            raise kind(f"{self.who}: {self.found[0]}")
+        lines = "\n".join(f"  {text}" for text in self.found)
+        raise kind(f"{self.who}: {len(self.found)} problems\n{lines}")
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Names the closest known spellings, as a sentence to end an error with.
+
+    Args:
+        name: what was written.
+        known: what could have been written.
+        count: how many spellings to offer at most.
+
+    Returns:
+        " Did you mean a, b?" or, where nothing is close, " Known: a, b, ..." (or nothing at all).
+
+    Example:
+        >>> nearest("sparsty", ["sparsity", "where"])
+        ' Did you mean sparsity?'
+    """
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    if close:
+        return f" Did you mean {', '.join(close)}?"
+    if not names:
+        return ""
+    tail = ", ..." if len(names) > 12 else ""
+    return f" Known: {', '.join(names[:12])}{tail}."

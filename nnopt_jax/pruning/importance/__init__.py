@@ -1,0 +1,1 @@
+"""Pruning by importance: a score for each weight, the greatest are kept."""

@@ -1,0 +1,3 @@
+"""Quantization: integer, binary, sub-integer."""
+
+from nnopt_jax.quantization.integer.uniform import uniform as uniform

@@ -1,0 +1,1 @@
+"""Integer quantization: codes of 8 and 16 bits."""

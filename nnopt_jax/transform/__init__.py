@@ -1,0 +1,19 @@
+"""The protocol of transforms: init, encode, update, and what is derived from them."""
+
+from nnopt_jax.transform.base import Grads as Grads, State as State, Transform as Transform
+from nnopt_jax.transform.combine import at as at, chain as chain
+from nnopt_jax.transform.leaves import (
+    Update as Update,
+    matrices as matrices,
+    refining as refining,
+    refresh_when as refresh_when,
+    wrapping as wrapping,
+)
+from nnopt_jax.transform.plan import Plan as Plan, PlanRow as PlanRow, plan as plan
+from nnopt_jax.transform.specs import packed_specs as packed_specs, state_specs as state_specs
+from nnopt_jax.transform.training import (
+    Trainable as Trainable,
+    step as step,
+    trainable as trainable,
+    value_and_grad as value_and_grad,
+)

@@ -1,0 +1,172 @@
+"""The protocol: a transform is a value of three pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Field, is_node, materialize
+from nnopt_jax.arrays.codebook import Codebook
+from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.arrays.store import store
+from nnopt_jax.errors import NonFiniteError, Problems
+from nnopt_jax.tree.paths import flatten
+
+
+class State(NamedTuple):
+    """What one transform remembers between steps; a pytree of arrays.
+
+    Args:
+        learned: float arrays that an optimizer moves, by leaf path.
+        rest: all else (masks, scales, tables, keys), by leaf path.
+        count: int32, how many updates were made.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.transform import State
+        >>> State(learned={}, rest={"w": jnp.ones(2, bool)}, count=jnp.int32(0)).count
+        Array(0, dtype=int32)
+    """
+
+    learned: Any
+    rest: Any
+    count: jax.Array
+
+
+class Grads(NamedTuple):
+    """Both gradients of a loss under a transform.
+
+    Args:
+        train: with respect to what the optimizer moves, a `Trainable`.
+        shown: with respect to what the model saw: dense, of the structure of the parameters.
+
+    Example:
+        >>> from nnopt_jax.transform import Grads
+        >>> Grads(train=1, shown=2).shown
+        2
+    """
+
+    train: Any
+    shown: Any
+
+
+class InitFn(Protocol):
+    """`init(params, *, stats=None, graph=None, key=None) -> State`."""
+
+    def __call__(
+        self, params: Any, *, stats: Any = None, graph: Any = None, key: jax.Array | None = None
+    ) -> Any:
+        """Makes the first state; checks selection, shapes and settings before all else."""
+        ...
+
+
+class EncodeFn(Protocol):
+    """`encode(params, state, *, train=False) -> params` whose leaves are expressions."""
+
+    def __call__(self, params: Any, state: Any, *, train: bool = False) -> Any:
+        """Says which expression stands for each leaf."""
+        ...
+
+
+class UpdateFn(Protocol):
+    """`update(params, state, *, grads=None, view=None, step=None) -> (params, state)`."""
+
+    def __call__(
+        self,
+        params: Any,
+        state: Any,
+        *,
+        grads: Grads | None = None,
+        view: Any = None,
+        step: jax.Array | int | None = None,
+    ) -> tuple[Any, Any]:
+        """Refreshes the state (and may move the parameters) after an optimizer step."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    r"""A transform of parameters: three pure functions, and what follows from them.
+
+    `encode` says which expression stands for each leaf. What the model sees and what is written
+    are derived from it, so they cannot disagree:
+
+    .. math:: apply = materialize \circ encode, \qquad pack = store \circ encode
+
+    Args:
+        name: how errors and tables call it, `"pruning.magnitude"`.
+        init: makes the state from the parameters.
+        encode: turns parameters into expressions.
+        update: refreshes the state once after each optimizer step.
+        exact: whether `init` and `update` are bit-equal on any mesh.
+        capacities: how many values each leaf keeps in the end, by path, as far as settings alone
+            tell; for `plan`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.pruning.magnitude(sparsity=0.5)
+        >>> params = {"kernel": jnp.array([[1.0, -3.0], [2.0, 0.5]])}
+        >>> state = tx.init(params)
+        >>> tx.apply(params, state)["kernel"]
+        Array([[ 0., -3.],
+               [ 2.,  0.]], dtype=float32)
+        >>> tx.pack(params, state)
+        {'kernel': Sparse(values float32[2], support 1-bit[2,2], 18 bits/weight)}
+    """
+
+    name: str
+    init: InitFn
+    encode: EncodeFn
+    update: UpdateFn
+    exact: bool = True
+    capacities: Callable[[Any], dict[str, int]] = lambda params: {}
+
+    def apply(self, params: Any, state: Any) -> Any:
+        """The dense parameters that the model sees."""
+        return materialize(self.encode(params, state))
+
+    def pack(self, params: Any, state: Any, *, capacities: Mapping[str, int] | None = None) -> Any:
+        """The parameters in storage form; `materialize` of it equals `apply` bit for bit.
+
+        Args:
+            params: the parameters.
+            state: the transform's state.
+            capacities: under `jax.jit`, how many values each masked leaf keeps, where that
+                depends on data.
+
+        Raises:
+            NonFiniteError: a leaf that becomes codes holds NaN or infinity (told eagerly only).
+            CapacityError: see `capacities`.
+        """
+        encoded = self.encode(params, state)
+        _require_finite(self.name, params, encoded)
+        return store(encoded, capacities=capacities)
+
+
+def _has_codes(field: Field) -> bool:
+    if not is_node(field):
+        return False
+    inner = (_has_codes(field) for _, field in field.fields())
+    return isinstance(field, (Quantized, Codebook)) or any(inner)
+
+
+def _require_finite(who: str, params: Any, encoded: Any) -> None:
+    """Codes cannot hold NaN or infinity: raises, where values are known, rather than lose them."""
+    problems = Problems(f"{who}: pack")
+    raw = flatten(params, is_node)
+    for path, leaf in flatten(encoded, is_node).items():
+        if not _has_codes(leaf):
+            continue
+        for array in jax.tree.leaves((raw[path], leaf)):
+            if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
+                continue
+            if bad := int((~jnp.isfinite(array)).sum()):
+                problems.add(path, f"{bad} of {array.size} values are NaN or infinite, codes hold"
+                             " none; see where training diverged")  # fmt: skip
+                break
+    problems.raise_as(NonFiniteError)

@@ -1,0 +1,126 @@
+"""Transforms made of transforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnopt_jax.arrays.base import is_node
+from nnopt_jax.transform.base import Grads, Transform
+from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.tree.select import Where, resolve
+
+
+def chain(*transforms: Transform) -> Transform:
+    r"""Applies transforms one after another; each sees the expressions of those before it.
+
+    .. math:: encode = encode_n \circ \dots \circ encode_1
+
+    Pruning and adapters wrap a leaf; sharing, quantization and low rank refine the floats inside
+    it and keep every node above them. So zeros stay zero and code counts stay, in any order.
+
+    Args:
+        *transforms: the links, first to last.
+
+    Returns:
+        A transform whose state is the tuple of the links' states.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.chain(nnopt.pruning.magnitude(0.5), nnopt.quantization.uniform(8))
+        >>> params = {"kernel": jnp.array([[1.27, -0.5], [0.01, 0.02]])}
+        >>> tx.pack(params, tx.init(params))["kernel"].values
+        Quantized(codes int8[2], scale float32[1,1], 24 bits/weight)
+
+    References:
+        The composition of gradient transformations in optax (`optax.chain`).
+    """
+
+    def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> tuple:
+        states = []
+        for transform in transforms:
+            states.append(transform.init(params, stats=stats, graph=graph, key=key))
+            params = transform.encode(params, states[-1])
+        return tuple(states)
+
+    def encode(params: Any, states: tuple, *, train: bool = False) -> Any:
+        for transform, state in zip(transforms, states, strict=True):
+            params = transform.encode(params, state, train=train)
+        return params
+
+    def update(
+        params: Any, states: tuple, *, grads: Any = None, view: Any = None, step: Any = None
+    ) -> tuple[Any, tuple]:
+        del view  # a chain inside a chain is given its parameters as they are shown to it
+        fresh: list[Any] = []
+        for transform, state in zip(transforms, states, strict=True):
+            shown = params
+            for earlier, done in zip(transforms, fresh, strict=False):
+                shown = earlier.encode(shown, done)
+            params, state = transform.update(params, state, grads=grads, view=shown, step=step)
+            fresh.append(state)
+        return params, tuple(fresh)
+
+    def capacities(params: Any) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for transform in transforms:
+            for path, count in transform.capacities(params).items():
+                found[path] = min(count, found.get(path, count))
+        return found
+
+    name = f"chain({', '.join(transform.name for transform in transforms)})"
+    exact = all(transform.exact for transform in transforms)
+    return Transform(name, init, encode, update, exact, capacities)
+
+
+def at(where: Where, transform: Transform) -> Transform:
+    """Restricts a transform to some leaves; the others pass through.
+
+    The transform's own `where` then selects among those leaves only.
+
+    Args:
+        where: glob, `re:` regular expression, predicate `(path, leaf)`, or selector.
+        transform: any transform, a chain included.
+
+    Returns:
+        The restricted transform.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.at("head/*", nnopt.pruning.magnitude(0.5))
+        >>> params = {"body": {"kernel": jnp.eye(2)}, "head": {"kernel": jnp.eye(2)}}
+        >>> list(tx.init(params).rest)
+        ['head/kernel']
+    """
+    name = f"at({where!r}, {transform.name})"
+
+    def part(tree: Any) -> dict[str, Any]:
+        # A dictionary keyed by whole paths names its leaves as the full tree does.
+        leaves = flatten(tree, is_node)
+        return {path: leaves[path] for path in resolve(where, leaves, name)}
+
+    def merge(tree: Any, chosen: dict[str, Any]) -> Any:
+        return unflatten(tree, flatten(tree, is_node) | chosen, is_node)
+
+    def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> Any:
+        return transform.init(part(params), stats=stats, graph=graph, key=key)
+
+    def encode(params: Any, state: Any, *, train: bool = False) -> Any:
+        return merge(params, transform.encode(part(params), state, train=train))
+
+    def update(
+        params: Any, state: Any, *, grads: Any = None, view: Any = None, step: Any = None
+    ) -> tuple[Any, Any]:
+        if grads is not None:
+            shown = flatten(grads.shown, is_node)
+            mine = {path: shown[path] for path in part(params) if path in shown}
+            grads = Grads(grads.train, mine)
+        seen = None if view is None else part(view)
+        moved, state = transform.update(part(params), state, grads=grads, view=seen, step=step)
+        return merge(params, moved), state
+
+    def capacities(params: Any) -> dict[str, int]:
+        return transform.capacities(part(params))
+
+    return Transform(name, init, encode, update, transform.exact, capacities)

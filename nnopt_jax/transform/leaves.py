@@ -1,0 +1,277 @@
+"""The two ways to write a method: wrap a leaf, or refine the float slots inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Field, Slot, is_node, refine, require_unstored, show, slots
+from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
+from nnopt_jax.transform.base import Grads, State, Transform
+from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.tree.select import Where, resolve
+
+Leaves = dict[str, Any]
+
+
+class Update(NamedTuple):
+    """What a method is given when its state is refreshed.
+
+    Args:
+        count: int32, the number of this update, from 1.
+        grads: by path, the gradient at what the model saw; None where the caller gave none.
+    """
+
+    count: jax.Array
+    grads: Mapping[str, jax.Array] | None
+
+
+def matrices(path: str, leaf: Any) -> bool:
+    """The default rule: leaves of two axes or more, whatever they are called.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.transform import matrices
+        >>> matrices("dense/kernel", jnp.ones((2, 2))), matrices("dense/bias", jnp.ones(2))
+        (True, False)
+    """
+    del path
+    return leaf.ndim >= 2
+
+
+def _chosen(where: Where, params: Any, who: str) -> Leaves:
+    leaves = flatten(params, is_node)
+    floats = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return {path: floats[path] for path in resolve(where, floats, who)}
+
+
+def _of_state(params: Any, state: State, who: str) -> tuple[Leaves, Leaves]:
+    """All leaves, and those the state belongs to."""
+    leaves = flatten(params, is_node)
+    for path in state.rest:
+        if path not in leaves:
+            raise SelectionError(
+                f"{who}: the state was made for a leaf {path!r}, which the parameters lack."
+                f"{nearest(path, leaves)}"
+            )
+    return leaves, {path: leaves[path] for path in state.rest}
+
+
+def _context(state: State, grads: Grads | None, step: Any) -> Update:
+    count = state.count + 1 if step is None else jnp.asarray(step, jnp.int32)
+    return Update(count, None if grads is None else flatten(grads.shown, is_node))
+
+
+def wrapping(
+    name: str,
+    where: Where,
+    *,
+    init: Callable[[Leaves, jax.Array | None], tuple[Leaves, Leaves]],
+    encode: Callable[[Field, Any, Any, bool], Field],
+    update: Callable[[Leaves, State, Update], tuple[Leaves, Leaves]] | None = None,
+    settle: Callable[[jax.Array, Any], jax.Array] | None = None,
+    check: Callable[[str, Any], str | None] | None = None,
+    exact: bool = True,
+    capacities: Callable[[str, Any], int | None] | None = None,
+) -> Transform:
+    """Makes a transform that wraps whole leaves and sees their dense values.
+
+    Args:
+        name: the method's public name.
+        where: which leaves; see `nnopt_jax.tree.selector`.
+        init: `(dense leaves by path, key) -> (learned, rest)`, both by path.
+        encode: `(leaf, learned, rest, train) -> expression`, for one leaf.
+        update: `(dense leaves, state, Update) -> (learned, rest)`; None to keep them.
+        settle: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
+            leaves are moved, because a leaf that an earlier link encoded is that link's to move.
+        check: `(path, abstract leaf) -> problem or None`, from shape and dtype alone.
+        exact: see `Transform`.
+        capacities: `(path, abstract leaf) -> values kept in the end, or None`.
+
+    Returns:
+        The transform.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Masked
+        >>> from nnopt_jax.transform import wrapping
+        >>> tx = wrapping(
+        ...     "demo",
+        ...     "**",
+        ...     init=lambda x, key: ({}, {p: v > 0 for p, v in x.items()}),
+        ...     encode=lambda leaf, learned, rest, train: Masked(leaf, rest),
+        ... )
+        >>> params = {"w": jnp.array([1.0, -1.0])}
+        >>> tx.apply(params, tx.init(params))
+        {'w': Array([1., 0.], dtype=float32)}
+    """
+
+    def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
+        del stats, graph
+        leaves = _chosen(where, params, name)
+        problems = Problems(name)
+        for path, leaf in leaves.items():
+            if check is not None and (text := check(path, leaf)):
+                problems.add(path, text)
+        problems.raise_as(ShapeError)
+        dense = {path: show(leaf) for path, leaf in leaves.items()}
+        return State(*init(dense, key), jnp.int32(0))
+
+    def encode_(params: Any, state: State, *, train: bool = False) -> Any:
+        leaves, mine = _of_state(params, state, name)
+        encoded = {
+            path: encode(leaf, state.learned.get(path), state.rest[path], train)
+            for path, leaf in mine.items()
+        }
+        return unflatten(params, leaves | encoded, is_node)
+
+    def update_(
+        params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
+    ) -> tuple[Any, State]:
+        context = _context(state, grads, step)
+        raw, _ = _of_state(params, state, name)
+        _, seen = _of_state(params if view is None else view, state, name)
+        learned, rest = state.learned, state.rest
+        if update is not None:
+            learned, rest = update({p: show(x) for p, x in seen.items()}, state, context)
+        if settle is not None:
+            moved = {p: settle(raw[p], rest[p]) for p, x in seen.items() if not is_node(x)}
+            params = unflatten(params, raw | moved, is_node)
+        return params, State(learned, rest, context.count)
+
+    def capacities_(params: Any) -> dict[str, int]:
+        if capacities is None:
+            return {}
+        kept = {p: capacities(p, x) for p, x in _chosen(where, params, name).items()}
+        return {path: count for path, count in kept.items() if count is not None}
+
+    return Transform(name, init_, encode_, update_, exact, capacities_)
+
+
+def refining(
+    name: str,
+    where: Where,
+    *,
+    init: Callable[[Slot, jax.Array | None], tuple[Any, Any]],
+    encode: Callable[[Slot, Any, Any, bool], Field],
+    refresh: Callable[[Slot, Any, Any, Update], tuple[Any, Any]] | None = None,
+    check: Callable[[Slot], str | None] | None = None,
+    kinds: tuple[str, ...] = ("value", "code"),
+    exact: bool = True,
+) -> Transform:
+    """Makes a transform that refines the float slots inside leaves, and keeps what is above them.
+
+    Args:
+        name: the method's public name.
+        where: which leaves; see `nnopt_jax.tree.selector`.
+        init: `(slot, key) -> (learned, rest)`; the slot's mask tells which entries count.
+        encode: `(slot, learned, rest, train) -> expression` in the slot's place.
+        refresh: `(slot, learned, rest, Update) -> (learned, rest)`; None to keep them.
+        check: `slot -> problem or None`, from shape and dtype alone.
+        kinds: the kinds of slots the method may refine.
+        exact: see `Transform`.
+
+    Returns:
+        The transform.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Quantized
+        >>> from nnopt_jax.transform import refining
+        >>> tx = refining(
+        ...     "demo",
+        ...     "**",
+        ...     init=lambda slot, key: (None, jnp.ones((1,))),
+        ...     encode=lambda slot, learned, scale, train: Quantized(jnp.round(slot.array), scale),
+        ... )
+        >>> params = {"w": jnp.array([1.2, -0.9])}
+        >>> tx.apply(params, tx.init(params))
+        {'w': Array([ 1., -1.], dtype=float32)}
+    """
+
+    def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
+        del stats, graph
+        leaves = _chosen(where, params, name)
+        chosen = {path: _open(leaf, path, name) for path, leaf in leaves.items()}
+        _check_slots(name, chosen, kinds, check)
+        made = {
+            path: [init(slot, _slot_key(key, path, i)) for i, slot in enumerate(inside)]
+            for path, inside in chosen.items()
+        }
+        learned = {path: tuple(pair[0] for pair in pairs) for path, pairs in made.items()}
+        rest = {path: tuple(pair[1] for pair in pairs) for path, pairs in made.items()}
+        return State(learned, rest, jnp.int32(0))
+
+    def encode_(params: Any, state: State, *, train: bool = False) -> Any:
+        leaves, mine = _of_state(params, state, name)
+        encoded = {}
+        for path, leaf in mine.items():
+            per_slot = iter(zip(state.learned[path], state.rest[path], strict=True))
+            encoded[path] = refine(leaf, lambda slot, it=per_slot: encode(slot, *next(it), train))
+        return unflatten(params, leaves | encoded, is_node)
+
+    def update_(
+        params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
+    ) -> tuple[Any, State]:
+        context = _context(state, grads, step)
+        if refresh is None:
+            return params, state._replace(count=context.count)
+        _, seen = _of_state(params if view is None else view, state, name)
+        learned, rest = {}, {}
+        for path, leaf in seen.items():
+            old = zip(slots(leaf), state.learned[path], state.rest[path], strict=True)
+            pairs = [refresh(slot, *pair, context) for slot, *pair in old]
+            learned[path] = tuple(pair[0] for pair in pairs)
+            rest[path] = tuple(pair[1] for pair in pairs)
+        return params, State(learned, rest, context.count)
+
+    return Transform(name, init_, encode_, update_, exact)
+
+
+def _open(leaf: Field, path: str, who: str) -> list[Slot]:
+    require_unstored(leaf, f"{who}: {path}")
+    return slots(leaf)
+
+
+def _check_slots(
+    who: str,
+    chosen: Mapping[str, list[Slot]],
+    kinds: tuple[str, ...],
+    check: Callable[[Slot], str | None] | None,
+) -> None:
+    """Reports everything that kinds, shapes and dtypes alone show to be wrong."""
+    composition, shape = Problems(who), Problems(who)
+    for path, inside in chosen.items():
+        for slot in inside:
+            if slot.kind not in kinds:
+                composition.add(path, "is quantized already; quantize it once")
+            elif check is not None and (text := check(slot)):
+                shape.add(path if not slot.name else f"{path} ({slot.name})", text)
+    composition.raise_as(CompositionError)
+    shape.raise_as(ShapeError)
+
+
+def _slot_key(key: jax.Array | None, path: str, index: int) -> jax.Array | None:
+    """A key of the slot's own: it does not change when other leaves come or go."""
+    if key is None:
+        return None
+    number = 0
+    for byte in path.encode():
+        number = (number * 257 + byte) % (2**32)
+    return jax.random.fold_in(jax.random.fold_in(key, number), index)
+
+
+def refresh_when(needed: Any, fresh: Callable[[], Any], old: Any) -> Any:
+    """Computes anew only where needed; `needed` may be a Python bool or a traced one.
+
+    Example:
+        >>> from nnopt_jax.transform import refresh_when
+        >>> refresh_when(False, lambda: 1 / 0, 3)
+        3
+    """
+    if isinstance(needed, bool):
+        return fresh() if needed else old
+    return jax.lax.cond(needed, fresh, lambda: old)

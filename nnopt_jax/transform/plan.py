@@ -1,0 +1,147 @@
+"""What a transform will do, told before any weight moves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from nnopt_jax.arrays.base import Field, is_node, summary
+from nnopt_jax.arrays.store import find_masked
+from nnopt_jax.transform.base import Transform
+from nnopt_jax.tree.bits import tree_bits
+from nnopt_jax.tree.paths import flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRow:
+    """One leaf of a plan.
+
+    Args:
+        path: its name.
+        before: its shape and dtype.
+        after: its storage form.
+        bits_before: bits now.
+        bits_after: bits in storage form, at most.
+        bound: whether fewer bits are possible, because the mask is not known yet.
+        size: number of parameters.
+    """
+
+    path: str
+    before: str
+    after: str
+    bits_before: int
+    bits_after: int
+    bound: bool
+    size: int
+
+    @property
+    def bytes(self) -> str:
+        """`128 -> 36`."""
+        return _bytes(self.bits_before, self.bits_after, self.bound)
+
+
+def _bytes(before: int, after: int, bound: bool) -> str:
+    return f"{-(-before // 8):,} -> {'<= ' * bound}{-(-after // 8):,}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A printable, JSON-able table of what a transform does to each leaf.
+
+    Args:
+        name: the transform.
+        rows: one for each leaf, untouched ones included.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"bias": jnp.zeros(4), "kernel": jnp.zeros((8, 4))}
+        >>> print(nnopt.plan(nnopt.quantization.uniform(8), params))
+        quantization.uniform
+        leaf    before           after                                                  bytes
+        bias    float32[4]       unchanged                                           16 -> 16
+        kernel  float32[8,4]     Quantized(codes int8[8,4], scale float32[1,1])     128 -> 36
+        total   36 parameters                                             144 -> 52 (2.8x)
+    """
+
+    name: str
+    rows: tuple[PlanRow, ...]
+
+    @property
+    def bits_before(self) -> int:
+        """Bits of all leaves now."""
+        return sum(row.bits_before for row in self.rows)
+
+    @property
+    def bits_after(self) -> int:
+        """Bits of all leaves in storage form, at most."""
+        return sum(row.bits_after for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as dictionaries and lists."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """The table."""
+        size = sum(row.size for row in self.rows)
+        bound = any(row.bound for row in self.rows)
+        ratio = f"{self.bits_before / max(self.bits_after, 1):.1f}x"
+        total = f"{_bytes(self.bits_before, self.bits_after, bound)} ({'>= ' * bound}{ratio})"
+        cells = [("leaf", "before", "after", "bytes")]
+        for row in self.rows:
+            cells.append((row.path, row.before, row.after, row.bytes))
+        cells.append(("total", f"{size:,} parameters", "", total))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in cells
+        )
+        return "\n".join([self.name, *lines])
+
+
+def plan(tx: Transform, params: Any) -> Plan:
+    """Says what a transform will do to each leaf, without computing anything.
+
+    Runs `init` and `pack` on shapes alone, so every error of selection, shape and divisibility
+    comes now. Sizes are in memory; a file is smaller, its streams being entropy-coded.
+
+    Args:
+        tx: the transform.
+        params: the parameters, or `jax.ShapeDtypeStruct`s in their place.
+
+    Returns:
+        The `Plan`. Where a mask depends on data its size is a bound, marked `<=`.
+
+    Raises:
+        NnoptError: whatever `tx.init` finds wrong.
+
+    Example:
+        >>> import jax
+        >>> import nnopt_jax as nnopt
+        >>> shape = {"kernel": jax.ShapeDtypeStruct((1000, 100), "float32")}
+        >>> nnopt.plan(nnopt.pruning.magnitude(0.9), shape).rows[0].after
+        'Sparse(values float32[10000], support 1-bit[1000,100])'
+    """
+    state = jax.eval_shape(tx.init, params)
+    encoded = jax.eval_shape(tx.encode, params, state)
+    final = tx.capacities(params)
+    masked = {p: find_masked(x) for p, x in flatten(encoded, is_node).items() if is_node(x)}
+    room = {
+        path: final.get(path, math.prod(mask.shape))
+        for path, mask in masked.items()
+        if mask is not None and mask.capacity is None
+    }
+    packed = jax.eval_shape(lambda p, s: tx.pack(p, s, capacities=room), params, state)
+    before, after = flatten(params, is_node), flatten(packed, is_node)
+    rows = [_row(path, leaf, after[path], masked.get(path)) for path, leaf in before.items()]
+    return Plan(tx.name, tuple(rows))
+
+
+def _row(path: str, before: Field, after: Field, mask: Any) -> PlanRow:
+    text = summary(after) if is_node(after) else "unchanged"
+    bits = tree_bits(before), tree_bits(after)
+    size = math.prod(before.shape)
+    return PlanRow(path, summary(before), text, *bits, mask is not None, size)

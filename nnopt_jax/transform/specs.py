@@ -1,0 +1,111 @@
+"""How state and packed parameters are partitioned, derived from the parameters' own specs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from nnopt_jax.arrays.base import field_specs, fit_spec, is_node
+from nnopt_jax.errors import SelectionError, nearest
+from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.tree.paths import flatten, unflatten
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
+
+
+def _by_path(specs: Any, leaves: dict[str, Any], who: str) -> dict[str, PartitionSpec]:
+    given = flatten(specs, lambda x: x is None or _is_spec(x))
+    for path in leaves:
+        if path not in given:
+            raise SelectionError(
+                f"{who}: no spec for {path!r}.{nearest(path, given)} Give a tree of PartitionSpec "
+                "of the structure of the parameters, PartitionSpec() for replicated leaves."
+            )
+    return {path: given[path] or PartitionSpec() for path in leaves}
+
+
+def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None) -> Any:
+    """Partitions a transform's state as its parameters are.
+
+    A mask lies like its leaf; a scale keeps the axes along which it has entries; a table, a count
+    and anything of another shape is replicated.
+
+    Args:
+        tx: the transform.
+        params: the parameters, or `jax.ShapeDtypeStruct`s in their place.
+        specs: a `PartitionSpec` for each leaf.
+        mesh: where given, axes that do not divide an array are dropped for that array.
+
+    Returns:
+        A tree of the structure of the state with a `PartitionSpec` for every array: what
+        `jax.jit(tx.init, out_shardings=...)` wants once made into shardings.
+
+    Raises:
+        SelectionError: a leaf has no spec.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jax.sharding import PartitionSpec
+        >>> import nnopt_jax as nnopt
+        >>> params, specs = {"w": jnp.ones((4, 2))}, {"w": PartitionSpec("data")}
+        >>> tuple(nnopt.state_specs(nnopt.pruning.magnitude(0.5), params, specs).rest["w"])
+        ('data',)
+    """
+    leaves = flatten(params, is_node)
+    by_path = _by_path(specs, leaves, "state_specs")
+
+    def of_leaf(path: str, tree: Any) -> Any:
+        shape, spec = leaves[path].shape, by_path[path]
+        return jax.tree.map(lambda x: _like(x.shape, shape, spec, mesh), tree)
+
+    def of_part(part: dict[str, Any]) -> dict[str, Any]:
+        return {path: of_leaf(path, tree) for path, tree in part.items()}
+
+    return jax.tree.map(
+        lambda state: State(of_part(state.learned), of_part(state.rest), PartitionSpec()),
+        jax.eval_shape(tx.init, params),
+        is_leaf=lambda x: isinstance(x, State),
+    )
+
+
+def _like(
+    shape: tuple[int, ...], leaf: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | None
+) -> PartitionSpec:
+    alike = len(shape) == len(leaf) and all(
+        n == m or (n and m % n == 0) for n, m in zip(shape, leaf, strict=True)
+    )
+    return fit_spec(spec, shape, mesh) if alike else PartitionSpec()
+
+
+def packed_specs(packed: Any, specs: Any, mesh: Mesh | None = None) -> Any:
+    """Partitions packed parameters as the dense ones are.
+
+    Args:
+        packed: what `tx.pack` returned, or its shapes.
+        specs: a `PartitionSpec` for each leaf of the dense parameters.
+        mesh: where given, axes that do not divide an array are dropped for that array.
+
+    Returns:
+        The packed tree with a `PartitionSpec` in place of every array.
+
+    Raises:
+        SelectionError: a leaf has no spec.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jax.sharding import PartitionSpec
+        >>> import nnopt_jax as nnopt
+        >>> params, specs = {"w": jnp.ones((4, 2))}, {"w": PartitionSpec("data")}
+        >>> tx = nnopt.quantization.uniform(8)
+        >>> packed = tx.pack(params, tx.init(params))
+        >>> tuple(nnopt.packed_specs(packed, specs)["w"].codes)
+        ('data',)
+    """
+    leaves = flatten(packed, is_node)
+    by_path = _by_path(specs, leaves, "packed_specs")
+    fitted = {path: field_specs(leaf, by_path[path], mesh) for path, leaf in leaves.items()}
+    return unflatten(packed, fitted, is_node)

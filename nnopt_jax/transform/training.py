@@ -1,0 +1,171 @@
+"""Transforms inside a user's own training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import materialize
+from nnopt_jax.transform.base import Grads, State, Transform
+
+
+class Trainable(NamedTuple):
+    """What an optimizer may move: a pytree of float arrays, None elsewhere.
+
+    Args:
+        params: of the structure of the parameters.
+        learned: what the transforms learn (tables, steps, factors), of the structure of the state.
+
+    Example:
+        >>> from nnopt_jax.transform import Trainable
+        >>> Trainable(params=1, learned=()).params
+        1
+    """
+
+    params: Any
+    learned: Any
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, State)
+
+
+def _floats(tree: Any) -> Any:
+    """The float arrays of a tree, None elsewhere."""
+    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree)
+
+
+def _fill(tree: Any, floats: Any) -> Any:
+    """Puts float arrays back in their places."""
+    return jax.tree.map(lambda x, new: x if new is None else new, tree, floats,
+                        is_leaf=lambda x: x is None)  # fmt: skip
+
+
+def trainable(tx: Transform, params: Any, state: Any) -> Trainable:
+    """The float arrays an optimizer may move.
+
+    Packed parameters train through their float payloads (scales, tables, factors); integers are
+    None, which optax skips.
+
+    Args:
+        tx: the transform.
+        params: the parameters, dense or packed.
+        state: the transform's state.
+
+    Returns:
+        The `Trainable`; give it to `optimizer.init` and `optimizer.update`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.compression.codebook(2, learned=True)
+        >>> params = {"kernel": jnp.eye(2)}
+        >>> nnopt.trainable(tx, params, tx.init(params)).learned
+        {'kernel': (Array([0., 1.], dtype=float32),)}
+    """
+    del tx
+    learned = jax.tree.map(lambda part: _floats(part.learned), state, is_leaf=_is_state)
+    return Trainable(_floats(params), learned)
+
+
+def _put(params: Any, state: Any, moved: Trainable) -> tuple[Any, Any]:
+    """Parameters and state with the trainable arrays replaced."""
+    parts, structure = jax.tree.flatten(state, is_leaf=_is_state)
+    learned = structure.flatten_up_to(moved.learned)
+    fresh = [
+        part._replace(learned=_fill(part.learned, new))
+        for part, new in zip(parts, learned, strict=True)
+    ]
+    return _fill(params, moved.params), jax.tree.unflatten(structure, fresh)
+
+
+def value_and_grad(
+    loss: Callable[..., Any], tx: Transform, has_aux: bool = False
+) -> Callable[..., tuple[Any, Grads]]:
+    """Like `jax.value_and_grad`, of a loss that sees what the transform shows.
+
+    One backward pass gives both gradients: at what the model saw, and, pulled back through the
+    transform, at what the optimizer moves.
+
+    Args:
+        loss: `loss(params, *args) -> scalar` (or `(scalar, aux)`); it is given dense parameters.
+        tx: the transform.
+        has_aux: whether `loss` returns something beside the scalar.
+
+    Returns:
+        `f(params, state, *args) -> (value, Grads)`, with `((value, aux), Grads)` where `has_aux`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.pruning.magnitude(0.5, mode="soft")
+        >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
+        >>> loss = lambda p, x: (p["kernel"] * x).sum()
+        >>> value, grads = nnopt.value_and_grad(loss, tx)(params, tx.init(params), 2.0)
+        >>> value, grads.shown["kernel"]
+        (Array(6., dtype=float32), Array([[2., 2.]], dtype=float32))
+    """
+
+    def value_and_grads(params: Any, state: Any, *args: Any) -> tuple[Any, Grads]:
+        def show(moved: Trainable) -> Any:
+            now, then = _put(params, state, moved)
+            return materialize(tx.encode(now, then, train=True))
+
+        def of_floats(floats: Any) -> Any:
+            return loss(_fill(shown, floats), *args)
+
+        shown, pull_back = jax.vjp(show, trainable(tx, params, state))
+        value, slope = jax.value_and_grad(of_floats, has_aux=has_aux)(_floats(shown))
+        (train,) = pull_back(jax.tree.map(_cotangent, shown, slope, is_leaf=lambda x: x is None))
+        return value, Grads(train, slope)
+
+    return value_and_grads
+
+
+def _cotangent(shown: jax.Array, slope: jax.Array | None) -> Any:
+    """The cotangent of a leaf: integers have the trivial one."""
+    if slope is not None:
+        return slope
+    return jax.custom_derivatives.zero_from_primal(shown)
+
+
+def step(
+    tx: Transform,
+    params: Any,
+    state: Any,
+    updates: Trainable,
+    grads: Grads | None = None,
+    *,
+    step: jax.Array | int | None = None,
+) -> tuple[Any, Any]:
+    """Applies the optimizer's updates, then refreshes the transform. Once per optimizer step.
+
+    Args:
+        tx: the transform.
+        params: the parameters.
+        state: the transform's state.
+        updates: what `optimizer.update` returned for `grads.train`.
+        grads: what `value_and_grad` returned; methods that score by gradients need it.
+        step: under gradient accumulation, the number of real optimizer steps made so far; default
+            one more than at the last call.
+
+    Returns:
+        `(params, state)`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.pruning.magnitude(0.5)
+        >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
+        >>> state = tx.init(params)
+        >>> updates = jax.tree.map(jnp.ones_like, nnopt.trainable(tx, params, state))
+        >>> nnopt.step(tx, params, state, updates)[0]
+        {'kernel': Array([[4., 0.]], dtype=float32)}
+    """
+    old = trainable(tx, params, state)
+    moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), old, updates)
+    params, state = _put(params, state, moved)
+    return tx.update(params, state, grads=grads, step=step)

@@ -1,0 +1,58 @@
+"""Honest sizes: the bits that the arrays of a tree need, whatever a backend pads them to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def dtype_bits(dtype: Any) -> int:
+    """Bits of one element: 4 for int4, 8 for bool (one byte each), 32 for float32.
+
+    `.nbytes` counts a whole byte for an int4 element on some backends; this does not.
+
+    Args:
+        dtype: anything JAX takes for a dtype, PRNG key dtypes included.
+
+    Returns:
+        The bits of one element.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.tree.bits import dtype_bits
+        >>> dtype_bits(jnp.int4), dtype_bits(jnp.bfloat16), dtype_bits(jnp.bool_)
+        (4, 16, 8)
+    """
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        key = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
+        return 32 * math.prod(key.shape)
+    dtype = jnp.dtype(dtype)
+    if dtype == jnp.bool_ or dtype.kind == "c":
+        return 8 * dtype.itemsize
+    info = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
+    return int(info(dtype).bits)
+
+
+def tree_bits(tree: Any) -> int:
+    """Sums the bits of all arrays in a tree: codes, scales, tables, indices and masks included.
+
+    Args:
+        tree: any pytree of arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+        The sum of `size * dtype_bits(dtype)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.tree.bits import tree_bits
+        >>> tree_bits({"w": jnp.ones((4, 2)), "mask": jnp.ones(8, bool)})
+        320
+    """
+    return sum(
+        math.prod(leaf.shape) * dtype_bits(leaf.dtype)
+        for leaf in jax.tree.leaves(tree)
+        if hasattr(leaf, "dtype")
+    )
