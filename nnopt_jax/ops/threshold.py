@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -13,6 +14,8 @@ from nnopt_jax.errors import Problems, ValueRangeError
 
 _NAN = 0x7F800001  # one above infinity
 _WAYS = 5
+
+_Count = Callable[[list[Array]], list[Array]]
 
 
 def kth_largest(scores: ArrayLike, k: int | Array) -> Array:
@@ -92,43 +95,39 @@ def top_k_masks(scores: Sequence[ArrayLike], k: int | Array) -> list[Array]:
 
 @jax.jit
 def _kth_largest(scores: Array, k: Array) -> Array:
-    low, _ = _search(lambda cuts: _count(_keys(scores), cuts), k, _NAN, scores.size, exact=True)
+    count = _counter([scores], lambda i, array: _keys(array))
+    low, _, _ = _search(count, k, _NAN, scores.size, exact=True)
     return lax.bitcast_convert_type(low, jnp.float32).astype(scores.dtype)
 
 
 @jax.jit
 def _masks(arrays: list[Array], k: Array) -> list[Array]:
-    def count(cuts: list[Array]) -> list[Array]:
-        return _total([_count(_keys(array), cuts) for array in arrays])
-
-    low, found = _search(count, k, _NAN, sum(array.size for array in arrays))
+    size = sum(array.size for array in arrays)
+    count = _counter(arrays, lambda i, array: _keys(array))
+    low, found, above = _search(count, k, _NAN, size)
     return lax.cond(
         found == k,
         lambda: [_keys(array) >= low for array in arrays],
-        lambda: _break_ties(arrays, low, k),
+        lambda: _break_ties(arrays, low, k - above, size),
     )
 
 
-def _break_ties(arrays: list[Array], low: Array, k: Array) -> list[Array]:
-    """Marks the keys above `low` and, of those equal to it, the first ones up to `k` in all."""
-    sizes = [array.size for array in arrays]
-    keys = [_keys(array) for array in arrays]
-    tied = [key == low for key in keys]
-    # Counted down, so that the first are the largest.
-    ranks = [sum(sizes[i:]) - _flat_index(array.shape) for i, array in enumerate(arrays)]
+def _break_ties(arrays: list[Array], low: Array, missing: Array, size: int) -> list[Array]:
+    """Marks the keys above `low` and the first `missing` of those equal to it."""
+    before = list(itertools.accumulate((array.size for array in arrays), initial=0))
 
-    def count(cuts: list[Array]) -> list[Array]:
-        return _total([_count(jnp.where(t, r, 0), cuts) for t, r in zip(tied, ranks, strict=True)])
+    def order(i: int, array: Array) -> Array:
+        # Counted down, so that the first of the tied are the largest.
+        return jnp.where(_keys(array) == low, size - before[i] - _flat_index(array.shape), 0)
 
-    [above] = _total([_count(key, [low + 1]) for key in keys])
-    edge, _ = _search(count, k - above, sum(sizes), sum(sizes))
-    edge = jnp.where(k > above, edge, sum(sizes) + 1)
-    return [(key > low) | (t & (r >= edge)) for key, t, r in zip(keys, tied, ranks, strict=True)]
+    edge, _, _ = _search(_counter(arrays, order), missing, size, size)
+    edge = jnp.where(missing > 0, edge, size + 1)
+    return [(_keys(array) > low) | (order(i, array) >= edge) for i, array in enumerate(arrays)]
 
 
 def _search(
-    count: Callable[[list[Array]], list[Array]], k: Array, top: int, size: int, exact: bool = False
-) -> tuple[Array, Array]:
+    count: _Count, k: Array, top: int, size: int, exact: bool = False
+) -> tuple[Array, Array, Array]:
     """Finds the largest integer `low` in [0, top] with `count(low) >= k`, by (q + 1)-section.
 
     Args:
@@ -140,27 +139,28 @@ def _search(
             which makes no difference to a mask.
 
     Returns:
-        `low` and its count.
+        `low`, its count, and (unless that is `k`) the count above it.
     """
 
-    def going(carry: tuple[Array, Array, Array]) -> Array:
-        low, high, found = carry
-        return (high - low > 1) & (exact | (found != k))
+    def going(carry: tuple[Array, ...]) -> Array:
+        low, high, at_low, _ = carry
+        return (high - low > 1) & (exact | (at_low != k))
 
-    def narrow(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        low, high, found = carry
+    def narrow(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        low, high, at_low, at_high = carry
         step = jnp.maximum((high - low) // (_WAYS + 1), 1)
         cuts = [jnp.minimum(low + step * i, high - 1) for i in range(1, _WAYS + 1)]
-        for cut, reached in zip(cuts, count(cuts), strict=True):
-            enough = reached >= k
-            low, found = jnp.where(enough, cut, low), jnp.where(enough, reached, found)
-            high = jnp.where(enough, high, jnp.minimum(cut, high))
-        return low, high, found
+        counts = count(cuts)
+        # Upwards, so that the last cut reached often enough stays; downwards for the other end.
+        for cut, n in zip(cuts, counts, strict=True):
+            low, at_low = jnp.where(n >= k, cut, low), jnp.where(n >= k, n, at_low)
+        for cut, n in zip(reversed(cuts), reversed(counts), strict=True):
+            high, at_high = jnp.where(n < k, cut, high), jnp.where(n < k, n, at_high)
+        return low, high, at_low, at_high
 
-    low, _, found = lax.while_loop(
-        going, narrow, (jnp.int32(0), jnp.int32(top + 1), jnp.int32(size))
-    )
-    return low, found
+    start = [jnp.int32(i) for i in (0, top + 1, size, 0)]
+    low, _, at_low, at_high = lax.while_loop(going, narrow, tuple(start))
+    return low, at_low, at_high
 
 
 def _keys(scores: Array) -> Array:
@@ -169,21 +169,33 @@ def _keys(scores: Array) -> Array:
     return jnp.minimum(bits & 0x7FFFFFFF, _NAN)
 
 
-def _count(keys: Array, cuts: list[Array]) -> list[Array]:
+def _counter(arrays: list[Array], keys: Callable[[int, Array], Array]) -> _Count:
+    """Makes the function that counts, over all arrays, the keys that reach each of some cuts."""
+
+    def count(cuts: list[Array]) -> list[Array]:
+        totals = [jnp.int32(0)] * len(cuts)
+        for i, array in enumerate(arrays):
+            # Tied to the cuts, lest the keys are lifted out of the loop and written to memory.
+            array, _ = lax.optimization_barrier((array, cuts[0]))
+            totals = _add(totals, _reached(keys(i, array), cuts))
+        return totals
+
+    return count
+
+
+def _reached(keys: Array, cuts: list[Array]) -> list[Array]:
     """Counts the keys that reach each cut, in one pass.
 
-    One reduction of several sums compiles to one vectorized loop over the array as it lies; the
-    sum of a comparison alone would be rewritten into a tree of windows, ten times slower.
+    One reduction of several sums compiles to one vectorized loop over the array as it lies, sharded
+    or not; the sum of a comparison alone becomes a tree of windows, which takes ten times as long.
     """
-    reached = tuple((keys >= cut).astype(jnp.int32) for cut in cuts)
+    flags = tuple((keys >= cut).astype(jnp.int32) for cut in cuts)
     zeros = (jnp.int32(0),) * len(cuts)
-    return lax.reduce(
-        reached, zeros, lambda a, b: tuple(map(lax.add, a, b)), tuple(range(keys.ndim))
-    )
+    return lax.reduce(flags, zeros, _add, tuple(range(keys.ndim)))
 
 
-def _total(counts: list[list[Array]]) -> list[Array]:
-    return [sum(column, jnp.int32(0)) for column in zip(*counts, strict=True)]
+def _add(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
+    return [x + y for x, y in zip(a, b, strict=True)]
 
 
 def _flat_index(shape: tuple[int, ...]) -> Array:
