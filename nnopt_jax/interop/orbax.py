@@ -1,0 +1,238 @@
+"""Training state on disk by orbax: complete steps only, checked to the last bit."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import operator
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from nnopt_jax.errors import CheckpointError, NnoptError
+from nnopt_jax.interop.snapshot import Wanted, freeze, thaw, wanted
+
+FORMAT = 1
+"""Raised when the layout of a step changes."""
+
+
+class Checkpoints:
+    """The steps of one training run in one directory.
+
+    A step is one orbax step: the arrays under numbers, so that no two keys can collide, and
+    beside them a manifest with the structure, node types, static fields, dtypes, shapes and a
+    checksum of every leaf that is the same on every mesh. It appears by a rename, whole or not
+    at all. Leftovers of killed runs are removed by the first `save`; reading changes nothing.
+
+    Args:
+        directory: where the steps lie; made by the first `save`.
+        keep: how many of the newest steps stay.
+
+    Example:
+        >>> import tempfile
+        >>> import jax, jax.numpy as jnp
+        >>> from nnopt_jax.interop import Checkpoints
+        >>> state = {"w": jnp.ones(3), "key": jax.random.key(0), "epoch": 2}
+        >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+        ...     checkpoints.save(10, state, metadata={"loss": 0.5})
+        ...     restored, metadata = checkpoints.restore(state)
+        ...     print(checkpoints.steps(), restored["w"], metadata)
+        [10] [1. 1. 1.] {'loss': 0.5}
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
+        self.directory = pathlib.Path(directory).absolute()
+        self.keep = keep
+        self._writer: Any = None
+
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        """Writes one step, then drops the oldest beyond `keep`; returns when it is on disk.
+
+        Args:
+            step: its number, greater than all that are stored.
+            tree: any pytree of arrays (JAX, sharded or not, or NumPy), nodes, typed PRNG keys,
+                numbers, strings and None.
+            metadata: what JSON holds; `restore` gives it back.
+            allow_nonfinite: writes NaN and infinity too.
+
+        Raises:
+            NonFiniteError: a leaf holds NaN, or an array holds infinity.
+            CheckpointError: two leaves share a path, a leaf cannot be stored, the step is not
+                the newest, or writing failed. The older steps are whole in any case.
+        """
+        step = operator.index(step)
+        who = f"Checkpoints.save: step {step}"
+        latest = self.latest()
+        if step < 0 or (latest is not None and step <= latest):
+            raise CheckpointError(
+                f"{who}: {self.directory} holds step {latest}, and steps only grow. Continue "
+                f"from restore(), or delete({latest}) first."
+            )
+        arrays, manifest = freeze(tree, who, finite=not allow_nonfinite)
+        manifest = {"format": FORMAT, "step": step, "metadata": dict(metadata or {})} | manifest
+        try:
+            manifest = {"digest": _digest(manifest)} | manifest
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{who}: metadata is not JSON ({error}).") from error
+        with _as_checkpoint_error(f"{who}: could not be written to {self.directory}"):
+            self._write(step, arrays, manifest)
+
+    def restore(self, target: Any = None, *, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reads a step and checks every bit of it.
+
+        Args:
+            target: a tree of arrays or `jax.ShapeDtypeStruct` that says what is wanted.
+                Containers, node types, static fields, dtypes and shapes must be those that are
+                stored; shardings may be any. None rebuilds the tree from the manifest: nodes as
+                nodes, dictionaries, lists and tuples as they were, any other container as the
+                dictionary of its fields, arrays whole on the default device.
+            step: default the newest.
+
+        Returns:
+            The tree, and the metadata it was saved with.
+
+        Raises:
+            CheckpointError: there is no such step, it does not fit the target (all differences
+                are listed), or it is damaged (all damaged leaves are listed).
+        """
+        steps = self.steps()
+        if not steps or step not in (None, *steps):
+            which = "a step" if step is None else f"step {step}"
+            raise CheckpointError(
+                f"Checkpoints.restore: {self.directory} does not hold {which}. Stored: {steps}."
+            )
+        step = steps[-1] if step is None else step
+        who = f"Checkpoints.restore: step {step}"
+        others = [other for other in steps if other != step]
+        with _as_checkpoint_error(
+            f"{who} of {self.directory} is damaged or incomplete (other steps: {others})"
+        ):
+            manifest = self._read_manifest(step, who)
+            numbered, leaves = wanted(manifest, target, who)
+            arrays = self._read_arrays(step, leaves)
+            return thaw(numbered, leaves, arrays, who), manifest["metadata"]
+
+    def steps(self) -> list[int]:
+        """The complete steps on disk, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        names = [path.name for path in self.directory.iterdir() if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def latest(self) -> int | None:
+        """The newest complete step, None where there is none."""
+        return max(self.steps(), default=None)
+
+    def delete(self, step: int) -> None:
+        """Removes one step, to continue from an older one.
+
+        Raises:
+            CheckpointError: there is no such step.
+        """
+        if step not in self.steps():
+            raise CheckpointError(f"Checkpoints.delete: {self.directory} holds no step {step}.")
+        with _as_checkpoint_error(f"Checkpoints.delete: step {step} could not be removed"):
+            self._open().delete(step)
+
+    def close(self) -> None:
+        """Lets go of what writing needed; the object can still be used."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> Any:
+        """The orbax manager that writes; removes what killed runs left when it is made."""
+        if self._writer is None:
+            import orbax.checkpoint as ocp
+            from orbax.checkpoint.checkpoint_managers import LatestN
+
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=LatestN(self.keep),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
+            )
+            self._writer = ocp.CheckpointManager(self.directory, options=options)
+        return self._writer
+
+    def _read(self, step: int, **items: Any) -> Any:
+        import orbax.checkpoint as ocp
+
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            return reader.restore(self.directory / str(step), args=ocp.args.Composite(**items))
+
+    def _write(self, step: int, arrays: dict[str, Any], manifest: dict[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
+        items = {"manifest": ocp.args.JsonSave(manifest)}
+        if arrays:  # orbax refuses an empty tree
+            items["arrays"] = ocp.args.PyTreeSave(arrays)
+        try:
+            # Without force a step is passed over in silence where a policy says so.
+            self._open().save(step, args=ocp.args.Composite(**items), force=True)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what failed half-way cannot be trusted again
+                self.close()
+            raise
+
+    def _read_manifest(self, step: int, who: str) -> dict[str, Any]:
+        import orbax.checkpoint as ocp
+
+        manifest = self._read(step, manifest=ocp.args.JsonRestore()).manifest
+        if manifest.pop("digest") != _digest(manifest):
+            raise CheckpointError(f"{who}: the manifest is damaged.")
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{who}: has format {manifest['format']}, this library reads {FORMAT}. "
+                "Read it with the version of nnopt_jax that wrote it."
+            )
+        return manifest
+
+    def _read_arrays(self, step: int, leaves: list[Wanted]) -> Mapping[str, Any]:
+        import orbax.checkpoint as ocp
+
+        how = {}
+        for number, (_, leaf, sharding, _) in enumerate(leaves):
+            whole = sharding is None or leaf.dtype.startswith("key<")
+            if leaf.stored:
+                how[str(number)] = (
+                    ocp.RestoreArgs(restore_type=np.ndarray)
+                    if whole
+                    else ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding)
+                )
+        if not how:
+            return {}
+        return self._read(step, arrays=ocp.args.PyTreeRestore(restore_args=how)).arrays
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _as_checkpoint_error(message: str) -> Iterator[None]:
+    """Turns whatever orbax, the file system or a damaged file raises into one kind of error."""
+    try:
+        yield
+    except NnoptError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[:1] or [""]
+        raise CheckpointError(f"{message}: {type(error).__name__}: {reason[0]}") from error
