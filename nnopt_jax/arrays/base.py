@@ -171,12 +171,14 @@ class Node:
         return f"{type(self).__name__}({inner})"
 
     def __repr__(self) -> str:
-        """The outline, and what it costs for each logical element."""
+        """The outline and, where it lists fields, what they cost for each logical element."""
+        outline = self.outline()
+        if not outline.endswith(")"):
+            return outline
         try:
-            cost = f", {self.bits / max(self.size, 1):.4g} bits/weight)"
+            return f"{outline[:-1]}, {self.bits / max(self.size, 1):.4g} bits/weight)"
         except (AttributeError, TypeError):  # holds specs, axes or other stand-ins for arrays
-            return self.outline()
-        return self.outline()[:-1] + cost
+            return outline
 
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static,))
