@@ -116,7 +116,7 @@ class Transform:
         Array([[ 0., -3.],
                [ 2.,  0.]], dtype=float32)
         >>> tx.pack(params, state)
-        {'kernel': Sparse(values float32[2], support 1-bit[2,2], 18 bits/weight)}
+        {'kernel': Sparse(values float32[2], support gaps 1-bit[3], 18 bits/weight)}
     """
 
     name: str

@@ -52,7 +52,7 @@ def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None
         >>> from jax.sharding import PartitionSpec
         >>> import nnopt_jax as nnopt
         >>> params, specs = {"w": jnp.ones((4, 2))}, {"w": PartitionSpec("data")}
-        >>> tuple(nnopt.state_specs(nnopt.pruning.magnitude(0.5), params, specs).rest["w"])
+        >>> tuple(nnopt.state_specs(nnopt.pruning.magnitude(0.5), params, specs).rest["w"]["mask"])
         ('data',)
     """
     leaves = flatten(params, is_node)

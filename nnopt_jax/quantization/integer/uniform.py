@@ -63,7 +63,7 @@ def uniform(
         >>> import nnopt_jax as nnopt
         >>> tx = nnopt.quantization.uniform(8, granularity="channel")
         >>> params = {"kernel": jnp.array([[1.27, 0.004], [0.333, -0.0127]])}
-        >>> tx.apply(params, tx.init(params))["kernel"]
+        >>> tx.apply(params, tx.init(params))["kernel"].round(4)
         Array([[ 1.27  ,  0.004 ],
                [ 0.33  , -0.0127]], dtype=float32)
 
