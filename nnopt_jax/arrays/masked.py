@@ -75,7 +75,9 @@ class Masked(Node):
         if self.mode == "applied" and not is_node(self.values):
             return values
         kept = jnp.where(show(self.mask).astype(bool), values, jnp.zeros((), values.dtype))
-        return straight_through(kept, values) if self.mode == "straight_through" else kept
+        if self.mode != "straight_through":
+            return kept
+        return straight_through(jax.lax.stop_gradient(kept), values)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Mask and values must have one shape."""
