@@ -88,6 +88,8 @@ class Masked(Node):
 
     def store(self) -> Node:
         """`Sparse` with the kept elements only; the mask in bits where values cannot be cut."""
+        if isinstance(self.values, Masked):
+            return self._merged(self.values).store()
         mask = show(self.mask).astype(bool)
         if not compactable(self.values):
             return Masked(store_field(self.values), Bits.of(mask, 1))
@@ -95,6 +97,12 @@ class Masked(Node):
         kept = jnp.nonzero(mask.ravel(), size=count, fill_value=0)[0]
         values = map_elementwise(_without_carry(self.values), lambda x: x.ravel()[kept])
         return Sparse(store_field(values), smallest_support(mask), mask.shape)
+
+    def _merged(self, inner: Masked) -> Masked:
+        """A mask over a mask is their intersection."""
+        known = [count for count in (self.capacity, inner.capacity) if count is not None]
+        capacity = min(known) if known else None
+        return Masked(inner.values, self.inner_mask(show(inner.mask).astype(bool)), capacity)
 
 
 def _without_carry(field: Field) -> Field:
