@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import (
     Field,
     Node,
     compactable,
+    field_specs,
     is_node,
     map_elementwise,
     node,
@@ -85,6 +87,11 @@ class Masked(Node):
         if self.values.shape != self.mask.shape:
             found.append(f"has values {self.values.shape} and mask {self.mask.shape}")
         return found
+
+    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Masked:
+        """The mask is split like the values."""
+        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
+        return self.replace(**fields)
 
     def store(self) -> Node:
         """`Sparse` with the kept elements only; the mask in bits where values cannot be cut."""
