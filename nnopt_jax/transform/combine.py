@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.transform.base import Grads, Transform
 from nnopt_jax.tree.paths import flatten, unflatten
@@ -51,10 +53,9 @@ def chain(*transforms: Transform) -> Transform:
     def update(
         params: Any, states: tuple, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, tuple]:
-        del view  # a chain inside a chain is given its parameters as they are shown to it
         fresh: list[Any] = []
         for transform, state in zip(transforms, states, strict=True):
-            shown = params
+            shown = params if view is None else _seen(view, params)
             for earlier, done in zip(transforms, fresh, strict=False):
                 shown = earlier.encode(shown, done)
             params, state = transform.update(params, state, grads=grads, view=shown, step=step)
@@ -71,6 +72,11 @@ def chain(*transforms: Transform) -> Transform:
     name = f"chain({', '.join(transform.name for transform in transforms)})"
     exact = all(transform.exact for transform in transforms)
     return Transform(name, init, encode, update, exact, capacities)
+
+
+def _seen(view: Any, params: Any) -> Any:
+    """What a chain inside a chain starts from: expressions as shown, raw leaves as they are now."""
+    return jax.tree.map(lambda x, raw: x if is_node(x) else raw, view, params, is_leaf=is_node)
 
 
 def at(where: Where, transform: Transform) -> Transform:
