@@ -55,7 +55,7 @@ class Gaps(Node):
 
     def materialize(self) -> jax.Array:
         """The bool mask."""
-        codes = show(self.codes)
+        codes = show(self.codes).astype(jnp.int32)
         kept = codes != 2**self.width - 1
         position = jnp.cumsum(codes + kept) - 1
         size = math.prod(self.shape)
