@@ -83,7 +83,8 @@ def codebook(
 
     def encode(slot: Slot, table: Any, fitted: Any, train: bool) -> Codebook:
         del train
-        table = table if learned else fitted
+        # An optimizer may let two entries change places; `assign` wants them ascending.
+        table = jnp.sort(table) if learned else fitted
         # Clusters of codes are codes: the grid below must survive.
         table = round_clip(table, -jnp.inf, jnp.inf) if slot.kind == "code" else table
         indices = assign(jax.lax.stop_gradient(slot.array), jax.lax.stop_gradient(table))
