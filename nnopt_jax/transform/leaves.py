@@ -57,7 +57,8 @@ def _of_state(params: Any, state: State, who: str) -> tuple[Leaves, Leaves]:
                 f"{who}: the state was made for a leaf {path!r}, which the parameters lack."
                 f"{nearest(path, leaves)}"
             )
-    return leaves, {path: leaves[path] for path in state.rest}
+    # In the order of the parameters: that of a dictionary is lost under `jax.jit`.
+    return leaves, {path: leaf for path, leaf in leaves.items() if path in state.rest}
 
 
 def _context(state: State, grads: Grads | None, step: Any) -> Update:
