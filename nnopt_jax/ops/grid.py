@@ -232,6 +232,6 @@ def _split(shape: tuple[int, ...], counts: Sequence[int]) -> tuple[list[int], tu
     """Splits each axis in (blocks, block); also tells the block axes."""
     split, axes = [], []
     for size, count in zip(shape, counts, strict=True):
-        split += [count, size // count]
+        split += [count, size // count if count else 1]
         axes.append(len(split) - 1)
     return split, tuple(axes)
