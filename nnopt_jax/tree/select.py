@@ -47,7 +47,8 @@ class Selector:
 
     def __invert__(self) -> Selector:
         """Leaves that this one does not select."""
-        return Selector(f"~{self.text}", lambda p, x: not self(p, x))
+        text = f"({self.text})" if " & " in self.text else self.text
+        return Selector(f"~{text}", lambda p, x: not self(p, x))
 
     def __repr__(self) -> str:
         """Shows the rule as it was written."""
