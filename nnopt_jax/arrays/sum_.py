@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, field_specs, node, show
@@ -43,9 +44,9 @@ class Sum(Node):
         return self.base.dtype
 
     def materialize(self) -> jax.Array:
-        """`base + delta`, in the dtype of the base."""
-        base = show(self.base)
-        return base + show(self.delta).astype(base.dtype)
+        """`base + delta` in float32, cast once to the dtype of the base."""
+        base, delta = (show(term).astype(jnp.float32) for term in (self.base, self.delta))
+        return (base + delta).astype(self.dtype)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Both terms must have one shape."""
