@@ -25,7 +25,8 @@ class Quantized(Node):
             be refined; packed integers in storage.
         scale: `s`, already in the dtype it is stored in; each of its axes divides that of the
             codes (one entry: per tensor; as many entries: per channel; between: groups).
-        zero: `z`, integers held as float32, of the shape of `scale`; None for a symmetric grid.
+        zero: `z`, codes of the shape of `scale`, held and stored as `codes` are; None for a
+            symmetric grid.
         carry: the float array the codes replaced; it only takes the gradient, and is not stored.
         low: the least code.
         high: the greatest code.
@@ -70,7 +71,10 @@ class Quantized(Node):
             if is_node(self.codes)
             else pack_integers(self.codes, self.low, self.high)
         )
-        return self.replace(codes=codes, scale=store_field(self.scale), carry=None)
+        zero = self.zero
+        if zero is not None and not is_node(zero) and jnp.issubdtype(zero.dtype, jnp.floating):
+            zero = pack_integers(zero, self.low, self.high)
+        return self.replace(codes=codes, scale=store_field(self.scale), zero=zero, carry=None)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Every axis of the scale (and of the zero point) must divide that of the codes."""
