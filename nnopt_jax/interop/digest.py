@@ -53,7 +53,7 @@ def digest(x: Any) -> list[int]:
     return [total % 2**32 for total in sums]
 
 
-def _words(x: np.ndarray) -> list[np.ndarray]:
+def _words(x: Any) -> list[np.ndarray]:
     """Gives the bits of each element as one uint32 array, or two for 64 bits."""
     if jnp.issubdtype(x.dtype, np.complexfloating):
         return _words(x.real.copy()) + _words(x.imag.copy())

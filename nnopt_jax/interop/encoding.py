@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from nnopt_jax.arrays.manifest import dtype_named
 from nnopt_jax.tree.bits import dtype_bits
@@ -46,7 +47,7 @@ class Leaf:
         """
         if (name := f"python {type(x).__name__}") in PYTHON:
             return cls("python", name)
-        if isinstance(x, jax.core.Tracer):
+        if isinstance(x, Tracer):
             raise TypeError("is traced; save outside of jax.jit")
         if isinstance(x, jax.Array) and x.is_deleted():
             raise TypeError("was donated or deleted; save before the step that donates it")
@@ -66,7 +67,7 @@ class Leaf:
 
 
 def _is_key(dtype: Any) -> bool:
-    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _narrow(dtype: Any) -> Any:

@@ -9,12 +9,13 @@ import operator
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from typing import Any, Self
 
 import jax
 import numpy as np
 
-from nnopt_jax.errors import CheckpointError, NnoptError
+from nnopt_jax.errors import CheckpointError, ValueRangeError
 from nnopt_jax.interop.snapshot import Wanted, freeze, thaw, wanted
 
 FORMAT = 1
@@ -33,6 +34,9 @@ class Checkpoints:
         directory: where the steps lie; made by the first `save`.
         keep: how many of the newest steps stay.
 
+    Raises:
+        ValueRangeError: `keep` is less than 1.
+
     Example:
         >>> import tempfile
         >>> import jax, jax.numpy as jnp
@@ -46,6 +50,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueRangeError(f"Checkpoints: keep is {keep}; keep at least 1 step.")
         self.directory = pathlib.Path(directory).absolute()
         self.keep = keep
         self._writer: Any = None
@@ -81,7 +87,8 @@ class Checkpoints:
                 f"from restore(), or delete({latest}) first."
             )
         arrays, manifest = freeze(tree, who, finite=not allow_nonfinite)
-        manifest = {"format": FORMAT, "step": step, "metadata": dict(metadata or {})} | manifest
+        header = {"format": FORMAT, "library": version("nnopt-jax"), "step": step}
+        manifest = header | {"metadata": dict(metadata or {})} | manifest
         try:
             manifest = {"digest": _digest(manifest)} | manifest
         except (TypeError, ValueError) as error:
@@ -114,15 +121,11 @@ class Checkpoints:
                 f"Checkpoints.restore: {self.directory} does not hold {which}. Stored: {steps}."
             )
         step = steps[-1] if step is None else step
-        who = f"Checkpoints.restore: step {step}"
-        others = [other for other in steps if other != step]
-        with _as_checkpoint_error(
-            f"{who} of {self.directory} is damaged or incomplete (other steps: {others})"
-        ):
-            manifest = self._read_manifest(step, who)
-            numbered, leaves = wanted(manifest, target, who)
-            arrays = self._read_arrays(step, leaves)
-            return thaw(numbered, leaves, arrays, who), manifest["metadata"]
+        who = f"Checkpoints.restore: step {step} of {steps}"
+        manifest = self._read_manifest(step, who)
+        numbered, leaves = wanted(manifest, target, who)
+        arrays = self._read_arrays(step, leaves, who)
+        return thaw(numbered, leaves, arrays, who), manifest["metadata"]
 
     def steps(self) -> list[int]:
         """The complete steps on disk, oldest first."""
@@ -172,16 +175,21 @@ class Checkpoints:
             self._writer = ocp.CheckpointManager(self.directory, options=options)
         return self._writer
 
-    def _read(self, step: int, **items: Any) -> Any:
+    def _read(self, step: int, who: str, name: str, how: Any) -> Any:
+        """One item of a step."""
         import orbax.checkpoint as ocp
 
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            return reader.restore(self.directory / str(step), args=ocp.args.Composite(**items))
+        where = self.directory / str(step)
+        with (
+            _as_checkpoint_error(f"{who}: {name} of {where} damaged or incomplete"),
+            ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
+        ):
+            return reader.restore(where, args=ocp.args.Composite(**{name: how}))[name]
 
     def _write(self, step: int, arrays: dict[str, Any], manifest: dict[str, Any]) -> None:
         import orbax.checkpoint as ocp
 
-        items = {"manifest": ocp.args.JsonSave(manifest)}
+        items: dict[str, Any] = {"manifest": ocp.args.JsonSave(manifest)}
         if arrays:  # orbax refuses an empty tree
             items["arrays"] = ocp.args.PyTreeSave(arrays)
         try:
@@ -195,17 +203,17 @@ class Checkpoints:
     def _read_manifest(self, step: int, who: str) -> dict[str, Any]:
         import orbax.checkpoint as ocp
 
-        manifest = self._read(step, manifest=ocp.args.JsonRestore()).manifest
-        if manifest.pop("digest") != _digest(manifest):
+        manifest = self._read(step, who, "manifest", ocp.args.JsonRestore())
+        if not isinstance(manifest, dict) or manifest.pop("digest", "") != _digest(manifest):
             raise CheckpointError(f"{who}: the manifest is damaged.")
         if manifest["format"] != FORMAT:
             raise CheckpointError(
                 f"{who}: has format {manifest['format']}, this library reads {FORMAT}. "
-                "Read it with the version of nnopt_jax that wrote it."
+                f"Read it with nnopt-jax {manifest['library']}, which wrote it."
             )
         return manifest
 
-    def _read_arrays(self, step: int, leaves: list[Wanted]) -> Mapping[str, Any]:
+    def _read_arrays(self, step: int, leaves: list[Wanted], who: str) -> Mapping[str, Any]:
         import orbax.checkpoint as ocp
 
         how = {}
@@ -219,7 +227,7 @@ class Checkpoints:
                 )
         if not how:
             return {}
-        return self._read(step, arrays=ocp.args.PyTreeRestore(restore_args=how)).arrays
+        return self._read(step, who, "arrays", ocp.args.PyTreeRestore(restore_args=how))
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -231,8 +239,6 @@ def _as_checkpoint_error(message: str) -> Iterator[None]:
     """Turns whatever orbax, the file system or a damaged file raises into one kind of error."""
     try:
         yield
-    except NnoptError:
-        raise
     except Exception as error:
         reason = str(error).splitlines()[:1] or [""]
         raise CheckpointError(f"{message}: {type(error).__name__}: {reason[0]}") from error
