@@ -84,12 +84,14 @@ def fit_grid(
     """
     x = jax.lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
     lo, hi = integer_range(bits, symmetric=symmetric)
+    # Times the reciprocal: the compiler makes that of a division by a constant, but not always.
     if symmetric:
-        scale, _ = _usable(_reduce(jnp.max, jnp.abs(x), block, mask) / hi, scale_dtype)
+        top = _reduce(jnp.max, jnp.abs(x), block, mask)
+        scale, _ = _usable(top * jnp.float32(1 / hi), scale_dtype)
         return scale, None
     top, bottom = (_reduce(reduce, x, block, mask) for reduce in (jnp.max, jnp.min))
-    # Divided one by one: their difference may overflow.
-    scale, good = _usable(top / (hi - lo) - bottom / (hi - lo), scale_dtype)
+    # Halved first, which is exact: the difference itself may overflow.
+    scale, good = _usable((top / 2 - bottom / 2) * jnp.float32(2 / (hi - lo)), scale_dtype)
     zero = jnp.clip(jnp.round(lo - bottom / scale.astype(jnp.float32)), lo, hi)
     return scale, jnp.where(good, zero, jnp.float32(0))
 
