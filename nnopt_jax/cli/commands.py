@@ -1,0 +1,83 @@
+"""The commands, each a few lines over the library."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nnopt_jax import artifact, recipe as recipes
+from nnopt_jax.arrays.base import materialize, summary
+from nnopt_jax.cli.progress import watch
+from nnopt_jax.recipe.folder import Folder
+from nnopt_jax.recipe.setup import prepare
+from nnopt_jax.report import diff_table, leaf_rows, leaf_table, table
+from nnopt_jax.transform import plan as plan_of
+from nnopt_jax.tree import diff as tree_diff, flatten
+
+
+def _console() -> Console:
+    """Wide enough for the tables where the output is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs a recipe and prints the final table."""
+    recipe = recipes.load(args.recipe, args.set)
+    start = time.monotonic()
+    with watch() as progress:
+        result = recipes.run(recipe, fresh=args.fresh, watch=progress)
+    folder, console = Folder(recipe.folder), _console()
+    console.print()
+    console.print(table(result))
+    console.print()
+    for line in (*result.notes, f"Wrote {folder.artifact} and {folder.report}."):
+        console.print(line, style="dim", highlight=False)
+    console.print(f"{time.monotonic() - start:.0f} s", style="dim", highlight=False)
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Prints what each stage's chain makes of the model."""
+    setup = prepare(recipes.load(args.recipe, args.set), check_rules=not args.list)
+    if args.list:
+        for path, leaf in flatten(setup.model.params).items():
+            print(f"{path}  {summary(leaf)}")
+        return
+    for phase in setup.phases:
+        print(f"Stage {phase.stage.name}: {phase.steps:,} steps, ", end="")
+        print(plan_of(phase.tx, setup.model.params) if phase.links else "no transforms")
+        print()
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Prints a row for each leaf of a file."""
+    path = _artifact(args.file)
+    rows = leaf_rows(artifact.load(path), artifact.sizes(path))
+    _console().print(leaf_table(str(path), rows, path.stat().st_size))
+
+
+def diff(args: argparse.Namespace) -> None:
+    """Prints how the models of two files differ."""
+    left, right = (artifact.load(_artifact(name)) for name in (args.left, args.right))
+    for line in tree_diff(materialize(left), materialize(right)):
+        print(line)
+    _console().print(diff_table(args.left, args.right, left, right))
+
+
+def _artifact(name: str) -> Path:
+    """A file as it is named, or that of a run's folder."""
+    path = Path(name)
+    return Folder(path).artifact if path.is_dir() else path
+
+
+def data(args: argparse.Namespace) -> None:
+    """Fetches a data set and prints its files."""
+    from nnopt_jax.zoo.fetch import fetch_mnist
+
+    fetched: Any = fetch_mnist(Path(args.dir) / args.name)
+    for path in fetched:
+        print(path)

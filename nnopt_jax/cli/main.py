@@ -1,0 +1,86 @@
+"""Reads the command line, runs one command, and tells errors in one message."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from nnopt_jax.errors import NnoptError
+
+_log = logging.getLogger("nnopt_jax")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "nnopt", description="Neural-network optimization: recipes, plans and small files."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="train, pack, write model.nnopt and a report")
+    run.add_argument("recipe", help="a YAML file")
+    run.add_argument("--fresh", action="store_true", help="remove what an earlier run left")
+    plan = commands.add_parser("plan", help="what a recipe will do, before any weight moves")
+    plan.add_argument("recipe", help="a YAML file")
+    plan.add_argument("--list", action="store_true", help="list all leaves of the model instead")
+    for command in (run, plan):
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="change the recipe, e.g. stages.train.epochs=2 (any number of times)",
+        )
+
+    inspect = commands.add_parser("inspect", help="what lies in a .nnopt file, leaf by leaf")
+    inspect.add_argument("file")
+    diff = commands.add_parser("diff", help="how the models of two files differ, leaf by leaf")
+    for name in ("left", "right"):
+        diff.add_argument(name, help="a .nnopt file, or the folder of a run")
+    data = commands.add_parser("data", help="fetch a data set")
+    data.add_argument("name", choices=["mnist"])
+    data.add_argument(
+        "--dir",
+        default=os.environ.get("NNOPT_DATA", "data"),
+        help="where to; default $NNOPT_DATA, or data",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the arguments; default those of the process.
+
+    Returns:
+        The exit status: 0, or 2 where something the user can mend is wrong, told on stderr.
+
+    Example:
+        >>> from nnopt_jax.cli import main
+        >>> main(["inspect", "nowhere.nnopt"])
+        2
+    """
+    args = _parser().parse_args(argv)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that a recipe may name the modules beside it
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
+    try:
+        # Imported late, so that --help and mistakes on the command line answer at once.
+        from nnopt_jax.cli import commands
+
+        getattr(commands, args.command)(args)
+    except NnoptError as error:
+        sys.stderr.write(f"nnopt: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("nnopt: stopped; the same command goes on from the last checkpoint\n")
+        return 130
+    finally:
+        _log.removeHandler(handler)
+    return 0

@@ -1,0 +1,134 @@
+"""Networks as parameters and a function: Flax Linen, Flax NNX, or a plain pair."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from flax import linen, nnx
+
+from nnopt_jax.errors import RecipeError
+from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.typing import ArrayLike, Key, Params, PyTree
+
+
+class Model(NamedTuple):
+    """A network as plain data and one function.
+
+    Args:
+        params: what is trained: nested dictionaries of arrays, named alike for Linen and NNX.
+        extra: other variables by collection, such as the running means of batch normalization;
+            empty for most networks. What lies under `"rngs"` is of use in training only.
+        apply: `(params, extra, x, *, train, key) -> (output, extra)`; `key` is for dropout.
+
+    Example:
+        >>> from nnopt_jax.interop.flax import adapt
+        >>> model = adapt(({"w": 2.0}, lambda params, x: params["w"] * x), None, None)
+        >>> model.apply(model.params, model.extra, 3.0)
+        (6.0, {})
+    """
+
+    params: Params
+    extra: Mapping[str, PyTree]
+    apply: Callable[..., tuple[Any, Mapping[str, PyTree]]]
+
+
+def adapt(made: Any, sample: Any, key: Key | None) -> Model:
+    """Makes a `Model` of what a factory returned.
+
+    Args:
+        made: an unbound `flax.linen.Module`, an `nnx.Module`, or a pair `(params, apply)` with
+            `apply(params, x) -> output`.
+        sample: a batch of inputs, (b, ...), that a Linen module is initialized with.
+        key: for the initial parameters of a Linen module.
+
+    Returns:
+        The model.
+
+    Raises:
+        RecipeError: `made` is none of the three.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import linen
+        >>> from nnopt_jax.interop.flax import adapt
+        >>> model = adapt(linen.Dense(3), jnp.ones((1, 2)), jax.random.key(0))
+        >>> {name: leaf.shape for name, leaf in sorted(model.params.items())}
+        {'bias': (3,), 'kernel': (2, 3)}
+    """
+    if isinstance(made, linen.Module):
+        return _of_linen(made, sample, key)
+    if isinstance(made, nnx.Module):
+        return _of_nnx(made)
+    if isinstance(made, tuple) and len(made) == 2 and callable(made[1]):
+        params, function = made
+        return Model(params, {}, lambda p, e, x, **_: (function(p, x), e))
+    raise RecipeError(
+        f"interop.flax.adapt: {type(made).__name__} is no model. Return a flax.linen.Module, an "
+        "nnx.Module, or (params, apply) with apply(params, x)."
+    )
+
+
+def _of_linen(module: linen.Module, sample: Any, key: Key | None) -> Model:
+    accepted = inspect.signature(type(module).__call__).parameters
+
+    def mode(train: bool) -> dict[str, bool]:
+        """Linen has no rule; these are the two customs."""
+        told = {"train": train, "training": train, "deterministic": not train}
+        return {name: value for name, value in told.items() if name in accepted}
+
+    variables = dict(module.init(key, sample, **mode(False)))
+    params = variables.pop("params", {})
+
+    def apply(p: Params, extra: Any, x: ArrayLike, *, train: bool = False, key: Any = None) -> Any:
+        rngs = {} if key is None else {"dropout": key}
+        every = {"params": p, **extra}
+        if not train or not extra:
+            return module.apply(every, x, rngs=rngs, **mode(train)), extra
+        return module.apply(every, x, rngs=rngs, mutable=list(extra), **mode(train))
+
+    return Model(params, variables, apply)
+
+
+def _of_nnx(module: nnx.Module) -> Model:
+    graph, *parts = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    names = ("params", "rngs", "state")
+    plain = {
+        name: _nested(flatten(part)) for name, part in zip(names, parts, strict=True) if len(part)
+    }
+
+    def apply(p: Params, extra: Any, x: ArrayLike, *, train: bool = False, key: Any = None) -> Any:
+        del key  # NNX keeps its own streams, in `rngs`
+        filled = [
+            _filled(part, {"params": p, **extra}.get(name, {}))
+            for name, part in zip(names, parts, strict=True)
+        ]
+        live = nnx.merge(graph, *filled)
+        (live.train if train else live.eval)()
+        out = live(x)
+        if not train or not extra:
+            return out, extra
+        _, *after = nnx.split(live, nnx.Param, nnx.RngState, ...)
+        moved = dict(zip(names, after, strict=True))
+        return out, {name: _nested(flatten(moved[name])) for name in extra}
+
+    return Model(plain.pop("params", {}), plain, apply)
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a/b": x}` as `{"a": {"b": x}}`."""
+    root: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *above, last = path.split("/")
+        at = root
+        for name in above:
+            at = at.setdefault(name, {})
+        at[last] = leaf
+    return root
+
+
+def _filled(state: nnx.State, nested: Mapping[str, Any]) -> nnx.State:
+    """The state with other leaves; those of NNX are ordered by number, ours by name."""
+    leaves = flatten(nested)
+    return unflatten(state, {path: leaves[path] for path in flatten(state)})

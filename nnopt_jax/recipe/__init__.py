@@ -1,0 +1,11 @@
+"""Recipes: a whole run written down, from training to the small file."""
+
+from nnopt_jax.recipe.load import build as build, load as load
+from nnopt_jax.recipe.run import run as run
+from nnopt_jax.recipe.schema import (
+    Call as Call,
+    Link as Link,
+    Recipe as Recipe,
+    Stage as Stage,
+)
+from nnopt_jax.recipe.watch import Watch as Watch

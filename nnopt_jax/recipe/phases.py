@@ -1,0 +1,154 @@
+"""Stages made concrete: the chain, the optimizer and the step of each, and where each begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+from nnopt_jax.interop.flax import Model
+from nnopt_jax.recipe import resolve
+from nnopt_jax.recipe.schema import Recipe, Stage
+from nnopt_jax.transform import Transform, chain, step, trainable, value_and_grad
+from nnopt_jax.typing import ArrayLike, Key
+
+
+class Carry(NamedTuple):
+    """All that changes while training; a checkpoint holds exactly this.
+
+    Args:
+        params: the parameters.
+        extra: the model's other variables.
+        state: the states of the links, in order.
+        opt_state: the optimizer's.
+    """
+
+    params: Any
+    extra: Any
+    state: Any
+    opt_state: Any
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stage, ready to run.
+
+    Args:
+        index: its place among the stages.
+        stage: what the recipe says.
+        links: the transforms of this and all earlier stages.
+        optimizer: an optax optimizer.
+        in_epoch: steps in an epoch.
+        first: steps made before this stage.
+    """
+
+    index: int
+    stage: Stage
+    links: tuple[Transform, ...]
+    optimizer: Any
+    in_epoch: int
+    first: int
+
+    @property
+    def tx(self) -> Transform:
+        """The chain."""
+        return chain(*self.links)
+
+    @property
+    def steps(self) -> int:
+        """Steps of this stage."""
+        return self.stage.epochs * self.in_epoch
+
+    @property
+    def last(self) -> int:
+        """Steps made when this stage has ended."""
+        return self.first + self.steps
+
+    def begin(self, carry: Carry, key: Key) -> Carry:
+        """Starts the optimizer and the links that are new; earlier links keep their states.
+
+        Args:
+            carry: as the stage before left it.
+            key: for links that draw numbers.
+
+        Returns:
+            What the first step takes.
+        """
+        shown, kept = carry.params, carry.state
+        for link, state in zip(self.links, kept, strict=False):
+            shown = link.encode(shown, state)
+        fresh = chain(*self.links[len(kept) :]).init(shown, key=jax.random.fold_in(key, self.index))
+        state = (*kept, *fresh)
+        opt_state = self.optimizer.init(trainable(self.tx, carry.params, state))
+        return Carry(carry.params, carry.extra, state, opt_state)
+
+
+def phases(recipe: Recipe, examples: int) -> list[Phase]:
+    """Builds every stage of a recipe.
+
+    Args:
+        recipe: the recipe.
+        examples: size of the training split.
+
+    Returns:
+        One phase for each stage.
+
+    Raises:
+        RecipeError: a transform or an optimizer cannot be made.
+
+    Example:
+        >>> from nnopt_jax.recipe.load import build
+        >>> from nnopt_jax.recipe.phases import phases
+        >>> raw = {"name": "a", "model": "m:f", "data": "m:g", "batch_size": 10}
+        >>> recipe = build(raw | {"stages": [{"name": "train", "epochs": 3}]})
+        >>> phases(recipe, examples=105)[0].last
+        30
+    """
+    in_epoch = examples // recipe.batch_size
+    made: list[Phase] = []
+    for i, stage in enumerate(recipe.stages):
+        steps = stage.epochs * in_epoch
+        links = tuple(
+            resolve.transform(link, f"stages.{i}.transforms.{j}", steps)
+            for j, link in enumerate(stage.transforms)
+        )
+        own = stage.optimizer is not None
+        key = f"stages.{i}.optimizer" if own else "optimizer"
+        optimizer = resolve.call(stage.optimizer or recipe.optimizer, key, steps)
+        before = made[-1] if made else None
+        chained = (*(before.links if before else ()), *links)
+        made.append(Phase(i, stage, chained, optimizer, in_epoch, before.last if before else 0))
+    return made
+
+
+def make_step(phase: Phase, model: Model, loss: Callable[..., Any], key: Key) -> Callable[..., Any]:
+    """Compiles one optimizer step of a phase.
+
+    Args:
+        phase: the stage.
+        model: the network.
+        loss: `(logits, labels) -> scalar`.
+        key: for dropout, folded with the step.
+
+    Returns:
+        `f(carry, x, y, number) -> (carry, loss)`; the carry given is used up.
+    """
+    tx = phase.tx
+
+    def objective(params: Any, extra: Any, x: ArrayLike, y: ArrayLike, key: Key) -> Any:
+        logits, extra = model.apply(params, extra, x, train=True, key=key)
+        return loss(logits, y), extra
+
+    def one(carry: Carry, x: ArrayLike, y: ArrayLike, number: ArrayLike) -> tuple[Carry, Any]:
+        params, extra, state, opt_state = carry
+        inner = jax.random.fold_in(key, number)
+        graded = value_and_grad(objective, tx, has_aux=True)
+        (value, extra), grads = graded(params, state, extra, x, y, inner)
+        moved = trainable(tx, params, state)
+        updates, opt_state = phase.optimizer.update(grads.train, opt_state, moved)
+        params, state = step(tx, params, state, updates, grads)
+        return Carry(params, extra, state, opt_state), value
+
+    return jax.jit(one, donate_argnums=0)

@@ -1,0 +1,59 @@
+"""A whole run: from a recipe to a small file and a report."""
+
+from __future__ import annotations
+
+import json
+
+from nnopt_jax.interop.orbax import Checkpoints
+from nnopt_jax.recipe.finish import finish
+from nnopt_jax.recipe.folder import Folder
+from nnopt_jax.recipe.schema import Recipe
+from nnopt_jax.recipe.setup import prepare
+from nnopt_jax.recipe.train import resume, train
+from nnopt_jax.recipe.watch import Watch
+from nnopt_jax.report.html import page
+from nnopt_jax.report.summary import Summary
+from nnopt_jax.report.writers import JsonLines, write_whole, writing
+
+
+def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> Summary:
+    """Runs a recipe to its end, from where an earlier call of it stopped.
+
+    The folder then holds `model.nnopt`, `metrics.jsonl`, `report.html`, `result.json`,
+    `recipe.yaml` and `checkpoints/`. Killed at any moment, the same call goes on from the newest
+    checkpoint and ends with the same parameters, bit for bit.
+
+    Args:
+        recipe: what `load` returned.
+        fresh: whether to remove what an earlier run left in the folder.
+        watch: is told of progress.
+
+    Returns:
+        What the final table and the report show.
+
+    Raises:
+        NnoptError: something in the recipe is wrong, training diverged, or the disk is full.
+
+    Example:
+        >>> from nnopt_jax import recipe
+        >>> recipe.run(recipe.load("configs/pruning/magnitude.yaml"))  # doctest: +SKIP
+    """
+    watch = watch or Watch()
+    folder = Folder(recipe.folder)
+    if not fresh:
+        folder.require_same(recipe)
+        if (summary := folder.finished()) is not None:
+            watch.note(f"{folder.path} holds the finished run; --fresh starts it again")
+            return summary
+    setup = prepare(recipe)
+    folder.claim(recipe, fresh)
+    with Checkpoints(folder.checkpoints) as checkpoints, writing(folder.checkpoints):
+        carry, done = resume(setup, checkpoints)
+        if done:
+            watch.note(f"going on after step {done}")
+        rows = JsonLines(folder.metrics, upto=done)
+        carry = train(setup, checkpoints, rows, carry, done, watch)
+    summary = finish(setup, carry, rows.rows, folder)
+    write_whole(folder.report, page(summary))
+    write_whole(folder.result, json.dumps(summary.to_json()))
+    return summary

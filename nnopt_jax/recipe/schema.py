@@ -1,0 +1,100 @@
+"""What a recipe may say, as frozen dataclasses: the field names are the keys of the YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Call:
+    """A callable by name, and the keyword arguments it is called with.
+
+    In YAML: `package.module:callable`, or a mapping `{source: package.module:callable, ...}`.
+
+    Args:
+        source: `package.module:callable`; the working directory is on the path.
+        kwargs: its keyword arguments. A mapping that has a `source` is itself a call, whose
+            result is the argument. A percentage such as `70%` is that share of the stage's steps.
+
+    Example:
+        >>> from nnopt_jax.recipe.schema import Call
+        >>> Call("optax:sgd", {"learning_rate": 0.1}).source
+        'optax:sgd'
+    """
+
+    source: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Link:
+    """One transform of a stage.
+
+    In YAML: `- pruning.magnitude: {sparsity: 0.9}`.
+
+    Args:
+        method: a name of `nnopt_jax.registry`, or `package.module:callable` for one's own.
+        kwargs: its settings, as those of a `Call`.
+    """
+
+    method: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A number of epochs under one chain of transforms.
+
+    Args:
+        name: how tables and metrics call it.
+        epochs: passes over the training split.
+        transforms: links added to the chain of the stages before. A link stays to the end of the
+            run and keeps its state (its masks, its tables).
+        optimizer: an optax optimizer, started anew; default that of the recipe.
+    """
+
+    name: str
+    epochs: int
+    transforms: tuple[Link, ...] = ()
+    optimizer: Call | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run.
+
+    Args:
+        name: what the run is called.
+        model: makes the network; see `nnopt_jax.interop.flax.adapt` for the three kinds.
+        data: returns an object with `train`, `test` and perhaps `valid`, each with arrays `x`
+            and `y`.
+        stages: what is done, in order.
+        loss: `(logits, labels) -> scalar`, to be minimized.
+        metric: `(logits, labels) -> scalar`, the smaller the better, reported as the error.
+        optimizer: for the stages that name none.
+        batch_size: examples in a step; what does not fill a batch is left out of the epoch.
+        seed: of the parameters, the order of the batches and the transforms.
+        log_every: steps between two rows of `metrics.jsonl`.
+        checkpoint_every: steps between two checkpoints; one more ends each stage.
+        output: folder for everything the run writes; default `runs/<name>`.
+    """
+
+    name: str
+    model: Call
+    data: Call
+    stages: tuple[Stage, ...]
+    loss: Call = Call("nnopt_jax.zoo.losses:cross_entropy")
+    metric: Call = Call("nnopt_jax.zoo.losses:error_rate")
+    optimizer: Call = Call("optax:adam", {"learning_rate": 1e-3})
+    batch_size: int = 128
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 500
+    output: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where the run writes."""
+        return self.output or f"runs/{self.name}"

@@ -1,0 +1,162 @@
+"""One HTML page that needs nothing beside it: no script, no font, no picture to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from nnopt_jax.report.style import CSS
+from nnopt_jax.report.summary import LeafRow, Measure, Summary, amount
+from nnopt_jax.report.svg import Band, Line, bar_chart, histogram, line_chart
+
+_HISTOGRAMS = 24
+
+
+def page(summary: Summary) -> str:
+    """Draws the report of a run.
+
+    Args:
+        summary: the run.
+
+    Returns:
+        A complete HTML document, the same for the same summary.
+
+    Example:
+        >>> from nnopt_jax.report import Summary, page
+        >>> "<title>demo</title>" in page(Summary("demo", (), (), (), "", ()))
+        True
+    """
+    sections = (
+        _section("Training", "plots", _training(summary.rows)),
+        _section("Before and after", "card", [_measures(summary.measures)]),
+        "".join(f'<p class="note">{escape(note)}</p>' for note in summary.notes),
+        _section("Bytes of each leaf", "plots", [_bytes(summary.leaves)]),
+        _section("Weights that are not zero", "small", _histograms(summary.leaves)),
+        _section("Leaves", "card", [_leaves(summary.leaves)]),
+        f"<details><summary>Recipe</summary><pre>{escape(summary.recipe)}</pre></details>",
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(summary.title)}</title><style>{CSS}</style></head><body>"
+        f"<header><h1>{escape(summary.title)}</h1><p>{_subtitle(summary)}</p></header>"
+        f"{_tiles(summary.measures)}{''.join(sections)}</body></html>\n"
+    )
+
+
+def _section(title: str, kind: str, parts: Sequence[str]) -> str:
+    body = "".join(parts)
+    return f'<h2>{title}</h2><div class="{kind}">{body}</div>' if body else ""
+
+
+def _subtitle(summary: Summary) -> str:
+    size = sum(leaf.size for leaf in summary.leaves)
+    steps = max((row["step"] for row in summary.rows), default=0)
+    stages = list(dict.fromkeys(row["stage"] for row in summary.rows))
+    return f"{size:,} parameters, {steps:,} steps: {escape(', '.join(stages))}"
+
+
+def _tiles(measures: Sequence[Measure]) -> str:
+    """The measures that matter most, large."""
+    chosen = [m for m in measures if m.name in ("test error", "on disk", "in memory", "per weight")]
+    tiles = "".join(
+        f'<div class="tile"><span>{escape(m.name)}</span><b>{_large(m)}</b>'
+        f"<em>{'' if m.before is None else 'dense ' + amount(m.before, m.unit)}</em></div>"
+        for m in chosen
+    )
+    return f'<div class="tiles">{tiles}</div>' if tiles else ""
+
+
+def _large(m: Measure) -> str:
+    return amount(m.after, m.unit) + (" B" if m.unit == "bytes" else "")
+
+
+def _training(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    bands = _bands(rows)
+
+    def series(name: str, scale: float = 1.0) -> list[tuple[float, float]]:
+        return [(row["step"], scale * row[name]) for row in rows if name in row]
+
+    def percent(value: float) -> str:
+        return f"{value:.3g} %"
+
+    errors = [
+        Line("validation", series("valid_error", 100), "var(--a)"),
+        Line("test, at the end of a stage", series("test_error", 100), "var(--b)", dots=True),
+    ]
+    zeros = series("sparsity", 100)
+    return [
+        line_chart("Loss", [Line("loss", _smooth(series("loss")), "var(--a)")], bands, log=True),
+        line_chart("Error", errors, bands, log=True, tell=percent),
+        line_chart("Zeros", [Line("zeros", zeros, "var(--c)")], bands, tell=percent)
+        if any(y for _, y in zeros)
+        else "",
+    ]
+
+
+def _bands(rows: Sequence[Mapping[str, Any]]) -> list[Band]:
+    """Where each stage begins and ends."""
+    ends: dict[str, float] = {}
+    for row in rows:
+        ends[row["stage"]] = row["step"]
+    starts = [0.0, *ends.values()]
+    return [Band(name, *span) for name, *span in zip(ends, starts, ends.values(), strict=False)]
+
+
+def _smooth(points: Sequence[tuple[float, float]], width: int = 5) -> list[tuple[float, float]]:
+    """Means of neighboring points: the loss of one batch is noise."""
+    means = []
+    for i, (x, _) in enumerate(points):
+        near = [y for _, y in points[max(0, i - width // 2) : i + width // 2 + 1]]
+        means.append((x, sum(near) / len(near)))
+    return means
+
+
+def _measures(measures: Sequence[Measure]) -> str:
+    rows = "".join(
+        f'<tr><td>{escape(m.name)}</td><td class="n">{amount(m.before, m.unit)}</td>'
+        f'<td class="n">{amount(m.after, m.unit)}</td><td class="note">{escape(m.note)}</td></tr>'
+        for m in measures
+    )
+    head = '<tr><th></th><th class="n">dense</th><th class="n">packed</th><th></th></tr>'
+    return f"<table>{head}{rows}</table>" if rows else ""
+
+
+def _bytes(leaves: Sequence[LeafRow]) -> str:
+    if not leaves:
+        return ""
+    memory = [(0.0, leaf.memory_bits / 8) for leaf in leaves]
+    series = [Line("in memory", memory, "var(--a)")]
+    if all(leaf.file_bytes is not None for leaf in leaves):
+        series.append(Line("in the file", [(0, leaf.file_bytes or 0) for leaf in leaves],
+                           "var(--b)"))  # fmt: skip
+    return bar_chart("Bytes", [leaf.path for leaf in leaves], series)
+
+
+def _histograms(leaves: Sequence[LeafRow]) -> list[str]:
+    """The largest leaves, in their own order."""
+    largest = sorted(leaves, key=lambda leaf: -leaf.size)[:_HISTOGRAMS]
+    return [
+        histogram(
+            leaf.path, f"{leaf.size - leaf.zeros:,} of {leaf.size:,}", leaf.edges, leaf.counts
+        )
+        for leaf in leaves
+        if leaf in largest
+    ]
+
+
+def _leaves(leaves: Sequence[LeafRow]) -> str:
+    rows = "".join(
+        f'<tr><td>{escape(leaf.path)}</td><td class="e">{escape(leaf.expression)}</td>'
+        f'<td class="n">{" x ".join(map(str, leaf.shape))}</td>'
+        f'<td class="n">{100 * leaf.zeros / max(leaf.size, 1):.1f} %</td>'
+        f'<td class="n">{amount(leaf.file_bytes, "bytes")}</td>'
+        f'<td class="n">{leaf.memory_bits / 8:,.0f}</td></tr>'
+        for leaf in leaves
+    )
+    head = (
+        '<tr><th>leaf</th><th>expression</th><th class="n">shape</th><th class="n">zeros</th>'
+        '<th class="n">bytes in file</th><th class="n">bytes in memory</th></tr>'
+    )
+    return f"<table>{head}{rows}</table>" if rows else ""
