@@ -15,7 +15,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from nnopt_jax.errors import CheckpointError, ValueRangeError
+from nnopt_jax.errors import CheckpointError, Problems, ValueRangeError
 from nnopt_jax.interop.snapshot import Wanted, freeze, thaw, wanted
 
 FORMAT = 1
@@ -214,20 +214,43 @@ class Checkpoints:
         return manifest
 
     def _read_arrays(self, step: int, leaves: list[Wanted], who: str) -> Mapping[str, Any]:
-        import orbax.checkpoint as ocp
-
-        how = {}
-        for number, (_, leaf, sharding, _) in enumerate(leaves):
-            whole = sharding is None or leaf.dtype.startswith("key<")
-            if leaf.stored:
-                how[str(number)] = (
-                    ocp.RestoreArgs(restore_type=np.ndarray)
-                    if whole
-                    else ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding)
-                )
+        how = {str(at): _how(leaf) for at, leaf in enumerate(leaves) if leaf.leaf.stored}
         if not how:
             return {}
-        return self._read(step, who, "arrays", ocp.args.PyTreeRestore(restore_args=how))
+        try:
+            return self._read_some(step, how, who)
+        except CheckpointError:
+            self._name_damaged(step, leaves, how, who).raise_as(CheckpointError)
+            raise
+
+    def _read_some(self, step: int, how: Mapping[str, Any], who: str) -> Mapping[str, Any]:
+        """Reads some of the arrays, by number."""
+        import orbax.checkpoint as ocp
+
+        args = ocp.args.PyTreeRestore(dict(how), restore_args=dict(how), partial_restore=True)
+        return self._read(step, who, "arrays", args)
+
+    def _name_damaged(
+        self, step: int, leaves: list[Wanted], how: Mapping[str, Any], who: str
+    ) -> Problems:
+        """Reads one array at a time: orbax stops at the first and knows numbers only."""
+        problems = Problems(who)
+        for number, one in how.items():
+            try:
+                self._read_some(step, {number: one}, who)
+            except CheckpointError as error:
+                problems.add(leaves[int(number)].path, f"is damaged: {error.__cause__}")
+        return problems
+
+
+def _how(wanted: Wanted) -> Any:
+    """How orbax is to read one array: sharded where the target says so."""
+    import orbax.checkpoint as ocp
+
+    # The words of keys have an axis more than the keys that the sharding is for.
+    if wanted.sharding is None or wanted.leaf.dtype.startswith("key<"):
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=wanted.sharding)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
