@@ -1,0 +1,226 @@
+"""Symbols to few bytes and back: tries the ways there are and keeps the smallest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from nnopt_jax.artifact import planes, rans
+from nnopt_jax.artifact.wire import Reader, framed, varint
+from nnopt_jax.errors import ArtifactError, ValueRangeError
+
+MOST_ALPHABET = 1 << 16
+_MOST_DECISIONS = 1 << 22
+"""Streams that need more bits than this are coded without contexts, for speed."""
+_MOST_IN_PARTS = 1 << 15
+"""The same for parts of a large stream, which the contexts of a line do not fit."""
+_LEAST_LARGE = 1 << 12
+"""Streams shorter than this do not repay a table of frequencies."""
+_WORTH = 1.005
+"""How much smaller contexts must make a stream to be worth their time."""
+_SPLIT = 0.75
+"""A symbol of at least this share is coded apart from the others."""
+_CLASSES = 16
+_DEPTH = 3
+_CONSTANT, _RAW, _PLANES, _TABLE, _SPLIT_OFF, _WIDE = range(6)
+
+
+def encode(
+    symbols: np.ndarray, alphabet: int, *, center: int = 0, side: np.ndarray | None = None
+) -> bytes:
+    """Codes an array of symbols in as few bytes as any way it knows needs.
+
+    Args:
+        symbols: unsigned integers below `alphabet`, any shape; the last axis of a weight is the
+            one its outputs lie along.
+        alphabet: 1 to 65536.
+        center: for integers that stand for signed values, the first symbol that is not negative.
+        side: `(prod(shape[:-1]),)`, integers `0 .. 63`: classes of rows that whoever decodes can
+            tell beforehand, such as how often the layer before uses an output.
+
+    Returns:
+        The bytes. Shape and alphabet are not among them; whoever decodes must know both.
+
+    Raises:
+        ValueRangeError: a symbol or the alphabet is out of range.
+
+    Example:
+        >>> mask = np.arange(9_000).reshape(90, 100) % 7 == 0
+        >>> data = encode(mask.astype(np.uint8), 2)
+        >>> len(data) < 500, bool((decode(data, mask.shape, 2) == mask).all())
+        (True, True)
+    """
+    symbols = np.asarray(symbols)
+    if not 1 <= alphabet <= MOST_ALPHABET:
+        raise ValueRangeError(f"codec.encode: alphabet {alphabet} is not one of 1 to 65536.")
+    if symbols.size and not 0 <= int(symbols.min()) <= int(symbols.max()) < alphabet:
+        raise ValueRangeError(f"codec.encode: symbols reach out of 0 .. {alphabet - 1}.")
+    return _encode(symbols, alphabet, center, side, _MOST_DECISIONS)
+
+
+def _encode(
+    symbols: np.ndarray, alphabet: int, center: int, side: np.ndarray | None, most: int
+) -> bytes:
+    if not symbols.size or symbols.min() == symbols.max():
+        return bytes([_CONSTANT]) + varint(int(symbols.flat[0]) if symbols.size else 0)
+    flat = symbols.ravel()
+    found = [bytes([_RAW]) + _pack(flat, alphabet)]
+    if flat.size >= _LEAST_LARGE:
+        found.append(_encode_large(flat, alphabet))
+    if planes.decisions(flat, alphabet) <= most:
+        smallest = min(map(len, found))
+        coded = bytes([_PLANES]) + planes.encode(symbols, alphabet, center, side)
+        if len(coded) * (_WORTH if smallest > _LEAST_LARGE else 1) < smallest:
+            return coded
+    return min(found, key=len)
+
+
+def decode(
+    data: bytes, shape: tuple[int, ...], alphabet: int, *, side: np.ndarray | None = None
+) -> np.ndarray:
+    """Reads what `encode` wrote, exactly.
+
+    Memory stays within a few times that of the symbols asked for, whatever the bytes say.
+
+    Args:
+        data: the bytes, whole.
+        shape: shape of the symbols.
+        alphabet: as it was given to `encode`.
+        side: as it was given to `encode`.
+
+    Returns:
+        The symbols: uint8, or uint16 above an alphabet of 256.
+
+    Raises:
+        ArtifactError: the data are malformed.
+
+    Example:
+        >>> decode(encode(np.array([3, 1, 3]), 4), (3,), 4)
+        array([3, 1, 3], dtype=uint8)
+    """
+    symbols = _decode(data, shape, alphabet, side, _DEPTH)
+    if symbols.size and not 0 <= int(symbols.min()) <= int(symbols.max()) < alphabet:
+        raise ArtifactError(f"malformed: a stream has symbols out of 0 .. {alphabet - 1}.")
+    return symbols.astype(_dtype(alphabet)).reshape(shape)
+
+
+def _dtype(alphabet: int) -> type[np.unsignedinteger]:
+    return np.uint8 if alphabet <= 256 else np.uint16
+
+
+def _decode(
+    data: bytes, shape: tuple[int, ...], alphabet: int, side: np.ndarray | None, depth: int
+) -> np.ndarray:
+    reader, size = Reader(data), math.prod(shape)
+    method = reader.byte()
+    if method == _CONSTANT:
+        symbol = reader.varint(alphabet - 1)
+        reader.end()
+        return np.full(size, symbol, _dtype(alphabet))
+    if not size or alphabet < 2:
+        raise ArtifactError("malformed: a stream that can only be constant is not.")
+    if method == _RAW:
+        return _unpack(reader.rest(), size, alphabet)
+    if method == _PLANES:
+        return planes.decode(reader.rest(), shape, alphabet, side, _MOST_DECISIONS)
+    readers: dict[int, Callable[[Reader, int, int, int], np.ndarray]] = {
+        _TABLE: _decode_table,
+        _SPLIT_OFF: _decode_split,
+        _WIDE: _decode_wide,
+    }
+    if method not in readers or not depth:
+        raise ArtifactError(f"malformed: a stream is coded in unknown way {method}.")
+    return readers[method](reader, size, alphabet, depth - 1)
+
+
+def _pack(symbols: np.ndarray, alphabet: int) -> bytes:
+    """Plain bits, the lowest first."""
+    width = (alphabet - 1).bit_length()
+    octets = symbols.astype("<u2")[:, None].view(np.uint8)
+    bits = np.unpackbits(octets, axis=1, count=width, bitorder="little")
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def _unpack(data: bytes, size: int, alphabet: int) -> np.ndarray:
+    width = (alphabet - 1).bit_length()
+    if len(data) != -(-size * width // 8):
+        raise ArtifactError(f"malformed: {len(data)} bytes for {size} symbols of {width} bits.")
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=size * width, bitorder="little")
+    octets = np.packbits(bits.reshape(size, width), axis=1, bitorder="little")
+    return octets[:, 0] if width <= 8 else octets.view("<u2")[:, 0]
+
+
+def _encode_large(symbols: np.ndarray, alphabet: int) -> bytes:
+    """The way that suits a long stream; its parts are streams again."""
+    counts = np.bincount(symbols, minlength=alphabet)
+    top = int(counts.argmax())
+    if alphabet > 2 and counts[top] >= _SPLIT * symbols.size:
+        return bytes([_SPLIT_OFF]) + _encode_split(symbols, alphabet, top)
+    low, high = int(symbols.min()), int(symbols.max())
+    if high - low >= rans.MOST_SYMBOLS:
+        return bytes([_WIDE]) + _encode_wide(symbols)
+    span = high - low + 1
+    return bytes([_TABLE]) + varint(low) + varint(span) + rans.encode(symbols - low, span)
+
+
+def _part(symbols: np.ndarray, alphabet: int) -> bytes:
+    return _encode(symbols, alphabet, 0, None, _MOST_IN_PARTS)
+
+
+def _decode_table(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
+    low = reader.varint(alphabet - 2)
+    span = reader.varint(min(alphabet - low, rans.MOST_SYMBOLS))
+    if span < 2:
+        raise ArtifactError("malformed: a table of fewer than two symbols.")
+    return rans.decode(reader.rest(), size, span) + _dtype(alphabet)(low)
+
+
+def _encode_split(symbols: np.ndarray, alphabet: int, top: int) -> bytes:
+    """Where the most common symbol is not, and what stands there."""
+    there = symbols != top
+    others = symbols[there]
+    others = others - (others > top)
+    parts = [_part(there.astype(np.uint8), 2), _part(others, alphabet - 1)]
+    return varint(top) + framed(parts)
+
+
+def _decode_split(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
+    top = reader.varint(alphabet - 1)
+    there = _decode(reader.part(), (size,), 2, None, depth).astype(bool)
+    others = _decode(reader.rest(), (int(there.sum()),), alphabet - 1, None, depth)
+    symbols = np.full(size, top, _dtype(alphabet))
+    symbols[there] = others + (others >= top)
+    return symbols
+
+
+def _encode_wide(symbols: np.ndarray) -> bytes:
+    """High bytes, then low bytes: apart for each common high byte, and together for the rest."""
+    high, low = symbols >> 8, (symbols & 255).astype(np.uint8)
+    common = _common(high)
+    parts = [_part(high.astype(np.uint8), 256)]
+    parts += [_part(low[high == byte], 256) for byte in common]
+    parts.append(_part(low[~np.isin(high, common)], 256))
+    return framed(parts)
+
+
+def _decode_wide(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
+    if alphabet <= 256:
+        raise ArtifactError("malformed: two bytes a symbol for an alphabet of one.")
+    high = _decode(reader.part(), (size,), 256, None, depth)
+    low = np.zeros(size, np.uint8)
+    common = _common(high)
+    for byte in common:
+        there = high == byte
+        low[there] = _decode(reader.part(), (int(there.sum()),), 256, None, depth)
+    there = ~np.isin(high, common)
+    low[there] = _decode(reader.rest(), (int(there.sum()),), 256, None, depth)
+    return high.astype(np.uint16) << 8 | low
+
+
+def _common(high: np.ndarray) -> np.ndarray:
+    """The high bytes whose low bytes repay a table of their own."""
+    counts = np.bincount(high, minlength=256)
+    order = np.argsort(-counts, kind="stable")[:_CLASSES]
+    return order[counts[order] >= _LEAST_LARGE]

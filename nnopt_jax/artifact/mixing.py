@@ -1,0 +1,119 @@
+"""Logistic mixing: what many counts say about the next bits, weighed by how right each has been."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from nnopt_jax.artifact.arithmetic import ODDS_BITS, Coder
+
+_ONE = 64
+"""What one observation adds to a count."""
+_PRIOR = 2 * _ONE
+"""What a context counts as having seen before it has seen anything."""
+_MOST = 1 << 20
+"""Counts stay below; both counts of a context are halved well before."""
+_STRETCH = 256
+"""Units of log-odds in one doubling of the odds."""
+_RATE = 15
+"""Weights learn at 2^-15 of the gradient in their fixed point, and slower with every mistake."""
+_STEP = 1 << 13
+"""The most a weight moves after one batch: an eighth."""
+
+
+@functools.cache
+def _logarithms() -> np.ndarray:
+    """`256 log2(n)`, rounded. No value comes near a half, so every platform rounds alike."""
+    table = np.zeros(_MOST, np.int16)
+    table[1:] = np.rint(_STRETCH * np.log2(np.arange(1, _MOST)))
+    return table
+
+
+@functools.cache
+def _squash() -> np.ndarray:
+    """Odds of log-odds `-4096 .. 4095`, rounded likewise."""
+    chance = 1 / (1 + 2.0 ** (-np.arange(-4096, 4096) / _STRETCH))
+    return np.rint(chance * 2**ODDS_BITS).clip(1, 2**ODDS_BITS - 1).astype(np.int64)
+
+
+def log2(values: np.ndarray) -> np.ndarray:
+    """Logarithms to base 2 of integers from 1, in units of 2^-8; those of 2^20 and more are one.
+
+    Example:
+        >>> log2(np.array([1, 2, 3]))
+        array([  0, 256, 406], dtype=int16)
+    """
+    return _logarithms()[np.minimum(values, _MOST - 1)]
+
+
+class Mixer:
+    r"""Odds for bits, mixed from adaptive counts; integers only, so that they never differ.
+
+    .. math:: \mathrm{odds} = \sigma\Big(b + \sum_i w_i \big(\ln\tfrac{n^1_i}{n^0_i} - b\big)\Big)
+
+    Each of `k` models sorts a bit into one of its contexts and counts ones and zeros there; `b` is
+    the log-odds before anything was seen, and the weights follow the gradient of the code length.
+    Bits are handled in batches: the bits of one batch do not see each other.
+
+    Args:
+        sizes: how many contexts each model has.
+        prior: the chance of a one before anything was seen, in units of 2^-7, `1 .. 127`.
+
+    Example:
+        >>> from nnopt_jax.artifact.arithmetic import Encoder
+        >>> mixer, writer = Mixer([2], prior=64), Encoder()
+        >>> contexts = np.array([[0, 1] * 50])
+        >>> for _ in range(20):
+        ...     _ = mixer.code(writer, contexts, contexts[0])
+        >>> len(writer.finish())  # two thousand bits that their context tells
+        13
+
+    References:
+        Mahoney 2005, Adaptive weighing of context models for lossless data compression; Wiedemann
+        et al. 2020, DeepCABAC, for coding weights by binary decisions with adaptive contexts.
+    """
+
+    def __init__(self, sizes: Sequence[int], prior: int) -> None:
+        total = sum(sizes)
+        self._start = np.cumsum([0, *sizes[:-1]])[:, None]
+        # The zeros of all contexts, then the ones: a bit of value y is counted at y * total.
+        self._counts = np.repeat([_PRIOR - prior, prior], total)
+        self._ones = total
+        self._base = int(log2(np.array(prior)) - log2(np.array(_PRIOR - prior)))
+        self._weights = np.full(len(sizes), int(2**16 * 1.4 / max(len(sizes), 1.4)))
+        self._mistakes = 0
+
+    def code(self, coder: Coder, contexts: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
+        """Codes one batch of bits and learns from it.
+
+        Args:
+            coder: writes or reads.
+            contexts: `(k, n)`: the context of every bit in every model.
+            bits: `(n,)` zeros and ones to write, or None to read them.
+
+        Returns:
+            The bits.
+        """
+        at = contexts + self._start
+        table = _logarithms()
+        said = table[self._counts[at + self._ones]].astype(np.int64) - table[self._counts[at]]
+        said -= self._base
+        mixed = (self._weights @ said >> 16) + self._base
+        odds = _squash()[np.clip(mixed + 4096, 0, 8191)]
+        bits = coder.code(odds, bits)
+        wrong = (bits << ODDS_BITS) - odds
+        self._mistakes += int(np.abs(wrong).sum()) >> ODDS_BITS
+        rate = _RATE + max(0, self._mistakes.bit_length() - 9) // 2
+        self._weights += (said @ wrong + (1 << rate - 1) >> rate).clip(-_STEP, _STEP)
+        np.add.at(self._counts, (at + bits * self._ones).ravel(), _ONE)
+        self._halve()
+        return bits
+
+    def _halve(self) -> None:
+        """Keeps the counts in the range of the logarithms; old evidence fades by half."""
+        pairs = self._counts.reshape(2, -1)
+        large = pairs.max(0) > _MOST // 2
+        if large.any():
+            pairs[:, large] = pairs[:, large] + 1 >> 1

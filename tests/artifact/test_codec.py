@@ -1,0 +1,190 @@
+"""Streams come back exactly, and take about the entropy that NumPy counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from nnopt_jax.artifact import codec, lags, mixing, planes, rans
+from nnopt_jax.artifact.arithmetic import Decoder, Encoder
+from nnopt_jax.errors import ArtifactError, ValueRangeError
+
+SHAPES = [(0,), (1,), (7,), (0, 5), (5, 0), (1, 300), (60, 1), (33, 40), (3, 3, 4, 9), (2, 500)]
+
+
+def entropy(symbols: np.ndarray) -> float:
+    """Bytes of an order-0 code without its table."""
+    counts = np.unique(symbols, return_counts=True)[1]
+    return float(-(counts * np.log2(counts / counts.sum())).sum()) / 8
+
+
+def skewed(rng, shape, alphabet, scale):
+    """Symbols around the middle of an alphabet, the more alike the smaller the scale."""
+    middle = alphabet // 2
+    return np.clip(np.rint(rng.normal(middle, scale * alphabet, shape)), 0, alphabet - 1).astype(
+        int
+    )
+
+
+def image_mask(rng, inputs=28, width=64):
+    """A mask as pruning leaves it before a dense layer: each output looks at one spot."""
+    y, x = np.mgrid[:inputs, :inputs].reshape(2, -1, 1)
+    spot = rng.uniform(5, inputs - 5, (2, width))
+    near = np.exp(-((y - spot[0]) ** 2 + (x - spot[1]) ** 2) / 30)
+    return rng.random(near.shape) < 0.35 * near
+
+
+def round_trip(symbols, alphabet, **options):
+    data = codec.encode(symbols, alphabet, **options)
+    side = options.get("side")
+    back = codec.decode(data, symbols.shape, alphabet, side=side)
+    np.testing.assert_array_equal(back, symbols, strict=False)
+    assert back.dtype == (np.uint8 if alphabet <= 256 else np.uint16)
+    return data
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(
+    alphabet=st.sampled_from([1, 2, 3, 16, 17, 256, 257, 5000, 65536]),
+    scale=st.sampled_from([0.001, 0.05, 0.5]),
+    center=st.sampled_from([0, 1, 8]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_what_was_encoded_is_decoded(shape, alphabet, scale, center, seed):
+    symbols = skewed(np.random.default_rng(seed), shape, alphabet, scale)
+    round_trip(symbols, alphabet, center=min(center, alphabet))
+
+
+@pytest.mark.parametrize("way", ["table", "split", "wide"])
+def test_large_streams_come_back(way):
+    rng = np.random.default_rng(3)
+    alphabet, scale = {"table": (200, 0.2), "split": (16, 0.01), "wide": (65536, 0.03)}[way]
+    symbols = skewed(rng, 40_001, alphabet, scale)
+    data = codec._encode_large(symbols, alphabet)
+    assert data[0] == {"table": codec._TABLE, "split": codec._SPLIT_OFF, "wide": codec._WIDE}[way]
+    np.testing.assert_array_equal(codec.decode(data, symbols.shape, alphabet), symbols)
+    assert len(data) < 1.02 * entropy(symbols) + 600  # a table costs at this length
+
+
+@pytest.mark.parametrize("alphabet", [2, 3, 4, 7, 16, 17, 256, 4096])
+def test_tables_reach_the_entropy_of_a_million_symbols(alphabet):
+    symbols = skewed(np.random.default_rng(1), 1_000_003, alphabet, 0.2)
+    data = rans.encode(symbols, alphabet)
+    assert len(data) <= 1.01 * entropy(symbols) + 64
+    np.testing.assert_array_equal(rans.decode(data, len(symbols), alphabet), symbols)
+
+
+@pytest.mark.parametrize("share", [0.0056, 0.11, 0.5])
+def test_contexts_cost_nothing_where_there_are_none(share):
+    symbols = (np.random.default_rng(2).random((300, 500)) < share).astype(int)
+    assert len(planes.encode(symbols, 2, 0, None)) <= 1.01 * entropy(symbols) + 64
+
+
+def test_neighbors_make_a_mask_smaller():
+    mask = image_mask(np.random.default_rng(0)).astype(int)
+    assert lags.find(mask > 0, np.zeros(mask.shape))[1] in [(1, 28), (28, 1)]
+    assert len(round_trip(mask, 2)) < 0.8 * entropy(mask)
+    assert len(round_trip(mask.T.copy(), 2)) < 0.8 * entropy(mask)
+
+
+def test_signs_of_neighbors_count():
+    rng = np.random.default_rng(0)
+    mask = image_mask(rng)
+    sign = np.where(np.arange(28 * 28)[:, None] // 28 < 14, 8, 0)
+    symbols = np.where(mask, 1 + sign + rng.integers(0, 8, mask.shape), 0)
+    told = len(round_trip(symbols, 17, center=9))
+    coded = len(round_trip(mask.astype(int), 2)) + mask.sum() * 3 / 8
+    assert told < coded + 0.04 * mask.sum()  # of a bit each
+
+
+def test_classes_of_rows_make_a_mask_smaller():
+    rng = np.random.default_rng(0)
+    side = rng.integers(0, 2, 200)
+    mask = (rng.random((200, 50)) < np.where(side, 0.3, 0.01)[:, None]).astype(int)
+    data = round_trip(mask, 2, side=side)
+    rows = [mask[side == kind] for kind in (0, 1)]
+    assert len(data) < 1.05 * sum(map(entropy, rows))
+    with pytest.raises(ArtifactError, match="classes"):
+        codec.decode(data, mask.shape, 2)
+
+
+def test_logarithms_round_alike_everywhere():
+    values = 256 * np.log2(np.arange(1, 2**20))
+    assert np.abs(values % 1 - 0.5).min() > 1e-9
+    chances = 2**16 / (1 + 2.0 ** (-np.arange(-4096, 4096) / 256))
+    assert np.abs(chances % 1 - 0.5).min() > 1e-9
+    assert mixing._logarithms().max() == 20 * 256
+
+
+@given(seed=st.integers(0, 2**32 - 1), count=st.sampled_from([0, 1, 17, 3000]))
+def test_arithmetic_code_is_exact_and_tight(seed, count):
+    rng = np.random.default_rng(seed)
+    odds = rng.choice([1, 2, 300, 32768, 65534, 65535], count)
+    bits = (rng.random(count) * 65536 < odds).astype(int)
+    writer = Encoder()
+    for part in np.array_split(np.arange(count), 5):
+        writer.code(odds[part], bits[part])
+    data = writer.finish()
+    ideal = -np.log2(np.where(bits, odds, 65536 - odds) / 65536).sum() / 8
+    assert len(data) <= ideal + 2.01
+    reader = Decoder(data)
+    np.testing.assert_array_equal(reader.code(odds), bits)
+    reader.finish()
+
+
+def test_counts_never_leave_the_table_of_logarithms():
+    mixer, writer = mixing.Mixer([1], prior=64), Encoder()
+    contexts = np.zeros((1, 4096), int)
+    for _ in range(40):
+        mixer.code(writer, contexts, contexts[0])
+    assert mixer._counts.max() < mixing._MOST
+
+
+@pytest.mark.parametrize(("symbols", "alphabet"), [([3], 3), ([-1], 3), ([0], 0), ([0], 65537)])
+def test_what_does_not_fit_is_refused(symbols, alphabet):
+    with pytest.raises(ValueRangeError):
+        codec.encode(np.array(symbols), alphabet)
+
+
+CASES = {
+    "constant": (np.full((4, 5), 3), 7),
+    "raw": (np.array([[5, 1]]), 9),
+    "planes": (skewed(np.random.default_rng(0), (20, 30), 16, 0.1), 16),
+    "table": (skewed(np.random.default_rng(0), 5000, 16, 0.2), 16),
+    "split": (skewed(np.random.default_rng(0), 5000, 16, 0.01), 16),
+    "wide": (skewed(np.random.default_rng(0), 5000, 65536, 0.03), 65536),
+}
+
+
+def case(name):
+    symbols, alphabet = CASES[name]
+    large = name in ("table", "split", "wide")
+    encode = codec._encode_large if large else codec.encode
+    return encode(symbols, alphabet), symbols.shape, alphabet
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_damage_gives_our_error_or_symbols_in_range(name):
+    data, shape, alphabet = case(name)
+    rng = np.random.default_rng(0)
+    damaged = [data[:cut] for cut in {0, 1, 2, 3, len(data) // 2, len(data) - 1}]
+    damaged += [data + b"\1" * 5]
+    for place in [*range(min(len(data), 24)), *rng.integers(0, len(data), 20)]:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        damaged.append(bytes(flipped))
+    damaged += [bytes([method]) + rng.bytes(40) for method in range(8) for _ in range(5)]
+    for bad in damaged:
+        try:
+            symbols = codec.decode(bad, shape, alphabet)
+        except ArtifactError:
+            continue
+        assert symbols.shape == shape
+        assert symbols.max() < alphabet
+
+
+@pytest.mark.parametrize("method", range(8))
+def test_a_short_lie_about_a_large_array_is_found_at_once(method):
+    with pytest.raises(ArtifactError):
+        codec.decode(bytes([method]) + b"\1" * 12, (1 << 32, 2), 2)
