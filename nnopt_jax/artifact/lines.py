@@ -70,7 +70,7 @@ def bucket(numerator: np.ndarray | int, denominator: np.ndarray | int) -> np.nda
         array([51, 51, 56])
     """
     doublings = log2(np.asarray(numerator)).astype(np.int64) - log2(np.asarray(denominator))
-    return ((3 * doublings + 128 >> 8) + 60).clip(0, 63)
+    return np.minimum(np.maximum((3 * doublings + 128 >> 8) + 60, 0), 63)
 
 
 def share(heft: np.ndarray, count: np.ndarray, levels: int, steps: int) -> np.ndarray:

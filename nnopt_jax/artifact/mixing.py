@@ -79,11 +79,13 @@ class Mixer:
         total = sum(sizes)
         self._start = np.cumsum([0, *sizes[:-1]])[:, None]
         # The zeros of all contexts, then the ones: a bit of value y is counted at y * total.
-        self._counts = np.repeat([_PRIOR - prior, prior], total)
-        self._ones = total
+        self._ones = sum(sizes)
+        self._counts = np.repeat([_PRIOR - prior, prior], self._ones)
+        self._room = 0
         self._base = int(log2(np.array(prior)) - log2(np.array(_PRIOR - prior)))
         self._weights = np.full(len(sizes), int(2**16 * 1.4 / max(len(sizes), 1.4)))
         self._mistakes = 0
+        self._logarithms, self._squash = _logarithms(), _squash()
 
     def code(self, coder: Coder, contexts: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
         """Codes one batch of bits and learns from it.
@@ -97,23 +99,25 @@ class Mixer:
             The bits.
         """
         at = contexts + self._start
-        table = _logarithms()
-        said = table[self._counts[at + self._ones]].astype(np.int64) - table[self._counts[at]]
-        said -= self._base
-        mixed = (self._weights @ said >> 16) + self._base
-        odds = _squash()[np.clip(mixed + 4096, 0, 8191)]
+        seen = self._logarithms[self._counts[at + self._ones]]
+        said = np.subtract(seen, self._logarithms[self._counts[at]], dtype=np.int64) - self._base
+        mixed = (self._weights @ said >> 16) + (self._base + 4096)
+        odds = self._squash[np.minimum(np.maximum(mixed, 0), 8191)]
         bits = coder.code(odds, bits)
         wrong = (bits << ODDS_BITS) - odds
         self._mistakes += int(np.abs(wrong).sum()) >> ODDS_BITS
         rate = _RATE + max(0, self._mistakes.bit_length() - 9) // 2
         self._weights += (said @ wrong + (1 << rate - 1) >> rate).clip(-_STEP, _STEP)
+        self._make_room(_ONE * len(bits))
         np.add.at(self._counts, (at + bits * self._ones).ravel(), _ONE)
-        self._halve()
         return bits
 
-    def _halve(self) -> None:
-        """Keeps the counts in the range of the logarithms; old evidence fades by half."""
+    def _make_room(self, most: int) -> None:
+        """Halves large counts, so that none can grow out of the table of logarithms."""
+        self._room -= most
+        if self._room > 0:
+            return
         pairs = self._counts.reshape(2, -1)
         large = pairs.max(0) > _MOST // 2
-        if large.any():
-            pairs[:, large] = pairs[:, large] + 1 >> 1
+        pairs[:, large] = pairs[:, large] + 1 >> 1
+        self._room = _MOST - 1 - int(pairs.max()) - most
