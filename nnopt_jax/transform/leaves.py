@@ -218,9 +218,9 @@ def refining(
         params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, State]:
         context = _context(state, grads, step)
+        _, seen = _of_state(params if view is None else view, state, name)
         if refresh is None:
             return params, state._replace(count=context.count)
-        _, seen = _of_state(params if view is None else view, state, name)
         learned, rest = {}, {}
         for path, leaf in seen.items():
             old = zip(slots(leaf), state.learned[path], state.rest[path], strict=True)
