@@ -12,7 +12,7 @@ from nnopt_jax.interop.flax import Model
 from nnopt_jax.recipe import resolve
 from nnopt_jax.recipe.schema import Recipe, Stage
 from nnopt_jax.transform import Transform, chain, step, trainable, value_and_grad
-from nnopt_jax.typing import ArrayLike, Key
+from nnopt_jax.typing import Array, ArrayLike, Key
 
 
 class Carry(NamedTuple):
@@ -123,14 +123,21 @@ def phases(recipe: Recipe, examples: int) -> list[Phase]:
     return made
 
 
-def make_step(phase: Phase, model: Model, loss: Callable[..., Any], key: Key) -> Callable[..., Any]:
+def make_step(
+    phase: Phase,
+    model: Model,
+    loss: Callable[..., Any],
+    augment: Callable[..., Any],
+    key: Key,
+) -> Callable[..., Any]:
     """Compiles one optimizer step of a phase.
 
     Args:
         phase: the stage.
         model: the network.
         loss: `(logits, labels) -> scalar`.
-        key: for dropout, folded with the step.
+        augment: `(inputs, key) -> inputs`.
+        key: for augmentation and dropout, folded with the step.
 
     Returns:
         `f(carry, x, y, number) -> (carry, loss)`; the carry given is used up.
@@ -141,9 +148,10 @@ def make_step(phase: Phase, model: Model, loss: Callable[..., Any], key: Key) ->
         logits, extra = model.apply(params, extra, x, train=True, key=key)
         return loss(logits, y), extra
 
-    def one(carry: Carry, x: ArrayLike, y: ArrayLike, number: ArrayLike) -> tuple[Carry, Any]:
+    def one(carry: Carry, x: Array, y: Array, number: ArrayLike) -> tuple[Carry, Any]:
         params, extra, state, opt_state = carry
-        inner = jax.random.fold_in(key, number)
+        outer, inner = jax.random.split(jax.random.fold_in(key, number))
+        x = augment(x, outer)
         graded = value_and_grad(objective, tx, has_aux=True)
         (value, extra), grads = graded(params, state, extra, x, y, inner)
         moved = trainable(tx, params, state)

@@ -16,6 +16,7 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 
 # What the run itself passes, where a callable asks for it by name.
 PASSED = ("rngs", "key")
+_ANYTHING = inspect.Parameter.VAR_KEYWORD
 
 
 def find(source: str, key: str) -> Callable[..., Any]:
@@ -165,9 +166,20 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 
 
 def check_signature(
-    function: Callable[..., Any], kwargs: Mapping[str, Any], key: str, problems: Problems
+    function: Callable[..., Any],
+    kwargs: Mapping[str, Any],
+    key: str,
+    problems: Problems,
+    given: int = 0,
 ) -> None:
     """Adds a problem for each argument the callable does not take, or lacks.
+
+    Args:
+        function: the callable.
+        kwargs: what the recipe passes.
+        key: where the recipe says it.
+        problems: where problems go.
+        given: how many positional arguments the run passes before these.
 
     Example:
         >>> from nnopt_jax.errors import Problems
@@ -177,17 +189,10 @@ def check_signature(
         >>> problems.found
         ['prune.sparsty: unknown key. Did you mean sparsity?', 'prune.sparsity: missing']
     """
-    parameters = _parameters(function)
-    if not parameters:
-        return
-    kinds = {parameter.kind for parameter in parameters.values()}
+    parameters = list(_parameters(function).values())
     fixed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-    named = {
-        name: parameter
-        for name, parameter in parameters.items()
-        if parameter.kind not in (*fixed, inspect.Parameter.VAR_KEYWORD)
-    }
-    if inspect.Parameter.VAR_KEYWORD not in kinds:
+    named = {p.name: p for p in parameters[given:] if p.kind not in (*fixed, _ANYTHING)}
+    if parameters and all(p.kind is not _ANYTHING for p in parameters):
         for name in kwargs:
             if name not in named:
                 known = [other for other in named if other not in PASSED]
@@ -214,9 +219,11 @@ def check(recipe: Recipe) -> None:
         ...
     """
     problems = Problems("recipe")
-    for key in ("model", "data", "loss", "metric", "optimizer"):
-        # The loss and the metric get logits and labels.
-        _check_call(getattr(recipe, key), key, problems, whole=key not in ("loss", "metric"))
+    for key in ("model", "data", "optimizer"):
+        _check_call(getattr(recipe, key), key, problems)
+    for key in ("loss", "metric", "augment"):  # the run gives their first two arguments
+        if (what := getattr(recipe, key)) is not None:
+            _check_call(what, key, problems, given=2)
     for i, stage in enumerate(recipe.stages):
         if stage.optimizer is not None:
             _check_call(stage.optimizer, f"stages.{i}.optimizer", problems)
@@ -227,8 +234,8 @@ def check(recipe: Recipe) -> None:
     problems.raise_as(RecipeError)
 
 
-def _check_call(what: Call, key: str, problems: Problems, whole: bool = True) -> None:
-    _check_one(lambda: find(what.source, key), what.kwargs, key, problems, whole)
+def _check_call(what: Call, key: str, problems: Problems, given: int = 0) -> None:
+    _check_one(lambda: find(what.source, key), what.kwargs, key, problems, given)
 
 
 def _check_one(
@@ -236,15 +243,14 @@ def _check_one(
     kwargs: Mapping[str, Any],
     key: str,
     problems: Problems,
-    whole: bool = True,
+    given: int = 0,
 ) -> None:
     try:
         function = finder()
     except RecipeError as error:
         problems.add("", str(error).removeprefix("recipe: "))
         return
-    if whole or kwargs:
-        check_signature(function, kwargs, key, problems)
+    check_signature(function, kwargs, key, problems, given)
     for name, value in kwargs.items():
         if isinstance(value, Call):
             _check_call(value, f"{key}.{name}", problems)

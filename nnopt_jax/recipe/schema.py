@@ -73,6 +73,7 @@ class Recipe:
         stages: what is done, in order.
         loss: `(logits, labels) -> scalar`, to be minimized.
         metric: `(logits, labels) -> scalar`, the smaller the better, reported as the error.
+        augment: `(inputs, key) -> inputs`, applied to every training batch inside the step.
         optimizer: for the stages that name none.
         batch_size: examples in a step; what does not fill a batch is left out of the epoch.
         seed: of the parameters, the order of the batches and the transforms.
@@ -87,6 +88,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     loss: Call = Call("nnopt_jax.zoo.losses:cross_entropy")
     metric: Call = Call("nnopt_jax.zoo.losses:error_rate")
+    augment: Call | None = None
     optimizer: Call = Call("optax:adam", {"learning_rate": 1e-3})
     batch_size: int = 128
     seed: int = 0

@@ -16,7 +16,7 @@ from nnopt_jax.recipe import resolve
 from nnopt_jax.recipe.data import Data, open_data
 from nnopt_jax.recipe.evaluate import check_classes
 from nnopt_jax.recipe.phases import Phase, phases
-from nnopt_jax.recipe.schema import Recipe
+from nnopt_jax.recipe.schema import Call, Recipe
 from nnopt_jax.transform import plan
 from nnopt_jax.typing import Key
 
@@ -32,6 +32,7 @@ class Setup:
         phases: the stages.
         loss: `(logits, labels) -> scalar`.
         metric: likewise, the error.
+        augment: `(inputs, key) -> inputs`.
         order: key of the order of the batches.
         key: key of dropout and of transforms.
     """
@@ -42,6 +43,7 @@ class Setup:
     phases: list[Phase]
     loss: Callable[..., Any]
     metric: Callable[..., Any]
+    augment: Callable[..., Any]
     order: Key
     key: Key
 
@@ -75,8 +77,9 @@ def prepare(recipe: Recipe, check_rules: bool = True) -> Setup:
     stages = phases(recipe, len(data.train.x))
     for phase in stages if check_rules else ():
         plan(phase.tx, model.params)
-    loss, metric = (_scalar(recipe, name) for name in ("loss", "metric"))
-    return Setup(recipe, data, model, stages, loss, metric, order, key)
+    loss, metric = (_function(getattr(recipe, name), name) for name in ("loss", "metric"))
+    augment = _function(recipe.augment, "augment") if recipe.augment else lambda x, key: x
+    return Setup(recipe, data, model, stages, loss, metric, augment, order, key)
 
 
 def make_model(recipe: Recipe, data: Data, key: Key) -> Model:
@@ -106,8 +109,7 @@ def make_model(recipe: Recipe, data: Data, key: Key) -> Model:
         ) from error
 
 
-def _scalar(recipe: Recipe, name: str) -> Callable[..., Any]:
-    """The loss or the metric, its further arguments filled in."""
-    what = getattr(recipe, name)
-    function = resolve.find(what.source, name)
-    return lambda logits, labels: function(logits, labels, **what.kwargs)
+def _function(what: Call, key: str) -> Callable[..., Any]:
+    """A callable of two arguments that the run gives, its further arguments filled in."""
+    function = resolve.find(what.source, key)
+    return lambda left, right: function(left, right, **what.kwargs)

@@ -10,7 +10,7 @@ from nnopt_jax.report.style import CSS
 from nnopt_jax.report.summary import LeafRow, Measure, Summary, amount
 from nnopt_jax.report.svg import Band, Line, bar_chart, histogram, line_chart
 
-_HISTOGRAMS = 24
+_HISTOGRAMS, _BARS = 24, 12
 
 
 def page(summary: Summary) -> str:
@@ -28,10 +28,9 @@ def page(summary: Summary) -> str:
         True
     """
     sections = (
-        _section("Training", "plots", _training(summary.rows)),
+        _section("Run", "plots", [*_training(summary.rows), _bytes(summary.leaves)]),
         _section("Before and after", "card", [_measures(summary.measures)]),
         "".join(f'<p class="note">{escape(note)}</p>' for note in summary.notes),
-        _section("Bytes of each leaf", "plots", [_bytes(summary.leaves)]),
         _section("Weights that are not zero", "small", _histograms(summary.leaves)),
         _section("Leaves", "card", [_leaves(summary.leaves)]),
         f"<details><summary>Recipe</summary><pre>{escape(summary.recipe)}</pre></details>",
@@ -62,10 +61,15 @@ def _tiles(measures: Sequence[Measure]) -> str:
     chosen = [m for m in measures if m.name in ("test error", "on disk", "in memory", "per weight")]
     tiles = "".join(
         f'<div class="tile"><span>{escape(m.name)}</span><b>{_large(m)}</b>'
-        f"<em>{'' if m.before is None else 'dense ' + amount(m.before, m.unit)}</em></div>"
+        f"<em>{escape(_beside(m))}</em></div>"
         for m in chosen
     )
     return f'<div class="tiles">{tiles}</div>' if tiles else ""
+
+
+def _beside(m: Measure) -> str:
+    before = "" if m.before is None else f"dense {amount(m.before, m.unit)}"
+    return f"{before}, {m.note}" if m.unit == "bytes" else before
 
 
 def _large(m: Measure) -> str:
@@ -126,12 +130,13 @@ def _measures(measures: Sequence[Measure]) -> str:
 def _bytes(leaves: Sequence[LeafRow]) -> str:
     if not leaves:
         return ""
+    leaves = sorted(leaves, key=lambda leaf: -leaf.memory_bits)[:_BARS]
     memory = [(0.0, leaf.memory_bits / 8) for leaf in leaves]
     series = [Line("in memory", memory, "var(--a)")]
     if all(leaf.file_bytes is not None for leaf in leaves):
         series.append(Line("in the file", [(0, leaf.file_bytes or 0) for leaf in leaves],
                            "var(--b)"))  # fmt: skip
-    return bar_chart("Bytes", [leaf.path for leaf in leaves], series)
+    return bar_chart("Bytes of the largest leaves", [leaf.path for leaf in leaves], series)
 
 
 def _histograms(leaves: Sequence[LeafRow]) -> list[str]:
