@@ -243,14 +243,14 @@ class Checkpoints:
         return problems
 
 
-def _how(wanted: Wanted) -> Any:
+def _how(leaf: Wanted) -> Any:
     """How orbax is to read one array: sharded where the target says so."""
     import orbax.checkpoint as ocp
 
     # The words of keys have an axis more than the keys that the sharding is for.
-    if wanted.sharding is None or wanted.leaf.dtype.startswith("key<"):
+    if leaf.sharding is None or leaf.leaf.dtype.startswith("key<"):
         return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=wanted.sharding)
+    return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=leaf.sharding)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

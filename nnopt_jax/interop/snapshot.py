@@ -124,8 +124,7 @@ def wanted(manifest: Mapping[str, Any], target: Any, who: str) -> tuple[Any, lis
     tree = unflatten(target, {path: numbers[path] for path in leaves})
     return tree, [
         Wanted(path, kinds[path], _sharding(leaves[path]), entry)
-        for entry in entries
-        for path in (entry["path"],)
+        for path, entry in zip(numbers, entries, strict=True)
     ]
 
 
