@@ -26,7 +26,7 @@ def dtype_bits(dtype: Any) -> int:
         >>> dtype_bits(jnp.int4), dtype_bits(jnp.bfloat16), dtype_bits(jnp.bool_)
         (4, 16, 8)
     """
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         key = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
         return 32 * math.prod(key.shape)
     dtype = jnp.dtype(dtype)
