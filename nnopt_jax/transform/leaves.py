@@ -273,6 +273,6 @@ def refresh_when(needed: Any, fresh: Callable[[], Any], old: Any) -> Any:
         >>> refresh_when(False, lambda: 1 / 0, 3)
         3
     """
-    if isinstance(needed, bool):
+    if not isinstance(needed, jax.core.Tracer):  # `cond` would compile anew at every eager call
         return fresh() if needed else old
     return jax.lax.cond(needed, fresh, lambda: old)
