@@ -1,0 +1,448 @@
+"""What every transform must obey, as plain functions that raise AssertionError.
+
+The suite runs them over the registry; the planted faults show that each of them can fail.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import nnopt_jax as nnopt
+from nnopt_jax.arrays import Codebook, Masked, Quantized, is_node
+from nnopt_jax.errors import CapacityError, NonFiniteError, SelectionError
+from nnopt_jax.tree import flatten
+
+KEY = 7  # makes the key that every `init` is given
+
+
+def example_params(dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Two matrices, a vector, and integers that no method may touch."""
+    first, second, third = jax.random.split(jax.random.key(3), 3)
+    return {
+        "dense": {
+            "bias": jax.random.normal(third, (4,)).astype(dtype),
+            "kernel": jax.random.normal(first, (8, 4)).astype(dtype),
+        },
+        "head": {"kernel": jax.random.normal(second, (8, 4)).astype(dtype)},
+        "steps": jnp.arange(3),
+    }
+
+
+def moved(params: Any, by: float = 0.05) -> Any:
+    """The parameters after some other step: a state made before is stale."""
+
+    def move(x: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        wave = np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape)
+        return x + jnp.asarray(by * wave, x.dtype)
+
+    return jax.tree.map(move, params)
+
+
+def begin(tx: nnopt.Transform, params: Any) -> Any:
+    """The first state."""
+    return tx.init(params, key=jax.random.key(KEY))
+
+
+def bits_of(x: Any) -> np.ndarray:
+    """The bits of an array: NaN equals NaN, and -0 differs from 0."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    host = np.atleast_1d(np.asarray(x))
+    return host.view(np.uint8)
+
+
+def assert_same(got: Any, wanted: Any, what: str) -> None:
+    """Both trees have one structure, one dtype and one shape a leaf, and the same bits."""
+    assert jax.tree.structure(got) == jax.tree.structure(wanted), f"{what}: structures differ"
+    pairs = zip(flatten(got).items(), jax.tree.leaves(wanted), strict=True)
+    for (path, one), other in pairs:
+        assert one.dtype == other.dtype, f"{what}: {path}: {one.dtype} against {other.dtype}"
+        assert one.shape == other.shape, f"{what}: {path}: {one.shape} against {other.shape}"
+        assert np.array_equal(bits_of(one), bits_of(other)), f"{what}: {path}: values differ"
+
+
+def assert_close(got: Any, wanted: Any, what: str, tolerance: float = 1e-6) -> None:
+    """As `assert_same`, floats within a tolerance."""
+    assert jax.tree.structure(got) == jax.tree.structure(wanted), f"{what}: structures differ"
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert one.dtype == other.dtype, f"{what}: {one.dtype} against {other.dtype}"
+        if jnp.issubdtype(one.dtype, jnp.floating):
+            one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+            assert np.allclose(one, other, rtol=tolerance, atol=tolerance), f"{what}: not close"
+        else:
+            assert np.array_equal(one, other), f"{what}: integers differ"
+
+
+def check_law(tx: nnopt.Transform, params: Any) -> None:
+    """`materialize(pack) == apply`, eager and compiled, fresh, stale, and after updates."""
+    apply, show, pack = jax.jit(tx.apply), jax.jit(nnopt.materialize), _compiled_pack(tx, params)
+    for when, now, state in _moments(tx, params):
+        packed = tx.pack(now, state)
+        assert_same(nnopt.materialize(packed), tx.apply(now, state), f"{when}, eager")
+        if when == "stale":  # once: the sizes of packed arrays may differ, which compiles anew
+            assert_same(show(packed), apply(now, state), "packed eagerly, shown compiled")
+        assert_same(show(pack(now, state)), apply(now, state), f"{when}, packed compiled")
+
+
+def _moments(tx: nnopt.Transform, params: Any) -> Iterator[tuple[str, Any, Any]]:
+    state = begin(tx, params)
+    yield "fresh", params, state
+    yield "stale", moved(params), state
+    for _ in range(3):
+        params, state = tx.update(moved(params), state)
+    yield "updated", params, state
+    yield "updated and stale", moved(params), state
+
+
+def _compiled_pack(tx: nnopt.Transform, params: Any) -> Callable[..., Any]:
+    """`pack` under jit, told how many values leaves keep where it asks for that."""
+    abstract = jax.eval_shape(functools.partial(begin, tx), params)
+    room: dict[str, int] = {}
+    for path, leaf in flatten(params).items():
+        try:
+            jax.eval_shape(functools.partial(tx.pack, capacities=room), params, abstract)
+            break
+        except CapacityError:
+            room[path] = leaf.size
+    return jax.jit(functools.partial(tx.pack, capacities=room))
+
+
+def check_law_eagerly(tx: nnopt.Transform, params: Any) -> None:
+    """The law alone, for leaves whose shapes are not worth a compilation."""
+    state = begin(tx, params)
+    for now in (params, moved(params)):
+        shown = nnopt.materialize(tx.pack(now, state))
+        assert_same(shown, tx.apply(now, state), "eager")
+
+
+def check_capacity(tx: nnopt.Transform, params: Any) -> None:
+    """Where counts are data, `pack` under jit names the leaf; where not, it succeeds."""
+    state = begin(tx, params)
+    nodes = flatten(tx.encode(params, state), is_node)
+    unknown = {path for path, leaf in nodes.items() if _count_unknown(leaf)}
+    said = _refusal(CapacityError, lambda: jax.eval_shape(tx.pack, params, state))
+    assert said or not unknown, f"packs {unknown} under jit, not knowing how many values are kept"
+    assert said is None or any(path in said for path in unknown), f"names no leaf: {said}"
+
+
+def _count_unknown(leaf: Any) -> bool:
+    if not is_node(leaf):
+        return False
+    own = isinstance(leaf, Masked) and leaf.capacity is None
+    return own or any(_count_unknown(field) for _, field in leaf.fields())
+
+
+def check_fixed_point(tx: nnopt.Transform, params: Any) -> None:
+    """The state keeps structure, shapes, dtypes and weak types, so that a scan can carry it."""
+
+    def signature(tree: Any) -> Any:
+        return jax.tree.structure(tree), [
+            (x.shape, x.dtype, bool(x.weak_type)) for x in jax.tree.leaves(tree)
+        ]
+
+    def one(carry: Any, _: None) -> tuple[Any, None]:
+        return tx.update(*carry), None
+
+    before = params, jax.eval_shape(functools.partial(begin, tx), params)
+    after = jax.eval_shape(lambda carry: tx.update(*carry), before)
+    assert signature(before[1])[1] == signature(after[1])[1], "update changes arrays of the state"
+    assert signature(before[1]) == signature(after[1]), "update changes the state's structure"
+    assert not any(weak for *_, weak in signature(before[1])[1]), "the state is weakly typed"
+    assert signature(jax.eval_shape(lambda: params)) == signature(after[0]), "params change type"
+    scanned, _ = jax.jit(lambda c: jax.lax.scan(one, c, length=3))((params, begin(tx, params)))
+    carry = params, begin(tx, params)
+    for _ in range(3):
+        carry = tx.update(*carry)
+    assert_close(scanned, carry, "scan")
+
+
+def check_counts(tx: nnopt.Transform, params: Any) -> None:
+    """An update adds one to every count, or takes the step it is told."""
+
+    def counts(state: Any) -> list[int]:
+        parts = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnopt.State))
+        return [int(part.count) for part in parts]
+
+    state = begin(tx, params)
+    assert set(counts(state)) == {0}, "does not start at 0"
+    params, state = tx.update(params, state)
+    assert set(counts(state)) == {1}, "does not count the update"
+    params, state = tx.update(params, state, step=9)
+    assert set(counts(state)) == {9}, "does not take the step it is told"
+
+
+def check_vmap(tx: nnopt.Transform, params: Any) -> None:
+    """Members stacked along a new axis are transformed as each is alone."""
+
+    def life(member: Any) -> Any:
+        state = begin(tx, member)
+        member, state = tx.update(moved(member), state)
+        return tx.apply(member, state), state
+
+    members = [params, moved(params, 0.3)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *members)
+    together = jax.jit(jax.vmap(life))(stacked)
+    for i, member in enumerate(members):
+        mine = jax.tree.map(lambda x, i=i: x[i], together)
+        assert_close(mine, life(member), f"member {i}")
+
+
+def check_abstract(tx: nnopt.Transform, params: Any) -> None:
+    """`eval_shape` of everything tells shapes and dtypes of what is then computed."""
+    shapes = jax.eval_shape(functools.partial(begin, tx), params)
+    state = begin(tx, params)
+    shown = jax.eval_shape(tx.apply, params, shapes)
+    for promised, made in ((shapes, state), (shown, tx.apply(params, state))):
+        assert jax.tree.structure(promised) == jax.tree.structure(made)
+        assert [(x.shape, x.dtype) for x in jax.tree.leaves(promised)] == [
+            (x.shape, x.dtype) for x in jax.tree.leaves(made)
+        ]
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(shown)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(params)
+    ], "the model sees other shapes or dtypes than the parameters have"
+
+
+def mesh(kind: AxisType) -> jax.sharding.Mesh:
+    """Eight devices, four along `data` and two along `model`."""
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+
+
+def check_mesh(tx: nnopt.Transform, params: Any) -> None:
+    """On Auto and Explicit meshes: `encode` and `pack` to the bit, the rest as declared."""
+    params = {"dense": params["dense"], "steps": params["steps"]}  # each leaf costs a compilation
+    pack = _compiled_pack(tx, params)
+    state = begin(tx, params)
+    now = moved(params)
+
+    def everything(now: Any, state: Any) -> Any:
+        return tx.apply(now, state), pack(now, state), begin(tx, now), tx.update(now, state)
+
+    wanted = jax.jit(everything)(now, state)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        devices = mesh(kind)
+        with jax.set_mesh(devices):
+            split = jax.tree.map(lambda x, d=devices: jax.device_put(x, _sharding(x, d)), now)
+            function = everything
+            if kind == AxisType.Explicit:
+                function = jax.sharding.auto_axes(everything, out_sharding=PartitionSpec())
+            got = jax.jit(function)(split, state)
+        assert_same(got[0], wanted[0], f"{kind}, apply")
+        assert_same(got[1], wanted[1], f"{kind}, pack")
+        compare = assert_same if tx.exact else assert_close
+        compare(got[2], wanted[2], f"{kind}, init")
+        compare(got[3], wanted[3], f"{kind}, update")
+
+
+def _sharding(x: jax.Array, devices: jax.sharding.Mesh) -> NamedSharding:
+    spec = PartitionSpec("data", "model") if x.ndim == 2 else PartitionSpec()
+    return NamedSharding(devices, spec)
+
+
+def check_deterministic(tx: nnopt.Transform, params: Any) -> None:
+    """The same parameters and the same key give the same states."""
+    first, second = begin(tx, params), begin(tx, params)
+    assert_same(first, second, "init")
+    assert_same(tx.update(params, first), tx.update(params, second), "update")
+    assert_same(tx.apply(params, first), tx.apply(params, second), "apply")
+
+
+def check_finite(tx: nnopt.Transform, params: Any, bad: float) -> None:
+    """Eager `pack` of NaN or infinity raises with the path, or keeps it; it never loses it."""
+    state = begin(tx, params)
+    nodes = flatten(tx.encode(params, state), is_node)
+    for path, leaf in nodes.items():
+        if not is_node(leaf):
+            continue
+        at = np.unravel_index(int(np.argmax(np.abs(leaf.materialize()))), leaf.shape)
+        spoiled = _with(params, path, lambda x, at=at: x.at[at].set(bad))
+        if not _holds_codes(leaf):
+            packed = nnopt.materialize(tx.pack(spoiled, state))
+            assert_same(packed, tx.apply(spoiled, state), f"{path} holds {bad}")
+            continue
+        said = _refusal(NonFiniteError, lambda tree=spoiled: tx.pack(tree, state))
+        assert said is not None, f"packs {bad} in {path} into codes"
+        assert path in said, f"does not name {path}: {said}"
+
+
+def _refusal(kind: type[Exception], function: Callable[[], Any]) -> str | None:
+    """The text of the error of this kind that a function raises, if it does."""
+    try:
+        function()
+    except kind as error:
+        return str(error)
+    return None
+
+
+def _with(params: Any, path: str, change: Callable[[jax.Array], jax.Array]) -> Any:
+    leaves = flatten(params)
+    changed = leaves | {path: change(leaves[path])}
+    return jax.tree.unflatten(jax.tree.structure(params), list(changed.values()))
+
+
+def _holds_codes(field: Any) -> bool:
+    if not is_node(field):
+        return False
+    inner = any(_holds_codes(one) for _, one in field.fields())
+    return isinstance(field, (Quantized, Codebook)) or inner
+
+
+def _passes(field: Any) -> np.ndarray:
+    """Where the gradient reaches the raw leaf below an expression, told from its nodes alone."""
+    if not is_node(field) or isinstance(field, (Quantized, Codebook)):
+        return np.ones(field.shape, bool)
+    assert isinstance(field, Masked)
+    below = _passes(field.values)
+    return below & np.asarray(field.mask) if field.mode == "select" else below
+
+
+def check_gradients(tx: nnopt.Transform, params: Any) -> None:
+    """The gradient passes straight through, except where a hard mask selects."""
+    state = begin(tx, params)
+    slopes = jax.tree.map(
+        lambda x: np.cos(3.0 * np.arange(x.size, dtype=np.float32)).reshape(x.shape), params
+    )
+
+    def loss(shown: Any) -> jax.Array:
+        return sum(
+            (x.astype(jnp.float32) * slope).sum()
+            for x, slope in zip(jax.tree.leaves(shown), jax.tree.leaves(slopes), strict=True)
+        )
+
+    _, grads = nnopt.value_and_grad(loss, tx)(params, state)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads)), "gradients are not finite"
+    encoded = flatten(tx.encode(params, state, train=True), is_node)
+    given, wanted = flatten(grads.train.params), flatten(slopes)
+    assert set(given) == {p for p, x in flatten(params).items() if x.dtype != jnp.int32}
+    for path, got in given.items():
+        want = np.where(_passes(encoded[path]), wanted[path], 0)
+        assert np.allclose(np.asarray(got, np.float32), want, atol=1e-6), f"{path}: gradient is off"
+        shown = np.asarray(flatten(grads.shown)[path], np.float32)
+        assert np.allclose(shown, wanted[path], atol=1e-6), f"{path}: gradient at the model is off"
+
+
+def check_trained_is_stored(tx: nnopt.Transform, params: Any) -> None:
+    """After an update, what training sees is what is applied."""
+    state = begin(tx, params)
+    for _ in range(2):
+        params, state = tx.update(moved(params), state)
+        trained = nnopt.materialize(tx.encode(params, state, train=True))
+        assert_same(trained, tx.apply(params, state), "train=True")
+
+
+def check_no_negative_zero(tx: nnopt.Transform, params: Any) -> None:
+    """A grid never shows -0: it has one zero, and a stored code could not tell them apart."""
+    state = begin(tx, params)
+    for path, leaf in flatten(tx.encode(params, state), is_node).items():
+        if _on_grid(leaf):
+            shown = np.asarray(leaf.materialize(), np.float32)
+            assert not np.signbit(shown[shown == 0]).any(), f"{path} shows -0"
+
+
+def _on_grid(leaf: Any) -> bool:
+    inner = is_node(leaf) and any(_on_grid(field) for _, field in leaf.fields())
+    return isinstance(leaf, Quantized) or inner
+
+
+def check_keeps_zeros(before: nnopt.Transform, after: nnopt.Transform, params: Any) -> None:
+    """What the first links mask stays zero behind later ones, and has no say in their states."""
+    tx = nnopt.chain(before, after)
+    state = begin(tx, params)
+    for _ in range(2):
+        params, state = tx.update(moved(params), state)
+    masks = {
+        path: np.asarray(leaf.mask)
+        for path, leaf in flatten(before.encode(params, state[0]), is_node).items()
+        if isinstance(leaf, Masked)
+    }
+    shown = flatten(tx.apply(params, state))
+    packed = flatten(nnopt.materialize(tx.pack(params, state)))
+    noise = params
+    for path, mask in masks.items():
+        assert not np.asarray(shown[path])[~mask].any(), f"{path}: pruned weights are shown"
+        assert not np.asarray(packed[path])[~mask].any(), f"{path}: pruned weights are stored"
+        noise = _with(noise, path, lambda x, mask=mask: jnp.where(mask, x, 0.01))
+    states = [
+        after.init(before.encode(tree, state[0]), key=jax.random.key(KEY))
+        for tree in (params, noise)
+    ]
+    assert_same(*states, "pruned weights have a say")
+
+
+def check_keeps_levels(tx: nnopt.Transform, params: Any) -> None:
+    """No scale block shows more distinct values than the smallest codebook inside has entries."""
+    state = begin(tx, params)
+    for _ in range(2):
+        params, state = tx.update(moved(params), state)
+    for path, leaf in flatten(tx.encode(params, state), is_node).items():
+        entries, scale = _codebook_size(leaf), _outer_scale(leaf)
+        if entries is None:
+            continue
+        shown, packed = (
+            np.asarray(flatten(tree)[path], np.float32)
+            for tree in (tx.apply(params, state), nnopt.materialize(tx.pack(params, state)))
+        )
+        for block in np.unique(scale):
+            inside = np.broadcast_to(scale == block, shown.shape)
+            for dense in (shown, packed):
+                levels = np.unique(dense[inside & (dense != 0)])
+                assert len(levels) <= entries, f"{path}: {len(levels)} values from {entries}"
+
+
+def _codebook_size(field: Any) -> int | None:
+    if not is_node(field):
+        return None
+    inner = [_codebook_size(one) for _, one in field.fields()]
+    own = [field.table.shape[0]] if isinstance(field, Codebook) else []
+    sizes = own + [size for size in inner if size is not None]
+    return min(sizes, default=None)
+
+
+def _outer_scale(field: Any) -> np.ndarray:
+    """The scale of a grid above a codebook, repeated to the logical shape."""
+    if isinstance(field, Masked):
+        return _outer_scale(field.values)
+    if not isinstance(field, Quantized):
+        return np.zeros((1, 1))
+    scale = np.asarray(field.scale, np.float32)
+    for axis, size in enumerate(field.shape):
+        scale = np.repeat(scale, size // scale.shape[axis], axis)
+    return scale
+
+
+def check_mismatched_state(tx: nnopt.Transform, params: Any) -> None:
+    """A state made for another tree is refused by name, not applied in part."""
+    state = begin(tx, params)
+    less = {name: leaf for name, leaf in params.items() if name != "head"}
+    for function in (tx.apply, tx.pack, tx.update):
+        said = _refusal(SelectionError, lambda f=function: f(less, state))
+        assert said is not None, f"{function.__name__} takes a state made for another tree"
+        assert "head/kernel" in said, said
+
+
+CHECKS: dict[str, Callable[[nnopt.Transform, Any], None]] = {
+    "law": check_law,
+    "capacity": check_capacity,
+    "fixed_point": check_fixed_point,
+    "counts": check_counts,
+    "vmap": check_vmap,
+    "abstract": check_abstract,
+    "mesh": check_mesh,
+    "deterministic": check_deterministic,
+    "nan": functools.partial(check_finite, bad=float("nan")),
+    "infinity": functools.partial(check_finite, bad=float("-inf")),
+    "gradients": check_gradients,
+    "trained_is_stored": check_trained_is_stored,
+    "no_negative_zero": check_no_negative_zero,
+    "levels": check_keeps_levels,
+    "mismatched_state": check_mismatched_state,
+}
+"""Every check of one transform, by name."""
