@@ -100,7 +100,7 @@ class Masked(Node):
         mask = show(self.mask).astype(bool)
         if not compactable(self.values):
             return Masked(store_field(self.values), Bits.of(mask, 1))
-        count = int(mask.sum()) if self.capacity is None else self.capacity
+        count = int(mask.sum()) if self.capacity is None else min(self.capacity, mask.size)
         kept = jnp.nonzero(mask.ravel(), size=count, fill_value=0)[0]
         values = map_elementwise(_without_carry(self.values), lambda x: x.ravel()[kept])
         return Sparse(store_field(values), smallest_support(mask), mask.shape)
