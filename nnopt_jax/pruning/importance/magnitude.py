@@ -26,7 +26,7 @@ def magnitude(
     where: Where = matrices,
     scope: Literal["leaf", "global"] = "leaf",
     mode: Literal["hard", "soft"] = "hard",
-    every: int = 1,
+    every: int | None = 1,
 ) -> Transform:
     r"""Keeps the weights of greatest magnitude, exactly as many as the sparsity says.
 
@@ -45,7 +45,8 @@ def magnitude(
             nothing (before the first update the model sees them still). `"soft"`: the mask is in
             the forward pass, and pruned weights go on learning, straight through, and may return.
         every: updates between two choices of the mask. A scheduled sparsity that has arrived is
-            put in force at once.
+            put in force at once. None: the mask of `init` stays, and where it is hard it costs no
+            pass of its own, because it joins the optimizer's.
 
     Returns:
         The transform. It wraps: later links of a chain keep its zeros.
@@ -67,6 +68,7 @@ def magnitude(
         Gupta 2017, To prune, or not to prune, section 3.
     """
     _check(sparsity, scope, mode, every)
+    period = every or 1  # of no account where the mask stays
 
     def target(count: jax.Array | int) -> jax.Array | float:
         return jnp.clip(sparsity(count), 0.0, 1.0) if callable(sparsity) else sparsity
@@ -88,8 +90,8 @@ def magnitude(
 
     def update(leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
         share = target(now.count)
-        needed: Any = every == 1 or now.count % every == 0
-        if callable(sparsity) and every > 1:
+        needed: Any = period == 1 or now.count % period == 0
+        if callable(sparsity) and period > 1:
             held = next(iter(state.rest.values()))["sparsity"]
             needed |= (held != share) & (target(now.count + 1) == share)
         return {}, refresh_when(needed, lambda: fresh(leaves, share), state.rest)
@@ -114,7 +116,7 @@ def magnitude(
         where,
         init=init,
         encode=encode,
-        update=update,
+        update=None if every is None else update,
         settle=settle if mode == "hard" else None,
         capacities=capacity,
     )
@@ -127,12 +129,17 @@ def _kept(size: int, share: jax.Array | float) -> Any:
     return jnp.round(size * (1.0 - share)).astype(jnp.int32)
 
 
-def _check(sparsity: Any, scope: str, mode: str, every: int) -> None:
+def _check(sparsity: Any, scope: str, mode: str, every: int | None) -> None:
     if not callable(sparsity) and not 0.0 <= sparsity <= 1.0:
         raise ValueRangeError(f"{_NAME}: sparsity={sparsity!r} is not between 0 and 1.")
     if scope not in ("leaf", "global"):
         raise ValueRangeError(f"{_NAME}: scope={scope!r} is neither 'leaf' nor 'global'.")
     if mode not in ("hard", "soft"):
         raise ValueRangeError(f"{_NAME}: mode={mode!r} is neither 'hard' nor 'soft'.")
-    if every < 1:
+    if every is None and callable(sparsity):
+        raise ValueRangeError(
+            f"{_NAME}: every=None keeps the first mask, but sparsity is a schedule, which changes "
+            "it; give every=1 or more."
+        )
+    if every is not None and every < 1:
         raise ValueRangeError(f"{_NAME}: every={every!r} is not a number of updates, 1 or more.")
