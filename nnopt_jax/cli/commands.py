@@ -14,7 +14,7 @@ from nnopt_jax.arrays.base import materialize, summary
 from nnopt_jax.cli.progress import watch
 from nnopt_jax.recipe.folder import Folder
 from nnopt_jax.recipe.setup import prepare
-from nnopt_jax.report import diff_table, leaf_rows, leaf_table, table
+from nnopt_jax.report import LeafRow, diff_table, leaf_table, table
 from nnopt_jax.transform import plan as plan_of
 from nnopt_jax.tree import diff as tree_diff, flatten
 
@@ -56,8 +56,12 @@ def plan(args: argparse.Namespace) -> None:
 def inspect(args: argparse.Namespace) -> None:
     """Prints a row for each leaf of a file."""
     path = _artifact(args.file)
-    rows = leaf_rows(artifact.load(path), artifact.sizes(path))
-    _console().print(leaf_table(str(path), rows, path.stat().st_size))
+    found = artifact.inspect(path)
+    rows = tuple(
+        LeafRow(row.path, row.expression, row.shape, round(row.file_bytes), 8 * row.memory_bytes)
+        for row in found.rows
+    )
+    _console().print(leaf_table(str(path), rows, found.file_bytes))
 
 
 def diff(args: argparse.Namespace) -> None:

@@ -70,10 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler.setFormatter(logging.Formatter("%(message)s"))
     _log.addHandler(handler)
     _log.setLevel(logging.INFO)
+    _log.propagate = False  # some libraries give the root logger a handler of their own
     try:
         # Imported late, so that --help and mistakes on the command line answer at once.
         from nnopt_jax.cli import commands
 
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax raises what it logs
         getattr(commands, args.command)(args)
     except NnoptError as error:
         sys.stderr.write(f"nnopt: {error}\n")
@@ -83,4 +85,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         _log.removeHandler(handler)
+        _log.propagate = True
     return 0

@@ -73,12 +73,12 @@ def adapt(made: Any, sample: Any, key: Key | None) -> Model:
 def _of_linen(module: linen.Module, sample: Any, key: Key | None) -> Model:
     accepted = inspect.signature(type(module).__call__).parameters
 
-    def mode(train: bool) -> dict[str, bool]:
+    def mode(train: bool) -> dict[str, Any]:
         """Linen has no rule; these are the two customs."""
         told = {"train": train, "training": train, "deterministic": not train}
         return {name: value for name, value in told.items() if name in accepted}
 
-    variables = dict(module.init(key, sample, **mode(False)))
+    variables = dict(module.init({} if key is None else key, sample, **mode(False)))
     params = variables.pop("params", {})
 
     def apply(p: Params, extra: Any, x: ArrayLike, *, train: bool = False, key: Any = None) -> Any:

@@ -13,7 +13,7 @@ from nnopt_jax.recipe.train import resume, train
 from nnopt_jax.recipe.watch import Watch
 from nnopt_jax.report.html import page
 from nnopt_jax.report.summary import Summary
-from nnopt_jax.report.writers import JsonLines, write_whole, writing
+from nnopt_jax.report.writers import JsonLines, write_whole
 
 
 def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> Summary:
@@ -47,7 +47,7 @@ def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> S
             return summary
     setup = prepare(recipe)
     folder.claim(recipe, fresh)
-    with Checkpoints(folder.checkpoints) as checkpoints, writing(folder.checkpoints):
+    with Checkpoints(folder.checkpoints) as checkpoints:
         carry, done = resume(setup, checkpoints)
         if done:
             watch.note(f"going on after step {done}")

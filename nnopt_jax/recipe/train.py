@@ -77,6 +77,8 @@ def train(
             continue
         if done <= phase.first:
             carry = jax.jit(lambda c, p=phase: p.begin(c, setup.key))(carry)
+            # What jit hands through unchanged is shared; each step gives its carry away.
+            carry = jax.tree.map(lambda x: x.copy(), carry)
         log = _Log(setup, phase, rows, watch)
         carry = _train_phase(setup, phase, checkpoints, log, carry, max(done, phase.first))
     return carry

@@ -46,7 +46,7 @@ class LeafRow:
     shape: tuple[int, ...]
     file_bytes: int | None
     memory_bits: int
-    zeros: int
+    zeros: int = 0
     edges: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
 

@@ -69,15 +69,17 @@ def leaf_table(title: str, leaves: tuple[LeafRow, ...], total: int | None = None
     for name, footer in zip(names, footers, strict=True):
         made.add_column(name, footer, justify="right", no_wrap=True)
     for leaf in leaves:
-        in_file = "-" if leaf.file_bytes is None else f"{leaf.file_bytes:,}"
         made.add_row(
             leaf.path,
             leaf.expression,
             " x ".join(map(str, leaf.shape)) or "scalar",
-            in_file,
+            amount(leaf.file_bytes, "bytes"),
             f"{-(-leaf.memory_bits // 8):,}",
             "-" if leaf.file_bytes is None else _rate(leaf.file_bytes, leaf.size),
         )
+    if total is not None:
+        rest = total - sum(leaf.file_bytes or 0 for leaf in leaves)
+        made.add_row("", "description, checksum", "", f"{rest:,}", "", "")
     return made
 
 

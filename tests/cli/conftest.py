@@ -68,35 +68,55 @@ stages:
 class Project:
     """A folder with `mine.py` and `recipe.yaml`, and the command `nnopt` in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, compiled: Path) -> None:
         self.folder = folder
         (folder / "mine.py").write_text(dedent(MODULE))
         (folder / "recipe.yaml").write_text(RECIPE)
         self.run = folder / "runs" / "mine"
-        # One simulated device: the eight of the tests only slow these tiny networks down.
-        self.env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+        # One simulated device: the eight of the tests only slow these tiny networks down. What
+        # one process compiled serves the others.
+        self.env = os.environ | {
+            "XLA_FLAGS": "",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
 
-    def start(self, *args: str, **options) -> subprocess.Popen:
+    def start(self, *args: str, largest: int | None = None) -> subprocess.Popen:
+        """Starts `nnopt`; where `largest` is given, no file can grow beyond so many bytes."""
         command = [sys.executable, "-m", "nnopt_jax", *args]
+        if largest is not None:
+            limited = (
+                "import resource, runpy\n"
+                f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest}, {largest}))\n"
+                "runpy.run_module('nnopt_jax', run_name='__main__')"
+            )
+            command = [sys.executable, "-c", limited, *args]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=self.folder, env=self.env, **pipes, **options)
+        return subprocess.Popen(command, cwd=self.folder, env=self.env, **pipes)
 
-    def nnopt(self, *args: str, **options) -> tuple[int, str, str]:
+    def nnopt(self, *args: str, largest: int | None = None) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of one command."""
-        process = self.start(*args, **options)
-        out, err = process.communicate(timeout=300)
+        process = self.start(*args, largest=largest)
+        out, err = process.communicate(timeout=600)
         return process.returncode, out, err
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return Project(tmp_path)
+def project(tmp_path: Path, compiled: Path) -> Project:
+    return Project(tmp_path, compiled)
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def finished(tmp_path_factory: pytest.TempPathFactory, compiled: Path) -> Project:
     """A project whose recipe has run to its end, undisturbed."""
-    project = Project(tmp_path_factory.mktemp("finished"))
+    project = Project(tmp_path_factory.mktemp("finished"), compiled)
     status, _, err = project.nnopt("run", "recipe.yaml")
     assert status == 0, err
     return project

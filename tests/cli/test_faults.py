@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import shutil
 import signal
 import time
@@ -98,10 +97,7 @@ def test_a_full_disk_is_told_and_leaves_old_files_whole(finished, project, limit
     run = copy_of(finished, project, "result.json")
     old = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
 
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    status, _, err = project.nnopt("run", "recipe.yaml", preexec_fn=small_files)
+    status, _, err = project.nnopt("run", "recipe.yaml", largest=limit)
     assert status == 2
     assert "File too large" in err
     assert "Traceback" not in err
@@ -114,10 +110,7 @@ def test_a_full_disk_is_told_and_leaves_old_files_whole(finished, project, limit
 
 
 def test_a_full_disk_while_training(project, finished):
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-    status, _, err = project.nnopt("run", "recipe.yaml", preexec_fn=small_files)
+    status, _, err = project.nnopt("run", "recipe.yaml", largest=1000)
     assert status == 2
     assert err.startswith("nnopt: ") or "\nnnopt: " in err
     assert "Traceback" not in err
