@@ -76,7 +76,9 @@ def abstract(description: Any, leaf: Callable[[str, tuple[int, ...]], Any] | Non
     make = leaf or (lambda dtype, shape: jax.ShapeDtypeStruct(shape, dtype_named(dtype)))
     try:
         return _abstract(description, make)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except ArtifactError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"manifest: malformed description ({error!r}).") from error
 
 
