@@ -76,7 +76,6 @@ class Mixer:
     """
 
     def __init__(self, sizes: Sequence[int], prior: int) -> None:
-        total = sum(sizes)
         self._start = np.cumsum([0, *sizes[:-1]])[:, None]
         # The zeros of all contexts, then the ones: a bit of value y is counted at y * total.
         self._ones = sum(sizes)

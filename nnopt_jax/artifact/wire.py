@@ -38,8 +38,8 @@ def framed(parts: Sequence[bytes]) -> bytes:
         >>> framed([b"ab", b"c"]).hex()
         '02616263'
     """
-    *first, last = parts
-    return b"".join(varint(len(part)) + part for part in first) + last
+    lengths = [varint(len(part)) for part in parts[:-1]] + [b""]
+    return b"".join(length + part for length, part in zip(lengths, parts, strict=bool(parts)))
 
 
 class Reader:

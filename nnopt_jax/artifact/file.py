@@ -1,0 +1,99 @@
+"""`save` and `load`: one small file for a tree of arrays and expressions."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from nnopt_jax.artifact import container
+from nnopt_jax.errors import ArtifactError
+
+DEFAULT_MAX_BYTES = 1 << 33
+"""8 GiB."""
+_SLACK = 1 << 20
+"""What a file may be larger than its arrays."""
+
+
+def save(path: str | os.PathLike[str], tree: Any, *, metadata: Any = None) -> None:
+    """Writes a tree to one small file.
+
+    Codes, masks and indices are entropy-coded with what their neighbors tell; arrays that occur
+    twice are written once. The file appears by a rename: whole, or not at all.
+
+    Args:
+        path: where to; `.nnopt` by custom.
+        tree: pytree of arrays and expression nodes, as `tx.pack` returns it. Dictionaries, lists,
+            tuples and None stay what they are; other containers become dictionaries of their
+            fields, and keys become strings.
+        metadata: anything JSON can say, to keep beside the tree.
+
+    Raises:
+        ArtifactError: the file cannot be written; what was at `path` before is untouched.
+        ValueRangeError: the metadata is not JSON.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nnopt.save(f"{folder}/model.nnopt", {"w": jnp.arange(3)})
+        ...     nnopt.load(f"{folder}/model.nnopt")
+        {'w': Array([0, 1, 2], dtype=int32)}
+    """
+    data = container.write(tree, metadata)
+    try:
+        _replace(Path(os.path.realpath(path)), data)
+    except OSError as error:
+        raise ArtifactError(
+            f"save: cannot write {len(data)} bytes to {os.fspath(path)}: "
+            f"{error.strerror or error}. What was there before is untouched."
+        ) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes beside the place, flushes to the disk, and renames."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        with open(beside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> Any:
+    """Reads a tree, bit for bit, with no model code and no pickle.
+
+    Args:
+        path: a file that `save` wrote.
+        max_bytes: the most memory the arrays may take, masks spread out; a file that declares
+            more is refused before anything is allocated.
+
+    Returns:
+        The tree: JAX arrays, or NumPy's of 64 bits where JAX has those turned off, in the nodes
+        and containers they were saved in.
+
+    Raises:
+        ArtifactError: there is no such file; it is damaged, of an unknown version, or too large.
+    """
+    return container.read(contents(path, max_bytes))
+
+
+def contents(path: str | os.PathLike[str], max_bytes: int) -> container.Contents:
+    """What a file holds, with no array decoded yet; raises as `load` does."""
+    try:
+        size = os.path.getsize(path)
+        if size > max_bytes + _SLACK:
+            raise ArtifactError(f"load: a file of {size} bytes, and max_bytes is {max_bytes}.")
+        return container.contents(Path(path).read_bytes(), max_bytes)
+    except (OSError, ArtifactError) as error:
+        raise ArtifactError(f"{os.fspath(path)}: {error}") from error

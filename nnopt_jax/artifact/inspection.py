@@ -1,0 +1,118 @@
+"""What each leaf of a file takes, told without decoding any array."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import jax
+
+from nnopt_jax.arrays import is_node
+from nnopt_jax.arrays.base import summary
+from nnopt_jax.artifact.container import Contents
+from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
+from nnopt_jax.artifact.leaves import slot_tree
+from nnopt_jax.tree import flatten, tree_bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one leaf of a file takes.
+
+    Args:
+        path: of the leaf.
+        expression: the leaf in one line.
+        shape: the shape it stands for.
+        file_bytes: bytes in the file; small arrays share theirs in proportion.
+        memory_bytes: bytes of its arrays in memory.
+        bits_per_weight: bits in the file for each element it stands for.
+    """
+
+    path: str
+    expression: str
+    shape: tuple[int, ...]
+    file_bytes: float
+    memory_bytes: int
+    bits_per_weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What a file holds.
+
+    Args:
+        rows: one for each leaf.
+        metadata: what was saved beside the tree.
+        file_bytes: size of the file.
+        overhead_bytes: what of it belongs to no leaf: header, description, checksum.
+    """
+
+    rows: tuple[Row, ...]
+    metadata: Any
+    file_bytes: int
+    overhead_bytes: float
+
+
+def inspect(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> Inspection:
+    """Tells what a file holds and what each leaf takes.
+
+    Args:
+        path: a file that `save` wrote.
+        max_bytes: as for `load`.
+
+    Returns:
+        A row for each leaf, and the rest.
+
+    Raises:
+        ArtifactError: as `load`.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nnopt.save(f"{folder}/model.nnopt", {"w": jnp.zeros((300, 100))})
+        ...     row = nnopt.inspect(f"{folder}/model.nnopt").rows[0]
+        >>> row.path, row.expression, row.file_bytes, row.memory_bytes
+        ('w', 'float32[300,100]', 8.0, 120000)
+    """
+    found = contents(path, max_bytes)
+    taken = _bytes_by_array(found)
+    leaves = flatten(found.tree, is_node)
+    insides = jax.tree.structure(found.tree, is_leaf=is_node).flatten_up_to(slot_tree(found.tree))
+    rows = []
+    for (name, leaf), inside in zip(leaves.items(), insides, strict=True):
+        size = sum(taken.get(slot.index, 0.0) for slot in jax.tree.leaves(inside))
+        rows.append(
+            Row(
+                path=name,
+                expression=summary(leaf),
+                shape=tuple(leaf.shape),
+                file_bytes=size,
+                memory_bytes=-(-tree_bits(leaf) // 8),
+                bits_per_weight=8 * size / max(math.prod(leaf.shape), 1),
+            )
+        )
+    total = os.path.getsize(path)
+    rest = total - sum(row.file_bytes for row in rows)
+    return Inspection(tuple(rows), found.metadata, total, rest)
+
+
+def sizes(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, int]:
+    """Bytes of each leaf in a file, by path; raises as `inspect` does."""
+    rows = inspect(path, max_bytes=max_bytes).rows
+    return {row.path: round(row.file_bytes) for row in rows}
+
+
+def _bytes_by_array(found: Contents) -> dict[int, float]:
+    """Bytes in the file by number of the array; a stream or pool is shared out by size."""
+    taken: dict[int, float] = {}
+    for number, part in zip(found.plan.coded, found.coded, strict=True):
+        covers = found.plan.streams[number].covers
+        taken |= {index: len(part) / len(covers) for index in covers}
+    for pool, planes in zip(found.plan.pools, found.planes, strict=True):
+        total = sum(math.prod(slot.shape) for slot in pool)
+        share = sum(map(len, planes)) / total
+        taken |= {slot.index: share * math.prod(slot.shape) for slot in pool}
+    return taken

@@ -1,0 +1,109 @@
+"""The packed layouts of `nnopt_jax.ops.bits` and `Gaps`, in NumPy: a file needs no compiler."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nnopt_jax.errors import ArtifactError
+from nnopt_jax.ops.bits import packed_size
+
+
+def _planes(width: int) -> list[tuple[int, int]]:
+    """(shift, bits) of the planes of a width, the largest power of two first."""
+    planes, shift = [], 0
+    while shift < width:
+        bits = min(8, 1 << (width - shift).bit_length() - 1)
+        planes.append((shift, bits))
+        shift += bits
+    return planes
+
+
+def _shifts(bits: int) -> np.ndarray:
+    """Where the codes of one byte lie, as a column."""
+    return np.arange(0, 8, bits).astype(np.uint8)[:, None]
+
+
+def pack(codes: np.ndarray, width: int) -> np.ndarray:
+    """Packs codes along the last axis, as `ops.bits.pack_bits` does.
+
+    Args:
+        codes: unsigned integers below `2^width`, at least one axis.
+        width: 1 to 16.
+
+    Returns:
+        uint8 words.
+
+    Example:
+        >>> pack(np.array([1, 2, 3, 4]), 4)
+        array([49, 66], dtype=uint8)
+    """
+    *rows, size = codes.shape
+    words = []
+    for shift, bits in _planes(width):
+        parts, count = 8 // bits, packed_size(size, bits)
+        plane = np.zeros((*rows, parts * count), np.uint8)
+        plane[..., :size] = codes >> shift & (1 << bits) - 1
+        split = plane.reshape(*rows, parts, count) << _shifts(bits)
+        words.append(np.bitwise_or.reduce(split, axis=-2))
+    return np.concatenate(words, axis=-1)
+
+
+def unpack(words: np.ndarray, width: int, size: int) -> np.ndarray:
+    """Undoes `pack`.
+
+    Args:
+        words: uint8.
+        width: 1 to 16.
+        size: codes along the last axis.
+
+    Returns:
+        Codes: uint8 up to 8 bits, uint16 above.
+
+    Example:
+        >>> unpack(pack(np.array([1, 9, 30]), 5), 5, 3)
+        array([ 1,  9, 30], dtype=uint8)
+    """
+    rows = words.shape[:-1]
+    codes = np.zeros((*rows, size), np.uint8 if width <= 8 else np.uint16)
+    start = 0
+    for shift, bits in _planes(width):
+        count = packed_size(size, bits)
+        plane = words[..., None, start : start + count] >> _shifts(bits)
+        plane = (plane & (1 << bits) - 1).reshape(*rows, -1)[..., :size]
+        codes |= plane.astype(codes.dtype) << shift
+        start += count
+    return codes
+
+
+def gaps(mask: np.ndarray, width: int) -> np.ndarray:
+    """The codes of `Gaps`: masked elements before each kept one, `2^width - 1` to go on.
+
+    Example:
+        >>> gaps(np.array([False, True, False, False, False, True]), 2)
+        array([1, 3, 0])
+    """
+    escape = 2**width - 1
+    between = np.diff(np.flatnonzero(mask), prepend=-1) - 1
+    codes = np.full(int((between // escape + 1).sum()), escape, np.int64)
+    codes[np.cumsum(between // escape + 1) - 1] = between % escape
+    return codes
+
+
+def mask_of(codes: np.ndarray, width: int, size: int) -> np.ndarray:
+    """Undoes `gaps`, flat.
+
+    Raises:
+        ArtifactError: the codes reach beyond the mask.
+
+    Example:
+        >>> mask_of(np.array([1, 3, 0]), 2, 6).nonzero()[0]
+        array([1, 5])
+    """
+    codes = codes.astype(np.int64)
+    kept = codes != 2**width - 1
+    places = (np.cumsum(codes + kept) - 1)[kept]
+    if places.size and places[-1] >= size:
+        raise ArtifactError(f"malformed: gaps reach {places[-1]} in a mask of {size}.")
+    mask = np.zeros(size, bool)
+    mask[places] = True
+    return mask

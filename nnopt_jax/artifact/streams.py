@@ -1,0 +1,229 @@
+"""What an expression is made of, as streams of symbols that neighbors can tell something about.
+
+A stream covers one or more arrays of a tree. It is made from the abstract tree alone, so that
+whoever reads a file knows the streams before the first of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnopt_jax.arrays import Bits, Codebook, Gaps, Quantized, Sparse, is_node
+from nnopt_jax.artifact.codec import MOST_ALPHABET
+from nnopt_jax.artifact.packing import gaps, mask_of, pack, unpack
+
+Arrays = Sequence[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """The place of one array in a tree.
+
+    Args:
+        index: its number in the order of the leaves.
+        shape: its shape.
+        dtype: its dtype.
+    """
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def _index(slot: Any) -> int:
+    """Number of an array; trees of slots hold them where arrays are declared."""
+    return slot.index
+
+
+class Stream:
+    """One run of symbols, and the arrays it stands for.
+
+    Args:
+        about: the node whose codes these are, which knows where zero lies; or None.
+    """
+
+    covers: tuple[int, ...]
+    shape: tuple[int, ...]
+    alphabet: int
+    low: int = 0
+    about: Any = None
+
+    def symbols(self, arrays: Arrays) -> np.ndarray:
+        """The symbols of the arrays, of the stream's shape."""
+        raise NotImplementedError
+
+    def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
+        """Undoes `symbols`: the arrays by number."""
+        raise NotImplementedError
+
+    def center(self, arrays: Arrays) -> int:
+        """The first symbol that stands for a value of zero or more."""
+        return int(np.clip(_zero(self.about, arrays) - self.low, 0, self.alphabet - 1))
+
+
+def _zero(about: Any, arrays: Arrays) -> int:
+    """The code that stands for zero."""
+    if isinstance(about, Codebook) and isinstance(about.table, Slot):
+        return int((arrays[about.table.index] < 0).sum())
+    if (
+        isinstance(about, Quantized)
+        and isinstance(about.zero, Slot)
+        and math.prod(about.zero.shape)
+    ):
+        return round(float(arrays[about.zero.index].astype(np.float64).mean()))
+    return 0
+
+
+class Plain(Stream):
+    """An array whose bytes say nothing about each other's meaning: floats, long integers."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot, self.covers = slot, (slot.index,)
+
+
+class Integers(Stream):
+    """An array of small integers or truth values."""
+
+    def __init__(self, slot: Slot, about: Any) -> None:
+        self.slot, self.covers, self.about = slot, (slot.index,), about
+        self.shape = slot.shape
+        size = np.dtype(slot.dtype).itemsize
+        self.alphabet = 2 if slot.dtype == np.bool_ else 1 << 8 * size
+        self.low = -self.alphabet // 2 if np.dtype(slot.dtype).kind == "i" else 0
+
+    def symbols(self, arrays: Arrays) -> np.ndarray:
+        """The integers, counted from the least their type holds."""
+        return arrays[self.slot.index].astype(np.int64) - self.low
+
+    def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
+        """The integers in their own type."""
+        return {self.slot.index: (symbols.astype(np.int64) + self.low).astype(self.slot.dtype)}
+
+
+class Packed(Stream):
+    """The codes of `Bits`."""
+
+    def __init__(self, bits: Bits, about: Any) -> None:
+        self.bits, self.about = bits, about
+        self.covers = (_index(bits.words),)
+        self.shape, self.alphabet, self.low = bits.shape, 1 << bits.width, bits.low
+
+    def symbols(self, arrays: Arrays) -> np.ndarray:
+        """The codes, unpacked."""
+        bits, words = self.bits, arrays[self.covers[0]]
+        size = self.shape[-1] if bits.layout == "rows" else math.prod(self.shape)
+        return unpack(words, bits.width, size).reshape(self.shape)
+
+    def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
+        """The words."""
+        rows = symbols if self.bits.layout == "rows" else symbols.ravel()
+        return {self.covers[0]: pack(rows, self.bits.width)}
+
+
+class Gapped(Stream):
+    """The mask that `Gaps` stands for."""
+
+    alphabet = 2
+
+    def __init__(self, support: Gaps, codes: Stream) -> None:
+        self.support, self.codes = support, codes
+        self.covers, self.shape = self.codes.covers, support.shape
+
+    def symbols(self, arrays: Arrays) -> np.ndarray:
+        """The mask, as zeros and ones."""
+        codes = self.codes.symbols(arrays)
+        mask = mask_of(codes, self.support.width, math.prod(self.shape))
+        return mask.reshape(self.shape).astype(np.uint8)
+
+    def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
+        """The words of the gaps."""
+        return self.codes.arrays(gaps(symbols.ravel(), self.support.width))
+
+
+class Kept(Stream):
+    """A mask and the codes it keeps: symbol 0 where nothing is kept, code + 1 where one is."""
+
+    def __init__(self, support: Stream, codes: Stream) -> None:
+        self.support, self.codes = support, codes
+        self.covers = (*support.covers, *codes.covers)
+        self.shape, self.alphabet = support.shape, codes.alphabet + 1
+        self.low, self.about = codes.low - 1, codes.about
+
+    def symbols(self, arrays: Arrays) -> np.ndarray:
+        """Mask and codes in one."""
+        symbols = self.support.symbols(arrays).astype(np.int64)
+        symbols[symbols > 0] = self.codes.symbols(arrays).astype(np.int64) + 1
+        return symbols
+
+    def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
+        """The arrays of the support and those of the codes."""
+        mask = symbols > 0
+        codes = symbols[mask].astype(np.int64) - 1
+        return self.support.arrays(mask.astype(np.uint8)) | self.codes.arrays(codes)
+
+
+def streams(tree: Any) -> list[Stream]:
+    """Lists the streams of a tree whose arrays are `Slot`s, in a fixed order.
+
+    Args:
+        tree: pytree of slots and nodes of slots.
+
+    Returns:
+        Streams that together cover each slot once.
+    """
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: is_node(x) or isinstance(x, Slot))
+    return [stream for leaf in leaves for stream in _visit(leaf, None)]
+
+
+def loose(stream: Stream, slots: Mapping[int, Slot]) -> list[Stream]:
+    """The arrays of a stream one by one, where they are not what their node would have made."""
+    return [_stream(slots[index], None) for index in stream.covers]
+
+
+def _visit(field: Any, about: Any) -> Iterator[Stream]:
+    if isinstance(field, (Slot, Bits, Gaps)):
+        yield _stream(field, about)
+    elif isinstance(field, Sparse):
+        yield from _visit_sparse(field)
+    else:
+        for name, inner in field.fields():
+            yield from _visit(inner, field if name in field.ELEMENTWISE else None)
+
+
+def _visit_sparse(field: Sparse) -> Iterator[Stream]:
+    support = _stream(field.support, None)
+    elements = list(_elements(field.values, None))
+    if len(elements) == 1 and not isinstance(support, Plain) and not isinstance(elements[0], Plain):
+        kept = Kept(support, elements[0])
+        support = kept if kept.alphabet <= MOST_ALPHABET else support
+    yield support
+    for stream in _visit(field.values, None):
+        if not set(stream.covers) & set(support.covers):
+            yield stream
+
+
+def _elements(field: Any, about: Any) -> Iterator[Stream]:
+    """The streams of the fields that lie like the kept elements."""
+    if isinstance(field, (Slot, Bits)):
+        yield _stream(field, about)
+    else:
+        for name in field.ELEMENTWISE:
+            yield from _elements(getattr(field, name), field)
+
+
+def _stream(field: Any, about: Any) -> Stream:
+    if isinstance(field, Bits):
+        return Packed(field, about)
+    if isinstance(field, Gaps):
+        codes = _stream(field.codes, None)
+        return codes if isinstance(codes, Plain) else Gapped(field, codes)
+    small = jnp.issubdtype(field.dtype, jnp.integer) and np.dtype(field.dtype).itemsize <= 2
+    whole = np.dtype(field.dtype).kind in "iu"  # not int4, whose NumPy twin is opaque
+    return Integers(field, about) if field.dtype == np.bool_ or (small and whole) else Plain(field)

@@ -1,0 +1,418 @@
+"""Trees come back to the bit, from a file that is whole or not there."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import resource
+import stat
+import zlib
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from safetensors.numpy import load_file
+
+from nnopt_jax import artifact
+from nnopt_jax.arrays import (
+    Bits,
+    Codebook,
+    Factored,
+    Gaps,
+    Masked,
+    Quantized,
+    Sparse,
+    Sum,
+    materialize,
+    store,
+)
+from nnopt_jax.artifact import (
+    container,
+    dictionary,
+    envelope,
+    file,
+    manifest,
+    packing,
+    streams,
+    wire,
+)
+from nnopt_jax.errors import ArtifactError, SelectionError, ValueRangeError
+from nnopt_jax.ops.bits import pack_bits
+
+DTYPES = ["float32", "bfloat16", "float16", "int8", "uint8", "int16", "uint16", "int32", "bool",
+          "float8_e4m3fn", "int4", "float64", "int64", "complex64"]  # fmt: skip
+SHAPES = [(), (0,), (1,), (3, 0), (7, 5), (2, 3, 4)]
+
+
+def bits_of(array):
+    return array.dtype, array.shape, np.asarray(array).tobytes()
+
+
+def same(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert bits_of(x) == bits_of(y)
+
+
+def round_trip(tree, path, **options):
+    artifact.save(path, tree, **options)
+    back = artifact.load(path)
+    same(tree, back)
+    return back
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.nnopt"
+
+
+def pruned(seed=0, shape=(40, 30), density=0.1, clusters=8):
+    rng = np.random.default_rng(seed)
+    mask = jnp.asarray(rng.random(shape) < density)
+    table = jnp.asarray(np.sort(rng.normal(size=clusters)).astype(np.float32))
+    return Masked(Codebook(jnp.asarray(rng.integers(0, clusters, shape)), table), mask)
+
+
+def everything():
+    """A tree with every node, several of them within others."""
+    rng = np.random.default_rng(5)
+    floats = jnp.asarray(rng.normal(size=(24, 16)).astype(np.float32))
+    codes = jnp.asarray(rng.integers(-7, 8, (24, 16)).astype(np.float32))
+    grid = Quantized(codes, jnp.full((1, 16), 0.1), low=-7, high=7)
+    wide = Quantized(codes, jnp.full((1, 1), 0.1), jnp.full((1, 1), 3.0), low=-128, high=127)
+    mask = jnp.asarray(rng.random((24, 16)) < 0.2)
+    shared = Codebook(jnp.asarray(rng.integers(0, 5, (24, 16))), floats[0, :5].sort())
+    return {
+        "bits": Bits.of(jnp.arange(20) - 3, 5, -3),
+        "codebook": store(shared),
+        "coded_grid": store(Masked(Quantized(shared, jnp.ones((1, 1)), low=-7, high=7), mask)),
+        "factored": Factored(floats[:, :2], floats[:2], dtype="bfloat16"),
+        "float_mask": store(Masked(floats, mask)),
+        "gaps": Gaps.of(jnp.asarray(rng.random((50, 9)) < 0.01), 3),
+        "masked": store(Masked(Factored(floats[:, :2], floats[:2]), mask)),
+        "quantized": store(grid),
+        "sparse_grid": store(Masked(grid, mask)),
+        "sparse_wide": store(Masked(wide, mask)),
+        "sum": Sum(store(grid), Factored(floats[:, :2], floats[:2])),
+        "training": Masked(shared, mask),
+        "wide": store(wide),
+    }
+
+
+def test_every_node_comes_back(path):
+    tree = everything()
+    back = round_trip(tree, path)
+    same(materialize(tree), materialize(back))
+
+
+@given(
+    dtype=st.sampled_from(DTYPES),
+    shape=st.sampled_from(SHAPES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_bit_pattern_comes_back(dtype, shape, seed, tmp_path_factory):
+    rng = np.random.default_rng(seed)
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    size = int(np.prod(shape))
+    if dtype in ("bool", "int4"):
+        array = rng.integers(0, 2, shape).astype(kind)
+    else:
+        array = np.frombuffer(rng.bytes(size * kind.itemsize), kind).reshape(shape)
+    where = tmp_path_factory.mktemp("bits") / "x.nnopt"
+    round_trip({"x": array}, where)
+
+
+def test_special_numbers_come_back(path):
+    payload = np.array([0x7FC00001, 0xFFC12345, 0x7F800001, 0x80000000], np.uint32).view(np.float32)
+    back = round_trip([payload, jnp.float32(-0.0), jnp.array(jnp.inf)], path)
+    assert np.asarray(back[0]).view(np.uint32).tolist()[:2] == [0x7FC00001, 0xFFC12345]
+    assert np.signbit(back[1])
+
+
+def test_keys_come_back(path):
+    for implementation in ("threefry2x32", "rbg"):
+        key = jax.random.split(jax.random.key(3, impl=implementation), 2)
+        artifact.save(path, {"key": key})
+        back = artifact.load(path)["key"]
+        assert back.dtype == key.dtype
+        np.testing.assert_array_equal(jax.random.key_data(back), jax.random.key_data(key))
+
+
+def test_containers_stay_or_become_dictionaries(path):
+    Layer = collections.namedtuple("Layer", "kernel bias")
+    one = jnp.ones(2)
+    artifact.save(path, {"a": [one, (one, None)], "b": Layer(one, None), "c": {3: 2.5}, "d": []})
+    back = artifact.load(path)
+    same(back, {"a": [one, (one, None)], "b": {"bias": None, "kernel": one},
+                "c": {"3": jnp.float32(2.5)}, "d": []})  # fmt: skip
+    for tree in (one, (), None, {"x": None}):
+        round_trip(tree, path)
+
+
+def test_names_that_collide_are_refused(path):
+    one = jnp.ones(2)
+    for tree in ({"a/b": one, "a": {"b": one}}, {1: one, "1": one}):
+        with pytest.raises((SelectionError, TypeError, ValueError)):
+            artifact.save(path, tree)
+    assert not path.exists()
+
+
+def test_the_file_is_safetensors(path):
+    artifact.save(path, everything())
+    (tensor,) = load_file(path).values()
+    assert tensor.dtype == np.uint8
+    assert path.read_bytes().endswith(tensor.tobytes())
+
+
+def test_equal_arrays_are_written_once(path):
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.normal(size=(20, 30)).astype(np.float32))
+    one = store(pruned(seed=1))
+    artifact.save(path, {"a": table, "c": one})
+    single = path.stat().st_size
+    round_trip({"a": table, "b": table, "c": one, "d": store(pruned(seed=1))}, path)
+    assert path.stat().st_size < single + 60
+
+
+def test_arrays_that_no_node_would_make_come_back_all_the_same(path):
+    """Padding bits that are set, gaps that go on needlessly, more values than the mask keeps."""
+    padded = Bits(jnp.full(3, 255, jnp.uint8), 5, 0, (4,))
+    roundabout = Gaps(Bits.of(jnp.array([3, 0, 3, 3]), 2), (2, 6), 2)
+    spare = Sparse(jnp.arange(5, dtype=jnp.uint8), Bits.of(jnp.arange(12) < 2, 1), (12,))
+    for tree in (padded, roundabout, spare, Sparse(padded, roundabout, (2, 6))):
+        round_trip({"x": tree, "y": store(pruned())}, path)
+
+
+def test_files_of_pruned_layers_beat_the_entropy_of_each(path):
+    tree = {f"fc{i}": store(pruned(i, (80, 100), 0.05)) for i in range(2)}
+    artifact.save(path, tree)
+    total = 0.0
+    for leaf in jax.tree.leaves(materialize(tree)):
+        counts = np.unique(np.asarray(leaf), return_counts=True)[1]
+        total += -(counts * np.log2(counts / counts.sum())).sum() / 8
+    tables = 2 * 8 * 4
+    assert path.stat().st_size < 1.02 * total + tables + 200  # nothing to find, nothing wasted
+
+
+def test_one_layer_tells_about_the_next():
+    rng = np.random.default_rng(0)
+    alive = rng.random(60) < 0.5
+    first = rng.random((50, 60)) < 0.2 * alive
+    second = rng.random((120, 50)) < 0.2 * np.tile(alive, 2)[:, None]
+
+    def size(*masks):
+        tree = [store(Masked(jnp.ones(m.shape), jnp.asarray(m))) for m in masks]
+        return len(container.write(tree))
+
+    assert size(first, second) < size(first) + size(second) - 80
+
+
+@given(
+    width=st.sampled_from([1, 3, 4, 8, 13, 16]),
+    shape=st.sampled_from([(0,), (13,), (3, 8)]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_packing_is_that_of_the_arrays(width, shape, seed):
+    codes = np.random.default_rng(seed).integers(0, 2**width, shape)
+    words = packing.pack(codes, width)
+    np.testing.assert_array_equal(words, pack_bits(codes, width))
+    np.testing.assert_array_equal(packing.unpack(words, width, shape[-1]), codes)
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+@pytest.mark.parametrize("density", [0, 0.01, 0.5])
+def test_gaps_are_those_of_the_arrays(width, density):
+    mask = np.random.default_rng(0).random(200) < density
+    codes = packing.gaps(mask, width)
+    np.testing.assert_array_equal(codes, Gaps.of(jnp.asarray(mask), width).codes.materialize())
+    np.testing.assert_array_equal(packing.mask_of(codes, width, 200), mask)
+
+
+def test_metadata_is_kept(path):
+    artifact.save(path, {"w": jnp.ones(3)}, metadata={"epoch": 3, "name": "é", "acc": [0.5, None]})
+    assert artifact.inspect(path).metadata == {"epoch": 3, "name": "é", "acc": [0.5, None]}
+    with pytest.raises(ValueRangeError, match="JSON"):
+        artifact.save(path, {}, metadata={"x": jnp.ones(2)})
+
+
+def test_inspect_accounts_for_every_byte(path):
+    tree = {"net": everything(), "w": jnp.ones((3, 5))}
+    artifact.save(path, tree)
+    told = artifact.inspect(path)
+    assert told.file_bytes == path.stat().st_size
+    assert sum(row.file_bytes for row in told.rows) + told.overhead_bytes == told.file_bytes
+    assert 0 < told.overhead_bytes < 600
+    rows = {row.path: row for row in told.rows}
+    assert rows["w"].shape == (3, 5)
+    assert rows["w"].memory_bytes == 60
+    assert rows["net/quantized"].expression.startswith("Quantized(codes 4-bit[24,16]")
+    assert artifact.sizes(path).keys() == rows.keys()
+
+
+# What can go wrong with a file.
+
+
+def test_any_flipped_bit_is_found(path):
+    artifact.save(path, {"w": store(pruned(shape=(9, 8))), "b": jnp.ones(3)})
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ArtifactError):
+            envelope.opened(bytes(damaged))
+    damaged[0] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ArtifactError, match=r"model\.nnopt"):
+        artifact.load(path)
+
+
+def test_any_cut_is_found(path):
+    artifact.save(path, {"w": jnp.ones(3)})
+    data = path.read_bytes()
+    for length in range(len(data)):
+        with pytest.raises(ArtifactError):
+            envelope.opened(data[:length])
+    with pytest.raises(ArtifactError):
+        envelope.opened(data + b"\0")
+
+
+@given(data=st.binary(max_size=200))
+def test_anything_behind_a_right_checksum_is_ours_to_refuse(data):
+    try:
+        container.read(container.contents(envelope.sealed(data), 1 << 20))
+    except ArtifactError:
+        pass
+
+
+@given(place=st.integers(0, 2**16), mask=st.integers(1, 255), cut=st.integers(0, 40))
+def test_damage_behind_a_right_checksum_is_ours_to_refuse(place, mask, cut):
+    body = bytearray(SEALED_BODY[: len(SEALED_BODY) - cut // 10])
+    body[place % len(body)] ^= mask
+    try:
+        container.read(container.contents(envelope.sealed(bytes(body)), 1 << 20))
+    except ArtifactError:
+        pass
+
+
+SEALED_BODY = envelope.opened(container.write({"w": store(pruned(shape=(20, 10))), "b": [1.0]}))
+
+
+def described(description, notes=None):
+    """A file of one description, with a right checksum and no streams."""
+    text = json.dumps([description, *([notes] if notes else [])]).encode()
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, 0, dictionary.text())
+    packed = deflate.compress(text) + deflate.flush()
+    return envelope.sealed(wire.varint(len(packed)) + packed)
+
+
+LIES = [
+    {"dict": {"w": ["object", [2]]}},
+    {"dict": {"w": ["i4,i4", [2]]}},
+    {"dict": {"w": ["str", [2]]}},
+    {"dict": {"w": ["float32", [-2]]}},
+    {"dict": {"w": ["float32", [1.5]]}},
+    {"dict": {"w": ["float32", ["2"]]}},
+    {"dict": {"w": ["float32", [10**30]]}},
+    {"dict": [1]},
+    {"set": []},
+    {"node": "Evil", "version": 1, "static": {}, "fields": {}},
+    {"node": "Sparse", "version": 9, "static": {"shape": [2]}, "fields": {"support": [1, 1]}},
+    {"node": "Sparse", "version": 1, "static": {"shape": [-1, -4]}, "fields": {}},
+    {"node": "Sparse", "version": 1, "static": {"shape": [1 << 40, 1 << 20]},
+     "fields": {"values": ["float32", [1]], "support": [8, 1]}},
+    {"node": "Codebook", "version": 1, "static": {"dtype": "object"},
+     "fields": {"indices": ["int8", [2]], "table": ["float32", [2]]}},
+    {"node": "Bits", "static": {"width": 99, "low": 0, "shape": [4]}},
+    {"node": "Bits", "static": {"width": "x", "low": 0, "shape": [4]}},
+    3, "x", [], [[]],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES, ids=repr)
+def test_descriptions_that_lie_are_refused(lie):
+    with pytest.raises(ArtifactError):
+        container.read(container.contents(described(lie), 1 << 30))
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [{"same": [[1, 0]]}, {"same": [[0, 0]]}, {"same": 3}, {"apart": ["x"]}, {"apart": [9]}, [1]],
+    ids=repr,
+)
+def test_notes_that_lie_are_refused(notes):
+    with pytest.raises(ArtifactError):
+        container.contents(described({"dict": {"w": ["float32", [2]]}}, notes), 1 << 30)
+
+
+def test_a_description_that_inflates_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(manifest, "_MOST_BYTES", 1 << 12)
+    with pytest.raises(ArtifactError, match="does not end"):
+        container.contents(described({"list": [None] * 100_000}), 1 << 30)
+
+
+def test_max_bytes_is_checked_before_anything_is_allocated(path):
+    artifact.save(path, {"w": jnp.zeros((1000, 1000))})
+    with pytest.raises(ArtifactError, match="declares 4000000 bytes"):
+        artifact.load(path, max_bytes=3_999_999)
+    assert artifact.load(path, max_bytes=4_000_000)["w"].shape == (1000, 1000)
+    path.write_bytes(bytes(file._SLACK + 20))
+    with pytest.raises(ArtifactError, match="max_bytes is 10"):
+        artifact.load(path, max_bytes=10)
+
+
+def test_an_unknown_version_is_named(path, monkeypatch):
+    monkeypatch.setattr(envelope, "VERSION", 7)
+    artifact.save(path, {"w": jnp.ones(2)})
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match="version 7, this library reads 1"):
+        artifact.load(path)
+
+
+def test_other_files_are_told_apart(path):
+    path.write_bytes(b"PK\3\4" + bytes(100))
+    with pytest.raises(ArtifactError, match=r"not an \.nnopt file"):
+        artifact.load(path)
+    with pytest.raises(ArtifactError, match="No such file"):
+        artifact.load(path.with_name("none.nnopt"))
+    with pytest.raises(ArtifactError, match="directory"):
+        artifact.load(path.parent)
+
+
+def test_a_full_disk_leaves_the_old_file(path):
+    artifact.save(path, {"w": jnp.ones(3)})
+    before = path.read_bytes()
+    large = {"w": np.random.default_rng(0).normal(size=10_000)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(ArtifactError, match=r"cannot write \d+ bytes .*untouched"):
+            artifact.save(path, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_folder_that_is_not_there_is_named(path):
+    with pytest.raises(ArtifactError, match="No such file"):
+        artifact.save(path / "x.nnopt", {})
+
+
+def test_saving_through_a_link_writes_its_target(path):
+    link = path.with_name("latest.nnopt")
+    link.symlink_to(path.name)
+    artifact.save(link, {"w": jnp.ones(3)})
+    assert link.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) & 0o400
+    same(artifact.load(path), {"w": jnp.ones(3)})
+
+
+def test_streams_cover_each_array_once():
+    tree = everything()
+    slots = container.slot_tree(tree)
+    covered = [index for stream in streams.streams(slots) for index in stream.covers]
+    assert sorted(covered) == list(range(len(jax.tree.leaves(tree))))
