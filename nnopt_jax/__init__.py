@@ -6,6 +6,7 @@ any order, train in a user's own loop, and store what they say they store.
 
 from nnopt_jax import (
     arrays as arrays,
+    artifact as artifact,
     compression as compression,
     errors as errors,
     pruning as pruning,
@@ -13,6 +14,7 @@ from nnopt_jax import (
     tree as tree,
 )
 from nnopt_jax.arrays.base import materialize as materialize
+from nnopt_jax.artifact import inspect as inspect, load as load, save as save
 from nnopt_jax.transform import (
     Grads as Grads,
     Plan as Plan,
