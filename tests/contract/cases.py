@@ -30,15 +30,14 @@ def build(name: str, **settings: Any) -> nnopt.Transform:
 
 
 def _pairs() -> dict[str, tuple[str, str]]:
-    """Every ordered pair of methods, as many times as shows every case of both in each place."""
+    """Every ordered pair of methods, twice: with the first cases, and with the second ones."""
     by_name = {
         name: [key for key, (owner, _) in SINGLE.items() if owner == name]
         for name in registry.ENTRIES
     }
     found = {}
-    for one, other in itertools.product(by_name, repeat=2):
-        first, second = by_name[one], by_name[other]
-        for i in range(max(len(first), len(second))):
+    for first, second in itertools.product(by_name.values(), repeat=2):
+        for i in range(2):
             pair = first[i % len(first)], second[(i + 1) % len(second)]
             found["+".join(pair)] = pair
     return found

@@ -137,8 +137,11 @@ def check_capacity(tx: nnopt.Transform, params: Any) -> None:
 def _count_unknown(leaf: Any) -> bool:
     if not is_node(leaf):
         return False
-    own = isinstance(leaf, Masked) and leaf.capacity is None
-    return own or any(_count_unknown(field) for _, field in leaf.fields())
+    if isinstance(leaf, Masked):  # of nested masks, one that is counted bounds them all
+        return leaf.capacity is None and (
+            _count_unknown(leaf.values) or not isinstance(leaf.values, Masked)
+        )
+    return any(_count_unknown(field) for _, field in leaf.fields())
 
 
 def check_fixed_point(tx: nnopt.Transform, params: Any) -> None:
@@ -301,7 +304,8 @@ def _passes(field: Any) -> np.ndarray:
         return np.ones(field.shape, bool)
     assert isinstance(field, Masked)
     below = _passes(field.values)
-    return below & np.asarray(field.mask) if field.mode == "select" else below
+    selects = field.mode == "select" or (field.mode == "applied" and is_node(field.values))
+    return below & np.asarray(field.mask) if selects else below
 
 
 def check_gradients(tx: nnopt.Transform, params: Any) -> None:

@@ -140,7 +140,7 @@ def _axis_matters() -> nnopt.Transform:
     scaled = refining(
         "faulty",
         matrices,
-        init=lambda slot, key: (None, jnp.exp(3 * slot.array).sum(keepdims=True)),
+        init=lambda slot, key: (None, jnp.exp(3 * slot.array).sum(0, keepdims=True)),
         encode=lambda slot, learned, rest, train: Quantized(jnp.zeros_like(slot.array), rest),
     )
     return dataclasses.replace(scaled, exact=True)

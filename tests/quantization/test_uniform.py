@@ -1,0 +1,111 @@
+"""Uniform quantization: when ranges move, what they ignore, and where gradients stop."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nnopt_jax as nnopt
+from nnopt_jax.arrays import Bits
+
+PARAMS = {"kernel": jax.random.normal(jax.random.key(0), (8, 6))}
+
+
+def _scale(state):
+    return np.asarray(state.rest["kernel"][0]["scale"])
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_range_follows_the_weights(every):
+    tx = nnopt.quantization.uniform(8, every=every)
+    state = tx.init(PARAMS)
+    doubled = {"kernel": 2 * PARAMS["kernel"]}
+    first = _scale(state)
+    for count in range(1, 5):
+        _, state = tx.update(doubled, state)
+        np.testing.assert_array_equal(_scale(state), first * (2 if count >= every else 1))
+
+
+def test_gradient_stops_outside_a_range_that_lags():
+    tx = nnopt.quantization.uniform(4, every=100)
+    state = tx.init(PARAMS)
+    top = float(jnp.abs(PARAMS["kernel"]).max())
+    params = {"kernel": PARAMS["kernel"].at[0, 0].set(3 * top).at[1, 0].set(-top)}
+    _, grads = nnopt.value_and_grad(lambda p: p["kernel"].sum(), tx)(params, state)
+    wanted = np.ones((8, 6))
+    wanted[0, 0] = 0
+    np.testing.assert_array_equal(grads.train.params["kernel"], wanted)
+
+
+def test_end_codes_take_the_whole_gradient():
+    tx = nnopt.quantization.uniform(8)
+    params = {"kernel": jnp.array([[-2.0, 2.0, 0.5]])}
+    _, grads = nnopt.value_and_grad(lambda p: p["kernel"].sum(), tx)(params, tx.init(params))
+    np.testing.assert_array_equal(grads.train.params["kernel"], [[1.0, 1.0, 1.0]])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zero_is_a_point_of_the_grid(symmetric):
+    params = {"kernel": PARAMS["kernel"].at[2].set(0) + jnp.arange(8.0)[:, None] * 0}
+    tx = nnopt.quantization.uniform(4, symmetric=symmetric)
+    shown = np.asarray(tx.apply(params, tx.init(params))["kernel"])
+    assert not shown[2].any()
+    assert not np.signbit(shown[2]).any()
+
+
+def test_pruned_weights_have_no_say_in_the_range():
+    keeps_small = nnopt.transform.wrapping(
+        "small",
+        "**",
+        init=lambda leaves, key: ({}, {p: jnp.abs(x) < 0.5 for p, x in leaves.items()}),
+        encode=lambda leaf, learned, rest, train: nnopt.arrays.Masked(leaf, rest),
+    )
+    tx = nnopt.chain(keeps_small, nnopt.quantization.uniform(8))
+    _, state = tx.init(PARAMS)
+    small = np.asarray(PARAMS["kernel"])
+    small = np.abs(small[np.abs(small) < 0.5]).max()
+    np.testing.assert_allclose(_scale(state).ravel(), [small / 127], rtol=1e-6)
+
+
+def test_applied_scale_is_the_stored_one():
+    tx = nnopt.quantization.uniform(8, granularity="channel", scale_dtype=jnp.bfloat16)
+    state = tx.init(PARAMS)
+    packed = tx.pack(PARAMS, state)["kernel"]
+    assert packed.scale.dtype == jnp.bfloat16
+    codes, scale = np.asarray(packed.codes, np.float32), np.asarray(packed.scale, np.float32)
+    np.testing.assert_array_equal(tx.apply(PARAMS, state)["kernel"], codes * scale)
+
+
+@pytest.mark.parametrize(
+    ("bits", "form"), [(2, "2-bit"), (4, "4-bit"), (7, "7-bit"), (8, "int8"), (12, "int16")]
+)
+def test_codes_lie_in_the_smallest_form(bits, form):
+    tx = nnopt.quantization.uniform(bits)
+    packed = tx.pack(PARAMS, tx.init(PARAMS))["kernel"]
+    assert repr(packed).startswith(f"Quantized(codes {form}[8,6], scale float32[1,1], ")
+
+
+def test_zero_points_are_stored_as_integers_and_not_trained():
+    tx = nnopt.quantization.uniform(4, symmetric=False, granularity="channel")
+    packed = tx.pack(PARAMS, tx.init(PARAMS))
+    assert isinstance(packed["kernel"].zero, Bits)
+    free = nnopt.trainable(tx, packed, ())
+    assert [leaf.shape for leaf in jax.tree.leaves(free)] == [(1, 6)]
+
+
+def test_a_table_takes_one_scale_whatever_the_granularity():
+    tx = nnopt.chain(
+        nnopt.compression.codebook(4), nnopt.quantization.uniform(8, granularity="channel")
+    )
+    packed = tx.pack(PARAMS, tx.init(PARAMS))["kernel"]
+    assert packed.table.scale.shape == (1,)
+    assert packed.table.codes.dtype == jnp.int8
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+def test_channel_axis(axis):
+    tx = nnopt.quantization.uniform(8, granularity="channel", axis=axis)
+    wanted = np.abs(np.asarray(PARAMS["kernel"])).max(1 - axis % 2, keepdims=True) / 127
+    np.testing.assert_allclose(_scale(tx.init(PARAMS)), wanted, rtol=1e-6)
