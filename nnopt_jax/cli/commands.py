@@ -85,3 +85,4 @@ def data(args: argparse.Namespace) -> None:
     fetched: Any = fetch_mnist(Path(args.dir) / args.name)
     for path in fetched:
         print(path)
+    print(f"Recipes find them by --set data.dir={args.dir} or NNOPT_DATA={args.dir}.")

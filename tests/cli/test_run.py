@@ -115,7 +115,7 @@ data: mine:blobs
 batch_size: 16
 optimizer: {source: optax:adam, learning_rate: 1e-2}
 stages:
-  - {name: quantize, epochs: 4, transforms: [quantization.uniform]}
+  - {name: quantize, epochs: 1, transforms: [quantization.uniform]}
 """ % ("linen_" if kind == "linen" else "pair"))  # fmt: skip
     status, out, err = project.nnopt("run", "short.yaml", "--set", "output=out")
     assert status == 0, err

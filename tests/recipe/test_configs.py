@@ -1,0 +1,38 @@
+"""Every recipe of the project fits one screen, says what it prints, and is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from nnopt_jax.recipe import load, resolve
+from nnopt_jax.recipe.phases import phases
+from nnopt_jax.transform import plan
+from nnopt_jax.tree import flatten
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_of_the_project(path):
+    text = path.read_text()
+    name = path.relative_to(ROOT)
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    assert len(text.splitlines()) <= 48
+    assert any(f"nnopt run {name}" in line for line in header)
+    assert any("prints: test error" in line for line in header)
+    recipe = load(path)
+    assert recipe.name == path.stem
+    resolve.check(recipe)
+    made = resolve.call(recipe.model, "model")
+    image = jax.ShapeDtypeStruct((1, 28, 28, 1), "float32")
+    params = jax.eval_shape(made.init, jax.random.key(0), image)["params"]
+    last = phases(recipe, 4000)[-1]
+    assert {row.path for row in plan(last.tx, params).rows} == set(flatten(params))
+
+
+def test_there_are_recipes():
+    assert len(CONFIGS) >= 4
