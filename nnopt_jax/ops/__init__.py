@@ -1,5 +1,6 @@
 """Pure array functions: no trees, no state; safe under jit, vmap and grad, and on meshes."""
 
+from nnopt_jax.ops.assign import assign as assign
 from nnopt_jax.ops.bits import (
     pack_bits as pack_bits,
     packed_size as packed_size,
@@ -13,7 +14,7 @@ from nnopt_jax.ops.grid import (
     integer_range as integer_range,
     quantize as quantize,
 )
-from nnopt_jax.ops.kmeans import assign as assign, kmeans as kmeans
+from nnopt_jax.ops.kmeans import kmeans as kmeans
 from nnopt_jax.ops.rounding import round_clip as round_clip
 from nnopt_jax.ops.straight_through import gate as gate, straight_through as straight_through
 from nnopt_jax.ops.threshold import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,12 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from nnopt_jax.errors import ValueRangeError
+from nnopt_jax.ops.assign import assign as assign
+from nnopt_jax.ops.histogram import Atoms, gather
+from nnopt_jax.ops.partition import partition
+
+_CELLS = 1024
+_PLANNED = 256  # with more clusters than this, planning takes too long and gains too little
 
 
 def kmeans(
@@ -25,23 +31,26 @@ def kmeans(
 ) -> Array:
     """Fits a table of shared values by weighted k-means.
 
-    Minimizes `sum(weights * (values - nearest(table))**2)` by Lloyd's algorithm.
+    Minimizes `sum(weights * (values - nearest(table))**2)` by Lloyd's algorithm, on a histogram
+    whose bins are each shown at the mean of their values.
 
     Args:
         values: float array, any shape; NaN and infinities are ignored.
         clusters: entries of the table.
         mask: bool of the shape of `values`, False for entries to ignore.
         weights: importance of each entry, non-negative; default 1.
-        init: where to start. `"density"` spaces the entries by the cube root of the density, which
-            is optimal for many clusters; `"linear"` evenly over the range; `"quantile"` by equal
-            weight; `"random"` at entries drawn with `key`.
+        init: where to start. `"density"`: cells are spaced by the cube root of the density, which
+            is optimal for many clusters; up to 256 clusters, the best table for some thousand such
+            cells is found by dynamic programming. `"linear"`: evenly over the range. `"quantile"`:
+            by equal weight. `"random"`: at entries drawn with `key`.
         iterations: steps of Lloyd's algorithm.
-        bins: bins of the histogram.
+        bins: bins of the histogram, 1024 or more.
         key: PRNG key, for `"random"` only.
 
     Returns:
         float32 of shape `(clusters,)`, ascending and finite. Entries that no value is nearest to
-        stay where they started; without any value all are 0.
+        stay where they started, which with `"density"` is at their left neighbor; without any
+        value all are 0.
 
     Raises:
         ValueRangeError: if a setting is out of range.
@@ -58,86 +67,103 @@ def kmeans(
     v = lax.stop_gradient(jnp.asarray(values)).astype(jnp.float32)
     w = jnp.ones(v.shape, jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32)
     valid = jnp.isfinite(v) if mask is None else jnp.isfinite(v) & jnp.asarray(mask, bool)
-    atoms = _histogram(jnp.where(valid, v, 0), jnp.where(valid, w, 0), valid, bins)
-    table = _start(atoms, clusters, init, key)
-    return lax.fori_loop(0, iterations, lambda _, t: _lloyd(atoms, t), table)
+    v = jnp.where(valid, v, 0)
+    scale = _power_of_two(jnp.max(jnp.abs(v), initial=0))
+    atoms = gather(v / scale, jnp.where(valid, w, 0), bins)
+    return _lloyd(atoms, _start(atoms, clusters, init, key), iterations) * scale
 
 
-def assign(values: ArrayLike, table: ArrayLike) -> Array:
-    """Finds the nearest entry of a table for each value.
-
-    `argmin_c |values - table[c]|`, decided in float32 at the midpoints of neighbors; ties go to the
-    lower index.
-
-    Args:
-        values: float array, any shape.
-        table: `(clusters,)`, ascending.
-
-    Returns:
-        uint8 indices of the shape of `values` (uint16 above 256 clusters). NaN gets index 0.
-
-    Example:
-        >>> import numpy as np
-        >>> print(assign(np.array([-9.0, 0.5, 0.6, 2.0]), np.array([0.0, 1.0])))
-        [0 0 1 1]
-    """
-    v, t = jnp.asarray(values).astype(jnp.float32), jnp.asarray(table).astype(jnp.float32)
-    dtype = jnp.uint8 if t.size <= 256 else jnp.uint16
-    middle = t[:-1] / 2 + t[1:] / 2
-    if t.size <= 32:
-        return sum(((v > m).astype(dtype) for m in middle), jnp.zeros(v.shape, dtype))
-    found = jnp.searchsorted(middle, jnp.where(jnp.isnan(v), -jnp.inf, v))
-    return found.astype(dtype)
+def _power_of_two(size: Array) -> Array:
+    """Gives the power of two below: it scales exactly, and squares of what it scales are safe."""
+    bits = lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000
+    bits = jnp.minimum(bits, 0x7E800000)  # 2**126, whose reciprocal is normal
+    return jnp.where(bits > 0, lax.bitcast_convert_type(bits, jnp.float32), 1.0)
 
 
-class _Atoms(NamedTuple):
-    """Weighted points in ascending order, that stand for all values."""
-
-    place: Array
-    weight: Array
-
-
-def _histogram(v: Array, w: Array, valid: Array, bins: int) -> _Atoms:
-    low = jnp.min(jnp.where(valid, v, jnp.inf), initial=jnp.inf)
-    high = jnp.max(jnp.where(valid, v, -jnp.inf), initial=-jnp.inf)
-    low, high = (jnp.where(high >= low, x, 0.0) for x in (low, high))
-    width = jnp.maximum(high / bins - low / bins, jnp.finfo(jnp.float32).tiny)
-    index = jnp.clip((v / width - low / width).astype(jnp.int32), 0, bins - 1)
-    middle = low + (jnp.arange(bins, dtype=jnp.float32) + 0.5) * width
-    weight = jnp.zeros(bins, jnp.float32).at[index].add(w)
-    rest = jnp.zeros(bins, jnp.float32).at[index].add(w * (v - middle[index]))
-    place = middle + rest / jnp.where(weight > 0, weight, 1)
-    return _Atoms(jnp.clip(place, low, high), weight)
-
-
-def _start(atoms: _Atoms, clusters: int, init: str, key: Array | None) -> Array:
-    place, weight = atoms
+def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
+    """Chooses where Lloyd's algorithm starts."""
     steps = (jnp.arange(clusters, dtype=jnp.float32) + 0.5) / clusters
     if init == "linear":
-        low = jnp.min(jnp.where(weight > 0, place, jnp.inf))
-        high = jnp.max(jnp.where(weight > 0, place, -jnp.inf))
-        low, high = (jnp.where(high >= low, x, 0.0) for x in (low, high))
+        low, high = atoms.place[0], atoms.place[-1]
         return low + (high - low) * steps
+    if init == "density" and clusters <= _PLANNED:
+        return _planned(atoms, clusters)
     if init == "random":
         assert key is not None
         steps = jnp.sort(jax.random.uniform(key, (clusters,)))
-    measure = weight
-    if init == "density":
-        cell = max(1, place.size // 1024)
-        smooth = weight.reshape(-1, cell).sum(1) / cell
-        measure = jnp.repeat(jnp.cbrt(smooth), cell)
-    total = jnp.cumsum(measure)
-    return jnp.interp(steps * total[-1], total, place)
+    total = jnp.cumsum(_share(atoms) if init == "density" else atoms.weight)
+    return jnp.interp(steps * total[-1], total, atoms.place)
 
 
-def _lloyd(atoms: _Atoms, table: Array) -> Array:
-    place, weight = atoms
-    edges = jnp.searchsorted(place, table[:-1] / 2 + table[1:] / 2, side="right")
-    index = jnp.zeros(place.size, jnp.int32).at[edges].add(1, mode="drop")
-    index = jnp.cumsum(index)
-    number = jnp.zeros(table.size, jnp.float32).at[index].add(weight)
-    shift = jnp.zeros(table.size, jnp.float32).at[index].add(weight * (place - table[index]))
-    return table + shift / jnp.where(number > 0, number, 1)
+def _share(atoms: Atoms) -> Array:
+    """Gives each atom its part of the integral of the cube root of the density.
+
+    None gets more than two cells of the plan, lest an outlier takes them all.
+    """
+    left = atoms.place - jnp.append(-jnp.inf, atoms.last[:-1])
+    right = jnp.append(atoms.first[1:], jnp.inf) - atoms.place
+    gap = jnp.where(jnp.isfinite(left), left, right) + jnp.where(jnp.isfinite(right), right, left)
+    gap = jnp.where(jnp.isfinite(gap), gap, 0)
+    share = jnp.cbrt(atoms.weight * gap * gap)
+    for _ in range(8):
+        share = jnp.minimum(share, 2 * jnp.sum(share) / _CELLS)
+    return share
+
+
+def _planned(atoms: Atoms, clusters: int) -> Array:
+    """Finds the best table for atoms joined to cells, spaced by the cube root of the density."""
+    share = jnp.cumsum(_share(atoms))
+    cell = share / jnp.where(share[-1] > 0, share[-1], 1) * _CELLS
+    cell = jnp.clip(cell.astype(jnp.int32), 0, _CELLS - 1)
+    place, weight = _means(atoms.place, atoms.weight, cell, _CELLS)
+    edges = partition(place, weight, clusters, min(_CELLS, 8 * _CELLS // clusters))
+    run = jnp.searchsorted(edges[1:-1], jnp.arange(_CELLS), side="right")
+    return _means(place, weight, run, clusters)[0]
+
+
+def _means(place: Array, weight: Array, label: Array, labels: int) -> tuple[Array, Array]:
+    """Gives the mean place and the weight of each label; an unused one repeats its left neighbor.
+
+    Labels ascend. Distances are summed from the first place of each, which keeps them small.
+    """
+    begin = jnp.searchsorted(label, jnp.arange(labels))
+    origin = place[jnp.minimum(begin, place.size - 1)]
+    total = jnp.zeros(labels, jnp.float32).at[label].add(weight)
+    shift = jnp.zeros(labels, jnp.float32).at[label].add(weight * (place - origin[label]))
+    mean = jnp.where(total > 0, origin + shift / jnp.where(total > 0, total, 1), -jnp.inf)
+    mean = lax.cummax(mean)
+    return jnp.where(jnp.isfinite(mean), mean, place[0]), total
+
+
+def _lloyd(atoms: Atoms, table: Array, iterations: int) -> Array:
+    """Moves each entry to the mean of what is nearest to it, again and again."""
+    center = atoms.place[atoms.place.size // 2]
+    number, moment = _prefix(atoms.weight), _prefix(atoms.weight * (atoms.place - center))
+
+    def step(_: int, table: Array) -> Array:
+        inner = jnp.searchsorted(atoms.place, table[:-1] / 2 + table[1:] / 2, side="right")
+        begin = jnp.append(0, inner)
+        end = jnp.append(inner, atoms.place.size)
+        n, m = ((hi[end] - hi[begin]) + (lo[end] - lo[begin]) for hi, lo in (number, moment))
+        mean = center + m / jnp.where(n > 0, n, 1)
+        # Not beyond its first and last atom: exact where these are one.
+        mean = jnp.clip(mean, atoms.first[begin], atoms.last[jnp.maximum(end - 1, 0)])
+        return jnp.where((n > 0) & (end > begin), mean, table)
+
+    return lax.fori_loop(0, iterations, step, table)
+
+
+def _prefix(x: Array) -> tuple[Array, Array]:
+    """Sums what comes before each point, in pairs of floats, so that differences lose nothing."""
+
+    def add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        total = a[0] + b[0]
+        part = total - a[0]
+        error = (a[0] - (total - part)) + (b[0] - part)
+        return total, error + (a[1] + b[1])
+
+    hi, lo = lax.associative_scan(add, (x, jnp.zeros_like(x)))
+    return jnp.append(jnp.float32(0), hi), jnp.append(jnp.float32(0), lo)
 
 
 def _check(clusters: int, init: str, iterations: int, bins: int, key: Array | None) -> None:
@@ -149,7 +175,7 @@ def _check(clusters: int, init: str, iterations: int, bins: int, key: Array | No
         )
     if init == "random" and key is None:
         raise ValueRangeError("kmeans: init='random' draws entries; give key=jax.random.key(0)")
-    if iterations < 0 or bins < 1024 or bins % 1024:
+    if iterations < 0 or bins < 1024:
         raise ValueRangeError(
-            f"kmeans: iterations={iterations} must be 0 or more, bins={bins} a multiple of 1024"
+            f"kmeans: iterations={iterations} must be 0 or more, bins={bins} 1024 or more"
         )
