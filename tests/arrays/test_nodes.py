@@ -1,0 +1,216 @@
+"""What each node stands for, shows and costs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.arrays import (
+    Bits,
+    Codebook,
+    Factored,
+    Gaps,
+    Masked,
+    Quantized,
+    Sparse,
+    Sum,
+    is_node,
+    materialize,
+    refine,
+    slots,
+    store,
+)
+from nnopt_jax.arrays.base import NODE_TYPES
+
+MASK = jnp.array([[True, False, True], [False, False, True]])
+CODES = jnp.array([[1.0, -2.0, 0.0], [3.0, 4.0, -5.0]])
+SCALE = jnp.array([[0.5, 1.0, 0.25]])
+TABLE = jnp.array([-1.0, 0.0, 2.0])
+INDICES = jnp.array([[0, 1, 2], [2, 2, 0]], jnp.uint8)
+
+NODES = {
+    "bits": Bits.of(INDICES, 2),
+    "gaps": Gaps.of(MASK, 2),
+    "masked": Masked(CODES, MASK),
+    "quantized": Quantized(CODES, SCALE, jnp.ones((1, 3))),
+    "codebook": Codebook(INDICES, TABLE),
+    "factored": Factored(jnp.ones((2, 1)), jnp.ones((1, 3))),
+    "sum": Sum(CODES, Factored(jnp.ones((2, 1)), jnp.ones((1, 3)))),
+    "sparse": Masked(Codebook(INDICES, Quantized(TABLE, jnp.ones((1,)))), MASK).store(),
+}
+
+DENSE = {
+    "bits": INDICES,
+    "gaps": MASK,
+    "masked": np.where(MASK, CODES, 0),
+    "quantized": (np.asarray(CODES) - 1) * np.asarray(SCALE),
+    "codebook": np.asarray(TABLE)[np.asarray(INDICES)],
+    "factored": np.ones((2, 3)),
+    "sum": np.asarray(CODES) + 1,
+    "sparse": np.where(MASK, np.asarray(TABLE)[np.asarray(INDICES)], 0),
+}
+
+REPRS = {
+    "bits": "2-bit[2,3]",
+    "gaps": "gaps 2-bit[3]",
+    "masked": "Masked(values float32[2,3], mask bool[2,3], 40 bits/weight)",
+    "quantized": "Quantized(codes float32[2,3], scale float32[1,3], zero float32[1,3], "
+    "64 bits/weight)",
+    "codebook": "Codebook(indices uint8[2,3], table float32[3], 24 bits/weight)",
+    "factored": "Factored(u float32[2,1], v float32[1,3], 26.67 bits/weight)",
+    "sum": "Sum(base float32[2,3], delta Factored(u float32[2,1], v float32[1,3]), "
+    "58.67 bits/weight)",
+    "sparse": "Sparse(values Codebook(indices 2-bit[3], table Quantized(codes int8[3], "
+    "scale float32[1])), support 1-bit[2,3], 12 bits/weight)",
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_stands_for(name):
+    node = NODES[name]
+    dense = node.materialize()
+    np.testing.assert_array_equal(dense, DENSE[name])
+    assert (node.shape, node.dtype, node.ndim, node.size) == ((2, 3), dense.dtype, 2, 6)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_line(name):
+    assert repr(NODES[name]) == REPRS[name]
+
+
+def test_every_node_type_is_here():
+    assert {type(node) for node in NODES.values()} == set(NODE_TYPES.values())
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_sound_nodes_have_no_problems(name):
+    assert NODES[name].problems((2, 3)) == []
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_storing_keeps_the_array_and_storing_twice_changes_nothing(name):
+    once = store({"w": NODES[name]})["w"]
+    np.testing.assert_array_equal(once.materialize(), NODES[name].materialize())
+    assert repr(store({"w": once})["w"]) == repr(once)
+    assert once.bits <= NODES[name].bits
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_nodes_pass_through_export(name):
+    def function(node):
+        return materialize(node) * 2, node
+
+    program = export.export(jax.jit(function))(NODES[name])
+    again = export.deserialize(program.serialize())
+    doubled, same = again.call(NODES[name])
+    np.testing.assert_array_equal(doubled, np.asarray(DENSE[name]) * 2)
+    assert repr(same) == REPRS[name]
+
+
+def test_lines_without_arrays_leave_out_the_cost():
+    specs = NODES["masked"].specs(PartitionSpec("data"))
+    assert repr(specs).startswith("Masked(values ")
+    assert "bits/weight" not in repr(specs)
+
+
+def test_malformed_bits_say_why():
+    assert NODES["bits"].replace(width=17).problems((2, 3)) == ["has width 17 and layout 'flat'"]
+    assert NODES["bits"].replace(layout="columns").problems((2, 3)) == [
+        "has width 2 and layout 'columns'"
+    ]
+    assert NODES["bits"].replace(shape=(2, 9)).problems((2, 9)) == [
+        "of shape (2, 9) needs uint8 words (5,), has uint8[2]"
+    ]
+
+
+def test_malformed_support_says_why():
+    cut = NODES["sparse"].replace(shape=(3, 2))
+    assert cut.problems((3, 2)) == ["of shape (3, 2) has support 1-bit[2,3]"]
+
+
+def test_problems_inside_are_found():
+    outer = Masked(Codebook(INDICES, jnp.ones((3, 1))), MASK)
+    assert outer.problems((2, 3)) == ["has a table of shape (3, 1)"]
+
+
+def test_slots_know_their_kind_and_mask():
+    tree = Masked(Codebook(INDICES, TABLE), MASK)
+    assert [(s.name, s.kind, s.mask) for s in slots(tree)] == [("values/table", "value", None)]
+    (codes,) = slots(Masked(Quantized(CODES, SCALE), MASK))
+    assert (codes.name, codes.kind) == ("values/codes", "code")
+    np.testing.assert_array_equal(codes.mask, MASK)
+    (inner,) = slots(Masked(Masked(CODES, MASK), ~MASK))
+    assert not np.asarray(inner.mask).any()
+    (table,) = slots(Quantized(Codebook(INDICES, TABLE), SCALE))
+    assert (table.name, table.kind) == ("codes/table", "code")
+    assert [s.name for s in slots(NODES["sum"])] == ["base"]
+    assert slots(store({"w": NODES["quantized"]})["w"]) == []
+
+
+def test_refine_keeps_every_node_above():
+    refined = refine(Masked(CODES, MASK), lambda slot: Quantized(slot.array, SCALE))
+    assert isinstance(refined, Masked)
+    assert isinstance(refined.values, Quantized)
+    assert jax.tree.structure(refine(refined, lambda slot: slot.array)) == jax.tree.structure(
+        refined
+    )
+
+
+def test_carry_takes_the_gradient_and_is_not_stored():
+    def shown(carry):
+        return (Quantized(CODES, SCALE, carry=carry).materialize() * 3).sum()
+
+    np.testing.assert_array_equal(jax.grad(shown)(CODES), np.full((2, 3), 3.0))
+    assert Quantized(CODES, SCALE, carry=CODES).store().carry is None
+    assert Codebook(INDICES, TABLE, CODES).store().carry is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "slope"), [("select", MASK), ("straight_through", np.ones((2, 3)))]
+)
+def test_mask_meets_gradients(mode, slope):
+    def shown(values):
+        return Masked(values, MASK, mode=mode).materialize().sum()
+
+    np.testing.assert_array_equal(jax.grad(shown)(CODES), np.asarray(slope, np.float32))
+
+
+def test_sums_are_rounded_once():
+    """The correction is just over half a step: rounded by itself first, it would be lost."""
+    base = Quantized(jnp.ones((1, 1)), jnp.ones((1, 1)), dtype="bfloat16")
+    delta = Factored(jnp.full((1, 1), 2.0**-8 + 2.0**-17), jnp.ones((1, 1)))
+    assert float(Sum(base, delta).materialize()[0, 0]) == 1 + 2.0**-7
+
+
+@pytest.mark.parametrize(
+    ("width", "sparse", "form"),
+    [(0.02, True, "gaps"), (0.5, False, "1-bit")],
+)
+def test_support_takes_the_smaller_form(width, sparse, form):
+    mask = np.random.default_rng(0).random((50, 40)) < width
+    stored = Masked(jnp.ones((50, 40)), jnp.asarray(mask)).store()
+    assert isinstance(stored, Sparse)
+    assert isinstance(stored.support, Gaps) == sparse
+    assert repr(stored.support).startswith(form)
+    assert stored.support.bits <= mask.size
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "wanted"),
+    [
+        ("masked", ("a", None), {"values": ("a", None), "mask": ("a", None)}),
+        ("quantized", ("a", "b"), {"codes": ("a", "b"), "scale": (None, "b"), "zero": (None, "b")}),
+        ("codebook", ("a", "b"), {"indices": ("a", "b"), "table": ()}),
+        ("factored", ("a", "b"), {"u": ("a", None), "v": (None, "b")}),
+    ],
+)
+def test_specs_follow_the_weight(name, spec, wanted):
+    """A lone entry along an axis, and a rank, are replicated."""
+    given = NODES[name].specs(PartitionSpec(*spec))
+    for field, axes in wanted.items():
+        assert tuple(getattr(given, field)) == axes
+    assert is_node(given)
