@@ -98,15 +98,13 @@ def _measures(
     last = setup.phases[-1].stage.name
     return [
         _percent("test error", _last(rows, before, "test_error"), error, "read from the file"),
-        Measure(
-            "on disk", "bytes", 4 * size, on_disk, f"{4 * size / on_disk:.1f}x smaller than float32"
-        ),
+        Measure("on disk", "bytes", 4 * size, on_disk, f"{4 * size / on_disk:.1f}x smaller"),
         Measure(
             "in memory",
             "bytes",
             4 * size,
             in_memory,
-            f"{4 * size / in_memory:.1f}x smaller than float32",
+            f"{4 * size / in_memory:.1f}x smaller",
         ),
         Measure("per weight", "bits", 32, 8 * on_disk / size, "on disk, everything counted"),
         _percent("zeros", _last(rows, before, "sparsity"), zeros / size),
