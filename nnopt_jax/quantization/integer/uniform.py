@@ -62,10 +62,10 @@ def uniform(
         >>> import jax.numpy as jnp
         >>> import nnopt_jax as nnopt
         >>> tx = nnopt.quantization.uniform(8, granularity="channel")
-        >>> params = {"kernel": jnp.array([[1.27, 0.004], [0.333, -0.0127]])}
-        >>> tx.apply(params, tx.init(params))["kernel"].round(4)
-        Array([[ 1.27  ,  0.004 ],
-               [ 0.33  , -0.0127]], dtype=float32)
+        >>> params = {"kernel": jnp.array([[127.0, 63.5], [33.3, -10.2]])}
+        >>> tx.apply(params, tx.init(params))["kernel"]
+        Array([[127. ,  63.5],
+               [ 33. , -10. ]], dtype=float32)
 
     References:
         Jacob et al. 2018, Quantization and Training of Neural Networks, section 2.1.
