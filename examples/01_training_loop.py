@@ -47,10 +47,12 @@ def main(steps: int, file: str) -> None:
         return params, state, opt_state, loss
 
     rng = np.random.default_rng(0)
-    for _ in range(steps):
+    for number in range(1, steps + 1):
         chosen = rng.integers(len(digits.train), size=128)
         batch = digits.train.x[chosen], digits.train.y[chosen]
         params, state, opt_state, loss = train_step(params, state, opt_state, batch)
+        if number % 500 == 0:
+            print(f"step {number}: loss {loss:.4f}")
 
     small = tx.pack(params, state)  # Sparse(values Codebook(...)) leaves
     nnopt.save(file, small)
