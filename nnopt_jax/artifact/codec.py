@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nnopt_jax.artifact import planes, rans
+from nnopt_jax.artifact.planes import Sides
 from nnopt_jax.artifact.wire import Reader, framed, varint
 from nnopt_jax.errors import ArtifactError, ValueRangeError
 
@@ -24,11 +25,12 @@ _SPLIT = 0.75
 """A symbol of at least this share is coded apart from the others."""
 _CLASSES = 16
 _DEPTH = 3
-_CONSTANT, _RAW, _PLANES, _TABLE, _SPLIT_OFF, _WIDE = range(6)
+_CONSTANT, _RAW, _TABLE, _SPLIT_OFF, _WIDE, _PLANES = range(6)
+# What `planes` writes begins with flags, and these begin at `_PLANES`.
 
 
 def encode(
-    symbols: np.ndarray, alphabet: int, *, center: int = 0, side: np.ndarray | None = None
+    symbols: np.ndarray, alphabet: int, *, center: int = 0, sides: Sides = (None, None)
 ) -> bytes:
     """Codes an array of symbols in as few bytes as any way it knows needs.
 
@@ -37,8 +39,9 @@ def encode(
             one its outputs lie along.
         alphabet: 1 to 65536.
         center: for integers that stand for signed values, the first symbol that is not negative.
-        side: `(prod(shape[:-1]),)`, integers `0 .. 63`: classes of rows that whoever decodes can
-            tell beforehand, such as how often the layer before uses an output.
+        sides: classes `0 .. 63` of the rows, `(prod(shape[:-1]),)`, and of the columns,
+            `(shape[-1],)`, that whoever decodes can tell beforehand, such as how often the layer
+            before computes an output; each may be None.
 
     Returns:
         The bytes. Shape and alphabet are not among them; whoever decodes must know both.
@@ -57,28 +60,34 @@ def encode(
         raise ValueRangeError(f"codec.encode: alphabet {alphabet} is not one of 1 to 65536.")
     if symbols.size and not 0 <= int(symbols.min()) <= int(symbols.max()) < alphabet:
         raise ValueRangeError(f"codec.encode: symbols reach out of 0 .. {alphabet - 1}.")
-    return _encode(symbols, alphabet, center, side, _MOST_DECISIONS)
+    return _encode(symbols, alphabet, center, sides, _MOST_DECISIONS)
 
 
-def _encode(
-    symbols: np.ndarray, alphabet: int, center: int, side: np.ndarray | None, most: int
-) -> bytes:
+def _encode(symbols: np.ndarray, alphabet: int, center: int, sides: Sides, most: int) -> bytes:
     if not symbols.size or symbols.min() == symbols.max():
         return bytes([_CONSTANT]) + varint(int(symbols.flat[0]) if symbols.size else 0)
     flat = symbols.ravel()
     found = [bytes([_RAW]) + _pack(flat, alphabet)]
-    if flat.size >= _LEAST_LARGE:
-        found.append(_encode_large(flat, alphabet))
+    least = len(found[0])
     if planes.decisions(flat, alphabet) <= most:
-        smallest = min(map(len, found))
-        coded = bytes([_PLANES]) + planes.encode(symbols, alphabet, center, side)
-        if len(coded) * (_WORTH if smallest > _LEAST_LARGE else 1) < smallest:
-            return coded
+        found.append(_shifted(planes.encode(symbols, alphabet, center, sides), _PLANES))
+        least = len(found[1]) * (_WORTH if flat.size >= _LEAST_LARGE else 1)
+    if flat.size >= _LEAST_LARGE and _entropy(flat) < least:
+        large = _encode_large(flat, alphabet)
+        if len(large) < least:
+            return large
     return min(found, key=len)
 
 
+def _entropy(symbols: np.ndarray) -> float:
+    """Bytes that no table of frequencies goes below."""
+    counts = np.bincount(symbols)
+    counts = counts[counts > 0]
+    return float(-(counts * np.log2(counts / symbols.size)).sum()) / 8
+
+
 def decode(
-    data: bytes, shape: tuple[int, ...], alphabet: int, *, side: np.ndarray | None = None
+    data: bytes, shape: tuple[int, ...], alphabet: int, *, sides: Sides = (None, None)
 ) -> np.ndarray:
     """Reads what `encode` wrote, exactly.
 
@@ -88,7 +97,7 @@ def decode(
         data: the bytes, whole.
         shape: shape of the symbols.
         alphabet: as it was given to `encode`.
-        side: as it was given to `encode`.
+        sides: as they were given to `encode`.
 
     Returns:
         The symbols: uint8, or uint16 above an alphabet of 256.
@@ -100,10 +109,15 @@ def decode(
         >>> decode(encode(np.array([3, 1, 3]), 4), (3,), 4)
         array([3, 1, 3], dtype=uint8)
     """
-    symbols = _decode(data, shape, alphabet, side, _DEPTH)
+    symbols = _decode(data, shape, alphabet, sides, _DEPTH)
     if symbols.size and not 0 <= int(symbols.min()) <= int(symbols.max()) < alphabet:
         raise ArtifactError(f"malformed: a stream has symbols out of 0 .. {alphabet - 1}.")
     return symbols.astype(_dtype(alphabet)).reshape(shape)
+
+
+def _shifted(data: bytes, by: int) -> bytes:
+    """Adds to the first byte."""
+    return bytes([data[0] + by]) + data[1:]
 
 
 def _dtype(alphabet: int) -> type[np.unsignedinteger]:
@@ -111,7 +125,7 @@ def _dtype(alphabet: int) -> type[np.unsignedinteger]:
 
 
 def _decode(
-    data: bytes, shape: tuple[int, ...], alphabet: int, side: np.ndarray | None, depth: int
+    data: bytes, shape: tuple[int, ...], alphabet: int, sides: Sides, depth: int
 ) -> np.ndarray:
     reader, size = Reader(data), math.prod(shape)
     method = reader.byte()
@@ -123,8 +137,8 @@ def _decode(
         raise ArtifactError("malformed: a stream that can only be constant is not.")
     if method == _RAW:
         return _unpack(reader.rest(), size, alphabet)
-    if method == _PLANES:
-        return planes.decode(reader.rest(), shape, alphabet, side, _MOST_DECISIONS)
+    if method >= _PLANES:
+        return planes.decode(_shifted(data, -_PLANES), shape, alphabet, sides, _MOST_DECISIONS)
     readers: dict[int, Callable[[Reader, int, int, int], np.ndarray]] = {
         _TABLE: _decode_table,
         _SPLIT_OFF: _decode_split,
@@ -166,7 +180,7 @@ def _encode_large(symbols: np.ndarray, alphabet: int) -> bytes:
 
 
 def _part(symbols: np.ndarray, alphabet: int) -> bytes:
-    return _encode(symbols, alphabet, 0, None, _MOST_IN_PARTS)
+    return _encode(symbols, alphabet, 0, (None, None), _MOST_IN_PARTS)
 
 
 def _decode_table(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
@@ -188,8 +202,8 @@ def _encode_split(symbols: np.ndarray, alphabet: int, top: int) -> bytes:
 
 def _decode_split(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
     top = reader.varint(alphabet - 1)
-    there = _decode(reader.part(), (size,), 2, None, depth).astype(bool)
-    others = _decode(reader.rest(), (int(there.sum()),), alphabet - 1, None, depth)
+    there = _decode(reader.part(), (size,), 2, (None, None), depth).astype(bool)
+    others = _decode(reader.rest(), (int(there.sum()),), alphabet - 1, (None, None), depth)
     symbols = np.full(size, top, _dtype(alphabet))
     symbols[there] = others + (others >= top)
     return symbols
@@ -208,14 +222,14 @@ def _encode_wide(symbols: np.ndarray) -> bytes:
 def _decode_wide(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
     if alphabet <= 256:
         raise ArtifactError("malformed: two bytes a symbol for an alphabet of one.")
-    high = _decode(reader.part(), (size,), 256, None, depth)
+    high = _decode(reader.part(), (size,), 256, (None, None), depth)
     low = np.zeros(size, np.uint8)
     common = _common(high)
     for byte in common:
         there = high == byte
-        low[there] = _decode(reader.part(), (int(there.sum()),), 256, None, depth)
+        low[there] = _decode(reader.part(), (int(there.sum()),), 256, (None, None), depth)
     there = ~np.isin(high, common)
-    low[there] = _decode(reader.rest(), (int(there.sum()),), 256, None, depth)
+    low[there] = _decode(reader.rest(), (int(there.sum()),), 256, (None, None), depth)
     return high.astype(np.uint16) << 8 | low
 
 

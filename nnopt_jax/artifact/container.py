@@ -25,7 +25,7 @@ from nnopt_jax.artifact.leaves import (
     stored,
     struct,
 )
-from nnopt_jax.artifact.sides import Sides
+from nnopt_jax.artifact.sides import Profiles
 from nnopt_jax.artifact.streams import Plain, Slot, Stream, loose, streams
 from nnopt_jax.artifact.wire import Reader, framed, varint
 from nnopt_jax.errors import ArtifactError
@@ -111,9 +111,9 @@ def write(tree: Any, metadata: Any = None) -> bytes:
     listed = _listed(slots, apart)
     plan = Plan(listed, _repeats(listed, arrays))
     notes = {"metadata": metadata, "apart": apart, "same": list(plan.same.items())}
-    head, parts, sides = manifest.write(describe(tree), notes), [], Sides()
+    head, parts, profiles = manifest.write(describe(tree), notes), [], Profiles()
     for number in plan.coded:
-        parts.append(_encode(listed[number], arrays, sides))
+        parts.append(_encode(listed[number], arrays, profiles))
     for pool in plan.pools:
         planes = np.concatenate([_octets(arrays[slot.index]) for slot in pool]).T
         parts += [codec.encode(plane, 256) for plane in planes]
@@ -197,10 +197,10 @@ def _ours(what: str) -> Iterator[None]:
 
 
 def _arrays(found: Contents) -> dict[int, np.ndarray]:
-    plan, sides = found.plan, Sides()
+    plan, profiles = found.plan, Profiles()
     arrays: dict[int, np.ndarray] = {}
     for number, part in zip(plan.coded, found.coded, strict=True):
-        arrays |= _decode(plan.streams[number], part, sides)
+        arrays |= _decode(plan.streams[number], part, profiles)
     for pool, planes in zip(plan.pools, found.planes, strict=True):
         arrays |= _decode_pool(pool, planes)
     for number, first in plan.same.items():
@@ -261,21 +261,21 @@ def _repeats(listed: list[Stream], arrays: list[np.ndarray]) -> dict[int, int]:
     return same
 
 
-def _encode(stream: Stream, arrays: list[np.ndarray], sides: Sides) -> bytes:
+def _encode(stream: Stream, arrays: list[np.ndarray], profiles: Profiles) -> bytes:
     symbols = stream.symbols(arrays)
-    back = sides.best(symbols > 0)
-    side = sides.classes(back, stream.shape)
+    number = profiles.best(symbols > 0)
+    sides = profiles.classes(number, stream.shape)
     center = stream.center(arrays)
-    coded = codec.encode(symbols, stream.alphabet, center=center, side=side)
-    sides.note(symbols > 0)
-    return varint(back) + coded
+    coded = codec.encode(symbols, stream.alphabet, center=center, sides=sides)
+    profiles.note(symbols > 0)
+    return varint(number) + coded
 
 
-def _decode(stream: Stream, data: bytes, sides: Sides) -> dict[int, np.ndarray]:
+def _decode(stream: Stream, data: bytes, profiles: Profiles) -> dict[int, np.ndarray]:
     reader = Reader(data)
-    side = sides.classes(reader.varint(), stream.shape)
-    symbols = codec.decode(reader.rest(), stream.shape, stream.alphabet, side=side)
-    sides.note(symbols > 0)
+    sides = profiles.classes(reader.varint(), stream.shape)
+    symbols = codec.decode(reader.rest(), stream.shape, stream.alphabet, sides=sides)
+    profiles.note(symbols > 0)
     return stream.arrays(symbols)
 
 

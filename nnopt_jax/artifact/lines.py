@@ -9,16 +9,17 @@ it lie, and how far from it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from nnopt_jax.artifact.arithmetic import Coder
 from nnopt_jax.artifact.lags import Past
-from nnopt_jax.artifact.mixing import Mixer, log2
+from nnopt_jax.artifact.mixing import Mixer, chance, log2
 
 _BATCHES = 2048
 """About how many batches the presence of all symbols is coded in: each costs time."""
-_EVEN = 64
+_EVEN = 0
 """The prior of a bit that is as likely 0 as 1."""
 _LEVELS = 8
 """Bits of a magnitude that have its higher bits for context; those below have none."""
@@ -34,7 +35,7 @@ class Layout:
         codes: how many codes there are.
         holes: whether symbol 0 stands for "nothing here", and code `c` is symbol `c + 1`.
         center: codes below it count as negative.
-        prior: the chance that a symbol is there, in units of 2^-7, `1 .. 127`.
+        prior: log-odds that a symbol is there, 256 to a doubling.
         lags: distances in lines at which weights resemble each other; none, one or two.
     """
 
@@ -85,21 +86,21 @@ def share(heft: np.ndarray, count: np.ndarray, levels: int, steps: int) -> np.nd
 
 
 def walk(
-    coder: Coder, layout: Layout, side: np.ndarray | None, symbols: np.ndarray | None
+    coder: Coder, layout: Layout, sides: Sequence[np.ndarray], symbols: np.ndarray | None
 ) -> np.ndarray:
     """Codes a stream line by line: writes the symbols, or reads them where they are None.
 
     Args:
         coder: writes or reads bits.
         layout: what both ends know.
-        side: one of 64 classes for every line, `(lines, 1)`, or for every place in a line,
-            `(1, width)`, from whatever both ends know besides; or None.
+        sides: classes `0 .. 63` of every line, `(lines, 1)`, or of every place in a line,
+            `(1, width)`, from whatever both ends know besides.
         symbols: `(size,)` int64.
 
     Returns:
         The symbols, `(size,)` int64.
     """
-    model = _Model(coder, layout, side)
+    model = _Model(coder, layout, sides)
     coded = []
     for line in range(layout.lines):
         start = line * layout.width
@@ -115,17 +116,16 @@ class _Model:
     Fields come in threes: what is there (0 or 1), its sign (-1 or 1), its size (from 1).
     """
 
-    def __init__(self, coder: Coder, layout: Layout, side: np.ndarray | None) -> None:
+    def __init__(self, coder: Coder, layout: Layout, sides: Sequence[np.ndarray]) -> None:
         self.coder, self.layout = coder, layout
         shape = (layout.lines, layout.width)
-        self.side = None if side is None else np.broadcast_to(side, shape)
+        self.sides = [np.broadcast_to(side, shape) for side in sides]
         self.past = Past(layout.lags, *shape) if layout.lags else None
         self.seen = np.zeros((3, layout.width), np.int64)
         near = self.past is not None
         self.nodes = 2 << min(layout.levels, _LEVELS)
-        self.presence = Mixer(
-            [64, 64, *[64] * (side is not None), *[64, 16, 64, 64] * near], layout.prior
-        )
+        self.presence = Mixer([64, 64, *[64] * len(sides), *[64, 16, 64, 64] * near], layout.prior)
+        self.opening = max(chance(layout.prior) >> 7, 1)
         self.sign = Mixer([16, *[20] * near], _EVEN)
         self.size = Mixer([self.nodes, *[16 * self.nodes] * (2 + near)], _EVEN)
 
@@ -148,8 +148,7 @@ class _Model:
 
     def _presence_contexts(self, line: int, count: int, near: np.ndarray | None) -> np.ndarray:
         contexts = [bucket(16 * self.seen[0, :count] + 5, 16 * (line + 1))]
-        if self.side is not None:
-            contexts.append(self.side[line, :count])
+        contexts += [side[line, :count] for side in self.sides]
         if near is not None and self.past:
             density = bucket(near[0, 0].sum() // 4 + 1, self.past.reach(line) * count // 4 + 16)
             heft = near[2, 0] << 3 if self.layout.codes > 1 else near[2, 0]
@@ -163,7 +162,7 @@ class _Model:
         there = np.zeros(contexts.shape[1], np.int64)
         for start in range(0, len(there), self.layout.run):
             run = slice(start, start + self.layout.run)
-            density = bucket(16 * there.sum() + self.layout.prior, 16 * (start + 8))
+            density = bucket(64 * there.sum() + self.opening, 64 * (start + 8))
             here = np.full((1, len(there[run])), density)
             here = np.concatenate([here, contexts[:, run]])
             there[run] = self.presence.code(self.coder, here, None if bits is None else bits[run])

@@ -1,14 +1,17 @@
-"""The description of a tree in few bytes: JSON, without what can be told, deflated."""
+"""The description of a tree in few bytes: lists instead of names, numbers apart, deflated."""
 
 from __future__ import annotations
 
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
+from nnopt_jax.arrays.base import NODE_TYPES
 from nnopt_jax.artifact import dictionary
-from nnopt_jax.errors import ArtifactError, ValueRangeError
+from nnopt_jax.artifact.wire import Reader, varint
+from nnopt_jax.errors import ArtifactError, ValueRangeError, nearest
 from nnopt_jax.ops.bits import packed_size
 
 _MOST_BYTES = 1 << 26
@@ -23,7 +26,7 @@ def write(description: Any, notes: dict[str, Any]) -> bytes:
         notes: what else there is to say, by name; empty values are left out.
 
     Returns:
-        The bytes.
+        Deflated text in which every size is 0, and the sizes.
 
     Raises:
         ValueRangeError: the notes are not JSON, or it is all too long.
@@ -34,7 +37,8 @@ def write(description: Any, notes: dict[str, Any]) -> bytes:
         ({'dict': {'w': ['float32', [2, 3]]}}, {'metadata': {'epoch': 3}})
     """
     notes = {name: value for name, value in notes.items() if value}
-    content = [_shorten(description), *([notes] if notes else [])]
+    numbers: list[int] = []
+    content = [_hide(_shorten(description), numbers), *([notes] if notes else [])]
     try:
         text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -43,7 +47,7 @@ def write(description: Any, notes: dict[str, Any]) -> bytes:
     if len(plain) > _MOST_BYTES:
         raise ValueRangeError(f"save: a description of {len(plain)} bytes, most is {_MOST_BYTES}.")
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary.text())
-    return deflate.compress(plain) + deflate.flush()
+    return deflate.compress(plain) + deflate.flush() + b"".join(map(varint, numbers))
 
 
 def read(data: bytes) -> tuple[Any, dict[str, Any]]:
@@ -61,12 +65,21 @@ def read(data: bytes) -> tuple[Any, dict[str, Any]]:
     inflate = zlib.decompressobj(-15, dictionary.text())
     try:
         plain = inflate.decompress(data, _MOST_BYTES + 1)
-        if not inflate.eof or inflate.unused_data:
+        if not inflate.eof:
             raise ArtifactError(f"load: a description that does not end in {len(plain)} bytes.")
         content = json.loads(plain)
-        description, notes = _lengthen(content[0]), content[1] if len(content) > 1 else {}
-    except (zlib.error, ValueError, TypeError, KeyError, AttributeError, IndexError,
-            RecursionError) as error:  # fmt: skip
+        numbers = Reader(inflate.unused_data)
+        description = _lengthen(_show(content[0], numbers))
+        numbers.end()
+        notes = content[1] if len(content) > 1 else {}
+    except (
+        zlib.error,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+    ) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"load: malformed description ({error!r}).") from error
@@ -75,61 +88,111 @@ def read(data: bytes) -> tuple[Any, dict[str, Any]]:
     return description, notes
 
 
+def _hide(value: Any, numbers: list[int]) -> Any:
+    """Moves all integers of zero and more to a list of their own."""
+    if isinstance(value, dict):
+        return {name: _hide(item, numbers) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_hide(item, numbers) for item in value]
+    if type(value) is int and value >= 0:
+        numbers.append(value)
+        return 0
+    return value
+
+
+def _show(value: Any, numbers: Reader) -> Any:
+    """Undoes `_hide`."""
+    if isinstance(value, dict):
+        return {name: _show(item, numbers) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_show(item, numbers) for item in value]
+    return numbers.varint() if type(value) is int and value >= 0 else value
+
+
 def _shorten(at: Any) -> Any:
-    """Leaves out what the rest tells: words and layout of bits, shape and codes of gaps."""
-    if not isinstance(at, dict):
-        return at
-    if "node" not in at:
-        return {kind: _each(_shorten, children) for kind, children in at.items()}
-    fields, static = dict(at["fields"]), {**at["static"]}
-    if "shape" in static:
-        static["shape"] = list(static["shape"])
-    if at["node"] == "Bits" and {**at, "static": static} == _bits(static):
-        return {"node": "Bits", "static": {k: v for k, v in static.items() if k != "layout"}}
-    support = fields.get("support")
-    if at["node"] == "Sparse" and support and support["node"] == "Gaps":
-        count = (support["fields"]["codes"].get("static", {"shape": (0,)})["shape"] or [0])[0]
-        gaps = {"shape": static["shape"], "width": support["static"]["width"], "count": count}
-        if json.dumps(support) == json.dumps(_gaps(**gaps)):
-            fields["support"] = [gaps["width"], count]
-    fields = {name: _shorten(field) for name, field in fields.items()}
-    return {**at, "static": static, "fields": fields}
+    """Dictionaries stay; all else becomes a list that begins with its kind."""
+    if at is None:
+        return None
+    if isinstance(at, list):
+        return [at[0], *at[1]]
+    if "node" in at:
+        return _shorten_node(at)
+    ((kind, children),) = at.items()
+    if kind == "dict":
+        return {name: _shorten(child) for name, child in children.items()}
+    return [kind, *map(_shorten, children)]
 
 
-def _lengthen(at: Any) -> Any:
+def _shorten_node(at: dict[str, Any]) -> list[Any]:
+    """Settings, then fields, in the order of the class; without what the others tell."""
+    name, static, fields = at["node"], at["static"], at["fields"]
+    if name == "Bits" and static["low"] <= 0 and at == _bits(**static):
+        return [
+            "Bits",
+            static["width"],
+            *([static["low"]] if static["low"] else []),
+            *static["shape"],
+        ]
+    head = name if at["version"] == 1 else f"{name}/{at['version']}"
+    short = [_shorten(fields.get(field)) for field in NODE_TYPES[name].names()]
+    support = fields.get("support", {})
+    if support and support == _bits(1, 0, static["shape"]):
+        short = [*short[:-1], True]
+    elif support.get("node") == "Gaps" and support == _gaps(static["shape"], support):
+        (count,) = support["fields"]["codes"]["static"]["shape"]
+        short = [*short[:-1], [support["static"]["width"], count]]
+    return [head, *static.values(), *short]
+
+
+def _lengthen(short: Any) -> Any:
     """Undoes `_shorten`."""
-    if not isinstance(at, dict):
-        return at
-    if "node" not in at:
-        return {kind: _each(_lengthen, children) for kind, children in at.items()}
-    static = at["static"]
-    if "fields" not in at:
-        return _bits(static)
-    fields = dict(at["fields"])
-    if at["node"] == "Sparse" and isinstance(fields["support"], list):
+    if short is None:
+        return None
+    if isinstance(short, dict):
+        return {"dict": {name: _lengthen(child) for name, child in short.items()}}
+    head, *rest = short
+    if head in ("list", "tuple"):
+        return {head: [_lengthen(child) for child in rest]}
+    name, _, version = head.partition("/")
+    if name in NODE_TYPES:
+        return _lengthen_node(name, int(version or 1), rest)
+    if name[:1].isupper():
+        raise ArtifactError(f"load: unknown node {name!r}.{nearest(name, NODE_TYPES)}")
+    return [head, rest]
+
+
+def _lengthen_node(name: str, version: int, rest: list[Any]) -> dict[str, Any]:
+    """Undoes `_shorten_node`."""
+    if name == "Bits" and all(type(value) is int for value in rest):
+        width, *shape = rest
+        low = shape.pop(0) if shape and shape[0] < 0 else 0
+        return _bits(width, low, shape)
+    settings = NODE_TYPES[name].names(is_static=True)
+    static = dict(zip(settings, rest, strict=False))
+    fields = dict(zip(NODE_TYPES[name].names(), rest[len(settings) :], strict=True))
+    if name == "Sparse" and fields["support"] is True:
+        fields["support"] = ["Bits", 1, *static["shape"]]
+    elif name == "Sparse" and type(fields["support"][0]) is int:
         width, count = fields["support"]
-        fields["support"] = _gaps(static["shape"], width, count)
-    return {**at, "fields": {name: _lengthen(field) for name, field in fields.items()}}
+        fields["support"] = ["Gaps", static["shape"], width, ["Bits", width, count]]
+    fields = {field: _lengthen(value) for field, value in fields.items() if value is not None}
+    return {"node": name, "version": version, "static": static, "fields": fields}
 
 
-def _each(function: Any, children: Any) -> Any:
-    if isinstance(children, dict):
-        return {name: function(child) for name, child in children.items()}
-    return [function(child) for child in children]
-
-
-def _bits(static: dict[str, Any]) -> dict[str, Any]:
-    """How `describe` describes what `Bits.of` makes."""
-    shape, width = list(static["shape"]), static["width"]
-    rows = bool(shape and shape[-1] and shape[-1] % 8 == 0)
-    words = [*shape[:-1], shape[-1]] if rows else [math.prod(shape)]
+def _bits(width: int, low: int, shape: Sequence[int], layout: str = "") -> dict[str, Any]:
+    """How `describe` describes what `Bits.of` makes, whatever the layout that is given."""
+    rows = bool(len(shape) and shape[-1] and shape[-1] % 8 == 0)
+    words = [*shape] if rows else [math.prod(shape)]
     words[-1] = packed_size(words[-1], width)
-    static = {**static, "shape": shape, "layout": "rows" if rows else "flat"}
+    layout = "rows" if rows else "flat"
+    static = {"width": width, "low": low, "shape": shape, "layout": layout}
     return {"node": "Bits", "version": 1, "static": static, "fields": {"words": ["uint8", words]}}
 
 
-def _gaps(shape: list[int], width: int, count: int) -> dict[str, Any]:
-    """How `describe` describes what `Gaps.of` makes."""
-    codes = _bits({"width": width, "low": 0, "shape": [count]})
+def _gaps(shape: Sequence[int], like: dict[str, Any]) -> dict[str, Any]:
+    """How `describe` describes what `Gaps.of` makes, of the width and the codes of another."""
+    width, codes = like["static"]["width"], like["fields"].get("codes")
+    count = codes["static"]["shape"] if isinstance(codes, dict) else ()
     static = {"shape": shape, "width": width}
-    return {"node": "Gaps", "version": 1, "static": static, "fields": {"codes": codes}}
+    fields = {"codes": _bits(width, 0, count)}
+    return {"node": "Gaps", "version": 1, "static": static, "fields": fields}

@@ -12,7 +12,7 @@ from nnopt_jax.artifact.arithmetic import ODDS_BITS, Coder
 _ONE = 64
 """What one observation adds to a count."""
 _PRIOR = 2 * _ONE
-"""What a context counts as having seen before it has seen anything."""
+"""What a context counts as having seen before it has seen anything, where ones are not rare."""
 _MOST = 1 << 20
 """Counts stay below; both counts of a context are halved well before."""
 _STRETCH = 256
@@ -48,6 +48,31 @@ def log2(values: np.ndarray) -> np.ndarray:
     return _logarithms()[np.minimum(values, _MOST - 1)]
 
 
+def chance(prior: int) -> int:
+    """The chance of a one, in units of 2^-16, from log-odds of 256 to a doubling.
+
+    Example:
+        >>> chance(0), chance(-256)
+        (32768, 21845)
+    """
+    return int(_squash()[min(max(prior, -4096), 4095) + 4096])
+
+
+def opening(prior: int) -> tuple[int, int]:
+    """Counts of zeros and ones to begin with: about two observations, more where one is rare.
+
+    Example:
+        >>> opening(0), opening(-10 * 256)
+        ((64, 64), (1023, 1))
+    """
+    one = chance(prior)
+    zero = (1 << ODDS_BITS) - one
+    if min(one, zero) * _PRIOR < 1 << ODDS_BITS:
+        return max(zero // one, 1), max(one // zero, 1)
+    ones = one * _PRIOR >> ODDS_BITS
+    return _PRIOR - ones, ones
+
+
 class Mixer:
     r"""Odds for bits, mixed from adaptive counts; integers only, so that they never differ.
 
@@ -59,11 +84,11 @@ class Mixer:
 
     Args:
         sizes: how many contexts each model has.
-        prior: the chance of a one before anything was seen, in units of 2^-7, `1 .. 127`.
+        prior: log-odds of a one before anything was seen, 256 to a doubling of the odds.
 
     Example:
         >>> from nnopt_jax.artifact.arithmetic import Encoder
-        >>> mixer, writer = Mixer([2], prior=64), Encoder()
+        >>> mixer, writer = Mixer([2], prior=0), Encoder()
         >>> contexts = np.array([[0, 1] * 50])
         >>> for _ in range(20):
         ...     _ = mixer.code(writer, contexts, contexts[0])
@@ -79,9 +104,9 @@ class Mixer:
         self._start = np.cumsum([0, *sizes[:-1]])[:, None]
         # The zeros of all contexts, then the ones: a bit of value y is counted at y * total.
         self._ones = sum(sizes)
-        self._counts = np.repeat([_PRIOR - prior, prior], self._ones)
+        self._counts = np.repeat(opening(prior), self._ones)
         self._room = 0
-        self._base = int(log2(np.array(prior)) - log2(np.array(_PRIOR - prior)))
+        self._base = prior
         self._weights = np.full(len(sizes), int(2**16 * 1.4 / max(len(sizes), 1.4)))
         self._mistakes = 0
         self._logarithms, self._squash = _logarithms(), _squash()
@@ -105,7 +130,7 @@ class Mixer:
         bits = coder.code(odds, bits)
         wrong = (bits << ODDS_BITS) - odds
         self._mistakes += int(np.abs(wrong).sum()) >> ODDS_BITS
-        rate = _RATE + max(0, self._mistakes.bit_length() - 9) // 2
+        rate = _RATE + max(0, self._mistakes.bit_length() - 7) // 2
         self._weights += (said @ wrong + (1 << rate - 1) >> rate).clip(-_STEP, _STEP)
         self._make_room(_ONE * len(bits))
         np.add.at(self._counts, (at + bits * self._ones).ravel(), _ONE)

@@ -18,7 +18,11 @@ _COMMON = 0.25
 _MOST_LINES = 4096
 _LEAST_WIDTH = 16
 _LEAST_ROW = 8
-_HOLES, _TURNED, _SIDE, _LAGS = 1, 2, 4, 8
+_HOLES, _TURNED, _ZERO, _LAGS = 1, 2, 4, 8
+"""Flags: there are holes; lines lie along the leading axes; holes are symbol 0; number of lags."""
+
+Sides = tuple[np.ndarray | None, np.ndarray | None]
+"""Classes `0 .. 63` of the rows of an array and of its columns, each where there are any."""
 
 
 def decisions(symbols: np.ndarray, alphabet: int) -> int:
@@ -30,14 +34,14 @@ def decisions(symbols: np.ndarray, alphabet: int) -> int:
     return symbols.size + (symbols.size - holes) * levels
 
 
-def encode(plane: np.ndarray, alphabet: int, center: int, side: np.ndarray | None) -> bytes:
+def encode(plane: np.ndarray, alphabet: int, center: int, sides: Sides) -> bytes:
     """Codes a weight-shaped array of symbols with what neighbors say.
 
     Args:
         plane: symbols of any shape; the last axis lies along lines.
         alphabet: symbols lie below it.
         center: symbols below it count as negative.
-        side: `(prod(shape[:-1]),)`: one of 64 classes for each line, which the reader has too.
+        sides: classes of rows and columns, which the reader has too.
 
     Returns:
         Settings and code.
@@ -51,17 +55,15 @@ def encode(plane: np.ndarray, alphabet: int, center: int, side: np.ndarray | Non
         alphabet=alphabet,
         hole=hole if holes else None,
         center=0 if alphabet == 2 else int(center - (holes and hole < center)),
-        prior=int(np.clip(round(128 * (1 - counts[hole] / plane.size)), 1, 127)),
+        prior=_prior(plane.size - int(counts[hole]), int(counts[hole])),
     ).fitted(symbols)
-    side = None if side is None else settings.aligned(side)
-    settings = dataclasses.replace(settings, side=side is not None)
     coder = Encoder()
-    walk(coder, settings.layout, side, settings.lines(symbols).ravel())
+    walk(coder, settings.layout, settings.aligned(sides), settings.lines(symbols).ravel())
     return settings.write() + coder.finish()
 
 
 def decode(
-    data: bytes, shape: tuple[int, ...], alphabet: int, side: np.ndarray | None, most: int
+    data: bytes, shape: tuple[int, ...], alphabet: int, sides: Sides, most: int
 ) -> np.ndarray:
     """Reads what `encode` wrote.
 
@@ -69,7 +71,7 @@ def decode(
         data: the bytes, whole.
         shape: of the array.
         alphabet: as it was given to `encode`.
-        side: as it was given to `encode`.
+        sides: as they were given to `encode`.
         most: bits to read at most; more of them cannot be what an encoder wrote.
 
     Returns:
@@ -80,13 +82,10 @@ def decode(
     """
     reader = Reader(data)
     settings = Settings.read(reader, shape, alphabet)
-    aligned = settings.aligned(side) if settings.side and side is not None else None
-    if settings.side and aligned is None:
-        raise ArtifactError("malformed: a stream asks for classes of lines that there are not.")
     if settings.layout.size > most:
         raise ArtifactError(f"malformed: {settings.layout.size} symbols one by one.")
     coder = Decoder(reader.rest(), most)
-    symbols = settings.unlines(walk(coder, settings.layout, aligned, None))
+    symbols = settings.unlines(walk(coder, settings.layout, settings.aligned(sides), None))
     coder.finish()
     return symbols if settings.hole is None else _fill(symbols, settings.hole)
 
@@ -101,6 +100,12 @@ def _fill(symbols: np.ndarray, hole: int) -> np.ndarray:
     return np.where(symbols == 0, hole, symbols - (symbols <= hole))
 
 
+def _prior(there: int, holes: int) -> int:
+    """Log-odds in steps of an eighth of a doubling, as one byte."""
+    odds = math.log2(max(there, 1) / max(holes, 1))
+    return min(max(round(8 * odds) + 128, 0), 255)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What is written before the code.
@@ -110,9 +115,8 @@ class Settings:
         alphabet: of its symbols.
         hole: the symbol coded as "nothing here", if there is one.
         center: codes below it count as negative.
-        prior: the chance that something is there, in units of 2^-7.
+        prior: log-odds that something is there, in eighths of a doubling, 128 for even.
         turned: whether lines run along the leading axes instead of the last.
-        side: whether classes of lines are used.
         lags: distances of lines that resemble each other.
     """
 
@@ -122,7 +126,6 @@ class Settings:
     center: int
     prior: int
     turned: bool = False
-    side: bool = False
     lags: tuple[int, ...] = ()
 
     @property
@@ -144,7 +147,7 @@ class Settings:
             codes=codes,
             holes=self.hole is not None,
             center=self.center,
-            prior=self.prior,
+            prior=(self.prior - 128) * 32,
             lags=self.lags,
         )
 
@@ -157,12 +160,15 @@ class Settings:
         """Undoes `lines`, flat."""
         return symbols.reshape(self.shape[-1], -1).T.ravel() if self.turned else symbols
 
-    def aligned(self, side: np.ndarray) -> np.ndarray | None:
-        """Classes of rows as classes of lines or places; None where rows are not lines."""
-        row = math.prod(self.shape) // max(len(side), 1)
+    def aligned(self, sides: Sides) -> list[np.ndarray]:
+        """Classes of rows and columns as those of lines and places, where these are the same."""
+        rows, columns = sides if len(self.shape) > 1 else (None, None)
         if self.turned:
-            return side[None] if self.width == len(side) else None
-        return side[:, None] if self.width == row else None
+            rows, columns = columns, rows
+        size = self.width
+        across = [] if columns is None or len(columns) != size else [columns[None]]
+        down = [] if rows is None or len(rows) * size != math.prod(self.shape) else [rows[:, None]]
+        return down + across
 
     def fitted(self, symbols: np.ndarray) -> Settings:
         """Chooses the direction of the lines, and the lags."""
@@ -186,24 +192,26 @@ class Settings:
 
     def write(self) -> bytes:
         """One byte of flags, and what they announce."""
-        flags = _HOLES * (self.hole is not None) + _TURNED * self.turned + _SIDE * self.side
-        out = bytes([flags + _LAGS * len(self.lags)])
+        flags = _TURNED * self.turned + _LAGS * len(self.lags)
+        out = b""
         if self.hole is not None:
-            out += varint(self.hole) + bytes([self.prior])
-        return out + varint(self.center) + b"".join(varint(lag) for lag in self.lags)
+            flags += _HOLES + _ZERO * (self.hole == 0)
+            out += (varint(self.hole) if self.hole else b"") + bytes([self.prior])
+        out += varint(self.center) + b"".join(varint(lag) for lag in self.lags)
+        return bytes([flags]) + out
 
     @classmethod
     def read(cls, reader: Reader, shape: tuple[int, ...], alphabet: int) -> Settings:
         """Undoes `write`, and refuses settings that cannot be."""
         flags = reader.byte()
-        hole, prior = None, 64
+        hole, prior = None, 128
         if flags & _HOLES:
-            hole, prior = reader.varint(alphabet - 1), reader.byte()
+            hole = 0 if flags & _ZERO else reader.varint(alphabet - 1)
+            prior = reader.byte()
         center = reader.varint(alphabet)
         lags = tuple(reader.varint(_MOST_LINES) for _ in range(flags // _LAGS))
-        turned = bool(flags & _TURNED)
-        settings = cls(shape, alphabet, hole, center, prior, turned, bool(flags & _SIDE), lags)
+        settings = cls(shape, alphabet, hole, center, prior, bool(flags & _TURNED), lags)
         deep = lags and (min(lags) < 1 or max(lags) >= settings.layout.lines)
-        if not 1 <= prior <= 127 or len(lags) > 2 or deep or (turned and len(shape) < 2):
+        if len(lags) > 2 or deep or (settings.turned and len(shape) < 2):
             raise ArtifactError("malformed: settings of a stream that cannot be.")
         return settings

@@ -1,4 +1,4 @@
-"""What one layer tells about the next: an output that is seldom computed is seldom read."""
+"""What arrays tell about each other: an output seldom computed is seldom read, or biased."""
 
 from __future__ import annotations
 
@@ -7,68 +7,83 @@ import math
 import numpy as np
 
 from nnopt_jax.artifact.lines import bucket
+from nnopt_jax.artifact.planes import Sides
 from nnopt_jax.errors import ArtifactError
 
 _SURE = 4.0
 """Standard deviations by which two counts must agree to be of use."""
 
 
-class Sides:
-    """Counts of the masks coded so far; classes of rows for the next one.
+class Profiles:
+    """How full the outputs of earlier masks were, for the rows and columns of those to come.
+
+    Rows of a mask are compared with the outputs of an earlier one, over and over where there are
+    several for each (a convolution has kernel height times width of them); columns with outputs.
 
     Example:
-        >>> sides = Sides()
-        >>> sides.note(np.eye(8, 4)[None] > 0)
-        >>> sides.classes(1, (2, 4, 6))
-        array([52, 52, 52, 52, 52, 52, 52, 52])
+        >>> profiles = Profiles()
+        >>> profiles.note(np.eye(8, 4)[None] > 0)
+        >>> profiles.classes(2, (2, 4, 6))
+        (array([52, 52, 52, 52, 52, 52, 52, 52]), None)
     """
 
     def __init__(self) -> None:
-        self._densities: list[np.ndarray] = []
+        self._known: list[np.ndarray] = []
 
     def note(self, mask: np.ndarray) -> None:
         """Takes in a mask, as both ends do in the same order."""
         matrix = _matrix(mask)
-        self._densities.append(bucket(16 * matrix.sum(0) + 4, 16 * max(len(matrix), 1)))
+        self._known.append(bucket(16 * matrix.sum(0) + 4, 16 * max(len(matrix), 1)))
 
     def best(self, mask: np.ndarray) -> int:
-        """Finds the earlier mask whose columns tell most about the rows of this one.
+        """Finds the earlier masks that tell most about the rows and the columns of this one.
 
         Args:
             mask: `(..., outputs)`.
 
         Returns:
-            How many masks ago that was; 0 where none tells anything.
+            A number for `classes`; 0 where none tells anything.
         """
-        best, most = 0, _SURE
-        counts = _matrix(mask).sum(1)
-        for back in range(1, len(self._densities) + 1):
-            classes = self.classes(back, mask.shape)
-            if classes is None or not np.ptp(classes) or not np.ptp(counts):
-                continue
-            sure = abs(np.corrcoef(classes, counts)[0, 1]) * math.sqrt(len(counts))
-            if sure > most:
-                best, most = back, sure
-        return best
+        counts = [_matrix(mask).sum(axis) for axis in (1, 0)]
+        most, best = [_SURE, _SURE], [0, 0]
+        for back in range(1, len(self._known) + 1):
+            for axis, classes in enumerate(self._of(back, mask.shape)):
+                sure = _agreement(classes, counts[axis])
+                if sure > most[axis]:
+                    most[axis], best[axis] = sure, back
+        return best[0] * (len(self._known) + 1) + best[1]
 
-    def classes(self, back: int, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Classes of the rows of an array of some shape; None where the shapes do not meet.
+    def classes(self, number: int, shape: tuple[int, ...]) -> Sides:
+        """Classes of the rows and of the columns of an array of some shape.
 
         Raises:
-            ArtifactError: there were not so many masks.
+            ArtifactError: there are not so many masks, or their shapes do not meet.
         """
-        if not back:
-            return None
-        if back > len(self._densities):
+        if number >= (len(self._known) + 1) ** 2:
             raise ArtifactError("malformed: a stream refers to one that is not before it.")
-        density, rows = self._densities[-back], math.prod(shape[:-1])
-        if len(density) < 2 or len(shape) < 2 or not rows or rows % len(density):
-            return None
-        return np.tile(density, rows // len(density))
+        rows, columns = divmod(number, len(self._known) + 1)
+        return self._of(rows, shape)[0], self._of(columns, shape)[1]
+
+    def _of(self, back: int, shape: tuple[int, ...]) -> Sides:
+        if not back or len(shape) < 2 or not math.prod(shape):
+            return None, None
+        profile, rows = self._known[-back], math.prod(shape[:-1])
+        meets = len(profile) > 1 and rows % len(profile) == 0
+        return (
+            np.tile(profile, rows // len(profile)) if meets else None,
+            profile if len(profile) == shape[-1] else None,
+        )
+
+
+def _agreement(classes: np.ndarray | None, counts: np.ndarray) -> float:
+    """How sure it is that classes and counts go together, in standard deviations."""
+    if classes is None or not np.ptp(classes) or not np.ptp(counts):
+        return 0.0
+    return abs(np.corrcoef(classes, counts)[0, 1]) * math.sqrt(len(counts))
 
 
 def _matrix(mask: np.ndarray) -> np.ndarray:
-    """Rows by outputs; what has no rows counts as none."""
-    if mask.ndim < 2 or not mask.size:
+    """Rows by outputs; a vector is one row."""
+    if not mask.size:
         return np.zeros((0, 0), bool)
-    return mask.reshape(-1, mask.shape[-1])
+    return mask.reshape(-1, mask.shape[-1] if mask.ndim else 1)

@@ -301,34 +301,40 @@ def test_damage_behind_a_right_checksum_is_ours_to_refuse(place, mask, cut):
 SEALED_BODY = envelope.opened(container.write({"w": store(pruned(shape=(20, 10))), "b": [1.0]}))
 
 
-def described(description, notes=None):
-    """A file of one description, with a right checksum and no streams."""
-    text = json.dumps([description, *([notes] if notes else [])]).encode()
+def described(short, notes=None):
+    """A file of one description as `manifest` shortens it, with a right checksum, no streams."""
+    numbers = []
+    content = [manifest._hide(short, numbers), *([notes] if notes else [])]
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, 0, dictionary.text())
-    packed = deflate.compress(text) + deflate.flush()
+    packed = deflate.compress(json.dumps(content).encode()) + deflate.flush()
+    packed += b"".join(map(wire.varint, numbers))
     return envelope.sealed(wire.varint(len(packed)) + packed)
 
 
 LIES = [
-    {"dict": {"w": ["object", [2]]}},
-    {"dict": {"w": ["i4,i4", [2]]}},
-    {"dict": {"w": ["str", [2]]}},
-    {"dict": {"w": ["float32", [-2]]}},
-    {"dict": {"w": ["float32", [1.5]]}},
-    {"dict": {"w": ["float32", ["2"]]}},
-    {"dict": {"w": ["float32", [10**30]]}},
-    {"dict": [1]},
-    {"set": []},
-    {"node": "Evil", "version": 1, "static": {}, "fields": {}},
-    {"node": "Sparse", "version": 9, "static": {"shape": [2]}, "fields": {"support": [1, 1]}},
-    {"node": "Sparse", "version": 1, "static": {"shape": [-1, -4]}, "fields": {}},
-    {"node": "Sparse", "version": 1, "static": {"shape": [1 << 40, 1 << 20]},
-     "fields": {"values": ["float32", [1]], "support": [8, 1]}},
-    {"node": "Codebook", "version": 1, "static": {"dtype": "object"},
-     "fields": {"indices": ["int8", [2]], "table": ["float32", [2]]}},
-    {"node": "Bits", "static": {"width": 99, "low": 0, "shape": [4]}},
-    {"node": "Bits", "static": {"width": "x", "low": 0, "shape": [4]}},
-    3, "x", [], [[]],
+    {"w": ["object", 2]},
+    {"w": ["i4,i4", 2]},
+    {"w": ["str", 2]},
+    {"w": ["float32", -2]},
+    {"w": ["float32", 1.5]},
+    {"w": ["float32", "2"]},
+    {"w": ["float32", None]},
+    {"w": ["float32", 10**30]},
+    {"w": ["float32", 1 << 60]},
+    {"w": {"w": 3}},
+    ["set"],
+    ["Evil", 1],
+    ["Sparse/9", [2], ["float32", 1], [1, 1]],
+    ["Sparse", [-1, -4], ["float32", 1], [1, 1]],
+    ["Sparse", ["a"], ["float32", 1], [1, 1]],
+    ["Sparse", [1 << 40, 1 << 20], ["float32", 1], [8, 1]],
+    ["Sparse", [4], ["float32", 1]],
+    ["Codebook", "object", ["int8", 2], ["float32", 2], None],
+    ["Codebook", 3, ["int8", 2], ["float32", 2], None],
+    ["Bits", 99, 4],
+    ["Bits", "x", 4],
+    ["Bits"],
+    3, "x", [], [[]], [None],
 ]  # fmt: skip
 
 
@@ -345,13 +351,13 @@ def test_descriptions_that_lie_are_refused(lie):
 )
 def test_notes_that_lie_are_refused(notes):
     with pytest.raises(ArtifactError):
-        container.contents(described({"dict": {"w": ["float32", [2]]}}, notes), 1 << 30)
+        container.contents(described({"w": ["float32", 2]}, notes), 1 << 30)
 
 
 def test_a_description_that_inflates_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(manifest, "_MOST_BYTES", 1 << 12)
     with pytest.raises(ArtifactError, match="does not end"):
-        container.contents(described({"list": [None] * 100_000}), 1 << 30)
+        container.contents(described(["list", *[None] * 100_000]), 1 << 30)
 
 
 def test_max_bytes_is_checked_before_anything_is_allocated(path):
