@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from nnopt_jax.ops.compand import compand
 
@@ -35,14 +35,14 @@ def assign(values: ArrayLike, table: ArrayLike) -> Array:
     dtype = jnp.uint8 if t.size <= 256 else jnp.uint16
     middles = t[:-1] / 2 + t[1:] / 2  # halved first: sums may overflow
     if t.size > _COMPARED:
-        return _looked_up(v, middles).astype(dtype)
+        return _looked_up(v, middles, dtype)
     index = jnp.zeros(v.shape, dtype)
     for i in range(t.size - 1):
         index += (v > middles[i]).astype(dtype)
     return index
 
 
-def _looked_up(v: Array, middles: Array) -> Array:
+def _looked_up(v: Array, middles: Array, dtype: DTypeLike) -> Array:
     """Counts the midpoints below each value: a grid tells all but a few, which are compared.
 
     The grid is even on a companded scale, so that a table with far outliers still gets cells where
@@ -59,16 +59,21 @@ def _looked_up(v: Array, middles: Array) -> Array:
         return jnp.clip(u, -1, _CELLS - 3).astype(jnp.int32) + 2
 
     cells = cell(middles)
-    all_cells = jnp.arange(_CELLS)
-    below = jnp.searchsorted(cells, all_cells - 1).astype(jnp.int32)
-    until = jnp.searchsorted(cells, all_cells + 1, side="right").astype(jnp.int32)
-    # A NaN would be an arbitrary integer.
-    v = jnp.where(jnp.isnan(v), -jnp.inf, v)
-    index = below[cell(v)]
+    numbers = jnp.arange(_CELLS)
+    below = jnp.searchsorted(cells, numbers - 1).astype(dtype)
+    until = jnp.searchsorted(cells, numbers + 1, side="right")
+    most = jnp.max(until - below)
     padded = jnp.append(middles, jnp.inf)
+    v = jnp.where(jnp.isnan(v), -jnp.inf, v)  # a NaN would lie in an arbitrary cell
 
-    # Midpoints ascend, so that each comparison tells whether there is another to make.
+    # Midpoints ascend, so that one comparison tells whether there is another to make.
     def compare(_: int, index: Array) -> Array:
-        return index + (v > padded[index]).astype(jnp.int32)
+        return index + (v > padded[index]).astype(dtype)
 
-    return lax.fori_loop(0, jnp.max(until - below), compare, index)
+    def one() -> Array:
+        return compare(0, below[cell(v)])
+
+    def several() -> Array:
+        return lax.fori_loop(0, most, compare, below[cell(v)])
+
+    return lax.cond(most <= 1, one, several)  # the first is one loop over memory

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from nnopt_jax.ops.compand import compand, uncompand
+from nnopt_jax.ops.running import running
 
 
 class Atoms(NamedTuple):
@@ -26,61 +29,132 @@ class Atoms(NamedTuple):
     last: Array
 
 
-def gather(v: Array, w: Array, bins: int) -> Atoms:
+def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tuple[Atoms, Array]:
     """Gathers values into bins, each shown as one atom at their mean.
 
     The bins are even on a companded scale that a sample centers and scales: an outlier, be it a
     million times larger than the rest, takes few of them.
 
     Args:
-        v: finite float32, any shape.
-        w: weights, the same shape; entries of weight 0 count for nothing.
-        bins: number of bins.
+        v: float32, any shape; NaN and infinities are ignored.
+        mask: bool of the same shape, False for entries to ignore; None: none of them.
+        weights: non-negative, the same shape; None: all 1.
+        bins: number of bins, which 256 divides.
 
     Returns:
-        The atoms. A bin of equal values lies exactly there.
+        The atoms of `v / scale`, and `scale`, a power of two that brings the values below 2 (4 if
+        they are of the largest). A bin of equal values lies exactly there.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> atoms = gather(jnp.array([3.0, 1.0, 3.0]), jnp.ones(3), bins=4)
-        >>> print(atoms.weight, atoms.place[0], atoms.place[-1])
-        [1. 0. 0. 2.] 1.0 3.0
+        >>> atoms, scale = gather(jnp.array([3.0, 1.0, 3.0]), None, None, bins=256)
+        >>> print(atoms.weight[0], atoms.place[0], atoms.weight[-1], atoms.place[-1], scale)
+        1.0 0.5 2.0 1.5 2.0
     """
-    valid = w > 0
-    low = jnp.min(jnp.where(valid, v, jnp.inf), initial=jnp.inf)
-    high = jnp.max(jnp.where(valid, v, -jnp.inf), initial=-jnp.inf)
-    low, high = (jnp.where(high >= low, x, 0.0) for x in (low, high))
-    center, spread = _sample(jnp.where(valid, v, jnp.nan))
+    parts = (v, mask, weights)
+    low, high = _extremes(*_weighed(parts))
+    scale = _power_of_two(jnp.maximum(jnp.abs(low), jnp.abs(high)))
+    # Products with reciprocals are made anew where needed; quotients would be kept in memory.
+    shrink = 1 / scale
+    center, spread = _sample(*_weighed(jax.tree.map(_thinned, parts)))
+    low, high, center, spread = (x * shrink for x in (low, high, center, spread))
     spread = jnp.where(spread > 0, spread, jnp.where(high > low, high - low, 1.0))
-    start, stop = compand((low - center) / spread), compand((high - center) / spread)
-    width = (stop - start) / bins
-    index = (compand((v - center) / spread) - start) / jnp.where(width > 0, width, 1)
-    index = jnp.clip(index, 0, bins - 1).astype(jnp.int32)
+    # Powers of two: products are exact, so that the same bin has the same middle everywhere.
+    spread = _power_of_two(spread)
+    narrow = 1 / spread
+    start, stop = compand((low - center) * narrow), compand((high - center) * narrow)
+    width = 2 * _power_of_two((stop - start) / (bins - 2))
+    start = jnp.floor(start / width) * width
 
     def middle(index: Array) -> Array:
-        u = start + (index.astype(jnp.float32) + 0.5) * width
-        return jnp.clip(center + spread * uncompand(u), low, high)
+        return center + spread * uncompand(start + (index.astype(jnp.float32) + 0.5) * width)
 
-    weight = jnp.zeros(bins, jnp.float32).at[index].add(w)
-    # Distances from the middle keep the mean within the bin, however many values there are.
-    rest = jnp.zeros(bins, jnp.float32).at[index].add(w * (v - middle(index)))
+    axis, count = _cut(v.shape)
+    cut = jax.tree.map(lambda x: _split(x, axis, count), parts)
+
+    def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        some = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, axis + 1, False), cut)
+        v, w = _weighed(some)
+        v = v * shrink
+        index = (compand((v - center) * narrow) - start) * (1 / width)
+        index = jnp.clip(index, 0, bins - 1).astype(jnp.int32)
+        # Distances from the middle keep the mean within the bin, however many values there are.
+        return sums[0].at[index].add(w), sums[1].at[index].add(w * (v - middle(index)))
+
+    zero = jnp.zeros(bins, jnp.float32)
+    weight, rest = lax.fori_loop(0, count, add, (zero, zero))
     place = middle(jnp.arange(bins)) + rest / jnp.where(weight > 0, weight, 1)
-    place = lax.cummax(jnp.clip(place, low, high))
+    return _atoms(jnp.clip(place, low, high), weight), scale
+
+
+def _atoms(place: Array, weight: Array) -> Atoms:
+    place = running(jnp.maximum, place, -jnp.inf)
     full = weight > 0
-    first = lax.cummin(jnp.where(full, place, jnp.inf), reverse=True)
-    last = lax.cummax(jnp.where(full, place, -jnp.inf))
+    first = running(jnp.minimum, jnp.where(full, place, jnp.inf)[::-1], jnp.inf)[::-1]
+    last = running(jnp.maximum, jnp.where(full, place, -jnp.inf), -jnp.inf)
     return Atoms(place, weight, first, last)
 
 
-def _sample(v: Array) -> tuple[Array, Array]:
-    """Gives the median and a robust spread of some thousand values, ignoring NaN."""
-    for axis in sorted(range(v.ndim), key=lambda axis: -v.shape[axis]):
-        step = max(1, min(v.shape[axis], v.size // 4096))
-        v = lax.slice_in_dim(v, 0, None, step, axis)
-    v = jnp.sort(jnp.append(v, jnp.nan))
-    count = jnp.sum(~jnp.isnan(v), dtype=jnp.int32)
+def _weighed(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Array]:
+    """Gives values and weights; both are 0 where a value does not count."""
+    v, mask, weights = parts
+    valid = jnp.isfinite(v) if mask is None else jnp.isfinite(v) & mask
+    w = jnp.float32(1) if weights is None else weights
+    return jnp.where(valid, v, 0), jnp.where(valid, w, 0)
+
+
+def _extremes(v: Array, w: Array) -> tuple[Array, Array]:
+    """Gives the least and the greatest value that counts, in one pass; 0 without any."""
+    low, high = lax.reduce(
+        (jnp.where(w > 0, v, jnp.inf), jnp.where(w > 0, v, -jnp.inf)),
+        (jnp.float32(jnp.inf), jnp.float32(-jnp.inf)),
+        lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])),
+        tuple(range(v.ndim)),
+    )
+    return jnp.where(high >= low, low, 0.0), jnp.where(high >= low, high, 0.0)
+
+
+def _power_of_two(size: Array) -> Array:
+    """Gives the power of two below: it scales exactly, and squares of what it scales are safe."""
+    bits = lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000
+    bits = jnp.minimum(bits, 0x7E800000)  # 2**126, whose reciprocal is normal
+    return jnp.where(bits > 0, lax.bitcast_convert_type(bits, jnp.float32), 1.0)
+
+
+def _cut(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Chooses an axis and in how many slices to take a large array, to need less memory at a time.
+
+    An axis is seen as (16 or fewer, slices, rest), so that up to 16 shards of it do not move.
+    """
+    if math.prod(shape) < 1 << 20:
+        return 0, 1
+    counts = [math.gcd(size // math.gcd(size, 16), 16) for size in shape]
+    axis = max(range(len(shape)), key=lambda i: (counts[i], -i))
+    return axis, counts[axis]
+
+
+def _split(x: Array, axis: int, count: int) -> Array:
+    """Splits an axis in three; the middle one numbers the slices."""
+    if x.ndim == 0:
+        return x.reshape(1, 1, 1)
+    shards = math.gcd(x.shape[axis] // count, 16)
+    return x.reshape(*x.shape[:axis], shards, count, -1, *x.shape[axis + 1 :])
+
+
+def _thinned(x: Array) -> Array:
+    """Takes some thousand entries, evenly."""
+    for axis in sorted(range(x.ndim), key=lambda axis: -x.shape[axis]):
+        step = max(1, min(x.shape[axis], x.size // 4096))
+        x = lax.slice_in_dim(x, 0, None, step, axis)
+    return x
+
+
+def _sample(v: Array, w: Array) -> tuple[Array, Array]:
+    """Gives the median and a robust spread of values that count; 0 without any."""
+    count = jnp.sum(w > 0, dtype=jnp.int32)
+    v = jnp.sort(jnp.append(jnp.where(w > 0, v, jnp.inf), jnp.inf))
     low, middle, high = (
         v[(q * count.astype(jnp.float32)).astype(jnp.int32)] for q in (0.01, 0.5, 0.99)
     )
     known = count > 0
-    return jnp.where(known, middle, 0), jnp.where(known, (high - low) / 4, 0)
+    return jnp.where(known, middle, 0), jnp.where(known, high / 4 - low / 4, 0)

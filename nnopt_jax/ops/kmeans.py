@@ -13,6 +13,7 @@ from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.assign import assign as assign
 from nnopt_jax.ops.histogram import Atoms, gather
 from nnopt_jax.ops.partition import partition
+from nnopt_jax.ops.running import running, running_sum
 
 _CELLS = 1024
 _PLANNED = 256  # with more clusters than this, planning takes too long and gains too little
@@ -44,7 +45,7 @@ def kmeans(
             cells is found by dynamic programming. `"linear"`: evenly over the range. `"quantile"`:
             by equal weight. `"random"`: at entries drawn with `key`.
         iterations: steps of Lloyd's algorithm.
-        bins: bins of the histogram, 1024 or more.
+        bins: bins of the histogram, a multiple of 1024.
         key: PRNG key, for `"random"` only.
 
     Returns:
@@ -65,19 +66,10 @@ def kmeans(
     """
     _check(clusters, init, iterations, bins, key)
     v = lax.stop_gradient(jnp.asarray(values)).astype(jnp.float32)
-    w = jnp.ones(v.shape, jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32)
-    valid = jnp.isfinite(v) if mask is None else jnp.isfinite(v) & jnp.asarray(mask, bool)
-    v = jnp.where(valid, v, 0)
-    scale = _power_of_two(jnp.max(jnp.abs(v), initial=0))
-    atoms = gather(v / scale, jnp.where(valid, w, 0), bins)
+    mask = None if mask is None else jnp.asarray(mask, bool)
+    weights = None if weights is None else jnp.asarray(weights, jnp.float32)
+    atoms, scale = gather(v, mask, weights, bins)
     return _lloyd(atoms, _start(atoms, clusters, init, key), iterations) * scale
-
-
-def _power_of_two(size: Array) -> Array:
-    """Gives the power of two below: it scales exactly, and squares of what it scales are safe."""
-    bits = lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000
-    bits = jnp.minimum(bits, 0x7E800000)  # 2**126, whose reciprocal is normal
-    return jnp.where(bits > 0, lax.bitcast_convert_type(bits, jnp.float32), 1.0)
 
 
 def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
@@ -91,7 +83,8 @@ def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
     if init == "random":
         assert key is not None
         steps = jnp.sort(jax.random.uniform(key, (clusters,)))
-    total = jnp.cumsum(_share(atoms) if init == "density" else atoms.weight)
+    share = _share(atoms) if init == "density" else atoms.weight
+    total = running(jnp.add, share, 0.0)
     return jnp.interp(steps * total[-1], total, atoms.place)
 
 
@@ -112,7 +105,7 @@ def _share(atoms: Atoms) -> Array:
 
 def _planned(atoms: Atoms, clusters: int) -> Array:
     """Finds the best table for atoms joined to cells, spaced by the cube root of the density."""
-    share = jnp.cumsum(_share(atoms))
+    share = running(jnp.add, _share(atoms), 0.0)
     cell = share / jnp.where(share[-1] > 0, share[-1], 1) * _CELLS
     cell = jnp.clip(cell.astype(jnp.int32), 0, _CELLS - 1)
     place, weight = _means(atoms.place, atoms.weight, cell, _CELLS)
@@ -138,7 +131,8 @@ def _means(place: Array, weight: Array, label: Array, labels: int) -> tuple[Arra
 def _lloyd(atoms: Atoms, table: Array, iterations: int) -> Array:
     """Moves each entry to the mean of what is nearest to it, again and again."""
     center = atoms.place[atoms.place.size // 2]
-    number, moment = _prefix(atoms.weight), _prefix(atoms.weight * (atoms.place - center))
+    number = running_sum(atoms.weight)
+    moment = running_sum(atoms.weight * (atoms.place - center))
 
     def step(_: int, table: Array) -> Array:
         inner = jnp.searchsorted(atoms.place, table[:-1] / 2 + table[1:] / 2, side="right")
@@ -153,19 +147,6 @@ def _lloyd(atoms: Atoms, table: Array, iterations: int) -> Array:
     return lax.fori_loop(0, iterations, step, table)
 
 
-def _prefix(x: Array) -> tuple[Array, Array]:
-    """Sums what comes before each point, in pairs of floats, so that differences lose nothing."""
-
-    def add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-        total = a[0] + b[0]
-        part = total - a[0]
-        error = (a[0] - (total - part)) + (b[0] - part)
-        return total, error + (a[1] + b[1])
-
-    hi, lo = lax.associative_scan(add, (x, jnp.zeros_like(x)))
-    return jnp.append(jnp.float32(0), hi), jnp.append(jnp.float32(0), lo)
-
-
 def _check(clusters: int, init: str, iterations: int, bins: int, key: Array | None) -> None:
     if not 1 <= clusters <= 65536:
         raise ValueRangeError(f"kmeans: clusters={clusters} is not one of 1 to 65536")
@@ -175,7 +156,7 @@ def _check(clusters: int, init: str, iterations: int, bins: int, key: Array | No
         )
     if init == "random" and key is None:
         raise ValueRangeError("kmeans: init='random' draws entries; give key=jax.random.key(0)")
-    if iterations < 0 or bins < 1024:
+    if iterations < 0 or bins < 1024 or bins % 1024:
         raise ValueRangeError(
-            f"kmeans: iterations={iterations} must be 0 or more, bins={bins} 1024 or more"
+            f"kmeans: iterations={iterations} must be 0 or more, bins={bins} a multiple of 1024"
         )

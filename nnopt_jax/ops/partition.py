@@ -36,20 +36,21 @@ def partition(place: Array, weight: Array, parts: int, reach: int) -> Array:
     """
     size = place.size
     costs = _costs(place, weight, reach)
-    start = jnp.arange(size + 1)[None, :] - jnp.arange(reach + 1)[:, None]
-    none = jnp.where(jnp.arange(size + 1) == 0, 0.0, jnp.inf)
+    begin = jnp.arange(size + 1)[None, :] - jnp.arange(reach + 1)[:, None]
+    begin = jnp.maximum(begin, 0)
 
     def layer(best: Array, _: None) -> tuple[Array, Array]:
-        totals = best[jnp.maximum(start, 0)] + costs
-        length = jnp.argmin(totals, axis=0).astype(jnp.int32)
-        return jnp.min(totals, axis=0), length
+        return jnp.min(best[begin] + costs, axis=0), best
 
-    _, lengths = lax.scan(layer, none, None, length=parts)
+    none = jnp.where(jnp.arange(size + 1) == 0, 0.0, jnp.inf)
+    _, bests = lax.scan(layer, none, None, length=parts)
 
-    def back(edge: Array, length: Array) -> tuple[Array, Array]:
-        return edge - length[edge], edge
+    # The lengths are found again on the way back, where one column of each layer will do.
+    def back(edge: Array, best: Array) -> tuple[Array, Array]:
+        length = jnp.argmin(best[begin[:, edge]] + costs[:, edge])
+        return edge - length.astype(jnp.int32), edge
 
-    _, edges = lax.scan(back, jnp.int32(size), lengths, reverse=True)
+    _, edges = lax.scan(back, jnp.int32(size), bests, reverse=True)
     return jnp.concatenate([jnp.zeros(1, jnp.int32), edges])
 
 
