@@ -110,7 +110,10 @@ def main() -> None:
         fit = jax.jit(lambda x, k=clusters: kmeans(x, k))
         label = jax.jit(assign)
         table = fit(placed)
-        runs = {"fit": lambda f=fit: f(placed), "assign": lambda t=table: label(placed, t)}
+        runs = {
+            "fit": lambda f=fit: f(placed),
+            "assign": lambda t=table, label=label: label(placed, t),
+        }
         title = f"{values.size:,} weights, {clusters} clusters"
         show(title, interleave(runs, rounds=9))
         other = None if options.skip_sklearn else sklearn_table(values.ravel(), clusters)

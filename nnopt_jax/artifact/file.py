@@ -84,6 +84,15 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) ->
 
     Raises:
         ArtifactError: there is no such file; it is damaged, of an unknown version, or too large.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nnopt.save(f"{folder}/model.nnopt", {"kernel": jnp.eye(2, dtype=jnp.int8)})
+        ...     nnopt.load(f"{folder}/model.nnopt", max_bytes=1000)
+        {'kernel': Array([[1, 0],
+               [0, 1]], dtype=int8)}
     """
     return container.read(contents(path, max_bytes))
 
