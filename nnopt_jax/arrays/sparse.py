@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from nnopt_jax.arrays.base import Field, Node, map_elementwise, node, show, static, summary
 from nnopt_jax.arrays.bits import Bits, width_for
@@ -107,7 +108,7 @@ def smallest_support(mask: jax.Array) -> Bits | Gaps:
         >>> smallest_support(jnp.arange(1000) % 100 == 0), smallest_support(jnp.ones(8, bool))
         (gaps 7-bit[10], 1-bit[8])
     """
-    if not isinstance(mask, jax.core.Tracer) and mask.size:
+    if not isinstance(mask, Tracer) and mask.size:
         width, bits = _best_width(_gaps(np.asarray(mask)))
         if bits < mask.size:
             return Gaps.of(mask, width)

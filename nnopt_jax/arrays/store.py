@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from nnopt_jax.arrays.base import Field, is_node, show, store_field
 from nnopt_jax.arrays.masked import Masked
@@ -61,7 +62,7 @@ def _store_leaf(path: str, leaf: Field, capacity: int | None) -> Field:
 def _enough(path: str, leaf: Field, capacity: int) -> int:
     """Checks a capacity against the mask, where the mask is known."""
     masked = find_masked(leaf)
-    if masked is None or isinstance(masked.mask, jax.core.Tracer):
+    if masked is None or isinstance(masked.mask, Tracer):
         return capacity
     kept = int(show(masked.mask).sum())
     if kept > capacity:

@@ -48,8 +48,9 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
     Example:
         >>> import jax.numpy as jnp
         >>> atoms, scale = gather(jnp.array([3.0, 1.0, 3.0]), None, None, bins=256)
-        >>> print(atoms.weight[0], atoms.place[0], atoms.weight[-1], atoms.place[-1], scale)
-        1.0 0.5 2.0 1.5 2.0
+        >>> full = atoms.weight > 0
+        >>> print(atoms.place[full] * scale, atoms.weight[full])
+        [1. 3.] [1. 2.]
     """
     parts = (v, mask, weights)
     low, high = _extremes(*_weighed(parts))
@@ -88,11 +89,11 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
 
 
 def _atoms(place: Array, weight: Array) -> Atoms:
-    place = running(jnp.maximum, place, -jnp.inf)
+    place = running(jnp.maximum, place, -jnp.inf)  # pyright: ignore
     full = weight > 0
-    first = running(jnp.minimum, jnp.where(full, place, jnp.inf)[::-1], jnp.inf)[::-1]
+    first = running(jnp.minimum, jnp.where(full, place, jnp.inf)[::-1], jnp.inf)[::-1]  # pyright: ignore
     last = running(jnp.maximum, jnp.where(full, place, -jnp.inf), -jnp.inf)
-    return Atoms(place, weight, first, last)
+    return Atoms(place, weight, first, last)  # pyright: ignore
 
 
 def _weighed(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Array]:

@@ -74,5 +74,5 @@ def running_sum(x: Array) -> tuple[Array, Array]:
         error = (a[0] - (total - part)) + (b[0] - part)
         return total, error + (a[1] + b[1])
 
-    sums = running(add, (x, jnp.zeros_like(x)), (0.0, 0.0))
-    return tuple(jnp.append(jnp.zeros(1, x.dtype), part) for part in sums)
+    sums = running(add, (x, jnp.zeros_like(x)), (0.0, 0.0))  # pyright: ignore
+    return tuple(jnp.append(jnp.zeros(1, x.dtype), part) for part in sums)  # pyright: ignore

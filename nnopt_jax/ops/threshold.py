@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from nnopt_jax.errors import Problems, ValueRangeError
@@ -217,7 +218,7 @@ def _checked(
             problems.add("", f"scores {i} are {array.dtype}; give floats of 32 bits or fewer")
     if size >= 2**31:
         problems.add("", f"{size} scores; counts are int32, give fewer than 2**31")
-    if not isinstance(k, jax.core.Tracer) and not least <= int(k) <= size:
+    if not isinstance(k, Tracer) and not least <= int(k) <= size:
         problems.add("", f"k={int(k)} of {size} scores; give {least} to {size}")
     problems.raise_as(ValueRangeError)
     return arrays, jnp.clip(jnp.asarray(k, jnp.int32), least, size)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from nnopt_jax.arrays.base import Field, is_node, materialize
 from nnopt_jax.arrays.codebook import Codebook
@@ -163,7 +164,7 @@ def _require_finite(who: str, params: Any, encoded: Any) -> None:
         if not _has_codes(leaf):
             continue
         for array in jax.tree.leaves((raw[path], leaf)):
-            if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
+            if isinstance(array, Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
                 continue
             if bad := int((~jnp.isfinite(array)).sum()):
                 problems.add(path, f"{bad} of {array.size} values are NaN or infinite, codes hold"

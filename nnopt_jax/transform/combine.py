@@ -45,21 +45,21 @@ def chain(*transforms: Transform) -> Transform:
             params = transform.encode(params, states[-1])
         return tuple(states)
 
-    def encode(params: Any, states: tuple, *, train: bool = False) -> Any:
-        for transform, state in zip(transforms, states, strict=True):
-            params = transform.encode(params, state, train=train)
+    def encode(params: Any, state: tuple, *, train: bool = False) -> Any:
+        for transform, part in zip(transforms, state, strict=True):
+            params = transform.encode(params, part, train=train)
         return params
 
     def update(
-        params: Any, states: tuple, *, grads: Any = None, view: Any = None, step: Any = None
+        params: Any, state: tuple, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, tuple]:
         fresh: list[Any] = []
-        for transform, state in zip(transforms, states, strict=True):
+        for transform, part in zip(transforms, state, strict=True):
             shown = params if view is None else _seen(view, params)
             for earlier, done in zip(transforms, fresh, strict=False):
                 shown = earlier.encode(shown, done)
-            params, state = transform.update(params, state, grads=grads, view=shown, step=step)
-            fresh.append(state)
+            params, part = transform.update(params, part, grads=grads, view=shown, step=step)
+            fresh.append(part)
         return params, tuple(fresh)
 
     def capacities(params: Any) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from nnopt_jax.arrays.base import Field, Slot, is_node, refine, require_unstored, show, slots
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
@@ -224,7 +225,9 @@ def refining(
         learned, rest = {}, {}
         for path, leaf in seen.items():
             old = zip(slots(leaf), state.learned[path], state.rest[path], strict=True)
-            pairs = [refresh(slot, *pair, context) for slot, *pair in old]
+            pairs = [
+                refresh(slot, old_learned, old_rest, context) for slot, old_learned, old_rest in old
+            ]
             learned[path] = tuple(pair[0] for pair in pairs)
             rest[path] = tuple(pair[1] for pair in pairs)
         return params, State(learned, rest, context.count)
@@ -273,6 +276,6 @@ def refresh_when(needed: Any, fresh: Callable[[], Any], old: Any) -> Any:
         >>> refresh_when(False, lambda: 1 / 0, 3)
         3
     """
-    if not isinstance(needed, jax.core.Tracer):  # `cond` would compile anew at every eager call
+    if not isinstance(needed, Tracer):  # `cond` would compile anew at every eager call
         return fresh() if needed else old
     return jax.lax.cond(needed, fresh, lambda: old)

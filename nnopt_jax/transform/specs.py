@@ -66,7 +66,7 @@ def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None
         return {path: of_leaf(path, tree) for path, tree in part.items()}
 
     return jax.tree.map(
-        lambda state: State(of_part(state.learned), of_part(state.rest), PartitionSpec()),
+        lambda state: State(of_part(state.learned), of_part(state.rest), PartitionSpec()),  # pyright: ignore
         jax.eval_shape(tx.init, params),
         is_leaf=lambda x: isinstance(x, State),
     )
