@@ -19,8 +19,9 @@ _MOST_IN_PARTS = 1 << 15
 """The same for parts of a large stream, which the contexts of a line do not fit."""
 _LEAST_LARGE = 1 << 12
 """Streams shorter than this do not repay a table of frequencies."""
-_WORTH = 1.005
-"""How much smaller contexts must make a stream to be worth their time."""
+_MIDDLING = 1 << 18
+_WORTH = 1.01
+"""How much smaller contexts must make a stream of `_MIDDLING` symbols to be worth their time."""
 _SPLIT = 0.75
 """A symbol of at least this share is coded apart from the others."""
 _CLASSES = 16
@@ -67,16 +68,15 @@ def _encode(symbols: np.ndarray, alphabet: int, center: int, sides: Sides, most:
     if not symbols.size or symbols.min() == symbols.max():
         return bytes([_CONSTANT]) + varint(int(symbols.flat[0]) if symbols.size else 0)
     flat = symbols.ravel()
-    found = [bytes([_RAW]) + _pack(flat, alphabet)]
-    least = len(found[0])
+    quick, limit = [bytes([_RAW]) + _pack(flat, alphabet)], math.inf
+    modeled = b""
     if planes.decisions(flat, alphabet) <= most:
-        found.append(_shifted(planes.encode(symbols, alphabet, center, sides), _PLANES))
-        least = len(found[1]) * (_WORTH if flat.size >= _LEAST_LARGE else 1)
-    if flat.size >= _LEAST_LARGE and _entropy(flat) < least:
-        large = _encode_large(flat, alphabet)
-        if len(large) < least:
-            return large
-    return min(found, key=len)
+        modeled = _shifted(planes.encode(symbols, alphabet, center, sides), _PLANES)
+        limit = len(modeled) * (_WORTH if flat.size >= _MIDDLING else 1)
+    if flat.size >= _LEAST_LARGE and _entropy(flat) < limit:
+        quick.append(_encode_large(flat, alphabet))
+    best = min(quick, key=len)
+    return best if len(best) <= limit else modeled
 
 
 def _entropy(symbols: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
@@ -32,6 +33,11 @@ def assign(values: ArrayLike, table: ArrayLike) -> Array:
     """
     v = lax.stop_gradient(jnp.asarray(values)).astype(jnp.float32)
     t = lax.stop_gradient(jnp.asarray(table)).astype(jnp.float32)
+    return _assign(v, t)
+
+
+@jax.jit
+def _assign(v: Array, t: Array) -> Array:
     dtype = jnp.uint8 if t.size <= 256 else jnp.uint16
     middles = t[:-1] / 2 + t[1:] / 2  # halved first: sums may overflow
     if t.size > _COMPARED:

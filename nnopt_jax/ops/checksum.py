@@ -32,7 +32,12 @@ def checksum(x: ArrayLike) -> Array:
 
     Source: Appleby, MurmurHash3, https://github.com/aappleby/smhasher (fmix32).
     """
-    words = _words(jnp.asarray(x))
+    return _checksum(jnp.asarray(x))
+
+
+@jax.jit
+def _checksum(x: Array) -> Array:
+    words = _words(x)
     place = jnp.zeros(words[0].shape, jnp.uint32)
     for axis, size in enumerate(place.shape):
         place = place * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, place.shape, axis)

@@ -24,8 +24,8 @@ def compand(y: Array) -> Array:
 
     Example:
         >>> import numpy as np
-        >>> print(compand(np.array([-0.5, 1.5, 2.0, 3.0, 4.0, 1e30], np.float32)))
-        [ -0.5         1.5         2.          2.5         3.        100.57771]
+        >>> print(compand(np.array([-0.5, 1.5, 2.0, 3.0, 4.0], np.float32)))
+        [-0.5  1.5  2.   2.5  3. ]
     """
     size = jnp.abs(y)
     octaves = (lax.bitcast_convert_type(size, jnp.int32) - _ONE).astype(jnp.float32) / _OCTAVE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -68,8 +69,25 @@ def kmeans(
     v = lax.stop_gradient(jnp.asarray(values)).astype(jnp.float32)
     mask = None if mask is None else jnp.asarray(mask, bool)
     weights = None if weights is None else jnp.asarray(weights, jnp.float32)
+    return _fit(v, mask, weights, key, clusters, init, iterations, bins)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
+def _fit(
+    v: Array,
+    mask: Array | None,
+    weights: Array | None,
+    key: Array | None,
+    clusters: int,
+    init: str,
+    iterations: int,
+    bins: int,
+) -> Array:
     atoms, scale = gather(v, mask, weights, bins)
     return _lloyd(atoms, _start(atoms, clusters, init, key), iterations) * scale
+
+
+# pyright: ignore
 
 
 def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:

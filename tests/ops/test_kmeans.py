@@ -15,8 +15,6 @@ from nnopt_jax.ops import assign, kmeans
 from nnopt_jax.ops.compand import compand, uncompand
 from nnopt_jax.ops.partition import partition
 
-FIT = jax.jit(kmeans, static_argnums=1, static_argnames=("init", "iterations", "bins"))
-
 
 def optimum(x: np.ndarray, weight: np.ndarray, clusters: int) -> float:
     """The least weighted distortion, by dynamic programming over all divisions."""
@@ -60,7 +58,7 @@ def samples(size: int) -> dict[str, np.ndarray]:
 def test_small_leaves_come_within_two_percent_of_the_optimum(name) -> None:
     x = samples(300)[name]
     for clusters in (2, 5, 16, 64):
-        table = FIT(x, clusters)
+        table = kmeans(x, clusters)
         assert table.dtype == jnp.float32
         assert table.shape == (clusters,)
         assert (np.diff(table) >= 0).all()
@@ -73,7 +71,7 @@ def test_many_values_come_within_two_percent_of_scikit_learn(name) -> None:
     cluster = pytest.importorskip("sklearn.cluster")
     x = samples(20_000)[name]
     model = cluster.KMeans(16, n_init=1, random_state=0).fit(x[:, None])
-    assert distortion(x, np.ones(x.size), FIT(x, 16)) <= 1.02 * model.inertia_
+    assert distortion(x, np.ones(x.size), kmeans(x, 16)) <= 1.02 * model.inertia_
 
 
 @given(
@@ -84,7 +82,7 @@ def test_many_values_come_within_two_percent_of_scikit_learn(name) -> None:
 def test_masks_and_weights(x, weight, mask) -> None:
     weighed = np.where(mask, weight, 0)
     x = np.where(mask, x, np.nan).astype(np.float32)  # what is masked out does not matter
-    table = np.asarray(FIT(x, 4, mask=mask, weights=weight))
+    table = np.asarray(kmeans(x, 4, mask=mask, weights=weight))
     assert np.isfinite(table).all()
     known = np.where(mask, x, 0)
     best = optimum(known, weighed, 4)
@@ -95,21 +93,21 @@ def test_masks_and_weights(x, weight, mask) -> None:
 def test_starts_never_get_worse_and_stay_finite(init) -> None:
     x = samples(300)["laplace"]
     key = jax.random.key(0)
-    tables = [FIT(x, 8, init=init, iterations=n, key=key) for n in (0, 1, 20)]
+    tables = [kmeans(x, 8, init=init, iterations=n, key=key) for n in (0, 1, 20)]
     errors = [distortion(x, np.ones(300), table) for table in tables]
     assert errors[0] * 1.0001 >= errors[1] >= errors[2] * 0.9999
     assert np.isfinite(errors).all()
 
 
 def test_linear_start_is_even() -> None:
-    table = FIT(np.linspace(-1, 1, 100, dtype=np.float32), 4, init="linear", iterations=0)
+    table = kmeans(np.linspace(-1, 1, 100, dtype=np.float32), 4, init="linear", iterations=0)
     np.testing.assert_allclose(table, [-0.75, -0.25, 0.25, 0.75], atol=1e-6)
 
 
 def test_few_distinct_values_are_met_exactly() -> None:
     values = np.array([-3.3, 0.1, 0.7], np.float32)
     x = np.random.default_rng(0).choice(values, 1000)
-    table = FIT(x, 8)
+    table = kmeans(x, 8)
     np.testing.assert_array_equal(np.unique(table), values)
     np.testing.assert_array_equal(np.asarray(table)[assign(x, table)], x)
 
@@ -127,7 +125,7 @@ def test_few_distinct_values_are_met_exactly() -> None:
 )
 @pytest.mark.parametrize("init", ["density", "quantile", "linear"])
 def test_odd_leaves(values, wanted, init) -> None:
-    table = FIT(np.array(values, np.float32), 2, init=init)
+    table = kmeans(np.array(values, np.float32), 2, init=init)
     assert np.isfinite(table).all()
     if init == "density":
         np.testing.assert_array_equal(table, np.array(wanted, np.float32))
@@ -143,15 +141,15 @@ def test_vmap_equals_each() -> None:
     x = np.random.default_rng(0).standard_normal((3, 50)).astype(np.float32)
     tables = jax.vmap(lambda row: kmeans(row, 4, bins=1024))(x)
     for row, table in zip(x, tables, strict=True):
-        np.testing.assert_allclose(table, FIT(row, 4, bins=1024), rtol=1e-6)
+        np.testing.assert_allclose(table, kmeans(row, 4, bins=1024), rtol=1e-6)
 
 
 def test_sharded_fit_and_assignment() -> None:
     x = np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     placed = jax.device_put(x, NamedSharding(mesh, P("a", "b")))
-    table = FIT(x, 16)
-    np.testing.assert_allclose(FIT(placed, 16), table, atol=1e-6)
+    table = kmeans(x, 16)
+    np.testing.assert_allclose(kmeans(placed, 16), table, atol=1e-6)
     index = jax.jit(assign)(placed, table)
     assert index.sharding.is_equivalent_to(placed.sharding, 2)
     np.testing.assert_array_equal(index, assign(x, table))
