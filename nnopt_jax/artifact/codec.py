@@ -15,13 +15,13 @@ from nnopt_jax.errors import ArtifactError, ValueRangeError
 MOST_ALPHABET = 1 << 16
 _MOST_DECISIONS = 1 << 22
 """Streams that need more bits than this are coded without contexts, for speed."""
-_MOST_IN_PARTS = 1 << 15
-"""The same for parts of a large stream, which the contexts of a line do not fit."""
+_MOST_FLAT = 1 << 15
+"""The same for streams without rows, which tell less about each other."""
 _LEAST_LARGE = 1 << 12
 """Streams shorter than this do not repay a table of frequencies."""
-_MIDDLING = 1 << 18
+_MANY_DECISIONS = 1 << 19
 _WORTH = 1.01
-"""How much smaller contexts must make a stream of `_MIDDLING` symbols to be worth their time."""
+"""How much smaller contexts must make a stream of so many decisions to be worth their time."""
 _SPLIT = 0.75
 """A symbol of at least this share is coded apart from the others."""
 _CLASSES = 16
@@ -61,18 +61,14 @@ def encode(
         raise ValueRangeError(f"codec.encode: alphabet {alphabet} is not one of 1 to 65536.")
     if symbols.size and not 0 <= int(symbols.min()) <= int(symbols.max()) < alphabet:
         raise ValueRangeError(f"codec.encode: symbols reach out of 0 .. {alphabet - 1}.")
-    return _encode(symbols, alphabet, center, sides, _MOST_DECISIONS)
-
-
-def _encode(symbols: np.ndarray, alphabet: int, center: int, sides: Sides, most: int) -> bytes:
     if not symbols.size or symbols.min() == symbols.max():
         return bytes([_CONSTANT]) + varint(int(symbols.flat[0]) if symbols.size else 0)
     flat = symbols.ravel()
-    quick, limit = [bytes([_RAW]) + _pack(flat, alphabet)], math.inf
-    modeled = b""
-    if planes.decisions(flat, alphabet) <= most:
+    quick, modeled, limit = [bytes([_RAW]) + _pack(flat, alphabet)], b"", math.inf
+    decisions = planes.decisions(flat, alphabet)
+    if decisions <= (_MOST_DECISIONS if symbols.ndim > 1 else _MOST_FLAT):
         modeled = _shifted(planes.encode(symbols, alphabet, center, sides), _PLANES)
-        limit = len(modeled) * (_WORTH if flat.size >= _MIDDLING else 1)
+        limit = len(modeled) * (_WORTH if decisions >= _MANY_DECISIONS else 1)
     if flat.size >= _LEAST_LARGE and _entropy(flat) < limit:
         quick.append(_encode_large(flat, alphabet))
     best = min(quick, key=len)
@@ -179,10 +175,6 @@ def _encode_large(symbols: np.ndarray, alphabet: int) -> bytes:
     return bytes([_TABLE]) + varint(low) + varint(span) + rans.encode(symbols - low, span)
 
 
-def _part(symbols: np.ndarray, alphabet: int) -> bytes:
-    return _encode(symbols, alphabet, 0, (None, None), _MOST_IN_PARTS)
-
-
 def _decode_table(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
     low = reader.varint(alphabet - 2)
     span = reader.varint(min(alphabet - low, rans.MOST_SYMBOLS))
@@ -196,7 +188,7 @@ def _encode_split(symbols: np.ndarray, alphabet: int, top: int) -> bytes:
     there = symbols != top
     others = symbols[there]
     others = others - (others > top)
-    parts = [_part(there.astype(np.uint8), 2), _part(others, alphabet - 1)]
+    parts = [encode(there.astype(np.uint8), 2), encode(others, alphabet - 1)]
     return varint(top) + framed(parts)
 
 
@@ -213,9 +205,9 @@ def _encode_wide(symbols: np.ndarray) -> bytes:
     """High bytes, then low bytes: apart for each common high byte, and together for the rest."""
     high, low = symbols >> 8, (symbols & 255).astype(np.uint8)
     common = _common(high)
-    parts = [_part(high.astype(np.uint8), 256)]
-    parts += [_part(low[high == byte], 256) for byte in common]
-    parts.append(_part(low[~np.isin(high, common)], 256))
+    parts = [encode(high.astype(np.uint8), 256)]
+    parts += [encode(low[high == byte], 256) for byte in common]
+    parts.append(encode(low[~np.isin(high, common)], 256))
     return framed(parts)
 
 

@@ -17,8 +17,9 @@ from nnopt_jax.artifact.arithmetic import Coder
 from nnopt_jax.artifact.lags import Past
 from nnopt_jax.artifact.mixing import Mixer, chance, log2
 
-_BATCHES = 2048
-"""About how many batches the presence of all symbols is coded in: each costs time."""
+_BATCHES, _CODE_BATCHES = 2048, 512
+"""About how many batches presence, and codes, are coded in at least: each costs time."""
+_LEAST_BATCH = 32
 _EVEN = 0
 """The prior of a bit that is as likely 0 as 1."""
 _LEVELS = 8
@@ -59,8 +60,13 @@ class Layout:
 
     @property
     def run(self) -> int:
-        """Most symbols in a batch."""
-        return max(32, self.size // _BATCHES)
+        """Most symbols whose presence is coded in one batch."""
+        return max(_LEAST_BATCH, self.size // _BATCHES)
+
+    @property
+    def code_run(self) -> int:
+        """Most codes in one batch."""
+        return max(_LEAST_BATCH, self.size // _CODE_BATCHES)
 
 
 def bucket(numerator: np.ndarray | int, denominator: np.ndarray | int) -> np.ndarray:
@@ -138,8 +144,8 @@ class _Model:
             contexts = self._presence_contexts(line, count, near)
             there = self._presence(contexts, None if symbols is None else _bits(symbols > 0))
         at = np.flatnonzero(there)
-        for start in range(0, len(at), layout.run):
-            run = at[start : start + layout.run]
+        for start in range(0, len(at), layout.code_run):
+            run = at[start : start + layout.code_run]
             codes = None if symbols is None else symbols[run] - layout.holes
             codes = self._codes(run, len(at), near, codes)
             there[run] = codes + layout.holes

@@ -100,11 +100,17 @@ class Integers(Stream):
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
         """The integers, counted from the least their type holds."""
-        return arrays[self.slot.index].astype(np.int64) - self.low
+        array = arrays[self.slot.index]
+        if not self.low:
+            return array
+        unsigned = np.dtype(f"u{array.dtype.itemsize}")
+        return array.view(unsigned) ^ unsigned.type(-self.low)
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
         """The integers in their own type."""
-        return {self.slot.index: (symbols.astype(np.int64) + self.low).astype(self.slot.dtype)}
+        unsigned = np.dtype(f"u{self.slot.dtype.itemsize}")
+        flipped = symbols.astype(unsigned) ^ unsigned.type(-self.low)
+        return {self.slot.index: flipped.view(self.slot.dtype)}
 
 
 class Packed(Stream):
@@ -158,14 +164,15 @@ class Kept(Stream):
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
         """Mask and codes in one."""
-        symbols = self.support.symbols(arrays).astype(np.int64)
-        symbols[symbols > 0] = self.codes.symbols(arrays).astype(np.int64) + 1
+        mask = self.support.symbols(arrays) > 0
+        symbols = np.zeros(mask.shape, np.uint32)
+        symbols[mask] = self.codes.symbols(arrays).astype(np.uint32) + 1
         return symbols
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
         """The arrays of the support and those of the codes."""
         mask = symbols > 0
-        codes = symbols[mask].astype(np.int64) - 1
+        codes = symbols[mask] - 1
         return self.support.arrays(mask.astype(np.uint8)) | self.codes.arrays(codes)
 
 
