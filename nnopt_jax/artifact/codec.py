@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nnopt_jax.artifact import planes, rans
+from nnopt_jax.artifact import classes, planes, rans
 from nnopt_jax.artifact.planes import Sides
 from nnopt_jax.artifact.wire import Reader, framed, varint
 from nnopt_jax.errors import ArtifactError, ValueRangeError
@@ -26,7 +26,7 @@ _SPLIT = 0.75
 """A symbol of at least this share is coded apart from the others."""
 _CLASSES = 16
 _DEPTH = 3
-_CONSTANT, _RAW, _TABLE, _SPLIT_OFF, _WIDE, _PLANES = range(6)
+_CONSTANT, _RAW, _TABLE, _SPLIT_OFF, _WIDE, _CLASSED, _PLANES = range(7)
 # What `planes` writes begins with flags, and these begin at `_PLANES`.
 
 
@@ -70,7 +70,7 @@ def encode(
         modeled = _shifted(planes.encode(symbols, alphabet, center, sides), _PLANES)
         limit = len(modeled) * (_WORTH if decisions >= _MANY_DECISIONS else 1)
     if flat.size >= _LEAST_LARGE and _entropy(flat) < limit:
-        quick.append(_encode_large(flat, alphabet))
+        quick.append(_encode_large(symbols, alphabet, center))
     best = min(quick, key=len)
     return best if len(best) <= limit else modeled
 
@@ -135,14 +135,15 @@ def _decode(
         return _unpack(reader.rest(), size, alphabet)
     if method >= _PLANES:
         return planes.decode(_shifted(data, -_PLANES), shape, alphabet, sides, _MOST_DECISIONS)
-    readers: dict[int, Callable[[Reader, int, int, int], np.ndarray]] = {
+    readers: dict[int, Callable[[Reader, tuple[int, ...], int, int], np.ndarray]] = {
         _TABLE: _decode_table,
+        _CLASSED: _decode_classes,
         _SPLIT_OFF: _decode_split,
         _WIDE: _decode_wide,
     }
     if method not in readers or not depth:
         raise ArtifactError(f"malformed: a stream is coded in unknown way {method}.")
-    return readers[method](reader, size, alphabet, depth - 1)
+    return readers[method](reader, shape, alphabet, depth - 1)
 
 
 def _pack(symbols: np.ndarray, alphabet: int) -> bytes:
@@ -162,25 +163,71 @@ def _unpack(data: bytes, size: int, alphabet: int) -> np.ndarray:
     return octets[:, 0] if width <= 8 else octets.view("<u2")[:, 0]
 
 
-def _encode_large(symbols: np.ndarray, alphabet: int) -> bytes:
-    """The way that suits a long stream; its parts are streams again."""
-    counts = np.bincount(symbols, minlength=alphabet)
+def _encode_large(symbols: np.ndarray, alphabet: int, center: int) -> bytes:
+    """The way that suits a long stream; its parts may be streams again."""
+    counts = np.bincount(symbols.ravel(), minlength=alphabet)
     top = int(counts.argmax())
     if alphabet > 2 and counts[top] >= _SPLIT * symbols.size:
         return bytes([_SPLIT_OFF]) + _encode_split(symbols, alphabet, top)
     low, high = int(symbols.min()), int(symbols.max())
     if high - low >= rans.MOST_SYMBOLS:
-        return bytes([_WIDE]) + _encode_wide(symbols)
+        return bytes([_WIDE]) + _encode_wide(symbols.ravel())
     span = high - low + 1
-    return bytes([_TABLE]) + varint(low) + varint(span) + rans.encode(symbols - low, span)
+    sides, parts = _classes(symbols, alphabet, center)
+    coded = framed(
+        [
+            *(encode(side, classes.COUNT) for side in sides),
+            rans.encode([part - low for part in parts], span),
+        ]
+    )
+    return bytes([_CLASSED if sides else _TABLE]) + varint(low) + varint(span) + coded
 
 
-def _decode_table(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
+def _classes(
+    symbols: np.ndarray, alphabet: int, center: int
+) -> tuple[Sequence[np.ndarray], list[np.ndarray]]:
+    """Classes of rows and columns with the symbols class by class, or all in one."""
+    whole = symbols.ravel()
+    if symbols.ndim > 1:
+        matrix = symbols.reshape(-1, symbols.shape[-1])
+        sides = classes.find(matrix, alphabet, center)
+        parts = [classes.gather(matrix, block) for block in classes.blocks(*sides)]
+        if sum(map(_entropy, parts)) * _WORTH <= _entropy(whole):
+            return sides, parts
+    return (), [whole]
+
+
+def _decode_table(reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int) -> np.ndarray:
+    low, span = _read_span(reader, alphabet)
+    (symbols,) = rans.decode(reader.rest(), [math.prod(shape)], span)
+    return symbols + _dtype(alphabet)(low)
+
+
+def _decode_classes(
+    reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int
+) -> np.ndarray:
+    low, span = _read_span(reader, alphabet)
+    if len(shape) < 2:
+        raise ArtifactError("malformed: classes of rows where there are none.")
+    matrix = np.empty((math.prod(shape[:-1]), shape[-1]), _dtype(alphabet))
+    sides = [
+        _decode(reader.part(), (size,), classes.COUNT, (None, None), depth) for size in matrix.shape
+    ]
+    blocks = classes.blocks(*sides)
+    sizes = [sum(len(rows) * len(columns) for rows, columns in block) for block in blocks]
+    parts = rans.decode(reader.rest(), sizes, span)
+    for block, part in zip(blocks, parts, strict=True):
+        classes.scatter(matrix, block, part + _dtype(alphabet)(low))
+    return matrix.ravel()
+
+
+def _read_span(reader: Reader, alphabet: int) -> tuple[int, int]:
+    """The least symbol of a stream, and how many there are from it on."""
     low = reader.varint(alphabet - 2)
     span = reader.varint(min(alphabet - low, rans.MOST_SYMBOLS))
     if span < 2:
         raise ArtifactError("malformed: a table of fewer than two symbols.")
-    return rans.decode(reader.rest(), size, span) + _dtype(alphabet)(low)
+    return low, span
 
 
 def _encode_split(symbols: np.ndarray, alphabet: int, top: int) -> bytes:
@@ -192,11 +239,11 @@ def _encode_split(symbols: np.ndarray, alphabet: int, top: int) -> bytes:
     return varint(top) + framed(parts)
 
 
-def _decode_split(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
+def _decode_split(reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int) -> np.ndarray:
     top = reader.varint(alphabet - 1)
-    there = _decode(reader.part(), (size,), 2, (None, None), depth).astype(bool)
+    there = _decode(reader.part(), shape, 2, (None, None), depth).astype(bool)
     others = _decode(reader.rest(), (int(there.sum()),), alphabet - 1, (None, None), depth)
-    symbols = np.full(size, top, _dtype(alphabet))
+    symbols = np.full(there.size, top, _dtype(alphabet))
     symbols[there] = others + (others >= top)
     return symbols
 
@@ -211,7 +258,8 @@ def _encode_wide(symbols: np.ndarray) -> bytes:
     return framed(parts)
 
 
-def _decode_wide(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
+def _decode_wide(reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int) -> np.ndarray:
+    size = math.prod(shape)
     if alphabet <= 256:
         raise ArtifactError("malformed: two bytes a symbol for an alphabet of one.")
     high = _decode(reader.part(), (size,), 256, (None, None), depth)

@@ -61,7 +61,7 @@ def test_large_streams_come_back(way):
     rng = np.random.default_rng(3)
     alphabet, scale = {"table": (200, 0.2), "split": (16, 0.01), "wide": (65536, 0.03)}[way]
     symbols = skewed(rng, 40_001, alphabet, scale)
-    data = codec._encode_large(symbols, alphabet)
+    data = codec._encode_large(symbols, alphabet, 0)
     assert data[0] == {"table": codec._TABLE, "split": codec._SPLIT_OFF, "wide": codec._WIDE}[way]
     np.testing.assert_array_equal(codec.decode(data, symbols.shape, alphabet), symbols)
     assert len(data) < 1.02 * entropy(symbols) + 600  # a table costs at this length
@@ -70,9 +70,20 @@ def test_large_streams_come_back(way):
 @pytest.mark.parametrize("alphabet", [2, 3, 4, 7, 16, 17, 256, 4096])
 def test_tables_reach_the_entropy_of_a_million_symbols(alphabet):
     symbols = skewed(np.random.default_rng(1), 1_000_003, alphabet, 0.2)
-    data = rans.encode(symbols, alphabet)
+    data = rans.encode([symbols], alphabet)
     assert len(data) <= 1.01 * entropy(symbols) + 64
-    np.testing.assert_array_equal(rans.decode(data, len(symbols), alphabet), symbols)
+    np.testing.assert_array_equal(rans.decode(data, [len(symbols)], alphabet)[0], symbols)
+
+
+def test_parts_with_tables_of_their_own_come_back():
+    rng = np.random.default_rng(0)
+    kinds = [(30_001, [0.2] * 5), (1, [1, 0, 0, 0, 0]), (5000, [0, 0, 0, 0, 1]),
+             (777, [0.9, 0.1, 0, 0, 0])]  # fmt: skip
+    parts = [rng.choice(5, size, p=shares) for size, shares in kinds]
+    data = rans.encode(parts, 5)
+    assert len(data) < 1.02 * sum(map(entropy, parts)) + 200
+    for part, back in zip(parts, rans.decode(data, list(map(len, parts)), 5), strict=True):
+        np.testing.assert_array_equal(back, part)
 
 
 @pytest.mark.parametrize("share", [0.0056, 0.11, 0.5])
@@ -147,11 +158,29 @@ def test_what_does_not_fit_is_refused(symbols, alphabet):
         codec.encode(np.array(symbols), alphabet)
 
 
+@pytest.mark.parametrize("alphabet", [2, 255])
+def test_busy_rows_and_columns_of_large_arrays_are_told_apart(alphabet):
+    rng = np.random.default_rng(0)
+    busy = np.exp(rng.normal(size=(400, 1)) + rng.normal(size=(1, 300)))
+    if alphabet == 2:
+        symbols = (rng.random(busy.shape) < 0.05 * busy).astype(int)
+    else:
+        symbols = np.clip(np.rint(rng.normal(size=busy.shape) * 8 * busy), -127, 127) + 127
+    symbols = symbols.astype(np.uint8).reshape(20, 20, 300)
+    data = codec._encode_large(symbols, alphabet, alphabet // 2)
+    assert data[0] == codec._CLASSED
+    assert len(data) < 0.93 * entropy(symbols)
+    np.testing.assert_array_equal(codec.decode(data, symbols.shape, alphabet), symbols)
+    plain = rng.permutation(symbols.ravel()).reshape(symbols.shape)
+    assert codec._encode_large(plain, alphabet, alphabet // 2)[0] == codec._TABLE
+
+
 CASES = {
     "constant": (np.full((4, 5), 3), 7),
     "raw": (np.array([[5, 1]]), 9),
     "planes": (skewed(np.random.default_rng(0), (20, 30), 16, 0.1), 16),
     "table": (skewed(np.random.default_rng(0), 5000, 16, 0.2), 16),
+    "classes": (np.add.outer(np.arange(70) > 60, np.arange(90) > 80).astype(int), 3),
     "split": (skewed(np.random.default_rng(0), 5000, 16, 0.01), 16),
     "wide": (skewed(np.random.default_rng(0), 5000, 65536, 0.03), 65536),
 }
@@ -159,9 +188,9 @@ CASES = {
 
 def case(name):
     symbols, alphabet = CASES[name]
-    large = name in ("table", "split", "wide")
-    encode = codec._encode_large if large else codec.encode
-    return encode(symbols, alphabet), symbols.shape, alphabet
+    if name in ("constant", "raw", "planes"):
+        return codec.encode(symbols, alphabet), symbols.shape, alphabet
+    return codec._encode_large(symbols, alphabet, 0), symbols.shape, alphabet
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -174,7 +203,7 @@ def test_damage_gives_our_error_or_symbols_in_range(name):
         flipped = bytearray(data)
         flipped[place] ^= 1 << int(rng.integers(8))
         damaged.append(bytes(flipped))
-    damaged += [bytes([method]) + rng.bytes(40) for method in range(8) for _ in range(5)]
+    damaged += [bytes([method]) + rng.bytes(40) for method in range(9) for _ in range(5)]
     for bad in damaged:
         try:
             symbols = codec.decode(bad, shape, alphabet)
@@ -184,7 +213,7 @@ def test_damage_gives_our_error_or_symbols_in_range(name):
         assert symbols.max() < alphabet
 
 
-@pytest.mark.parametrize("method", range(8))
+@pytest.mark.parametrize("method", range(9))
 def test_a_short_lie_about_a_large_array_is_found_at_once(method):
     with pytest.raises(ArtifactError):
         codec.decode(bytes([method]) + b"\1" * 12, (1 << 32, 2), 2)
