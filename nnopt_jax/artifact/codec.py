@@ -149,6 +149,8 @@ def _decode(
 def _pack(symbols: np.ndarray, alphabet: int) -> bytes:
     """Plain bits, the lowest first."""
     width = (alphabet - 1).bit_length()
+    if width in (8, 16):
+        return symbols.astype(f"<u{width // 8}").tobytes()
     octets = symbols.astype("<u2")[:, None].view(np.uint8)
     bits = np.unpackbits(octets, axis=1, count=width, bitorder="little")
     return np.packbits(bits, bitorder="little").tobytes()
@@ -158,7 +160,11 @@ def _unpack(data: bytes, size: int, alphabet: int) -> np.ndarray:
     width = (alphabet - 1).bit_length()
     if len(data) != -(-size * width // 8):
         raise ArtifactError(f"malformed: {len(data)} bytes for {size} symbols of {width} bits.")
+    if width in (8, 16):
+        return np.frombuffer(data, f"<u{width // 8}")
     bits = np.unpackbits(np.frombuffer(data, np.uint8), count=size * width, bitorder="little")
+    if width == 1:
+        return bits
     octets = np.packbits(bits.reshape(size, width), axis=1, bitorder="little")
     return octets[:, 0] if width <= 8 else octets.view("<u2")[:, 0]
 

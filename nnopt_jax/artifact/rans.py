@@ -151,10 +151,6 @@ def _read_tables(reader: Reader, most: int, count: int) -> list[np.ndarray]:
     return tables
 
 
-def _below(table: np.ndarray) -> np.ndarray:
-    return (np.cumsum(table) - table).astype(np.uint64)
-
-
 def _push(
     runs: list[np.ndarray], tables: list[np.ndarray], lanes: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +158,8 @@ def _push(
     states = np.full(lanes, _FLOOR, np.uint64)
     words = [np.zeros(0, np.uint16)]
     for run, table in zip(reversed(runs), reversed(tables), strict=True):
-        below, share = _below(table), table.astype(np.uint64)
+        below = (np.cumsum(table) - table).astype(np.uint64)
+        share = table.astype(np.uint64)
         for start in range((len(run) - 1) // lanes * lanes, -1, -lanes):
             step = run[start : start + lanes]
             state, part = states[: len(step)], share[step]
@@ -178,25 +175,24 @@ def _pull(
     states: np.ndarray, words: np.ndarray, tables: list[np.ndarray], sizes: list[int]
 ) -> list[np.ndarray]:
     """Undoes `_push`; every state must come back to where it started."""
-    states, incoming = states.astype(np.uint64), words.astype(np.uint64)
+    states, incoming = states.astype(np.int64), words.astype(np.int64)
     runs, read = [], 0
     for table, size in zip(tables, sizes, strict=True):
         owner = np.repeat(np.arange(len(table), dtype=np.uint16), table)
-        share = table.astype(np.uint64)[owner]
-        offset = np.arange(_SCALE, dtype=np.uint64) - _below(table)[owner]
+        share, offset = table[owner], np.arange(_SCALE) - (np.cumsum(table) - table)[owner]
         slots = np.empty(size, np.uint16)
         for start in range(0, size, len(states)):
             state = states[: size - start]
-            slot = (state & np.uint64(_SCALE - 1)).astype(np.int64)
+            slot = state & _SCALE - 1
             slots[start : start + len(state)] = slot
-            state >>= np.uint64(_BITS)
+            state >>= _BITS
             state *= share.take(slot)
             state += offset.take(slot)
-            low = np.flatnonzero(state < _FLOOR)
+            (low,) = (state < _FLOOR).nonzero()
             taken = incoming[read : read + len(low)]
             if len(taken) < len(low):
                 raise ArtifactError("truncated: rANS words end before the symbols do.")
-            state[low] = state.take(low) << np.uint64(16) | taken
+            state[low] = state.take(low) << 16 | taken
             read += len(low)
         runs.append(owner.astype(np.uint8 if len(table) <= 256 else np.uint16)[slots])
     if read != len(words) or (states != _FLOOR).any():
