@@ -45,7 +45,7 @@ class Entry:
 
 def _ramp(count: ArrayLike) -> ArrayLike:
     """A schedule for the cases: three quarters after three steps."""
-    return 0.75 * jnp.minimum(count, 3) / 3
+    return 0.75 * jnp.minimum(jnp.asarray(count, jnp.float32), 3.0) / 3.0
 
 
 ENTRIES: Mapping[str, Entry] = MappingProxyType(

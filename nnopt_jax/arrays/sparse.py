@@ -58,7 +58,7 @@ class Gaps(Node):
         """The bool mask."""
         codes = show(self.codes).astype(jnp.int32)
         kept = codes != 2**self.width - 1
-        position = jnp.cumsum(codes + kept) - 1
+        position = jnp.cumsum(codes + kept.astype(jnp.int32)) - 1
         size = math.prod(self.shape)
         flat = jnp.zeros(size, bool).at[jnp.where(kept, position, size)].set(True, mode="drop")
         return flat.reshape(self.shape)

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from nnopt_jax.ops.compand import compand
-
 _COMPARED = 32  # up to here, comparing with every midpoint is fastest
 _CELLS = 1 << 16
 
@@ -49,37 +47,29 @@ def _assign(v: Array, t: Array) -> Array:
 
 
 def _looked_up(v: Array, middles: Array, dtype: DTypeLike) -> Array:
-    """Counts the midpoints below each value: a grid tells all but a few, which are compared.
+    """Counts the midpoints below each value: a grid tells all but one, which is compared.
 
-    The grid is even on a companded scale, so that a table with far outliers still gets cells where
-    its entries crowd. Both neighbors of a cell are compared too, lest rounding matters.
+    The neighbors of a cell count with it, lest rounding matters. Where a cell then has more than
+    one midpoint, as an outlier in the table can bring about, binary search serves.
     """
-    center = middles[middles.size // 2]
-    spread = middles[middles.size * 3 // 4] - middles[middles.size // 4]
-    spread = jnp.where(spread > 0, spread, 1.0)
-    start, stop = compand((middles[jnp.array([0, -1])] - center) / spread)
-    width = jnp.where(stop > start, (stop - start) / (_CELLS - 4), 1.0)
+    # Halves, for differences of the largest floats overflow.
+    start, stop = middles[0] / 2, middles[-1] / 2
+    scale = jnp.where(stop > start, (_CELLS - 4) / (stop - start), 1.0)
 
     def cell(x: Array) -> Array:
-        u = (compand((x - center) / spread) - start) / width
-        return jnp.clip(u, -1, _CELLS - 3).astype(jnp.int32) + 2
+        return jnp.clip((x / 2 - start) * scale, -1, _CELLS - 3).astype(jnp.int32) + 2
 
-    cells = cell(middles)
-    numbers = jnp.arange(_CELLS)
-    below = jnp.searchsorted(cells, numbers - 1).astype(dtype)
-    until = jnp.searchsorted(cells, numbers + 1, side="right")
-    most = jnp.max(until - below)
-    padded = jnp.append(middles, jnp.inf)
+    cells, numbers = cell(middles), jnp.arange(_CELLS)
+    below = jnp.searchsorted(cells, numbers - 1)
+    most = jnp.max(jnp.searchsorted(cells, numbers + 1, side="right") - below)
+    following = jnp.append(middles, jnp.inf)[below]
     v = jnp.where(jnp.isnan(v), -jnp.inf, v)  # a NaN would lie in an arbitrary cell
 
-    # Midpoints ascend, so that one comparison tells whether there is another to make.
-    def compare(_: int, index: Array) -> Array:
-        return index + (v > padded[index]).astype(dtype)
+    def grid() -> Array:
+        at = cell(v)
+        return below.astype(dtype)[at] + (v > following[at]).astype(dtype)
 
-    def one() -> Array:
-        return compare(0, below[cell(v)])
+    def search() -> Array:
+        return jnp.searchsorted(middles, v, method="scan_unrolled").astype(dtype)
 
-    def several() -> Array:
-        return lax.fori_loop(0, most, compare, below[cell(v)])
-
-    return lax.cond(most <= 1, one, several)  # the first is one loop over memory
+    return lax.cond(most <= 1, grid, search)

@@ -89,11 +89,11 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
 
 
 def _atoms(place: Array, weight: Array) -> Atoms:
-    place = running(jnp.maximum, place, -jnp.inf)  # pyright: ignore
+    place = running(jnp.maximum, place, -jnp.inf)
     full = weight > 0
-    first = running(jnp.minimum, jnp.where(full, place, jnp.inf)[::-1], jnp.inf)[::-1]  # pyright: ignore
+    first = running(jnp.minimum, jnp.where(full, place, jnp.inf)[::-1], jnp.inf)[::-1]
     last = running(jnp.maximum, jnp.where(full, place, -jnp.inf), -jnp.inf)
-    return Atoms(place, weight, first, last)  # pyright: ignore
+    return Atoms(place, weight, first, last)
 
 
 def _weighed(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Array]:

@@ -87,9 +87,6 @@ def _fit(
     return _lloyd(atoms, _start(atoms, clusters, init, key), iterations) * scale
 
 
-# pyright: ignore
-
-
 def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
     """Chooses where Lloyd's algorithm starts."""
     steps = (jnp.arange(clusters, dtype=jnp.float32) + 0.5) / clusters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ _ROWS = 256
 _T = TypeVar("_T")
 
 
-def running(op: Callable[[_T, _T], _T], x: _T, unit: _T) -> _T:
+def running(op: Callable[[_T, _T], _T], x: _T, unit: Any) -> _T:
     """Combines each element with all before it.
 
     `out[i] = x[0] op x[1] op ... op x[i]`. Rows of the vector advance side by side, then row after
