@@ -125,7 +125,8 @@ def plan(tx: Transform, params: Any) -> Plan:
         >>> nnopt.plan(nnopt.pruning.magnitude(0.9), shape).rows[0].after
         'Sparse(values float32[10000], support 1-bit[1000,100])'
     """
-    state = jax.eval_shape(tx.init, params)
+    # Any key will do: none is drawn from, and a transform that needs one gets it.
+    state = jax.eval_shape(lambda p: tx.init(p, key=jax.random.key(0)), params)
     encoded = jax.eval_shape(tx.encode, params, state)
     final = tx.capacities(params)
     masked = {p: find_masked(x) for p, x in flatten(encoded, is_node).items() if is_node(x)}

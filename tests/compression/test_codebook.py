@@ -105,6 +105,13 @@ def test_table_is_fitted_anew_from_time_to_time(every):
             np.testing.assert_allclose(after, before, atol=1e-5)
 
 
+def test_random_start_without_a_key_is_refused():
+    tx = nnopt.compression.codebook(4, init="random")
+    with pytest.raises(nnopt.errors.ValueRangeError, match=r"tx\.init\(params, key=jax\.random"):
+        tx.init(PARAMS)
+    assert nnopt.plan(tx, PARAMS).rows[0].path == "kernel"
+
+
 def test_random_start_is_drawn_with_the_key():
     tx = nnopt.compression.codebook(4, init="random", iterations=0)
     tables = [

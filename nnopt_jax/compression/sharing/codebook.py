@@ -44,7 +44,7 @@ def codebook(
             cluster); otherwise k-means fits it anew from time to time.
         init: where k-means starts: `"density"` (entries as dense as the cube root of the
             weights' density, which is optimal for many clusters), `"linear"`, `"quantile"`, or
-            `"random"` (needs `tx.init(..., key=)`).
+            `"random"` (needs `tx.init(..., key=)`; refits start by density).
         iterations: steps of Lloyd's algorithm for one fit.
         every: updates between two fits; not used where the table is learned.
 
@@ -52,7 +52,7 @@ def codebook(
         The transform. It refines: masks above it stay.
 
     Raises:
-        ValueRangeError: a setting is out of range.
+        ValueRangeError: a setting is out of range; at `init`, where `"random"` gets no key.
         ShapeError: at `init`, where a leaf has fewer entries than clusters.
 
     Example:
@@ -76,10 +76,14 @@ def codebook(
 
     def fit(slot: Slot, key: jax.Array | None = None) -> jax.Array:
         values = jax.lax.stop_gradient(slot.array)
-        start = "density" if init == "random" and key is None else init
+        start = "density" if init == "random" and key is None else init  # a refit draws no more
         return _kmeans(values, clusters, mask=slot.mask, init=start, iterations=iterations, key=key)
 
     def init_(slot: Slot, key: jax.Array | None) -> tuple[Any, Any]:
+        if init == "random" and key is None:
+            raise ValueRangeError(
+                f"{_NAME}: init='random' draws entries; give tx.init(params, key=jax.random.key(0))."
+            )
         table = fit(slot, key)
         return (table, None) if learned else (None, table)
 
