@@ -82,7 +82,7 @@ def codebook(
     def init_(slot: Slot, key: jax.Array | None) -> tuple[Any, Any]:
         if init == "random" and key is None:
             raise ValueRangeError(
-                f"{_NAME}: init='random' draws entries; give tx.init(params, key=jax.random.key(0))."
+                f"{_NAME}: init='random' draws; give tx.init(params, key=jax.random.key(0))."
             )
         table = fit(slot, key)
         return (table, None) if learned else (None, table)
