@@ -3,8 +3,8 @@
     python benchmarks/kmeans.py [--size 16777216] [--skip-sklearn]
 
 The optimum is that of the values in 8,192 bins, each at the mean of its values, by dynamic
-programming over all divisions. scikit-learn's MiniBatchKMeans runs once (it takes over a minute);
-between the rounds of our own timings, so that both meet the same machine.
+programming over all divisions. scikit-learn's MiniBatchKMeans takes from a minute to half an hour,
+so it runs once, between the rounds of our own timings: both meet the same machine.
 """
 
 from __future__ import annotations
