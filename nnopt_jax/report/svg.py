@@ -12,6 +12,7 @@ from html import escape
 
 _WIDTH, _HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 30
+_LEAST = 1e-300  # below it powers of ten run out; as good as zero
 
 Point = tuple[float, float]
 
@@ -64,7 +65,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
         >>> ticks(0, 1.7)
         [0.0, 0.5, 1.0, 1.5]
     """
-    if not high > low:
+    if not high - low > _LEAST:
         return [low]
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
@@ -102,7 +103,7 @@ def line_chart(
     if not lines:
         return ""
     xs = [x for line in lines for x, _ in line.points] + [b.start for b in bands]
-    ys = [y for line in lines for _, y in line.points if y > 0 or not log]
+    ys = [y for line in lines for _, y in line.points if y > _LEAST or not log]
     x_of = _scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
     marks, y_of = _y_axis(ys, log)
     parts = [_band(band, x_of, i) for i, band in enumerate(bands)]
@@ -159,7 +160,7 @@ def _curve(
     tell: Callable[[float], str],
     log: bool,
 ) -> str:
-    points = [(x, y) for x, y in line.points if y > 0 or not log]
+    points = [(x, y) for x, y in line.points if y > _LEAST or not log]
     if not line.dots:
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
         return f'<polyline class="curve" style="stroke:{line.color}" points="{path}"/>'
