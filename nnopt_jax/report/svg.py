@@ -130,7 +130,8 @@ def _y_axis(ys: Sequence[float], log: bool) -> tuple[list[float], Callable[[floa
         fine = [m * 10.0**p for p in powers for m in ((1,) if high - low > 2 else (1, 2, 5))]
         marks = [y for y in fine if low <= math.log10(y) <= high]
         return marks, lambda y: place(math.log10(y))
-    low, high = min(0.0, *ys), max(ys) * 1.05 or 1.0
+    low, high = min(0.0, *ys), max(ys)
+    high += 0.05 * (high - low) or 1.0
     return ticks(low, high), _scale(low, high, _HEIGHT - _BOTTOM, _TOP)
 
 

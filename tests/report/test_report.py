@@ -90,6 +90,7 @@ points = st.lists(st.tuples(st.floats(0, 1e6), st.floats(-1e6, 1e6)), min_size=1
 @given(points, st.booleans())
 @example([(0.0, 5e-324)], True)
 @example([(0.0, 5e-324)], False)
+@example([(0.0, -616.0), (0.0, -458.0)], False)
 def test_charts_are_xml_and_stay_inside(points, log):
     bands = [Band("a & b", 0.0, 1e6)]
     drawn = svg_of(line_chart("x < y", [Line("a", sorted(points), "red")], bands, log=log))
