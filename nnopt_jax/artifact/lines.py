@@ -168,7 +168,7 @@ class _Model:
         there = np.zeros(contexts.shape[1], np.int64)
         for start in range(0, len(there), self.layout.run):
             run = slice(start, start + self.layout.run)
-            density = bucket(64 * there.sum() + self.opening, 64 * (start + 8))
+            density = bucket(64 * int(there.sum()) + self.opening, 64 * (start + 8))
             here = np.full((1, len(there[run])), density)
             here = np.concatenate([here, contexts[:, run]])
             there[run] = self.presence.code(self.coder, here, None if bits is None else bits[run])
