@@ -50,7 +50,10 @@ def opened(data: bytes) -> bytes:
     if data[8:17] != b'{"nnopt":':
         raise ArtifactError("load: this is not an .nnopt file.")
     if data[:start] != _header(len(data) - start) or len(data) < start + 1 + _SUM_BYTES:
-        raise ArtifactError(f"load: the header does not fit a file of {len(data)} bytes.")
+        raise ArtifactError(
+            f"load: the header does not fit a file of {len(data)} bytes: it was cut short or "
+            "damaged; copy or write it again."
+        )
     if data[start] != VERSION:
         raise ArtifactError(
             f"load: the file has version {data[start]}, this library reads {VERSION}. "

@@ -179,7 +179,8 @@ def _mnist_folder(dir: str | os.PathLike[str] | None) -> Path:
     missing = ", ".join(name for name in MNIST_FILES if not (here / name).is_file())
     state = "" if here.is_dir() else " (there is no such folder)"
     raise RecipeError(
-        f"zoo.data.mnist: no {missing} in {here}{state}. To fetch them: nnopt data mnist"
+        f"zoo.data.mnist: no {missing} in {here}{state}. To fetch them: "
+        f"nnopt data mnist --dir {here}"
     )
 
 
