@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from coder import entropy
 
 import nnopt_jax as nnopt
 from nnopt_jax.interop.orbax import Checkpoints
@@ -365,11 +366,7 @@ def run(
 
 def order0_bytes(params: dict) -> float:
     """Sum over leaves of the order-0 entropy of all values of a leaf, zero being a value."""
-    bits = 0.0
-    for leaf in jax.tree.leaves(params):
-        counts = np.unique(np.asarray(leaf), return_counts=True)[1]
-        bits -= (counts * np.log2(counts / counts.sum())).sum()
-    return bits / 8
+    return sum(entropy(np.asarray(leaf)) for leaf in jax.tree.leaves(params))
 
 
 if __name__ == "__main__":

@@ -69,17 +69,10 @@ def encode(
     if decisions <= (_MOST_DECISIONS if symbols.ndim > 1 else _MOST_FLAT):
         modeled = _shifted(planes.encode(symbols, alphabet, center, sides), _PLANES)
         limit = len(modeled) * (_WORTH if decisions >= _MANY_DECISIONS else 1)
-    if flat.size >= _LEAST_LARGE and _entropy(flat) < limit:
+    if flat.size >= _LEAST_LARGE and rans.entropy(np.bincount(flat)) < limit:
         quick.append(_encode_large(symbols, alphabet, center))
     best = min(quick, key=len)
     return best if len(best) <= limit else modeled
-
-
-def _entropy(symbols: np.ndarray) -> float:
-    """Bytes that no table of frequencies goes below."""
-    counts = np.bincount(symbols)
-    counts = counts[counts > 0]
-    return float(-(counts * np.log2(counts / symbols.size)).sum()) / 8
 
 
 def decode(
@@ -179,7 +172,7 @@ def _encode_large(symbols: np.ndarray, alphabet: int, center: int) -> bytes:
     if high - low >= rans.MOST_SYMBOLS:
         return bytes([_WIDE]) + _encode_wide(symbols.ravel())
     span = high - low + 1
-    sides, parts = _classes(symbols, alphabet, center)
+    sides, parts = _classes(symbols, counts, alphabet, center)
     coded = framed(
         [
             *(encode(side, classes.COUNT) for side in sides),
@@ -190,17 +183,17 @@ def _encode_large(symbols: np.ndarray, alphabet: int, center: int) -> bytes:
 
 
 def _classes(
-    symbols: np.ndarray, alphabet: int, center: int
+    symbols: np.ndarray, counts: np.ndarray, alphabet: int, center: int
 ) -> tuple[Sequence[np.ndarray], list[np.ndarray]]:
     """Classes of rows and columns with the symbols class by class, or all in one."""
-    whole = symbols.ravel()
     if symbols.ndim > 1:
         matrix = symbols.reshape(-1, symbols.shape[-1])
         sides = classes.find(matrix, alphabet, center)
         parts = [classes.gather(matrix, block) for block in classes.blocks(*sides)]
-        if sum(map(_entropy, parts)) * _WORTH <= _entropy(whole):
+        apart = sum(rans.entropy(np.bincount(part)) for part in parts)
+        if apart * _WORTH <= rans.entropy(counts):
             return sides, parts
-    return (), [whole]
+    return (), [symbols.ravel()]
 
 
 def _decode_table(reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def encode(parts: Sequence[np.ndarray], alphabet: int) -> bytes:
     runs = [_group(part, alphabet) for part in parts]
     counts = [np.bincount(run) for run in runs]
     tables = [_frequencies(count) for count in counts]
-    size = sum(map(_entropy, counts))
+    size = sum(map(entropy, counts))
     least = -(-sum(map(len, runs)) // _MOST_STEPS)
     lanes = int(np.clip(size / _LANE_SHARE, least, max(least, _MOST_LANES)))
     states, words = _push(runs, tables, lanes)
@@ -119,7 +119,13 @@ def _ungroup(grouped: np.ndarray, size: int, alphabet: int) -> np.ndarray:
     return np.concatenate([table[grouped] for table in digits])[:size]
 
 
-def _entropy(counts: np.ndarray) -> float:
+def entropy(counts: np.ndarray) -> float:
+    """Bytes that no table of frequencies goes below.
+
+    Example:
+        >>> entropy(np.array([8, 0, 8]))
+        2.0
+    """
     seen = counts[counts > 0]
     return float(-(seen * np.log2(seen / seen.sum())).sum() / 8)
 

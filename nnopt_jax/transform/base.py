@@ -171,3 +171,17 @@ def _require_finite(who: str, params: Any, encoded: Any) -> None:
                              " none; see where training diverged")  # fmt: skip
                 break
     problems.raise_as(NonFiniteError)
+
+
+def abstract_state(tx: Transform, params: Any) -> Any:
+    """The state that `tx.init` would make, as shapes and dtypes, without computing it.
+
+    Example:
+        >>> import jax
+        >>> import nnopt_jax as nnopt
+        >>> shapes = {"kernel": jax.ShapeDtypeStruct((3, 2), "float32")}
+        >>> abstract_state(nnopt.pruning.magnitude(0.5), shapes).rest["kernel"]["mask"]
+        ShapeDtypeStruct(shape=(3, 2), dtype=bool)
+    """
+    # Any key will do: none is drawn from, and a transform that needs one gets it.
+    return jax.eval_shape(lambda p: tx.init(p, key=jax.random.key(0)), params)

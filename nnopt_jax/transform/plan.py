@@ -10,7 +10,7 @@ import jax
 
 from nnopt_jax.arrays.base import Field, is_node, summary
 from nnopt_jax.arrays.store import find_masked
-from nnopt_jax.transform.base import Transform
+from nnopt_jax.transform.base import Transform, abstract_state
 from nnopt_jax.tree.bits import tree_bits
 from nnopt_jax.tree.paths import flatten
 
@@ -125,8 +125,7 @@ def plan(tx: Transform, params: Any) -> Plan:
         >>> nnopt.plan(nnopt.pruning.magnitude(0.9), shape).rows[0].after
         'Sparse(values float32[10000], support 1-bit[1000,100])'
     """
-    # Any key will do: none is drawn from, and a transform that needs one gets it.
-    state = jax.eval_shape(lambda p: tx.init(p, key=jax.random.key(0)), params)
+    state = abstract_state(tx, params)
     encoded = jax.eval_shape(tx.encode, params, state)
     final = tx.capacities(params)
     masked = {p: find_masked(x) for p, x in flatten(encoded, is_node).items() if is_node(x)}

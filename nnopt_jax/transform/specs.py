@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.arrays.base import field_specs, fit_spec, is_node
 from nnopt_jax.errors import SelectionError, nearest
-from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.base import State, Transform, abstract_state
 from nnopt_jax.tree.paths import flatten, unflatten
 
 
@@ -67,7 +67,7 @@ def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None
 
     return jax.tree.map(
         lambda state: State(of_part(state.learned), of_part(state.rest), PartitionSpec()),  # pyright: ignore
-        jax.eval_shape(tx.init, params),
+        abstract_state(tx, params),
         is_leaf=lambda x: isinstance(x, State),
     )
 

@@ -71,3 +71,10 @@ def test_packed_parameters_lie_as_told():
     np.testing.assert_array_equal(
         jax.jit(nnopt.materialize)(placed)["kernel"], nnopt.materialize(packed)["kernel"]
     )
+
+
+def test_a_transform_that_draws_needs_no_key_here():
+    tx = nnopt.compression.codebook(4, init="random", where="kernel")
+    specs = nnopt.state_specs(tx, PARAMS, SPECS)
+    wanted = jax.tree.structure(tx.init(PARAMS, key=jax.random.key(0)))
+    assert jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, P)) == wanted

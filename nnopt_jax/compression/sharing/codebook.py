@@ -17,8 +17,6 @@ from nnopt_jax.transform.leaves import Update, matrices, refining, refresh_when
 from nnopt_jax.tree.select import Where
 
 _NAME = "compression.codebook"
-# Compiled as one, because fitting eagerly would compile each of its many small steps.
-_kmeans = jax.jit(kmeans, static_argnames=("clusters", "init", "iterations"))
 
 
 def codebook(
@@ -77,7 +75,7 @@ def codebook(
     def fit(slot: Slot, key: jax.Array | None = None) -> jax.Array:
         values = jax.lax.stop_gradient(slot.array)
         start = "density" if init == "random" and key is None else init  # a refit draws no more
-        return _kmeans(values, clusters, mask=slot.mask, init=start, iterations=iterations, key=key)
+        return kmeans(values, clusters, mask=slot.mask, init=start, iterations=iterations, key=key)
 
     def init_(slot: Slot, key: jax.Array | None) -> tuple[Any, Any]:
         if init == "random" and key is None:
