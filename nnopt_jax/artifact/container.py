@@ -21,6 +21,7 @@ from nnopt_jax.artifact.leaves import (
     loaded,
     plain,
     require_numbers,
+    require_storable,
     slot_tree,
     stored,
     struct,
@@ -100,11 +101,13 @@ def write(tree: Any, metadata: Any = None) -> bytes:
         The bytes of a file.
 
     Raises:
+        ArtifactError: a leaf is no array of numbers.
         ValueRangeError: the metadata is not JSON.
         SelectionError: two children of a container are called alike.
     """
     tree = plain(tree)
     flatten(tree, is_node)  # every leaf must have a name of its own
+    require_storable(tree)
     arrays = [stored(leaf) for leaf in jax.tree.leaves(tree)]
     slots = slot_tree(tree)
     apart = [i for i, stream in enumerate(streams(slots)) if not _rebuilds(stream, arrays)]

@@ -30,7 +30,8 @@ def save(path: str | os.PathLike[str], tree: Any, *, metadata: Any = None) -> No
         metadata: anything JSON can say, to keep beside the tree.
 
     Raises:
-        ArtifactError: the file cannot be written; what was at `path` before is untouched.
+        ArtifactError: a leaf is no array of numbers, or the file cannot be written; what was at
+            `path` before is untouched.
         ValueRangeError: the metadata is not JSON.
 
     Example:

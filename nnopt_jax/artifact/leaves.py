@@ -12,10 +12,11 @@ import numpy as np
 from nnopt_jax.arrays import Node, Sparse, is_node
 from nnopt_jax.arrays.manifest import dtype_named
 from nnopt_jax.artifact.streams import Slot
-from nnopt_jax.errors import ArtifactError, SelectionError
-from nnopt_jax.tree.paths import path_string
+from nnopt_jax.errors import ArtifactError, Problems, SelectionError
+from nnopt_jax.tree.paths import flatten, path_string
 
 _KEYS = ("threefry2x32", "rbg", "unsafe_rbg")
+_LEAVE = "leave it out of the tree, or give it as metadata"
 _WRAPPED = (jax.tree_util.GetAttrKey("value"),)
 
 
@@ -54,6 +55,35 @@ def plain(tree: Any) -> Any:
 
 def _is_key(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _is_numeric(dtype: Any) -> bool:
+    """Whether a file holds such arrays: numbers, truth values and keys."""
+    return _is_key(dtype) or dtype == np.bool_ or jnp.issubdtype(dtype, jnp.number)
+
+
+def require_storable(tree: Any) -> None:
+    """Refuses leaves that `load` would refuse, before anything is written.
+
+    Raises:
+        ArtifactError: there are some; all are named.
+
+    Example:
+        >>> require_storable({"name": "net", "w": np.ones(2)})
+        Traceback (most recent call last):
+        nnopt_jax.errors.ArtifactError: save: name: is a str, no array of numbers; leave it out of \
+the tree, or give it as metadata
+    """
+    problems = Problems("save")
+    for path, leaf in flatten(tree).items():
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None and not isinstance(leaf, (bool, int, float, complex)):
+            problems.add(path, f"is a {type(leaf).__name__}, no array of numbers; {_LEAVE}")
+        elif dtype is not None and not _is_numeric(dtype):
+            problems.add(path, f"is an array of {dtype}, not of numbers; {_LEAVE}")
+        elif isinstance(dtype, np.dtype) and not dtype.isnative:
+            problems.add(path, f"is in the byte order {dtype.str}; give x.astype(x.dtype.type)")
+    problems.raise_as(ArtifactError)
 
 
 def stored(leaf: Any) -> np.ndarray:
@@ -95,7 +125,7 @@ def struct(dtype: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         nnopt_jax.errors.ArtifactError: load: arrays of 'object' are not numbers.
     """
     known = dtype_named(dtype)
-    if not _is_key(known) and known != np.bool_ and not jnp.issubdtype(known, jnp.number):
+    if not _is_numeric(known):
         raise ArtifactError(f"load: arrays of {dtype!r} are not numbers.")
     return jax.ShapeDtypeStruct(shape, known)
 

@@ -93,7 +93,12 @@ def check_classes(model: Model, data: Data) -> None:
         if split is None:
             continue
         low, high = int(split.y.min()), int(split.y.max())
-        if low < 0 or high >= classes:
+        if low < 0:
+            raise RecipeError(
+                f"recipe: data: the labels of the {name} split go from {low} to {high}. Number "
+                "the classes from 0."
+            )
+        if high >= classes:
             raise RecipeError(
                 f"recipe: model: gives {classes} logits, and the labels of the {name} split go "
                 f"from {low} to {high}. Give the model {high + 1} classes, e.g. "

@@ -17,6 +17,7 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 # What the run itself passes, where a callable asks for it by name.
 PASSED = ("rngs", "key")
 _ANYTHING = inspect.Parameter.VAR_KEYWORD
+_ANY = (inspect.Parameter.VAR_POSITIONAL, _ANYTHING)
 
 
 def find(source: str, key: str) -> Callable[..., Any]:
@@ -160,7 +161,12 @@ def _argument(value: Any, key: str, steps: int | None) -> Any:
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(function).parameters
+        found = inspect.signature(function).parameters
+        # A metaclass, as NNX has, may take anything and hand it on; the constructor tells more.
+        if inspect.isclass(function) and all(p.kind in _ANY for p in found.values()):
+            own = list(inspect.signature(function.__init__).parameters.items())[1:]
+            return dict(own)
+        return found
     except (TypeError, ValueError):  # some builtins tell nothing
         return {}
 

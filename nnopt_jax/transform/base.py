@@ -14,7 +14,7 @@ from nnopt_jax.arrays.base import Field, is_node, materialize
 from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.store import store
-from nnopt_jax.errors import NonFiniteError, Problems
+from nnopt_jax.errors import NonFiniteError, Problems, ShapeError
 from nnopt_jax.tree.paths import flatten
 
 
@@ -143,8 +143,10 @@ class Transform:
         Raises:
             NonFiniteError: a leaf that becomes codes holds NaN or infinity (told eagerly only).
             CapacityError: see `capacities`.
+            ShapeError: the state was made for parameters of other shapes.
         """
         encoded = self.encode(params, state)
+        _require_same_shapes(self.name, params, encoded)
         _require_finite(self.name, params, encoded)
         return store(encoded, capacities=capacities)
 
@@ -154,6 +156,20 @@ def _has_codes(field: Field) -> bool:
         return False
     inner = (_has_codes(field) for _, field in field.fields())
     return isinstance(field, (Quantized, Codebook)) or any(inner)
+
+
+def _require_same_shapes(who: str, params: Any, encoded: Any) -> None:
+    """A state of other parameters would say which of these are kept, and say it wrongly."""
+    problems = Problems(f"{who}: pack")
+    leaves = flatten(params, is_node)
+    for path, leaf in flatten(encoded, is_node).items():
+        if leaf.shape != leaves[path].shape:
+            problems.add(
+                path,
+                f"has shape {leaves[path].shape}, and the state is of shape {leaf.shape}; "
+                "give the state that belongs to these parameters",
+            )
+    problems.raise_as(ShapeError)
 
 
 def _require_finite(who: str, params: Any, encoded: Any) -> None:

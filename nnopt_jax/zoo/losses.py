@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.errors import ShapeError
+from nnopt_jax.errors import ShapeError, ValueRangeError
 from nnopt_jax.typing import Array, ArrayLike
 
 
@@ -23,6 +23,7 @@ def cross_entropy(logits: Array, labels: ArrayLike) -> Array:
 
     Raises:
         ShapeError: `labels` does not have the shape of `logits` less its last axis.
+        ValueRangeError: `labels` are not integers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,6 +51,7 @@ def error_rate(logits: Array, labels: ArrayLike) -> Array:
 
     Raises:
         ShapeError: `labels` does not have the shape of `logits` less its last axis.
+        ValueRangeError: `labels` are not integers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,5 +69,10 @@ def _checked(who: str, logits: Array, labels: ArrayLike) -> Array:
         raise ShapeError(
             f"zoo.losses.{who}: logits of shape {jnp.shape(logits)} want labels of shape {wanted}, "
             f"got {labels.shape}. One-hot labels? Pass labels.argmax(-1)."
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueRangeError(
+            f"zoo.losses.{who}: labels are {labels.dtype}, wanted integers. Numbers of classes? "
+            "Pass labels.astype('int32')."
         )
     return labels

@@ -422,3 +422,21 @@ def test_streams_cover_each_array_once():
     slots = container.slot_tree(tree)
     covered = [index for stream in streams.streams(slots) for index in stream.covers]
     assert sorted(covered) == list(range(len(jax.tree.leaves(tree))))
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (np.array(["2020-01-01"], "datetime64[D]"), "is an array of datetime64[D]"),
+        (np.array([None, 1], object), "is an array of object"),
+        (np.array(["ab"]), "is an array of <U2"),
+        ("text", "is a str, no array of numbers"),
+        (np.arange(3, dtype=">f4"), "is in the byte order >f4"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_written(path, leaf, message):
+    with pytest.raises(ArtifactError) as error:
+        artifact.save(path, {"a": {"w": leaf}, "b": leaf})
+    assert "a/w: " + message in str(error.value)
+    assert "b: " + message in str(error.value)
+    assert not path.exists()

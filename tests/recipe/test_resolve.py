@@ -16,6 +16,9 @@ def modules(tmp_path, monkeypatch):
         "def keep(*, a, b=2, **rest): return a, b, rest\n"
         "def seeded(key, width=1): return key, width\n"
         "def fails(): raise ValueError('no luck')\n"
+        "from flax import nnx\n"
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, hidden=2, *, rngs): self.made = (hidden, rngs)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -53,6 +56,14 @@ def test_what_the_run_passes_is_given_where_it_is_asked_for(modules):
     passed = {"key": "the key", "rngs": "the rngs"}
     assert call(Call("good_module:seeded"), "model", passed=passed) == ("the key", 1)
     assert call(Call("good_module:keep", {"a": 1}), "model", passed=passed) == (1, 2, {})
+
+
+def test_a_module_class_is_a_model_like_any_other(modules):
+    passed = {"key": "the key", "rngs": "the rngs"}
+    made = call(Call("good_module:Net", {"hidden": 7}), "model", passed=passed)
+    assert made.made == (7, "the rngs")
+    with pytest.raises(RecipeError, match=r"model\.hiden: unknown key. Did you mean hidden\?"):
+        call(Call("good_module:Net", {"hiden": 7}), "model", passed=passed)
 
 
 @pytest.mark.parametrize(

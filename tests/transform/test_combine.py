@@ -134,3 +134,10 @@ def test_refreshing_traced_and_known_conditions_agree(needed):
 
     for made in (choose(needed), choose(jnp.bool_(needed)), jax.jit(choose)(needed)):
         assert float(made) == (1 if needed else 2)
+
+
+def test_the_state_of_other_parameters_packs_nothing():
+    tx = nnopt.pruning.magnitude(0.5)
+    state = tx.init({"kernel": jnp.ones((8, 6))})
+    with pytest.raises(nnopt.errors.ShapeError, match=r"kernel: has shape \(3, 3\).*\(8, 6\)"):
+        tx.pack({"kernel": jnp.ones((3, 3))}, state)

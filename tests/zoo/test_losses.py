@@ -8,7 +8,7 @@ import pytest
 from scipy.special import logsumexp
 from sklearn.metrics import accuracy_score, log_loss
 
-from nnopt_jax.errors import ShapeError
+from nnopt_jax.errors import ShapeError, ValueRangeError
 from nnopt_jax.zoo.losses import cross_entropy, error_rate
 
 
@@ -61,3 +61,9 @@ def test_sequences_count_as_rows():
 def test_one_hot_labels_are_refused_by_name(function):
     with pytest.raises(ShapeError, match=rf"{function.__name__}.*\(5,\), got \(5, 7\).*argmax"):
         function(jnp.zeros((5, 7)), jnp.zeros((5, 7)))
+
+
+@pytest.mark.parametrize("function", [cross_entropy, error_rate])
+def test_labels_that_are_no_integers_are_refused(function):
+    with pytest.raises(ValueRangeError, match="labels are float32, wanted integers"):
+        function(jnp.zeros((2, 4)), jnp.array([0.0, 3.0]))
