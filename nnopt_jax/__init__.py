@@ -26,6 +26,7 @@ from nnopt_jax.transform import (
     packed_specs as packed_specs,
     plan as plan,
     state_specs as state_specs,
+    statistics as statistics,
     step as step,
     trainable as trainable,
     value_and_grad as value_and_grad,

@@ -30,6 +30,10 @@ class NonFiniteError(NnoptError, ValueError):
     """A leaf holds NaN or infinity where finite numbers are needed."""
 
 
+class StatisticsError(NnoptError, ValueError):
+    """A method judges by gradients or other statistics that it was not given."""
+
+
 class CapacityError(NnoptError, ValueError):
     """The number of stored values depends on data, and was asked for under `jax.jit`."""
 

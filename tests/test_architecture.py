@@ -21,6 +21,7 @@ PACKAGE = "nnopt_jax"
 # From the bottom up. A unit imports itself and what lies below it, never beside or above.
 LAYERS = (
     ("errors", "typing"),
+    ("settings",),
     ("tree",),
     ("ops",),
     ("arrays",),
@@ -33,7 +34,7 @@ LAYERS = (
     ("__main__", ""),  # the top-level module itself
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
-MISSIONS = LAYERS[5]
+MISSIONS = LAYERS[6]
 
 # What only the edge of the library knows; elsewhere a function may still import one when it runs.
 FRAMEWORKS = {"flax", "optax", "orbax", "rich", "yaml", "matplotlib"}

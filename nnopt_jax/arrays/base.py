@@ -82,6 +82,8 @@ class Node:
     """Raised when the fields change, so that old manifests are told apart."""
     ELEMENTWISE: ClassVar[tuple[str, ...]] = ()
     """Fields that lie like the logical array: a mask over the node may compact them."""
+    CODES: ClassVar[bool] = False
+    """Whether values are turned into codes, which cannot hold NaN or infinity."""
     SLOTS: ClassVar[Mapping[str, str]] = {}
     """Fields a later link may refine, each with its kind; "inherit" takes the enclosing kind."""
 

@@ -44,6 +44,7 @@ class Codebook(Node):
     dtype: Any = static(default="float32")  # pyright: ignore[reportIncompatibleMethodOverride]
 
     ELEMENTWISE = ("indices",)
+    CODES = True
     SLOTS = {"table": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
 
     @property

@@ -51,6 +51,7 @@ class Quantized(Node):
     dtype: Any = static(default="float32")  # pyright: ignore[reportIncompatibleMethodOverride]
 
     ELEMENTWISE = ("codes",)
+    CODES = True
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
 
     @property

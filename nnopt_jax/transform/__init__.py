@@ -3,6 +3,7 @@
 from nnopt_jax.transform.base import Grads as Grads, State as State, Transform as Transform
 from nnopt_jax.transform.combine import at as at, chain as chain
 from nnopt_jax.transform.leaves import (
+    Start as Start,
     Update as Update,
     matrices as matrices,
     refining as refining,
@@ -11,6 +12,7 @@ from nnopt_jax.transform.leaves import (
 )
 from nnopt_jax.transform.plan import Plan as Plan, PlanRow as PlanRow, plan as plan
 from nnopt_jax.transform.specs import packed_specs as packed_specs, state_specs as state_specs
+from nnopt_jax.transform.statistics import statistics as statistics
 from nnopt_jax.transform.training import (
     Trainable as Trainable,
     step as step,

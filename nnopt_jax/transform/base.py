@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from nnopt_jax.arrays.base import Field, is_node, materialize
-from nnopt_jax.arrays.codebook import Codebook
-from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.store import store
 from nnopt_jax.errors import NonFiniteError, Problems, ShapeError
 from nnopt_jax.tree.paths import flatten
@@ -106,6 +104,8 @@ class Transform:
         exact: whether `init` and `update` are bit-equal on any mesh.
         capacities: how many values each leaf keeps in the end, by path, as far as settings alone
             tell; for `plan`.
+        needs: names of the statistics that `init` cannot do without; `nnopt.statistics` measures
+            them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -126,6 +126,7 @@ class Transform:
     update: UpdateFn
     exact: bool = True
     capacities: Callable[[Any], dict[str, int]] = lambda params: {}
+    needs: tuple[str, ...] = ()
 
     def apply(self, params: Any, state: Any) -> Any:
         """The dense parameters that the model sees."""
@@ -154,8 +155,7 @@ class Transform:
 def _has_codes(field: Field) -> bool:
     if not is_node(field):
         return False
-    inner = (_has_codes(field) for _, field in field.fields())
-    return isinstance(field, (Quantized, Codebook)) or any(inner)
+    return field.CODES or any(_has_codes(inner) for _, inner in field.fields())
 
 
 def _require_same_shapes(who: str, params: Any, encoded: Any) -> None:
@@ -199,5 +199,7 @@ def abstract_state(tx: Transform, params: Any) -> Any:
         >>> abstract_state(nnopt.pruning.magnitude(0.5), shapes).rest["kernel"]["mask"]
         ShapeDtypeStruct(shape=(3, 2), dtype=bool)
     """
-    # Any key will do: none is drawn from, and a transform that needs one gets it.
-    return jax.eval_shape(lambda p: tx.init(p, key=jax.random.key(0)), params)
+    # Any key and any statistics will do: nothing is computed, and what a transform needs it gets.
+    return jax.eval_shape(
+        lambda p: tx.init(p, stats={name: p for name in tx.needs}, key=jax.random.key(0)), params
+    )

@@ -71,7 +71,8 @@ def chain(*transforms: Transform) -> Transform:
 
     name = f"chain({', '.join(transform.name for transform in transforms)})"
     exact = all(transform.exact for transform in transforms)
-    return Transform(name, init, encode, update, exact, capacities)
+    needs = tuple(dict.fromkeys(need for transform in transforms for need in transform.needs))
+    return Transform(name, init, encode, update, exact, capacities, needs)
 
 
 def _seen(view: Any, params: Any) -> Any:
@@ -110,7 +111,9 @@ def at(where: Where, transform: Transform) -> Transform:
         return unflatten(tree, flatten(tree, is_node) | chosen, is_node)
 
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> Any:
-        return transform.init(part(params), stats=stats, graph=graph, key=key)
+        mine = part(params)
+        measured = {name: _those(tree, mine) for name, tree in (stats or {}).items()}
+        return transform.init(mine, stats=measured, graph=graph, key=key)
 
     def encode(params: Any, state: Any, *, train: bool = False) -> Any:
         return merge(params, transform.encode(part(params), state, train=train))
@@ -119,9 +122,7 @@ def at(where: Where, transform: Transform) -> Transform:
         params: Any, state: Any, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, Any]:
         if grads is not None:
-            shown = flatten(grads.shown, is_node)
-            mine = {path: shown[path] for path in part(params) if path in shown}
-            grads = Grads(grads.train, mine)
+            grads = Grads(grads.train, _those(grads.shown, part(params)))
         seen = None if view is None else part(view)
         moved, state = transform.update(part(params), state, grads=grads, view=seen, step=step)
         return merge(params, moved), state
@@ -129,4 +130,10 @@ def at(where: Where, transform: Transform) -> Transform:
     def capacities(params: Any) -> dict[str, int]:
         return transform.capacities(part(params))
 
-    return Transform(name, init, encode, update, transform.exact, capacities)
+    return Transform(name, init, encode, update, transform.exact, capacities, transform.needs)
+
+
+def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of another tree that lie where the chosen ones do."""
+    leaves = flatten(tree, is_node)
+    return {path: leaves[path] for path in chosen if path in leaves}

@@ -10,12 +10,37 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from nnopt_jax.arrays.base import Field, Slot, is_node, refine, require_unstored, show, slots
-from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
+from nnopt_jax.errors import (
+    CompositionError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    StatisticsError,
+    nearest,
+)
 from nnopt_jax.transform.base import Grads, State, Transform
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 
 Leaves = dict[str, Any]
+
+
+class Start(NamedTuple):
+    """What a method is given, beside the parameters, when its state is made.
+
+    Args:
+        key: for methods that draw numbers; None where the caller gave none.
+        stats: by name, and then by path, what `nnopt_jax.statistics` measured; for the leaves
+            that the method was asked to transform.
+
+    Example:
+        >>> from nnopt_jax.transform import Start
+        >>> Start(key=None, stats={"gradient": {"kernel": 1.0}}).stats["gradient"]["kernel"]
+        1.0
+    """
+
+    key: jax.Array | None
+    stats: Mapping[str, Leaves]
 
 
 class Update(NamedTuple):
@@ -28,6 +53,19 @@ class Update(NamedTuple):
 
     count: jax.Array
     grads: Mapping[str, jax.Array] | None
+
+    def shown(self, who: str) -> Mapping[str, jax.Array]:
+        """The gradients at what the model saw, for a method that cannot do without.
+
+        Raises:
+            StatisticsError: the caller gave none.
+        """
+        if self.grads is None:
+            raise StatisticsError(
+                f"{who}: judges by gradients, and `update` got none. Give "
+                "nnopt.step(tx, params, state, updates, grads) what nnopt.value_and_grad returned."
+            )
+        return self.grads
 
 
 def matrices(path: str, leaf: Any) -> bool:
@@ -67,31 +105,49 @@ def _context(state: State, grads: Grads | None, step: Any) -> Update:
     return Update(count, None if grads is None else flatten(grads.shown, is_node))
 
 
+def _start(
+    who: str, leaves: Leaves, key: jax.Array | None, stats: Any, needs: tuple[str, ...]
+) -> Start:
+    """The key, and the statistics of the chosen leaves; all that lacks is told at once."""
+    given = {name: flatten(tree, is_node) for name, tree in (stats or {}).items()}
+    problems = Problems(who)
+    for name in needs:
+        lacking = [path for path in leaves if path not in given.get(name, {})]
+        if lacking:
+            problems.add("", f"needs the {name} of {', '.join(lacking)}; give tx.init(params, "
+                             "stats=nnopt.statistics(loss, params, batches, names=tx.needs))"
+                         )  # fmt: skip
+    problems.raise_as(StatisticsError)
+    return Start(key, {n: {p: x for p, x in s.items() if p in leaves} for n, s in given.items()})
+
+
 def wrapping(
     name: str,
     where: Where,
     *,
-    init: Callable[[Leaves, jax.Array | None], tuple[Leaves, Leaves]],
-    encode: Callable[[Field, Any, Any, bool], Field],
+    init: Callable[[Leaves, Start], tuple[Leaves, Leaves]],
+    encode: Callable[[Leaves, State, bool], Leaves],
     update: Callable[[Leaves, State, Update], tuple[Leaves, Leaves]] | None = None,
     settle: Callable[[jax.Array, Any], jax.Array] | None = None,
     check: Callable[[str, Any], str | None] | None = None,
     exact: bool = True,
-    capacities: Callable[[str, Any], int | None] | None = None,
+    needs: tuple[str, ...] = (),
+    capacities: Callable[[Leaves], dict[str, int]] | None = None,
 ) -> Transform:
     """Makes a transform that wraps whole leaves and sees their dense values.
 
     Args:
         name: the method's public name.
         where: which leaves; see `nnopt_jax.tree.selector`.
-        init: `(dense leaves by path, key) -> (learned, rest)`, both by path.
-        encode: `(leaf, learned, rest, train) -> expression`, for one leaf.
+        init: `(dense leaves by path, Start) -> (learned, rest)`, both by path.
+        encode: `(leaves by path, state, train) -> expressions by path`.
         update: `(dense leaves, state, Update) -> (learned, rest)`; None to keep them.
         settle: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
             leaves are moved, because a leaf that an earlier link encoded is that link's to move.
         check: `(path, abstract leaf) -> problem or None`, from shape and dtype alone.
         exact: see `Transform`.
-        capacities: `(path, abstract leaf) -> values kept in the end, or None`.
+        needs: names of the statistics that `init` cannot do without.
+        capacities: `abstract leaves by path -> values kept in the end`, as far as they are known.
 
     Returns:
         The transform.
@@ -103,8 +159,10 @@ def wrapping(
         >>> tx = wrapping(
         ...     "demo",
         ...     "**",
-        ...     init=lambda x, key: ({}, {p: v > 0 for p, v in x.items()}),
-        ...     encode=lambda leaf, learned, rest, train: Masked(leaf, rest),
+        ...     init=lambda x, start: ({}, {p: v > 0 for p, v in x.items()}),
+        ...     encode=lambda leaves, state, train: {
+        ...         path: Masked(leaf, state.rest[path]) for path, leaf in leaves.items()
+        ...     },
         ... )
         >>> params = {"w": jnp.array([1.0, -1.0])}
         >>> tx.apply(params, tx.init(params))
@@ -112,7 +170,7 @@ def wrapping(
     """
 
     def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
-        del stats, graph
+        del graph
         leaves = _chosen(where, params, name)
         problems = Problems(name)
         for path, leaf in leaves.items():
@@ -120,46 +178,47 @@ def wrapping(
                 problems.add(path, text)
         problems.raise_as(ShapeError)
         dense = {path: show(leaf) for path, leaf in leaves.items()}
-        return State(*init(dense, key), jnp.int32(0))
+        return State(*init(dense, _start(name, leaves, key, stats, needs)), jnp.int32(0))
 
     def encode_(params: Any, state: State, *, train: bool = False) -> Any:
         leaves, mine = _of_state(params, state, name)
-        encoded = {
-            path: encode(leaf, state.learned.get(path), state.rest[path], train)
-            for path, leaf in mine.items()
-        }
-        return unflatten(params, leaves | encoded, is_node)
+        return unflatten(params, leaves | encode(mine, state, train), is_node)
 
     def update_(
         params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, State]:
         context = _context(state, grads, step)
-        raw, _ = _of_state(params, state, name)
         _, seen = _of_state(params if view is None else view, state, name)
         learned, rest = state.learned, state.rest
         if update is not None:
             learned, rest = update({p: show(x) for p, x in seen.items()}, state, context)
         if settle is not None:
-            moved = {p: settle(raw[p], rest[p]) for p, x in seen.items() if not is_node(x)}
-            params = unflatten(params, raw | moved, is_node)
+            params = _settled(params, seen, settle, rest)
         return params, State(learned, rest, context.count)
 
     def capacities_(params: Any) -> dict[str, int]:
-        if capacities is None:
-            return {}
-        kept = {p: capacities(p, x) for p, x in _chosen(where, params, name).items()}
-        return {path: count for path, count in kept.items() if count is not None}
+        return {} if capacities is None else capacities(_chosen(where, params, name))
 
-    return Transform(name, init_, encode_, update_, exact, capacities_)
+    return Transform(name, init_, encode_, update_, exact, capacities_, needs)
+
+
+def _settled(
+    params: Any, seen: Leaves, settle: Callable[[jax.Array, Any], jax.Array], rest: Leaves
+) -> Any:
+    """Moves the raw parameters that no earlier link has encoded."""
+    raw = flatten(params, is_node)
+    moved = {p: settle(raw[p], rest[p]) for p, leaf in seen.items() if not is_node(leaf)}
+    return unflatten(params, raw | moved, is_node)
 
 
 def refining(
     name: str,
     where: Where,
     *,
-    init: Callable[[Slot, jax.Array | None], tuple[Any, Any]],
+    init: Callable[[Slot, Start], tuple[Any, Any]],
     encode: Callable[[Slot, Any, Any, bool], Field],
     refresh: Callable[[Slot, Any, Any, Update], tuple[Any, Any]] | None = None,
+    settle: Callable[[jax.Array, Any], jax.Array] | None = None,
     check: Callable[[Slot], str | None] | None = None,
     kinds: tuple[str, ...] = ("value", "code"),
     exact: bool = True,
@@ -169,9 +228,12 @@ def refining(
     Args:
         name: the method's public name.
         where: which leaves; see `nnopt_jax.tree.selector`.
-        init: `(slot, key) -> (learned, rest)`; the slot's mask tells which entries count.
+        init: `(slot, Start) -> (learned, rest)`; the slot's mask tells which entries count, the
+            key is the slot's own.
         encode: `(slot, learned, rest, train) -> expression` in the slot's place.
         refresh: `(slot, learned, rest, Update) -> (learned, rest)`; None to keep them.
+        settle: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
+            leaves are moved, because a leaf that an earlier link encoded is that link's to move.
         check: `slot -> problem or None`, from shape and dtype alone.
         kinds: the kinds of slots the method may refine.
         exact: see `Transform`.
@@ -186,7 +248,7 @@ def refining(
         >>> tx = refining(
         ...     "demo",
         ...     "**",
-        ...     init=lambda slot, key: (None, jnp.ones((1,))),
+        ...     init=lambda slot, start: (None, jnp.ones((1,))),
         ...     encode=lambda slot, learned, scale, train: Quantized(jnp.round(slot.array), scale),
         ... )
         >>> params = {"w": jnp.array([1.2, -0.9])}
@@ -195,12 +257,16 @@ def refining(
     """
 
     def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
-        del stats, graph
+        del graph
         leaves = _chosen(where, params, name)
         chosen = {path: _open(leaf, path, name) for path, leaf in leaves.items()}
         _check_slots(name, chosen, kinds, check)
+        start = _start(name, leaves, key, stats, ())
         made = {
-            path: [init(slot, _slot_key(key, path, i)) for i, slot in enumerate(inside)]
+            path: [
+                init(slot, start._replace(key=_slot_key(key, path, i)))
+                for i, slot in enumerate(inside)
+            ]
             for path, inside in chosen.items()
         }
         learned = {path: tuple(pair[0] for pair in pairs) for path, pairs in made.items()}
@@ -220,16 +286,16 @@ def refining(
     ) -> tuple[Any, State]:
         context = _context(state, grads, step)
         _, seen = _of_state(params if view is None else view, state, name)
-        if refresh is None:
-            return params, state._replace(count=context.count)
-        learned, rest = {}, {}
-        for path, leaf in seen.items():
-            old = zip(slots(leaf), state.learned[path], state.rest[path], strict=True)
-            pairs = [
-                refresh(slot, old_learned, old_rest, context) for slot, old_learned, old_rest in old
-            ]
-            learned[path] = tuple(pair[0] for pair in pairs)
-            rest[path] = tuple(pair[1] for pair in pairs)
+        learned, rest = state.learned, state.rest
+        if refresh is not None:
+            learned, rest = {}, {}
+            for path, leaf in seen.items():
+                olds = zip(slots(leaf), state.learned[path], state.rest[path], strict=True)
+                pairs = [refresh(slot, old, others, context) for slot, old, others in olds]
+                learned[path] = tuple(pair[0] for pair in pairs)
+                rest[path] = tuple(pair[1] for pair in pairs)
+        if settle is not None:
+            params = _settled(params, seen, settle, {path: per[0] for path, per in rest.items()})
         return params, State(learned, rest, context.count)
 
     return Transform(name, init_, encode_, update_, exact)

@@ -29,31 +29,23 @@ def build(name: str, **settings: Any) -> nnopt.Transform:
     return registry.get(name).load()(**settings)
 
 
+def first(key: str) -> bool:
+    """Whether this is the first case of its method: the one that compiled checks run on."""
+    return key.endswith("-0")
+
+
+def entry(key: str) -> registry.Entry:
+    """The entry of a case."""
+    return registry.get(SINGLE[key][0])
+
+
 def _pairs() -> dict[str, tuple[str, str]]:
-    """Every ordered pair of methods, twice: with the first cases, and with the second ones."""
-    by_name = {
-        name: [key for key, (owner, _) in SINGLE.items() if owner == name]
-        for name in registry.ENTRIES
-    }
-    found = {}
-    for first, second in itertools.product(by_name.values(), repeat=2):
-        for i in range(2):
-            pair = first[i % len(first)], second[(i + 1) % len(second)]
-            found["+".join(pair)] = pair
-    return found
+    """Every ordered pair of methods: a cell of the table."""
+    firsts = [key for key in SINGLE if first(key)]
+    return {"+".join(pair): pair for pair in itertools.product(firsts, repeat=2)}
 
 
 PAIRS = _pairs()
-
-
-def kind(key: str) -> str:
-    """`"wrap"` or `"refine"`."""
-    return registry.get(SINGLE[key][0]).kind
-
-
-def quantizes(key: str) -> bool:
-    """Whether the method puts values on a grid, which can be done once only."""
-    return SINGLE[key][0].startswith("quantization.")
 
 
 def single(key: str) -> nnopt.Transform:

@@ -18,6 +18,7 @@ import nnopt_jax as nnopt
 from nnopt_jax.arrays import Codebook, Masked, Quantized, is_node
 from nnopt_jax.errors import CapacityError, NonFiniteError, SelectionError
 from nnopt_jax.ops import expand
+from nnopt_jax.transform.statistics import KINDS
 from nnopt_jax.tree import flatten
 
 KEY = 7  # makes the key that every `init` is given
@@ -48,9 +49,24 @@ def moved(params: Any, by: float = 0.05) -> Any:
     return jax.tree.map(move, params)
 
 
+def slopes(params: Any, rate: float = 3.0) -> Any:
+    """A gradient for each leaf, of some size and either sign."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(np.cos(rate * np.arange(x.size)).reshape(x.shape), jnp.float32),
+        params,
+    )
+
+
 def begin(tx: nnopt.Transform, params: Any) -> Any:
-    """The first state."""
-    return tx.init(params, key=jax.random.key(KEY))
+    """The first state, with a key and all statistics there are."""
+    stats = {name: slopes(params, 1.0 + i) for i, name in enumerate(KINDS)}
+    return tx.init(params, stats=stats, key=jax.random.key(KEY))
+
+
+def advance(tx: nnopt.Transform, params: Any, state: Any, **settings: Any) -> Any:
+    """One update, with gradients at what the model saw."""
+    grads = nnopt.Grads(train=None, shown=slopes(params))
+    return tx.update(params, state, grads=grads, **settings)
 
 
 def bits_of(x: Any) -> np.ndarray:
@@ -99,7 +115,7 @@ def _moments(tx: nnopt.Transform, params: Any) -> Iterator[tuple[str, Any, Any]]
     yield "fresh", params, state
     yield "stale", moved(params), state
     for _ in range(3):
-        params, state = tx.update(moved(params), state)
+        params, state = advance(tx, moved(params), state)
     yield "updated", params, state
     yield "updated and stale", moved(params), state
 
@@ -154,10 +170,10 @@ def check_fixed_point(tx: nnopt.Transform, params: Any) -> None:
         ]
 
     def one(carry: Any, _: None) -> tuple[Any, None]:
-        return tx.update(*carry), None
+        return advance(tx, *carry), None
 
     before = params, jax.eval_shape(functools.partial(begin, tx), params)
-    after = jax.eval_shape(lambda carry: tx.update(*carry), before)
+    after = jax.eval_shape(lambda carry: advance(tx, *carry), before)
     assert signature(before[1])[1] == signature(after[1])[1], "update changes arrays of the state"
     assert signature(before[1]) == signature(after[1]), "update changes the state's structure"
     assert not any(weak for *_, weak in signature(before[1])[1]), "the state is weakly typed"
@@ -165,7 +181,7 @@ def check_fixed_point(tx: nnopt.Transform, params: Any) -> None:
     scanned, _ = jax.jit(lambda c: jax.lax.scan(one, c, length=3))((params, begin(tx, params)))
     carry = params, begin(tx, params)
     for _ in range(3):
-        carry = tx.update(*carry)
+        carry = advance(tx, *carry)
     assert_close(scanned, carry, "scan")
 
 
@@ -178,9 +194,9 @@ def check_counts(tx: nnopt.Transform, params: Any) -> None:
 
     state = begin(tx, params)
     assert set(counts(state)) == {0}, "does not start at 0"
-    params, state = tx.update(params, state)
+    params, state = advance(tx, params, state)
     assert set(counts(state)) == {1}, "does not count the update"
-    params, state = tx.update(params, state, step=9)
+    params, state = advance(tx, params, state, step=9)
     assert set(counts(state)) == {9}, "does not take the step it is told"
 
 
@@ -189,7 +205,7 @@ def check_vmap(tx: nnopt.Transform, params: Any) -> None:
 
     def life(member: Any) -> Any:
         state = begin(tx, member)
-        member, state = tx.update(moved(member), state)
+        member, state = advance(tx, moved(member), state)
         return tx.apply(member, state), state
 
     members = [params, moved(params, 0.3)]
@@ -228,7 +244,7 @@ def check_mesh(tx: nnopt.Transform, params: Any) -> None:
     now = moved(params)
 
     def everything(now: Any, state: Any) -> Any:
-        return tx.apply(now, state), pack(now, state), begin(tx, now), tx.update(now, state)
+        return tx.apply(now, state), pack(now, state), begin(tx, now), advance(tx, now, state)
 
     wanted = jax.jit(everything)(now, state)
     for kind in (AxisType.Auto, AxisType.Explicit):
@@ -255,7 +271,7 @@ def check_deterministic(tx: nnopt.Transform, params: Any) -> None:
     """The same parameters and the same key give the same states."""
     first, second = begin(tx, params), begin(tx, params)
     assert_same(first, second, "init")
-    assert_same(tx.update(params, first), tx.update(params, second), "update")
+    assert_same(advance(tx, params, first), advance(tx, params, second), "update")
     assert_same(tx.apply(params, first), tx.apply(params, second), "apply")
 
 
@@ -295,13 +311,12 @@ def _with(params: Any, path: str, change: Callable[[jax.Array], jax.Array]) -> A
 def _holds_codes(field: Any) -> bool:
     if not is_node(field):
         return False
-    inner = any(_holds_codes(one) for _, one in field.fields())
-    return isinstance(field, (Quantized, Codebook)) or inner
+    return field.CODES or any(_holds_codes(one) for _, one in field.fields())
 
 
 def _passes(field: Any) -> np.ndarray:
     """Where the gradient reaches the raw leaf below an expression, told from its nodes alone."""
-    if not is_node(field) or isinstance(field, (Quantized, Codebook)):
+    if not is_node(field) or field.CODES:
         return np.ones(field.shape, bool)
     assert isinstance(field, Masked)
     below = _passes(field.values)
@@ -324,20 +339,18 @@ def _beyond(field: Any) -> np.ndarray:
 def check_gradients(tx: nnopt.Transform, params: Any) -> None:
     """The gradient passes straight through, except where a hard mask selects."""
     state = begin(tx, params)
-    slopes = jax.tree.map(
-        lambda x: np.cos(3.0 * np.arange(x.size, dtype=np.float32)).reshape(x.shape), params
-    )
+    steep = slopes(params)
 
     def loss(shown: Any) -> jax.Array:
         return sum(
             (x.astype(jnp.float32) * slope).sum()
-            for x, slope in zip(jax.tree.leaves(shown), jax.tree.leaves(slopes), strict=True)
+            for x, slope in zip(jax.tree.leaves(shown), jax.tree.leaves(steep), strict=True)
         )
 
     _, grads = nnopt.value_and_grad(loss, tx)(params, state)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads)), "gradients are not finite"
     encoded = flatten(tx.encode(params, state, train=True), is_node)
-    given, wanted = flatten(grads.train.params), flatten(slopes)
+    given, wanted = flatten(grads.train.params), flatten(steep)
     assert set(given) == {p for p, x in flatten(params).items() if x.dtype != jnp.int32}
     for path, got in given.items():
         got = np.asarray(got, np.float32)
@@ -352,7 +365,7 @@ def check_trained_is_stored(tx: nnopt.Transform, params: Any) -> None:
     """After an update, what training sees is what is applied."""
     state = begin(tx, params)
     for _ in range(2):
-        params, state = tx.update(moved(params), state)
+        params, state = advance(tx, moved(params), state)
         trained = nnopt.materialize(tx.encode(params, state, train=True))
         assert_same(trained, tx.apply(params, state), "train=True")
 
@@ -376,7 +389,7 @@ def check_keeps_zeros(before: nnopt.Transform, after: nnopt.Transform, params: A
     tx = nnopt.chain(before, after)
     state = begin(tx, params)
     for _ in range(2):
-        params, state = tx.update(moved(params), state)
+        params, state = advance(tx, moved(params), state)
     masks = {
         path: np.asarray(leaf.mask)
         for path, leaf in flatten(before.encode(params, state[0]), is_node).items()
@@ -389,10 +402,7 @@ def check_keeps_zeros(before: nnopt.Transform, after: nnopt.Transform, params: A
         assert not np.asarray(shown[path])[~mask].any(), f"{path}: pruned weights are shown"
         assert not np.asarray(packed[path])[~mask].any(), f"{path}: pruned weights are stored"
         noise = _with(noise, path, lambda x, mask=mask: jnp.where(mask, x, 0.01))
-    states = [
-        after.init(before.encode(tree, state[0]), key=jax.random.key(KEY))
-        for tree in (params, noise)
-    ]
+    states = [begin(after, before.encode(tree, state[0])) for tree in (params, noise)]
     assert_same(*states, "pruned weights have a say")
 
 
@@ -400,7 +410,7 @@ def check_keeps_levels(tx: nnopt.Transform, params: Any) -> None:
     """No scale block shows more distinct values than the smallest codebook inside has entries."""
     state = begin(tx, params)
     for _ in range(2):
-        params, state = tx.update(moved(params), state)
+        params, state = advance(tx, moved(params), state)
     for path, leaf in flatten(tx.encode(params, state), is_node).items():
         entries, scale = _codebook_size(leaf), _outer_scale(leaf)
         if entries is None:
@@ -441,10 +451,27 @@ def check_mismatched_state(tx: nnopt.Transform, params: Any) -> None:
     """A state made for another tree is refused by name, not applied in part."""
     state = begin(tx, params)
     less = {name: leaf for name, leaf in params.items() if name != "head"}
-    for function in (tx.apply, tx.pack, tx.update):
+    for name, function in {"apply": tx.apply, "pack": tx.pack}.items() | {
+        ("update", functools.partial(advance, tx))
+    }:
         said = _refusal(SelectionError, lambda f=function: f(less, state))
-        assert said is not None, f"{function.__name__} takes a state made for another tree"
+        assert said is not None, f"{name} takes a state made for another tree"
         assert "head/kernel" in said, said
+
+
+def check_cell(tx: nnopt.Transform, params: Any) -> None:
+    """A cell of the table of chains: the law, few values, no -0, a state that keeps its form."""
+    state = begin(tx, params)
+    before = jax.tree.structure(state)
+    for now in (moved(params), params):
+        shown, packed = tx.apply(now, state), tx.pack(now, state)
+        assert_same(nnopt.materialize(packed), shown, "eager")
+        now, state = advance(tx, now, state)
+        assert jax.tree.structure(state) == before, "update changes the state's structure"
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(shown)), "not finite"
+    check_keeps_levels(tx, params)
+    check_no_negative_zero(tx, params)
+    check_capacity(tx, params)
 
 
 CHECKS: dict[str, Callable[[nnopt.Transform, Any], None]] = {
@@ -465,3 +492,6 @@ CHECKS: dict[str, Callable[[nnopt.Transform, Any], None]] = {
     "mismatched_state": check_mismatched_state,
 }
 """Every check of one transform, by name."""
+
+COMPILED = ("law", "fixed_point", "vmap", "mesh", "abstract", "deterministic", "infinity")
+"""Those that compile much, or say of a second case what they said of the first."""

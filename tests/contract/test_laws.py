@@ -6,11 +6,27 @@ import pytest
 
 from tests.contract import cases, checks
 
+PAIRS = [
+    pytest.param(
+        case,
+        check,
+        marks=() if cases.first(case) or check not in checks.COMPILED else pytest.mark.slow,
+    )
+    for case in cases.SINGLE
+    for check in checks.CHECKS
+    if (cases.entry(case).straight_through or check != "gradients")
+    and (cases.entry(case).trains_as_stored or check != "trained_is_stored")
+]
 
-@pytest.mark.parametrize("check", checks.CHECKS)
-@pytest.mark.parametrize("case", cases.SINGLE)
+
+@pytest.mark.parametrize(("case", "check"), PAIRS)
 def test_case_obeys(case, check):
     checks.CHECKS[check](cases.single(case), checks.example_params())
+
+
+@pytest.mark.parametrize("case", [case for case in cases.SINGLE if not cases.first(case)])
+def test_law_of_further_cases(case):
+    checks.check_law_eagerly(cases.single(case), checks.example_params())
 
 
 def test_every_method_has_cases():

@@ -60,7 +60,7 @@ def _quantized(cls: Any = Quantized, *, rounding: Any = quantize, use_mask: bool
     return refining(
         "faulty",
         matrices,
-        init=lambda slot, key: (None, grid(slot)),
+        init=lambda slot, start: (None, grid(slot)),
         encode=encode,
         refresh=lambda slot, learned, rest, now: (learned, grid(slot)),
         kinds=("value",),
@@ -81,16 +81,23 @@ def _pruned(
     def masks(leaves: Any) -> Any:
         return {path: {"mask": leaf > 0, "extra": jnp.float32(1)} for path, leaf in leaves.items()}
 
-    def wrap(leaf: Any, learned: Any, rest: Any, train: bool) -> Any:
+    def wrap(leaf: Any, rest: Any, train: bool) -> Any:
         return Masked(leaf, rest["mask"], capacity)
 
     return wrapping(
         "faulty",
         matrices,
-        init=lambda leaves, key: ({}, (rest or masks)(leaves)),
-        encode=encode or wrap,
+        init=lambda leaves, start: ({}, (rest or masks)(leaves)),
+        encode=_each(encode or wrap),
         update=update or (lambda leaves, state, now: ({}, masks(leaves))),
     )
+
+
+def _each(encode: Any) -> Any:
+    """Encodes leaves one by one."""
+    return lambda leaves, state, train: {
+        path: encode(leaf, state.rest[path], train) for path, leaf in leaves.items()
+    }
 
 
 def _with_extra(extra: Any) -> Any:
@@ -127,11 +134,11 @@ def _stuck(tx: nnopt.Transform) -> nnopt.Transform:
     return dataclasses.replace(tx, update=update)
 
 
-def _shows_more_in_training(leaf: Any, learned: Any, rest: Any, train: bool) -> Any:
+def _shows_more_in_training(leaf: Any, rest: Any, train: bool) -> Any:
     return leaf if train else Masked(leaf, rest["mask"])
 
 
-def _double_straight_through(leaf: Any, learned: Any, rest: Any, train: bool) -> Any:
+def _double_straight_through(leaf: Any, rest: Any, train: bool) -> Any:
     return Masked(2.0 * leaf - jax.lax.stop_gradient(leaf), rest["mask"])
 
 
@@ -140,7 +147,7 @@ def _axis_matters() -> nnopt.Transform:
     scaled = refining(
         "faulty",
         matrices,
-        init=lambda slot, key: (None, jnp.exp(3 * slot.array).sum(0, keepdims=True)),
+        init=lambda slot, start: (None, jnp.exp(3 * slot.array).sum(0, keepdims=True)),
         encode=lambda slot, learned, rest, train: Quantized(jnp.zeros_like(slot.array), rest),
     )
     return dataclasses.replace(scaled, exact=True)
@@ -148,7 +155,7 @@ def _axis_matters() -> nnopt.Transform:
 
 FAULTS = {
     "stored scale differs from the applied one": ("law", _quantized(_RoundsScaleWhenStored)),
-    "mask lost in storage": ("law", _pruned(encode=lambda leaf, _, rest, train: _LosesMask(
+    "mask lost in storage": ("law", _pruned(encode=lambda leaf, rest, train: _LosesMask(
         leaf, rest["mask"]))),
     "leaf lost in storage": ("law", _as(_DropsLeaf, _quantized())),
     "capacity too small": ("law", _pruned(capacity=3)),
@@ -188,7 +195,7 @@ def test_link_that_removes_the_mask_is_caught():
     removes = refining(
         "faulty",
         matrices,
-        init=lambda slot, key: (None, jnp.full((1, 1), 0.1)),
+        init=lambda slot, start: (None, jnp.full((1, 1), 0.1)),
         encode=lambda slot, learned, scale, train: Quantized(jnp.round(slot.array) + 1, scale),
     )
     forgets = dataclasses.replace(
@@ -215,8 +222,8 @@ def _keeps_smallest() -> nnopt.Transform:
     return wrapping(
         "smallest",
         matrices,
-        init=lambda leaves, key: ({}, {p: {"mask": jnp.abs(x) < 0.5} for p, x in leaves.items()}),
-        encode=lambda leaf, learned, rest, train: Masked(leaf, rest["mask"]),
+        init=lambda leaves, start: ({}, {p: {"mask": jnp.abs(x) < 0.5} for p, x in leaves.items()}),
+        encode=_each(lambda leaf, rest, train: Masked(leaf, rest["mask"])),
     )
 
 
@@ -225,9 +232,11 @@ def test_too_many_values_are_caught():
     jitter = wrapping(
         "faulty",
         matrices,
-        init=lambda leaves, key: ({}, {p: None for p in leaves}),
-        encode=lambda leaf, learned, rest, train: nnopt.arrays.Sum(
-            leaf, jnp.linspace(0, 1, leaf.size).reshape(leaf.shape)
+        init=lambda leaves, start: ({}, {p: None for p in leaves}),
+        encode=_each(
+            lambda leaf, rest, train: nnopt.arrays.Sum(
+                leaf, jnp.linspace(0, 1, leaf.size).reshape(leaf.shape)
+            )
         ),
     )
     tx = nnopt.chain(nnopt.compression.codebook(4), jitter)
@@ -243,7 +252,7 @@ def test_state_of_another_tree_taken_in_silence_is_caught():
 
 
 def test_count_that_is_data_yet_promised_is_caught():
-    hides = _as(_PromisesCapacity, nnopt.pruning.magnitude(0.5, scope="global"))
+    hides = _as(_PromisesCapacity, nnopt.pruning.magnitude(0.5, allocation="global"))
     with pytest.raises(AssertionError, match="not knowing"):
         checks.check_capacity(hides, checks.example_params())
 

@@ -127,7 +127,7 @@ def test_refining_a_stored_leaf(tx):
 
 
 def test_count_that_is_data_under_jit():
-    tx = magnitude(0.5, scope="global")
+    tx = magnitude(0.5, allocation="global")
     state = tx.init(PARAMS)
     assert said(CapacityError, jax.jit(tx.pack), PARAMS, state) == (
         "store: decoder/kernel: how many values are kept depends on data, which is unknown under "
@@ -194,47 +194,73 @@ def test_leaf_without_a_spec():
 SETTINGS = {
     "sparsity": (
         lambda: magnitude(1.5),
-        "pruning.magnitude: sparsity=1.5 is not between 0 and 1.",
+        "pruning.magnitude: sparsity=1.5 is not a number from 0 to 1, nor a schedule.",
     ),
     "sparsity nan": (
         lambda: magnitude(float("nan")),
-        "pruning.magnitude: sparsity=nan is not between 0 and 1.",
+        "pruning.magnitude: sparsity=nan is not a number from 0 to 1, nor a schedule.",
     ),
-    "scope": (
-        lambda: magnitude(0.5, scope="layer"),
-        "pruning.magnitude: scope='layer' is neither 'leaf' nor 'global'.",
+    "sparsity as text": (
+        lambda: magnitude("0.5"),
+        "pruning.magnitude: sparsity='0.5' is not a number from 0 to 1, nor a schedule.",
+    ),
+    "no sparsity": (
+        lambda: magnitude(),
+        "pruning.magnitude: sparsity=None and no pattern 'n:m' says how much to keep.",
+    ),
+    "sparsity and pattern": (
+        lambda: magnitude(0.7, pattern="2:4"),
+        "pruning.magnitude: sparsity=0.7 with pattern='2:4', which leaves 0.5 zeros; leave "
+        "sparsity out.",
+    ),
+    "pattern": (
+        lambda: magnitude(0.5, pattern="4:2"),
+        "pruning.magnitude: pattern='4:2' is neither None, 'n:m' with n <= m <= 64, nor block "
+        "sizes such as (4, 4).",
+    ),
+    "allocation": (
+        lambda: magnitude(0.5, allocation="layer"),
+        "pruning.magnitude: allocation='layer' is none of 'uniform', 'erk', 'global', 'lamp'.",
+    ),
+    "all of them": (
+        lambda: magnitude(2, mode="sotf"),
+        "pruning.magnitude: 2 problems\n"
+        "  sparsity=2 is not a number from 0 to 1, nor a schedule.\n"
+        "  mode='sotf' is none of 'hard', 'soft'. Did you mean soft?",
     ),
     "mode": (
         lambda: magnitude(0.5, mode="firm"),
-        "pruning.magnitude: mode='firm' is neither 'hard' nor 'soft'.",
+        "pruning.magnitude: mode='firm' is none of 'hard', 'soft'.",
     ),
     "every": (
         lambda: magnitude(0.5, every=0),
-        "pruning.magnitude: every=0 is not a number of updates, 1 or more.",
+        "pruning.magnitude: every=0 is not a whole number of 1 or more.",
     ),
     "clusters": (
         lambda: codebook(0),
-        "compression.codebook: clusters=0 is not between 1 and 65536.",
+        "compression.codebook: clusters=0 is not a whole number from 1 to 65536.",
     ),
     "iterations": (
         lambda: codebook(4, iterations=-1, every=0),
-        "compression.codebook: iterations=-1 must be 0 or more, every=0 1 or more.",
+        "compression.codebook: 2 problems\n"
+        "  iterations=-1 is not a whole number of 0 or more.\n"
+        "  every=0 is not a whole number of 1 or more.",
     ),
     "bits": (
         lambda: uniform(1),
-        "quantization.uniform: bits=1 is not one of 2 to 16.",
+        "quantization.uniform: bits=1 is not a whole number from 2 to 16.",
     ),
     "granularity": (
         lambda: uniform(8, granularity="row"),
-        "quantization.uniform: granularity='row' is neither 'tensor', 'channel' nor a group size.",
+        "quantization.uniform: granularity='row' is none of 'tensor', 'channel'.",
     ),
     "group": (
         lambda: uniform(8, granularity=0),
-        "quantization.uniform: a group of 0 entries; give 1 or more.",
+        "quantization.uniform: granularity=0 is not a whole number of 1 or more.",
     ),
     "refresh": (
         lambda: uniform(8, every=0),
-        "quantization.uniform: every=0 is not a number of updates, 1 or more.",
+        "quantization.uniform: every=0 is not a whole number of 1 or more.",
     ),
 }
 

@@ -11,12 +11,12 @@ import nnopt_jax as nnopt
 from nnopt_jax.errors import ValueRangeError
 
 
-@pytest.mark.parametrize("scope", ["leaf", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
 @pytest.mark.parametrize("mode", ["hard", "soft"])
-def test_mask_of_init_stays(mode, scope):
+def test_mask_of_init_stays(mode, allocation):
     start = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
     kept = np.abs(start) > np.sort(np.abs(start).ravel())[19]
-    tx = nnopt.pruning.magnitude(0.5, mode=mode, scope=scope, every=None)
+    tx = nnopt.pruning.magnitude(0.5, mode=mode, allocation=allocation, every=None)
     params = {"kernel": start}
     state = tx.init(params)
     expected = start

@@ -112,7 +112,7 @@ def test_pruning_twice_stores_one_mask():
 def test_capacities_are_those_at_the_end_of_the_schedule():
     tx = nnopt.pruning.magnitude(optax.linear_schedule(0.0, 0.9, 10))
     assert tx.capacities(PARAMS) == {"kernel": 4}
-    assert nnopt.pruning.magnitude(0.5, scope="global").capacities(PARAMS) == {}
+    assert nnopt.pruning.magnitude(0.5, allocation="global").capacities(PARAMS) == {}
 
 
 def test_vectors_are_left_alone_unless_named():

@@ -59,8 +59,10 @@ def test_pruned_weights_have_no_say_in_the_range():
     keeps_small = nnopt.transform.wrapping(
         "small",
         "**",
-        init=lambda leaves, key: ({}, {p: jnp.abs(x) < 0.5 for p, x in leaves.items()}),
-        encode=lambda leaf, learned, rest, train: nnopt.arrays.Masked(leaf, rest),
+        init=lambda leaves, start: ({}, {p: jnp.abs(x) < 0.5 for p, x in leaves.items()}),
+        encode=lambda leaves, state, train: {
+            path: nnopt.arrays.Masked(leaf, state.rest[path]) for path, leaf in leaves.items()
+        },
     )
     tx = nnopt.chain(keeps_small, nnopt.quantization.uniform(8))
     _, state = tx.init(PARAMS)

@@ -25,7 +25,7 @@ def _largest(weights: np.ndarray, kept: int) -> np.ndarray:
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.95, 1.0])
-def test_leaf_scope_is_a_sort(sparsity, ties):
+def test_uniform_allocation_is_a_sort(sparsity, ties):
     weights = _weights(0, (17, 9), ties=ties)
     tx = nnopt.pruning.magnitude(sparsity)
     params = {"w": jnp.asarray(weights)}
@@ -36,11 +36,11 @@ def test_leaf_scope_is_a_sort(sparsity, ties):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.95])
-def test_global_scope_is_a_sort_of_all(sparsity, ties):
+def test_global_allocation_is_a_sort_of_all(sparsity, ties):
     leaves = [_weights(i, shape, ties=ties) for i, shape in enumerate([(5, 3), (8, 4), (2, 9)])]
     flat = np.concatenate([leaf.ravel() for leaf in leaves])
     mask = _largest(flat, round((1 - sparsity) * flat.size))
-    tx = nnopt.pruning.magnitude(sparsity, scope="global")
+    tx = nnopt.pruning.magnitude(sparsity, allocation="global")
     params = [jnp.asarray(leaf) for leaf in leaves]
     shown = tx.apply(params, tx.init(params))
     got = np.concatenate([np.asarray(leaf).ravel() for leaf in shown])
@@ -50,7 +50,7 @@ def test_global_scope_is_a_sort_of_all(sparsity, ties):
 def test_global_ties_do_not_depend_on_jit():
     """Twelve leaves: as text, `10` sorts before `2`."""
     params = [jnp.ones((2, 2)) for _ in range(12)]
-    tx = nnopt.pruning.magnitude(0.5, scope="global")
+    tx = nnopt.pruning.magnitude(0.5, allocation="global")
     state = jax.jit(tx.init)(params)
     fresh, _ = tx.update(params, state), state
     kept = [int((np.asarray(leaf) != 0).sum()) for leaf in fresh[0]]
@@ -88,6 +88,6 @@ def test_torch_prunes_the_same_globally():
         [(layer, "weight") for layer in layers], prune.L1Unstructured, amount=0.7
     )
     params = [jnp.asarray(leaf) for leaf in leaves]
-    tx = nnopt.pruning.magnitude(0.7, scope="global")
+    tx = nnopt.pruning.magnitude(0.7, allocation="global")
     for shown, layer in zip(tx.apply(params, tx.init(params)), layers, strict=True):
         np.testing.assert_array_equal(shown, layer.weight.detach().numpy())

@@ -27,8 +27,8 @@ def _recorder(name, seen, where="**"):
     return wrapping(
         name,
         where,
-        init=lambda leaves, key: ({}, dict.fromkeys(leaves, jnp.int32(0))),
-        encode=lambda leaf, learned, rest, train: leaf,
+        init=lambda leaves, start: ({}, dict.fromkeys(leaves, jnp.int32(0))),
+        encode=lambda leaves, state, train: leaves,
         update=update,
     )
 

@@ -70,8 +70,8 @@ def test_plan_is_what_pack_does():
 @pytest.mark.parametrize("sparsity", [0.5, 0.99])
 def test_bound_holds(sparsity):
     params = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype), SHAPES)
-    for scope in ("leaf", "global"):
-        tx = nnopt.pruning.magnitude(sparsity, scope=scope)
+    for allocation in ("uniform", "global"):
+        tx = nnopt.pruning.magnitude(sparsity, allocation=allocation)
         packed = tx.pack(params, tx.init(params))
         plan = nnopt.plan(tx, SHAPES)
         assert nnopt.tree.tree_bits(packed) <= plan.bits_after

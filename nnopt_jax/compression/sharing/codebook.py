@@ -12,8 +12,9 @@ from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.kmeans import assign, kmeans
 from nnopt_jax.ops.rounding import round_clip
+from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
-from nnopt_jax.transform.leaves import Update, matrices, refining, refresh_when
+from nnopt_jax.transform.leaves import Start, Update, matrices, refining, refresh_when
 from nnopt_jax.tree.select import Where
 
 _NAME = "compression.codebook"
@@ -65,24 +66,25 @@ def codebook(
     References:
         Han et al. 2016, Deep Compression, section 3; initialization: Panter and Dite 1951.
     """
-    if not 1 <= clusters <= 65536:
-        raise ValueRangeError(f"{_NAME}: clusters={clusters!r} is not between 1 and 65536.")
-    if iterations < 0 or every < 1:
-        raise ValueRangeError(
-            f"{_NAME}: iterations={iterations!r} must be 0 or more, every={every!r} 1 or more."
-        )
+    settings = Settings(_NAME)
+    settings.integer("clusters", clusters, 1, 65536)
+    settings.flag("learned", learned)
+    settings.choice("init", init, ("density", "linear", "quantile", "random"))
+    settings.integer("iterations", iterations, 0)
+    settings.integer("every", every, 1)
+    settings.done()
 
     def fit(slot: Slot, key: jax.Array | None = None) -> jax.Array:
         values = jax.lax.stop_gradient(slot.array)
         start = "density" if init == "random" and key is None else init  # a refit draws no more
         return kmeans(values, clusters, mask=slot.mask, init=start, iterations=iterations, key=key)
 
-    def init_(slot: Slot, key: jax.Array | None) -> tuple[Any, Any]:
-        if init == "random" and key is None:
+    def init_(slot: Slot, start: Start) -> tuple[Any, Any]:
+        if init == "random" and start.key is None:
             raise ValueRangeError(
                 f"{_NAME}: init='random' draws; give tx.init(params, key=jax.random.key(0))."
             )
-        table = fit(slot, key)
+        table = fit(slot, start.key)
         return (table, None) if learned else (None, table)
 
     def encode(slot: Slot, table: Any, fitted: Any, train: bool) -> Codebook:

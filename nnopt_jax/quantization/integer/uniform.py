@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Slot
 from nnopt_jax.arrays.quantized import Quantized
-from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.grid import expand, fit_grid, integer_range, quantize
 from nnopt_jax.ops.straight_through import gate
+from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Update, matrices, refining, refresh_when
 from nnopt_jax.tree.select import Where
@@ -70,7 +70,8 @@ def uniform(
     References:
         Jacob et al. 2018, Quantization and Training of Neural Networks, section 2.1.
     """
-    low, high = _check(bits, symmetric, granularity, every)
+    _check(bits, symmetric, granularity, axis, every)
+    low, high = integer_range(bits, symmetric=symmetric)
 
     def fit(slot: Slot) -> dict[str, jax.Array | None]:
         block = _block(slot.array.shape, granularity, axis)
@@ -95,7 +96,7 @@ def uniform(
     return refining(
         _NAME,
         where,
-        init=lambda slot, key: (None, fit(slot)),
+        init=lambda slot, start: (None, fit(slot)),
         encode=encode,
         refresh=refresh,
         check=check,
@@ -130,16 +131,14 @@ def _misfit(shape: tuple[int, ...], granularity: str | int, axis: int) -> str | 
     return f"groups of {granularity} do not divide axis {len(shape) - 2} of shape {shape}"
 
 
-def _check(bits: int, symmetric: bool, granularity: str | int, every: int) -> tuple[int, int]:
-    if isinstance(granularity, str) and granularity not in ("tensor", "channel"):
-        raise ValueRangeError(
-            f"{_NAME}: granularity={granularity!r} is neither 'tensor', 'channel' nor a group size."
-        )
-    if isinstance(granularity, int) and granularity < 1:
-        raise ValueRangeError(f"{_NAME}: a group of {granularity} entries; give 1 or more.")
-    if every < 1:
-        raise ValueRangeError(f"{_NAME}: every={every!r} is not a number of updates, 1 or more.")
-    try:
-        return integer_range(bits, symmetric=symmetric)
-    except ValueRangeError as error:
-        raise ValueRangeError(f"{_NAME}: bits={bits!r} is not one of 2 to 16.") from error
+def _check(bits: int, symmetric: bool, granularity: str | int, axis: int, every: int) -> None:
+    settings = Settings(_NAME)
+    settings.integer("bits", bits, 2, 16)
+    settings.flag("symmetric", symmetric)
+    if isinstance(granularity, str):
+        settings.choice("granularity", granularity, ("tensor", "channel"))
+    else:
+        settings.integer("granularity", granularity, 1)
+    settings.integer("axis", axis, -32, 31)
+    settings.integer("every", every, 1)
+    settings.done()

@@ -1,0 +1,109 @@
+"""How a sparsity is shared out among leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+Share: TypeAlias = Any
+"""A share of zeros: a Python float, or a traced scalar."""
+
+Allocation: TypeAlias = str | Callable[[Shapes, Share], Mapping[str, Share]]
+"""`"uniform"`, `"erk"`, `"global"`, `"lamp"`, or one's own `(shapes, sparsity) -> sparsities`."""
+
+
+def uniform(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
+    """The same sparsity in every leaf.
+
+    .. math:: s_l = s
+
+    Args:
+        shapes: shape of each leaf, by path.
+        sparsity: `s`.
+
+    Returns:
+        The sparsity of each leaf.
+
+    Example:
+        >>> from nnopt_jax.pruning import allocation
+        >>> allocation.uniform({"a": (4, 4), "b": (8, 2)}, 0.5)
+        {'a': 0.5, 'b': 0.5}
+    """
+    return dict.fromkeys(shapes, sparsity)
+
+
+def erk(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
+    r"""Erdos-Renyi-kernel: small leaves stay denser, the total is met.
+
+    .. math:: 1 - s_l = \min(1, \epsilon \, r_l), \qquad
+        r_l = \frac{\sum_i d_{l,i}}{\prod_i d_{l,i}}, \qquad
+        \sum_l (1 - s_l) \, n_l = (1 - s) \sum_l n_l
+
+    Args:
+        shapes: shape of each leaf, by path: all its sizes `d` count, kernel sizes as well.
+        sparsity: `s`.
+
+    Returns:
+        The sparsity of each leaf.
+
+    Example:
+        >>> from nnopt_jax.pruning import allocation
+        >>> allocation.erk({"small": (2, 2), "large": (16, 16)}, 0.5)
+        {'small': 0.0, 'large': 0.5078125}
+
+    References:
+        Evci et al. 2020, Rigging the Lottery, section 3 (1); Mocanu et al. 2018.
+    """
+    xp: Any = np if isinstance(sparsity, (int, float)) else jnp
+    ratio = {path: sum(shape) / max(math.prod(shape), 1) for path, shape in shapes.items()}
+    order = sorted(shapes, key=lambda path: -ratio[path])
+    sizes = [math.prod(shapes[path]) for path in order]
+    wanted = (1.0 - sparsity) * sum(sizes)
+    # Leaves of great ratio are full first: of the numbers of full leaves the least that will do.
+    epsilon = 0.0
+    for full in reversed(range(len(order))):
+        rest = sum(ratio[path] * n for path, n in zip(order[full:], sizes[full:], strict=True))
+        found = (wanted - sum(sizes[:full])) / max(rest, 1.0)
+        epsilon = xp.where(found * ratio[order[full]] <= 1.0, found, epsilon)
+        if full == len(order) - 1:
+            epsilon = xp.minimum(found, 1.0 / max(ratio[order[full]], 1e-30))
+    density = {path: xp.clip(epsilon * ratio[path], 0.0, 1.0) for path in shapes}
+    cast = float if xp is np else (lambda x: x)
+    return {path: cast(1.0 - share) for path, share in density.items()}
+
+
+def lamp(scores: jax.Array) -> jax.Array:
+    r"""Layer-adaptive scores, comparable across leaves: what a weight adds to those above it.
+
+    .. math:: \frac{w_i^2}{\sum_{j :\, w_j^2 \ge w_i^2} w_j^2}
+
+    Of equal weights the earlier counts as the greater. One sort of the leaf.
+
+    Args:
+        scores: magnitudes `|w|`, or other scores of zero or more; any shape.
+
+    Returns:
+        float32 of that shape; 0 where all weights are 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.pruning import allocation
+        >>> allocation.lamp(jnp.array([1.0, 2.0]))
+        Array([0.2, 1. ], dtype=float32)
+
+    References:
+        Lee et al. 2021, Layer-adaptive Sparsity for the Magnitude-based Pruning, section 3 (2).
+    """
+    flat = jnp.abs(scores.astype(jnp.float32)).ravel()
+    flat = flat / jnp.maximum(flat.max(initial=0.0), jnp.finfo(jnp.float32).tiny)
+    order = jnp.argsort(flat, descending=True, stable=True)
+    square = jnp.square(flat[order])
+    above = jnp.cumsum(square)
+    share = jnp.where(above > 0, square / jnp.where(above > 0, above, 1.0), 0.0)
+    return jnp.zeros_like(flat).at[order].set(share).reshape(scores.shape)

@@ -1,0 +1,306 @@
+"""What all methods that keep the best weights share: a score, an allocation, a schedule, a mask."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Field, is_node
+from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.errors import StatisticsError
+from nnopt_jax.ops.threshold import top_k_masks
+from nnopt_jax.pruning.allocation import Allocation, erk, lamp, uniform
+from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, parse
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.leaves import Leaves, Start, Update, refresh_when, wrapping
+from nnopt_jax.tree.select import Where
+from nnopt_jax.typing import ScalarOrSchedule
+
+Mode: TypeAlias = Literal["hard", "soft"]
+_LATE = 2**30  # a step at which every schedule has arrived
+_SHARED = ("global", "lamp")
+"""Allocations with one threshold over all leaves: how many a leaf keeps depends on data."""
+
+
+class Score(NamedTuple):
+    """How a method judges weights.
+
+    Args:
+        of: `(dense leaves, memory) -> scores`, both by path; the greatest are kept.
+        begin: `(dense leaves, Start) -> memory` by path; None for a score without memory.
+        learn: `(dense leaves, memory, Update) -> memory`, after each optimizer step; None where
+            the memory stays.
+    """
+
+    of: Callable[[Leaves, Leaves], Leaves]
+    begin: Callable[[Leaves, Start], Leaves] | None = None
+    learn: Callable[[Leaves, Leaves, Update], Leaves] | None = None
+
+
+def kept(size: int, share: Any) -> Any:
+    """How many of `size` entries are kept: a Python int where the share is a Python number.
+
+    Example:
+        >>> from nnopt_jax.pruning.masking import kept
+        >>> kept(10, 0.75)
+        2
+    """
+    if isinstance(share, (int, float)):
+        return round(size * (1.0 - share))
+    return jnp.round(size * (1.0 - share)).astype(jnp.int32)
+
+
+class Layout(NamedTuple):
+    """What is kept, apart from which: how the sparsity is shared out, and in which units.
+
+    Args:
+        allocation: see `Allocation`.
+        pattern: None for single weights.
+    """
+
+    allocation: Allocation
+    pattern: NOfM | Blocks | None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether settings alone tell how many weights a leaf keeps."""
+        return isinstance(self.pattern, NOfM) or self.allocation not in _SHARED
+
+    def shares(self, shapes: Mapping[str, tuple[int, ...]], sparsity: Any) -> Mapping[str, Any]:
+        """The sparsity of each leaf."""
+        if callable(self.allocation):
+            return self.allocation(shapes, sparsity)
+        return erk(shapes, sparsity) if self.allocation == "erk" else uniform(shapes, sparsity)
+
+    def counts(self, shapes: Mapping[str, tuple[int, ...]], sparsity: Any) -> dict[str, Any]:
+        """How many weights each leaf keeps, where `is_counted`."""
+        if isinstance(self.pattern, NOfM):
+            part = self.pattern
+            return {path: math.prod(shape) // part.m * part.n for path, shape in shapes.items()}
+        unit = math.prod(self.pattern.sizes) if self.pattern else 1
+        shares = self.shares(shapes, sparsity)
+        return {p: kept(math.prod(shape) // unit, shares[p]) * unit for p, shape in shapes.items()}
+
+    def masks(self, scores: Leaves, sparsity: Any) -> Leaves:
+        """The mask of each leaf, True where a weight stays.
+
+        Args:
+            scores: by path, float, the greatest are kept; of equal ones the earlier.
+            sparsity: Python number or traced scalar.
+
+        Returns:
+            bool masks by path.
+        """
+        if isinstance(self.pattern, NOfM):
+            return {path: self.pattern.mask(score) for path, score in scores.items()}
+        shapes = {path: score.shape for path, score in scores.items()}
+        if self.allocation == "lamp":
+            scores = {path: lamp(score) for path, score in scores.items()}
+        blocks = self.pattern
+        pooled = {p: blocks.pool(x) for p, x in scores.items()} if blocks else scores
+        if self.allocation in _SHARED:
+            total = sum(x.size for x in pooled.values())
+            found = top_k_masks([*pooled.values()], kept(total, sparsity))
+            chosen = dict(zip(pooled, found, strict=True))
+        else:
+            shares = self.shares(shapes, sparsity)
+            chosen = {p: top_k_masks([x], kept(x.size, shares[p]))[0] for p, x in pooled.items()}
+        return {p: blocks.spread(x, shapes[p]) for p, x in chosen.items()} if blocks else chosen
+
+
+def target(sparsity: ScalarOrSchedule, count: jax.Array | int) -> Any:
+    """The sparsity after `count` updates."""
+    return jnp.clip(sparsity(count), 0.0, 1.0) if callable(sparsity) else sparsity
+
+
+def final(sparsity: ScalarOrSchedule) -> float:
+    """The sparsity in the end."""
+    with jax.ensure_compile_time_eval():
+        return float(target(sparsity, _LATE))
+
+
+def first(sparsity: ScalarOrSchedule) -> float:
+    """The sparsity at `init`."""
+    with jax.ensure_compile_time_eval():
+        return float(target(sparsity, 0))
+
+
+def layout(
+    settings: Settings, sparsity: Any, allocation: Allocation, pattern: Pattern
+) -> tuple[Layout, ScalarOrSchedule]:
+    """Checks the settings that say how much is kept, and reads the pattern.
+
+    Args:
+        settings: takes the problems.
+        sparsity: share of zeros, a schedule, or None where the pattern says it all.
+        allocation: see `Allocation`.
+        pattern: see `Pattern`.
+
+    Returns:
+        The layout, and the sparsity.
+    """
+    found = parse(pattern, settings)
+    if isinstance(found, NOfM):
+        implied = 1.0 - found.n / found.m
+        if sparsity is not None and sparsity != implied:
+            text = f"with pattern={pattern!r}, which leaves {implied:g} zeros; leave sparsity out."
+            settings.wrong("sparsity", sparsity, text)
+        sparsity = implied
+    elif sparsity is None:
+        settings.wrong("sparsity", None, "and no pattern 'n:m' says how much to keep.")
+    else:
+        settings.share("sparsity", sparsity)
+    if not callable(allocation):
+        settings.choice("allocation", allocation, ("uniform", "erk", *_SHARED))
+    return Layout(allocation, found), sparsity
+
+
+def masking(
+    name: str,
+    score: Score,
+    sparsity: ScalarOrSchedule | None,
+    *,
+    where: Where,
+    allocation: Allocation = "uniform",
+    pattern: Pattern = None,
+    mode: Mode = "hard",
+    every: int | None = 1,
+    needs: tuple[str, ...] = (),
+) -> Transform:
+    """Makes a transform that keeps the weights of greatest score.
+
+    Args:
+        name: the method's public name.
+        score: how it judges.
+        sparsity: share of zeros from 0 to 1, or a schedule of the number of updates.
+        where: which leaves.
+        allocation: how the sparsity is shared out among leaves.
+        pattern: None for single weights, `"n:m"`, or block sizes.
+        mode: `"hard"`: each update sets pruned parameters to zero. `"soft"`: the mask is in the
+            forward pass, and pruned weights go on learning, straight through.
+        every: updates between two choices of the mask; a scheduled sparsity that has arrived is
+            put in force at once. None: the mask of `init` stays.
+        needs: statistics that `init` cannot do without.
+
+    Returns:
+        The transform. It wraps: later links of a chain keep its zeros.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.pruning.masking import Score, masking
+        >>> smallest = Score(lambda leaves, memory: {p: 1 / abs(x) for p, x in leaves.items()})
+        >>> tx = masking("demo", smallest, 0.5, where="**")
+        >>> params = {"w": jnp.array([1.0, -3.0])}
+        >>> tx.apply(params, tx.init(params))
+        {'w': Array([1., 0.], dtype=float32)}
+    """
+    settings = Settings(name)
+    how, sparsity = layout(settings, sparsity, allocation, pattern)
+    settings.choice("mode", mode, ("hard", "soft"))
+    settings.integer("every", every, 1, none=True)
+    if every is None and callable(sparsity):
+        settings.wrong("every", every, "keeps the first mask, but sparsity is a schedule, which "
+                                       "changes it; give every=1 or more.")  # fmt: skip
+    settings.done()
+    way = _Masking(name, score, sparsity, how, mode, every)
+    return wrapping(
+        name,
+        where,
+        init=way.init,
+        encode=way.encode,
+        update=None if every is None and score.learn is None else way.update,
+        settle=settle if mode == "hard" else None,
+        check=lambda path, leaf: how.pattern.misfit(leaf.shape) if how.pattern else None,
+        needs=needs,
+        capacities=way.counts,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Masking:
+    """The functions of a transform, made of settings that are checked."""
+
+    name: str
+    score: Score
+    sparsity: Any
+    how: Layout
+    mode: Mode
+    every: int | None
+
+    def init(self, leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
+        memory = self.score.begin(leaves, start) if self.score.begin else {}
+        if self.score.learn and not any(start.stats.values()) and first(self.sparsity) > 0:
+            raise StatisticsError(
+                f"{self.name}: judges by what it learns from gradients, and has to prune before "
+                "the first of them. Let sparsity be a schedule that starts at 0, or give tx.init("
+                "params, stats=nnopt.statistics(loss, params, batches))."
+            )
+        chosen = self._choose(leaves, memory, target(self.sparsity, 0))
+        return {}, _joined(chosen, memory)
+
+    def update(self, leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
+        memory = {path: rest["memory"] for path, rest in state.rest.items()}
+        if self.score.learn is not None:
+            memory = self.score.learn(leaves, memory, now)
+        share = target(self.sparsity, now.count)
+        old = {p: {k: r[k] for k in ("mask", "sparsity")} for p, r in state.rest.items()}
+        chosen = refresh_when(
+            self._is_due(now.count, share, old), lambda: self._choose(leaves, memory, share), old
+        )
+        return {}, _joined(chosen, memory)
+
+    def encode(self, leaves: Leaves, state: State, train: bool) -> Leaves:
+        known: Leaves = {} if callable(self.sparsity) else self.counts(leaves)
+        return {
+            path: Masked(
+                leaf, state.rest[path]["mask"], known.get(path), mask_mode(self.mode, leaf, train)
+            )
+            for path, leaf in leaves.items()
+        }
+
+    def counts(self, leaves: Leaves) -> dict[str, int]:
+        if not self.how.is_counted:
+            return {}
+        shapes = {path: leaf.shape for path, leaf in leaves.items()}
+        found = self.how.counts(shapes, final(self.sparsity))
+        return {path: int(count) for path, count in found.items()}
+
+    def _choose(self, leaves: Leaves, memory: Leaves, share: Any) -> Leaves:
+        now = jnp.asarray(share, jnp.float32)
+        chosen = self.how.masks(self.score.of(leaves, memory), share)
+        return {path: {"mask": mask, "sparsity": now} for path, mask in chosen.items()}
+
+    def _is_due(self, count: jax.Array, share: Any, old: Leaves) -> Any:
+        """Whether masks are chosen anew: at the period, and when the schedule has arrived."""
+        if self.every is None or self.every == 1:
+            return self.every is not None
+        due = count % self.every == 0
+        if callable(self.sparsity):
+            held = next(iter(old.values()))["sparsity"]
+            due |= (held != share) & (target(self.sparsity, count + 1) == share)
+        return due
+
+
+def _joined(chosen: Leaves, memory: Leaves) -> Leaves:
+    return {path: chosen[path] | {"memory": memory.get(path)} for path in chosen}
+
+
+def settle(leaf: jax.Array, rest: Any) -> jax.Array:
+    """Sets what the mask of a state removes to zero, as hard masks do after each update."""
+    return jnp.where(rest["mask"], leaf, jnp.zeros((), leaf.dtype))
+
+
+def mask_mode(mode: Mode, leaf: Field, train: bool) -> str:
+    """The mode of the node: a hard mask is in the parameters already when training sees them."""
+    if mode == "soft":
+        return "straight_through"
+    return "applied" if train and not is_node(leaf) else "select"

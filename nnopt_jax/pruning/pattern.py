@@ -1,0 +1,136 @@
+"""Which weights may go together: any, n of every m, or whole blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.ops.grid import expand
+from nnopt_jax.settings import Settings
+
+Pattern: TypeAlias = str | Sequence[int] | None
+"""None, `"2:4"`, or the sizes of a block such as `(4, 4)`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NOfM:
+    """Of every `m` entries in a row along the axis before the last, `n` stay.
+
+    Args:
+        n: entries that stay.
+        m: entries in a group.
+    """
+
+    n: int
+    m: int
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with a leaf of this shape, if anything is."""
+        if not shape or shape[_axis(shape)] % self.m:
+            return f"groups of {self.m} do not divide axis {_axis(shape)} of shape {shape}"
+        return None
+
+    def mask(self, scores: jax.Array) -> jax.Array:
+        """The `n` greatest of each group; of equal ones the earlier.
+
+        Args:
+            scores: float, whatever shape fits.
+
+        Returns:
+            bool, of the same shape.
+        """
+        axis = _axis(scores.shape)
+        split = (*scores.shape[:axis], -1, self.m, *scores.shape[axis + 1 :])
+        group = jnp.moveaxis(scores.reshape(split), axis + 1, -1)
+        mine, other = group[..., :, None], group[..., None, :]
+        earlier = jnp.tri(self.m, k=-1, dtype=bool).reshape((1,) * (group.ndim - 1) + (self.m,) * 2)
+        beaten = (other > mine) | ((other == mine) & earlier)
+        kept = beaten.sum(-1) < self.n
+        return jnp.moveaxis(kept, -1, axis + 1).reshape(scores.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Whole blocks of the last axes stay or go.
+
+    Args:
+        sizes: entries of a block along each of the last axes.
+    """
+
+    sizes: tuple[int, ...]
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with a leaf of this shape, if anything is."""
+        if len(shape) < len(self.sizes):
+            return f"blocks of {self.sizes} need {len(self.sizes)} axes, shape {shape} has less"
+        last = shape[len(shape) - len(self.sizes) :]
+        if any(size % part for size, part in zip(last, self.sizes, strict=True)):
+            return f"blocks of {self.sizes} do not divide the last axes of shape {shape}"
+        return None
+
+    def pool(self, scores: jax.Array) -> jax.Array:
+        """The mean score of each block.
+
+        Args:
+            scores: float, whatever shape fits.
+
+        Returns:
+            One score for each block.
+        """
+        split: list[int] = list(scores.shape[: scores.ndim - len(self.sizes)])
+        inner = []
+        for size, part in zip(scores.shape[len(split) :], self.sizes, strict=True):
+            split += [size // part, part]
+            inner.append(len(split) - 1)
+        return scores.reshape(split).mean(tuple(inner))
+
+    def spread(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """One entry for each block, repeated to the whole array.
+
+        Args:
+            kept: bool, one for each block.
+            shape: that of the array.
+
+        Returns:
+            bool, of that shape.
+        """
+        return expand(kept, shape)
+
+
+def _axis(shape: tuple[int, ...]) -> int:
+    """The axis a contraction runs over: the one before the last, or the only one."""
+    return max(len(shape) - 2, 0)
+
+
+def parse(pattern: Pattern, settings: Settings) -> NOfM | Blocks | None:
+    """Reads a pattern.
+
+    Args:
+        pattern: what the user wrote.
+        settings: takes the problem, if there is one.
+
+    Returns:
+        The pattern; None for single weights.
+
+    Example:
+        >>> from nnopt_jax.pruning.pattern import parse
+        >>> from nnopt_jax.settings import Settings
+        >>> parse("2:4", Settings("demo")), parse([4, 1], Settings("demo"))
+        (NOfM(n=2, m=4), Blocks(sizes=(4, 1)))
+    """
+    if pattern is None:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+    if found and 0 < int(found[1]) <= int(found[2]) <= 64:
+        return NOfM(int(found[1]), int(found[2]))
+    sizes = tuple(pattern) if isinstance(pattern, Sequence) and not isinstance(pattern, str) else ()
+    if sizes and all(isinstance(size, int) and size > 0 for size in sizes):
+        return Blocks(sizes)
+    settings.wrong("pattern", pattern, "is neither None, 'n:m' with n <= m <= 64, nor block sizes"
+                                       " such as (4, 4).")  # fmt: skip
+    return None

@@ -1,0 +1,21 @@
+"""The methods of quantization."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from nnopt_jax.registry.entry import Entry
+
+ENTRIES: dict[str, Entry] = {
+    "quantization.uniform": Entry(
+        "nnopt_jax.quantization:uniform",
+        "refine",
+        (
+            {"bits": 8},
+            {"bits": 16, "granularity": "channel"},
+            {"bits": 8, "symmetric": False, "every": 2},
+            {"bits": 4, "granularity": 2, "scale_dtype": jnp.bfloat16},
+        ),
+        quantizes=True,
+    ),
+}

@@ -1,0 +1,109 @@
+"""Settings of methods, checked one by one and reported all at once."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+from nnopt_jax.errors import Problems, ValueRangeError, nearest
+
+
+class Settings:
+    """Collects what is wrong with a method's settings.
+
+    Every test takes the setting's name and value. None passes where `none=True`.
+
+    Args:
+        who: the method's public name.
+
+    Example:
+        >>> from nnopt_jax.settings import Settings
+        >>> settings = Settings("demo")
+        >>> settings.integer("bits", "8", 2, 16)
+        >>> settings.choice("mode", "sotf", ("hard", "soft"))
+        >>> settings.done()
+        Traceback (most recent call last):
+        nnopt_jax.errors.ValueRangeError: demo: 2 problems
+          bits='8' is not a whole number from 2 to 16.
+          mode='sotf' is none of 'hard', 'soft'. Did you mean soft?
+    """
+
+    def __init__(self, who: str) -> None:
+        self._problems = Problems(who)
+
+    def integer(
+        self, name: str, value: Any, low: int, high: int | None = None, *, none: bool = False
+    ) -> None:
+        """A whole number within bounds; NumPy's count, True and False do not."""
+        if none and value is None:
+            return
+        top = math.inf if high is None else high
+        if not (_is_whole(value) and low <= value <= top):
+            self.wrong(name, value, f"is not a whole number {_span(low, high)}.")
+
+    def number(
+        self,
+        name: str,
+        value: Any,
+        low: float,
+        high: float | None = None,
+        *,
+        above: bool = False,
+        none: bool = False,
+    ) -> None:
+        """A finite number within bounds; `above`: the lower bound itself is no value."""
+        if none and value is None:
+            return
+        top = sys.float_info.max if high is None else high
+        if not (_is_number(value) and low <= value <= top) or (above and value == low):
+            span = f"above {low:g}" if above else _span(low, high)
+            span += f" and at most {high:g}" if above and high is not None else ""
+            self.wrong(name, value, f"is not a number {span}.")
+
+    def share(self, name: str, value: Any, *, schedule: bool = True) -> None:
+        """A number from 0 to 1 or, where allowed, a schedule of the number of updates."""
+        if schedule and callable(value):
+            return
+        if not (_is_number(value) and 0 <= value <= 1):
+            or_schedule = ", nor a schedule" if schedule else ""
+            self.wrong(name, value, f"is not a number from 0 to 1{or_schedule}.")
+
+    def choice(self, name: str, value: Any, known: Sequence[str]) -> None:
+        """One of a few words."""
+        if not (isinstance(value, str) and value in known):
+            hint = nearest(value, known) if isinstance(value, str) else ""
+            hint = hint if hint.startswith(" Did") else ""
+            names = ", ".join(map(repr, known))
+            self.wrong(name, value, f"is none of {names}.{hint}")
+
+    def flag(self, name: str, value: Any) -> None:
+        """True or False."""
+        if not isinstance(value, bool):
+            self.wrong(name, value, "is neither True nor False.")
+
+    def wrong(self, name: str, value: Any, text: str) -> None:
+        """Adds a problem of a kind that has no test of its own."""
+        self._problems.add("", f"{name}={value!r} {text}")
+
+    def done(self) -> None:
+        """Raises all problems as one error.
+
+        Raises:
+            ValueRangeError: there is one.
+        """
+        self._problems.raise_as(ValueRangeError)
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _span(low: float, high: float | None) -> str:
+    return f"from {low:g} to {high:g}" if high is not None else f"of {low:g} or more"
