@@ -23,7 +23,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("nnopt", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("nnopt")
 
-_REFERENCES = ("torch", "transformers", "peft")
+_REFERENCES = ("torch", "transformers", "peft", "gguf", "torch_pruning")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

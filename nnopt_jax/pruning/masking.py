@@ -114,7 +114,7 @@ class Layout(NamedTuple):
         return {p: blocks.spread(x, shapes[p]) for p, x in chosen.items()} if blocks else chosen
 
 
-def target(sparsity: ScalarOrSchedule, count: jax.Array | int) -> Any:
+def target(sparsity: Any, count: jax.Array | int) -> Any:
     """The sparsity after `count` updates."""
     return jnp.clip(sparsity(count), 0.0, 1.0) if callable(sparsity) else sparsity
 
@@ -133,7 +133,7 @@ def first(sparsity: ScalarOrSchedule) -> float:
 
 def layout(
     settings: Settings, sparsity: Any, allocation: Allocation, pattern: Pattern
-) -> tuple[Layout, ScalarOrSchedule]:
+) -> tuple[Layout, Any]:
     """Checks the settings that say how much is kept, and reads the pattern.
 
     Args:
