@@ -114,18 +114,20 @@ class Layout(NamedTuple):
         return {p: blocks.spread(x, shapes[p]) for p, x in chosen.items()} if blocks else chosen
 
 
-def target(sparsity: Any, count: jax.Array | int) -> Any:
+def target(sparsity: ScalarOrSchedule, count: jax.Array | int) -> Any:
     """The sparsity after `count` updates."""
-    return jnp.clip(sparsity(count), 0.0, 1.0) if callable(sparsity) else sparsity
+    if isinstance(sparsity, (int, float)):
+        return sparsity
+    return jnp.clip(sparsity(count), 0.0, 1.0)
 
 
-def final(sparsity: ScalarOrSchedule) -> float:
+def final(sparsity: Any) -> float:
     """The sparsity in the end."""
     with jax.ensure_compile_time_eval():
         return float(target(sparsity, _LATE))
 
 
-def first(sparsity: ScalarOrSchedule) -> float:
+def first(sparsity: Any) -> float:
     """The sparsity at `init`."""
     with jax.ensure_compile_time_eval():
         return float(target(sparsity, 0))
