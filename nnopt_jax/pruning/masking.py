@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -114,11 +115,9 @@ class Layout(NamedTuple):
         return {p: blocks.spread(x, shapes[p]) for p, x in chosen.items()} if blocks else chosen
 
 
-def target(sparsity: ScalarOrSchedule, count: jax.Array | int) -> Any:
+def target(sparsity: Any, count: jax.Array | int) -> Any:
     """The sparsity after `count` updates."""
-    if isinstance(sparsity, (int, float)):
-        return sparsity
-    return jnp.clip(sparsity(count), 0.0, 1.0)
+    return jnp.clip(jnp.asarray(sparsity(count)), 0.0, 1.0) if callable(sparsity) else sparsity
 
 
 def final(sparsity: Any) -> float:
@@ -158,6 +157,7 @@ def layout(
         settings.wrong("sparsity", None, "and no pattern 'n:m' says how much to keep.")
     else:
         settings.share("sparsity", sparsity)
+        sparsity = float(sparsity) if isinstance(sparsity, numbers.Real) else sparsity
     if not callable(allocation):
         settings.choice("allocation", allocation, ("uniform", "erk", *_SHARED))
     return Layout(allocation, found), sparsity
