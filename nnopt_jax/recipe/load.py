@@ -113,6 +113,8 @@ def _check(recipe: schema.Recipe, problems: Problems) -> None:
             problems.add(f"stages.{i}.name", f"{stage.name!r} is the name of an earlier stage")
         if stage.epochs < 1:
             problems.add(f"stages.{i}.epochs", f"given {stage.epochs}, wanted 1 or more")
+        if stage.statistics < 1:
+            problems.add(f"stages.{i}.statistics", f"given {stage.statistics}, wanted 1 or more")
 
 
 def _read(wanted: Any, value: Any, key: str, problems: Problems) -> Any:

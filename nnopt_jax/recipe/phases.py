@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -66,23 +66,42 @@ class Phase:
         """Steps made when this stage has ended."""
         return self.first + self.steps
 
-    def begin(self, carry: Carry, key: Key) -> Carry:
+    def needs(self, made: int) -> tuple[str, ...]:
+        """Names of the statistics that the links after the first `made` need at their start."""
+        return chain(*self.links[made:]).needs
+
+    def shown(self, carry: Carry) -> Any:
+        """The dense parameters as the links of earlier stages show them."""
+        return chain(*self.links[: len(carry.state)]).apply(carry.params, carry.state)
+
+    def begin(self, carry: Carry, key: Key, stats: Mapping[str, Any]) -> Carry:
         """Starts the optimizer and the links that are new; earlier links keep their states.
 
         Args:
             carry: as the stage before left it.
             key: for links that draw numbers.
+            stats: what `recipe.measure` returned.
 
         Returns:
             What the first step takes.
         """
-        shown, kept = carry.params, carry.state
-        for link, state in zip(self.links, kept, strict=False):
-            shown = link.encode(shown, state)
-        fresh = chain(*self.links[len(kept) :]).init(shown, key=jax.random.fold_in(key, self.index))
-        state = (*kept, *fresh)
+        made = len(carry.state)
+        seen = chain(*self.links[:made]).encode(carry.params, carry.state)
+        fresh = chain(*self.links[made:]).init(
+            seen, stats=stats, key=jax.random.fold_in(key, self.index)
+        )
+        state = (*carry.state, *fresh)
         opt_state = self.optimizer.init(trainable(self.tx, carry.params, state))
         return Carry(carry.params, carry.extra, state, opt_state)
+
+    def abstract_begin(self, carry: Carry, key: Key) -> Carry:
+        """The shapes and dtypes of what `begin` returns; any statistics will do for that."""
+
+        def begin(carry: Carry) -> Carry:
+            stats = dict.fromkeys(self.needs(len(carry.state)), self.shown(carry))
+            return self.begin(carry, key, stats)
+
+        return jax.eval_shape(begin, carry)
 
 
 def phases(recipe: Recipe, examples: int) -> list[Phase]:

@@ -189,11 +189,13 @@ def check_signature(
 
     Example:
         >>> from nnopt_jax.errors import Problems
-        >>> from nnopt_jax.recipe.resolve import check_signature, method
+        >>> from nnopt_jax.recipe.resolve import check_signature, find
         >>> problems = Problems("demo")
-        >>> check_signature(method("pruning.magnitude", ""), {"sparsty": 0.5}, "prune", problems)
-        >>> problems.found
-        ['prune.sparsty: unknown key. Did you mean sparsity?', 'prune.sparsity: missing']
+        >>> check_signature(find("optax:adam", ""), {"learning_rat": 0.5}, "optimizer", problems)
+        >>> for text in problems.found:
+        ...     print(text)
+        optimizer.learning_rat: unknown key. Did you mean learning_rate?
+        optimizer.learning_rate: missing
     """
     parameters = list(_parameters(function).values())
     fixed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)

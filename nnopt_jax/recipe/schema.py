@@ -53,12 +53,15 @@ class Stage:
         transforms: links added to the chain of the stages before. A link stays to the end of the
             run and keeps its state (its masks, its tables).
         optimizer: an optax optimizer, started anew; default that of the recipe.
+        statistics: training batches that gradients are averaged over before the first step, for
+            transforms that judge weights by them when they start.
     """
 
     name: str
     epochs: int
     transforms: tuple[Link, ...] = ()
     optimizer: Call | None = None
+    statistics: int = 16
 
 
 @dataclass(frozen=True)

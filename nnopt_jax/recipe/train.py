@@ -13,6 +13,7 @@ from nnopt_jax.errors import CheckpointError, NonFiniteError
 from nnopt_jax.interop.orbax import Checkpoints
 from nnopt_jax.recipe.data import batches
 from nnopt_jax.recipe.evaluate import evaluate, forward
+from nnopt_jax.recipe.measure import measure
 from nnopt_jax.recipe.phases import Carry, Phase, make_step
 from nnopt_jax.recipe.setup import Setup
 from nnopt_jax.recipe.watch import Watch
@@ -41,7 +42,7 @@ def resume(setup: Setup, checkpoints: Checkpoints) -> tuple[Carry, int]:
     if done is None:
         return carry, 0
     for phase in setup.phases:
-        carry = jax.eval_shape(lambda c, p=phase: p.begin(c, setup.key), carry)
+        carry = phase.abstract_begin(carry, setup.key)
         if done <= phase.last:
             break
     carry, _ = checkpoints.restore(carry, step=done)
@@ -76,7 +77,8 @@ def train(
         if phase.last <= done:
             continue
         if done <= phase.first:
-            carry = jax.jit(lambda c, p=phase: p.begin(c, setup.key))(carry)
+            stats = measure(setup, phase, carry)
+            carry = jax.jit(lambda c, s, p=phase: p.begin(c, setup.key, s))(carry, stats)
             # What jit hands through unchanged is shared; each step gives its carry away.
             carry = jax.tree.map(lambda x: x.copy(), carry)
         log = _Log(setup, phase, rows, watch)

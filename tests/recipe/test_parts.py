@@ -72,9 +72,9 @@ def test_links_keep_their_states_in_later_stages():
     prune, quantize = phases(build(RAW | {"stages": stages}), examples=4)
     assert (prune.first, prune.last, quantize.first, quantize.last) == (0, 2, 2, 4)
     key = jax.random.key(0)
-    carry = prune.begin(Carry({"w": jnp.array([[3.0, 1.0]])}, {}, (), None), key)
+    carry = prune.begin(Carry({"w": jnp.array([[3.0, 1.0]])}, {}, (), None), key, {})
     carry = carry._replace(params={"w": jnp.array([[1.0, 3.0]])})
-    later = quantize.begin(carry, key)
+    later = quantize.begin(carry, key, {})
     assert later.state[0] is carry.state[0]
     assert quantize.tx.apply(later.params, later.state)["w"].tolist() == [[1.0, 0.0]]
 

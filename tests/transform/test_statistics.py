@@ -1,0 +1,91 @@
+"""Statistics of a loss, against closed forms of a quadratic one; and methods that lack them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nnopt_jax as nnopt
+from nnopt_jax.arrays import Masked
+from nnopt_jax.errors import SelectionError, StatisticsError
+from nnopt_jax.transform import wrapping
+
+RNG = np.random.default_rng(0)
+CURVATURES = [a @ a.T for a in RNG.normal(size=(3, 4, 4))]
+POINT = RNG.normal(size=4)
+PARAMS = {"w": jnp.asarray(POINT, jnp.float32), "steps": jnp.arange(2)}
+BATCHES = [jnp.asarray(a, jnp.float32) for a in CURVATURES]
+
+
+def _quadratic(params, curvature):
+    return 0.5 * params["w"] @ curvature @ params["w"] + 0.0 * params["steps"].sum()
+
+
+def test_closed_forms_of_a_quadratic():
+    names = ("gradient", "fisher", "hessian_gradient")
+    found = nnopt.statistics(_quadratic, PARAMS, iter(BATCHES), names)
+    slopes = [a @ POINT for a in CURVATURES]
+    wanted = {
+        "gradient": np.mean(slopes, 0),
+        "fisher": np.mean(np.square(slopes), 0),
+        "hessian_gradient": np.mean([a @ g for a, g in zip(CURVATURES, slopes, strict=True)], 0),
+    }
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name]["w"], value, rtol=1e-5)
+        np.testing.assert_array_equal(found[name]["steps"], [0.0, 0.0])
+
+
+def test_small_dtypes_are_summed_in_float32():
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    batches = [jnp.full(2, 1 + 1 / 64, jnp.bfloat16)] * 300
+    found = nnopt.statistics(lambda p, x: (p["w"] * x).sum(), params, batches)["gradient"]["w"]
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, 1 + 1 / 64, rtol=1e-6)
+
+
+def test_unknown_names_and_no_batches():
+    with pytest.raises(SelectionError, match=r"no statistic 'gradiant'. Did you mean gradient"):
+        nnopt.statistics(_quadratic, PARAMS, BATCHES, ["gradiant"])
+    with pytest.raises(StatisticsError, match="there is no batch"):
+        nnopt.statistics(_quadratic, PARAMS, [])
+
+
+def _by_gradient(where="**"):
+    return wrapping(
+        "demo",
+        where,
+        init=lambda leaves, start: (
+            {},
+            {path: start.stats["gradient"][path] > 0 for path in leaves},
+        ),
+        encode=lambda leaves, state, train: {
+            path: Masked(leaf, state.rest[path]) for path, leaf in leaves.items()
+        },
+        needs=("gradient",),
+    )
+
+
+def test_a_method_gets_those_of_its_leaves():
+    tx = nnopt.at("head/**", _by_gradient("**/w"))
+    params = {"body": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
+    slope = jax.tree.map(lambda x: jnp.array([1.0, -1.0]), params)
+    state = tx.init(params, stats={"gradient": slope})
+    assert tx.apply(params, state)["head"]["w"].tolist() == [1.0, 0.0]
+    assert tx.apply(params, state)["body"]["w"].tolist() == [1.0, 1.0]
+    assert nnopt.chain(tx, nnopt.pruning.magnitude(0.5, where="**")).needs == ("gradient",)
+
+
+def test_what_lacks_is_named_at_once():
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    with pytest.raises(StatisticsError) as error:
+        _by_gradient().init(params)
+    assert str(error.value) == (
+        "demo: needs the gradient of a, b; give tx.init(params, stats=nnopt.statistics(loss, "
+        "params, batches, names=tx.needs))"
+    )
+
+
+def test_plan_needs_none():
+    assert nnopt.plan(_by_gradient(), {"w": jnp.ones(8)}).rows[0].bound
