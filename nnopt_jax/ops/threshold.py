@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -14,8 +15,10 @@ from jax.typing import ArrayLike
 from nnopt_jax.errors import Problems, ValueRangeError
 
 _NAN = 0x7F800001  # one above infinity
+_LEAST = 0x7F800000  # what lifts the key of -inf to 0
 _WAYS = 5
 
+_Keys = Callable[[Array], Array]
 _Count = Callable[[list[Array]], list[Array]]
 
 
@@ -44,15 +47,18 @@ def kth_largest(scores: ArrayLike, k: int | Array) -> Array:
     return _kth_largest(scores, k)
 
 
-def top_k_mask(scores: ArrayLike, k: int | Array) -> Array:
+def top_k_mask(scores: ArrayLike, k: int | Array, *, signed: bool = False) -> Array:
     """Marks exactly the k largest scores; of equal ones, those of lower flat index.
 
-    `mask[i] = #{j : |s[j]| > |s[i]|} + #{j < i : |s[j]| == |s[i]|} < k`.
+    `mask[i] = #{j : |s[j]| > |s[i]|} + #{j < i : |s[j]| == |s[i]|} < k`, without the bars where
+    `signed`.
 
     Args:
-        scores: float array of 32 bits or fewer, any shape, ranked by magnitude; +inf allowed, NaN
-            ranks above it (a broken weight is kept, where it can be seen).
+        scores: float array of 32 bits or fewer, any shape, ranked by magnitude; infinities allowed,
+            NaN ranks above them (a broken weight is kept, where it can be seen).
         k: how many to mark, 0 to `scores.size`; static, or an int32 tracer (clipped).
+        signed: whether scores are ranked by value, from -inf (the least) to +inf, -0 and 0 being
+            equal.
 
     Returns:
         A bool array of the shape of `scores`, `k` of it True.
@@ -64,11 +70,15 @@ def top_k_mask(scores: ArrayLike, k: int | Array) -> Array:
         >>> import numpy as np
         >>> print(top_k_mask(np.array([2.0, 1.0, -2.0, 2.0], np.float32), 2))
         [ True False  True False]
+        >>> print(top_k_mask(np.array([2.0, 1.0, -2.0, 2.0], np.float32), 3, signed=True))
+        [ True  True False  True]
     """
-    return _masks(*_checked("top_k_mask", [scores], k, least=0))[0]
+    return _masks(*_checked("top_k_mask", [scores], k, least=0), signed=signed)[0]
 
 
-def top_k_masks(scores: Sequence[ArrayLike], k: int | Array) -> list[Array]:
+def top_k_masks(
+    scores: Sequence[ArrayLike], k: int | Array, *, signed: bool = False
+) -> list[Array]:
     """Marks exactly the k largest scores of several arrays together.
 
     As `top_k_mask` of the arrays laid end to end, which are never laid so: their counts are summed.
@@ -77,6 +87,7 @@ def top_k_masks(scores: Sequence[ArrayLike], k: int | Array) -> list[Array]:
     Args:
         scores: float arrays as for `top_k_mask`, with fewer than 2**31 entries in all.
         k: how many to mark in all; static, or an int32 tracer (clipped).
+        signed: as for `top_k_mask`.
 
     Returns:
         One bool array for each array of scores, `k` of all entries True. Ties go to the earlier
@@ -91,50 +102,54 @@ def top_k_masks(scores: Sequence[ArrayLike], k: int | Array) -> list[Array]:
         >>> print(*top_k_masks([first, second], 2))
         [False  True] [[ True]]
     """
-    return _masks(*_checked("top_k_masks", scores, k, least=0))
+    return _masks(*_checked("top_k_masks", scores, k, least=0), signed=signed)
 
 
 @jax.jit
 def _kth_largest(scores: Array, k: Array) -> Array:
-    count = _counter([scores], lambda i, array: _keys(array))
-    low, _, _ = _search(count, k, _NAN, scores.size, exact=True)
+    count = _counter([scores], lambda i, array: _by_magnitude(array))
+    low, _, _ = _search(count, k, jnp.int32(_NAN), scores.size, exact=True)
     return lax.bitcast_convert_type(low, jnp.float32).astype(scores.dtype)
 
 
-@jax.jit
-def _masks(arrays: list[Array], k: Array) -> list[Array]:
+@functools.partial(jax.jit, static_argnames="signed")
+def _masks(arrays: list[Array], k: Array, signed: bool) -> list[Array]:
     size = sum(array.size for array in arrays)
-    count = _counter(arrays, lambda i, array: _keys(array))
-    low, found, above = _search(count, k, _NAN, size)
+    keys = _by_value if signed else _by_magnitude
+    top = jnp.uint32(_NAN + _LEAST) if signed else jnp.int32(_NAN)
+    count = _counter(arrays, lambda i, array: keys(array))
+    low, found, above = _search(count, k, top, size)
     return lax.cond(
         found == k,
-        lambda: [_keys(array) >= low for array in arrays],
-        lambda: _break_ties(arrays, low, k - above, size),
+        lambda: [keys(array) >= low for array in arrays],
+        lambda: _break_ties(arrays, keys, low, k - above, size),
     )
 
 
-def _break_ties(arrays: list[Array], low: Array, missing: Array, size: int) -> list[Array]:
+def _break_ties(
+    arrays: list[Array], keys: _Keys, low: Array, missing: Array, size: int
+) -> list[Array]:
     """Marks the keys above `low` and the first `missing` of those equal to it."""
     before = list(itertools.accumulate((array.size for array in arrays), initial=0))
 
     def order(i: int, array: Array) -> Array:
         # Counted down, so that the first of the tied are the largest.
-        return jnp.where(_keys(array) == low, size - before[i] - _flat_index(array.shape), 0)
+        return jnp.where(keys(array) == low, size - before[i] - _flat_index(array.shape), 0)
 
-    edge, _, _ = _search(_counter(arrays, order), missing, size, size)
+    edge, _, _ = _search(_counter(arrays, order), missing, jnp.int32(size), size)
     edge = jnp.where(missing > 0, edge, size + 1)
-    return [(_keys(array) > low) | (order(i, array) >= edge) for i, array in enumerate(arrays)]
+    return [(keys(array) > low) | (order(i, array) >= edge) for i, array in enumerate(arrays)]
 
 
 def _search(
-    count: _Count, k: Array, top: int, size: int, exact: bool = False
+    count: _Count, k: Array, top: Array, size: int, exact: bool = False
 ) -> tuple[Array, Array, Array]:
     """Finds the largest integer `low` in [0, top] with `count(low) >= k`, by (q + 1)-section.
 
     Args:
         count: tells how many of the `size` integers, all in [0, top], reach each of q cuts.
         k: the count sought.
-        top: the greatest integer.
+        top: the greatest integer, of their dtype, which holds a few greater ones as well.
         size: the count at 0.
         exact: whether to go on where the count is `k` already, between two integers that occur,
             which makes no difference to a mask.
@@ -149,8 +164,12 @@ def _search(
 
     def narrow(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         low, high, at_low, at_high = carry
-        step = jnp.maximum((high - low) // (_WAYS + 1), 1)
-        cuts = [jnp.minimum(low + step * i, high - 1) for i in range(1, _WAYS + 1)]
+        one = jnp.ones((), top.dtype)
+        step = jnp.maximum((high - low) // jnp.asarray(_WAYS + 1, top.dtype), one)
+        cuts = [
+            jnp.minimum(low + step * jnp.asarray(i, top.dtype), high - one)
+            for i in range(1, _WAYS + 1)
+        ]
         counts = count(cuts)
         # Upwards, so that the last cut reached often enough stays; downwards for the other end.
         for cut, n in zip(cuts, counts, strict=True):
@@ -159,15 +178,26 @@ def _search(
             high, at_high = jnp.where(n < k, cut, high), jnp.where(n < k, n, at_high)
         return low, high, at_low, at_high
 
-    start = [jnp.int32(i) for i in (0, top + 1, size, 0)]
-    low, _, at_low, at_high = lax.while_loop(going, narrow, tuple(start))
+    ends = jnp.zeros((), top.dtype), top + jnp.ones((), top.dtype)
+    start = (*ends, jnp.int32(size), jnp.int32(0))
+    low, _, at_low, at_high = lax.while_loop(going, narrow, start)
     return low, at_low, at_high
 
 
-def _keys(scores: Array) -> Array:
+def _by_magnitude(scores: Array) -> Array:
     """Maps magnitudes to int32 keys of the same order, which are their bits; all NaN to one key."""
     bits = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
     return jnp.minimum(bits & 0x7FFFFFFF, _NAN)
+
+
+def _by_value(scores: Array) -> Array:
+    """Maps values to uint32 keys of the same order, from 0 for -inf; all NaN to the greatest."""
+    bits = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
+    magnitude = bits & 0x7FFFFFFF
+    # Below zero counted down, so that -0 and 0 have one key; the sum is taken without a sign,
+    # because the keys span almost all of 32 bits.
+    above = jnp.where((bits < 0) & (magnitude < _NAN), -magnitude, jnp.minimum(magnitude, _NAN))
+    return above.astype(jnp.uint32) + jnp.uint32(_LEAST)
 
 
 def _counter(arrays: list[Array], keys: Callable[[int, Array], Array]) -> _Count:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 
 import jax
@@ -17,19 +18,24 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -3e-40, 2.0**-126, np.inf, -np.inf, np.n
 FLOATS = st.sampled_from(SPECIAL) | st.floats(width=32)
 
 
-def reference(scores: list[np.ndarray], k: int) -> list[np.ndarray]:
-    """Sorts magnitudes stably, NaN first."""
-    flat = np.concatenate([np.abs(s.astype(np.float64)).ravel() for s in scores])
-    order = np.lexsort((np.arange(flat.size), -np.nan_to_num(flat, posinf=np.inf), ~np.isnan(flat)))
+def reference(scores: list[np.ndarray], k: int, signed: bool) -> list[np.ndarray]:
+    """Sorts magnitudes, or values, stably, NaN first."""
+    flat = np.concatenate([s.astype(np.float64).ravel() for s in scores])
+    flat = flat if signed else np.abs(flat)
+    order = np.lexsort(
+        (np.arange(flat.size), -np.nan_to_num(flat, posinf=np.inf, neginf=-np.inf), ~np.isnan(flat))
+    )
     mask = np.zeros(flat.size, bool)
     mask[order[:k]] = True
     parts = np.split(mask, np.cumsum([s.size for s in scores])[:-1])
     return [m.reshape(s.shape) for m, s in zip(parts, scores, strict=True)]
 
 
-def check(scores: list[np.ndarray], k: int, masks: list[jax.Array]) -> None:
+def check(
+    scores: list[np.ndarray], k: int, masks: list[jax.Array], *, signed: bool = False
+) -> None:
     assert sum(int(m.sum()) for m in masks) == k
-    for mask, wanted in zip(masks, reference(scores, k), strict=True):
+    for mask, wanted in zip(masks, reference(scores, k, signed), strict=True):
         assert mask.dtype == bool
         np.testing.assert_array_equal(mask, wanted)
 
@@ -38,10 +44,28 @@ def check(scores: list[np.ndarray], k: int, masks: list[jax.Array]) -> None:
     first=arrays(np.float32, (5, 7), elements=FLOATS),
     second=arrays(np.float32, 6, elements=FLOATS),
     k=st.integers(0, 42),
+    signed=st.booleans(),
 )
-def test_several_arrays_special_values_and_ties(first, second, k) -> None:
+def test_several_arrays_special_values_and_ties(first, second, k, signed) -> None:
     scores = [first, np.zeros((0, 3), np.float32), second, np.float32(1.0)]
-    check(scores, k, jax.jit(top_k_masks)(scores, k))
+    masks = jax.jit(top_k_masks, static_argnames="signed")(scores, k, signed=signed)
+    check(scores, k, masks, signed=signed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("values", ["normal", "ties", "negative", "extreme"])
+def test_signed(dtype, values) -> None:
+    draw = np.random.default_rng(7)
+    x = {
+        "normal": draw.standard_normal((30, 40)),
+        "ties": draw.integers(-3, 4, (30, 40)),
+        "negative": -np.exp(draw.normal(0, 5, (30, 40))),
+        "extreme": draw.choice([-np.inf, -3e38, -1e-45, -0.0, 0.0, np.inf, np.nan], (30, 40)),
+    }[values]
+    with np.errstate(over="ignore"):
+        scores = jnp.asarray(x.astype(np.float32), dtype)
+    for k in (0, 1, 250, 600, 1199, 1200):
+        check([np.asarray(scores)], k, [top_k_mask(scores, k, signed=True)], signed=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -77,8 +101,8 @@ def test_kth_largest_of_nan_inf_and_scalar() -> None:
 
 
 def test_all_equal_keeps_the_first() -> None:
-    for value in (0.0, 3.0, np.inf, np.nan):
-        mask = top_k_mask(np.full((4, 5), value, np.float32), 7)
+    for value, signed in itertools.product((0.0, 3.0, -np.inf, np.nan), (False, True)):
+        mask = top_k_mask(np.full((4, 5), value, np.float32), 7, signed=signed)
         np.testing.assert_array_equal(np.flatnonzero(mask), np.arange(7))
 
 
