@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,12 @@ from nnopt_jax.arrays.base import Slot
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.ops.grid import expand, fit_grid, integer_range, quantize
 from nnopt_jax.ops.straight_through import gate
+from nnopt_jax.quantization.granularity import (
+    Granularity,
+    block_of,
+    check_granularity,
+    misfit,
+)
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Update, matrices, refining, refresh_when
@@ -25,7 +31,7 @@ def uniform(
     *,
     where: Where = matrices,
     symmetric: bool = True,
-    granularity: Literal["tensor", "channel"] | int = "tensor",
+    granularity: Granularity = "tensor",
     axis: int = -1,
     scale_dtype: DTypeLike = jnp.float32,
     every: int = 1,
@@ -74,7 +80,7 @@ def uniform(
     low, high = integer_range(bits, symmetric=symmetric)
 
     def fit(slot: Slot) -> dict[str, jax.Array | None]:
-        block = _block(slot.array.shape, granularity, axis)
+        block = block_of(slot.array.shape, granularity, axis)
         scale, zero = fit_grid(
             slot.array, bits, block, symmetric=symmetric, mask=slot.mask, scale_dtype=scale_dtype
         )
@@ -91,7 +97,7 @@ def uniform(
         return learned, refresh_when(every == 1 or now.count % every == 0, lambda: fit(slot), grid)
 
     def check(slot: Slot) -> str | None:
-        return _misfit(slot.array.shape, granularity, axis)
+        return misfit(slot.array.shape, granularity, axis)
 
     return refining(
         _NAME,
@@ -111,34 +117,10 @@ def _inside(x: jax.Array, scale: Any, zero: Any, low: int, high: int) -> jax.Arr
     return gate(x, (low <= v) & (v <= high))
 
 
-def _block(shape: tuple[int, ...], granularity: str | int, axis: int) -> tuple[int, ...]:
-    """The sizes of the blocks that share a scale."""
-    if granularity == "tensor" or len(shape) < 2:
-        return shape
-    if granularity == "channel":
-        return tuple(1 if i == axis % len(shape) else n for i, n in enumerate(shape))
-    return tuple(int(granularity) if i == len(shape) - 2 else 1 for i in range(len(shape)))
-
-
-def _misfit(shape: tuple[int, ...], granularity: str | int, axis: int) -> str | None:
-    if len(shape) < 2 or granularity == "tensor":
-        return None
-    if granularity == "channel":
-        fits = -len(shape) <= axis < len(shape)
-        return None if fits else f"axis {axis} is not one of the axes of shape {shape}"
-    if shape[-2] % int(granularity) == 0:
-        return None
-    return f"groups of {granularity} do not divide axis {len(shape) - 2} of shape {shape}"
-
-
-def _check(bits: int, symmetric: bool, granularity: str | int, axis: int, every: int) -> None:
+def _check(bits: int, symmetric: bool, granularity: Granularity, axis: int, every: int) -> None:
     settings = Settings(_NAME)
     settings.integer("bits", bits, 2, 16)
     settings.flag("symmetric", symmetric)
-    if isinstance(granularity, str):
-        settings.choice("granularity", granularity, ("tensor", "channel"))
-    else:
-        settings.integer("granularity", granularity, 1)
-    settings.integer("axis", axis, -32, 31)
+    check_granularity(settings, granularity, axis)
     settings.integer("every", every, 1)
     settings.done()
