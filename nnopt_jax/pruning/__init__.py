@@ -1,3 +1,15 @@
 """Pruning: by sparsity, by importance, at random."""
 
+from nnopt_jax.pruning.importance.fisher import fisher as fisher
+from nnopt_jax.pruning.importance.grasp import grasp as grasp
 from nnopt_jax.pruning.importance.magnitude import magnitude as magnitude
+from nnopt_jax.pruning.importance.movement import movement as movement
+from nnopt_jax.pruning.importance.saliency import saliency as saliency
+from nnopt_jax.pruning.importance.snip import snip as snip
+from nnopt_jax.pruning.importance.taylor import taylor as taylor
+from nnopt_jax.pruning.rewind import rewind as rewind
+from nnopt_jax.pruning.schedules import (
+    cubic as cubic,
+    iterative as iterative,
+    one_shot as one_shot,
+)

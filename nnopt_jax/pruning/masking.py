@@ -13,8 +13,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.errors import StatisticsError
-from nnopt_jax.ops.threshold import top_k_masks
+from nnopt_jax.ops.threshold import top_k_mask, top_k_masks
 from nnopt_jax.pruning.allocation import Allocation, erk, lamp, uniform
 from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, parse
 from nnopt_jax.settings import Settings
@@ -23,7 +22,7 @@ from nnopt_jax.transform.leaves import Leaves, Start, Update, refresh_when, wrap
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ScalarOrSchedule
 
-Mode: TypeAlias = Literal["hard", "soft"]
+Mode: TypeAlias = Literal["hard", "soft", "frozen"]
 _LATE = 2**30  # a step at which every schedule has arrived
 _SHARED = ("global", "lamp")
 """Allocations with one threshold over all leaves: how many a leaf keeps depends on data."""
@@ -37,11 +36,18 @@ class Score(NamedTuple):
         begin: `(dense leaves, Start) -> memory` by path; None for a score without memory.
         learn: `(dense leaves, memory, Update) -> memory`, after each optimizer step; None where
             the memory stays.
+        signed: whether scores are ranked by value; else by magnitude.
+        paired: whether `learn` is given the leaves at which the gradients were taken, which the
+            state then holds a copy of; else those after the step.
+        forgets: whether memory starts from zero after each choice of a mask.
     """
 
     of: Callable[[Leaves, Leaves], Leaves]
     begin: Callable[[Leaves, Start], Leaves] | None = None
     learn: Callable[[Leaves, Leaves, Update], Leaves] | None = None
+    signed: bool = False
+    paired: bool = False
+    forgets: bool = False
 
 
 def kept(size: int, share: Any) -> Any:
@@ -88,12 +94,13 @@ class Layout(NamedTuple):
         shares = self.shares(shapes, sparsity)
         return {p: kept(math.prod(shape) // unit, shares[p]) * unit for p, shape in shapes.items()}
 
-    def masks(self, scores: Leaves, sparsity: Any) -> Leaves:
+    def masks(self, scores: Leaves, sparsity: Any, *, signed: bool = False) -> Leaves:
         """The mask of each leaf, True where a weight stays.
 
         Args:
             scores: by path, float, the greatest are kept; of equal ones the earlier.
             sparsity: Python number or traced scalar.
+            signed: whether scores may be less than zero; else their magnitudes count.
 
         Returns:
             bool masks by path.
@@ -107,11 +114,13 @@ class Layout(NamedTuple):
         pooled = {p: blocks.pool(x) for p, x in scores.items()} if blocks else scores
         if self.allocation in _SHARED:
             total = sum(x.size for x in pooled.values())
-            found = top_k_masks([*pooled.values()], kept(total, sparsity))
+            found = top_k_masks([*pooled.values()], kept(total, sparsity), signed=signed)
             chosen = dict(zip(pooled, found, strict=True))
         else:
             shares = self.shares(shapes, sparsity)
-            chosen = {p: top_k_masks([x], kept(x.size, shares[p]))[0] for p, x in pooled.items()}
+            chosen = {
+                p: top_k_mask(x, kept(x.size, shares[p]), signed=signed) for p, x in pooled.items()
+            }
         return {p: blocks.spread(x, shapes[p]) for p, x in chosen.items()} if blocks else chosen
 
 
@@ -174,6 +183,7 @@ def masking(
     mode: Mode = "hard",
     every: int | None = 1,
     needs: tuple[str, ...] = (),
+    settings: Settings | None = None,
 ) -> Transform:
     """Makes a transform that keeps the weights of greatest score.
 
@@ -185,10 +195,13 @@ def masking(
         allocation: how the sparsity is shared out among leaves.
         pattern: None for single weights, `"n:m"`, or block sizes.
         mode: `"hard"`: each update sets pruned parameters to zero. `"soft"`: the mask is in the
-            forward pass, and pruned weights go on learning, straight through.
+            forward pass, and pruned weights go on learning, straight through. `"frozen"`: the mask
+            is in the forward pass, and pruned weights get no gradient.
         every: updates between two choices of the mask; a scheduled sparsity that has arrived is
-            put in force at once. None: the mask of `init` stays.
-        needs: statistics that `init` cannot do without.
+            put in force at once. None: the mask of `init` stays, and nothing is learned.
+        needs: statistics that `init` cannot judge without; a score that learns can do without as
+            long as nothing is pruned.
+        settings: holds what is wrong with the method's own settings.
 
     Returns:
         The transform. It wraps: later links of a chain keep its zeros.
@@ -205,24 +218,28 @@ def masking(
         >>> tx.apply(params, tx.init(params))
         {'w': Array([1., 0.], dtype=float32)}
     """
-    settings = Settings(name)
+    settings = Settings(name) if settings is None else settings
     how, sparsity = layout(settings, sparsity, allocation, pattern)
-    settings.choice("mode", mode, ("hard", "soft"))
+    settings.choice("mode", mode, ("hard", "soft", "frozen"))
     settings.integer("every", every, 1, none=True)
+    if score.signed and allocation == "lamp":
+        settings.wrong("allocation", allocation, "is made of squares, and these scores have signs; "
+                                                 "give 'global'.")  # fmt: skip
     if every is None and callable(sparsity):
-        settings.wrong("every", every, "keeps the first mask, but sparsity is a schedule, which "
-                                       "changes it; give every=1 or more.")  # fmt: skip
+        settings.wrong("sparsity", sparsity, "is a schedule, and every=None chooses the mask once; "
+                                             "give a number.")  # fmt: skip
     settings.done()
+    learns = score.learn is not None and every is not None
     way = _Masking(name, score, sparsity, how, mode, every)
     return wrapping(
         name,
         where,
         init=way.init,
         encode=way.encode,
-        update=None if every is None and score.learn is None else way.update,
+        update=None if every is None else way.update,
         settle=settle if mode == "hard" else None,
         check=lambda path, leaf: how.pattern.misfit(leaf.shape) if how.pattern else None,
-        needs=needs,
+        needs=() if learns and first(sparsity) == 0 else needs,
         capacities=way.counts,
     )
 
@@ -240,25 +257,22 @@ class _Masking:
 
     def init(self, leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
         memory = self.score.begin(leaves, start) if self.score.begin else {}
-        if self.score.learn and not any(start.stats.values()) and first(self.sparsity) > 0:
-            raise StatisticsError(
-                f"{self.name}: judges by what it learns from gradients, and has to prune before "
-                "the first of them. Let sparsity be a schedule that starts at 0, or give tx.init("
-                "params, stats=nnopt.statistics(loss, params, batches))."
-            )
         chosen = self._choose(leaves, memory, target(self.sparsity, 0))
-        return {}, _joined(chosen, memory)
+        return {}, self._joined(chosen, self._remembered(memory, True), leaves)
 
     def update(self, leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
-        memory = {path: rest["memory"] for path, rest in state.rest.items()}
+        memory = {p: r["memory"] for p, r in state.rest.items() if r["memory"] is not None}
         if self.score.learn is not None:
-            memory = self.score.learn(leaves, memory, now)
+            paired = {p: r["seen"] for p, r in state.rest.items()} if self.score.paired else leaves
+            memory = self.score.learn(paired, memory, now)
         share = target(self.sparsity, now.count)
         old = {p: {k: r[k] for k in ("mask", "sparsity")} for p, r in state.rest.items()}
-        chosen = refresh_when(
-            self._is_due(now.count, share, old), lambda: self._choose(leaves, memory, share), old
-        )
-        return {}, _joined(chosen, memory)
+        due = self._is_due(now.count, share, old)
+        chosen = refresh_when(due, lambda: self._choose(leaves, memory, share), old)
+        seen = leaves
+        if self.mode == "hard":
+            seen = {p: settle(leaf, chosen[p]) for p, leaf in leaves.items()}
+        return {}, self._joined(chosen, self._remembered(memory, due), seen)
 
     def encode(self, leaves: Leaves, state: State, train: bool) -> Leaves:
         known: Leaves = {} if callable(self.sparsity) else self.counts(leaves)
@@ -278,8 +292,24 @@ class _Masking:
 
     def _choose(self, leaves: Leaves, memory: Leaves, share: Any) -> Leaves:
         now = jnp.asarray(share, jnp.float32)
-        chosen = self.how.masks(self.score.of(leaves, memory), share)
+        chosen = self.how.masks(self.score.of(leaves, memory), share, signed=self.score.signed)
         return {path: {"mask": mask, "sparsity": now} for path, mask in chosen.items()}
+
+    def _remembered(self, memory: Leaves, chosen: Any) -> Leaves:
+        """What the next choice builds upon; nothing where there is none."""
+        if self.every is None:
+            return {}
+        if not self.score.forgets:
+            return memory
+        return {p: jnp.where(chosen, jnp.zeros_like(x), x) for p, x in memory.items()}
+
+    def _joined(self, chosen: Leaves, memory: Leaves, seen: Leaves) -> Leaves:
+        """The rest of the state; `seen`: the weights at which the next gradients are taken."""
+        keeps = self.score.paired and self.every is not None
+        return {
+            path: chosen[path] | {"memory": memory.get(path), "seen": seen[path] if keeps else None}
+            for path in chosen
+        }
 
     def _is_due(self, count: jax.Array, share: Any, old: Leaves) -> Any:
         """Whether masks are chosen anew: at the period, and when the schedule has arrived."""
@@ -292,10 +322,6 @@ class _Masking:
         return due
 
 
-def _joined(chosen: Leaves, memory: Leaves) -> Leaves:
-    return {path: chosen[path] | {"memory": memory.get(path)} for path in chosen}
-
-
 def settle(leaf: jax.Array, rest: Any) -> jax.Array:
     """Sets what the mask of a state removes to zero, as hard masks do after each update."""
     return jnp.where(rest["mask"], leaf, jnp.zeros((), leaf.dtype))
@@ -305,4 +331,4 @@ def mask_mode(mode: Mode, leaf: Field, train: bool) -> str:
     """The mode of the node: a hard mask is in the parameters already when training sees them."""
     if mode == "soft":
         return "straight_through"
-    return "applied" if train and not is_node(leaf) else "select"
+    return "applied" if mode == "hard" and train and not is_node(leaf) else "select"

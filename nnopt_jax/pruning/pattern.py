@@ -39,12 +39,14 @@ class NOfM:
         """The `n` greatest of each group; of equal ones the earlier.
 
         Args:
-            scores: float, whatever shape fits.
+            scores: float of either sign, whatever shape fits; NaN counts as infinity.
 
         Returns:
             bool, of the same shape.
         """
         axis = _axis(scores.shape)
+        # NaN compares as less than nothing, and more than `n` would stay.
+        scores = jnp.where(jnp.isnan(scores), jnp.asarray(jnp.inf, scores.dtype), scores)
         split = (*scores.shape[:axis], -1, self.m, *scores.shape[axis + 1 :])
         group = jnp.moveaxis(scores.reshape(split), axis + 1, -1)
         mine, other = group[..., :, None], group[..., None, :]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from nnopt_jax.registry.entry import Entry
@@ -11,6 +13,12 @@ from nnopt_jax.typing import ArrayLike
 def _ramp(count: ArrayLike) -> ArrayLike:
     """A schedule for the cases: three quarters after three steps."""
     return 0.75 * jnp.minimum(jnp.asarray(count, jnp.float32), 3.0) / 3.0
+
+
+def _sharpness(path: str, weight: Any, gradient: Any) -> ArrayLike:
+    """A score for the cases, of either sign."""
+    del path
+    return weight.astype(jnp.float32) + (0.0 if gradient is None else gradient)
 
 
 ENTRIES: dict[str, Entry] = {
@@ -26,5 +34,57 @@ ENTRIES: dict[str, Entry] = {
             {"sparsity": _ramp, "allocation": "erk", "pattern": (2, 2)},
             {"sparsity": 0.5, "allocation": "lamp"},
         ),
+    ),
+    "pruning.taylor": Entry(
+        "nnopt_jax.pruning:taylor",
+        "wrap",
+        (
+            {"sparsity": 0.5},
+            {"sparsity": _ramp, "allocation": "global", "every": 2, "decay": None, "power": 1},
+            {"sparsity": 0.5, "mode": "soft", "every": None},
+            {"pattern": "2:4", "mode": "soft"},
+        ),
+    ),
+    "pruning.movement": Entry(
+        "nnopt_jax.pruning:movement",
+        "wrap",
+        (
+            {"sparsity": 0.5},
+            {"sparsity": _ramp, "allocation": "global", "every": 2, "mode": "soft"},
+            {"pattern": "2:4"},
+            {"sparsity": 0.5, "pattern": (2, 2), "mode": "hard"},
+        ),
+    ),
+    "pruning.fisher": Entry(
+        "nnopt_jax.pruning:fisher",
+        "wrap",
+        (
+            {"sparsity": 0.5},
+            {"sparsity": _ramp, "allocation": "lamp", "every": 2},
+            {"sparsity": 0.5, "allocation": "erk", "mode": "soft"},
+        ),
+    ),
+    "pruning.snip": Entry(
+        "nnopt_jax.pruning:snip",
+        "wrap",
+        ({"sparsity": 0.5, "allocation": "uniform"}, {"sparsity": 0.75}, {"pattern": "2:4"}),
+    ),
+    "pruning.grasp": Entry(
+        "nnopt_jax.pruning:grasp",
+        "wrap",
+        ({"sparsity": 0.5, "allocation": "uniform"}, {"sparsity": 0.75, "mode": "soft"}),
+    ),
+    "pruning.saliency": Entry(
+        "nnopt_jax.pruning:saliency",
+        "wrap",
+        (
+            {"sparsity": 0.5, "score": _sharpness},
+            {"sparsity": 0.75, "score": _sharpness, "gradients": True, "allocation": "global"},
+        ),
+    ),
+    "pruning.rewind": Entry(
+        "nnopt_jax.pruning:rewind",
+        "wrap",
+        ({"rounds": 1, "steps": 1}, {"rounds": 2, "steps": 1, "begin": 1, "to": 1}),
     ),
 }

@@ -1,0 +1,130 @@
+"""How much is pruned when: sparsities as functions of the number of updates."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.settings import Settings
+from nnopt_jax.typing import ArrayLike, Schedule
+
+
+def cubic(sparsity: float, steps: int, begin: int = 0, initial: float = 0.0) -> Schedule:
+    r"""Prunes fast at first, while there is much to spare, and slowly in the end.
+
+    .. math:: s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{n}\right)^3, \qquad
+        t_0 \le t \le t_0 + n
+
+    Args:
+        sparsity: `s_f`, the share of zeros in the end.
+        steps: `n`, updates that it takes.
+        begin: `t_0`, updates before it begins.
+        initial: `s_i`, the share of zeros until then.
+
+    Returns:
+        The schedule: `count -> float32`.
+
+    Raises:
+        ValueRangeError: an argument is out of range.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> schedule = nnopt.pruning.cubic(0.8, steps=100, begin=10)
+        >>> [round(float(schedule(count)), 3) for count in (0, 10, 60, 110, 200)]
+        [0.0, 0.0, 0.7, 0.8, 0.8]
+
+    References:
+        Zhu and Gupta 2017, To prune, or not to prune, section 3 (1).
+    """
+    settings = Settings("pruning.cubic")
+    settings.share("sparsity", sparsity, schedule=False)
+    settings.integer("steps", steps, 1)
+    settings.integer("begin", begin, 0)
+    settings.share("initial", initial, schedule=False)
+    settings.done()
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        left = 1.0 - jnp.clip(_since(begin, count).astype(jnp.float32) / steps, 0.0, 1.0)
+        return sparsity + (initial - sparsity) * left**3
+
+    return schedule
+
+
+def one_shot(sparsity: float, step: int) -> Schedule:
+    """Prunes everything at once, after some updates of dense training.
+
+    `0` up to `step`, `sparsity` from there.
+
+    Args:
+        sparsity: the share of zeros.
+        step: the number of the update from which it holds.
+
+    Returns:
+        The schedule: `count -> float32`.
+
+    Raises:
+        ValueRangeError: an argument is out of range.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> schedule = nnopt.pruning.one_shot(0.5, step=10)
+        >>> float(schedule(9)), float(schedule(10))
+        (0.0, 0.5)
+
+    References:
+        Han et al. 2015, Learning both Weights and Connections, section 3.
+    """
+    settings = Settings("pruning.one_shot")
+    settings.share("sparsity", sparsity, schedule=False)
+    settings.integer("step", step, 0)
+    settings.done()
+    return lambda count: jnp.where(_since(step, count) >= 0, jnp.float32(sparsity), jnp.float32(0))
+
+
+def iterative(sparsity: float, rounds: int, steps: int, begin: int = 0) -> Schedule:
+    r"""Prunes the same share of what is left at the end of each round.
+
+    .. math:: s_t = 1 - (1 - s)^{r / R}, \qquad
+        r = \min\left(\left\lfloor \frac{t - t_0}{n} \right\rfloor, R\right)
+
+    Give the pruning `every=steps`, so that masks stay within a round, and train some steps more
+    after the last round. With `pruning.rewind` it finds lottery tickets.
+
+    Args:
+        sparsity: `s`, the share of zeros in the end.
+        rounds: `R`, how often weights are pruned.
+        steps: `n`, updates in a round; the first is pruned at its end.
+        begin: `t_0`, updates before the first round.
+
+    Returns:
+        The schedule: `count -> float32`.
+
+    Raises:
+        ValueRangeError: an argument is out of range.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> schedule = nnopt.pruning.iterative(0.75, rounds=2, steps=100)
+        >>> [float(schedule(count)) for count in (0, 99, 100, 199, 200, 500)]
+        [0.0, 0.0, 0.5, 0.5, 0.75, 0.75]
+
+    References:
+        Frankle and Carbin 2019, The Lottery Ticket Hypothesis, section 1 (iterative pruning).
+    """
+    settings = Settings("pruning.iterative")
+    settings.share("sparsity", sparsity, schedule=False)
+    settings.integer("rounds", rounds, 1)
+    settings.integer("steps", steps, 1)
+    settings.integer("begin", begin, 0)
+    settings.done()
+    # Looked up: powers that differ by rounding between compilations would be taken for a change.
+    levels = [1.0 - (1.0 - sparsity) ** (done / rounds) for done in range(rounds)] + [sparsity]
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        return jnp.asarray(levels, jnp.float32)[jnp.clip(_since(begin, count) // steps, 0, rounds)]
+
+    return schedule
+
+
+def _since(begin: int, count: ArrayLike) -> jax.Array:
+    return jnp.asarray(count, jnp.int32) - begin
