@@ -11,10 +11,12 @@ from nnopt_jax.ops.grid import (
     dequantize as dequantize,
     expand as expand,
     fit_grid as fit_grid,
+    grid_of_range as grid_of_range,
     integer_range as integer_range,
     quantize as quantize,
 )
 from nnopt_jax.ops.kmeans import kmeans as kmeans
+from nnopt_jax.ops.ranges import mse_range as mse_range, percentile_range as percentile_range
 from nnopt_jax.ops.rounding import round_clip as round_clip
 from nnopt_jax.ops.straight_through import gate as gate, straight_through as straight_through
 from nnopt_jax.ops.threshold import (

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from nnopt_jax.errors import Problems, ShapeError, ValueRangeError
+from nnopt_jax.errors import ShapeError, ValueRangeError
+from nnopt_jax.ops.blocks import reduce_blocks
 from nnopt_jax.ops.rounding import round_clip
 
 
@@ -83,13 +85,56 @@ def fit_grid(
     Source: Jacob et al., https://arxiv.org/abs/1712.05877, section 2.1.
     """
     x = jax.lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
+    integer_range(bits, symmetric=symmetric)  # first, so that bad bits are told before bad blocks
+    if symmetric:
+        top = _extreme(jnp.max, jnp.abs(x), block, mask)
+        return grid_of_range(-top, top, bits, symmetric=True, scale_dtype=scale_dtype)
+    top, bottom = (_extreme(reduce, x, block, mask) for reduce in (jnp.max, jnp.min))
+    return grid_of_range(bottom, top, bits, symmetric=False, scale_dtype=scale_dtype)
+
+
+def grid_of_range(
+    bottom: ArrayLike,
+    top: ArrayLike,
+    bits: int,
+    *,
+    symmetric: bool = True,
+    scale_dtype: DTypeLike = jnp.float32,
+) -> tuple[Array, Array | None]:
+    """Makes the grid that spans a range, 0 included.
+
+    Symmetric: `scale = max(-bottom, top) / hi`. Affine: `scale = (top - bottom) / (hi - lo)` and
+    `zero = round(lo - bottom / scale)`, so that 0 is a point of every grid. The scale is cast to
+    `scale_dtype` before anything is made of it.
+
+    Args:
+        bottom: least value, float, any shape; above 0 counts as 0.
+        top: greatest value, the same shape; below 0 counts as 0.
+        bits: 2 to 16.
+        symmetric: whether the grid mirrors at zero.
+        scale_dtype: dtype in which scales are kept.
+
+    Returns:
+        `(scale, zero)` of the shape of the range; `zero` is None where symmetric, else integers
+        held in float32. A range of no use (empty, subnormal, NaN or infinite) has scale 1.
+
+    Raises:
+        ValueRangeError: if `bits` is not one of 2 to 16.
+
+    Example:
+        >>> scale, zero = grid_of_range(-1.0, 4.1, 8, symmetric=False)
+        >>> print(scale.round(4), zero)
+        0.02 -78.0
+
+    Source: Jacob et al., https://arxiv.org/abs/1712.05877, section 2.1.
+    """
     lo, hi = integer_range(bits, symmetric=symmetric)
+    bottom = jnp.minimum(jnp.asarray(bottom, jnp.float32), 0)
+    top = jnp.maximum(jnp.asarray(top, jnp.float32), 0)
     # Times the reciprocal: the compiler makes that of a division by a constant, but not always.
     if symmetric:
-        top = _reduce(jnp.max, jnp.abs(x), block, mask)
-        scale, _ = _usable(top * jnp.float32(1 / hi), scale_dtype)
+        scale, _ = _usable(jnp.maximum(-bottom, top) * jnp.float32(1 / hi), scale_dtype)
         return scale, None
-    top, bottom = (_reduce(reduce, x, block, mask) for reduce in (jnp.max, jnp.min))
     # Halved first, which is exact: the difference itself may overflow.
     scale, good = _usable((top / 2 - bottom / 2) * jnp.float32(2 / (hi - lo)), scale_dtype)
     zero = jnp.clip(jnp.round(lo - bottom / scale.astype(jnp.float32)), lo, hi)
@@ -196,22 +241,11 @@ def _usable(scale: Array, dtype: DTypeLike) -> tuple[Array, Array]:
     return jnp.where(good, scale, jnp.ones((), dtype)), good
 
 
-def _reduce(reduce, x: Array, block: Sequence[int], mask: ArrayLike | None) -> Array:
+def _extreme(reduce: Any, x: Array, block: Sequence[int], mask: ArrayLike | None) -> Array:
     """Reduces each block, 0 included, to the shape of the scale."""
-    block = tuple(block)
-    problems = Problems("fit_grid")
-    if len(block) != x.ndim:
-        problems.add("", f"block {block} for an array of shape {x.shape}; give one size an axis")
-        problems.raise_as(ShapeError)
-    for axis, (size, part) in enumerate(zip(x.shape, block, strict=True)):
-        if part != size and (part < 1 or size % part):
-            problems.add("", f"block {part} does not divide axis {axis} of size {size}")
-    problems.raise_as(ShapeError)
-    counts = [1 if n == b else n // b for n, b in zip(x.shape, block, strict=True)]
     if mask is not None:
         x = jnp.where(jnp.asarray(mask), x, jnp.float32(0))
-    split, axes = _split(x.shape, counts)
-    return reduce(x.reshape(split), axis=axes, initial=0).reshape(counts)
+    return reduce_blocks("fit_grid", lambda v, axes: reduce(v, axis=axes, initial=0), x, block)
 
 
 def _aligned(scale: Array, shape: tuple[int, ...]) -> Array:
@@ -228,12 +262,3 @@ def _aligned(scale: Array, shape: tuple[int, ...]) -> Array:
     for axis in reversed(repeated):
         scale = jnp.repeat(scale, shape[axis] // scale.shape[axis], axis)
     return scale
-
-
-def _split(shape: tuple[int, ...], counts: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:
-    """Splits each axis in (blocks, block); also tells the block axes."""
-    split, axes = [], []
-    for size, count in zip(shape, counts, strict=True):
-        split += [count, size // count if count else 1]
-        axes.append(len(split) - 1)
-    return split, tuple(axes)

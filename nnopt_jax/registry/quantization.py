@@ -15,6 +15,8 @@ ENTRIES: dict[str, Entry] = {
             {"bits": 16, "granularity": "channel"},
             {"bits": 8, "symmetric": False, "every": 2},
             {"bits": 4, "granularity": 2, "scale_dtype": jnp.bfloat16},
+            {"bits": 3, "granularity": "channel", "range": "mse", "every": 2},
+            {"bits": 4, "granularity": "channel", "range": "percentile", "percent": 90},
         ),
         quantizes=True,
     ),

@@ -111,3 +111,83 @@ def test_channel_axis(axis):
     tx = nnopt.quantization.uniform(8, granularity="channel", axis=axis)
     wanted = np.abs(np.asarray(PARAMS["kernel"])).max(1 - axis % 2, keepdims=True) / 127
     np.testing.assert_allclose(_scale(tx.init(PARAMS)), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("bits", [4, 16])
+def test_what_a_range_was_fitted_to_keeps_its_gradient(bits, scale_dtype):
+    """Zero points and scales are rounded, so that the extremes may lie beyond the ends."""
+    tx = nnopt.quantization.uniform(
+        bits, symmetric=False, granularity="channel", every=9, scale_dtype=scale_dtype
+    )
+    params = {"kernel": jax.random.normal(jax.random.key(5), (6, 200)) + 0.3}
+    state = tx.init(params)
+    leaf = tx.encode(params, state)["kernel"]
+    v = params["kernel"] / leaf.scale.astype(jnp.float32) + leaf.zero
+    assert ((v < leaf.low) | (v > leaf.high)).sum() > 50, "no case of the kind: proves nothing"
+    _, grads = nnopt.value_and_grad(lambda p: p["kernel"].sum(), tx)(params, state)
+    assert (grads.train.params["kernel"] == 1).all()
+    span = jnp.ptp(params["kernel"], axis=0, keepdims=True)
+    far = {"kernel": jnp.concatenate([params["kernel"], params["kernel"].max(0)[None] + span])}
+    far = {"kernel": far["kernel"][1:]}
+    _, grads = nnopt.value_and_grad(lambda p: p["kernel"].sum(), tx)(far, state)
+    assert not grads.train.params["kernel"][-1].any()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("range", ["percentile", "mse"])
+def test_outliers_are_left_out_and_get_no_gradient(range, symmetric):
+    settings = {"granularity": "channel", "range": range, "percent": 95.0, "symmetric": symmetric}
+    tx = nnopt.quantization.uniform(3, **settings)
+    kernel = jax.random.normal(jax.random.key(1), (64, 2)).at[3, 1].set(9.0)
+    mask = jnp.ones((64, 2), bool).at[5, 0].set(False)
+    keeps = nnopt.transform.wrapping(
+        "some",
+        "**",
+        init=lambda leaves, start: ({}, {p: mask for p in leaves}),
+        encode=lambda leaves, state, train: {
+            path: nnopt.arrays.Masked(leaf, state.rest[path]) for path, leaf in leaves.items()
+        },
+    )
+    tx = nnopt.chain(keeps, tx)
+    scales = []
+    for pruned in (0.0, 100.0):  # what a mask prunes has no say
+        params = {"kernel": kernel.at[5, 0].set(pruned)}
+        state = tx.init(params)
+        scales.append(np.asarray(state[1].rest["kernel"][0]["scale"]))
+    np.testing.assert_array_equal(*scales)
+    wide = nnopt.quantization.uniform(3, granularity="channel", symmetric=symmetric)
+    assert (scales[0] < np.asarray(wide.init({"kernel": kernel}).rest["kernel"][0]["scale"])).all()
+    _, grads = nnopt.value_and_grad(lambda p: p["kernel"].sum(), tx)(params, state)
+    got = np.asarray(grads.train.params["kernel"])
+    assert got[3, 1] == got[5, 0] == 0
+    assert (got == 1).sum() > 100
+
+
+def test_full_percentile_is_the_extremes():
+    wide, full = (nnopt.quantization.uniform(8, granularity=4, **more)
+                  for more in ({}, {"range": "percentile", "percent": 100}))  # fmt: skip
+    np.testing.assert_array_equal(_scale(wide.init(PARAMS)), _scale(full.init(PARAMS)))
+
+
+def test_channels_of_zeros_and_nan_make_no_nan():
+    kernel = PARAMS["kernel"].at[:, 0].set(0).at[2, 1].set(jnp.nan)
+    for range in ("absmax", "percentile", "mse"):
+        tx = nnopt.quantization.uniform(8, granularity="channel", range=range, percent=100)
+        state = tx.init({"kernel": kernel})
+        np.testing.assert_array_equal(_scale(state)[0, :2], [1, 1])
+        shown = np.asarray(tx.apply({"kernel": kernel}, state)["kernel"])
+        assert np.isnan(shown).sum() == 1, "a broken weight is shown, and only it"
+        assert not shown[:, 0].any()
+
+
+def test_bad_ranges_are_told_with_all_else():
+    with pytest.raises(nnopt.errors.ValueRangeError) as caught:
+        nnopt.quantization.uniform(17, range="max", percent=20, granularity="rows")
+    assert str(caught.value) == (
+        "quantization.uniform: 4 problems\n"
+        "  bits=17 is not a whole number from 2 to 16.\n"
+        "  granularity='rows' is none of 'tensor', 'channel'.\n"
+        "  range='max' is none of 'absmax', 'percentile', 'mse'. Did you mean absmax?\n"
+        "  percent=20 is not a number from 50 to 100."
+    )

@@ -67,37 +67,36 @@ def test_error_is_half_a_step_at_most(bits):
     assert (np.abs(shown - weights) <= step / 2 * (1 + 1e-4)).all()
 
 
-@pytest.mark.reference
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_torch_per_tensor_agrees_to_the_bit(bits, symmetric):
-    torch = pytest.importorskip("torch")
-    params = {"w": jnp.asarray(_weights())}
-    tx = nnopt.quantization.uniform(bits, symmetric=symmetric)
-    leaf = tx.encode(params, tx.init(params))["w"]
-    zero = 0 if leaf.zero is None else int(leaf.zero.item())
-    wanted = torch.fake_quantize_per_tensor_affine(
-        torch.from_numpy(_weights()), float(leaf.scale.item()), zero, leaf.low, leaf.high
-    )
-    np.testing.assert_array_equal(leaf.materialize(), wanted.numpy())
+def _torch_fake(torch, x, leaf):
+    """What PyTorch makes of the grid that a leaf lies on, per tensor or per channel."""
+    scale = np.array(leaf.scale).ravel()
+    zero = np.zeros(scale.shape) if leaf.zero is None else np.array(leaf.zero).ravel()
+    ends = leaf.low, leaf.high
+    if scale.size == 1:
+        return torch.fake_quantize_per_tensor_affine(x, float(scale[0]), int(zero[0]), *ends)
+    parts = torch.from_numpy(scale), torch.from_numpy(zero.astype(np.int32))
+    return torch.fake_quantize_per_channel_affine(x, *parts, 1, *ends)
 
 
 @pytest.mark.reference
+@pytest.mark.parametrize("range", ["absmax", "percentile"])
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_torch_per_channel_agrees_to_the_bit(bits, symmetric):
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_torch_agrees_to_the_bit(bits, granularity, symmetric, range):
+    """Values and gradients, of weights inside the range and (by percentile) of some outside."""
     torch = pytest.importorskip("torch")
-    params = {"w": jnp.asarray(_weights())}
-    tx = nnopt.quantization.uniform(bits, granularity="channel", symmetric=symmetric)
-    leaf = tx.encode(params, tx.init(params))["w"]
-    scale = torch.from_numpy(np.array(leaf.scale).ravel())
-    zeros = np.zeros(scale.shape) if leaf.zero is None else np.array(leaf.zero).ravel()
-    wanted = torch.fake_quantize_per_channel_affine(
-        torch.from_numpy(_weights()),
-        scale,
-        torch.from_numpy(zeros.astype(np.int32)),
-        1,
-        leaf.low,
-        leaf.high,
-    )
-    np.testing.assert_array_equal(leaf.materialize(), wanted.numpy())
+    weights = _weights()
+    settings = {"granularity": granularity, "symmetric": symmetric, "range": range}
+    tx = nnopt.quantization.uniform(bits, **settings, percent=90)
+    params = {"w": jnp.asarray(weights)}
+    state = tx.init(params)
+    x = torch.from_numpy(weights).requires_grad_()
+    wanted = _torch_fake(torch, x, tx.encode(params, state)["w"])
+    np.testing.assert_array_equal(tx.apply(params, state)["w"], wanted.detach().numpy())
+    slope = np.random.default_rng(4).normal(size=weights.shape).astype(F32)
+    wanted.backward(torch.from_numpy(slope))
+    _, grads = nnopt.value_and_grad(lambda p: (p["w"] * slope).sum(), tx)(params, state)
+    assert x.grad is not None
+    np.testing.assert_array_equal(grads.train.params["w"], x.grad.numpy())
+    assert (range == "absmax") == bool((x.grad != 0).all()), "no weight outside: proves little"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Slot
 from nnopt_jax.arrays.quantized import Quantized
-from nnopt_jax.ops.grid import expand, fit_grid, integer_range, quantize
+from nnopt_jax.ops.grid import expand, fit_grid, grid_of_range, integer_range, quantize
+from nnopt_jax.ops.ranges import mse_range, percentile_range
 from nnopt_jax.ops.straight_through import gate
 from nnopt_jax.quantization.granularity import (
     Granularity,
@@ -25,6 +26,9 @@ from nnopt_jax.typing import DTypeLike
 
 _NAME = "quantization.uniform"
 
+Range: TypeAlias = Literal["absmax", "percentile", "mse"]
+"""How the range of a block is chosen."""
+
 
 def uniform(
     bits: int = 8,
@@ -33,6 +37,8 @@ def uniform(
     symmetric: bool = True,
     granularity: Granularity = "tensor",
     axis: int = -1,
+    range: Range = "absmax",
+    percent: float = 99.9,
     scale_dtype: DTypeLike = jnp.float32,
     every: int = 1,
 ) -> Transform:
@@ -41,8 +47,9 @@ def uniform(
     .. math:: \hat w = s\,(q - z), \qquad
         q = \mathrm{clip}(\mathrm{round}(w / s) + z,\; lo,\; hi)
 
-    The gradient passes straight through. Ranges are the extreme values of a block; entries that a
-    mask of an earlier link prunes have no say in them.
+    The gradient passes straight through, except where the grid clips a weight by more than the
+    rounding of its ends. Entries that a mask of an earlier link prunes have no say in a range. A
+    block that holds nothing but zeros, or a NaN or an infinity, has scale 1: it makes no NaN.
 
     Args:
         bits: 2 to 16; 8 and 16 lie in integer arrays, fewer are packed.
@@ -53,6 +60,11 @@ def uniform(
             `g`: one for each group of `g` entries along the axis before the last, which it must
             divide. Slots of one axis (a table that is quantized after sharing) take one scale.
         axis: the channel axis.
+        range: `"absmax"`: the extreme values of a block. `"percentile"`: without the share of
+            outliers that `percent` leaves. `"mse"`: of 80 shares of the extreme values, the one
+            of least squared error; that takes 80 passes over the weights, so raise `every`.
+        percent: 50 to 100, the share of a block that its range holds; where not symmetric, each
+            end leaves out as many. Used by `"percentile"` only.
         scale_dtype: dtype the scale is stored, and therefore applied, in.
         every: updates between two choices of the range.
 
@@ -74,23 +86,32 @@ def uniform(
                [ 33. , -10. ]], dtype=float32)
 
     References:
-        Jacob et al. 2018, Quantization and Training of Neural Networks, section 2.1.
+        Jacob et al. 2018, Quantization and Training of Neural Networks, section 2.1; percentiles:
+        McKinstry et al. 2018, section 3; squared error: Banner et al. 2019, section 3.
     """
-    _check(bits, symmetric, granularity, axis, every)
+    _check(bits, symmetric, granularity, axis, range, percent, every)
+    covers = range == "absmax" and every == 1  # then no weight is ever clipped
     low, high = integer_range(bits, symmetric=symmetric)
 
     def fit(slot: Slot) -> dict[str, jax.Array | None]:
         block = block_of(slot.array.shape, granularity, axis)
-        scale, zero = fit_grid(
-            slot.array, bits, block, symmetric=symmetric, mask=slot.mask, scale_dtype=scale_dtype
-        )
+        options: Any = {"symmetric": symmetric, "mask": slot.mask}
+        grid: Any = {"symmetric": symmetric, "scale_dtype": scale_dtype}
+        if range == "absmax":
+            scale, zero = fit_grid(slot.array, bits, block, **options, scale_dtype=scale_dtype)
+        elif range == "percentile":
+            ends = percentile_range(slot.array, block, percent, **options)
+            scale, zero = grid_of_range(*ends, bits, **grid)
+        else:
+            ends = mse_range(slot.array, bits, block, **options, scale_dtype=scale_dtype)
+            scale, zero = grid_of_range(*ends, bits, **grid)
         return {"scale": scale, "zero": zero}
 
     def encode(slot: Slot, learned: Any, grid: Any, train: bool) -> Quantized:
         del learned, train
         x, scale, zero = slot.array, grid["scale"], grid["zero"]
         codes = quantize(jax.lax.stop_gradient(x), scale, zero, low, high)
-        carry = x if every == 1 else _inside(x, scale, zero, low, high)
+        carry = x if covers else _unclipped(x, scale, zero, low, high)
         return Quantized(codes, scale, zero, carry, low, high, str(x.dtype))
 
     def refresh(slot: Slot, learned: Any, grid: Any, now: Update) -> tuple[Any, Any]:
@@ -107,20 +128,36 @@ def uniform(
         refresh=refresh,
         check=check,
         kinds=("value",),
+        exact=range != "mse",  # which compares sums
     )
 
 
-def _inside(x: jax.Array, scale: Any, zero: Any, low: int, high: int) -> jax.Array:
-    """Stops the gradient of weights that have left a range chosen some updates ago."""
+def _unclipped(x: jax.Array, scale: jax.Array, zero: Any, low: int, high: int) -> jax.Array:
+    """Stops the gradient of weights that lie beyond the range.
+
+    The ends of a range need not lie within those of its grid: the zero point is rounded, by half
+    a step, and so is the scale, in its dtype. What a range was fitted to must keep its gradient.
+    """
     v = jax.lax.stop_gradient(x).astype(jnp.float32) / expand(scale, x.shape).astype(jnp.float32)
     v = v if zero is None else v + expand(zero, x.shape)
-    return gate(x, (low <= v) & (v <= high))
+    slack = 0.5 + float(jnp.finfo(scale.dtype).eps) * (high - low)
+    return gate(x, (low - slack <= v) & (v <= high + slack))
 
 
-def _check(bits: int, symmetric: bool, granularity: Granularity, axis: int, every: int) -> None:
+def _check(
+    bits: int,
+    symmetric: bool,
+    granularity: Granularity,
+    axis: int,
+    range: str,
+    percent: float,
+    every: int,
+) -> None:
     settings = Settings(_NAME)
     settings.integer("bits", bits, 2, 16)
     settings.flag("symmetric", symmetric)
     check_granularity(settings, granularity, axis)
+    settings.choice("range", range, ("absmax", "percentile", "mse"))
+    settings.number("percent", percent, 50, 100)
     settings.integer("every", every, 1)
     settings.done()
