@@ -7,9 +7,13 @@ from nnopt_jax.pruning.importance.movement import movement as movement
 from nnopt_jax.pruning.importance.saliency import saliency as saliency
 from nnopt_jax.pruning.importance.snip import snip as snip
 from nnopt_jax.pruning.importance.taylor import taylor as taylor
+from nnopt_jax.pruning.random.random_mask import random_mask as random_mask
+from nnopt_jax.pruning.random.rigl import rigl as rigl
+from nnopt_jax.pruning.random.sparse_evolution import sparse_evolution as sparse_evolution
 from nnopt_jax.pruning.rewind import rewind as rewind
 from nnopt_jax.pruning.schedules import (
     cubic as cubic,
     iterative as iterative,
     one_shot as one_shot,
 )
+from nnopt_jax.pruning.sparsity.proximal import proximal as proximal

@@ -87,4 +87,37 @@ ENTRIES: dict[str, Entry] = {
         "wrap",
         ({"rounds": 1, "steps": 1}, {"rounds": 2, "steps": 1, "begin": 1, "to": 1}),
     ),
+    "pruning.proximal": Entry(
+        "nnopt_jax.pruning:proximal",
+        "wrap",
+        (
+            {"sparsity": 0.5},
+            {"sparsity": _ramp, "penalty": "hoyer", "every": 2},
+            {"sparsity": 0.5, "penalty": "group_lasso"},
+            {"sparsity": _ramp, "allocation": "global", "delete": "on_arrival"},
+        ),
+    ),
+    "pruning.random_mask": Entry(
+        "nnopt_jax.pruning:random_mask",
+        "wrap",
+        (
+            {"sparsity": 0.5},
+            {"sparsity": _ramp, "allocation": "global", "mode": "soft"},
+            {"pattern": "2:4"},
+            {"sparsity": 0.5, "allocation": "erk", "pattern": (2, 2)},
+        ),
+    ),
+    "pruning.rigl": Entry(
+        "nnopt_jax.pruning:rigl",
+        "wrap",
+        (
+            {"sparsity": 0.5, "end_step": 10, "every": 1},
+            {"sparsity": 0.75, "end_step": 10, "every": 2, "allocation": "uniform"},
+        ),
+    ),
+    "pruning.sparse_evolution": Entry(
+        "nnopt_jax.pruning:sparse_evolution",
+        "wrap",
+        ({"sparsity": 0.5, "every": 1}, {"sparsity": 0.75, "every": 2, "allocation": "uniform"}),
+    ),
 }

@@ -1,0 +1,167 @@
+"""Proximal steps of the penalties that make weights sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from nnopt_jax.ops.blocks import reduce_blocks
+from nnopt_jax.ops.grid import expand
+from nnopt_jax.ops.straight_through import straight_through
+
+
+def soft_threshold(x: ArrayLike, threshold: ArrayLike) -> Array:
+    r"""Moves every entry towards zero by a threshold, and those within it to zero.
+
+    .. math:: \operatorname{sign}(x) \max(|x| - t, 0)
+        = \arg\min_y \tfrac12 (y - x)^2 + t \, |y|
+
+    Args:
+        x: float array.
+        threshold: scalar `t >= 0`.
+
+    Returns:
+        Of the shape and dtype of `x`, computed in float32; no -0; NaN where `x` is NaN. The
+        gradient is that of the formula: 1 for `x` and `-sign(x)` for `t` beyond the threshold,
+        0 within.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(soft_threshold(jnp.array([3.0, -0.5, -2.0]), 1.0))
+        [ 2.  0. -1.]
+
+    Source: Donoho, De-noising by soft-thresholding, https://doi.org/10.1109/18.382009, section I.
+    """
+    x = jnp.asarray(x)
+    wide = x.astype(jnp.float32)
+    left = jnp.abs(wide) - jnp.asarray(threshold, jnp.float32)
+    # Asked this way round, NaN stays to be seen.
+    return jnp.where(left <= 0, jnp.float32(0), jnp.sign(wide) * left).astype(x.dtype)
+
+
+def shrink(x: ArrayLike, threshold: ArrayLike) -> Array:
+    r"""Shows the soft threshold of `x`; the gradient passes straight through to `x`.
+
+    Value `soft_threshold(x, t)`; tangent `dx - sign(x) dt`, within the threshold as well, so that
+    what is shown as zero may learn its way back.
+
+    Args:
+        x: float array.
+        threshold: scalar `t >= 0`.
+
+    Returns:
+        Of the shape and dtype of `x`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> print(jax.grad(lambda x: shrink(x, 1.0).sum())(jnp.array([3.0, -0.5])))
+        [1. 1.]
+    """
+    x = jnp.asarray(x)
+    wide = x.astype(jnp.float32)
+    moved = wide - jnp.sign(wide) * jnp.asarray(threshold, jnp.float32)
+    shown = jax.lax.stop_gradient(soft_threshold(x, threshold))
+    return straight_through(shown, moved.astype(x.dtype))
+
+
+def block_rms(x: ArrayLike, block: Sequence[int]) -> Array:
+    r"""Root mean square of each block, without overflow.
+
+    .. math:: \sqrt{\tfrac1n \textstyle\sum_{i \in g} x_i^2}
+
+    Args:
+        x: float array.
+        block: size of a block along each axis, which it divides.
+
+    Returns:
+        float32, one for each block.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(block_rms(jnp.array([[3.0, 0.0], [4.0, 0.0]]), (2, 1)))
+        [[3.535534 0.      ]]
+    """
+    wide = jnp.asarray(x).astype(jnp.float32)
+    top = jnp.max(jnp.abs(wide), initial=0)
+    unit = jnp.where((top > 0) & (top < jnp.inf), top, 1)
+    mean = reduce_blocks("block_rms", lambda a, axes: _mean_square(a, axes), wide / unit, block)
+    return jnp.sqrt(mean) * unit
+
+
+def _mean_square(x: Array, axes: tuple[int, ...]) -> Array:
+    count = 1
+    for axis in axes:
+        count *= x.shape[axis]
+    return jnp.sum(jnp.square(x), axes) / max(count, 1)
+
+
+def block_soft_threshold(x: ArrayLike, threshold: ArrayLike, block: Sequence[int]) -> Array:
+    r"""Shrinks whole blocks; those of small norm become zero.
+
+    .. math:: x_g \max\Bigl(1 - \frac{t \sqrt{n_g}}{\lVert x_g \rVert_2}, 0\Bigr)
+        = \arg\min_y \tfrac12 \lVert y - x \rVert_2^2
+        + t \sum_g \sqrt{n_g} \, \lVert y_g \rVert_2
+
+    Args:
+        x: float array.
+        threshold: scalar `t >= 0`: a block goes where its root mean square is at most that.
+        block: size of a block along each axis, which it divides.
+
+    Returns:
+        Of the shape and dtype of `x`, computed in float32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[3.0, 0.1], [4.0, 0.1]])
+        >>> print(block_soft_threshold(x, 0.5 * 0.5**0.5, (2, 1)))
+        [[2.7 0. ]
+         [3.6 0. ]]
+
+    Source: Yuan and Lin, Model selection and estimation in regression with grouped variables,
+    https://doi.org/10.1111/j.1467-9868.2005.00532.x, section 2.
+    """
+    x = jnp.asarray(x)
+    wide = x.astype(jnp.float32)
+    rms = block_rms(wide, block)
+    threshold = jnp.asarray(threshold, jnp.float32)
+    factor = jnp.where(rms <= threshold, jnp.float32(0), 1 - threshold / jnp.where(rms > 0, rms, 1))
+    return (wide * expand(factor, x.shape)).astype(x.dtype)
+
+
+def hoyer_scale(x: ArrayLike, threshold: ArrayLike) -> Array:
+    r"""What brings a soft-thresholded array back to the norm that it had.
+
+    Soft threshold and rescaling together are the proximal step of Hoyer's square measure, which
+    does not depend on scale, among arrays of one norm:
+
+    .. math:: \frac{\lVert x \rVert_2}{\lVert S_t(x) \rVert_2} S_t(x)
+        = \arg\min_{\lVert y \rVert_2 = \lVert x \rVert_2} \tfrac12 \lVert y - x \rVert_2^2
+        + \lambda \frac{\lVert y \rVert_1^2}{\lVert y \rVert_2^2},
+        \qquad t = 2 \lambda \frac{\lVert y \rVert_1}{\lVert x \rVert_2^2}
+
+    (On the sphere, `y` is stationary where `|x| - t` is a multiple of `|y|`, for those `y` that are
+    not zero.)
+
+    Args:
+        x: float array.
+        threshold: scalar `t >= 0`.
+
+    Returns:
+        A float32 scalar; 1 where nothing is left.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(hoyer_scale(jnp.array([4.0, -3.0]), 3.0))
+        5.0
+
+    Source: the measure: Yang, Wen, Li, DeepHoyer, https://arxiv.org/abs/1908.09979, section 3; the
+    projection: Hoyer, Non-negative Matrix Factorization with Sparseness Constraints,
+    https://arxiv.org/abs/cs/0408058, section 3.
+    """
+    x = jnp.asarray(x).astype(jnp.float32)
+    before, after = (block_rms(y, y.shape).sum() for y in (x, soft_threshold(x, threshold)))
+    return jnp.where(after > 0, before / jnp.where(after > 0, after, 1), 1)

@@ -1,0 +1,1 @@
+"""Pruning by sparsity: penalties and thresholds driven to a target, and measured sparsity."""

@@ -1,0 +1,227 @@
+"""Proximal steps of a penalty whose strength is driven to a target sparsity."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.ops.grid import expand
+from nnopt_jax.ops.proximal import block_rms, block_soft_threshold, hoyer_scale, soft_threshold
+from nnopt_jax.ops.threshold import top_k_masks
+from nnopt_jax.pruning.allocation import Allocation
+from nnopt_jax.pruning.masking import Layout, final, kept, layout, mask_mode, target
+from nnopt_jax.pruning.sparsity.groups import Groups, block_of, check_groups, misfit
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, refresh_when, wrapping
+from nnopt_jax.tree.select import Where
+from nnopt_jax.typing import ScalarOrSchedule
+
+_NAME = "pruning.proximal"
+Penalty: TypeAlias = Literal["l1", "hoyer", "group_lasso"]
+_PENALTIES = ("l1", "hoyer", "group_lasso")
+
+
+def proximal(
+    sparsity: ScalarOrSchedule,
+    *,
+    penalty: Penalty = "l1",
+    groups: Groups | None = None,
+    where: Where = matrices,
+    allocation: Allocation = "uniform",
+    delete: Literal["at_once", "on_arrival"] = "at_once",
+    every: int = 1,
+) -> Transform:
+    r"""Shrinks weights by a penalty's proximal step after each update; what becomes zero goes.
+
+    .. math:: w \leftarrow \operatorname{prox}_{\lambda R}(w) = \arg\min_y
+        \tfrac12 \lVert y - w \rVert_2^2 + \lambda R(y)
+
+    The strength is not a setting: it is the least that makes the scheduled share zero, found by
+    counting, so that the share holds to the weight. All three are a threshold `t`, the largest
+    magnitude (of groups: root mean square) that has to go:
+
+    ==============  ===========================================  ===================================
+    penalty         R                                            step
+    ==============  ===========================================  ===================================
+    `l1`            sum of `|w|`                                 `sign(w) max(|w| - t, 0)`
+    `hoyer`         `(sum |w|)^2 / sum w^2`, at constant norm    the same, then back to the norm
+    `group_lasso`   sum over groups of `sqrt(n_g) |w_g|_2`       `w_g max(1 - t sqrt(n_g)/|w_g|, 0)`
+    ==============  ===========================================  ===================================
+
+    A sparsity that does not change deletes what it has to at the first update, and shrinks no more
+    after that; one that grows slowly follows the path of the penalty.
+
+    Args:
+        sparsity: the share of zeros (of groups that are zero) from 0 to 1, or a schedule of the
+            number of updates.
+        penalty: see above. Hoyer's spares large weights, as it does not depend on scale.
+        groups: of `group_lasso`: `"outputs"`: all weights of one index of the last axis (default);
+            `"inputs"`: of one index of the axis before it; or the sizes of blocks of the last axes.
+        where: which leaves; default: those of two axes or more.
+        allocation: `"uniform"`, `"erk"`, `"global"` (one threshold, and as many zeros in all), or
+            `(shapes by path, sparsity) -> sparsities by path`.
+        delete: `"at_once"`: a weight that became zero stays so. `"on_arrival"`: it may return until
+            the schedule has arrived, if its next step takes it beyond the threshold, which is then
+            that of all weights and shrinks the others more.
+        every: updates between two proximal steps; the zeros stay zero in between.
+
+    Returns:
+        The transform. It wraps: later links of a chain keep its zeros. Parameters that an earlier
+        link has encoded are masked, and are that link's to move.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        ShapeError: at `init`, where groups do not fit a leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.pruning.proximal(0.5)
+        >>> params = {"kernel": jnp.array([[1.0, -3.0], [2.0, 0.5]])}
+        >>> params, state = tx.update(params, tx.init(params))
+        >>> params["kernel"]
+        Array([[ 0., -2.],
+               [ 1.,  0.]], dtype=float32)
+
+    References:
+        Parikh and Boyd 2014, Proximal Algorithms, section 6.5; Yang et al. 2020, DeepHoyer,
+        section 3; Yuan and Lin 2006, Model selection and estimation in regression with grouped
+        variables.
+    """
+    settings = Settings(_NAME)
+    how, sparsity = layout(settings, sparsity, allocation, None)
+    settings.choice("penalty", penalty, _PENALTIES)
+    settings.choice("delete", delete, ("at_once", "on_arrival"))
+    settings.integer("every", every, 1)
+    if allocation == "lamp":
+        settings.wrong("allocation", allocation, "has no threshold of its own; give 'global'.")
+    if groups is not None and penalty != "group_lasso":
+        settings.wrong("groups", groups, "is for penalty='group_lasso'.")
+    groups = check_groups("groups", "outputs" if groups is None else groups, settings)
+    settings.done()
+    grouped = groups if penalty == "group_lasso" else None
+    way = _Proximal(how, sparsity, penalty, grouped, delete == "on_arrival", every)
+    return wrapping(
+        _NAME,
+        where,
+        init=way.init,
+        encode=way.encode,
+        update=way.update,
+        settle=way.settle,
+        check=lambda path, leaf: misfit(grouped, leaf.shape),
+        exact=penalty == "l1",
+        capacities=way.counts,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Proximal:
+    """The functions of the transform, made of settings that are checked.
+
+    The state of a leaf: its mask; the sparsity in force; and of the last update the threshold, and
+    the scale that follows it.
+    """
+
+    how: Layout
+    sparsity: Any
+    penalty: str
+    groups: str | Sequence[int] | None
+    returns: bool
+    every: int
+
+    def init(self, leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
+        del start
+        everything = {path: jnp.ones(leaf.shape, bool) for path, leaf in leaves.items()}
+        return {}, self._still(self._choose(leaves, everything, target(self.sparsity, 0)))
+
+    def update(self, leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
+        share = target(self.sparsity, now.count)
+        first = state.count == 0
+        may = {}
+        for path, rest in state.rest.items():
+            # Before the first update nothing was moved, so what `init` masked is judged once more.
+            free = first
+            if self.returns:
+                free |= rest["sparsity"] != jnp.float32(final(self.sparsity))
+            may[path] = rest["mask"] | free
+        due = True
+        if self.every > 1:
+            due = first | (now.count % self.every == 0)
+            if callable(self.sparsity):
+                held = next(iter(state.rest.values()))["sparsity"]
+                due |= (held != share) & (target(self.sparsity, now.count + 1) == share)
+        still = self._still(state.rest)
+        return {}, refresh_when(due, lambda: self._choose(leaves, may, share), still)
+
+    def settle(self, leaf: jax.Array, rest: Any) -> jax.Array:
+        wide, threshold = leaf.astype(jnp.float32), rest["threshold"]
+        if self.groups is None:
+            moved = soft_threshold(wide, threshold) * rest["scale"]
+        else:
+            moved = block_soft_threshold(wide, threshold, block_of(self.groups, leaf.shape))
+        return jnp.where(rest["mask"], moved, jnp.float32(0)).astype(leaf.dtype)
+
+    def encode(self, leaves: Leaves, state: State, train: bool) -> Leaves:
+        known: Leaves = {} if callable(self.sparsity) else self.counts(leaves)
+        return {
+            path: Masked(
+                leaf, state.rest[path]["mask"], known.get(path), mask_mode("hard", leaf, train)
+            )
+            for path, leaf in leaves.items()
+        }
+
+    def counts(self, leaves: Leaves) -> dict[str, int]:
+        if not self.how.is_counted:
+            return {}
+        shares = self.how.shares({p: x.shape for p, x in leaves.items()}, final(self.sparsity))
+        units = {p: math.prod(block_of(self.groups, x.shape)) for p, x in leaves.items()}
+        return {
+            path: int(kept(leaf.size // max(units[path], 1), shares[path])) * units[path]
+            for path, leaf in leaves.items()
+        }
+
+    def _still(self, rest: Leaves) -> Leaves:
+        """Nothing moves any more: no threshold, and no scale."""
+        none = {"threshold": jnp.float32(0), "scale": jnp.float32(1)}
+        return {path: part | none for path, part in rest.items()}
+
+    def _choose(self, leaves: Leaves, may: Leaves, share: Any) -> Leaves:
+        """Masks, thresholds and scales that bring the share to zero, of what may stay."""
+        blocks = {path: block_of(self.groups, leaf.shape) for path, leaf in leaves.items()}
+        levels, rest = {}, {}
+        for path, leaf in leaves.items():
+            alive = jnp.where(may[path], leaf.astype(jnp.float32), jnp.float32(0))
+            levels[path] = block_rms(alive, blocks[path]) if self.groups else jnp.abs(alive)
+        masks = self._masks(levels, {p: x.shape for p, x in leaves.items()}, share)
+        gone = {p: jnp.where(masks[p], jnp.float32(0), x) for p, x in levels.items()}
+        limits = {path: jnp.max(level, initial=0) for path, level in gone.items()}
+        if self.how.allocation == "global":
+            limits = dict.fromkeys(limits, jnp.max(jnp.stack([*limits.values()]), initial=0))
+        for path, leaf in leaves.items():
+            scale = jnp.float32(1)
+            if self.penalty == "hoyer":
+                alive = jnp.where(may[path], leaf, jnp.zeros((), leaf.dtype))
+                scale = hoyer_scale(alive, limits[path])
+            rest[path] = {
+                "mask": expand(masks[path], leaf.shape) & may[path],
+                "sparsity": jnp.asarray(share, jnp.float32),
+                "threshold": limits[path],
+                "scale": scale,
+            }
+        return rest
+
+    def _masks(self, levels: Leaves, shapes: dict[str, tuple[int, ...]], share: Any) -> Leaves:
+        """Which units stay: those of the greatest levels, of all leaves or of each."""
+        if self.how.allocation == "global":
+            total = sum(level.size for level in levels.values())
+            found = top_k_masks([*levels.values()], kept(total, share))
+            return dict(zip(levels, found, strict=True))
+        shares = self.how.shares(shapes, share)
+        return {p: top_k_masks([x], kept(x.size, shares[p]))[0] for p, x in levels.items()}
