@@ -184,6 +184,7 @@ def masking(
     every: int | None = 1,
     needs: tuple[str, ...] = (),
     settings: Settings | None = None,
+    exact: bool = True,
 ) -> Transform:
     """Makes a transform that keeps the weights of greatest score.
 
@@ -202,6 +203,7 @@ def masking(
         needs: statistics that `init` cannot judge without; a score that learns can do without as
             long as nothing is pruned.
         settings: holds what is wrong with the method's own settings.
+        exact: see `Transform`.
 
     Returns:
         The transform. It wraps: later links of a chain keep its zeros.
@@ -239,6 +241,7 @@ def masking(
         update=None if every is None else way.update,
         settle=settle if mode == "hard" else None,
         check=lambda path, leaf: how.pattern.misfit(leaf.shape) if how.pattern else None,
+        exact=exact,
         needs=() if learns and first(sparsity) == 0 else needs,
         capacities=way.counts,
     )

@@ -31,7 +31,8 @@ def rewind(
         chain(magnitude(schedule, every=steps), rewind(rounds, steps, to=100))
 
     in either order. At the end of a round the pruning chooses its mask by the trained weights; one
-    update later (which is lost) all weights go back, and what the mask removes stays removed.
+    update later (which is lost) all weights go back, and what the mask removes stays removed. What
+    a mask hides at update `to` already is remembered as 0, unless the mask is soft.
     `to=0` is the lottery ticket of the first paper, from the very initialization; larger networks
     need an early `to` above 0.
 
@@ -99,7 +100,10 @@ def rewind(
         leaves = flatten(params, is_node)
         _require(state, leaves)
         seen = leaves if view is None else flatten(view, is_node)
-        kept = {p: jnp.where(count == to, leaves[p], old) for p, old in state.rest.items()}
+        kept = {
+            path: jnp.where(count == to, _visible(seen[path], leaves[path]), old)
+            for path, old in state.rest.items()
+        }
         since = count - begin - 1
         over = (since > 0) & (since % steps == 0) & (since <= rounds * steps)
         moved = {
@@ -113,10 +117,19 @@ def rewind(
 
 def _raw(leaf: Field) -> jax.Array:
     """The parameter below what earlier links made of it, as far as it can still be told."""
-    while is_node(leaf):
-        carry = getattr(leaf, "carry", None)
-        leaf = carry if carry is not None else getattr(leaf, "values", show(leaf))
-    return leaf
+    if not is_node(leaf):
+        return leaf
+    if isinstance(leaf, Masked):
+        return _visible(leaf, _raw(leaf.values))
+    carry = getattr(leaf, "carry", None)
+    return show(leaf) if carry is None else carry
+
+
+def _visible(seen: Field, leaf: jax.Array) -> jax.Array:
+    """A parameter without what an earlier link's mask hides, unless that goes on learning."""
+    if not isinstance(seen, Masked) or seen.mode == "straight_through":
+        return leaf
+    return jnp.where(show(seen.mask).astype(bool), leaf, jnp.zeros_like(leaf))
 
 
 def _free(seen: Field, leaf: jax.Array) -> jax.Array:

@@ -59,7 +59,8 @@ def slopes(params: Any, rate: float = 3.0) -> Any:
 
 def begin(tx: nnopt.Transform, params: Any) -> Any:
     """The first state, with a key and all statistics there are."""
-    stats = {name: slopes(params, 1.0 + i) for i, name in enumerate(KINDS)}
+    dense = nnopt.materialize(params)
+    stats = {name: slopes(dense, 1.0 + i) for i, name in enumerate(KINDS)}
     return tx.init(params, stats=stats, key=jax.random.key(KEY))
 
 
