@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Node, fit_spec, node, static, summary
+from nnopt_jax.arrays.trits import Trits
 from nnopt_jax.ops.bits import pack_bits, packed_size, unpack_bits
 
 
@@ -49,6 +50,13 @@ class Bits(Node):
         unsigned = codes.astype(jnp.int32) - low
         rows = unsigned if layout == "rows" else unsigned.ravel()
         return cls(pack_bits(rows, width), width, low, shape, layout)
+
+    @staticmethod
+    def cost(shape: tuple[int, ...], width: int) -> int:
+        """Bits of the words that `of` makes of integers of this shape."""
+        if shape and shape[-1] and shape[-1] % 8 == 0:
+            return 8 * math.prod(shape[:-1]) * packed_size(shape[-1], width)
+        return 8 * packed_size(math.prod(shape), width)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -102,11 +110,11 @@ def width_for(count: int) -> int:
     return max(1, (count - 1).bit_length())
 
 
-def pack_integers(codes: jax.Array, low: int, high: int) -> jax.Array | Bits:
+def pack_integers(codes: jax.Array, low: int, high: int) -> jax.Array | Bits | Trits:
     """Stores integers of `low .. high` in the smallest form.
 
-    Seven bits and less are packed; eight and sixteen lie in arrays of their own dtype, which
-    hardware reads directly.
+    Three values lie five to a byte, others of seven bits and less are packed; eight and sixteen
+    bits lie in arrays of their own dtype, which hardware reads directly.
 
     Args:
         codes: integers of any dtype, floats holding integers included.
@@ -114,7 +122,7 @@ def pack_integers(codes: jax.Array, low: int, high: int) -> jax.Array | Bits:
         high: the greatest value.
 
     Returns:
-        `Bits`, or an array of int8, uint8, int16 or uint16.
+        `Trits`, `Bits`, or an array of int8, uint8, int16 or uint16.
 
     Example:
         >>> import jax.numpy as jnp
@@ -122,6 +130,8 @@ def pack_integers(codes: jax.Array, low: int, high: int) -> jax.Array | Bits:
         >>> pack_integers(jnp.array([3.0, -8.0]), -8, 7), pack_integers(jnp.array([9]), 0, 255)
         (4-bit[2], Array([9], dtype=uint8))
     """
+    if high - low == 2:
+        return Trits.of(codes, low)
     width = width_for(high - low + 1)
     if width < 8:
         return Bits.of(codes, width, low)

@@ -75,6 +75,34 @@ def unpack(words: np.ndarray, width: int, size: int) -> np.ndarray:
     return codes
 
 
+def pack_trits(codes: np.ndarray) -> np.ndarray:
+    """Packs codes 0, 1 and 2 along the last axis, as `ops.trits.pack_trits` does.
+
+    Example:
+        >>> pack_trits(np.array([1, 0, 2, 2, 1, 0]))
+        array([152,  57], dtype=uint8)
+    """
+    *rows, size = codes.shape
+    count = -(-size // 5)
+    padded = np.zeros((*rows, 5 * count), np.uint32)
+    padded[..., :size] = codes
+    digits = padded.reshape(*rows, 5, count)
+    value = np.einsum("...dc,d->...c", digits, np.array([81, 27, 9, 3, 1], np.uint32))
+    return ((256 * value + 242) // 243).astype(np.uint8)
+
+
+def unpack_trits(words: np.ndarray, size: int) -> np.ndarray:
+    """Undoes `pack_trits`.
+
+    Example:
+        >>> unpack_trits(np.array([152, 57], np.uint8), 6)
+        array([1, 0, 2, 2, 1, 0], dtype=uint8)
+    """
+    powers = np.array([3, 9, 27, 81, 243], np.uint32)[:, None]
+    digits = (words[..., None, :] * powers >> 8) % 3
+    return digits.reshape(*words.shape[:-1], -1)[..., :size].astype(np.uint8)
+
+
 def gaps(mask: np.ndarray, width: int) -> np.ndarray:
     """The codes of `Gaps`: masked elements before each kept one, `2^width - 1` to go on.
 

@@ -1,0 +1,120 @@
+"""Codes of a few fixed levels, times a scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static, store_field
+from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.ops.grid import expand
+from nnopt_jax.ops.levels import level_values
+from nnopt_jax.ops.straight_through import straight_through
+
+_MOST = 256
+
+
+@node
+class Levels(Node):
+    r"""Weights on a few fixed levels, evenly spaced or not, times a scale for each block.
+
+    .. math:: w = s \, l_c
+
+    Signs, NF4 and small floats are levels. A scale of 0 shows zeros.
+
+    Args:
+        codes: `c`, indices into the levels, of the logical shape: float32 holding integers in
+            training, so that they can be refined; packed integers in storage.
+        scale: `s`, array or node, as it is stored; each of its axes divides that of the codes
+            (one entry: per tensor; as many entries: per channel; between: groups).
+        below: the scale of levels below zero, where they have their own; of the shape of `scale`.
+        carry: the float array the codes replaced; it only takes the gradient, and is not stored.
+        levels: `l`, ascending.
+        dtype: dtype of the array the node stands for.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Levels
+        >>> signs = Levels(jnp.array([[0.0, 1.0]]), jnp.array([[0.5]]), levels=(-1.0, 1.0))
+        >>> signs.materialize()
+        Array([[-0.5,  0.5]], dtype=float32)
+        >>> signs.store()
+        Levels(codes 1-bit[1,2], scale float32[1,1], 20 bits/weight)
+    """
+
+    codes: Field
+    scale: Field
+    below: Field = None
+    carry: Field = None
+    levels: tuple[float, ...] = static(default=(-1.0, 1.0))
+    dtype: Any = static(default="float32")  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    ELEMENTWISE = ("codes",)
+    CODES = True
+    SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the codes."""
+        return self.codes.shape
+
+    def materialize(self) -> jax.Array:
+        """`scale * levels[codes]`, in float32, cast once, never -0."""
+        values = self._values()
+        scale = expand(show(self.scale).astype(jnp.float32), self.shape)
+        if self.below is not None:
+            below = expand(show(self.below).astype(jnp.float32), self.shape)
+            scale = jnp.where(values < 0, below, scale)
+        dense = (values * scale).astype(self.dtype)
+        dense = jnp.where(dense == 0, jnp.zeros((), dense.dtype), dense)
+        return dense if self.carry is None else straight_through(dense, self.carry)
+
+    def _values(self) -> jax.Array:
+        codes = show(self.codes)
+        values = level_values(codes, self.levels)
+        if not is_node(self.codes) or not jnp.issubdtype(codes.dtype, jnp.floating):
+            return values
+        # A later link refines the codes, and may learn: a code is worth the mean step.
+        step = (self.levels[-1] - self.levels[0]) / max(len(self.levels) - 1, 1)
+        return straight_through(values, codes.astype(jnp.float32) * jnp.float32(step))
+
+    def store(self) -> Levels:
+        """Packs the codes and drops the carry."""
+        codes = (
+            store_field(self.codes)
+            if is_node(self.codes)
+            else pack_integers(self.codes, 0, len(self.levels) - 1)
+        )
+        below = None if self.below is None else store_field(self.below)
+        return self.replace(codes=codes, scale=store_field(self.scale), below=below, carry=None)
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """Levels must ascend, and every axis of a scale divide that of the codes."""
+        found = self.codes.problems(shape) if is_node(self.codes) else []
+        for name in ("scale", "below"):
+            scale = getattr(self, name)
+            if scale is None:
+                continue
+            found += scale.problems(scale.shape) if is_node(scale) else []
+            if not _divides(scale.shape, shape):
+                found.append(f"has {name} {scale.shape}, which does not divide {shape}")
+        numbers = all(isinstance(level, int | float) for level in self.levels)
+        if not numbers or not 1 <= len(self.levels) <= _MOST:
+            found.append(f"has levels {self.levels!r}")
+        elif list(self.levels) != sorted(set(self.levels)):
+            found.append(f"has levels {self.levels!r}, which do not ascend")
+        return found
+
+    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Levels:
+        """Scales follow the weight along the axes where they have entries."""
+        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
+        return self.replace(**fields)
+
+
+def _divides(grid: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a grid of blocks of equal size covers a shape."""
+    same = len(grid) == len(shape)
+    return same and all(n % m == 0 if m else n == 0 for m, n in zip(grid, shape, strict=True))

@@ -1,0 +1,88 @@
+"""Integer codes of three values, packed five to a byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.arrays.base import Node, fit_spec, node, static, summary
+from nnopt_jax.ops.trits import pack_trits, unpack_trits
+
+
+@node
+class Trits(Node):
+    """Integers `low`, `low + 1` and `low + 2` in 1.6 bits each.
+
+    The codes lie in `uint8` words along the last axis (`layout="rows"`) where that axis needs no
+    padding, so that the other axes can be sharded, and as one flat run otherwise.
+
+    Args:
+        words: uint8, `(..., ceil(n / 5))`.
+        low: the integer that code 0 stands for.
+        shape: shape of the integers.
+        layout: `"rows"` or `"flat"`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Trits
+        >>> packed = Trits.of(jnp.array([-1, 1, 0, 0, -1]))
+        >>> packed.words.size, packed.materialize()
+        (1, Array([-1,  1,  0,  0, -1], dtype=int32))
+    """
+
+    words: jax.Array
+    low: int = static(default=-1)
+    shape: tuple[int, ...] = static(default=())  # pyright: ignore[reportIncompatibleMethodOverride]
+    layout: str = static(default="flat")
+
+    @classmethod
+    def of(cls, codes: jax.Array, low: int = -1) -> Self:
+        """Packs integers (of any dtype, floats holding integers included)."""
+        shape = codes.shape
+        layout = "rows" if shape and shape[-1] and shape[-1] % 5 == 0 else "flat"
+        unsigned = codes.astype(jnp.int32) - low
+        rows = unsigned if layout == "rows" else unsigned.ravel()
+        return cls(pack_trits(rows), low, shape, layout)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Always int32, as that of `Bits`."""
+        return jnp.dtype(jnp.int32)
+
+    def materialize(self) -> jax.Array:
+        """Unpacks to int32."""
+        count = self.shape[-1] if self.layout == "rows" else math.prod(self.shape)
+        codes = unpack_trits(self.words, count).astype(jnp.int32)
+        return codes.reshape(self.shape) + self.low
+
+    def store(self) -> Trits:
+        """Already in storage form."""
+        return self
+
+    def map_elementwise(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Acts on the unpacked integers; whoever owns them packs again."""
+        return function(self.materialize())
+
+    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Trits:
+        """Rows are split like the logical array; a flat run is replicated."""
+        words = fit_spec(spec, self.words.shape, mesh) if self.layout == "rows" else PartitionSpec()
+        return self.replace(words=words)
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """The words must be exactly those that the shape needs."""
+        if self.layout not in ("rows", "flat"):
+            return [f"has layout {self.layout!r}"]
+        rows = self.shape if self.layout == "rows" else (math.prod(self.shape),)
+        wanted = (*rows[:-1], -(-rows[-1] // 5))
+        if self.words.shape == wanted and self.words.dtype == jnp.uint8:
+            return []
+        return [f"of shape {self.shape} needs uint8 words {wanted}, has {summary(self.words)}"]
+
+    def outline(self) -> str:
+        """`1.6-bit[300,100]`."""
+        return f"1.6-bit[{','.join(map(str, self.shape))}]"

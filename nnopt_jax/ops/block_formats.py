@@ -1,0 +1,295 @@
+"""Scales and codes of block formats: absolute maximum, E8M0, and those of GGUF files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from nnopt_jax.ops.blocks import reduce_blocks
+from nnopt_jax.ops.grid import expand
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def block_largest(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
+    """Finds the largest magnitude of each block; no gradient.
+
+    Args:
+        x: float array.
+        block: size of a block along each axis, which it divides.
+        mask: bool of the shape of `x`, False for entries to ignore.
+
+    Returns:
+        float32, of shape `x.shape[i] // block[i]`: `max|x|`, 0 where nothing counts; NaN where the
+        block holds one.
+
+    Example:
+        >>> import numpy as np
+        >>> print(block_largest(np.array([[1.0, -3.0], [2.0, 0.5]]), (2, 1)))
+        [[2. 3.]]
+    """
+    size = _magnitude(x, mask)
+    return reduce_blocks(
+        "block_largest", lambda v, axes: jnp.max(v, axis=axes, initial=0), size, block
+    )
+
+
+def block_mean(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
+    """Averages the magnitudes of each block; no gradient.
+
+    Args:
+        x: float array.
+        block: size of a block along each axis, which it divides.
+        mask: bool of the shape of `x`, False for entries to ignore.
+
+    Returns:
+        float32, of shape `x.shape[i] // block[i]`: the mean of `|x|` over the entries that count,
+        0 where none does.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.array([[1.0, -3.0], [2.0, 0.5]])
+        >>> print(block_mean(x, (2, 2), mask=np.abs(x) > 0.7))
+        [[2.]]
+    """
+    size = _magnitude(x, mask)
+    # Divided before they are added: the sum of large weights may overflow.
+    share = size / expand(block_count(size.shape, block, mask), size.shape)
+    return reduce_blocks("block_mean", _sum, share, block)
+
+
+def block_count(shape: Sequence[int], block: Sequence[int], mask: ArrayLike | None = None) -> Array:
+    """Counts the entries of each block that are kept, 1 at least.
+
+    Args:
+        shape: of the array.
+        block: size of a block along each axis, which it divides.
+        mask: bool of that shape, False for entries to ignore.
+
+    Returns:
+        float32, of shape `shape[i] // block[i]`.
+
+    Example:
+        >>> import numpy as np
+        >>> print(block_count((2, 2), (2, 1), mask=np.array([[True, False], [True, False]])))
+        [[2. 1.]]
+    """
+    kept = jnp.ones(tuple(shape), bool) if mask is None else jnp.asarray(mask)
+    count = reduce_blocks("block_count", _sum, kept.astype(jnp.float32), block)
+    return jnp.maximum(count, 1)
+
+
+def stored_scale(scale: ArrayLike, dtype: DTypeLike = jnp.float32) -> Array:
+    """Casts scales to the dtype they are stored in, and so applied in.
+
+    Args:
+        scale: float32.
+        dtype: float.
+
+    Returns:
+        The scales: none beyond the range of the dtype, and 1 for NaN and infinity, so that the
+        one broken weight of a block does not break the others.
+
+    Example:
+        >>> import numpy as np
+        >>> print(stored_scale(np.array([0.5, np.nan, 1e9], np.float32), np.float16))
+        [5.00e-01 1.00e+00 6.55e+04]
+    """
+    scale = jnp.asarray(scale, jnp.float32)
+    scale = jnp.where(jnp.isfinite(scale), scale, jnp.float32(1))
+    top = float(jnp.finfo(dtype).max)
+    return jnp.clip(scale, -top, top).astype(dtype)
+
+
+def in_units(x: ArrayLike, scale: ArrayLike) -> Array:
+    """Divides each entry by the scale of its block; 0 where that is 0 or subnormal.
+
+    Args:
+        x: float array.
+        scale: float, of the same rank, its sizes dividing those of `x`.
+
+    Returns:
+        float32 of the shape of `x`; no gradient.
+
+    Example:
+        >>> import numpy as np
+        >>> print(in_units(np.array([[1.0, 3.0]]), np.array([[0.0, 2.0]])))
+        [[0.  1.5]]
+    """
+    x = lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
+    scale = lax.stop_gradient(jnp.asarray(scale)).astype(jnp.float32)
+    good = jnp.abs(scale) >= _TINY
+    units = x / expand(jnp.where(good, scale, jnp.float32(1)), x.shape)
+    return jnp.where(expand(good, x.shape), units, units * 0)
+
+
+def power_of_two(exponents: ArrayLike) -> Array:
+    """Gives `2^(e - 127)` exactly, and 0 for `e = 0`, where that is no normal float32.
+
+    Args:
+        exponents: uint8, 0 to 254.
+
+    Returns:
+        float32.
+
+    Example:
+        >>> import numpy as np
+        >>> print(power_of_two(np.array([0, 126, 128], np.uint8)))
+        [0.  0.5 2. ]
+    """
+    bits = jnp.asarray(exponents).astype(jnp.uint32) << 23
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def shared_exponent(largest: ArrayLike, top: int = 2) -> Array:
+    """Chooses the exponents of microscaling blocks.
+
+    `e = 127 + floor(log2(largest)) - top`, taken from the bits of the float; at least 0.
+
+    Args:
+        largest: float32, the largest magnitude of each block.
+        top: exponent of the greatest power of two of the elements: 2 for E2M1, which reaches 6.
+
+    Returns:
+        uint8: what `power_of_two` takes.
+
+    Example:
+        >>> import numpy as np
+        >>> print(shared_exponent(np.array([0.0, 6.0, 7.9, 8.0])))
+        [  0 127 127 128]
+
+    Source: OCP Microscaling Formats (MX) Specification 1.0, section 6.3.
+    """
+    bits = lax.bitcast_convert_type(jnp.asarray(largest, jnp.float32), jnp.uint32)
+    return jnp.maximum((bits >> 23 & 255).astype(jnp.int32) - top, 0).astype(jnp.uint8)
+
+
+def q8_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
+    """Fits the step of each block as GGUF's Q8_0 does: `max|x| / 127`.
+
+    Args:
+        x: float array.
+        block: size of a block along each axis; files have blocks of 32.
+        mask: bool of the shape of `x`, False for entries to ignore.
+
+    Returns:
+        float32 steps, 1 for a block with NaN or infinity. Codes are made of these, and only then
+        are they cast to float16.
+
+    Example:
+        >>> import numpy as np
+        >>> print(q8_0_step(np.array([[254.0, -1.0]]), (1, 2)))
+        [[2.]]
+    """
+    largest = block_largest(x, block, mask)
+    # Not a constant: the compiler would multiply with its reciprocal, which rounds otherwise.
+    divisor = jnp.where(largest >= 0, jnp.float32(127), jnp.float32(1))
+    return stored_scale(largest / divisor)
+
+
+def q8_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
+    """Rounds half away from zero to -127..127, as GGUF's Q8_0 does.
+
+    Args:
+        x: float array.
+        step: what `q8_0_step` returned.
+
+    Returns:
+        Integers held in float32, never -0; NaN where `x` is NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> print(q8_0_codes(np.array([[3.0, -1.0, 1000.0]]), np.array([[2.0]])))
+        [[  2.  -1. 127.]]
+    """
+    code = lax.round(_times_inverse(x, step), lax.RoundingMethod.AWAY_FROM_ZERO)
+    code = jnp.clip(code, -127, 127)
+    return jnp.where(code == 0, jnp.float32(0), code)
+
+
+def q4_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
+    """Fits the step of each block as GGUF's Q4_0 does: the entry of largest magnitude over -8.
+
+    Args:
+        x: float array.
+        block: size of a block along each axis; files have blocks of 32.
+        mask: bool of the shape of `x`, False for entries to ignore.
+
+    Returns:
+        float32 steps of either sign, 1 for a block with NaN or infinity. Of equal magnitudes the
+        first entry decides the sign.
+
+    Example:
+        >>> import numpy as np
+        >>> print(q4_0_step(np.array([[4.0, -8.0, 3.0]]), (1, 3)))
+        [[1.]]
+    """
+    x = lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
+    x = x if mask is None else jnp.where(jnp.asarray(mask), x, jnp.float32(0))
+    return stored_scale(reduce_blocks("q4_0_step", _first_largest, x, block) / jnp.float32(-8))
+
+
+def q4_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
+    """Rounds to -8..7 as GGUF's Q4_0 does: `trunc(x / step + 8.5) - 8`, in float32.
+
+    Args:
+        x: float array.
+        step: what `q4_0_step` returned.
+
+    Returns:
+        Integers held in float32, never -0; NaN where `x` is NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> print(q4_0_codes(np.array([[4.0, -8.0, 3.5]]), np.array([[1.0]])))
+        [[ 4. -8.  4.]]
+    """
+    v = _times_inverse(x, step)
+    code = jnp.full(v.shape, -8, jnp.float32)
+    for start in _Q4_0_STARTS:  # compared, not added: the compiler would fuse product and sum
+        code += (v >= start).astype(jnp.float32)
+    return jnp.where(jnp.isnan(v), v, code)
+
+
+def _first_value(code: int) -> np.float32:
+    """The least float32 `v` for which `v + 8.5`, rounded to float32, reaches a code of 1 to 15."""
+    v, half = np.float32(code - 8.5), np.float32(8.5)
+    while (below := np.nextafter(v, np.float32(-np.inf))) + half >= code:
+        v = below
+    return v
+
+
+_Q4_0_STARTS = tuple(_first_value(code) for code in range(1, 16))
+
+
+def _times_inverse(x: ArrayLike, step: ArrayLike) -> Array:
+    """`x * (1 / step)`, and 0 for a step of 0: not `x / step`, which rounds otherwise."""
+    x = lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
+    step = lax.stop_gradient(jnp.asarray(step)).astype(jnp.float32)
+    good = jnp.abs(step) >= _TINY
+    inverse = jnp.where(good, 1 / jnp.where(good, step, jnp.float32(1)), jnp.float32(0))
+    return x * expand(inverse, x.shape)
+
+
+def _magnitude(x: ArrayLike, mask: ArrayLike | None) -> Array:
+    size = jnp.abs(lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32))
+    return size if mask is None else jnp.where(jnp.asarray(mask), size, jnp.float32(0))
+
+
+def _sum(v: Array, axes: tuple[int, ...]) -> Array:
+    return jnp.sum(v, axis=axes)
+
+
+def _first_largest(v: Array, axes: tuple[int, ...]) -> Array:
+    """The entry of largest magnitude along some axes, the first of equals; 0 of none."""
+    others = [axis for axis in range(v.ndim) if axis not in axes]
+    shape = tuple(v.shape[axis] for axis in others)
+    if not v.size:
+        return jnp.zeros(shape, v.dtype)
+    rows = jnp.transpose(v, (*others, *axes)).reshape(*shape, -1)
+    at = jnp.argmax(jnp.abs(rows), axis=-1, keepdims=True)
+    return jnp.take_along_axis(rows, at, axis=-1)[..., 0]

@@ -1,0 +1,1 @@
+"""Weights of one bit, and of three values."""

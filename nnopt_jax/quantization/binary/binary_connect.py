@@ -1,0 +1,125 @@
+"""Signs of weights, drawn or decided."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Slot
+from nnopt_jax.arrays.levels import Levels
+from nnopt_jax.errors import ValueRangeError
+from nnopt_jax.ops.grid import expand
+from nnopt_jax.ops.levels import BINARY, nearest_level
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.base import Transform
+from nnopt_jax.transform.leaves import Start, Update, matrices, refining
+from nnopt_jax.tree.select import Where
+
+_NAME = "quantization.binary_connect"
+
+
+def binary_connect(
+    *,
+    where: Where = matrices,
+    scale: float | Literal["glorot"] = 1.0,
+    stochastic: bool = False,
+) -> Transform:
+    r"""Shows the signs of the weights, and keeps the weights between the signs.
+
+    .. math:: \hat w = \pm H, \qquad
+        \hat w = +H \text{ where } w \ge 0 \text{, or with probability }
+        \mathrm{clip}\left(\frac{w / H + 1}{2},\; 0,\; 1\right)
+
+    The gradient passes straight through; each update clips the weights to `[-H, H]`, beyond which
+    they would have no effect (unless an earlier link encodes the leaf: the weights are then not
+    this one's to move). There is no zero among the values: only a mask shows zeros. 1 bit a
+    weight, and one scale a leaf.
+
+    Args:
+        where: which leaves; default: those of two axes or more.
+        scale: `H`, a number above 0, or `"glorot"`: `sqrt(1.5 / (fan in + fan out))`, for
+            networks without normalization.
+        stochastic: training draws the signs anew at each update (needs `tx.init(..., key=)`);
+            what is applied and stored is decided by the sign.
+
+    Returns:
+        The transform. It refines: masks and tables above it stay.
+
+    Raises:
+        ValueRangeError: a setting is out of range; at `init`, where signs are drawn, without key.
+        CompositionError: at `init`, where a leaf is quantized already.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.quantization.binary_connect()
+        >>> params = {"kernel": jnp.array([[0.3, -2.0], [-0.1, 0.0]])}
+        >>> state = tx.init(params)
+        >>> tx.apply(params, state)["kernel"]
+        Array([[ 1., -1.],
+               [-1.,  1.]], dtype=float32)
+        >>> tx.update(params, state)[0]["kernel"].min()
+        Array(-1., dtype=float32)
+
+    References:
+        Courbariaux et al. 2015, BinaryConnect, sections 2.2 to 2.4; `"glorot"`: their code.
+    """
+    settings = Settings(_NAME)
+    if isinstance(scale, str):
+        settings.choice("scale", scale, ("glorot",))
+    else:
+        settings.number("scale", scale, 0, above=True)
+    settings.flag("stochastic", stochastic)
+    settings.done()
+
+    def init(slot: Slot, start: Start) -> tuple[Any, Any]:
+        rest = {"scale": jnp.full((1,) * slot.array.ndim, _height(slot.array.shape, scale))}
+        if not stochastic:
+            return None, rest
+        if start.key is None:
+            raise ValueRangeError(
+                f"{_NAME}: stochastic=True draws; give tx.init(params, key=jax.random.key(0))."
+            )
+        return None, {**rest, "key": start.key, "count": jnp.int32(0)}
+
+    def encode(slot: Slot, learned: Any, rest: Any, train: bool) -> Levels:
+        del learned
+        x = slot.array
+        codes = _drawn(x, rest) if stochastic and train else nearest_level(x, BINARY)
+        return Levels(codes, rest["scale"], None, x, BINARY, str(x.dtype))
+
+    def refresh(slot: Slot, learned: Any, rest: Any, now: Update) -> tuple[Any, Any]:
+        del slot
+        return learned, {**rest, "count": now.count}
+
+    def settle(x: jax.Array, rest: Any) -> jax.Array:
+        height = expand(rest["scale"], x.shape)
+        return jnp.clip(x.astype(jnp.float32), -height, height).astype(x.dtype)
+
+    return refining(
+        _NAME,
+        where,
+        init=init,
+        encode=encode,
+        refresh=refresh if stochastic else None,
+        settle=settle,
+        kinds=("value",),
+    )
+
+
+def _height(shape: tuple[int, ...], scale: float | str) -> jax.Array:
+    if not isinstance(scale, str):
+        return jnp.float32(scale)
+    *rest, inputs, outputs = (1, 1, *shape)
+    return jnp.float32(math.sqrt(1.5 / max(math.prod(rest) * (inputs + outputs), 1)))
+
+
+def _drawn(x: jax.Array, rest: Any) -> jax.Array:
+    """Codes of signs drawn by the hard sigmoid, the same until the next update."""
+    units = jax.lax.stop_gradient(x).astype(jnp.float32) / expand(rest["scale"], x.shape)
+    chance = jnp.clip((units + 1) / 2, 0, 1)
+    key = jax.random.fold_in(rest["key"], rest["count"])
+    return (jax.random.uniform(key, x.shape) < chance).astype(jnp.float32)

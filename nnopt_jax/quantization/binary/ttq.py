@@ -1,0 +1,127 @@
+"""Ternary weights with two learned scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Slot
+from nnopt_jax.arrays.levels import Levels
+from nnopt_jax.ops.block_formats import block_largest, block_mean, stored_scale
+from nnopt_jax.ops.grid import expand
+from nnopt_jax.ops.levels import TERNARY
+from nnopt_jax.ops.straight_through import scale_gradient
+from nnopt_jax.quantization.granularity import Granularity, block_of, check_granularity, misfit
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.base import Transform
+from nnopt_jax.transform.leaves import Update, matrices, refining
+from nnopt_jax.tree.select import Where
+
+_NAME = "quantization.ttq"
+
+
+def ttq(
+    threshold: float = 0.05,
+    *,
+    where: Where = matrices,
+    granularity: Granularity = "tensor",
+    axis: int = -1,
+) -> Transform:
+    r"""Brings weights to zero, a learned positive value or a learned negative one.
+
+    .. math:: \hat w = \begin{cases} W_p & w > \Delta \\ 0 & |w| \le \Delta \\
+        -W_n & w < -\Delta \end{cases} \qquad \Delta = t \cdot \max |w|
+
+    An optimizer trains both scales: the gradient of each is the sum over its weights (that of
+    `W_n` with the sign that the chain rule gives it). The weights behind them get the gradient
+    times `W_p`, 1 or `W_n`. Both scales start at the mean magnitude of their weights. Entries that
+    a mask of an earlier link prunes have no say in thresholds and starts. 1.6 bits a weight, and
+    the scales.
+
+    Args:
+        threshold: `t`, 0 to 1, of the greatest magnitude.
+        where: which leaves; default: those of two axes or more.
+        granularity: which weights share threshold and scales: `"tensor"`, `"channel"`, or a number
+            for groups of so many along the axis before the last, which it must divide. Slots of
+            one axis (a table that is made ternary after sharing) take one.
+        axis: the channel axis.
+
+    Returns:
+        The transform. It refines: masks and tables above it stay.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        CompositionError: at `init`, where a leaf is quantized already.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.quantization.ttq(0.5)
+        >>> params = {"kernel": jnp.array([[1.0, -2.0], [-0.1, 3.0]])}
+        >>> tx.apply(params, tx.init(params))["kernel"]
+        Array([[ 0., -2.],
+               [ 0.,  3.]], dtype=float32)
+
+    References:
+        Zhu et al. 2017, Trained Ternary Quantization, sections 3.1 and 3.2.
+    """
+    settings = Settings(_NAME)
+    settings.number("threshold", threshold, 0, 1)
+    check_granularity(settings, granularity, axis)
+    settings.done()
+
+    def limit(slot: Slot) -> jax.Array:
+        block = block_of(slot.array.shape, granularity, axis)
+        return stored_scale(jnp.float32(threshold) * block_largest(slot.array, block, slot.mask))
+
+    def init(slot: Slot) -> tuple[Any, Any]:
+        x, found = jax.lax.stop_gradient(slot.array).astype(jnp.float32), limit(slot)
+        block, beyond = block_of(x.shape, granularity, axis), expand(found, x.shape)
+        kept = jnp.ones(x.shape, bool) if slot.mask is None else slot.mask
+        learned = {
+            "positive": stored_scale(block_mean(x, block, kept & (x > beyond))),
+            "negative": stored_scale(block_mean(x, block, kept & (x < -beyond))),
+        }
+        return learned, found
+
+    def encode(slot: Slot, learned: Any, found: jax.Array, train: bool) -> Levels:
+        del train
+        x = slot.array
+        codes = _codes(x, found)
+        carry = scale_gradient(x, _slope(codes, learned))
+        return Levels(codes, learned["positive"], learned["negative"], carry, TERNARY, str(x.dtype))
+
+    def refresh(slot: Slot, learned: Any, found: Any, now: Update) -> tuple[Any, Any]:
+        del found, now
+        return learned, limit(slot)
+
+    return refining(
+        _NAME,
+        where,
+        init=lambda slot, start: init(slot),
+        encode=encode,
+        refresh=refresh,
+        check=lambda slot: misfit(slot.array.shape, granularity, axis),
+        kinds=("value",),
+        exact=False,
+    )
+
+
+def _codes(x: jax.Array, found: jax.Array) -> jax.Array:
+    """Indices of the levels, held in float32; NaN where `x` is NaN."""
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    beyond = expand(found, x.shape)
+    code = jnp.where(x > beyond, jnp.float32(2), jnp.float32(1))
+    return jnp.where(jnp.isnan(x), x, jnp.where(x < -beyond, jnp.float32(0), code))
+
+
+def _slope(codes: jax.Array, learned: Any) -> jax.Array:
+    """What the gradient of each weight is multiplied with."""
+    positive, negative = (
+        expand(jax.lax.stop_gradient(learned[name]), codes.shape)
+        for name in ("positive", "negative")
+    )
+    return jnp.where(codes == 2, positive, jnp.where(codes == 0, negative, jnp.float32(1)))

@@ -1,0 +1,113 @@
+"""Ternary weights with a scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Slot
+from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.ops.block_formats import block_mean, stored_scale
+from nnopt_jax.ops.grid import expand
+from nnopt_jax.quantization.granularity import Granularity, block_of, check_granularity, misfit
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.base import Transform
+from nnopt_jax.transform.leaves import Update, matrices, refining
+from nnopt_jax.tree.select import Where
+from nnopt_jax.typing import DTypeLike
+
+_NAME = "quantization.twn"
+
+
+def twn(
+    threshold: float = 0.7,
+    *,
+    where: Where = matrices,
+    granularity: Granularity = "tensor",
+    axis: int = -1,
+    scale_dtype: DTypeLike = jnp.float32,
+) -> Transform:
+    r"""Brings weights to zero or one magnitude of either sign.
+
+    .. math:: \hat w = \alpha\,\mathrm{sign}(w)\,[\,|w| > \Delta\,], \qquad
+        \Delta = t \cdot \mathrm{mean}\,|w|, \qquad
+        \alpha = \mathrm{mean}\,\{|w| : |w| > \Delta\}
+
+    The gradient passes straight through. Entries that a mask of an earlier link prunes have no say
+    in the means. 1.6 bits a weight, and the scales.
+
+    Args:
+        threshold: `t`, 0 or more; 0.7 is near the optimum for normal and uniform weights.
+        where: which leaves; default: those of two axes or more.
+        granularity: which weights share threshold and scale: `"tensor"`, `"channel"`, or a number
+            for groups of so many along the axis before the last, which it must divide. Slots of
+            one axis (a table that is made ternary after sharing) take one.
+        axis: the channel axis.
+        scale_dtype: dtype the scales are stored and applied in.
+
+    Returns:
+        The transform. It refines: masks and tables above it stay.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        CompositionError: at `init`, where a leaf is quantized already.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.quantization.twn()
+        >>> params = {"kernel": jnp.array([[1.0, -2.0], [-0.1, 0.1]])}
+        >>> tx.apply(params, tx.init(params))["kernel"]
+        Array([[ 1.5, -1.5],
+               [ 0. ,  0. ]], dtype=float32)
+
+    References:
+        Li et al. 2016, Ternary Weight Networks, section 2.2.
+    """
+    settings = Settings(_NAME)
+    settings.number("threshold", threshold, 0)
+    check_granularity(settings, granularity, axis)
+    settings.done()
+
+    def fit(slot: Slot) -> dict[str, jax.Array]:
+        x, mask = slot.array, slot.mask
+        block = block_of(x.shape, granularity, axis)
+        limit = stored_scale(jnp.float32(threshold) * block_mean(x, block, mask))
+        above = jnp.abs(x.astype(jnp.float32)) > expand(limit, x.shape)
+        above = above if mask is None else above & mask
+        scale = stored_scale(block_mean(x, block, above), scale_dtype)
+        dead = scale <= 0  # nothing lies above: show zeros, and have no scale of 0
+        return {
+            "threshold": jnp.where(dead, jnp.float32(jnp.inf), limit),
+            "scale": jnp.where(dead, jnp.ones((), scale.dtype), scale),
+        }
+
+    def encode(slot: Slot, learned: Any, fitted: Any, train: bool) -> Quantized:
+        del learned, train
+        codes = _codes(slot.array, fitted["threshold"])
+        return Quantized(codes, fitted["scale"], None, slot.array, -1, 1, str(slot.array.dtype))
+
+    def refresh(slot: Slot, learned: Any, fitted: Any, now: Update) -> tuple[Any, Any]:
+        del fitted, now
+        return learned, fit(slot)
+
+    return refining(
+        _NAME,
+        where,
+        init=lambda slot, start: (None, fit(slot)),
+        encode=encode,
+        refresh=refresh,
+        check=lambda slot: misfit(slot.array.shape, granularity, axis),
+        kinds=("value",),
+        exact=False,
+    )
+
+
+def _codes(x: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Signs beyond the threshold, held in float32; NaN where `x` is NaN."""
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    inside = jnp.abs(x) <= expand(threshold, x.shape)
+    return jnp.where(inside, jnp.float32(0), jnp.sign(x))

@@ -1,0 +1,107 @@
+"""Integers of 4 and 8 bits in groups, to the bit as GGUF files hold them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Node, Slot
+from nnopt_jax.arrays.levels import Levels
+from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.ops.block_formats import (
+    q4_0_codes,
+    q4_0_step,
+    q8_0_codes,
+    q8_0_step,
+    stored_scale,
+)
+from nnopt_jax.quantization.granularity import Granularity, block_of, check_granularity, misfit
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.base import Transform
+from nnopt_jax.transform.leaves import Update, matrices, refining
+from nnopt_jax.tree.select import Where
+
+_NAME = "quantization.grouped"
+_SIGNED = tuple(float(level) for level in range(-8, 8))
+
+
+def grouped(
+    format: Literal["q4_0", "q8_0"] = "q4_0",
+    *,
+    where: Where = matrices,
+    granularity: Granularity = 32,
+    axis: int = -1,
+) -> Transform:
+    r"""Rounds weights in groups, with the steps and the rounding of GGUF's Q4_0 and Q8_0.
+
+    .. math:: \hat w = \mathrm{float16}(d)\, q, \qquad
+        q_{4\_0} = \min(\lfloor w / d + 8.5 \rfloor, 15) - 8, \quad d = -w_* / 8, \qquad
+        q_{8\_0} = \mathrm{round}(w / d), \quad d = |w_*| / 127
+
+    where `w_*` is the weight of greatest magnitude in a group: 4.5 and 8.5 bits a weight. For
+    other widths, zero points and scales, see `quantization.uniform`, which rounds to the scale as
+    it is stored. The gradient passes straight through. Entries that a mask of an earlier link
+    prunes have no say in the steps.
+
+    Args:
+        format: `"q4_0"`: the greatest weight has code -8 and is exact, all 16 codes are used.
+            `"q8_0"`: 8 bits, symmetric.
+        where: which leaves; default: those of two axes or more.
+        granularity: which weights share a step: a number for groups of so many along the axis
+            before the last, which it must divide (32 in files, whose matrices lie transposed),
+            `"channel"` or `"tensor"`. Slots of one axis take one step.
+        axis: the channel axis.
+
+    Returns:
+        The transform. It refines: masks and tables above it stay.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        CompositionError: at `init`, where a leaf is quantized already.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.quantization.grouped("q4_0", granularity=2)
+        >>> params = {"kernel": jnp.array([[8.0, -0.5], [3.4, 4.0]])}
+        >>> tx.apply(params, tx.init(params))["kernel"]
+        Array([[ 8. , -0.5],
+               [ 3. ,  4. ]], dtype=float32)
+
+    References:
+        The GGUF format of llama.cpp, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+    """
+    settings = Settings(_NAME)
+    settings.choice("format", format, ("q4_0", "q8_0"))
+    check_granularity(settings, granularity, axis)
+    settings.done()
+    fit_step = q4_0_step if format == "q4_0" else q8_0_step
+
+    def fit(slot: Slot) -> jax.Array:
+        return fit_step(slot.array, block_of(slot.array.shape, granularity, axis), slot.mask)
+
+    def encode(slot: Slot, learned: Any, step: jax.Array, train: bool) -> Node:
+        del learned, train
+        x, scale = slot.array, stored_scale(step, jnp.float16)
+        if format == "q8_0":
+            step = jnp.where(scale == 0, jnp.float32(0), step)  # codes of 0 show no -0
+            return Quantized(q8_0_codes(x, step), scale, None, x, dtype=str(x.dtype))
+        # Steps have a sign here, and levels show no -0.
+        return Levels(q4_0_codes(x, step) + 8, scale, None, x, _SIGNED, str(x.dtype))
+
+    def refresh(slot: Slot, learned: Any, step: Any, now: Update) -> tuple[Any, Any]:
+        del step, now
+        return learned, fit(slot)
+
+    return refining(
+        _NAME,
+        where,
+        init=lambda slot, start: (None, fit(slot)),
+        encode=encode,
+        refresh=refresh,
+        check=lambda slot: misfit(slot.array.shape, granularity, axis),
+        kinds=("value",),
+    )

@@ -1,0 +1,121 @@
+"""NF4, FP4, MXFP4 and grouped integers: errors, blocks that are dead or broken, double scales."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nnopt_jax as nnopt
+from nnopt_jax.arrays import Powers, Quantized
+from nnopt_jax.errors import ShapeError, ValueRangeError
+from nnopt_jax.ops.levels import E2M1, NF4
+
+W = np.random.default_rng(4).normal(0, 0.05, (64, 8)).astype(np.float32)
+PARAMS = {"kernel": jnp.asarray(W)}
+METHODS = {
+    "nf4": nnopt.quantization.nf4,
+    "fp4": nnopt.quantization.fp4,
+    "mxfp4": nnopt.quantization.mxfp4,
+    "grouped": nnopt.quantization.grouped,
+}
+
+
+def _leaf(tx, params=PARAMS):
+    return tx.encode(params, tx.init(params))["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "scale"),
+    [("nf4", NF4, lambda top: top), ("fp4", E2M1, lambda top: top / 6),
+     ("mxfp4", E2M1, lambda top: 2.0 ** (np.floor(np.log2(top)) - 2))],
+)  # fmt: skip
+def test_takes_the_nearest_level_of_each_block(name, levels, scale):
+    shown = np.asarray(_leaf(METHODS[name](granularity=16)).materialize())
+    blocks = W.reshape(4, 16, 8)
+    unit = scale(np.abs(blocks).max(1, keepdims=True))
+    points = (unit[..., None] * np.array(levels)).reshape(4, 1, 8, -1)
+    off = np.abs(points - blocks[..., None]).min(-1)
+    np.testing.assert_allclose(np.abs(shown.reshape(blocks.shape) - blocks), off, atol=1e-8)
+
+
+def test_double_quantized_scales():
+    tx = nnopt.quantization.nf4(granularity=16, double=True)
+    leaf = _leaf(tx)
+    assert isinstance(leaf.scale, Quantized)
+    plain = np.abs(W.reshape(4, 16, 8)).max(1)
+    scale = np.asarray(leaf.scale.materialize())
+    assert np.abs(scale - plain).max() <= plain.max(1).max() / 255 / 2 * 1.001
+    stored = leaf.store()
+    assert stored.scale.codes.dtype == jnp.uint8
+    assert stored.scale.scale.shape == (4, 1)
+    np.testing.assert_array_equal(stored.materialize(), leaf.materialize())
+    big = {"kernel": jax.random.normal(jax.random.key(0), (512, 512))}
+    tx = nnopt.quantization.nf4(double=True)
+    packed = tx.pack(big, tx.init(big))["kernel"]
+    assert packed.bits / packed.size == 4 + 8 / 64 + 32 / (64 * 256)  # 4.127, QLoRA section 3
+
+
+def test_exponents_are_stored_in_eight_bits():
+    packed = nnopt.quantization.mxfp4().pack(PARAMS, nnopt.quantization.mxfp4().init(PARAMS))
+    assert isinstance(packed["kernel"].scale, Powers)
+    assert packed["kernel"].bits / W.size == 4.25
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_dead_and_broken_blocks_stay_alone(name):
+    tx = METHODS[name](granularity=16)
+    whole = np.asarray(_leaf(tx).materialize())
+    for bad in (0.0, 1e-42):
+        dead = {"kernel": PARAMS["kernel"].at[:16, 2].set(bad)}
+        shown = np.asarray(_leaf(tx, dead).materialize())
+        assert not shown[:16, 2].any()
+        assert not np.signbit(shown[:16, 2]).any()
+        np.testing.assert_array_equal(shown[16:], whole[16:])
+    for bad in (np.nan, np.inf):
+        broken = {"kernel": PARAMS["kernel"].at[5, 2].set(bad)}
+        shown = np.asarray(_leaf(tx, broken).materialize())
+        keep = np.ones(W.shape, bool)
+        keep[:16, 2] = False
+        np.testing.assert_array_equal(shown[keep], whole[keep])
+        assert np.isfinite(np.delete(shown[:16, 2], 5)).all()
+        assert np.isnan(shown[5, 2]) == np.isnan(bad) or not np.isfinite(shown[5, 2])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_pruned_weights_have_no_say(name):
+    tx = nnopt.chain(nnopt.pruning.magnitude(0.5, mode="soft"), METHODS[name](granularity=16))
+    _, state = tx.init(PARAMS)
+    small = jnp.where(tx.encode(PARAMS, tx.init(PARAMS))["kernel"].mask, PARAMS["kernel"], 0.0)
+    _, other = tx.init({"kernel": small})
+    for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_groups_that_do_not_divide_are_named():
+    params = {"a": jnp.ones((20, 2)), "b": jnp.ones((64, 2)), "c": {"d": jnp.ones((3, 9, 2))}}
+    for name, tx in METHODS.items():
+        with pytest.raises(ShapeError) as caught:
+            tx(granularity=32).init(params)
+        text = str(caught.value)
+        assert f"quantization.{name}: 2 problems" in text
+        assert "a: groups of 32 do not divide axis 0 of shape (20, 2)" in text
+        assert "c/d: groups of 32 do not divide axis 1 of shape (3, 9, 2)" in text
+
+
+def test_settings_are_refused_all_at_once():
+    with pytest.raises(ValueRangeError, match="Did you mean q4_0") as caught:
+        nnopt.quantization.grouped("q4_1", granularity=-1)
+    assert "granularity=-1" in str(caught.value)
+    with pytest.raises(ValueRangeError, match="double=2 is neither"):
+        nnopt.quantization.nf4(double=2)
+
+
+def test_sharing_afterwards_clusters_the_codes():
+    tx = nnopt.chain(nnopt.quantization.nf4(granularity="channel"), nnopt.compression.codebook(4))
+    packed = tx.pack(PARAMS, tx.init(PARAMS))["kernel"]
+    shown = np.asarray(packed.materialize()) / np.abs(W).max(0)
+    assert len(np.unique(shown.round(5))) <= 4
+    levels = np.unique(shown.round(5))
+    assert np.isin(levels, np.round(np.array(NF4, np.float32), 5)).all()
