@@ -7,6 +7,17 @@ import jax.numpy as jnp
 from nnopt_jax.registry.entry import Entry
 
 ENTRIES: dict[str, Entry] = {
+    "quantization.lsq": Entry(
+        "nnopt_jax.quantization:lsq",
+        "refine",
+        (
+            {"bits": 4},
+            {"bits": 3, "granularity": "channel"},
+            {"bits": 2, "granularity": 2, "scale_dtype": jnp.bfloat16},
+        ),
+        quantizes=True,
+        straight_through=False,
+    ),
     "quantization.uniform": Entry(
         "nnopt_jax.quantization:uniform",
         "refine",

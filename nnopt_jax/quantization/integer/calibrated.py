@@ -1,0 +1,196 @@
+"""Static grids for activations: from what was seen to scale and zero point."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from nnopt_jax.ops.grid import dequantize, grid_of_range, integer_range, quantize
+from nnopt_jax.quantization.integer.ranges import Range
+from nnopt_jax.settings import Settings
+from nnopt_jax.typing import Array
+
+_SHARES = 128  # of a symmetric range that are tried; of each end of another one, 32
+
+
+class Grid(NamedTuple):
+    """A uniform grid, as `fake_quant(x, *grid)` takes it.
+
+    Args:
+        scale: float32, positive.
+        zero: integer held in float32; None where the grid is symmetric.
+
+    Example:
+        >>> from nnopt_jax.quantization import Grid, fake_quant
+        >>> print(fake_quant(1.2, *Grid(0.5, None)))
+        1.0
+    """
+
+    scale: Array
+    zero: Array | None
+
+
+def absmax_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
+    """The grid that spans all that was seen.
+
+    Args:
+        state: what `observe` returned.
+        bits: 2 to 16.
+        symmetric: codes mirror at zero; otherwise a zero point, which is what activations after a
+            ReLU want: their range is all positive.
+
+    Returns:
+        The grid; scale 1 where nothing but zeros was seen.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.quantization import Range, absmax_grid, observe
+        >>> seen = observe(Range.start(), jnp.array([0.0, 2.55]))
+        >>> grid = absmax_grid(seen, symmetric=False)
+        >>> print(grid.scale.round(4), grid.zero)
+        0.01 -128.0
+
+    References:
+        Krishnamoorthi 2018, Quantizing Deep Convolutional Networks, section 3.1.
+    """
+    check("absmax_grid", bits, symmetric)
+    return Grid(*grid_of_range(*state.ends(), bits, symmetric=symmetric))
+
+
+def percentile_grid(
+    state: Range, percent: float = 99.9, bits: int = 8, *, symmetric: bool = True
+) -> Grid:
+    """The grid that spans a share of what was seen.
+
+    The least range, in whole bins of the histogram, beyond which lie at most
+    `round(n * (1 - percent / 100))` of the `n` values: by magnitude where symmetric, else beyond
+    each end.
+
+    Args:
+        state: what `observe` returned.
+        percent: 50 to 100.
+        bits: 2 to 16.
+        symmetric: codes mirror at zero.
+
+    Returns:
+        The grid; scale 1 where nothing but zeros was seen.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.quantization import Range, observe, percentile_grid
+        >>> seen = observe(Range.start(), jnp.append(jnp.linspace(0.0, 1.0, 999), 8.0))
+        >>> print(f"{127 * percentile_grid(seen).scale:.2f}")
+        1.01
+
+    References:
+        Wu et al. 2020, Integer Quantization for Deep Learning Inference, section 3.3.
+    """
+    check("percentile_grid", bits, symmetric, percent)
+    low, high = state.ends()
+    beyond = jnp.round(jnp.float32((100 - percent) / 100) * jnp.sum(state.counts))
+    if symmetric:
+        top = _edge(folded(state.counts), beyond) * state.width
+        top = jnp.minimum(top, jnp.maximum(-low, high))
+        return Grid(*grid_of_range(-top, top, bits, symmetric=True))
+    half = state.counts.size // 2
+    high = jnp.minimum(high, (_edge(state.counts, beyond) - half) * state.width)
+    low = jnp.maximum(low, -(_edge(state.counts[::-1], beyond) - half) * state.width)
+    return Grid(*grid_of_range(low, high, bits, symmetric=False))
+
+
+def mse_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
+    """The grid of least squared error on the histogram of what was seen.
+
+    Tried are 128 shares of the extreme value or, where not symmetric, 32 of each end.
+
+    Args:
+        state: what `observe` returned.
+        bits: 2 to 10 for 4096 bins: a histogram tells of no finer steps than a few of its bins.
+        symmetric: codes mirror at zero.
+
+    Returns:
+        The grid; scale 1 where nothing but zeros was seen.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.quantization import Range, mse_grid, observe
+        >>> seen = observe(Range.start(), jnp.append(jnp.linspace(-1.0, 1.0, 999), 8.0))
+        >>> print(f"{7 * mse_grid(seen, bits=4).scale:.1f}")
+        3.1
+
+    References:
+        Wu et al. 2020, section 3.3; PyTorch's HistogramObserver.
+    """
+    check("mse_grid", bits, symmetric, bins=state.counts.size)
+    low, high = state.ends()
+    half = state.counts.size // 2
+    centers = (jnp.arange(state.counts.size, dtype=jnp.float32) - half + 0.5) * state.width
+    centers = jnp.clip(centers, low, high)
+    ends = integer_range(bits, symmetric=symmetric)
+    weights = state.counts / jnp.maximum(jnp.sum(state.counts), 1.0)
+
+    def attempt(shares: Array) -> Array:
+        grid = grid_of_range(low * shares[0], high * shares[1], bits, symmetric=symmetric)
+        scale, zero = (None if x is None else x.reshape(1) for x in grid)
+        shown = dequantize(quantize(centers, scale, zero, *ends), scale, zero)  # pyright: ignore
+        return jnp.sum(weights * ((centers - shown) / state.width) ** 2)
+
+    shares = _shares(symmetric)
+    best = shares[jnp.argmin(lax.map(attempt, shares))]
+    return Grid(*grid_of_range(low * best[0], high * best[1], bits, symmetric=symmetric))
+
+
+def folded(counts: Array) -> Array:
+    """The histogram of magnitudes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(folded(jnp.array([1.0, 2.0, 3.0, 4.0])))
+        [5. 5.]
+    """
+    half = counts.size // 2
+    return counts[half:] + counts[:half][::-1]
+
+
+def check(
+    who: str, bits: int, symmetric: bool, percent: float = 100, bins: int | None = None
+) -> None:
+    """Raises all that is wrong with the settings of a grid.
+
+    Example:
+        >>> check("demo", 17, True)
+        Traceback (most recent call last):
+        nnopt_jax.errors.ValueRangeError: quantization.demo: bits=17 is not a whole number from 2 to 16.
+    """  # noqa: E501 - printed by the doctest
+    settings = Settings(f"quantization.{who}")
+    # Four bins a step, or the histogram is too coarse to tell errors apart.
+    settings.integer("bits", bits, 2, 16 if bins is None else bins.bit_length() - 3)
+    settings.flag("symmetric", symmetric)
+    settings.number("percent", percent, 50, 100)
+    settings.done()
+
+
+def _shares(symmetric: bool) -> Array:
+    """The shares of both ends that are tried, the widest first."""
+    if symmetric:
+        one = 1 - jnp.arange(_SHARES, dtype=jnp.float32) / _SHARES
+        return jnp.stack([one, one], axis=1)
+    one = 1 - jnp.arange(32, dtype=jnp.float32) / 32
+    return jnp.stack([part.ravel() for part in jnp.meshgrid(one, one, indexing="ij")], axis=1)
+
+
+def _edge(counts: Array, beyond: Array) -> Array:
+    """The least edge between bins, counted from the first, that has at most so many above it."""
+    above = jnp.cumsum(counts[::-1])[::-1]
+    return jnp.sum(above > beyond, dtype=jnp.int32).astype(jnp.float32)

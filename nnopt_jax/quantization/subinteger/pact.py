@@ -1,0 +1,60 @@
+"""Activations clipped at a level that is learned."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+
+from nnopt_jax.ops.rounding import round_clip
+from nnopt_jax.ops.straight_through import gate, straight_through
+from nnopt_jax.settings import Settings
+from nnopt_jax.typing import Array, ArrayLike
+
+
+def pact(x: ArrayLike, alpha: ArrayLike, bits: int = 8) -> Array:
+    r"""Clips activations to what a parameter of the model says, and rounds them (PACT).
+
+    .. math:: y = \mathrm{clip}(x, 0, \alpha), \qquad
+        \hat y = \mathrm{round}\Big(y\,\frac{2^b - 1}{\alpha}\Big)\,\frac{\alpha}{2^b - 1}, \qquad
+        \frac{\partial \hat y}{\partial \alpha} = [x \ge \alpha], \quad
+        \frac{\partial \hat y}{\partial x} = [0 \le x < \alpha]
+
+    It stands in the place of a ReLU. Train `alpha` with the parameters, from some large value (the
+    paper starts at 10), under weight decay, which drives it down to where clipping hurts.
+
+    Args:
+        x: float array of any shape; NaN stays NaN.
+        alpha: a scalar; where it is not positive, zeros are shown.
+        bits: `b`, 1 to 16.
+
+    Returns:
+        An array of the shape and dtype of `x`.
+
+    Raises:
+        ValueRangeError: `bits` is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jnp.array([-1.0, 0.9, 5.0])
+        >>> print(pact(x, 3.0, bits=2))
+        [0. 1. 3.]
+        >>> print(jax.grad(lambda alpha: pact(x, alpha, bits=2).sum())(3.0))
+        1.0
+
+    References:
+        Choi et al. 2018, PACT: Parameterized Clipping Activation, section 3.
+    """
+    settings = Settings("quantization.pact")
+    settings.integer("bits", bits, 1, 16)
+    settings.done()
+    x, alpha = jnp.asarray(x), jnp.asarray(alpha).astype(jnp.float32)
+    levels = 2**bits - 1
+    fixed, top = lax.stop_gradient(x).astype(jnp.float32), lax.stop_gradient(alpha)
+    some = top >= jnp.finfo(jnp.float32).tiny
+    # Divided by alpha first: the quotient of the levels by a small one would overflow.
+    share = jnp.clip(fixed / jnp.where(some, top, 1.0), 0.0, 1.0)
+    codes = round_clip(share * levels, 0, levels)
+    shown = codes * (jnp.where(some, top, 0.0) * jnp.float32(1 / levels))
+    beyond = fixed >= top
+    way = gate(x, (fixed >= 0) & ~beyond).astype(jnp.float32) + jnp.where(beyond, alpha, 0.0)
+    return straight_through(shown.astype(x.dtype), way)
