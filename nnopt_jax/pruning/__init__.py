@@ -16,4 +16,11 @@ from nnopt_jax.pruning.schedules import (
     iterative as iterative,
     one_shot as one_shot,
 )
+from nnopt_jax.pruning.sparsity.learned_threshold import learned_threshold as learned_threshold
+from nnopt_jax.pruning.sparsity.measured import (
+    SparsityRow as SparsityRow,
+    SparsityTable as SparsityTable,
+    measure_sparsity as measure_sparsity,
+)
 from nnopt_jax.pruning.sparsity.proximal import proximal as proximal
+from nnopt_jax.pruning.sparsity.soft_threshold import soft_threshold as soft_threshold

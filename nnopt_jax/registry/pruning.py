@@ -120,4 +120,17 @@ ENTRIES: dict[str, Entry] = {
         "wrap",
         ({"sparsity": 0.5, "every": 1}, {"sparsity": 0.75, "every": 2, "allocation": "uniform"}),
     ),
+    "pruning.soft_threshold": Entry(
+        "nnopt_jax.pruning:soft_threshold",
+        "wrap",
+        (
+            {"sparsity": 0.5},
+            {"sparsity": _ramp, "allocation": "global", "every": 2, "mode": "frozen"},
+        ),
+    ),
+    "pruning.learned_threshold": Entry(
+        "nnopt_jax.pruning:learned_threshold",
+        "wrap",
+        ({"start": -1.0, "decay": 0.01},),
+    ),
 }

@@ -16,6 +16,7 @@ from nnopt_jax.ops.proximal import block_rms, block_soft_threshold, hoyer_scale,
 from nnopt_jax.ops.threshold import top_k_masks
 from nnopt_jax.pruning.allocation import Allocation
 from nnopt_jax.pruning.masking import Layout, final, kept, layout, mask_mode, target
+from nnopt_jax.pruning.sparsity.due import is_due
 from nnopt_jax.pruning.sparsity.groups import Groups, block_of, check_groups, misfit
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
@@ -151,12 +152,9 @@ class _Proximal:
             if self.returns:
                 free |= rest["sparsity"] != jnp.float32(final(self.sparsity))
             may[path] = rest["mask"] | free
-        due = True
-        if self.every > 1:
-            due = first | (now.count % self.every == 0)
-            if callable(self.sparsity):
-                held = next(iter(state.rest.values()))["sparsity"]
-                due |= (held != share) & (target(self.sparsity, now.count + 1) == share)
+        held = next(iter(state.rest.values()))["sparsity"]
+        due = is_due(self.every, self.sparsity, now.count, held)
+        due = due if due is True else due | first
         still = self._still(state.rest)
         return {}, refresh_when(due, lambda: self._choose(leaves, may, share), still)
 

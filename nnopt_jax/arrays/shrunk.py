@@ -1,0 +1,60 @@
+"""Values that a threshold has moved towards zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.arrays.base import Field, Node, field_specs, node, show
+from nnopt_jax.ops.proximal import shrink
+
+
+@node
+class Shrunk(Node):
+    r"""The soft threshold of an expression: of codes or shared values, which stay what they are.
+
+    .. math:: \operatorname{sign}(w) \max(|w| - t, 0)
+
+    Args:
+        values: array or node.
+        threshold: float32 scalar, `t >= 0`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Shrunk
+        >>> Shrunk(jnp.array([3.0, -0.5]), jnp.float32(1)).materialize()
+        Array([2., 0.], dtype=float32)
+    """
+
+    values: Field
+    threshold: jax.Array
+
+    ELEMENTWISE = ("values",)
+    SLOTS = {"values": "value"}  # noqa: RUF012 - a constant, as declared in Node
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the values."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the values."""
+        return self.values.dtype
+
+    def materialize(self) -> jax.Array:
+        """The soft threshold in float32, cast once; gradients pass straight through to values."""
+        return shrink(show(self.values), self.threshold)
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """The threshold must be one number."""
+        found = super().problems(shape)
+        if self.threshold.shape != ():
+            found.append(f"has a threshold of shape {self.threshold.shape}")
+        return found
+
+    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Shrunk:
+        """The values are split like the weight."""
+        return self.replace(values=field_specs(self.values, spec, mesh), threshold=PartitionSpec())
