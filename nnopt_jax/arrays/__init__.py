@@ -15,6 +15,8 @@ from nnopt_jax.arrays.factored import Factored as Factored
 from nnopt_jax.arrays.manifest import abstract as abstract, check as check, describe as describe
 from nnopt_jax.arrays.masked import Masked as Masked
 from nnopt_jax.arrays.quantized import Quantized as Quantized
+from nnopt_jax.arrays.reshaped import Reshaped as Reshaped
+from nnopt_jax.arrays.soft_codebook import SoftCodebook as SoftCodebook
 from nnopt_jax.arrays.sparse import Gaps as Gaps, Sparse as Sparse
 from nnopt_jax.arrays.store import store as store
 from nnopt_jax.arrays.sum_ import Sum as Sum

@@ -126,6 +126,18 @@ class Node:
             **{name: map_elementwise(getattr(self, name), function) for name in self.ELEMENTWISE}
         )
 
+    def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
+        """Which entries of a slot count.
+
+        Args:
+            name: the slot's field.
+            outer: bool, of the node's shape: what the masks above keep; None for all.
+
+        Returns:
+            bool, of the field's shape, or None for all.
+        """
+        return outer if name in self.ELEMENTWISE else None
+
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Node:
         """Returns the node with a `PartitionSpec` in place of every array.
 
@@ -335,13 +347,12 @@ def _refine(field: Field, function: Callable[[Slot], Field], at: Slot) -> Field:
         floating = jnp.issubdtype(field.dtype, jnp.floating)
         return function(dataclasses.replace(at, array=field)) if floating else field
     replaced = {}
-    mask = field.inner_mask(at.mask) if hasattr(field, "inner_mask") else at.mask
     for name, kind in field.SLOTS.items():
         inner = Slot(
             name=f"{at.name}/{name}".strip("/"),
             array=getattr(field, name),
             kind=at.kind if kind == "inherit" else kind,
-            mask=mask if name in field.ELEMENTWISE else None,
+            mask=field.slot_mask(name, at.mask),
         )
         replaced[name] = _refine(inner.array, function, inner)
     return field.replace(**replaced)

@@ -66,8 +66,12 @@ class Masked(Node):
         """Dtype of the values."""
         return self.values.dtype
 
-    def inner_mask(self, outer: jax.Array | None) -> jax.Array:
-        """What a slot below sees: kept here and, where there is one, by the mask above."""
+    def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
+        """What the slot sees: kept here and, where there is one, by the mask above."""
+        del name
+        return self._kept(outer)
+
+    def _kept(self, outer: jax.Array | None) -> jax.Array:
         own = show(self.mask).astype(bool)
         return own if outer is None else own & outer
 
@@ -109,7 +113,7 @@ class Masked(Node):
         """A mask over a mask is their intersection."""
         known = [count for count in (self.capacity, inner.capacity) if count is not None]
         capacity = min(known) if known else None
-        return Masked(inner.values, self.inner_mask(show(inner.mask).astype(bool)), capacity)
+        return Masked(inner.values, self._kept(show(inner.mask).astype(bool)), capacity)
 
 
 def _without_carry(field: Field) -> Field:

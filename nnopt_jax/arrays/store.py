@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from nnopt_jax.arrays.base import Field, is_node, show, store_field
 from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.errors import CapacityError, SelectionError, nearest
 from nnopt_jax.tree.paths import flatten, unflatten
 
@@ -44,7 +45,18 @@ def store(tree: Any, *, capacities: Mapping[str, int] | None = None) -> Any:
         if path not in leaves:
             raise SelectionError(f"store: capacities name {path!r}.{nearest(path, leaves)}")
     stored = {path: _store_leaf(path, leaf, given.get(path)) for path, leaf in leaves.items()}
+    stored |= _views(leaves, stored)
     return unflatten(tree, stored, is_node)
+
+
+def _views(leaves: Mapping[str, Field], stored: Mapping[str, Field]) -> dict[str, Field]:
+    """Views of other leaves of the tree, in memory once with what they are views of."""
+    paths = {id(leaf): path for path, leaf in leaves.items() if not isinstance(leaf, Reshaped)}
+    return {
+        path: leaf.replace(base=stored[paths[id(leaf.base)]])
+        for path, leaf in leaves.items()
+        if isinstance(leaf, Reshaped) and id(leaf.base) in paths
+    }
 
 
 def _store_leaf(path: str, leaf: Field, capacity: int | None) -> Field:

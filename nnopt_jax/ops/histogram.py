@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -86,6 +87,40 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
     weight, rest = lax.fori_loop(0, count, add, (zero, zero))
     place = middle(jnp.arange(bins)) + rest / jnp.where(weight > 0, weight, 1)
     return _atoms(jnp.clip(place, low, high), weight), scale
+
+
+def pool(
+    arrays: Sequence[Array], masks: Sequence[Array | None], bins: int = 65536
+) -> tuple[Array, Array]:
+    """Joins arrays to one run of weighted values that a histogram of all of them may be made of.
+
+    Arrays of more entries than bins are shown as their atoms, so that none is moved as a whole
+    where it is split among devices.
+
+    Args:
+        arrays: float, any shapes; NaN and infinities are ignored.
+        masks: for each, bool of its shape, False for entries to ignore, or None.
+        bins: bins for each large array, which 256 divides.
+
+    Returns:
+        Values and weights, float32, one axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> pool([jnp.array([1.0, 5.0]), jnp.array([[2.0]])], [jnp.array([True, False]), None])
+        (Array([1., 5., 2.], dtype=float32), Array([1., 0., 1.], dtype=float32))
+    """
+    values, weights = [], []
+    for array, mask in zip(arrays, masks, strict=True):
+        v = array.astype(jnp.float32)
+        if v.size > bins:
+            atoms, scale = gather(v, mask, None, bins)
+            v, w = atoms.place * scale, atoms.weight
+        else:
+            w = jnp.ones(v.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
+        values.append(v.ravel())
+        weights.append(w.ravel())
+    return jnp.concatenate(values), jnp.concatenate(weights)
 
 
 def _atoms(place: Array, weight: Array) -> Atoms:

@@ -21,7 +21,11 @@ class Entry:
         straight_through: whether gradients pass as if it were not there, save where a mask or
             the end of a grid stops them; otherwise its own tests check them.
         trains_as_stored: whether training sees what is stored; stochastic and soft methods
-            differ on purpose.
+            differ on purpose. Or `case -> whether`, where settings decide.
+        shows_zeros: whether weights of zero are shown as zeros; signs are not.
+        comes_first: whether it refuses what another method has refined already.
+        replaces: leaves that the cases replace by others, so that earlier links must leave them
+            out.
 
     Example:
         >>> from nnopt_jax import registry
@@ -34,7 +38,10 @@ class Entry:
     cases: tuple[Mapping[str, Any], ...]
     quantizes: bool = False
     straight_through: bool = True
-    trains_as_stored: bool = True
+    trains_as_stored: bool | Callable[[Mapping[str, Any]], bool] = True
+    shows_zeros: bool = True
+    comes_first: bool = False
+    replaces: tuple[str, ...] = ()
 
     def load(self) -> Callable[..., Any]:
         """Imports the method: a function of settings that returns a `Transform`."""

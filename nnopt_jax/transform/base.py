@@ -15,13 +15,16 @@ from nnopt_jax.arrays.store import store
 from nnopt_jax.errors import NonFiniteError, Problems, ShapeError
 from nnopt_jax.tree.paths import flatten
 
+TOGETHER = "*"
+"""In place of a leaf path: what belongs to all leaves of a state together."""
+
 
 class State(NamedTuple):
     """What one transform remembers between steps; a pytree of arrays.
 
     Args:
-        learned: float arrays that an optimizer moves, by leaf path.
-        rest: all else (masks, scales, tables, keys), by leaf path.
+        learned: float arrays that an optimizer moves, by leaf path or `"*"` for all together.
+        rest: all else (masks, scales, tables, keys), likewise; it names every leaf.
         count: int32, how many updates were made.
 
     Example:
@@ -117,7 +120,7 @@ class Transform:
         Array([[ 0., -3.],
                [ 2.,  0.]], dtype=float32)
         >>> tx.pack(params, state)
-        {'kernel': Sparse(values float32[2], support gaps 1-bit[3], 18 bits/weight)}
+        {'kernel': Sparse(values float32[2], support 1-bit[2,2], 18 bits/weight)}
     """
 
     name: str

@@ -18,7 +18,7 @@ from nnopt_jax.errors import (
     StatisticsError,
     nearest,
 )
-from nnopt_jax.transform.base import Grads, State, Transform
+from nnopt_jax.transform.base import TOGETHER, Grads, State, Transform
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 
@@ -32,6 +32,7 @@ class Start(NamedTuple):
         key: for methods that draw numbers; None where the caller gave none.
         stats: by name, and then by path, what `nnopt_jax.statistics` measured; for the leaves
             that the method was asked to transform.
+        path: the leaf, for methods that are given one slot at a time.
 
     Example:
         >>> from nnopt_jax.transform import Start
@@ -41,6 +42,7 @@ class Start(NamedTuple):
 
     key: jax.Array | None
     stats: Mapping[str, Leaves]
+    path: str = ""
 
 
 class Update(NamedTuple):
@@ -81,17 +83,18 @@ def matrices(path: str, leaf: Any) -> bool:
     return leaf.ndim >= 2
 
 
-def _chosen(where: Where, params: Any, who: str) -> Leaves:
+def chosen_leaves(where: Where, params: Any, who: str) -> Leaves:
+    """The float leaves that a rule selects, by path."""
     leaves = flatten(params, is_node)
     floats = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     return {path: floats[path] for path in resolve(where, floats, who)}
 
 
-def _of_state(params: Any, state: State, who: str) -> tuple[Leaves, Leaves]:
+def leaves_of_state(params: Any, state: State, who: str) -> tuple[Leaves, Leaves]:
     """All leaves, and those the state belongs to."""
     leaves = flatten(params, is_node)
     for path in state.rest:
-        if path not in leaves:
+        if path not in leaves and path != TOGETHER:
             raise SelectionError(
                 f"{who}: the state was made for a leaf {path!r}, which the parameters lack."
                 f"{nearest(path, leaves)}"
@@ -100,12 +103,13 @@ def _of_state(params: Any, state: State, who: str) -> tuple[Leaves, Leaves]:
     return leaves, {path: leaf for path, leaf in leaves.items() if path in state.rest}
 
 
-def _context(state: State, grads: Grads | None, step: Any) -> Update:
+def make_update(state: State, grads: Grads | None, step: Any) -> Update:
+    """The number of this update, and the gradients by path."""
     count = state.count + 1 if step is None else jnp.asarray(step, jnp.int32)
     return Update(count, None if grads is None else flatten(grads.shown, is_node))
 
 
-def _start(
+def make_start(
     who: str, leaves: Leaves, key: jax.Array | None, stats: Any, needs: tuple[str, ...]
 ) -> Start:
     """The key, and the statistics of the chosen leaves; all that lacks is told at once."""
@@ -171,24 +175,24 @@ def wrapping(
 
     def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
         del graph
-        leaves = _chosen(where, params, name)
+        leaves = chosen_leaves(where, params, name)
         problems = Problems(name)
         for path, leaf in leaves.items():
             if check is not None and (text := check(path, leaf)):
                 problems.add(path, text)
         problems.raise_as(ShapeError)
         dense = {path: show(leaf) for path, leaf in leaves.items()}
-        return State(*init(dense, _start(name, leaves, key, stats, needs)), jnp.int32(0))
+        return State(*init(dense, make_start(name, leaves, key, stats, needs)), jnp.int32(0))
 
     def encode_(params: Any, state: State, *, train: bool = False) -> Any:
-        leaves, mine = _of_state(params, state, name)
+        leaves, mine = leaves_of_state(params, state, name)
         return unflatten(params, leaves | encode(mine, state, train), is_node)
 
     def update_(
         params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, State]:
-        context = _context(state, grads, step)
-        _, seen = _of_state(params if view is None else view, state, name)
+        context = make_update(state, grads, step)
+        _, seen = leaves_of_state(params if view is None else view, state, name)
         learned, rest = state.learned, state.rest
         if update is not None:
             learned, rest = update({p: show(x) for p, x in seen.items()}, state, context)
@@ -197,7 +201,7 @@ def wrapping(
         return params, State(learned, rest, context.count)
 
     def capacities_(params: Any) -> dict[str, int]:
-        return {} if capacities is None else capacities(_chosen(where, params, name))
+        return {} if capacities is None else capacities(chosen_leaves(where, params, name))
 
     return Transform(name, init_, encode_, update_, exact, capacities_, needs)
 
@@ -220,6 +224,7 @@ def refining(
     refresh: Callable[[Slot, Any, Any, Update], tuple[Any, Any]] | None = None,
     settle: Callable[[jax.Array, Any], jax.Array] | None = None,
     check: Callable[[Slot], str | None] | None = None,
+    refuses: Callable[[Slot], str | None] | None = None,
     kinds: tuple[str, ...] = ("value", "code"),
     exact: bool = True,
 ) -> Transform:
@@ -235,6 +240,7 @@ def refining(
         settle: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
             leaves are moved, because a leaf that an earlier link encoded is that link's to move.
         check: `slot -> problem or None`, from shape and dtype alone.
+        refuses: `slot -> problem or None`: what an earlier link made of it that rules this one out.
         kinds: the kinds of slots the method may refine.
         exact: see `Transform`.
 
@@ -258,13 +264,13 @@ def refining(
 
     def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
         del graph
-        leaves = _chosen(where, params, name)
-        chosen = {path: _open(leaf, path, name) for path, leaf in leaves.items()}
-        _check_slots(name, chosen, kinds, check)
-        start = _start(name, leaves, key, stats, ())
+        leaves = chosen_leaves(where, params, name)
+        chosen = {path: open_slots(leaf, path, name) for path, leaf in leaves.items()}
+        _check_slots(name, chosen, kinds, check, refuses)
+        start = make_start(name, leaves, key, stats, ())
         made = {
             path: [
-                init(slot, start._replace(key=_slot_key(key, path, i)))
+                init(slot, start._replace(key=slot_key(key, path, i), path=path))
                 for i, slot in enumerate(inside)
             ]
             for path, inside in chosen.items()
@@ -274,7 +280,7 @@ def refining(
         return State(learned, rest, jnp.int32(0))
 
     def encode_(params: Any, state: State, *, train: bool = False) -> Any:
-        leaves, mine = _of_state(params, state, name)
+        leaves, mine = leaves_of_state(params, state, name)
         encoded = {}
         for path, leaf in mine.items():
             per_slot = iter(zip(state.learned[path], state.rest[path], strict=True))
@@ -284,8 +290,8 @@ def refining(
     def update_(
         params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, State]:
-        context = _context(state, grads, step)
-        _, seen = _of_state(params if view is None else view, state, name)
+        context = make_update(state, grads, step)
+        _, seen = leaves_of_state(params if view is None else view, state, name)
         learned, rest = state.learned, state.rest
         if refresh is not None:
             learned, rest = {}, {}
@@ -301,7 +307,8 @@ def refining(
     return Transform(name, init_, encode_, update_, exact)
 
 
-def _open(leaf: Field, path: str, who: str) -> list[Slot]:
+def open_slots(leaf: Field, path: str, who: str) -> list[Slot]:
+    """The slots of a leaf; that there are none is an error."""
     require_unstored(leaf, f"{who}: {path}")
     return slots(leaf)
 
@@ -311,6 +318,7 @@ def _check_slots(
     chosen: Mapping[str, list[Slot]],
     kinds: tuple[str, ...],
     check: Callable[[Slot], str | None] | None,
+    refuses: Callable[[Slot], str | None] | None,
 ) -> None:
     """Reports everything that kinds, shapes and dtypes alone show to be wrong."""
     composition, shape = Problems(who), Problems(who)
@@ -318,13 +326,15 @@ def _check_slots(
         for slot in inside:
             if slot.kind not in kinds:
                 composition.add(path, "is quantized already; quantize it once")
+            elif refuses is not None and (text := refuses(slot)):
+                composition.add(path, text)
             elif check is not None and (text := check(slot)):
                 shape.add(path if not slot.name else f"{path} ({slot.name})", text)
     composition.raise_as(CompositionError)
     shape.raise_as(ShapeError)
 
 
-def _slot_key(key: jax.Array | None, path: str, index: int) -> jax.Array | None:
+def slot_key(key: jax.Array | None, path: str, index: int) -> jax.Array | None:
     """A key of the slot's own: it does not change when other leaves come or go."""
     if key is None:
         return None

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.arrays.base import field_specs, fit_spec, is_node
 from nnopt_jax.errors import SelectionError, nearest
-from nnopt_jax.transform.base import State, Transform, abstract_state
+from nnopt_jax.transform.base import TOGETHER, State, Transform, abstract_state
 from nnopt_jax.tree.paths import flatten, unflatten
 
 
@@ -59,6 +59,8 @@ def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None
     by_path = _by_path(specs, leaves, "state_specs")
 
     def of_leaf(path: str, tree: Any) -> Any:
+        if path == TOGETHER:
+            return jax.tree.map(lambda x: PartitionSpec(), tree)
         shape, spec = leaves[path].shape, by_path[path]
         return jax.tree.map(lambda x: _like(x.shape, shape, spec, mesh), tree)
 

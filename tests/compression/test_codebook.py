@@ -138,3 +138,104 @@ def test_three_hundred_clusters_need_sixteen_bits():
     assert isinstance(leaf, Codebook)
     assert leaf.indices.dtype == jnp.uint16
     np.testing.assert_array_equal(leaf.materialize(), tx.apply(params, tx.init(params))["kernel"])
+
+
+TREE = {"a": WEIGHTS, "b": 0.1 * WEIGHTS[:, :4], "c": jnp.ones(3)}
+
+
+def _optimum(x, clusters):
+    """The least distortion, by dynamic programming over all divisions, in float64."""
+    x = np.sort(np.asarray(x, np.float64))
+    total, squares = np.append(0, x.cumsum()), np.append(0, (x * x).cumsum())
+    n = len(x)
+    best = np.append(0, np.full(n, np.inf))
+    for _ in range(clusters):
+        best = np.array([0] + [
+            min(best[i] + squares[j] - squares[i] - (total[j] - total[i]) ** 2 / (j - i)
+                for i in range(j))
+            for j in range(1, n + 1)])  # fmt: skip
+    return best[n]
+
+
+def test_one_table_for_all_leaves_is_nearly_the_best_there_is():
+    tx = nnopt.compression.codebook(4, scope="tree")
+    state = tx.init(TREE)
+    assert set(state.rest) == {"*", "a", "b"}
+    assert jax.tree.leaves(state.rest) == [state.rest["*"]]
+    shown = tx.apply(TREE, state)
+    error = sum(float(jnp.square(shown[name] - TREE[name]).sum()) for name in "ab")
+    values = np.concatenate([np.ravel(TREE[name]) for name in "ab"])
+    assert error < 1.001 * _optimum(values, 4) + 1e-6
+    levels = np.unique(np.concatenate([np.ravel(shown[name]) for name in "ab"]))
+    np.testing.assert_array_equal(levels, state.rest["*"])
+
+
+def test_one_table_learns_from_all_leaves():
+    tx = nnopt.compression.codebook(4, scope="tree", learned=True)
+    state = tx.init(TREE)
+    moving = nnopt.trainable(tx, TREE, state).learned
+    assert [x.shape for x in jax.tree.leaves(moving)] == [(4,)]
+
+    def loss(shown):
+        return sum((shown[name] * SLOPES[:, : TREE[name].shape[1]]).sum() for name in "ab")
+
+    _, grads = nnopt.value_and_grad(loss, tx)(TREE, state)
+    encoded = tx.encode(TREE, state)
+    wanted = sum(
+        _segments(encoded[name].indices, SLOPES[:, : TREE[name].shape[1]], 4) for name in "ab"
+    )
+    np.testing.assert_allclose(grads.train.learned["*"], wanted, atol=1e-5)
+
+
+def test_one_table_is_stored_once(tmp_path):
+    tx = nnopt.chain(
+        nnopt.pruning.magnitude(0.5),
+        nnopt.compression.codebook(64, scope="tree"),
+    )
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=(30, 20)), jnp.float32) for name in "abc"}
+    packed = tx.pack(params, tx.init(params))
+    assert packed["a"].values.table is packed["c"].values.table
+    sizes = []
+    for tree in (packed, nnopt.chain(
+        nnopt.pruning.magnitude(0.5), nnopt.compression.codebook(64)).pack(
+            params, nnopt.chain(nnopt.pruning.magnitude(0.5), nnopt.compression.codebook(64)).init(
+                params))):  # fmt: skip
+        nnopt.save(tmp_path / "x.nnopt", tree)
+        sizes.append((tmp_path / "x.nnopt").stat().st_size)
+    assert sizes[0] < sizes[1] - 2 * 64 * 3
+
+
+def test_one_table_is_fitted_anew_from_time_to_time():
+    tx = nnopt.compression.codebook(2, scope="tree", every=2, where="re:a|b")
+    state = tx.init(TREE)
+    shifted = {name: x + 10 for name, x in TREE.items()}
+    _, state = tx.update(shifted, state)
+    assert np.abs(state.rest["*"]).max() < 5
+    _, state = tx.update(shifted, state)
+    assert np.asarray(state.rest["*"]).min() > 5
+
+
+def test_one_table_cannot_hold_codes_and_values():
+    tx = nnopt.chain(
+        nnopt.quantization.uniform(8, where="a"), nnopt.compression.codebook(4, scope="tree")
+    )
+    with pytest.raises(
+        nnopt.errors.CompositionError,
+        match="compression.codebook: a hold codes of a grid and b values; one state cannot",
+    ):
+        tx.init(TREE)
+    both = nnopt.chain(nnopt.quantization.uniform(8), nnopt.compression.codebook(4, scope="tree"))
+    shown = both.encode(TREE, both.init(TREE))
+    np.testing.assert_array_equal(shown["a"].codes.table, shown["b"].codes.table)
+
+
+def test_entries_of_all_leaves_count_for_one_table():
+    tx = nnopt.compression.codebook(100, scope="tree")
+    with pytest.raises(
+        nnopt.errors.ShapeError, match="a, b: together have 80 entries for 100 clusters"
+    ):
+        tx.init(TREE)
+    small = {"a": jnp.arange(4.0).reshape(2, 2), "b": 10 + jnp.arange(4.0).reshape(2, 2)}
+    shared = nnopt.compression.codebook(8, scope="tree")
+    np.testing.assert_array_equal(shared.apply(small, shared.init(small))["b"], small["b"])

@@ -39,6 +39,12 @@ def entry(key: str) -> registry.Entry:
     return registry.get(SINGLE[key][0])
 
 
+def trains_as_stored(key: str) -> bool:
+    """Whether training sees what is stored, with the settings of this case."""
+    flag = entry(key).trains_as_stored
+    return flag(SINGLE[key][1]) if callable(flag) else flag
+
+
 def _pairs() -> dict[str, tuple[str, str]]:
     """Every ordered pair of methods: a cell of the table."""
     firsts = [key for key in SINGLE if first(key)]
@@ -55,5 +61,31 @@ def single(key: str) -> nnopt.Transform:
 
 
 def pair(key: str) -> nnopt.Transform:
-    """The chain of two cases."""
-    return nnopt.chain(*(single(part) for part in PAIRS[key]))
+    """The chain of two cases, as its cell of the table has a meaning."""
+    return nnopt.chain(*links(key))
+
+
+def links(key: str) -> tuple[nnopt.Transform, nnopt.Transform]:
+    """Two cases; the first leaves out what the second replaces."""
+    before, after = PAIRS[key]
+    replaced = entry(after).replaces
+    if replaced:
+        return nnopt.at(lambda path, leaf: path not in replaced, single(before)), single(after)
+    return single(before), single(after)
+
+
+def replaces(key: str) -> bool:
+    """Whether a case, or one of a pair, replaces leaves by others, and so needs all of them."""
+    return any(entry(part).replaces for part in PAIRS.get(key, (key,)))
+
+
+def refusal(key: str) -> str | None:
+    """What the error says of a pair that has no meaning."""
+    before, after = (entry(part) for part in PAIRS[key])
+    if before.quantizes and after.quantizes:
+        return "is quantized already; quantize it once"
+    if before.kind == "refine" and after.comes_first:
+        return "already; put"
+    if before.replaces and after.replaces:
+        return "which would be lost"
+    return None

@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import Codebook, Masked, Quantized, is_node
+from nnopt_jax.arrays import Codebook, Levels, Masked, Quantized, is_node
+from nnopt_jax.arrays.base import show
 from nnopt_jax.errors import CapacityError, NonFiniteError, SelectionError
 from nnopt_jax.ops import expand
 from nnopt_jax.transform.statistics import KINDS
@@ -239,7 +240,6 @@ def mesh(kind: AxisType) -> jax.sharding.Mesh:
 
 def check_mesh(tx: nnopt.Transform, params: Any) -> None:
     """On Auto and Explicit meshes: `encode` and `pack` to the bit, the rest as declared."""
-    params = {"dense": params["dense"], "steps": params["steps"]}  # each leaf costs a compilation
     pack = _compiled_pack(tx, params)
     state = begin(tx, params)
     now = moved(params)
@@ -382,7 +382,7 @@ def check_no_negative_zero(tx: nnopt.Transform, params: Any) -> None:
 
 def _on_grid(leaf: Any) -> bool:
     inner = is_node(leaf) and any(_on_grid(field) for _, field in leaf.fields())
-    return isinstance(leaf, Quantized) or inner
+    return isinstance(leaf, (Levels, Quantized)) or inner
 
 
 def check_keeps_zeros(before: nnopt.Transform, after: nnopt.Transform, params: Any) -> None:
@@ -440,9 +440,9 @@ def _outer_scale(field: Any) -> np.ndarray:
     """The scale of a grid above a codebook, repeated to the logical shape."""
     if isinstance(field, Masked):
         return _outer_scale(field.values)
-    if not isinstance(field, Quantized):
+    if not isinstance(field, (Levels, Quantized)):
         return np.zeros((1, 1))
-    scale = np.asarray(field.scale, np.float32)
+    scale = np.asarray(show(field.scale), np.float32)
     for axis, size in enumerate(field.shape):
         scale = np.repeat(scale, size // scale.shape[axis], axis)
     return scale

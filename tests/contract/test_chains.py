@@ -9,39 +9,42 @@ import nnopt_jax as nnopt
 from nnopt_jax.errors import CompositionError
 from tests.contract import cases, checks
 
-TWICE = [
-    key for key, pair in cases.PAIRS.items() if all(cases.entry(part).quantizes for part in pair)
-]
-MEANT = [key for key in cases.PAIRS if key not in TWICE]
+REFUSED = [key for key in cases.PAIRS if cases.refusal(key)]
+MEANT = [key for key in cases.PAIRS if key not in REFUSED]
 WRAPPED = [key for key in MEANT if cases.entry(cases.PAIRS[key][0]).kind == "wrap"]
-DENSE = {"dense": checks.example_params()["dense"]}
+ALL = checks.example_params()
+DENSE = {"dense": ALL["dense"]}
+
+
+def params_of(key):
+    return ALL if cases.replaces(key) else DENSE
 
 
 @pytest.mark.parametrize("key", MEANT)
 def test_cell_of_the_table(key):
-    checks.check_cell(cases.pair(key), DENSE)
+    checks.check_cell(cases.pair(key), params_of(key))
 
 
 @pytest.mark.parametrize("key", WRAPPED)
 def test_later_links_keep_zeros(key):
-    before, after = (cases.single(part) for part in cases.PAIRS[key])
-    checks.check_keeps_zeros(before, after, DENSE)
+    checks.check_keeps_zeros(*cases.links(key), params_of(key))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", MEANT)
 def test_pair_obeys_when_compiled(key):
-    tx = cases.pair(key)
-    checks.check_law(tx, DENSE)
-    checks.check_fixed_point(tx, DENSE)
-    checks.check_counts(tx, DENSE)
-    checks.check_finite(tx, DENSE, float("nan"))
+    tx, params = cases.pair(key), params_of(key)
+    checks.check_law(tx, params)
+    checks.check_fixed_point(tx, params)
+    checks.check_counts(tx, params)
+    checks.check_finite(tx, params, float("nan"))
 
 
-@pytest.mark.parametrize("key", TWICE)
-def test_quantizing_twice_is_an_error(key):
-    with pytest.raises(CompositionError, match="is quantized already; quantize it once"):
-        checks.begin(cases.pair(key), DENSE)
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_pair_without_meaning_is_an_error(key):
+    before, after = (cases.single(part) for part in cases.PAIRS[key])
+    with pytest.raises(CompositionError, match=cases.refusal(key)):
+        checks.begin(nnopt.chain(before, after), ALL)
 
 
 @pytest.mark.parametrize("order", cases.ORDERS)
@@ -63,13 +66,36 @@ def test_orders_obey(order, dtype):
         assert int((shown[name]["kernel"] == 0).sum()) >= 16
 
 
-def test_orders_on_meshes():
-    tx = nnopt.chain(
+NAMED = {
+    "prune, share, quantize": (
         nnopt.pruning.magnitude(0.5),
         nnopt.compression.codebook(4, every=2),
         nnopt.quantization.uniform(8),
-    )
-    checks.check_mesh(tx, checks.example_params())
+    ),
+    "prune, low rank": (nnopt.pruning.magnitude(0.5), nnopt.compression.low_rank(2)),
+    "low rank, quantize": (nnopt.compression.low_rank(2), nnopt.quantization.uniform(8)),
+    "low rank, share, quantize": (
+        nnopt.compression.low_rank(2),
+        nnopt.compression.codebook(4, scope="tree", every=2),
+        nnopt.quantization.uniform(8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_chains_on_meshes(name):
+    checks.check_mesh(nnopt.chain(*NAMED[name]), DENSE | {"steps": ALL["steps"]})
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if "low rank" in name])
+def test_named_chains_obey(name):
+    before, *after = NAMED[name]
+    tx = nnopt.chain(before, *after)
+    checks.check_law(tx, DENSE)
+    checks.check_fixed_point(tx, DENSE)
+    checks.check_keeps_levels(tx, DENSE)
+    checks.check_no_negative_zero(tx, DENSE)
+    checks.check_keeps_zeros(before, nnopt.chain(*after), DENSE)
 
 
 def test_a_chain_inside_a_chain_is_the_flat_chain():

@@ -1,0 +1,1 @@
+"""Feature mapping: weights and inputs in spaces of fewer dimensions."""

@@ -1,0 +1,117 @@
+"""Differentiable k-means: every value belongs to every cluster, to nearer ones more."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+_CHUNK = 1 << 20
+"""Values times clusters that are in memory at a time."""
+
+
+def soft_assign(values: ArrayLike, table: ArrayLike, width: ArrayLike) -> Array:
+    r"""Shows for each value the mean of a table, weighed by how near its entries are.
+
+    .. math:: y_i = \sum_c a_{ic} t_c, \qquad
+        a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{h^2}\right)
+
+    Takes memory for the values but never for all pairs of values and clusters, in the backward
+    pass as well: chunks are computed one after another, and computed anew for the gradient.
+
+    Args:
+        values: float, any shape.
+        table: `(clusters,)`, in any order.
+        width: `h`, positive scalar, the root of the temperature; toward 0 the nearest entry is
+            shown.
+
+    Returns:
+        float32 of the shape of `values`; differentiable in all arguments.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(soft_assign(jnp.array([0.0, 0.5, 0.9]), jnp.array([0.0, 1.0]), 0.3).round(2))
+        [0.   0.5  1.  ]
+
+    References:
+        Cho et al. 2022, DKM: Differentiable K-Means Clustering Layer, section 3.
+    """
+    values, table, width = _floats(values, table, width)
+
+    def show(chunk: Array) -> Array:
+        return (_attention(chunk, table, width) * table[None, :]).sum(1)
+
+    shown = lax.map(jax.checkpoint(show), _chunks(values, table.size))
+    return shown.reshape(-1)[: values.size].reshape(values.shape)
+
+
+def soft_kmeans(
+    values: ArrayLike,
+    table: ArrayLike,
+    width: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    iterations: int = 5,
+) -> Array:
+    r"""Moves the entries of a table to the weighed means of the values, some times.
+
+    .. math:: t_c \leftarrow \frac{\sum_i a_{ic} w_i}{\sum_i a_{ic}}
+
+    Memory is bounded as in `soft_assign`.
+
+    Args:
+        values: float, any shape; all finite.
+        table: `(clusters,)`: where to start.
+        width: positive scalar, the root of the temperature.
+        mask: bool of the shape of `values`, False for entries to ignore.
+        iterations: how many times.
+
+    Returns:
+        float32 `(clusters,)`; differentiable in values, table and width. An entry that
+        nothing is near stays where it is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(soft_kmeans(jnp.array([0.0, 0.2, 4.0]), jnp.array([0.0, 3.0]), 0.3).round(2))
+        [0.1 4. ]
+
+    References:
+        Cho et al. 2022, DKM: Differentiable K-Means Clustering Layer, section 3.
+    """
+    values, table, width = _floats(values, table, width)
+    counted = jnp.ones(values.shape) if mask is None else jnp.asarray(mask, bool).astype("float32")
+    chunks = tuple(_chunks(x, table.size) for x in (values, counted))
+
+    def move(_: int, table: Array) -> Array:
+        @jax.checkpoint
+        def sums(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+            near = _attention(chunk[0], table, width) * chunk[1][:, None]
+            return near.sum(0), (chunk[0][:, None] * near).sum(0)
+
+        weight, moment = (x.sum(0) for x in lax.map(sums, chunks))
+        full = weight > 1e-12
+        return jnp.where(full, moment / jnp.where(full, weight, 1.0), table)
+
+    for step in range(iterations):
+        table = move(step, table)
+    return table
+
+
+def _floats(*arrays: ArrayLike) -> tuple[Array, ...]:
+    return tuple(jnp.asarray(x).astype(jnp.float32) for x in arrays)
+
+
+def _attention(chunk: Array, table: Array, width: Array) -> Array:
+    """How much each value belongs to each cluster, `(values, clusters)`."""
+    distance = (chunk[:, None] - table[None, :]) / width  # divided first: squares may overflow
+    return jax.nn.softmax(-jnp.square(distance), axis=-1)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _chunks(x: Array, clusters: int) -> Array:
+    """Cuts values in equal runs, the last one filled up with zeros."""
+    size = max(1, min(x.size, _CHUNK // clusters))
+    return jnp.pad(x.ravel(), (0, -x.size % size)).reshape(-1, size)

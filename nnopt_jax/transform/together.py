@@ -1,0 +1,119 @@
+"""Methods that refine the slots of many leaves with one common state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Field, Slot, is_node, refine, slots
+from nnopt_jax.errors import CompositionError, ShapeError
+from nnopt_jax.transform.base import TOGETHER, State, Transform
+from nnopt_jax.transform.leaves import (
+    Start,
+    Update,
+    chosen_leaves,
+    leaves_of_state,
+    make_start,
+    make_update,
+    open_slots,
+    slot_key,
+)
+from nnopt_jax.tree.paths import unflatten
+from nnopt_jax.tree.select import Where
+
+
+def refining_together(
+    name: str,
+    where: Where,
+    *,
+    init: Callable[[list[Slot], Start], tuple[Any, Any]],
+    encode: Callable[[Slot, Any, Any, bool], Field],
+    refresh: Callable[[list[Slot], Any, Any, Update], tuple[Any, Any]] | None = None,
+    check: Callable[[list[Slot]], str | None] | None = None,
+    exact: bool = True,
+) -> Transform:
+    """Makes a transform that refines the float slots of all chosen leaves with one state.
+
+    As `refining`, but there is one `(learned, rest)`, under the name `"*"`: an optimizer sees one
+    set of learned arrays, whose gradient is the sum over all leaves.
+
+    Args:
+        name: the method's public name.
+        where: which leaves; see `nnopt_jax.tree.selector`.
+        init: `(all slots, Start) -> (learned, rest)`.
+        encode: `(slot, learned, rest, train) -> expression` in the slot's place.
+        refresh: `(all slots, learned, rest, Update) -> (learned, rest)`; None to keep them.
+        check: `all slots -> problem or None`, from shapes and dtypes alone.
+        exact: see `Transform`.
+
+    Returns:
+        The transform.
+
+    Raises:
+        CompositionError: at `init`, where some leaves are on a grid already and others are not.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Quantized
+        >>> from nnopt_jax.transform import refining_together
+        >>> tx = refining_together(
+        ...     "demo",
+        ...     "**",
+        ...     init=lambda slots, start: (None, max(abs(slot.array).max() for slot in slots)),
+        ...     encode=lambda slot, learned, scale, train: Quantized(
+        ...         jnp.round(slot.array / scale), scale.reshape(1)
+        ...     ),
+        ... )
+        >>> params = {"a": jnp.array([1.2, 0.9]), "b": jnp.array([2.0])}
+        >>> tx.apply(params, tx.init(params))
+        {'a': Array([2., 0.], dtype=float32), 'b': Array([2.], dtype=float32)}
+    """
+
+    def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
+        del graph
+        leaves = chosen_leaves(where, params, name)
+        inside = {path: open_slots(leaf, path, name) for path, leaf in leaves.items()}
+        _require_one_kind(name, inside)
+        every = [slot for some in inside.values() for slot in some]
+        if check is not None and (text := check(every)):
+            raise ShapeError(f"{name}: {', '.join(leaves)}: {text}")
+        start = make_start(name, leaves, key, stats, ())
+        learned, rest = init(every, start._replace(key=slot_key(key, TOGETHER, 0)))
+        named = dict.fromkeys(leaves)
+        return State({TOGETHER: learned}, {TOGETHER: rest, **named}, jnp.int32(0))
+
+    def encode_(params: Any, state: State, *, train: bool = False) -> Any:
+        leaves, mine = leaves_of_state(params, state, name)
+        learned, rest = state.learned[TOGETHER], state.rest[TOGETHER]
+        encoded = {
+            path: refine(leaf, lambda slot: encode(slot, learned, rest, train))
+            for path, leaf in mine.items()
+        }
+        return unflatten(params, leaves | encoded, is_node)
+
+    def update_(
+        params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
+    ) -> tuple[Any, State]:
+        now = make_update(state, grads, step)
+        _, seen = leaves_of_state(params if view is None else view, state, name)
+        learned, rest = state.learned[TOGETHER], state.rest[TOGETHER]
+        if refresh is not None:
+            every = [slot for leaf in seen.values() for slot in slots(leaf)]
+            learned, rest = refresh(every, learned, rest, now)
+        return params, State({TOGETHER: learned}, state.rest | {TOGETHER: rest}, now.count)
+
+    return Transform(name, init_, encode_, update_, exact)
+
+
+def _require_one_kind(who: str, inside: Mapping[str, list[Slot]]) -> None:
+    """A table of values would mean nothing to the codes of a grid."""
+    kinds = {path: {slot.kind for slot in some} for path, some in inside.items()}
+    codes = [path for path, kind in kinds.items() if "code" in kind]
+    values = [path for path, kind in kinds.items() if "value" in kind]
+    if codes and values:
+        raise CompositionError(
+            f"{who}: {', '.join(codes)} hold codes of a grid and {', '.join(values)} values; one "
+            "state cannot serve both. Give where= for leaves of one kind."
+        )
