@@ -68,14 +68,16 @@ class Row(NamedTuple):
         network: a key of `NETWORKS`.
         scratch: whether the transforms are there from the first step, with all epochs theirs.
         seeds: how many runs are averaged.
-        model: another model than that of the network.
+        after: epochs under the transforms, where not those of the network.
+        what: bits or sparsity, for the table.
     """
 
     links: list[dict[str, Any]]
     network: str = "lenet_300_100"
     scratch: bool = False
     seeds: int = 1
-    model: str | None = None
+    after: int | None = None
+    what: str = ""
 
 
 def link(method: str, **settings: Any) -> dict[str, Any]:
@@ -88,21 +90,157 @@ def cubic(sparsity: float) -> dict[str, Any]:
     return {"source": "nnopt_jax.pruning:cubic", "sparsity": sparsity, "steps": "60%"}
 
 
+def low_rank(layer: str, rank: int) -> dict[str, Any]:
+    """Factors of one layer."""
+    return {"compression.low_rank": {"where": f"{layer}/kernel", "rank": rank}}
+
+
+def blocks(method: str, *sizes: int, **settings: Any) -> list[dict[str, Any]]:
+    """Blocks that divide the inputs of each layer."""
+    return [
+        {method: {"where": f"fc{i}/kernel", "granularity": size, **settings}}
+        for i, size in enumerate(sizes, 1)
+    ]
+
+
+def prune(method: str, sparsity: float, **settings: Any) -> dict[str, Any]:
+    """Pruning of all kernels by a cubic schedule."""
+    return link(method, **{"sparsity": cubic(sparsity), "every": 10, **settings})
+
+
 ROWS: dict[str, Row] = {
+    # What the others are compared with.
     "dense": Row([]),
     "dense lenet5": Row([], "lenet5"),
-    "compression.codebook": Row([link("compression.codebook", clusters=16, learned=True)]),
-    "quantization.uniform": Row(
-        [link("quantization.uniform", bits=8, granularity="channel", every=10)]
+    "dense mlp": Row([], "mlp"),
+    # Compression: weight sharing, feature mapping, sparse representation.
+    "compression.codebook": Row(
+        [link("compression.codebook", clusters=16, learned=True)], what="16 values a leaf"
     ),
-    "pruning.magnitude": Row([link("pruning.magnitude", sparsity=cubic(0.98), every=10)]),
+    "compression.codebook tree": Row(
+        [link("compression.codebook", clusters=16, learned=True, scope="tree")],
+        what="16 values for all leaves",
+    ),
+    "compression.dkm": Row([link("compression.dkm", clusters=8)], what="8 values a leaf"),
+    "compression.low_rank": Row(
+        [low_rank("fc1", 24), low_rank("fc2", 24)], what="rank 24 of 300 and 100"
+    ),
+    "compression.sparse": Row(
+        [link("pruning.magnitude", pattern="2:4"), link("compression.sparse", format="2:4")],
+        what="2:4",
+    ),
+    # Quantization: integer, binary, sub-integer.
+    "quantization.uniform": Row(
+        [link("quantization.uniform", bits=8, granularity="channel", every=10)], what="8 bits"
+    ),
+    "quantization.binary_connect": Row(
+        [link("quantization.binary_connect", scale="glorot")],
+        "mlp",
+        scratch=True,
+        what="1 bit",
+    ),
+    "quantization.binary_connect stochastic": Row(
+        [link("quantization.binary_connect", scale="glorot", stochastic=True)],
+        "mlp",
+        scratch=True,
+        what="1 bit, drawn",
+    ),
+    "quantization.xnor": Row([link("quantization.xnor")], "mlp", scratch=True, what="1 bit"),
+    "quantization.twn": Row([link("quantization.twn")], "lenet5", what="ternary"),
+    "quantization.ttq": Row([link("quantization.ttq")], "lenet5", what="ternary"),
+    "quantization.lsq": Row([link("quantization.lsq", bits=4)], "lenet5", what="4 bits"),
+    "quantization.lsq 2": Row([link("quantization.lsq", bits=2)], "lenet5", what="2 bits"),
+    "quantization.grouped": Row(
+        blocks("quantization.grouped", 28, 30, 25), what="4 bits, blocks of about 28"
+    ),
+    "quantization.nf4": Row(
+        blocks("quantization.nf4", 56, 60, 50, double=True), what="4 bits, blocks of about 56"
+    ),
+    "quantization.fp4": Row(
+        blocks("quantization.fp4", 56, 60, 50, scale_dtype="float16"),
+        what="4 bits, blocks of about 56",
+    ),
+    "quantization.mxfp4": Row(
+        blocks("quantization.mxfp4", 28, 30, 25), what="4 bits, blocks of about 28"
+    ),
+    # Pruning: by sparsity, by importance, at random.
+    "pruning.proximal": Row([prune("pruning.proximal", 0.95)], what="95 %, L1"),
+    "pruning.proximal hoyer": Row(
+        [prune("pruning.proximal", 0.95, penalty="hoyer")], what="95 %, Hoyer"
+    ),
+    "pruning.proximal group_lasso": Row(
+        [
+            link(
+                "pruning.proximal",
+                sparsity=cubic(0.5),
+                every=10,
+                penalty="group_lasso",
+                where="fc1/kernel|fc2/kernel",
+            )
+        ],
+        what="50 % of the units",
+    ),
+    "pruning.soft_threshold": Row([prune("pruning.soft_threshold", 0.95)], what="95 %"),
+    "pruning.learned_threshold": Row(
+        [link("pruning.learned_threshold", start=-8, decay=1e-3)], what="learned"
+    ),
+    "pruning.magnitude": Row([prune("pruning.magnitude", 0.95)], what="95 %"),
+    "pruning.magnitude 98": Row(
+        [prune("pruning.magnitude", 0.98, allocation="global")],
+        after=60,
+        what="98 %, one threshold",
+    ),
+    "pruning.magnitude lamp": Row(
+        [prune("pruning.magnitude", 0.95, allocation="lamp", every=50)], what="95 %, LAMP"
+    ),
+    "pruning.taylor": Row([prune("pruning.taylor", 0.95, allocation="global")], what="95 %"),
+    "pruning.movement": Row([prune("pruning.movement", 0.95)], what="95 %"),
+    "pruning.fisher": Row([prune("pruning.fisher", 0.95, allocation="global")], what="95 %"),
+    "pruning.snip": Row([link("pruning.snip", sparsity=0.95)], scratch=True, what="95 %"),
+    "pruning.grasp": Row([link("pruning.grasp", sparsity=0.95)], scratch=True, what="95 %"),
+    "pruning.rewind": Row(
+        [
+            link(
+                "pruning.magnitude",
+                every="20%",
+                sparsity={
+                    "source": "nnopt_jax.pruning:iterative",
+                    "sparsity": 0.95,
+                    "rounds": 4,
+                    "steps": "20%",
+                },
+            ),
+            {"pruning.rewind": {"rounds": 4, "steps": "20%", "to": 200}},
+        ],
+        scratch=True,
+        after=40,
+        what="95 % in 4 rounds",
+    ),
+    "pruning.random_mask": Row(
+        [link("pruning.random_mask", sparsity=0.95, allocation="erk")],
+        scratch=True,
+        seeds=5,
+        what="95 %",
+    ),
+    "pruning.sparse_evolution": Row(
+        [link("pruning.sparse_evolution", sparsity=0.95, every=100, end_step="75%")],
+        scratch=True,
+        seeds=5,
+        what="95 %",
+    ),
+    "pruning.rigl": Row(
+        [link("pruning.rigl", sparsity=0.95, every=100, end_step="75%")],
+        scratch=True,
+        seeds=5,
+        what="95 %",
+    ),
 }
 
 
 def recipe_of(name: str, row: Row, seed: int, options: argparse.Namespace) -> Any:
     """The recipe of one run."""
     network = NETWORKS[row.network]
-    epochs = network.dense + network.after if row.scratch or not row.links else network.after
+    epochs = row.after or network.after + network.dense * (row.scratch or not row.links)
     stages = []
     if not row.scratch:
         dense = epochs if not row.links else network.dense
@@ -121,7 +259,7 @@ def recipe_of(name: str, row: Row, seed: int, options: argparse.Namespace) -> An
     return recipe.build(
         {
             "name": name.replace(" ", "_"),
-            "model": row.model or network.model,
+            "model": network.model,
             "data": {"source": "nnopt_jax.zoo.data:mnist", "dir": options.data},
             "augment": {"source": "nnopt_jax.zoo.augment:shift", "pixels": 1},
             "batch_size": 200,
@@ -189,13 +327,14 @@ def _stepper(setup: Any, phase: Any, x: Any, y: Any) -> Any:
 
 def table(results: dict[str, list[dict[str, float]]]) -> Table:
     """One line a row, means over seeds."""
-    out = Table("method", "dense %", "after %", "on disk", "in memory", "zeros %", "step")
+    out = Table("method", "what", "dense %", "after %", "on disk", "in memory", "zeros %", "step")
     for name, runs in results.items():
         mean = {key: _mean(runs, key) for key in runs[0]}
         dense = mean["dense"] or _mean(results.get(f"dense {ROWS[name].network}", []) or
                                        results.get("dense", []), "error")  # fmt: skip
         out.add_row(
             name,
+            ROWS[name].what,
             "-" if dense is None else f"{dense:.2f}",
             f"{mean['error']:.2f}",
             *(f"{mean[key]:,.0f} ({mean['size'] / mean[key]:.1f}x)" for key in ("disk", "memory")),
