@@ -175,7 +175,7 @@ ROWS: dict[str, Row] = {
                 sparsity=cubic(0.5),
                 every=10,
                 penalty="group_lasso",
-                where="fc1/kernel|fc2/kernel",
+                where="re:fc[12]/kernel",
             )
         ],
         what="50 % of the units",
