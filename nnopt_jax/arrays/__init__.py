@@ -12,11 +12,24 @@ from nnopt_jax.arrays.base import (
 from nnopt_jax.arrays.bits import Bits as Bits
 from nnopt_jax.arrays.codebook import Codebook as Codebook
 from nnopt_jax.arrays.factored import Factored as Factored
+from nnopt_jax.arrays.levels import Levels as Levels
 from nnopt_jax.arrays.manifest import abstract as abstract, check as check, describe as describe
 from nnopt_jax.arrays.masked import Masked as Masked
+from nnopt_jax.arrays.powers import Powers as Powers
 from nnopt_jax.arrays.quantized import Quantized as Quantized
 from nnopt_jax.arrays.reshaped import Reshaped as Reshaped
+from nnopt_jax.arrays.shrunk import Shrunk as Shrunk
 from nnopt_jax.arrays.soft_codebook import SoftCodebook as SoftCodebook
-from nnopt_jax.arrays.sparse import Gaps as Gaps, Sparse as Sparse
+from nnopt_jax.arrays.sparse import Sparse as Sparse
 from nnopt_jax.arrays.store import store as store
 from nnopt_jax.arrays.sum_ import Sum as Sum
+from nnopt_jax.arrays.supports import (
+    Blocks as Blocks,
+    Format as Format,
+    Gaps as Gaps,
+    Groups as Groups,
+    Rows as Rows,
+    Support as Support,
+    smallest_support as smallest_support,
+)
+from nnopt_jax.arrays.trits import Trits as Trits

@@ -7,10 +7,12 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Node, fit_spec, node, static, summary
 from nnopt_jax.arrays.trits import Trits
+from nnopt_jax.ops import host_bits
 from nnopt_jax.ops.bits import pack_bits, packed_size, unpack_bits
 
 
@@ -43,12 +45,14 @@ class Bits(Node):
     layout: str = static(default="flat")
 
     @classmethod
-    def of(cls, codes: jax.Array, width: int, low: int = 0) -> Self:
-        """Packs integers (of any dtype, floats holding integers included)."""
-        shape = codes.shape
+    def of(cls, codes: jax.Array | np.ndarray, width: int, low: int = 0) -> Self:
+        """Packs integers (of any dtype, floats holding integers included); NumPy's on the host."""
+        shape = tuple(codes.shape)
         layout = "rows" if shape and shape[-1] and shape[-1] % 8 == 0 else "flat"
-        unsigned = codes.astype(jnp.int32) - low
+        unsigned = codes.astype(np.int32) - low
         rows = unsigned if layout == "rows" else unsigned.ravel()
+        if isinstance(rows, np.ndarray):
+            return cls(jnp.asarray(host_bits.pack(rows, width)), width, low, shape, layout)
         return cls(pack_bits(rows, width), width, low, shape, layout)
 
     @staticmethod

@@ -21,7 +21,8 @@ from nnopt_jax.arrays.base import (
     store_field,
 )
 from nnopt_jax.arrays.bits import Bits
-from nnopt_jax.arrays.sparse import Sparse, smallest_support
+from nnopt_jax.arrays.sparse import Sparse
+from nnopt_jax.arrays.supports.choose import NAMES, Format, n_of_m, support_of
 from nnopt_jax.ops.straight_through import straight_through
 
 
@@ -37,6 +38,8 @@ class Masked(Node):
         mode: how the mask meets gradients. `"select"`: masked values get none.
             `"straight_through"`: they get the gradient at what the model saw, and so may return.
             `"applied"`: the array of values is zero under the mask already, and no work is done.
+        format: how storage writes the mask: `"smallest"`, `"bitmask"`, `"gaps"`, `"csr"`, or the
+            pattern that the mask is known to have: `"2:4"`, or the sizes of blocks, `(4, 4)`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,14 +48,16 @@ class Masked(Node):
         >>> pruned.materialize()
         Array([3., 0.], dtype=float32)
         >>> pruned.store()
-        Sparse(values float32[1], support gaps 1-bit[1], 20 bits/weight)
+        Sparse(values float32[1], support 1-bit[2], 20 bits/weight)
     """
 
     values: Field
     mask: Field
     capacity: int | None = static(default=None)
     mode: str = static(default="select")
+    format: Format = static(default="smallest")
 
+    VERSION = 2
     ELEMENTWISE = ("values",)
     SLOTS = {"values": "value"}  # noqa: RUF012 - a constant, as declared in Node
 
@@ -104,16 +109,26 @@ class Masked(Node):
         mask = show(self.mask).astype(bool)
         if not compactable(self.values):
             return Masked(store_field(self.values), Bits.of(mask, 1))
-        count = int(mask.sum()) if self.capacity is None else min(self.capacity, mask.size)
+        count = self._count(mask)
         kept = jnp.nonzero(mask.ravel(), size=count, fill_value=0)[0]
         values = map_elementwise(_without_carry(self.values), lambda x: x.ravel()[kept])
-        return Sparse(store_field(values), smallest_support(mask), mask.shape)
+        return Sparse(store_field(values), support_of(mask, self.format), mask.shape)
+
+    def _count(self, mask: jax.Array) -> int:
+        """How many values storage has room for."""
+        if self.capacity is not None:
+            return min(self.capacity, mask.size)
+        pair = n_of_m(self.format)
+        return mask.size // pair[1] * pair[0] if pair else int(mask.sum())
 
     def _merged(self, inner: Masked) -> Masked:
         """A mask over a mask is their intersection."""
         known = [count for count in (self.capacity, inner.capacity) if count is not None]
         capacity = min(known) if known else None
-        return Masked(inner.values, self._kept(show(inner.mask).astype(bool)), capacity)
+        mask = self._kept(show(inner.mask).astype(bool))
+        # The intersection need not have the pattern of either.
+        format = self.format if self.format in NAMES else "smallest"
+        return Masked(inner.values, mask, capacity, format=format)
 
 
 def _without_carry(field: Field) -> Field:

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from nnopt_jax.arrays.base import Field, is_node, show, store_field
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.reshaped import Reshaped
-from nnopt_jax.errors import CapacityError, SelectionError, nearest
+from nnopt_jax.errors import CapacityError, CompositionError, SelectionError, nearest
 from nnopt_jax.tree.paths import flatten, unflatten
 
 
@@ -32,6 +32,7 @@ def store(tree: Any, *, capacities: Mapping[str, int] | None = None) -> Any:
     Raises:
         CapacityError: a count depends on data under `jax.jit` and is not given, or is too small.
         SelectionError: `capacities` names a leaf that is not there.
+        CompositionError: a mask does not have the pattern that it is to be stored in.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,6 +70,8 @@ def _store_leaf(path: str, leaf: Field, capacity: int | None) -> Field:
             f"store: {path}: how many values are kept depends on data, which is unknown under "
             f"jax.jit. Pack outside of jit, or give capacities={{{path!r}: <at most this many>}}."
         ) from error
+    except CompositionError as error:
+        raise CompositionError(f"store: {path}: {error}") from error
 
 
 def _enough(path: str, leaf: Field, capacity: int) -> int:

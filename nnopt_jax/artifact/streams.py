@@ -15,9 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays import Bits, Codebook, Gaps, Quantized, Sparse, is_node
+from nnopt_jax.arrays import (
+    Bits,
+    Codebook,
+    Gaps,
+    Levels,
+    Quantized,
+    Rows,
+    Sparse,
+    Trits,
+    is_node,
+)
 from nnopt_jax.artifact.codec import MOST_ALPHABET
-from nnopt_jax.artifact.packing import gaps, mask_of, pack, unpack
+from nnopt_jax.artifact.packing import gaps, mask_of, pack, pack_trits, unpack, unpack_trits
 
 Arrays = Sequence[np.ndarray]
 
@@ -72,6 +82,8 @@ def _zero(about: Any, arrays: Arrays) -> int:
     """The code that stands for zero."""
     if isinstance(about, Codebook) and isinstance(about.table, Slot):
         return int((arrays[about.table.index] < 0).sum())
+    if isinstance(about, Levels):
+        return sum(level < 0 for level in about.levels)
     if (
         isinstance(about, Quantized)
         and isinstance(about.zero, Slot)
@@ -133,6 +145,27 @@ class Packed(Stream):
         return {self.covers[0]: pack(rows, self.bits.width)}
 
 
+class Ternary(Stream):
+    """The codes of `Trits`."""
+
+    alphabet = 3
+
+    def __init__(self, trits: Trits, about: Any) -> None:
+        self.trits, self.about = trits, about
+        self.covers = (_index(trits.words),)
+        self.shape, self.low = trits.shape, trits.low
+
+    def symbols(self, arrays: Arrays) -> np.ndarray:
+        """The codes, unpacked."""
+        size = self.shape[-1] if self.trits.layout == "rows" else math.prod(self.shape)
+        return unpack_trits(arrays[self.covers[0]], size).reshape(self.shape)
+
+    def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
+        """The words."""
+        rows = symbols if self.trits.layout == "rows" else symbols.ravel()
+        return {self.covers[0]: pack_trits(rows)}
+
+
 class Gapped(Stream):
     """The mask that `Gaps` stands for."""
 
@@ -151,6 +184,30 @@ class Gapped(Stream):
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
         """The words of the gaps."""
         return self.codes.arrays(gaps(symbols.ravel(), self.support.width))
+
+
+class Listed(Stream):
+    """The mask that `Rows` stands for."""
+
+    alphabet = 2
+
+    def __init__(self, support: Rows, counts: Stream, columns: Stream) -> None:
+        self.counts, self.columns = counts, columns
+        self.covers, self.shape = (*counts.covers, *columns.covers), support.shape
+        self.matrix = (math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1)
+
+    def symbols(self, arrays: Arrays) -> np.ndarray:
+        """The mask, as zeros and ones."""
+        table = np.zeros(self.matrix, np.uint8)
+        rows = np.repeat(np.arange(self.matrix[0]), self.counts.symbols(arrays))
+        table[rows, self.columns.symbols(arrays)] = 1
+        return table.reshape(self.shape)
+
+    def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
+        """The words of the counts and of the columns."""
+        table = symbols.reshape(self.matrix)
+        columns = np.nonzero(table)[1]
+        return self.counts.arrays(table.sum(1, dtype=np.int64)) | self.columns.arrays(columns)
 
 
 class Kept(Stream):
@@ -195,7 +252,7 @@ def loose(stream: Stream, slots: Mapping[int, Slot]) -> list[Stream]:
 
 
 def _visit(field: Any, about: Any) -> Iterator[Stream]:
-    if isinstance(field, (Slot, Bits, Gaps)):
+    if isinstance(field, (Slot, Bits, Trits, Gaps)) or _is_listed(field):
         yield _stream(field, about)
     elif isinstance(field, Sparse):
         yield from _visit_sparse(field)
@@ -205,6 +262,11 @@ def _visit(field: Any, about: Any) -> Iterator[Stream]:
 
 
 def _visit_sparse(field: Sparse) -> Iterator[Stream]:
+    if not (isinstance(field.support, (Bits, Gaps)) or _is_listed(field.support)):
+        # One code stands for many elements: it says more than they would, one by one.
+        yield from _visit(field.support, None)
+        yield from _visit(field.values, None)
+        return
     support = _stream(field.support, None)
     elements = list(_elements(field.values, None))
     if len(elements) == 1 and not isinstance(support, Plain) and not isinstance(elements[0], Plain):
@@ -216,9 +278,14 @@ def _visit_sparse(field: Sparse) -> Iterator[Stream]:
             yield stream
 
 
+def _is_listed(field: Any) -> bool:
+    """Whether a field is `Rows` of few enough columns for a stream of its own."""
+    return isinstance(field, Rows) and all(isinstance(x, Bits) for _, x in field.fields())
+
+
 def _elements(field: Any, about: Any) -> Iterator[Stream]:
     """The streams of the fields that lie like the kept elements."""
-    if isinstance(field, (Slot, Bits)):
+    if isinstance(field, (Slot, Bits, Trits)):
         yield _stream(field, about)
     else:
         for name in field.ELEMENTWISE:
@@ -228,6 +295,10 @@ def _elements(field: Any, about: Any) -> Iterator[Stream]:
 def _stream(field: Any, about: Any) -> Stream:
     if isinstance(field, Bits):
         return Packed(field, about)
+    if isinstance(field, Trits):
+        return Ternary(field, about)
+    if isinstance(field, Rows):
+        return Listed(field, _stream(field.counts, None), _stream(field.columns, None))
     if isinstance(field, Gaps):
         codes = _stream(field.codes, None)
         return codes if isinstance(codes, Plain) else Gapped(field, codes)

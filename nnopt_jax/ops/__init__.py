@@ -6,6 +6,19 @@ from nnopt_jax.ops.bits import (
     packed_size as packed_size,
     unpack_bits as unpack_bits,
 )
+from nnopt_jax.ops.block_formats import (
+    block_count as block_count,
+    block_largest as block_largest,
+    block_mean as block_mean,
+    in_units as in_units,
+    power_of_two as power_of_two,
+    q4_0_codes as q4_0_codes,
+    q4_0_step as q4_0_step,
+    q8_0_codes as q8_0_codes,
+    q8_0_step as q8_0_step,
+    shared_exponent as shared_exponent,
+    stored_scale as stored_scale,
+)
 from nnopt_jax.ops.checksum import checksum as checksum
 from nnopt_jax.ops.grid import (
     dequantize as dequantize,
@@ -15,11 +28,24 @@ from nnopt_jax.ops.grid import (
     integer_range as integer_range,
     quantize as quantize,
 )
+from nnopt_jax.ops.groups import keep_n_of_m as keep_n_of_m
 from nnopt_jax.ops.kmeans import kmeans as kmeans
+from nnopt_jax.ops.levels import level_values as level_values, nearest_level as nearest_level
+from nnopt_jax.ops.proximal import (
+    block_rms as block_rms,
+    block_soft_threshold as block_soft_threshold,
+    hoyer_scale as hoyer_scale,
+    shrink as shrink,
+    soft_threshold as soft_threshold,
+)
 from nnopt_jax.ops.ranges import mse_range as mse_range, percentile_range as percentile_range
 from nnopt_jax.ops.rounding import round_clip as round_clip
 from nnopt_jax.ops.soft_kmeans import soft_assign as soft_assign, soft_kmeans as soft_kmeans
-from nnopt_jax.ops.straight_through import gate as gate, straight_through as straight_through
+from nnopt_jax.ops.straight_through import (
+    gate as gate,
+    scale_gradient as scale_gradient,
+    straight_through as straight_through,
+)
 from nnopt_jax.ops.svd import (
     factorize as factorize,
     rank_for_energy as rank_for_energy,
@@ -30,3 +56,4 @@ from nnopt_jax.ops.threshold import (
     top_k_mask as top_k_mask,
     top_k_masks as top_k_masks,
 )
+from nnopt_jax.ops.trits import pack_trits as pack_trits, unpack_trits as unpack_trits

@@ -79,6 +79,13 @@ class Layout(NamedTuple):
         """Whether settings alone tell how many weights a leaf keeps."""
         return isinstance(self.pattern, NOfM) or self.allocation not in _SHARED
 
+    @property
+    def format(self) -> str | tuple[int, ...]:
+        """How storage writes masks of the pattern: as what they are known to be."""
+        if isinstance(self.pattern, NOfM):
+            return f"{self.pattern.n}:{self.pattern.m}" if self.pattern.is_numbered else "smallest"
+        return self.pattern.sizes if self.pattern else "smallest"
+
     def shares(self, shapes: Mapping[str, tuple[int, ...]], sparsity: Any) -> Mapping[str, Any]:
         """The sparsity of each leaf."""
         if callable(self.allocation):
@@ -281,7 +288,11 @@ class _Masking:
         known: Leaves = {} if callable(self.sparsity) else self.counts(leaves)
         return {
             path: Masked(
-                leaf, state.rest[path]["mask"], known.get(path), mask_mode(self.mode, leaf, train)
+                leaf,
+                state.rest[path]["mask"],
+                known.get(path),
+                mask_mode(self.mode, leaf, train),
+                self.how.format,
             )
             for path, leaf in leaves.items()
         }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
 import jax
-import jax.numpy as jnp
 
 from nnopt_jax.ops.grid import expand
+from nnopt_jax.ops.groups import MOST_CHOICES, keep_n_of_m
 from nnopt_jax.settings import Settings
 
 Pattern: TypeAlias = str | Sequence[int] | None
@@ -44,16 +45,12 @@ class NOfM:
         Returns:
             bool, of the same shape.
         """
-        axis = _axis(scores.shape)
-        # NaN compares as less than nothing, and more than `n` would stay.
-        scores = jnp.where(jnp.isnan(scores), jnp.asarray(jnp.inf, scores.dtype), scores)
-        split = (*scores.shape[:axis], -1, self.m, *scores.shape[axis + 1 :])
-        group = jnp.moveaxis(scores.reshape(split), axis + 1, -1)
-        mine, other = group[..., :, None], group[..., None, :]
-        earlier = jnp.tri(self.m, k=-1, dtype=bool).reshape((1,) * (group.ndim - 1) + (self.m,) * 2)
-        beaten = (other > mine) | ((other == mine) & earlier)
-        kept = beaten.sum(-1) < self.n
-        return jnp.moveaxis(kept, -1, axis + 1).reshape(scores.shape)
+        return keep_n_of_m(scores, self.n, self.m)
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether storage can write a group's choice as a number of 32 bits."""
+        return math.comb(self.m, self.n) <= MOST_CHOICES
 
 
 @dataclasses.dataclass(frozen=True)

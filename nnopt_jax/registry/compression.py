@@ -37,4 +37,9 @@ ENTRIES: dict[str, Entry] = {
         straight_through=False,
         comes_first=True,
     ),
+    "compression.sparse": Entry(
+        "nnopt_jax.compression:sparse",
+        "wrap",
+        ({}, {"format": "csr"}, {"format": (2, 2)}),
+    ),
 }

@@ -11,11 +11,15 @@ from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays import (
     Bits,
+    Blocks,
     Codebook,
     Factored,
     Gaps,
+    Groups,
     Masked,
     Quantized,
+    Rows,
+    Shrunk,
     Sparse,
     Sum,
     is_node,
@@ -35,28 +39,39 @@ INDICES = jnp.array([[0, 1, 2], [2, 2, 0]], jnp.uint8)
 NODES = {
     "bits": Bits.of(INDICES, 2),
     "gaps": Gaps.of(MASK, 2),
+    "rows": Rows.of(MASK),
+    "groups": Groups.of(jnp.array([[True, False, True], [False, True, False]]), 1, 2),
+    "blocks": Blocks.of(jnp.array([[True, True, True], [False, False, False]]), (1, 3)),
     "masked": Masked(CODES, MASK),
     "quantized": Quantized(CODES, SCALE, jnp.ones((1, 3))),
     "codebook": Codebook(INDICES, TABLE),
     "factored": Factored(jnp.ones((2, 1)), jnp.ones((1, 3))),
     "sum": Sum(CODES, Factored(jnp.ones((2, 1)), jnp.ones((1, 3)))),
+    "shrunk": Shrunk(CODES, jnp.float32(2)),
     "sparse": Masked(Codebook(INDICES, Quantized(TABLE, jnp.ones((1,)))), MASK).store(),
 }
 
 DENSE = {
     "bits": INDICES,
     "gaps": MASK,
+    "rows": MASK,
+    "groups": [[1, 0, 1], [0, 1, 0]],
+    "blocks": [[1, 1, 1], [0, 0, 0]],
     "masked": np.where(MASK, CODES, 0),
     "quantized": (np.asarray(CODES) - 1) * np.asarray(SCALE),
     "codebook": np.asarray(TABLE)[np.asarray(INDICES)],
     "factored": np.ones((2, 3)),
     "sum": np.asarray(CODES) + 1,
+    "shrunk": [[0, 0, 0], [1, 2, -3]],
     "sparse": np.where(MASK, np.asarray(TABLE)[np.asarray(INDICES)], 0),
 }
 
 REPRS = {
     "bits": "2-bit[2,3]",
     "gaps": "gaps 2-bit[3]",
+    "rows": "rows 2-bit[2] columns 2-bit[3]",
+    "groups": "1:2 1-bit[1,3]",
+    "blocks": "1x3 blocks 1-bit[2,1]",
     "masked": "Masked(values float32[2,3], mask bool[2,3], 40 bits/weight)",
     "quantized": "Quantized(codes float32[2,3], scale float32[1,3], zero float32[1,3], "
     "64 bits/weight)",
@@ -64,6 +79,7 @@ REPRS = {
     "factored": "Factored(u float32[2,1], v float32[1,3], 26.67 bits/weight)",
     "sum": "Sum(base float32[2,3], delta Factored(u float32[2,1], v float32[1,3]), "
     "58.67 bits/weight)",
+    "shrunk": "Shrunk(values float32[2,3], threshold float32[], 37.33 bits/weight)",
     "sparse": "Sparse(values Codebook(indices 2-bit[3], table Quantized(codes int8[3], "
     "scale float32[1])), support 1-bit[2,3], 12 bits/weight)",
 }

@@ -1,0 +1,213 @@
+"""Which storage form a mask gets: the one that is asked for, or the smallest."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from nnopt_jax.arrays.bits import Bits
+from nnopt_jax.arrays.supports import blocks, groups
+from nnopt_jax.arrays.supports.blocks import Blocks, any_in_block
+from nnopt_jax.arrays.supports.gaps import Gaps
+from nnopt_jax.arrays.supports.groups import Groups
+from nnopt_jax.arrays.supports.rows import Rows
+from nnopt_jax.errors import CompositionError
+from nnopt_jax.ops.grid import expand
+from nnopt_jax.ops.groups import split_groups
+from nnopt_jax.settings import Settings
+
+Format: TypeAlias = str | tuple[int, ...]
+"""`"smallest"`, `"bitmask"`, `"gaps"`, `"csr"`, `"n:m"` such as `"2:4"`, or sizes of blocks."""
+
+NAMES = ("smallest", "bitmask", "gaps", "csr")
+_GROUPS = (2, 4, 8, 16, 32)  # sizes of groups that `smallest_support` looks for
+
+
+def parse_format(format: str | Sequence[int], settings: Settings) -> Format:
+    """Reads the name of a storage form.
+
+    Args:
+        format: what the user wrote.
+        settings: takes the problem, if there is one.
+
+    Returns:
+        The format, hashable.
+
+    Example:
+        >>> from nnopt_jax.settings import Settings
+        >>> settings = Settings("demo")
+        >>> parse_format("2:4", settings), parse_format([4, 1], settings)
+        ('2:4', (4, 1))
+    """
+    if isinstance(format, str):
+        pair = n_of_m(format)
+        known = pair is not None and groups.misfit((pair[1],), *pair) is None
+        if known or format in NAMES:
+            return format
+    elif isinstance(format, Sequence) and format:
+        sizes = tuple(format)
+        if all(type(size) is int and size > 0 for size in sizes):
+            return sizes
+    names = ", ".join(map(repr, NAMES))
+    text = f"is none of {names}, no 'n:m' of at most 2^31 choices, no block sizes as (4, 4)."
+    settings.wrong("format", format, text)
+    return "smallest"
+
+
+def n_of_m(format: Format) -> tuple[int, int] | None:
+    """The two numbers of `"n:m"`; None for any other format.
+
+    Example:
+        >>> n_of_m("2:4"), n_of_m("csr")
+        ((2, 4), None)
+    """
+    found = re.fullmatch(r"(\d+):(\d+)", format) if isinstance(format, str) else None
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def shape_misfit(shape: tuple[int, ...], format: Format) -> str | None:
+    """Why no mask of this shape has this format; None if one may have.
+
+    Example:
+        >>> shape_misfit((6, 8), "2:4"), shape_misfit((6, 8), "csr")
+        ('groups of 4 do not divide axis 0 of shape (6, 8)', None)
+    """
+    if pair := n_of_m(format):
+        return groups.misfit(shape, *pair)
+    return blocks.misfit(shape, format) if isinstance(format, tuple) else None
+
+
+def mask_misfit(mask: jax.Array, format: Format) -> str | None:
+    """Why a concrete mask does not have this format; None if it has.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mask_misfit(jnp.array([True, True, True, False]), "2:4")
+        'keeps 3 of 4 in a group, and format 2:4 stores 2'
+    """
+    if text := shape_misfit(mask.shape, format):
+        return text
+    if pair := n_of_m(format):
+        counts = np.asarray(split_groups(mask, pair[1]).sum(-1))
+        wrong = counts[counts != pair[0]]
+        if wrong.size:
+            return f"keeps {wrong[0]} of {pair[1]} in a group, and format {format} stores {pair[0]}"
+    if isinstance(format, tuple):
+        whole = expand(any_in_block(mask, format), mask.shape)
+        if int((whole != mask).sum()):
+            return f"keeps some of a block of {format}, which format {format} cannot store"
+    return None
+
+
+def support_of(
+    mask: jax.Array, format: Format = "smallest"
+) -> Bits | Gaps | Rows | Groups | Blocks:
+    """Stores a mask in a given format.
+
+    Under `jax.jit` the mask is unknown: patterns (n:m, blocks) are believed, and in place of the
+    formats whose size depends on the mask (gaps, CSR, the smallest) a bit an element is taken.
+
+    Args:
+        mask: bool, any shape.
+        format: see `Format`.
+
+    Returns:
+        The support.
+
+    Raises:
+        CompositionError: the mask does not have the pattern of the format.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays.supports import support_of
+        >>> mask = jnp.arange(16).reshape(8, 2) % 4 < 2
+        >>> [support_of(mask, format) for format in ("bitmask", "csr", "2:4", (1, 2))]
+        [1-bit[8,2], rows 2-bit[8] columns 1-bit[8], 2:4 3-bit[2,2], 1x2 blocks 1-bit[8,1]]
+    """
+    pair = n_of_m(format)
+    traced = isinstance(mask, Tracer)
+    text = shape_misfit(mask.shape, format) if traced else mask_misfit(mask, format)
+    if text:
+        raise CompositionError(f"{text}; give another format, or prune to this pattern.")
+    if pair:
+        return Groups.of(mask, *pair)
+    if isinstance(format, tuple):
+        return Blocks.of(mask, format)
+    if traced or format == "bitmask":
+        return Bits.of(mask, 1)
+    if format == "smallest":
+        return smallest_support(mask)
+    return Gaps.of(mask) if format == "gaps" else Rows.of(mask)
+
+
+def smallest_support(mask: jax.Array) -> Bits | Gaps | Rows | Groups | Blocks:
+    """Stores a mask in the format whose arrays take the fewest bits.
+
+    Tried are a bit an element, relative indices, compressed rows, `n:m` along the axis before the
+    last for groups of 2 to 32, and the largest blocks that the mask consists of. Under `jax.jit`
+    the mask is unknown and its bits, whose number is known, are taken.
+
+    Args:
+        mask: bool, any shape.
+
+    Returns:
+        The smallest support; of equal ones the one named first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays.supports import smallest_support
+        >>> from nnopt_jax.ops import keep_n_of_m
+        >>> half = keep_n_of_m(jnp.sin(jnp.arange(256.0) ** 2).reshape(32, 8), 2, 4)
+        >>> for mask in (jnp.arange(1000) % 101 == 0, half, jnp.ones((32, 8), bool)):
+        ...     print(smallest_support(mask))
+        gaps 7-bit[10]
+        2:4 3-bit[8,8]
+        32x8 blocks 1-bit[1,1]
+    """
+    if isinstance(mask, Tracer) or not mask.size:
+        return Bits.of(mask, 1)
+    forms = _forms(np.asarray(mask))
+    format = min(forms, key=forms.__getitem__)
+    return support_of(mask, format)
+
+
+def _forms(mask: np.ndarray) -> dict[Format, int]:
+    """The formats a mask can have, and the bits of each."""
+    forms: dict[Format, int] = {
+        "bitmask": Bits.cost(mask.shape, 1),
+        "gaps": Gaps.cost(mask),
+        "csr": Rows.cost(mask),
+    }
+    if pair := _pattern(mask):
+        forms[f"{pair[0]}:{pair[1]}"] = Groups.cost(mask.shape, *pair)
+    sizes = tuple(_unit(mask, axis) for axis in range(mask.ndim))
+    if math.prod(sizes) > 1:
+        forms[sizes] = Blocks.cost(mask, sizes)
+    return forms
+
+
+def _pattern(mask: np.ndarray) -> tuple[int, int] | None:
+    """The least groups of which each keeps the same number, if there are any."""
+    total = int(mask.sum())
+    for m in _GROUPS:
+        kept, rest = divmod(total * m, mask.size)
+        if rest or not 0 < kept < m or groups.misfit(mask.shape, kept, m):
+            continue
+        axis = max(mask.ndim - 2, 0)
+        split = (*mask.shape[:axis], -1, m, *mask.shape[axis + 1 :])
+        if (mask.reshape(split).sum(axis + 1) == kept).all():
+            return kept, m
+    return None
+
+
+def _unit(mask: np.ndarray, axis: int) -> int:
+    """The largest size of blocks along an axis that the mask consists of."""
+    lines = np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1)
+    changes = np.flatnonzero((lines[1:] != lines[:-1]).any(1)) + 1
+    return math.gcd(mask.shape[axis], *changes.tolist())

@@ -1,0 +1,145 @@
+"""Principal components of data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from nnopt_jax.compression.feature_mapping.projection import Projection
+from nnopt_jax.errors import NonFiniteError, ShapeError, ValueRangeError
+from nnopt_jax.settings import Settings
+
+_NAME = "compression.pca"
+
+
+def pca(
+    x: Any,
+    components: int | None = None,
+    *,
+    energy: float | None = None,
+    whiten: bool = False,
+) -> Projection:
+    r"""The directions along which data vary most.
+
+    .. math:: C = \frac{1}{n - 1} \sum_i (x_i - \mu)(x_i - \mu)^T = V \Lambda V^T, \qquad P = V_k
+
+    The covariance is summed over batches and decomposed in float64 on the host, so data may be
+    larger than memory. Of the two signs of a component the one is taken that makes its entry of
+    greatest magnitude positive.
+
+    Args:
+        x: `(n, ...)`, all axes after the first being features; or an iterable of such batches.
+        components: `k`, how many directions.
+        energy: instead, the share of the variance, above 0 to 1, that the fewest directions keep.
+        whiten: whether each component is scaled to variance 1 on the data.
+
+    Returns:
+        The projection, in float32.
+
+    Raises:
+        ValueRangeError: a setting is out of range, there are more components than examples or
+            features, or the data vary in too few directions.
+        NonFiniteError: the data hold NaN or infinity.
+        ShapeError: batches differ in their number of features.
+
+    Example:
+        >>> import numpy as np
+        >>> import nnopt_jax as nnopt
+        >>> line = np.outer([-1.0, 0.0, 1.0, 4.0], [3.0, 4.0])
+        >>> nnopt.compression.pca(line, 1)["matrix"].round(4)
+        Array([[0.6],
+               [0.8]], dtype=float32)
+
+    References:
+        Pearson 1901, On Lines and Planes of Closest Fit; Hotelling 1933; sums over batches: Chan et
+        al. 1983, Algorithms for Computing the Sample Variance.
+    """
+    settings = Settings(_NAME)
+    settings.integer("components", components, 1, none=True)
+    settings.number("energy", energy, 0, 1, above=True, none=True)
+    settings.flag("whiten", whiten)
+    if (components is None) == (energy is None):
+        settings.wrong("components", components, f"and energy={energy!r}: give one of the two.")
+    settings.done()
+    found = _moments(x)
+    most = min(found.count, found.mean.size)
+    if components is not None and components > most:
+        raise ValueRangeError(
+            f"{_NAME}: components={components} of {found.count} examples of {found.mean.size} "
+            f"features; give at most {most}."
+        )
+    variance, directions = _spectrum(found)
+    kept = components or _enough(variance, float(energy or 1.0))
+    if whiten:
+        _require_varying(variance, kept)
+        directions[:, :kept] /= np.sqrt(variance[:kept])[None]
+    matrix, mean = directions[:, :kept].astype(np.float32), found.mean.astype(np.float32)
+    return Projection(matrix=jnp.asarray(matrix), mean=jnp.asarray(mean))
+
+
+class _Moments(NamedTuple):
+    """How many examples there were, their mean, and the sum of squares about it."""
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+
+def _moments(x: Any) -> _Moments:
+    batches: Iterable[Any] = [x] if hasattr(x, "shape") else x
+    total: _Moments | None = None
+    for batch in batches:
+        host = np.asarray(batch)
+        if host.ndim < 2:
+            raise ShapeError(f"{_NAME}: data of shape {host.shape}; give (n, features).")
+        flat = host.reshape(len(host), -1).astype(np.float64)
+        if not np.isfinite(flat).all():
+            raise NonFiniteError(f"{_NAME}: the data hold NaN or infinity; leave those out.")
+        if not len(flat):
+            continue
+        mean = flat.mean(0)
+        centered = flat - mean
+        part = _Moments(len(flat), mean, centered.T @ centered)
+        total = part if total is None else _merged(total, part)
+    if total is None:
+        raise ValueRangeError(f"{_NAME}: there are no data.")
+    return total
+
+
+def _merged(a: _Moments, b: _Moments) -> _Moments:
+    if a.mean.shape != b.mean.shape:
+        raise ShapeError(f"{_NAME}: batches of {a.mean.size} and of {b.mean.size} features.")
+    count = a.count + b.count
+    away = b.mean - a.mean
+    scatter = a.scatter + b.scatter + np.outer(away, away) * (a.count * b.count / count)
+    return _Moments(count, a.mean + away * (b.count / count), scatter)
+
+
+def _spectrum(found: _Moments) -> tuple[np.ndarray, np.ndarray]:
+    """Variances from the greatest down, and the directions as columns."""
+    variance, directions = np.linalg.eigh(found.scatter / max(found.count - 1, 1))
+    variance, directions = np.maximum(variance[::-1], 0.0), directions[:, ::-1]
+    top = np.abs(directions).argmax(0)
+    return variance, directions * np.sign(directions[top, np.arange(len(top))])[None]
+
+
+def _enough(variance: np.ndarray, energy: float) -> int:
+    """The fewest directions that keep a share of the variance."""
+    total = variance.sum()
+    if not total > 0:
+        raise ValueRangeError(f"{_NAME}: the data do not vary; energy={energy} says nothing then.")
+    reached = np.cumsum(variance) >= energy * total * (1 - 1e-12)
+    return int(reached.argmax()) + 1
+
+
+def _require_varying(variance: np.ndarray, kept: int) -> None:
+    """Refuses to divide by a variance that is nothing but rounding."""
+    varying = int((variance > variance[0] * len(variance) * np.finfo(np.float64).eps).sum())
+    if kept > varying:
+        raise ValueRangeError(
+            f"{_NAME}: whiten=True with {kept} components, and the data vary in {varying} "
+            "directions only; give at most that many."
+        )

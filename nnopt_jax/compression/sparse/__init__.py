@@ -1,0 +1,1 @@
+"""Sparse representation: only what is kept is stored, and trained."""

@@ -1,0 +1,138 @@
+"""Sparse storage of leaves that hold zeros already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from nnopt_jax.arrays.base import Field, is_node, summary
+from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.arrays.sparse import Sparse
+from nnopt_jax.arrays.supports import Format, parse_format
+from nnopt_jax.arrays.supports.blocks import any_in_block
+from nnopt_jax.arrays.supports.choose import n_of_m, shape_misfit
+from nnopt_jax.errors import CompositionError, Problems
+from nnopt_jax.ops.grid import expand
+from nnopt_jax.ops.groups import keep_n_of_m, split_groups
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.leaves import Leaves, Start, matrices, wrapping
+from nnopt_jax.tree.select import Where
+
+_NAME = "compression.sparse"
+
+
+def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices) -> Transform:
+    r"""Stores leaves that hold zeros without them, whoever made them zero.
+
+    .. math:: \hat w_i = w_i \, m_i, \qquad m_i = [\, w_i \neq 0 \text{ at the start} \,]
+
+    The mask stays as it was at the start, so a model that was pruned elsewhere stays sparse while
+    it learns on. A leaf that an earlier link of the chain has masked keeps that mask, and gets
+    the format.
+
+    Args:
+        format: how the mask is stored. `"smallest"`: whatever takes the fewest bits, measured.
+            `"bitmask"`: a bit an element. `"gaps"`: relative indices. `"csr"`: columns and row
+            pointers of the leaf as a matrix `(-1, last axis)`. `"2:4"`: which two of every four
+            along the axis before the last, 3 bits for four; where fewer are not zero, zeros are
+            kept as well. `(4, 4)`: one entry for each block of the last axes; a block that is not
+            all zero is kept. Under `jax.jit`, where the mask is unknown, the first four all are a
+            bitmask.
+        where: which leaves; default: those of two axes or more.
+
+    Returns:
+        The transform. It wraps: later links of a chain keep its zeros.
+
+    Raises:
+        ValueRangeError: the format is none of these.
+        ShapeError: at `init`, where groups or blocks do not divide a leaf.
+        CompositionError: at `init`, where a group of `"n:m"` holds more than `n` that are not zero;
+            where a leaf is in sparse storage already; at `pack`, where an earlier link's mask does
+            not have the pattern.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.compression.sparse("2:4")
+        >>> params = {"kernel": jnp.array([[0.0, 1.0], [2.0, 0.0], [0.0, 3.0], [4.0, 0.0]])}
+        >>> tx.pack(params, tx.init(params))
+        {'kernel': Sparse(values float32[4], support 2:4 3-bit[1,2], 18 bits/weight)}
+
+    References:
+        The mask of `jax.experimental.sparse` and SciPy's `csr_array`; 2:4: Mishra et al. 2021,
+        Accelerating Sparse Deep Neural Networks, section 3.
+    """
+    settings = Settings(_NAME)
+    form = parse_format(format, settings)
+    settings.done()
+
+    def init(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
+        del start
+        _require_pattern(leaves, form)
+        return {}, {path: _support(leaf, form) for path, leaf in leaves.items()}
+
+    def encode(leaves: Leaves, state: State, train: bool) -> Leaves:
+        masks = state.rest
+        return {path: _wrapped(path, x, masks[path], form, train) for path, x in leaves.items()}
+
+    return wrapping(
+        _NAME,
+        where,
+        init=init,
+        encode=encode,
+        settle=lambda leaf, mask: jnp.where(mask, leaf, jnp.zeros((), leaf.dtype)),
+        check=lambda path, leaf: shape_misfit(leaf.shape, form),
+        capacities=lambda leaves: _counts(leaves, form),
+    )
+
+
+def _support(leaf: jax.Array, format: Format) -> jax.Array:
+    """The smallest mask of a format that covers all that is not zero."""
+    if pair := n_of_m(format):
+        return keep_n_of_m(jnp.abs(leaf), *pair)
+    mask = leaf != 0
+    return expand(any_in_block(mask, format), mask.shape) if isinstance(format, tuple) else mask
+
+
+def _require_pattern(leaves: Leaves, format: Format) -> None:
+    """Raises, where values are known, if a group holds more than its pattern stores."""
+    pair, problems = n_of_m(format), Problems(_NAME)
+    for path, leaf in leaves.items() if pair else ():
+        if isinstance(leaf, Tracer) or not leaf.size:
+            continue
+        most = int((split_groups(leaf, pair[1]) != 0).sum(-1).max())
+        if most > pair[0]:
+            problems.add(path, f"has {most} of {pair[1]} in a group that are not zero, and format "
+                               f"{format} stores {pair[0]}; prune it first, as with "
+                               f"pruning.magnitude(pattern={format!r})")  # fmt: skip
+    problems.raise_as(CompositionError)
+
+
+def _wrapped(path: str, leaf: Field, mask: jax.Array, format: Format, train: bool) -> Field:
+    if isinstance(leaf, Sparse):
+        raise CompositionError(
+            f"{_NAME}: {path}: {summary(leaf)} is in sparse storage already. Apply the transform "
+            "to the parameters it was packed from."
+        )
+    if isinstance(leaf, Masked):
+        return leaf.replace(format=format) if _may_have(leaf, format) else leaf
+    mode = "applied" if train and not is_node(leaf) else "select"
+    known = _counts({path: leaf}, format).get(path)
+    return Masked(leaf, mask, known, mode, format)
+
+
+def _may_have(leaf: Masked, format: Format) -> bool:
+    """Whether a mask made by others can be stored so, or will say why not when it is packed."""
+    if format == "smallest":  # its own format, where it has one, is a pattern it is known to have
+        return False
+    patterned = isinstance(format, tuple) or n_of_m(format) is not None
+    return not (patterned and any(isinstance(x, Tracer) for x in jax.tree.leaves(leaf.mask)))
+
+
+def _counts(leaves: Leaves, format: Format) -> dict[str, int]:
+    pair = n_of_m(format)
+    return {p: x.size // pair[1] * pair[0] for p, x in leaves.items()} if pair else {}
