@@ -186,9 +186,8 @@ def q8_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None)
         [[2.]]
     """
     largest = block_largest(x, block, mask)
-    # Not a constant: the compiler would multiply with its reciprocal, which rounds otherwise.
-    divisor = jnp.where(largest >= 0, jnp.float32(127), jnp.float32(1))
-    return stored_scale(largest / divisor)
+    # Not by a constant: the compiler would multiply with its reciprocal, which rounds otherwise.
+    return stored_scale(largest / (largest * 0 + 127))
 
 
 def q8_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
