@@ -31,7 +31,8 @@ def magnitude(
 
     Args:
         sparsity: `s`, the share of zeros from 0 to 1, or an `optax.Schedule` of the number of
-            updates made; left out where a pattern `"n:m"` says it.
+            updates made (`cubic`, `one_shot`, `iterative`); left out where a pattern `"n:m"` says
+            it.
         where: which leaves; default: those of two axes or more.
         allocation: `"uniform"`: `s` holds in each leaf. `"erk"`: small leaves stay denser.
             `"global"`: one threshold over all leaves, so that `s` holds in total; `"lamp"`:
@@ -42,6 +43,7 @@ def magnitude(
         mode: `"hard"`: each update sets the pruned parameters to zero and the forward pass costs
             nothing (before the first update the model sees them still). `"soft"`: the mask is in
             the forward pass, and pruned weights go on learning, straight through, and may return.
+            `"frozen"`: the mask is in the forward pass, and pruned weights get no gradient.
         every: updates between two choices of the mask. A scheduled sparsity that has arrived is
             put in force at once. None: the mask of `init` stays, and where it is hard it costs no
             pass of its own, because it joins the optimizer's.
