@@ -16,12 +16,15 @@ from nnopt_jax.arrays import (
     Factored,
     Gaps,
     Groups,
+    Levels,
     Masked,
+    Powers,
     Quantized,
     Rows,
     Shrunk,
     Sparse,
     Sum,
+    Trits,
     is_node,
     materialize,
     refine,
@@ -38,6 +41,9 @@ INDICES = jnp.array([[0, 1, 2], [2, 2, 0]], jnp.uint8)
 
 NODES = {
     "bits": Bits.of(INDICES, 2),
+    "trits": Trits.of(INDICES, 0),
+    "powers": Powers(INDICES + jnp.uint8(126)),
+    "levels": Levels(INDICES, SCALE, levels=(-1.0, 0.0, 0.5)),
     "gaps": Gaps.of(MASK, 2),
     "rows": Rows.of(MASK),
     "groups": Groups.of(jnp.array([[True, False, True], [False, True, False]]), 1, 2),
@@ -53,6 +59,9 @@ NODES = {
 
 DENSE = {
     "bits": INDICES,
+    "trits": INDICES,
+    "powers": [[0.5, 1, 2], [2, 2, 0.5]],
+    "levels": [[-0.5, 0, 0.125], [0.25, 0.5, -0.25]],
     "gaps": MASK,
     "rows": MASK,
     "groups": [[1, 0, 1], [0, 1, 0]],
@@ -68,6 +77,9 @@ DENSE = {
 
 REPRS = {
     "bits": "2-bit[2,3]",
+    "trits": "1.6-bit[2,3]",
+    "powers": "Powers(exponents uint8[2,3], 8 bits/weight)",
+    "levels": "Levels(codes uint8[2,3], scale float32[1,3], 24 bits/weight)",
     "gaps": "gaps 2-bit[3]",
     "rows": "rows 2-bit[2] columns 2-bit[3]",
     "groups": "1:2 1-bit[1,3]",
@@ -80,7 +92,7 @@ REPRS = {
     "sum": "Sum(base float32[2,3], delta Factored(u float32[2,1], v float32[1,3]), "
     "58.67 bits/weight)",
     "shrunk": "Shrunk(values float32[2,3], threshold float32[], 37.33 bits/weight)",
-    "sparse": "Sparse(values Codebook(indices 2-bit[3], table Quantized(codes int8[3], "
+    "sparse": "Sparse(values Codebook(indices 1.6-bit[3], table Quantized(codes int8[3], "
     "scale float32[1])), support 1-bit[2,3], 12 bits/weight)",
 }
 

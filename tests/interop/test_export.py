@@ -12,7 +12,18 @@ import pytest
 from jax import export
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import Codebook, Factored, Masked, Quantized, Sum, is_node, store
+from nnopt_jax.arrays import (
+    Codebook,
+    Factored,
+    Levels,
+    Masked,
+    Powers,
+    Quantized,
+    Shrunk,
+    Sum,
+    is_node,
+    store,
+)
 from nnopt_jax.arrays.base import NODE_TYPES, Node
 from nnopt_jax.interop import Checkpoints
 
@@ -30,6 +41,9 @@ def trees():
         "bitmask": Masked(Codebook((w > 0).astype(jnp.int32), jnp.array([-0.5, 0.5])), many),
         "shared": Codebook(jnp.arange(256).reshape(32, 8) % 4, table),
         "sum": Sum(grid, Factored(w[:, :2], w[:2, :])),
+        "shrunk": Masked(Shrunk(grid, jnp.float32(0.5)), few),
+        "levels": Masked(Levels((w > 0) * 1.0, Powers(jnp.full((4, 8), 125, jnp.uint8))), few),
+        "ternary": Levels(jnp.sign(w) + 1, jnp.ones((1, 8)), levels=(-1.0, 0.0, 1.0)),
     }
     return {"training": training, "stored": store(training)}
 

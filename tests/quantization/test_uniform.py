@@ -81,7 +81,8 @@ def test_applied_scale_is_the_stored_one():
 
 
 @pytest.mark.parametrize(
-    ("bits", "form"), [(2, "2-bit"), (4, "4-bit"), (7, "7-bit"), (8, "int8"), (12, "int16")]
+    ("bits", "form"),
+    [(2, "1.6-bit"), (3, "3-bit"), (4, "4-bit"), (7, "7-bit"), (8, "int8"), (12, "int16")],
 )
 def test_codes_lie_in_the_smallest_form(bits, form):
     tx = nnopt.quantization.uniform(bits)
