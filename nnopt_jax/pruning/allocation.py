@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnopt_jax.errors import Problems, ValueRangeError
+
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 Share: TypeAlias = Any
 """A share of zeros: a Python float, or a traced scalar."""
@@ -76,6 +78,39 @@ def erk(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
     density = {path: xp.clip(epsilon * ratio[path], 0.0, 1.0) for path in shapes}
     cast = float if xp is np else (lambda x: x)
     return {path: cast(1.0 - share) for path, share in density.items()}
+
+
+def own(function: Callable[[Shapes, Share], Mapping[str, Share]], shapes: Shapes, sparsity: Share
+        ) -> dict[str, Share]:  # fmt: skip
+    """What a user's allocation returns, checked as far as it is known.
+
+    Args:
+        function: `(shapes, sparsity) -> sparsities`.
+        shapes: shape of each leaf, by path.
+        sparsity: the total.
+
+    Returns:
+        The sparsity of each leaf.
+
+    Raises:
+        ValueRangeError: a leaf has none, or one outside 0 to 1.
+
+    Example:
+        >>> from nnopt_jax.pruning import allocation
+        >>> allocation.own(lambda shapes, s: {"a": 2 * s}, {"a": (4, 4)}, 0.75)
+        Traceback (most recent call last):
+        nnopt_jax.errors.ValueRangeError: allocation: a: was given sparsity 1.5; return 0 to 1
+    """
+    given = function(shapes, sparsity)
+    problems = Problems("allocation")
+    for path in shapes:
+        share = given.get(path)
+        if share is None:
+            problems.add(path, "was given no sparsity; return one for each path of `shapes`")
+        elif isinstance(share, (int, float)) and not 0 <= share <= 1:
+            problems.add(path, f"was given sparsity {share}; return 0 to 1")
+    problems.raise_as(ValueRangeError)
+    return {path: given[path] for path in shapes}
 
 
 def lamp(scores: jax.Array) -> jax.Array:

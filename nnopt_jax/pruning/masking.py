@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.ops.threshold import top_k_mask, top_k_masks
-from nnopt_jax.pruning.allocation import Allocation, erk, lamp, uniform
+from nnopt_jax.pruning.allocation import Allocation, erk, lamp, own, uniform
 from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, parse
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
@@ -89,7 +89,7 @@ class Layout(NamedTuple):
     def shares(self, shapes: Mapping[str, tuple[int, ...]], sparsity: Any) -> Mapping[str, Any]:
         """The sparsity of each leaf."""
         if callable(self.allocation):
-            return self.allocation(shapes, sparsity)
+            return own(self.allocation, shapes, sparsity)
         return erk(shapes, sparsity) if self.allocation == "erk" else uniform(shapes, sparsity)
 
     def counts(self, shapes: Mapping[str, tuple[int, ...]], sparsity: Any) -> dict[str, Any]:

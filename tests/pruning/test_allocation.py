@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import nnopt_jax as nnopt
+from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.pruning import allocation
 
 LENET = {"conv1": (5, 5, 1, 6), "conv2": (5, 5, 6, 16), "fc1": (400, 120), "fc2": (120, 84),
@@ -113,3 +114,11 @@ def test_an_allocation_of_ones_own():
     for sparsity in (0.75, nnopt.pruning.one_shot(0.75, 0)):
         state = nnopt.pruning.magnitude(sparsity, allocation=first_dense).init(params)
         assert [int(state.rest[n]["mask"].sum()) for n in params] == [20, 5]
+
+
+def test_an_allocation_that_leaves_leaves_out():
+    tx = nnopt.pruning.magnitude(0.5, allocation=lambda shapes, sparsity: {"a": -0.5})
+    with pytest.raises(
+        ValueRangeError, match=r"(?s)2 problems.*a: was given sparsity -0.5.*b: was"
+    ):
+        tx.init({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})

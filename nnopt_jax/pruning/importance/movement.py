@@ -46,9 +46,9 @@ def movement(
         where: which leaves; default: those of two axes or more.
         allocation: how the sparsity is shared out, as for `pruning.magnitude`, without `"lamp"`.
         pattern: what goes together, as for `pruning.magnitude`: None, `"2:4"`, or block sizes.
-        mode: `"frozen"`, as in the paper: a pruned weight gets no gradient, keeps its value and
-            may return with it. `"soft"`: it goes on learning, straight through. `"hard"`: it is
-            set to zero and its score stands still.
+        mode: `"frozen"`, as in the paper: a pruned weight gets no gradient, keeps its value (but
+            for an optimizer's momentum) and may return with it. `"soft"`: it goes on learning,
+            straight through. `"hard"`: it is set to zero and its score stands still.
         every: updates between two choices of the mask; None: that of `init` stays.
 
     Returns:
