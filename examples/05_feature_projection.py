@@ -1,0 +1,82 @@
+"""Feature mapping: networks on projections of their inputs, random, principal, and learned.
+
+    python examples/05_feature_projection.py [--steps 1500]
+
+Maps the 784 pixels of a digit to 40 numbers in front of a small network, trains both, and writes
+them to one file in 8 bits.
+"""
+
+import argparse
+import os
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import nnopt_jax as nnopt
+from nnopt_jax.compression import johnson_lindenstrauss, pca, projected
+from nnopt_jax.zoo import data, losses
+
+COMPONENTS = 40
+
+
+def network(key, widths=(COMPONENTS, 100, 10)):
+    shapes = zip(widths[:-1], widths[1:], strict=True)
+    return [jax.nn.initializers.he_normal()(jax.random.fold_in(key, i), shape)
+            for i, shape in enumerate(shapes)]  # fmt: skip
+
+
+def apply(layers, x):
+    for kernel in layers[:-1]:
+        x = jax.nn.relu(x @ kernel)
+    return x @ layers[-1]
+
+
+def main(steps: int) -> None:
+    digits = data.digits()
+    tx = nnopt.quantization.uniform(8, granularity="channel")
+    random = johnson_lindenstrauss(jax.random.key(1), 784, COMPONENTS)
+    principal = pca(digits.train.x, COMPONENTS)
+
+    def trained(projection, learned):
+        """The packed model, and its error on the test images."""
+        run = projected(apply, learned=learned)
+        params = {"projection": projection, "model": network(jax.random.key(0))}
+        optimizer, state = optax.adam(optax.cosine_decay_schedule(2e-3, steps)), tx.init(params)
+        moments = optimizer.init(nnopt.trainable(tx, params, state))
+
+        @jax.jit
+        def step(params, state, moments, batch):
+            images, labels = batch
+            loss = lambda p: losses.cross_entropy(run(p, images), labels)  # noqa: E731
+            _, grads = nnopt.value_and_grad(loss, tx)(params, state)
+            moving = nnopt.trainable(tx, params, state)
+            updates, moments = optimizer.update(grads.train, moments, moving)
+            return *nnopt.step(tx, params, state, updates, grads), moments
+
+        rng = np.random.default_rng(0)
+        for _ in range(steps):
+            chosen = rng.integers(len(digits.train), size=128)
+            batch = digits.train.x[chosen], digits.train.y[chosen]
+            params, state, moments = step(params, state, moments, batch)
+        small = tx.pack(params, state)
+        logits = run(nnopt.materialize(small), digits.test.x)
+        return small, 100 * losses.error_rate(logits, jnp.asarray(digits.test.y))
+
+    _, fixed = trained(random, learned=False)
+    print(f"random projection, fixed: test error {fixed:.1f} %")
+    _, fixed = trained(principal, learned=False)
+    print(f"principal components, fixed: test error {fixed:.1f} %")
+    small, error = trained(principal, learned=True)
+    with tempfile.TemporaryDirectory() as folder:
+        nnopt.save(f"{folder}/model.nnopt", small)
+        after = os.path.getsize(f"{folder}/model.nnopt")
+    print(f"principal components, learned: test error {error:.1f} %, {after:,} bytes in the file")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1500)
+    main(**vars(parser.parse_args()))
