@@ -19,13 +19,12 @@ import dataclasses
 import json
 import pathlib
 import statistics
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from interleave import interleave
-from rich.console import Console
-from rich.table import Table
 
 from nnopt_jax import recipe
 from nnopt_jax.recipe.measure import measure
@@ -33,6 +32,40 @@ from nnopt_jax.recipe.phases import Carry, make_step
 from nnopt_jax.recipe.setup import prepare
 
 KERNELS = "**/kernel"
+ARXIV = "https://arxiv.org/abs/"
+PAPERS = {
+    "compression.codebook": ("Han 2016", "1510.00149"),
+    "compression.dkm": ("Cho 2022", "2108.12659"),
+    "compression.low_rank": ("Zhang 2016", "1505.06798"),
+    "compression.projection": ("Pearson 1901", "https://doi.org/10.1080/14786440109462720"),
+    "compression.sparse": ("Mishra 2021", "2104.08378"),
+    "quantization.uniform": ("Jacob 2018", "1712.05877"),
+    "quantization.binary_connect": ("Courbariaux 2015", "1511.00363"),
+    "quantization.xnor": ("Rastegari 2016", "1603.05279"),
+    "quantization.twn": ("Li 2016", "1605.04711"),
+    "quantization.ttq": ("Zhu 2017", "1612.01064"),
+    "quantization.lsq": ("Esser 2020", "1902.08153"),
+    "quantization.grouped": (
+        "GGUF Q4_0",
+        "https://github.com/ggml-org/ggml/blob/master/docs/gguf.md",
+    ),
+    "quantization.nf4": ("Dettmers 2023", "2305.14314"),
+    "quantization.fp4": ("Dettmers 2023", "2305.14314"),
+    "quantization.mxfp4": ("Rouhani 2023", "2310.10537"),
+    "pruning.proximal": ("Yang 2020", "1908.09979"),
+    "pruning.soft_threshold": ("Donoho 1995", "https://doi.org/10.1109/18.382009"),
+    "pruning.learned_threshold": ("Kusupati 2020", "2002.03231"),
+    "pruning.magnitude": ("Zhu 2017", "1710.01878"),
+    "pruning.taylor": ("Molchanov 2019", "1906.10771"),
+    "pruning.movement": ("Sanh 2020", "2005.07683"),
+    "pruning.fisher": ("Theis 2018", "1801.05787"),
+    "pruning.snip": ("Lee 2019", "1810.02340"),
+    "pruning.grasp": ("Wang 2020", "2002.07376"),
+    "pruning.rewind": ("Renda 2020", "2003.02389"),
+    "pruning.random_mask": ("Liu 2022", "2202.02643"),
+    "pruning.sparse_evolution": ("Mocanu 2018", "1707.04780"),
+    "pruning.rigl": ("Evci 2020", "1911.11134"),
+}
 
 
 class Network(NamedTuple):
@@ -70,6 +103,7 @@ class Row(NamedTuple):
         seeds: how many runs are averaged.
         after: epochs under the transforms, where not those of the network.
         what: bits or sparsity, for the table.
+        model: makes another model than that of the network.
     """
 
     links: list[dict[str, Any]]
@@ -78,6 +112,7 @@ class Row(NamedTuple):
     seeds: int = 1
     after: int | None = None
     what: str = ""
+    model: Callable[[argparse.Namespace], dict[str, Any]] | None = None
 
 
 def link(method: str, **settings: Any) -> dict[str, Any]:
@@ -124,6 +159,15 @@ ROWS: dict[str, Row] = {
     "compression.dkm": Row([link("compression.dkm", clusters=8)], what="8 values a leaf"),
     "compression.low_rank": Row(
         [low_rank("fc1", 24), low_rank("fc2", 24)], what="rank 24 of 300 and 100"
+    ),
+    "compression.projection": Row(
+        [link("quantization.uniform", bits=8, granularity="channel", every=10)],
+        model=lambda options: {
+            "source": "nnopt_jax.zoo.projected:projected_mlp",
+            "components": 40,
+            "data": {"source": "nnopt_jax.zoo.data:mnist", "dir": options.data},
+        },
+        what="40 components, 8 bits",
     ),
     "compression.sparse": Row(
         [link("pruning.magnitude", pattern="2:4"), link("compression.sparse", format="2:4")],
@@ -259,7 +303,7 @@ def recipe_of(name: str, row: Row, seed: int, options: argparse.Namespace) -> An
     return recipe.build(
         {
             "name": name.replace(" ", "_"),
-            "model": network.model,
+            "model": row.model(options) if row.model else network.model,
             "data": {"source": "nnopt_jax.zoo.data:mnist", "dir": options.data},
             "augment": {"source": "nnopt_jax.zoo.augment:shift", "pixels": 1},
             "batch_size": 200,
@@ -272,6 +316,11 @@ def recipe_of(name: str, row: Row, seed: int, options: argparse.Namespace) -> An
     )
 
 
+def _result(name: str, row: Row, seed: int, options: argparse.Namespace) -> pathlib.Path:
+    """Where what a run gave is kept."""
+    return pathlib.Path(recipe_of(name, row, seed, options).folder, "row.json")
+
+
 def _adam(rate: float) -> dict[str, Any]:
     schedule = {"source": "optax:cosine_decay_schedule", "init_value": rate, "decay_steps": "100%"}
     return {"source": "optax:adam", "learning_rate": schedule}
@@ -279,10 +328,10 @@ def _adam(rate: float) -> dict[str, Any]:
 
 def run(name: str, row: Row, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Runs one row, or reads what it gave when it ran."""
-    made = recipe_of(name, row, seed, options)
-    done = pathlib.Path(made.folder, "row.json")
+    done = _result(name, row, seed, options)
     if done.exists():
         return json.loads(done.read_text())
+    made = recipe_of(name, row, seed, options)
     summary = recipe.run(made)
     found = {measure.name: measure for measure in summary.measures}
     result = {
@@ -325,23 +374,39 @@ def _stepper(setup: Any, phase: Any, x: Any, y: Any) -> Any:
     return ten
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> Table:
-    """One line a row, means over seeds."""
-    out = Table("method", "what", "dense %", "after %", "on disk", "in memory", "zeros %", "step")
+HEADER = ("method", "paper", "what", "error", "on disk", "in memory", "zeros", "step")
+
+
+def lines(results: dict[str, list[dict[str, float]]]) -> list[tuple[str, ...]]:
+    """The cells of the table, means over seeds."""
+    found = []
     for name, runs in results.items():
         mean = {key: _mean(runs, key) for key in runs[0]}
-        dense = mean["dense"] or _mean(results.get(f"dense {ROWS[name].network}", []) or
-                                       results.get("dense", []), "error")  # fmt: skip
-        out.add_row(
-            name,
-            ROWS[name].what,
-            "-" if dense is None else f"{dense:.2f}",
-            f"{mean['error']:.2f}",
-            *(f"{mean[key]:,.0f} ({mean['size'] / mean[key]:.1f}x)" for key in ("disk", "memory")),
-            f"{mean['zeros']:.1f}",
-            f"{mean['step']:.2f}",
+        network = ROWS[name].network
+        dense = mean["dense"]
+        if dense is None and ROWS[name].links:
+            same = "dense" if network == "lenet_300_100" else f"dense {network}"
+            dense = _mean(results.get(same, []), "error")
+        before = "" if dense is None else f"{dense:.2f} -> "
+        sizes = (
+            f"{mean[key]:,.0f} ({mean['size'] / mean[key]:.1f}x)" for key in ("disk", "memory")
         )
-    return out
+        method = name.split()[0]
+        paper, where = PAPERS.get(method, ("", ""))
+        link = "" if not paper else f"[{paper}]({where if '//' in where else ARXIV + where})"
+        on = "" if network == "lenet_300_100" else f" ({network})"
+        found.append(
+            (f"`{method}`" if paper else name, link, ROWS[name].what + on,
+             f"{before}{mean['error']:.2f}", *sizes, f"{mean['zeros']:.0f}",
+             f"{mean['step']:.2f}")
+        )  # fmt: skip
+    return found
+
+
+def markdown(rows: list[tuple[str, ...]]) -> str:
+    """The table as the README has it."""
+    cells = [HEADER, ("---",) * len(HEADER), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _mean(runs: list[dict[str, float]], key: str) -> float | None:
@@ -356,14 +421,19 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="parts of the names of rows; default: all")
     parser.add_argument("--data", help="folder of MNIST; default: NNOPT_DATA")
     parser.add_argument("--output", default="runs/rows")
+    parser.add_argument("--done", action="store_true", help="only rows that are finished")
     options = parser.parse_args()
     results: dict[str, list[dict[str, float]]] = {}
     for name, row in ROWS.items():
         if options.names and not any(part in name for part in options.names):
             continue
+        if options.done and not all(
+            _result(name, row, seed, options).exists() for seed in range(row.seeds)
+        ):
+            continue
         results[name] = [run(name, row, seed, options) for seed in range(row.seeds)]
         print(name, json.dumps(results[name]), flush=True)
-    Console(width=120).print(table(results))
+    print(markdown(lines(results)))
 
 
 if __name__ == "__main__":
