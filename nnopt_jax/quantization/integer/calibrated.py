@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -106,6 +108,7 @@ def percentile_grid(
     return Grid(*grid_of_range(low, high, bits, symmetric=False))
 
 
+@functools.partial(jax.jit, static_argnames=("bits", "symmetric"))
 def mse_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
     """The grid of least squared error on the histogram of what was seen.
 

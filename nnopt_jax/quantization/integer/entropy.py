@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,6 +14,7 @@ from nnopt_jax.quantization.integer.ranges import Range
 from nnopt_jax.typing import Array
 
 
+@functools.partial(jax.jit, static_argnames=("bits", "symmetric"))
 def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
     r"""The grid that loses the least information, as TensorRT calibrates.
 

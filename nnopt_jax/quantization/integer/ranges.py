@@ -80,8 +80,8 @@ def observe(state: Range, x: ArrayLike) -> Range:
 
     Counts are exact up to 2**24 in a bin, and to one part in ten million beyond. The order of
     batches makes no difference to the bins. Split over the devices of a mesh, `x` may be observed
-    as it lies; inside `jax.shard_map`, observe each part and `merge_ranges`. `jax.vmap` gives one
-    range for each index of an axis.
+    as it lies (of an Explicit mesh, inside `jax.sharding.auto_axes`); inside `jax.shard_map`,
+    observe each part and `merge_ranges`. `jax.vmap` gives a range for each index of an axis.
 
     Args:
         state: `Range.start()` for the first batch.

@@ -96,15 +96,15 @@ def uniform(
     def fit(slot: Slot) -> dict[str, jax.Array | None]:
         block = block_of(slot.array.shape, granularity, axis)
         options: Any = {"symmetric": symmetric, "mask": slot.mask}
-        grid: Any = {"symmetric": symmetric, "scale_dtype": scale_dtype}
-        if range == "absmax":
-            scale, zero = fit_grid(slot.array, bits, block, **options, scale_dtype=scale_dtype)
-        elif range == "percentile":
-            ends = percentile_range(slot.array, block, percent, **options)
-            scale, zero = grid_of_range(*ends, bits, **grid)
+        if range == "percentile":
+            bottom, top = percentile_range(slot.array, block, percent, **options)
+        elif range == "mse":
+            options["scale_dtype"] = scale_dtype
+            bottom, top = mse_range(slot.array, bits, block, **options)
         else:
-            ends = mse_range(slot.array, bits, block, **options, scale_dtype=scale_dtype)
-            scale, zero = grid_of_range(*ends, bits, **grid)
+            scale, zero = fit_grid(slot.array, bits, block, **options, scale_dtype=scale_dtype)
+            return {"scale": scale, "zero": zero}
+        scale, zero = grid_of_range(bottom, top, bits, symmetric=symmetric, scale_dtype=scale_dtype)
         return {"scale": scale, "zero": zero}
 
     def encode(slot: Slot, learned: Any, grid: Any, train: bool) -> Quantized:
