@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 
@@ -29,8 +31,8 @@ def seeds(who: str, leaves: Leaves, start: Start) -> Leaves:
     if start.key is None:
         raise ValueRangeError(f"{who}: draws at random; give tx.init(params, key="
                               "jax.random.key(0)).")  # fmt: skip
-    return {path: jax.random.bits(slot_key(start.key, path, 0), (2,), jnp.uint32)
-            for path in leaves}  # fmt: skip
+    keys = {path: cast("jax.Array", slot_key(start.key, path, 0)) for path in leaves}
+    return {path: jax.random.bits(key, (2,), jnp.uint32) for path, key in keys.items()}
 
 
 def draw(seed: jax.Array, shape: tuple[int, ...], number: jax.Array | int = 0) -> jax.Array:

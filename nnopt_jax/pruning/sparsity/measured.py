@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.arrays.base import Field, is_node, show
@@ -34,6 +35,12 @@ class SparsityRow:
         groups: groups of the pattern; None without one, or where it does not fit the shape.
         good_groups: those of them that have at most `n` entries that are not zero, or, of blocks,
             those that are all zero.
+
+    Example:
+        >>> from nnopt_jax.pruning import SparsityRow
+        >>> row = SparsityRow("kernel", 4, 2, None, 2, 1, l1=7.0, l2=5.0)
+        >>> row.sparsity, round(row.hoyer, 9)
+        (0.5, 0.6)
     """
 
     path: str
@@ -177,7 +184,7 @@ def measure_sparsity(tree: Any, *, pattern: Pattern = None) -> SparsityTable:
     rows = [
         _row(path, leaf, found)
         for path, leaf in flatten(tree, is_node).items()
-        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
     ]
     return SparsityTable(tuple(rows), None if pattern is None else str(pattern))
 
