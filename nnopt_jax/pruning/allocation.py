@@ -80,8 +80,9 @@ def erk(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
     return {path: cast(1.0 - share) for path, share in density.items()}
 
 
-def own(function: Callable[[Shapes, Share], Mapping[str, Share]], shapes: Shapes, sparsity: Share
-        ) -> dict[str, Share]:  # fmt: skip
+def own(
+    function: Callable[[Shapes, Share], Mapping[str, Share]], shapes: Shapes, sparsity: Share
+) -> dict[str, Share]:
     """What a user's allocation returns, checked as far as it is known.
 
     Args:
