@@ -22,10 +22,9 @@ def main(steps: int) -> None:
     digits = data.digits()
     model = lenet.lenet_300_100()
     params = model.init(jax.random.key(0), digits.train.x[:1])["params"]
-    dense_bytes = tree_bits(params) // 8
+    before = tree_bits(params) // 8
 
-    def loss_fn(params, batch):
-        images, labels = batch
+    def loss_fn(params, images, labels):
         return losses.cross_entropy(model.apply({"params": params}, images), labels)
 
     def train(tx, params, state, steps, rate):
@@ -34,7 +33,7 @@ def main(steps: int) -> None:
 
         @jax.jit
         def step(params, state, moments, batch):
-            _, grads = nnopt.value_and_grad(loss_fn, tx)(params, state, batch)
+            _, grads = nnopt.value_and_grad(loss_fn, tx)(params, state, *batch)
             moving = nnopt.trainable(tx, params, state)
             updates, moments = optimizer.update(grads.train, moments, moving)
             return *nnopt.step(tx, params, state, updates, grads), moments
@@ -42,7 +41,7 @@ def main(steps: int) -> None:
         rng = np.random.default_rng(0)
         for _ in range(steps):
             chosen = rng.integers(len(digits.train), size=128)
-            batch = digits.train.x[chosen], digits.train.y[chosen]
+            batch = (digits.train.x[chosen], digits.train.y[chosen])
             params, state, moments = step(params, state, moments, batch)
         return params, state, tree_bits(moments) // 8
 
@@ -54,13 +53,12 @@ def main(steps: int) -> None:
     prune = nnopt.pruning.magnitude(sparsity, where="**/kernel", every=20)
     params, state, whole = train(prune, params, prune.init(params), steps, 2e-3)
     small = prune.pack(params, state)
-
     # Packed parameters train as any others do: `chain()` is the transform that does nothing.
     nothing = nnopt.chain()
     small, _, survivors = train(nothing, small, (), max(steps // 3, 1), 5e-4)
     print(f"optimizer state: {whole:,} bytes while pruning, {survivors:,} for the survivors")
 
-    pruned = nnopt.materialize(small)  # as a model that was pruned elsewhere
+    pruned = nnopt.materialize(small)  # now like a model that was pruned elsewhere
     for format in ("bitmask", "gaps", "csr", "smallest"):
         tx = nnopt.compression.sparse(format, where="**/kernel")
         kernel = tx.pack(pruned, tx.init(pruned))["fc1"]["kernel"]
@@ -72,8 +70,7 @@ def main(steps: int) -> None:
         nnopt.quantization.uniform(8).init(small)
     except nnopt.errors.CompositionError as refused:
         print(refused)
-    packed = tree_bits(small) // 8
-    print(f"test error {error(small):.1f} %, {dense_bytes:,} -> {packed:,} bytes in memory")
+    print(f"test error {error(small):.1f} %, {before:,} -> {tree_bits(small) // 8:,} bytes")
 
 
 if __name__ == "__main__":

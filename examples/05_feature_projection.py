@@ -22,16 +22,14 @@ from nnopt_jax.zoo import data, losses
 COMPONENTS = 40
 
 
-def network(key, widths=(COMPONENTS, 100, 10)):
-    shapes = zip(widths[:-1], widths[1:], strict=True)
-    return [jax.nn.initializers.he_normal()(jax.random.fold_in(key, i), shape)
-            for i, shape in enumerate(shapes)]  # fmt: skip
+def network(key):
+    first, second = jax.random.split(key)
+    draw = jax.nn.initializers.he_normal()
+    return {"fc1": draw(first, (COMPONENTS, 100)), "fc2": draw(second, (100, 10))}
 
 
 def apply(layers, x):
-    for kernel in layers[:-1]:
-        x = jax.nn.relu(x @ kernel)
-    return x @ layers[-1]
+    return jax.nn.relu(x @ layers["fc1"]) @ layers["fc2"]
 
 
 def main(steps: int) -> None:
@@ -49,9 +47,8 @@ def main(steps: int) -> None:
 
         @jax.jit
         def step(params, state, moments, batch):
-            images, labels = batch
-            loss = lambda p: losses.cross_entropy(run(p, images), labels)  # noqa: E731
-            _, grads = nnopt.value_and_grad(loss, tx)(params, state)
+            loss = lambda p, x, y: losses.cross_entropy(run(p, x), y)  # noqa: E731
+            _, grads = nnopt.value_and_grad(loss, tx)(params, state, *batch)
             moving = nnopt.trainable(tx, params, state)
             updates, moments = optimizer.update(grads.train, moments, moving)
             return *nnopt.step(tx, params, state, updates, grads), moments

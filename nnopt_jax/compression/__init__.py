@@ -15,4 +15,4 @@ from nnopt_jax.compression.feature_mapping.projection import (
 from nnopt_jax.compression.sharing.codebook import codebook as codebook
 from nnopt_jax.compression.sharing.dkm import dkm as dkm
 from nnopt_jax.compression.sharing.tie import tie as tie
-from nnopt_jax.compression.sparse.sparse import sparse as sparse
+from nnopt_jax.compression.sparse_representation.sparse import sparse as sparse

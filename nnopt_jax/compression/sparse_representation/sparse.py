@@ -101,7 +101,9 @@ def _support(leaf: jax.Array, format: Format) -> jax.Array:
 def _require_pattern(leaves: Leaves, format: Format) -> None:
     """Raises, where values are known, if a group holds more than its pattern stores."""
     pair, problems = n_of_m(format), Problems(_NAME)
-    for path, leaf in leaves.items() if pair else ():
+    if pair is None:
+        return
+    for path, leaf in leaves.items():
         if isinstance(leaf, Tracer) or not leaf.size:
             continue
         most = int((split_groups(leaf, pair[1]) != 0).sum(-1).max())

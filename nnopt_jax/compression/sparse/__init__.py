@@ -1,1 +1,0 @@
-"""Sparse representation: only what is kept is stored, and trained."""
