@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from jax.sharding import PartitionSpec
 
 import nnopt_jax as nnopt
@@ -42,6 +42,7 @@ def _levels(levels, shape=(8, 10), seed=0, **fields):
     return Levels(codes, scale, levels=levels, **fields)
 
 
+@settings(max_examples=10)
 @given(levels=TABLES, seed=st.integers(0, 2**16), apart=st.booleans())
 def test_stands_for_the_same_in_every_form(levels, seed, apart):
     below = jnp.full((2, 10), 0.5) if apart else None
@@ -73,6 +74,15 @@ def test_a_refined_code_has_a_gradient():
         return Levels(codes, jnp.full((1, 1), 3.0), levels=(-1.0, 0.0, 1.0)).materialize().sum()
 
     np.testing.assert_array_equal(jax.grad(shown)(jnp.array([0.0, 2.0])), [3, 6])
+
+
+def test_a_table_of_codes_picks_levels():
+    """What sharing makes of codes: few of the levels, exactly."""
+    codes = Codebook(jnp.array([[0, 1, 2, 1]]), jnp.array([3.0, 7.0, 15.0]))
+    leaf = Levels(codes, jnp.full((1, 1), 2.0), levels=NF4)
+    wanted = 2 * np.array(NF4, np.float32)[[3, 7, 15, 7]]
+    np.testing.assert_array_equal(leaf.materialize(), wanted[None])
+    np.testing.assert_array_equal(leaf.store().materialize(), wanted[None])
 
 
 def test_specs_follow_the_weight():
@@ -135,7 +145,7 @@ def test_stored_bits(name):
 
 
 def test_a_file_of_trits_is_no_larger_than_one_of_bits(tmp_path):
-    codes = np.random.default_rng(1).choice(3, 30_000, p=[0.2, 0.6, 0.2]).reshape(100, 300) - 1
+    codes = np.random.default_rng(1).choice(3, 10_000, p=[0.2, 0.6, 0.2]).reshape(100, 100) - 1
     trits, bits = Trits.of(jnp.asarray(codes)), Bits.of(jnp.asarray(codes), 2, -1)
     sizes = []
     for words in (trits, bits):
@@ -147,7 +157,7 @@ def test_a_file_of_trits_is_no_larger_than_one_of_bits(tmp_path):
         sizes.append(os.path.getsize(tmp_path / "w.nnopt"))
     assert sizes[0] <= sizes[1] + 32  # the description
     entropy = -(0.4 * np.log2(0.2) + 0.6 * np.log2(0.6))
-    assert 8 * sizes[0] / codes.size < entropy + 0.06
+    assert 8 * sizes[0] / codes.size < entropy + 0.15  # and the description
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -158,16 +158,15 @@ def test_ttq_learns_two_scales():
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("binary_connect", 1), ("xnor", 1), ("twn", 1.6), ("ttq", 1.6)]
+    ("name", "codes", "scales"),
+    [("binary_connect", 6, 1), ("xnor", 6, 4), ("twn", 10, 1), ("ttq", 10, 2)],
 )
-def test_stored_bits(name, most):
-    params = {"kernel": jax.random.normal(jax.random.key(0), (200, 100))}
+def test_stored_bytes(name, codes, scales):
+    """48 codes take a bit each, or a fifth of a byte."""
     tx = METHODS[name]()
-    packed = tx.pack(params, tx.init(params))["kernel"]
-    scales = sum(x.nbytes for x in jax.tree.leaves(packed) if x.dtype == jnp.float32)
-    codes = sum(x.nbytes for x in jax.tree.leaves(packed)) - scales
-    assert 8 * codes == most * 20_000
-    assert scales <= 4 * 100
+    packed = jax.tree.leaves(tx.pack(PARAMS, tx.init(PARAMS)))
+    assert sum(x.nbytes for x in packed if x.dtype == jnp.uint8) == codes
+    assert sum(x.nbytes for x in packed) == codes + 4 * scales
 
 
 @pytest.mark.parametrize("name", ["xnor", "twn", "ttq"])
