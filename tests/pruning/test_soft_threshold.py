@@ -84,6 +84,13 @@ def test_over_codes_the_threshold_is_stored(before):
     np.testing.assert_array_equal(_grads(tx, PARAMS, state).params["kernel"], SLOPES)
 
 
+def test_over_a_mask_there_is_one_mask_and_no_node():
+    tx = nnopt.chain(nnopt.pruning.magnitude(0.25), nnopt.pruning.soft_threshold(0.75))
+    packed = tx.pack(PARAMS, tx.init(PARAMS))["kernel"]
+    assert packed.values.shape == (10,)
+    np.testing.assert_array_equal(packed.materialize(), _soft(W, _level(W, 10)))
+
+
 @pytest.mark.parametrize("coded", [False, True])
 def test_gradient_of_a_learned_threshold(coded):
     """Against finite differences of the formula, raw and over shared values."""

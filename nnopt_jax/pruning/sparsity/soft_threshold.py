@@ -88,7 +88,9 @@ def soft_threshold(
 
 
 def shrunk(leaf: Field, threshold: ArrayLike) -> Field:
-    """The soft threshold of a leaf: an array of an array, a node over a node."""
+    """The soft threshold of a leaf: an array of an array, a node over a node, below its mask."""
+    if isinstance(leaf, Masked):  # zero stays zero, and masks on top of one another are one
+        return leaf.replace(values=shrunk(leaf.values, threshold))
     return Shrunk(leaf, jnp.asarray(threshold)) if is_node(leaf) else shrink(leaf, threshold)
 
 
