@@ -17,7 +17,7 @@ import optax
 
 import nnopt_jax as nnopt
 from nnopt_jax.compression import johnson_lindenstrauss, pca, projected
-from nnopt_jax.zoo import data, losses
+from nnopt_jax.zoo import augment, data, losses
 
 COMPONENTS = 40
 
@@ -35,8 +35,6 @@ def apply(layers, x):
 def main(steps: int) -> None:
     digits = data.digits()
     tx = nnopt.quantization.uniform(8, granularity="channel")
-    random = johnson_lindenstrauss(jax.random.key(1), 784, COMPONENTS)
-    principal = pca(digits.train.x, COMPONENTS)
 
     def trained(projection, learned):
         """The packed model, and its error on the test images."""
@@ -47,30 +45,32 @@ def main(steps: int) -> None:
 
         @jax.jit
         def step(params, state, moments, batch):
-            loss = lambda p, x, y: losses.cross_entropy(run(p, x), y)  # noqa: E731
-            _, grads = nnopt.value_and_grad(loss, tx)(params, state, *batch)
+            images, labels, key = batch
+            seen = augment.shift(images, key)
+            loss = lambda p: losses.cross_entropy(run(p, seen), labels)  # noqa: E731
+            _, grads = nnopt.value_and_grad(loss, tx)(params, state)
             moving = nnopt.trainable(tx, params, state)
             updates, moments = optimizer.update(grads.train, moments, moving)
             return *nnopt.step(tx, params, state, updates, grads), moments
 
         rng = np.random.default_rng(0)
-        for _ in range(steps):
+        for number in range(steps):
             chosen = rng.integers(len(digits.train), size=128)
-            batch = digits.train.x[chosen], digits.train.y[chosen]
+            batch = digits.train.x[chosen], digits.train.y[chosen], jax.random.key(number)
             params, state, moments = step(params, state, moments, batch)
-        small = tx.pack(params, state)
-        logits = run(nnopt.materialize(small), digits.test.x)
+        logits = run(nnopt.materialize(small := tx.pack(params, state)), digits.test.x)
         return small, 100 * losses.error_rate(logits, jnp.asarray(digits.test.y))
 
-    _, fixed = trained(random, learned=False)
-    print(f"random projection, fixed: test error {fixed:.1f} %")
-    _, fixed = trained(principal, learned=False)
-    print(f"principal components, fixed: test error {fixed:.1f} %")
-    small, error = trained(principal, learned=True)
-    with tempfile.TemporaryDirectory() as folder:
-        nnopt.save(f"{folder}/model.nnopt", small)
-        after = os.path.getsize(f"{folder}/model.nnopt")
-    print(f"principal components, learned: test error {error:.1f} %, {after:,} bytes in the file")
+    for name, start, learned in (
+        ("random projection", johnson_lindenstrauss(jax.random.key(1), 784, COMPONENTS), False),
+        ("principal components", pca(digits.train.x, COMPONENTS), False),
+        ("principal components, learned on", pca(digits.train.x, COMPONENTS), True),
+    ):
+        small, error = trained(start, learned)
+        with tempfile.TemporaryDirectory() as folder:
+            nnopt.save(f"{folder}/model.nnopt", small)
+            size = os.path.getsize(f"{folder}/model.nnopt")
+        print(f"{name}: test error {error:.1f} %, {size:,} bytes in the file")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,11 @@ class Node:
     """Fields that lie like the logical array: a mask over the node may compact them."""
     CODES: ClassVar[bool] = False
     """Whether values are turned into codes, which cannot hold NaN or infinity."""
+    COMPACTABLE: ClassVar[bool] = True
+    """Whether a mask above may cut the elementwise fields; no where one of them is a mask."""
+    KEEPS_ZERO: ClassVar[bool] = False
+    """Whether zeros of the elementwise field are shown as zeros: then a mask below it may as well
+    stand above it."""
     SLOTS: ClassVar[Mapping[str, str]] = {}
     """Fields a later link may refine, each with its kind; "inherit" takes the enclosing kind."""
 
@@ -283,7 +288,7 @@ def compactable(field: Field) -> bool:
     """Says whether the elementwise fields alone hold what belongs to single elements."""
     if not is_node(field):
         return True
-    names = field.ELEMENTWISE
+    names = field.ELEMENTWISE if field.COMPACTABLE else ()
     return bool(names) and all(compactable(getattr(field, name)) for name in names)
 
 

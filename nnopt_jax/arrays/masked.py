@@ -59,6 +59,7 @@ class Masked(Node):
 
     VERSION = 2
     ELEMENTWISE = ("values",)
+    COMPACTABLE = False
     SLOTS = {"values": "value"}  # noqa: RUF012 - a constant, as declared in Node
 
     @property
@@ -104,8 +105,9 @@ class Masked(Node):
 
     def store(self) -> Node:
         """`Sparse` with the kept elements only; the mask in bits where values cannot be cut."""
-        if isinstance(self.values, Masked):
-            return self._merged(self.values).store()
+        below = raised(self.values)
+        if isinstance(below, Masked):
+            return self._merged(below).store()
         mask = show(self.mask).astype(bool)
         if not compactable(self.values):
             return Masked(store_field(self.values), Bits.of(mask, 1))
@@ -129,6 +131,24 @@ class Masked(Node):
         # The intersection need not have the pattern of either.
         format = self.format if self.format in NAMES else "smallest"
         return Masked(inner.values, mask, capacity, format=format)
+
+
+def raised(field: Field) -> Field:
+    """Lets a mask below nodes that keep zeros stand above them, where masks are merged.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Masked, Shrunk
+        >>> raised(Shrunk(Masked(jnp.ones(2), jnp.ones(2, bool)), jnp.float32(0.5))).outline()
+        'Masked(values Shrunk(values float32[2], threshold float32[]), mask bool[2])'
+    """
+    if not is_node(field) or not field.KEEPS_ZERO:
+        return field
+    (name,) = field.ELEMENTWISE
+    below = raised(getattr(field, name))
+    if not isinstance(below, Masked):
+        return field
+    return below.replace(values=field.replace(**{name: below.values}))
 
 
 def _without_carry(field: Field) -> Field:

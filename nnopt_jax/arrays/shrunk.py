@@ -32,6 +32,7 @@ class Shrunk(Node):
     threshold: jax.Array
 
     ELEMENTWISE = ("values",)
+    KEEPS_ZERO = True
     SLOTS = {"values": "value"}  # noqa: RUF012 - a constant, as declared in Node
 
     @property

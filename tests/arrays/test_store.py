@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nnopt_jax.arrays import Codebook, Masked, Quantized, Sparse, materialize, store
+from nnopt_jax.arrays import Codebook, Masked, Quantized, Shrunk, Sparse, materialize, store
 from nnopt_jax.errors import CapacityError
 
 VALUES = jnp.arange(1.0, 13.0).reshape(3, 4)
@@ -56,3 +56,16 @@ def test_scales_and_zero_points_survive_a_mask_at_any_granularity():
     stored = leaf.store()
     assert stored.values.scale.shape == (3, 2)
     np.testing.assert_array_equal(stored.materialize(), leaf.materialize())
+
+
+def test_a_mask_below_a_node_is_not_cut_by_the_mask_above():
+    """Where the node keeps zeros the masks are merged; elsewhere the outer one lies beside."""
+    inner, outer = Masked(VALUES, VALUES % 3 > 0), VALUES > 4
+    merged = Masked(Shrunk(inner, jnp.float32(5.5)), outer)
+    stored = merged.store()
+    assert stored.values.values.shape == (5,)
+    np.testing.assert_array_equal(stored.materialize(), merged.materialize())
+    shifted = Masked(Quantized(inner, jnp.ones((1, 1)), jnp.full((1, 1), 2.0)), outer)
+    stored = shifted.store()
+    np.testing.assert_array_equal(stored.materialize(), shifted.materialize())
+    assert float(stored.materialize()[1, 1]) == -2  # a code of zero is no zero
