@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from nnopt_jax.errors import Problems, ValueRangeError
 
 _NAN = 0x7F800001  # one above infinity
-_LEAST = 0x7F800000  # what lifts the key of -inf to 0
+_LEAST = -0x7F800000  # minus infinity
 _WAYS = 5
 
 _Keys = Callable[[Array], Array]
@@ -108,7 +108,7 @@ def top_k_masks(
 @jax.jit
 def _kth_largest(scores: Array, k: Array) -> Array:
     count = _counter([scores], lambda i, array: _by_magnitude(array))
-    low, _, _ = _search(count, k, jnp.int32(_NAN), scores.size, exact=True)
+    low, _, _ = _search(count, k, (0, _NAN), scores.size, exact=True)
     return lax.bitcast_convert_type(low, jnp.float32).astype(scores.dtype)
 
 
@@ -116,9 +116,8 @@ def _kth_largest(scores: Array, k: Array) -> Array:
 def _masks(arrays: list[Array], k: Array, signed: bool) -> list[Array]:
     size = sum(array.size for array in arrays)
     keys = _by_value if signed else _by_magnitude
-    top = jnp.uint32(_NAN + _LEAST) if signed else jnp.int32(_NAN)
     count = _counter(arrays, lambda i, array: keys(array))
-    low, found, above = _search(count, k, top, size)
+    low, found, above = _search(count, k, (_LEAST if signed else 0, _NAN), size)
     return lax.cond(
         found == k,
         lambda: [keys(array) >= low for array in arrays],
@@ -136,21 +135,21 @@ def _break_ties(
         # Counted down, so that the first of the tied are the largest.
         return jnp.where(keys(array) == low, size - before[i] - _flat_index(array.shape), 0)
 
-    edge, _, _ = _search(_counter(arrays, order), missing, jnp.int32(size), size)
+    edge, _, _ = _search(_counter(arrays, order), missing, (0, size), size)
     edge = jnp.where(missing > 0, edge, size + 1)
     return [(keys(array) > low) | (order(i, array) >= edge) for i, array in enumerate(arrays)]
 
 
 def _search(
-    count: _Count, k: Array, top: Array, size: int, exact: bool = False
+    count: _Count, k: Array, ends: tuple[int, int], size: int, exact: bool = False
 ) -> tuple[Array, Array, Array]:
-    """Finds the largest integer `low` in [0, top] with `count(low) >= k`, by (q + 1)-section.
+    """Finds the largest int32 `low` of a span with `count(low) >= k`, by (q + 1)-section.
 
     Args:
-        count: tells how many of the `size` integers, all in [0, top], reach each of q cuts.
+        count: tells how many of the `size` integers, all in the span, reach each of q cuts.
         k: the count sought.
-        top: the greatest integer, of their dtype, which holds a few greater ones as well.
-        size: the count at 0.
+        ends: the span, least and greatest; int32 must hold the next greater one too.
+        size: the count at the least.
         exact: whether to go on where the count is `k` already, between two integers that occur,
             which makes no difference to a mask.
 
@@ -160,16 +159,14 @@ def _search(
 
     def going(carry: tuple[Array, ...]) -> Array:
         low, high, at_low, _ = carry
-        return (high - low > 1) & (exact | (at_low != k))
+        return (high != low + 1) & (exact | (at_low != k))
 
     def narrow(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         low, high, at_low, at_high = carry
-        one = jnp.ones((), top.dtype)
-        step = jnp.maximum((high - low) // jnp.asarray(_WAYS + 1, top.dtype), one)
-        cuts = [
-            jnp.minimum(low + step * jnp.asarray(i, top.dtype), high - one)
-            for i in range(1, _WAYS + 1)
-        ]
+        # A width may take 32 bits; the cuts lie inside the span, so sums that wrap come out right.
+        width = lax.bitcast_convert_type(high - low, jnp.uint32)
+        step = jnp.maximum((width // jnp.uint32(_WAYS + 1)).astype(jnp.int32), 1)
+        cuts = [jnp.minimum(low + step * i, high - 1) for i in range(1, _WAYS + 1)]
         counts = count(cuts)
         # Upwards, so that the last cut reached often enough stays; downwards for the other end.
         for cut, n in zip(cuts, counts, strict=True):
@@ -178,8 +175,7 @@ def _search(
             high, at_high = jnp.where(n < k, cut, high), jnp.where(n < k, n, at_high)
         return low, high, at_low, at_high
 
-    ends = jnp.zeros((), top.dtype), top + jnp.ones((), top.dtype)
-    start = (*ends, jnp.int32(size), jnp.int32(0))
+    start = tuple(jnp.int32(i) for i in (ends[0], ends[1] + 1, size, 0))
     low, _, at_low, at_high = lax.while_loop(going, narrow, start)
     return low, at_low, at_high
 
@@ -191,13 +187,11 @@ def _by_magnitude(scores: Array) -> Array:
 
 
 def _by_value(scores: Array) -> Array:
-    """Maps values to uint32 keys of the same order, from 0 for -inf; all NaN to the greatest."""
+    """Maps values to int32 keys of the same order; all NaN to the greatest."""
     bits = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
-    magnitude = bits & 0x7FFFFFFF
-    # Below zero counted down, so that -0 and 0 have one key; the sum is taken without a sign,
-    # because the keys span almost all of 32 bits.
-    above = jnp.where((bits < 0) & (magnitude < _NAN), -magnitude, jnp.minimum(magnitude, _NAN))
-    return above.astype(jnp.uint32) + jnp.uint32(_LEAST)
+    magnitude = jnp.minimum(bits & 0x7FFFFFFF, _NAN)
+    # Below zero counted down, so that -0 and 0 have one key.
+    return jnp.where((bits < 0) & (magnitude < _NAN), -magnitude, magnitude)
 
 
 def _counter(arrays: list[Array], keys: Callable[[int, Array], Array]) -> _Count:

@@ -13,9 +13,7 @@ PARAMS = {"large": jnp.full((4, 6), 3.0), "tiny": jnp.full((6, 2), 1e-3)}
 WAYS = {
     "all": nnopt.pruning.magnitude(1.0),
     "global": nnopt.pruning.magnitude(0.5, allocation="global"),
-    "blocks": nnopt.pruning.magnitude(1.0, pattern=(2, 2)),
-    "soft": nnopt.pruning.magnitude(1.0, mode="soft"),
-    "snip": nnopt.pruning.snip(0.5),
+    "soft blocks": nnopt.pruning.magnitude(1.0, pattern=(2, 2), mode="soft"),
     "movement": nnopt.pruning.movement(nnopt.pruning.cubic(1.0, 1)),
 }
 
