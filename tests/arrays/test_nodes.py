@@ -20,8 +20,10 @@ from nnopt_jax.arrays import (
     Masked,
     Powers,
     Quantized,
+    Reshaped,
     Rows,
     Shrunk,
+    SoftCodebook,
     Sparse,
     Sum,
     Trits,
@@ -54,6 +56,8 @@ NODES = {
     "factored": Factored(jnp.ones((2, 1)), jnp.ones((1, 3))),
     "sum": Sum(CODES, Factored(jnp.ones((2, 1)), jnp.ones((1, 3)))),
     "shrunk": Shrunk(CODES, jnp.float32(2)),
+    "reshaped": Reshaped.of(Codebook(INDICES.T, TABLE), (1, 0)),
+    "soft": SoftCodebook(0.9 * CODES, TABLE, jnp.float32(1e-3)),
     "sparse": Masked(Codebook(INDICES, Quantized(TABLE, jnp.ones((1,)))), MASK).store(),
 }
 
@@ -72,6 +76,8 @@ DENSE = {
     "factored": np.ones((2, 3)),
     "sum": np.asarray(CODES) + 1,
     "shrunk": [[0, 0, 0], [1, 2, -3]],
+    "reshaped": np.asarray(TABLE)[np.asarray(INDICES)],
+    "soft": [[0, -1, 0], [2, 2, -1]],
     "sparse": np.where(MASK, np.asarray(TABLE)[np.asarray(INDICES)], 0),
 }
 
@@ -92,6 +98,9 @@ REPRS = {
     "sum": "Sum(base float32[2,3], delta Factored(u float32[2,1], v float32[1,3]), "
     "58.67 bits/weight)",
     "shrunk": "Shrunk(values float32[2,3], threshold float32[], 37.33 bits/weight)",
+    "reshaped": "Reshaped(base Codebook(indices uint8[3,2], table float32[3]), 24 bits/weight)",
+    "soft": "SoftCodebook(values float32[2,3], table float32[3], width float32[], "
+    "53.33 bits/weight)",
     "sparse": "Sparse(values Codebook(indices 1.6-bit[3], table Quantized(codes int8[3], "
     "scale float32[1])), support 1-bit[2,3], 12 bits/weight)",
 }
@@ -242,3 +251,44 @@ def test_specs_follow_the_weight(name, spec, wanted):
     for field, axes in wanted.items():
         assert tuple(getattr(given, field)) == axes
     assert is_node(given)
+
+
+def test_views_permute_the_axes_of_kernels():
+    kernel = jnp.arange(120.0).reshape(2, 3, 4, 5)
+    matrix = kernel.transpose(0, 2, 1, 3).reshape(8, 15)
+    view = Reshaped(matrix, (2, 4, 3, 5), (0, 2, 1, 3), (2, 3, 4, 5))
+    np.testing.assert_array_equal(view.materialize(), kernel)
+    assert view.problems((2, 3, 4, 5)) == []
+    (slot,) = slots(Masked(view, kernel % 7 == 0))
+    np.testing.assert_array_equal(slot.mask, matrix % 7 == 0)
+
+
+def test_views_of_the_same_layout_are_cut_by_a_mask_and_others_are_not():
+    same = Masked(Reshaped.of(Quantized(CODES, SCALE)), MASK).store()
+    assert isinstance(same, Sparse)
+    turned = Masked(Reshaped.of(Quantized(CODES.T, SCALE.T), (1, 0)), MASK).store()
+    assert isinstance(turned, Masked)
+    for stored in (same, turned):
+        np.testing.assert_array_equal(stored.materialize(), np.where(MASK, CODES * SCALE, 0))
+        assert stored.problems((2, 3)) == []
+
+
+def test_views_are_split_like_their_base_where_axes_only_change_places():
+    spec = PartitionSpec("a", "b")
+    assert tuple(Reshaped.of(CODES.T, (1, 0)).specs(spec).base) == ("b", "a")
+    assert tuple(Reshaped.of(CODES).specs(spec).base) == ("a", "b")
+    flat = Reshaped(CODES.reshape(6, 1), (2, 3), (0, 1), (2, 3))
+    assert tuple(flat.specs(spec).base) == ()
+
+
+def test_malformed_views_say_why():
+    view = NODES["reshaped"]
+    assert view.replace(axes=(0, 2)).problems((2, 3)) == [
+        "has axes (0, 2) of a base seen in shape (3, 2)"
+    ]
+    assert view.replace(sizes=(4, 2)).problems((4, 2)) == [
+        "of shape (4, 2) has a base of shape (3, 2), seen in shape (3, 2)"
+    ]
+    assert NODES["soft"].replace(width=jnp.ones(2)).problems((2, 3)) == [
+        "has a table of shape (3,), width of (2,)"
+    ]

@@ -25,7 +25,9 @@ from nnopt_jax.arrays import (
     Gaps,
     Masked,
     Quantized,
+    Reshaped,
     Shrunk,
+    SoftCodebook,
     Sparse,
     Sum,
     materialize,
@@ -99,8 +101,13 @@ def everything():
         "sparse_grid": store(Masked(grid, mask)),
         "shrunk": store(Masked(Shrunk(grid, jnp.float32(0.5)), mask)),
         "sparse_wide": store(Masked(wide, mask)),
+        "soft": SoftCodebook(floats, floats[0, :5].sort(), jnp.float32(0.1)),
         "sum": Sum(store(grid), Factored(floats[:, :2], floats[:2])),
         "training": Masked(shared, mask),
+        "view": Reshaped.of(store(shared), (1, 0)),
+        "view_of_factors": Reshaped(
+            Factored(floats[:, :2], floats[:2]), (4, 6, 4, 4), (0, 2, 1, 3), (4, 4, 6, 4)
+        ),
         "wide": store(wide),
     }
 
@@ -336,6 +343,11 @@ LIES = [
     ["Bits", 99, 4],
     ["Bits", "x", 4],
     ["Bits"],
+    ["Reshaped", [2, 2], [1, 0], [2, 3], ["float32", 2, 2]],
+    ["Reshaped", [2, 2], [1, 1], [2, 2], ["float32", 2, 2]],
+    ["Reshaped", [2, 2], "10", [2, 2], ["float32", 2, 2]],
+    ["Reshaped", [-2, -2], [1, 0], [-2, -2], ["float32", 2, 2]],
+    ["SoftCodebook", "float32", ["float32", 2], ["float32", 2], ["float32", 2]],
     3, "x", [], [[]], [None],
 ]  # fmt: skip
 

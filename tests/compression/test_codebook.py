@@ -222,7 +222,7 @@ def test_one_table_cannot_hold_codes_and_values():
     )
     with pytest.raises(
         nnopt.errors.CompositionError,
-        match="compression.codebook: a hold codes of a grid and b values; one state cannot",
+        match="codebook: a hold codes of a grid and b values; one state cannot",
     ):
         tx.init(TREE)
     both = nnopt.chain(nnopt.quantization.uniform(8), nnopt.compression.codebook(4, scope="tree"))

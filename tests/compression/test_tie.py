@@ -56,7 +56,7 @@ def test_a_learned_table_of_the_source_gets_both_gradients(first):
 
 def test_an_update_leaves_the_targets_own_parameter_alone():
     tx = nnopt.chain(nnopt.pruning.magnitude(0.5, where=EMBED_ONLY), TIED)
-    params, state = tx.update(PARAMS, tx.init(PARAMS))
+    params, _ = tx.update(PARAMS, tx.init(PARAMS))
     np.testing.assert_array_equal(params["head"]["kernel"], PARAMS["head"]["kernel"])
     assert (np.asarray(params["embed"]["embedding"]) == 0).sum() == 320
 

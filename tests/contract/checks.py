@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import Codebook, Levels, Masked, Quantized, is_node
-from nnopt_jax.arrays.base import show
+from nnopt_jax.arrays import Codebook, Factored, Levels, Masked, Quantized, is_node
+from nnopt_jax.arrays.base import compactable, show
 from nnopt_jax.errors import CapacityError, NonFiniteError, SelectionError
 from nnopt_jax.ops import expand
 from nnopt_jax.transform.statistics import KINDS
@@ -156,6 +156,8 @@ def check_capacity(tx: nnopt.Transform, params: Any) -> None:
 def _count_unknown(leaf: Any) -> bool:
     if not is_node(leaf):
         return False
+    if isinstance(leaf, Masked) and not compactable(leaf.values):  # stored whole
+        return _count_unknown(leaf.values)
     if isinstance(leaf, Masked):  # of nested masks, one that is counted bounds them all
         return leaf.capacity is None and (
             _count_unknown(leaf.values) or not isinstance(leaf.values, Masked)
@@ -413,6 +415,7 @@ def check_keeps_levels(tx: nnopt.Transform, params: Any) -> None:
     for _ in range(2):
         params, state = advance(tx, moved(params), state)
     for path, leaf in flatten(tx.encode(params, state), is_node).items():
+        _check_factors(path, leaf)
         entries, scale = _codebook_size(leaf), _outer_scale(leaf)
         if entries is None:
             continue
@@ -427,8 +430,20 @@ def check_keeps_levels(tx: nnopt.Transform, params: Any) -> None:
                 assert len(levels) <= entries, f"{path}: {len(levels)} values from {entries}"
 
 
-def _codebook_size(field: Any) -> int | None:
+def _check_factors(path: str, field: Any) -> None:
+    """Products have many values; it is the factors that have few."""
     if not is_node(field):
+        return
+    for name, inner in field.fields():
+        entries = _codebook_size(inner) if isinstance(field, Factored) else None
+        if entries is not None:
+            levels = np.unique(np.asarray(inner.materialize(), np.float32))
+            assert len(levels) <= entries, f"{path}: {name}: {len(levels)} values from {entries}"
+        _check_factors(path, inner)
+
+
+def _codebook_size(field: Any) -> int | None:
+    if not is_node(field) or isinstance(field, Factored):
         return None
     inner = [_codebook_size(one) for _, one in field.fields()]
     own = [field.table.shape[0]] if isinstance(field, Codebook) else []

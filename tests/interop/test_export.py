@@ -19,7 +19,9 @@ from nnopt_jax.arrays import (
     Masked,
     Powers,
     Quantized,
+    Reshaped,
     Shrunk,
+    SoftCodebook,
     Sum,
     is_node,
     store,
@@ -42,6 +44,8 @@ def trees():
         "shared": Codebook(jnp.arange(256).reshape(32, 8) % 4, table),
         "sum": Sum(grid, Factored(w[:, :2], w[:2, :])),
         "shrunk": Masked(Shrunk(grid, jnp.float32(0.5)), few),
+        "soft": SoftCodebook(w, jnp.array([-1.0, 1.0]), jnp.float32(0.5)),
+        "view": Reshaped.of(w.T, (1, 0)),
         "levels": Masked(Levels((w > 0) * 1.0, Powers(jnp.full((4, 8), 125, jnp.uint8))), few),
         "ternary": Levels(jnp.sign(w) + 1, jnp.ones((1, 8)), levels=(-1.0, 0.0, 1.0)),
     }

@@ -20,7 +20,7 @@ from hypothesis import given, strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import Bits, Codebook, Factored, Masked, Quantized, Sum, store
+from nnopt_jax.arrays import Bits, Codebook, Factored, Masked, Quantized, Reshaped, Sum, store
 from nnopt_jax.errors import CheckpointError, NonFiniteError, ValueRangeError
 from nnopt_jax.interop import Checkpoints
 from nnopt_jax.interop.snapshot import freeze, thaw, wanted
@@ -99,6 +99,7 @@ def packed():
         "quantized": quantized,
         "sum": Sum(quantized, Factored(w[:, :2], w[:2, :])),
         "bits": Bits.of(jnp.arange(5), 3),
+        "view": Reshaped(Factored(w[:, :2], w[:2, :]), (4, 4, 8), (1, 0, 2), (4, 4, 8)),
     }
     return {"training": nodes, "stored": store(nodes)}
 

@@ -78,3 +78,17 @@ def test_a_transform_that_draws_needs_no_key_here():
     specs = nnopt.state_specs(tx, PARAMS, SPECS)
     wanted = jax.tree.structure(tx.init(PARAMS, key=jax.random.key(0)))
     assert jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, P)) == wanted
+
+
+def test_what_belongs_to_all_leaves_is_replicated():
+    tx = nnopt.compression.codebook(4, scope="tree", learned=True, where="**")
+    specs = nnopt.state_specs(tx, PARAMS | {"bias": jnp.zeros(8)}, SPECS | {"bias": P("data")})
+    assert tuple(specs.learned["*"]) == ()
+    assert set(specs.rest) == {"*", "bias", "kernel"}
+
+
+def test_factors_of_low_rank_lie_as_the_weight_does():
+    tx = nnopt.compression.low_rank(2, where="kernel")
+    packed = jax.eval_shape(lambda p: tx.pack(p, tx.init(p)), PARAMS)
+    specs = nnopt.packed_specs(packed, SPECS, _mesh())["kernel"]
+    assert (tuple(specs.u), tuple(specs.v)) == (("data", None), (None, "model"))
