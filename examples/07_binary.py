@@ -3,8 +3,8 @@
     python examples/07_binary.py [--steps 1500] [--file model.nnopt]
 
 Two hidden layers of 256 units learn the 5,000 digits three times: dense, binary (BinaryConnect
-draws signs in training and decides them when stored) and ternary (TTQ learns the two values of
-each layer). Normalization takes up the scale of the weights, so that their signs are enough.
+shows the signs of the weights) and ternary (TTQ learns the two values of each layer).
+Normalization takes up the scale of the weights, so that their signs are enough.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main(steps: int, file: str) -> None:
         """Trains from the start with a transform, and returns what to store."""
         optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
         params, stats = fresh["params"], fresh["batch_stats"]
-        state = tx.init(params, key=jax.random.key(1))
+        state = tx.init(params)
         opt_state = optimizer.init(nnopt.trainable(tx, params, state))
         slope = nnopt.value_and_grad(loss_fn, tx, has_aux=True)
 
@@ -56,7 +56,7 @@ def main(steps: int, file: str) -> None:
 
     methods = {
         "dense": nnopt.chain(),
-        "binary": nnopt.quantization.binary_connect(stochastic=True, where="**/kernel"),
+        "binary": nnopt.quantization.binary_connect(where="**/kernel"),
         "ternary": nnopt.quantization.ttq(0.1, where="**/kernel"),
     }
     for name, tx in methods.items():

@@ -43,7 +43,8 @@ def binary_connect(
         scale: `H`, a number above 0, or `"glorot"`: `sqrt(1.5 / (fan in + fan out))`, for
             networks without normalization.
         stochastic: training draws the signs anew at each update (needs `tx.init(..., key=)`);
-            what is applied and stored is decided by the sign.
+            what is applied and stored is decided by the sign. Running statistics of a
+            normalization then belong to drawn signs: measure them anew with the decided ones.
 
     Returns:
         The transform. It refines: masks and tables above it stay.
