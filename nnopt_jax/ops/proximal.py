@@ -87,9 +87,10 @@ def block_rms(x: ArrayLike, block: Sequence[int]) -> Array:
     """
     wide = jnp.asarray(x).astype(jnp.float32)
     top = jnp.max(jnp.abs(wide), initial=0)
-    unit = jnp.where((top > 0) & (top < jnp.inf), top, 1)
-    mean = reduce_blocks("block_rms", lambda a, axes: _mean_square(a, axes), wide / unit, block)
-    return jnp.sqrt(mean) * unit
+    # Powers of two, whose products are exact; a quotient by the top itself may be flushed to zero.
+    shift = jnp.where(top > 2.0**50, -80, jnp.where(top < 2.0**-50, 80, 0))
+    mean = reduce_blocks("block_rms", _mean_square, jnp.ldexp(wide, shift), block)
+    return jnp.ldexp(jnp.sqrt(mean), -shift)
 
 
 def _mean_square(x: Array, axes: tuple[int, ...]) -> Array:

@@ -110,8 +110,9 @@ def test_gradient_of_a_learned_threshold(coded):
     np.testing.assert_array_equal(grads.params["kernel"], np.where(beyond, SLOPES, 0))
 
 
-def test_decay_raises_a_learned_threshold():
-    tx = nnopt.pruning.learned_threshold(start=-2.0, decay=0.5)
+@pytest.mark.parametrize("decay", [0.5, lambda count: 0.5 * (count < 9)])
+def test_decay_raises_a_learned_threshold(decay):
+    tx = nnopt.pruning.learned_threshold(start=-2.0, decay=decay)
     params, state = PARAMS, tx.init(PARAMS)
     zeros = []
     for _ in range(3):

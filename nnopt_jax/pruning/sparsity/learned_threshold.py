@@ -7,17 +7,19 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import show
 from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.pruning.masking import target
 from nnopt_jax.pruning.sparsity.soft_threshold import shrunk
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, wrapping
 from nnopt_jax.tree.select import Where
+from nnopt_jax.typing import ScalarOrSchedule
 
 _NAME = "pruning.learned_threshold"
 
 
 def learned_threshold(
-    *, start: float = -8.0, decay: float = 0.0, where: Where = matrices
+    *, start: float = -8.0, decay: ScalarOrSchedule = 0.0, where: Where = matrices
 ) -> Transform:
     r"""Shows weights beyond a threshold that is learned for each leaf, moved towards zero by it.
 
@@ -31,7 +33,8 @@ def learned_threshold(
 
     Args:
         start: of `s`, less than 0: -8 begins with a threshold of 0.0003.
-        decay: the share of `s` that goes at each update, 0 to 1; 0 leaves it to the optimizer's
+        decay: the share of `s` that goes at each update, 0 to 1, or a schedule of the number of
+            updates (end it in time for the weights to settle); 0 leaves it to the optimizer's
             weight decay, as in the paper.
         where: which leaves; default: those of two axes or more.
 
@@ -56,7 +59,7 @@ def learned_threshold(
     """
     settings = Settings(_NAME)
     settings.number("start", start, -1e4, 0)
-    settings.number("decay", decay, 0, 1)
+    settings.share("decay", decay)
     settings.done()
 
     def init(leaves: Leaves, begin: Start) -> tuple[Leaves, Leaves]:
@@ -73,8 +76,8 @@ def learned_threshold(
         return shown
 
     def update(leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
-        del leaves, now
-        kept = jnp.float32(1 - decay)
+        del leaves
+        kept = jnp.asarray(1 - target(decay, now.count), jnp.float32)
         return {path: s * kept for path, s in state.learned.items()}, state.rest
 
     return wrapping(_NAME, where, init=init, encode=encode, update=update)
