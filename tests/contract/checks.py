@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import nnopt_jax as nnopt
 from nnopt_jax.arrays import Codebook, Factored, Levels, Masked, Quantized, is_node
 from nnopt_jax.arrays.base import compactable, show
+from nnopt_jax.arrays.masked import raised
 from nnopt_jax.errors import CapacityError, NonFiniteError, SelectionError
 from nnopt_jax.ops import expand
 from nnopt_jax.transform.statistics import KINDS
@@ -156,7 +157,9 @@ def check_capacity(tx: nnopt.Transform, params: Any) -> None:
 def _count_unknown(leaf: Any) -> bool:
     if not is_node(leaf):
         return False
-    if isinstance(leaf, Masked) and not compactable(leaf.values):  # stored whole
+    leaf = leaf.replace(values=raised(leaf.values)) if isinstance(leaf, Masked) else leaf
+    whole = isinstance(leaf, Masked) and not isinstance(leaf.values, Masked)
+    if whole and not compactable(leaf.values):
         return _count_unknown(leaf.values)
     if isinstance(leaf, Masked):  # of nested masks, one that is counted bounds them all
         return leaf.capacity is None and (
