@@ -183,6 +183,148 @@ ROWS: dict[str, Row] = {
         scratch=True,
         what="1 bit",
     ),
+    "quantization.xnor": ("Rastegari 2016", "1603.05279"),
+    "quantization.twn": ("Li 2016", "1605.04711"),
+    "quantization.ttq": ("Zhu 2017", "1612.01064"),
+    "quantization.lsq": ("Esser 2020", "1902.08153"),
+    "quantization.grouped": (
+        "GGUF Q4_0",
+        "https://github.com/ggml-org/ggml/blob/master/docs/gguf.md",
+    ),
+    "quantization.nf4": ("Dettmers 2023", "2305.14314"),
+    "quantization.fp4": ("Dettmers 2023", "2305.14314"),
+    "quantization.mxfp4": ("Rouhani 2023", "2310.10537"),
+    "pruning.proximal": ("Yang 2020", "1908.09979"),
+    "pruning.soft_threshold": ("Donoho 1995", "https://doi.org/10.1109/18.382009"),
+    "pruning.learned_threshold": ("Kusupati 2020", "2002.03231"),
+    "pruning.magnitude": ("Zhu 2017", "1710.01878"),
+    "pruning.taylor": ("Molchanov 2019", "1906.10771"),
+    "pruning.movement": ("Sanh 2020", "2005.07683"),
+    "pruning.fisher": ("Theis 2018", "1801.05787"),
+    "pruning.snip": ("Lee 2019", "1810.02340"),
+    "pruning.grasp": ("Wang 2020", "2002.07376"),
+    "pruning.rewind": ("Renda 2020", "2003.02389"),
+    "pruning.random_mask": ("Liu 2022", "2202.02643"),
+    "pruning.sparse_evolution": ("Mocanu 2018", "1707.04780"),
+    "pruning.rigl": ("Evci 2020", "1911.11134"),
+}
+
+
+class Network(NamedTuple):
+    """How a network is trained.
+
+    Args:
+        model: by its zoo name.
+        dense: epochs before the transforms.
+        after: epochs under them.
+        rate: learning rate of Adam at the start, falling to 0 by a cosine.
+        after_rate: the same under the transforms.
+    """
+
+    model: str
+    dense: int
+    after: int
+    rate: float
+    after_rate: float
+
+
+NETWORKS = {
+    "lenet_300_100": Network("nnopt_jax.zoo.lenet:lenet_300_100", 10, 10, 2e-3, 1e-3),
+    "lenet5": Network("nnopt_jax.zoo.lenet:lenet5", 6, 6, 2e-3, 1e-3),
+    "mlp": Network("nnopt_jax.zoo.mlp:mlp", 10, 40, 2e-3, 3e-3),
+}
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Args:
+        links: the transforms, as a recipe names them.
+        network: a key of `NETWORKS`.
+        scratch: whether the transforms are there from the first step, with all epochs theirs.
+        seeds: how many runs are averaged.
+        after: epochs under the transforms, where not those of the network.
+        what: bits or sparsity, for the table.
+        model: makes another model than that of the network.
+    """
+
+    links: list[dict[str, Any]]
+    network: str = "lenet_300_100"
+    scratch: bool = False
+    seeds: int = 1
+    after: int | None = None
+    what: str = ""
+    model: Callable[[argparse.Namespace], dict[str, Any]] | None = None
+
+
+def link(method: str, **settings: Any) -> dict[str, Any]:
+    """One transform on all kernels."""
+    return {method: {"where": KERNELS, **settings}}
+
+
+def cubic(sparsity: float) -> dict[str, Any]:
+    """From nothing to a sparsity in the first 60 % of the steps."""
+    return {"source": "nnopt_jax.pruning:cubic", "sparsity": sparsity, "steps": "60%"}
+
+
+def low_rank(layer: str, rank: int) -> dict[str, Any]:
+    """Factors of one layer."""
+    return {"compression.low_rank": {"where": f"{layer}/kernel", "rank": rank}}
+
+
+def blocks(method: str, *sizes: int, **settings: Any) -> list[dict[str, Any]]:
+    """Blocks that divide the inputs of each layer."""
+    return [
+        {method: {"where": f"fc{i}/kernel", "granularity": size, **settings}}
+        for i, size in enumerate(sizes, 1)
+    ]
+
+
+def prune(method: str, sparsity: float, **settings: Any) -> dict[str, Any]:
+    """Pruning of all kernels by a cubic schedule."""
+    return link(method, **{"sparsity": cubic(sparsity), "every": 10, **settings})
+
+
+ROWS: dict[str, Row] = {
+    # What the others are compared with.
+    "dense": Row([]),
+    "dense lenet5": Row([], "lenet5"),
+    "dense mlp": Row([], "mlp"),
+    # Compression: weight sharing, feature mapping, sparse representation.
+    "compression.codebook": Row(
+        [link("compression.codebook", clusters=16, learned=True)], what="16 values a leaf"
+    ),
+    "compression.codebook tree": Row(
+        [link("compression.codebook", clusters=16, learned=True, scope="tree")],
+        what="16 values for all leaves",
+    ),
+    "compression.dkm": Row([link("compression.dkm", clusters=8)], what="8 values a leaf"),
+    "compression.low_rank": Row(
+        [low_rank("fc1", 24), low_rank("fc2", 24)], what="rank 24 of 300 and 100"
+    ),
+    "compression.projection": Row(
+        [link("quantization.uniform", bits=8, granularity="channel", every=10)],
+        model=lambda options: {
+            "source": "nnopt_jax.zoo.projected:projected_mlp",
+            "components": 40,
+            "data": {"source": "nnopt_jax.zoo.data:mnist", "dir": options.data},
+        },
+        what="40 components, 8 bits",
+    ),
+    "compression.sparse": Row(
+        [link("pruning.magnitude", pattern="2:4"), link("compression.sparse", format="2:4")],
+        what="2:4",
+    ),
+    # Quantization: integer, binary, sub-integer.
+    "quantization.uniform": Row(
+        [link("quantization.uniform", bits=8, granularity="channel", every=10)], what="8 bits"
+    ),
+    "quantization.binary_connect": Row(
+        [link("quantization.binary_connect", scale="glorot")],
+        "mlp",
+        scratch=True,
+        what="1 bit",
+    ),
     "quantization.binary_connect stochastic": Row(
         [link("quantization.binary_connect", scale="glorot", stochastic=True)],
         "mlp",
