@@ -42,7 +42,7 @@ def soft_assign(values: ArrayLike, table: ArrayLike, width: ArrayLike) -> Array:
     values, table, width = _floats(values, table, width)
 
     def show(chunk: Array) -> Array:
-        return (_attention(chunk, table, width) * table[None, :]).sum(1)
+        return (_attention(_distances(chunk, table, width)) * table[None, :]).sum(1)
 
     shown = lax.map(jax.checkpoint(show), _chunks(values, table.size))
     return shown.reshape(-1)[: values.size].reshape(values.shape)
@@ -88,12 +88,14 @@ def soft_kmeans(
     def move(_: int, table: Array) -> Array:
         @jax.checkpoint
         def sums(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
-            near = _attention(chunk[0], table, width) * chunk[1][:, None]
-            return near.sum(0), (chunk[0][:, None] * near).sum(0)
+            distance = _distances(chunk[0], table, width)
+            near = _attention(distance) * chunk[1][:, None]
+            return near.sum(0), (distance * near).sum(0)
 
         weight, moment = (x.sum(0) for x in lax.map(sums, chunks))
         full = weight > 1e-12
-        return jnp.where(full, moment / jnp.where(full, weight, 1.0), table)
+        # By how much, not whereto: sums of the largest values overflow.
+        return table + width * jnp.where(full, moment / jnp.where(full, weight, 1.0), 0)
 
     for step in range(iterations):
         table = move(step, table)
@@ -104,9 +106,13 @@ def _floats(*arrays: ArrayLike) -> tuple[Array, ...]:
     return tuple(jnp.asarray(x).astype(jnp.float32) for x in arrays)
 
 
-def _attention(chunk: Array, table: Array, width: Array) -> Array:
-    """How much each value belongs to each cluster, `(values, clusters)`."""
-    distance = (chunk[:, None] - table[None, :]) / width  # divided first: squares may overflow
+def _distances(chunk: Array, table: Array, width: Array) -> Array:
+    """From each value to each cluster, in widths, `(values, clusters)`."""
+    return (chunk[:, None] - table[None, :]) / width
+
+
+def _attention(distance: Array) -> Array:
+    """How much each value belongs to each cluster."""
     return jax.nn.softmax(-jnp.square(distance), axis=-1)
 
 

@@ -115,9 +115,9 @@ def factorize(
     """
     x = jnp.asarray(x).astype(jnp.float32)
     x = jnp.where(jnp.isfinite(x), x, 0)
-    # Squares of the largest and the least floats are out of range.
-    unit = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
-    unit = jnp.where(unit > 0, unit, 1.0)
+    # Squares of the largest and the least floats are out of range, as are some reciprocals.
+    most = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
+    unit = jnp.where(most > 0, jnp.clip(most, 2.0**-126, 2.0**126), 1.0)
     u, s, v = svd(x / unit, rank, method=method, key=key)
     root, scale = jnp.sqrt(s), jnp.sqrt(unit)
     there = jnp.where(s > 0, root, 1.0)

@@ -75,7 +75,7 @@ def test_stacked_matrices_are_factored_one_by_one():
         np.testing.assert_allclose(a[i] @ b[i], alone[0] @ alone[1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("scale", [1e-40, 1e-30, 3e37])
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 3e38])
 def test_scales_at_the_ends_of_the_floats_are_safe(scale):
     x = (decaying(8, 6) / np.abs(decaying(8, 6)).max() * scale).astype(np.float32)
     product = np.matmul(*factorize(x, 6))
@@ -91,7 +91,7 @@ def test_nothing_finite_gives_no_nan_and_leaves_a_way_back():
     assert not np.matmul(a, b).any()
     grad = jax.grad(lambda a: (jnp.matmul(a, b) * jnp.ones((5, 4))).sum())(a)
     assert np.isfinite(grad).all()
-    assert np.asarray(grad).any()
+    assert np.abs(grad).max() > 0.5
 
 
 @pytest.mark.parametrize("energy", [0.5, 0.9, 0.99, 1.0])

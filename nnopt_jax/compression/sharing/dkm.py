@@ -116,8 +116,8 @@ def _counted(slot: Slot) -> tuple[jax.Array, jax.Array]:
 
 def _deviation(values: jax.Array, mask: jax.Array) -> jax.Array:
     """The standard deviation of what counts; 1 where there is none."""
-    most = jnp.max(jnp.abs(values), initial=0)
-    unit = jnp.where(most > 0, most, 1.0)  # squares of the largest floats overflow
+    # Squares of the largest floats overflow, and reciprocals beyond these bounds are no floats.
+    unit = jnp.clip(jnp.max(jnp.abs(values), initial=0), 2.0**-126, 2.0**126)
     count = jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1).astype(jnp.float32)
     mean = jnp.sum(values / unit) / count
     spread = jnp.sum(jnp.where(mask, jnp.square(values / unit - mean), 0)) / count
