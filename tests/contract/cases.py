@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import pytest
+
 import nnopt_jax as nnopt
 from nnopt_jax import registry
 
@@ -52,6 +54,15 @@ def _pairs() -> dict[str, tuple[str, str]]:
 
 
 PAIRS = _pairs()
+
+PLAIN = ("pruning.magnitude-0", "compression.codebook-0", "quantization.uniform-0")
+"""One method for each way to compose; every method meets them on both sides in every run."""
+
+
+def marks(key: str) -> Any:
+    """Marks a cell slow that tells little beyond those of the plain methods."""
+    before, after = PAIRS[key]
+    return () if before in PLAIN or after in PLAIN else pytest.mark.slow
 
 
 def single(key: str) -> nnopt.Transform:

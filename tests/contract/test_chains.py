@@ -16,16 +16,21 @@ ALL = checks.example_params()
 DENSE = {"dense": ALL["dense"]}
 
 
+def cells(keys):
+    """Cells as parameters; those of two special methods run with `-m slow`."""
+    return [pytest.param(key, marks=cases.marks(key)) for key in keys]
+
+
 def params_of(key):
     return ALL if cases.replaces(key) else DENSE
 
 
-@pytest.mark.parametrize("key", MEANT)
+@pytest.mark.parametrize("key", cells(MEANT))
 def test_cell_of_the_table(key):
     checks.check_cell(cases.pair(key), params_of(key))
 
 
-@pytest.mark.parametrize("key", WRAPPED)
+@pytest.mark.parametrize("key", cells(WRAPPED))
 def test_later_links_keep_zeros(key):
     checks.check_keeps_zeros(*cases.links(key), params_of(key))
 
