@@ -106,8 +106,14 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
     if close:
+        best = _likeness(name, close[0])
+        close = [other for other in close if _likeness(name, other) > best - 0.15]
         return f" Did you mean {', '.join(close)}?"
     if not names:
         return ""
     tail = ", ..." if len(names) > 12 else ""
     return f" Known: {', '.join(names[:12])}{tail}."
+
+
+def _likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()

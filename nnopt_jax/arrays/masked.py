@@ -57,7 +57,6 @@ class Masked(Node):
     mode: str = static(default="select")
     format: Format = static(default="smallest")
 
-    VERSION = 2
     ELEMENTWISE = ("values",)
     COMPACTABLE = False
     SLOTS = {"values": "value"}  # noqa: RUF012 - a constant, as declared in Node

@@ -121,7 +121,7 @@ class Checkpoints:
                 f"Checkpoints.restore: {self.directory} does not hold {which}. Stored: {steps}."
             )
         step = steps[-1] if step is None else step
-        who = f"Checkpoints.restore: step {step} of {steps}"
+        who = f"Checkpoints.restore: step {step} of {steps} in {self.directory}"
         manifest = self._read_manifest(step, who)
         numbered, leaves = wanted(manifest, target, who)
         arrays = self._read_arrays(step, leaves, who)

@@ -25,11 +25,14 @@ LEAVES = {
 }
 
 
+FIRST = [
+    pytest.param(case, marks=() if cases.first(case) else pytest.mark.slow) for case in cases.SINGLE
+]
 UNUSUAL = [
     pytest.param(
         case,
         leaf,
-        marks=() if cases.first(case) or leaf in ("zeros", "bfloat16") else pytest.mark.slow,
+        marks=() if cases.first(case) else pytest.mark.slow,
     )
     for case in cases.SINGLE
     if not cases.replaces(case)
@@ -81,7 +84,7 @@ def test_small_dtypes_when_compiled(method, dtype):
     checks.check_law(cases.single(f"{method}-0"), checks.example_params(dtype))
 
 
-@pytest.mark.parametrize("case", cases.SINGLE)
+@pytest.mark.parametrize("case", FIRST)
 def test_strict_promotion(case):
     """No method leans on silent promotion."""
     tx, params = cases.single(case), checks.example_params()

@@ -147,8 +147,7 @@ def test_capacity_of_an_unknown_leaf():
     state = tx.init(PARAMS)
     text = said(SelectionError, tx.pack, PARAMS, state, capacities={"decoder/kernl": 3})
     assert text == (
-        "store: capacities name 'decoder/kernl'. "
-        "Did you mean decoder/kernel, encoder/kernel, decoder/bias?"
+        "store: capacities name 'decoder/kernl'. Did you mean decoder/kernel, encoder/kernel?"
     )
 
 
@@ -226,11 +225,11 @@ SETTINGS = {
         lambda: magnitude(2, mode="sotf"),
         "pruning.magnitude: 2 problems\n"
         "  sparsity=2 is not a number from 0 to 1, nor a schedule.\n"
-        "  mode='sotf' is none of 'hard', 'soft'. Did you mean soft?",
+        "  mode='sotf' is none of 'hard', 'soft', 'frozen'. Did you mean soft?",
     ),
     "mode": (
         lambda: magnitude(0.5, mode="firm"),
-        "pruning.magnitude: mode='firm' is none of 'hard', 'soft'.",
+        "pruning.magnitude: mode='firm' is none of 'hard', 'soft', 'frozen'.",
     ),
     "every": (
         lambda: magnitude(0.5, every=0),

@@ -1,4 +1,4 @@
-"""Every example runs from its first line to its last, for two steps, and prints what it promises."""
+"""Every example runs from its first line to its last, for two steps, and prints a figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import pytest
 EXAMPLES = sorted((pathlib.Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+COSTLY = ("01", "03", "06", "07", "08", "10")
+"""Those that compile convolutions, or several whole training steps."""
+RUNS = [
+    pytest.param(path, marks=pytest.mark.slow if path.name.startswith(COSTLY) else (), id=path.stem)
+    for path in EXAMPLES
+]
+
+
+@pytest.mark.parametrize("path", RUNS)
 def test_it_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main = runpy.run_path(str(path))["main"]

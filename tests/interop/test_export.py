@@ -28,6 +28,8 @@ from nnopt_jax.arrays import (
 )
 from nnopt_jax.arrays.base import NODE_TYPES, Node
 from nnopt_jax.interop import Checkpoints
+from nnopt_jax.ops import expand
+from nnopt_jax.pruning.pattern import NOfM
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,9 @@ def trees():
     training = {
         "dense": w,
         "gaps": Masked(w, few),
+        "csr": Masked(w, few, format="csr"),
+        "two_of_four": Masked(w, NOfM(2, 4).mask(w), format="2:4"),
+        "blocks": Masked(w, expand(w[::4, ::4] > 0, w.shape), format=(4, 4)),
         "bitmask": Masked(Codebook((w > 0).astype(jnp.int32), jnp.array([-0.5, 0.5])), many),
         "shared": Codebook(jnp.arange(256).reshape(32, 8) % 4, table),
         "sum": Sum(grid, Factored(w[:, :2], w[:2, :])),
@@ -83,6 +88,8 @@ def test_the_trees_hold_every_node_there_is(trees):
 RUN = """
 import sys, jax, numpy as np
 from nnopt_jax.interop import Checkpoints
+from nnopt_jax.ops import expand
+from nnopt_jax.pruning.pattern import NOfM
 folder = sys.argv[1]
 with open(f"{folder}/program", "rb") as file:
     program = jax.export.deserialize(file.read())
