@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static, store_field
 from nnopt_jax.arrays.bits import pack_integers
-from nnopt_jax.ops.grid import expand
+from nnopt_jax.ops.grid import covers, expand
 from nnopt_jax.ops.levels import level_values
 from nnopt_jax.ops.straight_through import straight_through
 
@@ -99,7 +99,7 @@ class Levels(Node):
             if scale is None:
                 continue
             found += scale.problems(scale.shape) if is_node(scale) else []
-            if not _divides(scale.shape, shape):
+            if not covers(scale.shape, shape):
                 found.append(f"has {name} {scale.shape}, which does not divide {shape}")
         numbers = all(isinstance(level, int | float) for level in self.levels)
         if not numbers or not 1 <= len(self.levels) <= _MOST:
@@ -112,9 +112,3 @@ class Levels(Node):
         """Scales follow the weight along the axes where they have entries."""
         fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
         return self.replace(**fields)
-
-
-def _divides(grid: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a grid of blocks of equal size covers a shape."""
-    same = len(grid) == len(shape)
-    return same and all(n % m == 0 if m else n == 0 for m, n in zip(grid, shape, strict=True))

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static, store_field
 from nnopt_jax.arrays.bits import pack_integers
-from nnopt_jax.ops.grid import dequantize
+from nnopt_jax.ops.grid import covers, dequantize
 from nnopt_jax.ops.straight_through import straight_through
 
 
@@ -82,7 +82,7 @@ class Quantized(Node):
         found = super().problems(shape)
         for name in ("scale", "zero"):
             grid = getattr(self, name)
-            if grid is not None and not _divides(grid.shape, shape):
+            if grid is not None and not covers(grid.shape, shape):
                 found.append(f"has {name} {grid.shape}, which does not divide {shape}")
         if not -32768 <= self.low <= self.high <= 65535:
             found.append(f"has codes from {self.low!r} to {self.high!r}")
@@ -92,9 +92,3 @@ class Quantized(Node):
         """Scales and zero points follow the weight along the axes where they have entries."""
         fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
         return self.replace(**fields)
-
-
-def _divides(grid: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a grid of blocks of equal size covers a shape."""
-    same = len(grid) == len(shape)
-    return same and all(n % m == 0 if m else n == 0 for m, n in zip(grid, shape, strict=True))

@@ -233,6 +233,26 @@ def expand(scale: ArrayLike, shape: Sequence[int]) -> Array:
     return jnp.broadcast_to(_aligned(jnp.asarray(scale), tuple(shape)), tuple(shape))
 
 
+def covers(blocks: Sequence[int], shape: Sequence[int]) -> bool:
+    """Says whether a grid of so many blocks of equal size covers a shape.
+
+    Args:
+        blocks: how many there are along each axis.
+        shape: that of the array.
+
+    Returns:
+        Whether each number divides its size; no blocks cover an empty axis only.
+
+    Example:
+        >>> covers((2, 1), (8, 3)), covers((2, 1), (7, 3)), covers((2,), (8, 3))
+        (True, False, False)
+    """
+    same = len(blocks) == len(shape)
+    return same and all(
+        size % count == 0 if count else size == 0 for count, size in zip(blocks, shape, strict=True)
+    )
+
+
 def _usable(scale: Array, dtype: DTypeLike) -> tuple[Array, Array]:
     """Casts scales and puts 1 for those of no use; also tells which were good."""
     good = jnp.isfinite(scale)
@@ -250,10 +270,7 @@ def _extreme(reduce: Any, x: Array, block: Sequence[int], mask: ArrayLike | None
 
 def _aligned(scale: Array, shape: tuple[int, ...]) -> Array:
     """Makes a scale that broadcasts to `shape`, repeating only along axes in several blocks."""
-    fits = scale.ndim == len(shape) and all(
-        n in (1, size) or (n and size % n == 0) for n, size in zip(scale.shape, shape, strict=True)
-    )
-    if not fits:
+    if not covers(scale.shape, shape):
         raise ShapeError(
             f"expand: a scale of shape {scale.shape} for an array of shape {shape}; "
             "its sizes must divide the array's"
