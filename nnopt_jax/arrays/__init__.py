@@ -2,12 +2,9 @@
 
 from nnopt_jax.arrays.base import (
     Node as Node,
-    Slot as Slot,
     is_node as is_node,
     materialize as materialize,
     node as node,
-    refine as refine,
-    slots as slots,
 )
 from nnopt_jax.arrays.bits import Bits as Bits
 from nnopt_jax.arrays.codebook import Codebook as Codebook
@@ -19,6 +16,7 @@ from nnopt_jax.arrays.powers import Powers as Powers
 from nnopt_jax.arrays.quantized import Quantized as Quantized
 from nnopt_jax.arrays.reshaped import Reshaped as Reshaped
 from nnopt_jax.arrays.shrunk import Shrunk as Shrunk
+from nnopt_jax.arrays.slots import Slot as Slot, refine as refine, slots as slots
 from nnopt_jax.arrays.soft_codebook import SoftCodebook as SoftCodebook
 from nnopt_jax.arrays.sparse import Sparse as Sparse
 from nnopt_jax.arrays.store import store as store

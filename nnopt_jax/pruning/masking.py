@@ -16,6 +16,7 @@ from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.ops.threshold import top_k_mask, top_k_masks
 from nnopt_jax.pruning.allocation import Allocation, erk, lamp, own, uniform
 from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, parse
+from nnopt_jax.pruning.timing import final, first, is_due, target
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, Start, Update, refresh_when, wrapping
@@ -23,7 +24,6 @@ from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ScalarOrSchedule
 
 Mode: TypeAlias = Literal["hard", "soft", "frozen"]
-_LATE = 2**30  # a step at which every schedule has arrived
 _SHARED = ("global", "lamp")
 """Allocations with one threshold over all leaves: how many a leaf keeps depends on data."""
 
@@ -101,6 +101,13 @@ class Layout(NamedTuple):
         shares = self.shares(shapes, sparsity)
         return {p: kept(math.prod(shape) // unit, shares[p]) * unit for p, shape in shapes.items()}
 
+    def counted(self, leaves: Leaves, sparsity: Any) -> dict[str, int]:
+        """How many weights each leaf keeps in the end, as far as settings alone tell."""
+        if not self.is_counted:
+            return {}
+        found = self.counts({path: leaf.shape for path, leaf in leaves.items()}, final(sparsity))
+        return {path: int(count) for path, count in found.items()}
+
     def masks(self, scores: Leaves, sparsity: Any, *, signed: bool = False) -> Leaves:
         """The mask of each leaf, True where a weight stays.
 
@@ -119,33 +126,34 @@ class Layout(NamedTuple):
             scores = {path: lamp(score) for path, score in scores.items()}
         blocks = self.pattern
         pooled = {p: blocks.pool(x) for p, x in scores.items()} if blocks else scores
-        if self.allocation in _SHARED:
-            total = sum(x.size for x in pooled.values())
-            found = top_k_masks([*pooled.values()], kept(total, sparsity), signed=signed)
-            chosen = dict(zip(pooled, found, strict=True))
-        else:
-            shares = self.shares(shapes, sparsity)
-            chosen = {
-                p: top_k_mask(x, kept(x.size, shares[p]), signed=signed) for p, x in pooled.items()
-            }
+        chosen = self.choose(pooled, shapes, sparsity, signed=signed)
         return {p: blocks.spread(x, shapes[p]) for p, x in chosen.items()} if blocks else chosen
 
+    def choose(
+        self,
+        scores: Leaves,
+        shapes: Mapping[str, tuple[int, ...]],
+        sparsity: Any,
+        *,
+        signed: bool = False,
+    ) -> Leaves:
+        """Which units stay, of all leaves together or of each.
 
-def target(sparsity: Any, count: jax.Array | int) -> Any:
-    """The sparsity after `count` updates."""
-    return jnp.clip(jnp.asarray(sparsity(count)), 0.0, 1.0) if callable(sparsity) else sparsity
+        Args:
+            scores: by path, float, one for each unit.
+            shapes: those of the leaves, by which the sparsity is shared out.
+            sparsity: Python number or traced scalar.
+            signed: as for `masks`.
 
-
-def final(sparsity: Any) -> float:
-    """The sparsity in the end."""
-    with jax.ensure_compile_time_eval():
-        return float(target(sparsity, _LATE))
-
-
-def first(sparsity: Any) -> float:
-    """The sparsity at `init`."""
-    with jax.ensure_compile_time_eval():
-        return float(target(sparsity, 0))
+        Returns:
+            bool by path, of the shapes of the scores.
+        """
+        if self.allocation in _SHARED:
+            total = sum(x.size for x in scores.values())
+            found = top_k_masks([*scores.values()], kept(total, sparsity), signed=signed)
+            return dict(zip(scores, found, strict=True))
+        shares = self.shares(shapes, sparsity)
+        return {p: top_k_mask(x, kept(x.size, shares[p]), signed=signed) for p, x in scores.items()}
 
 
 def layout(
@@ -277,7 +285,8 @@ class _Masking:
             memory = self.score.learn(paired, memory, now)
         share = target(self.sparsity, now.count)
         old = {p: {k: r[k] for k in ("mask", "sparsity")} for p, r in state.rest.items()}
-        due = self._is_due(now.count, share, old)
+        held = next(iter(old.values()))["sparsity"]
+        due = is_due(self.every, self.sparsity, now.count, held)
         chosen = refresh_when(due, lambda: self._choose(leaves, memory, share), old)
         seen = leaves
         if self.mode == "hard":
@@ -298,11 +307,7 @@ class _Masking:
         }
 
     def counts(self, leaves: Leaves) -> dict[str, int]:
-        if not self.how.is_counted:
-            return {}
-        shapes = {path: leaf.shape for path, leaf in leaves.items()}
-        found = self.how.counts(shapes, final(self.sparsity))
-        return {path: int(count) for path, count in found.items()}
+        return self.how.counted(leaves, self.sparsity)
 
     def _choose(self, leaves: Leaves, memory: Leaves, share: Any) -> Leaves:
         now = jnp.asarray(share, jnp.float32)
@@ -324,16 +329,6 @@ class _Masking:
             path: chosen[path] | {"memory": memory.get(path), "seen": seen[path] if keeps else None}
             for path in chosen
         }
-
-    def _is_due(self, count: jax.Array, share: Any, old: Leaves) -> Any:
-        """Whether masks are chosen anew: at the period, and when the schedule has arrived."""
-        if self.every is None or self.every == 1:
-            return self.every is not None
-        due = count % self.every == 0
-        if callable(self.sparsity):
-            held = next(iter(old.values()))["sparsity"]
-            due |= (held != share) & (target(self.sparsity, count + 1) == share)
-        return due
 
 
 def settle(leaf: jax.Array, rest: Any) -> jax.Array:

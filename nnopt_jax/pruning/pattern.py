@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 
+from nnopt_jax.ops.blocks import reduce_blocks
 from nnopt_jax.ops.grid import expand
-from nnopt_jax.ops.groups import MOST_CHOICES, keep_n_of_m
+from nnopt_jax.ops.groups import MOST_CHOICES, group_axis, keep_n_of_m
 from nnopt_jax.settings import Settings
 
 Pattern: TypeAlias = str | Sequence[int] | None
@@ -32,8 +34,9 @@ class NOfM:
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """What is wrong with a leaf of this shape, if anything is."""
-        if not shape or shape[_axis(shape)] % self.m:
-            return f"groups of {self.m} do not divide axis {_axis(shape)} of shape {shape}"
+        axis = group_axis(shape)
+        if not shape or shape[axis] % self.m:
+            return f"groups of {self.m} do not divide axis {axis} of shape {shape}"
         return None
 
     def mask(self, scores: jax.Array) -> jax.Array:
@@ -81,12 +84,8 @@ class Blocks:
         Returns:
             One score for each block.
         """
-        split: list[int] = list(scores.shape[: scores.ndim - len(self.sizes)])
-        inner = []
-        for size, part in zip(scores.shape[len(split) :], self.sizes, strict=True):
-            split += [size // part, part]
-            inner.append(len(split) - 1)
-        return scores.reshape(split).mean(tuple(inner))
+        alone = (1,) * (scores.ndim - len(self.sizes))
+        return reduce_blocks("pattern", jnp.mean, scores, (*alone, *self.sizes))
 
     def spread(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """One entry for each block, repeated to the whole array.
@@ -99,11 +98,6 @@ class Blocks:
             bool, of that shape.
         """
         return expand(kept, shape)
-
-
-def _axis(shape: tuple[int, ...]) -> int:
-    """The axis a contraction runs over: the one before the last, or the only one."""
-    return max(len(shape) - 2, 0)
 
 
 def parse(pattern: Pattern, settings: Settings) -> NOfM | Blocks | None:

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, is_node, show
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.errors import SelectionError, nearest
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.leaves import chosen_leaves, leaves_of_state, make_update
 from nnopt_jax.tree.paths import flatten, unflatten
-from nnopt_jax.tree.select import Where, resolve
+from nnopt_jax.tree.select import Where
 
 _NAME = "pruning.rewind"
-Leaves = dict[str, Any]
 
 
 def rewind(
@@ -84,21 +83,17 @@ def rewind(
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
         del stats, graph, key
         raw = {path: _raw(leaf) for path, leaf in flatten(params, is_node).items()}
-        floats = {p: x for p, x in raw.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-        chosen = {path: floats[path] for path in resolve(where, floats, _NAME)}
-        return State({}, chosen, jnp.int32(0))
+        return State({}, chosen_leaves(where, raw, _NAME), jnp.int32(0))
 
     def encode(params: Any, state: State, *, train: bool = False) -> Any:
-        _require(state, flatten(params, is_node))
+        leaves_of_state(params, state, _NAME)
         return params
 
     def update(
         params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, State]:
-        del grads
-        count = state.count + 1 if step is None else jnp.asarray(step, jnp.int32)
-        leaves = flatten(params, is_node)
-        _require(state, leaves)
+        count = make_update(state, grads, step).count
+        leaves, _ = leaves_of_state(params, state, _NAME)
         seen = leaves if view is None else flatten(view, is_node)
         kept = {
             path: jnp.where(count == to, _visible(seen[path], leaves[path]), old)
@@ -137,12 +132,3 @@ def _free(seen: Field, leaf: jax.Array) -> jax.Array:
     if not isinstance(seen, Masked):
         return jnp.ones(leaf.shape, bool)
     return show(seen.mask).astype(bool) | (leaf != 0)
-
-
-def _require(state: State, leaves: Leaves) -> None:
-    for path in state.rest:
-        if path not in leaves:
-            raise SelectionError(
-                f"{_NAME}: the state was made for a leaf {path!r}, which the parameters lack."
-                f"{nearest(path, leaves)}"
-            )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from nnopt_jax.arrays.base import Field, Slot, is_node, refine, require_unstored, show, slots
+from nnopt_jax.arrays.base import Field, is_node, show
+from nnopt_jax.arrays.slots import Slot, refine, require_unstored, slots
 from nnopt_jax.errors import (
     CompositionError,
     Problems,
@@ -56,18 +57,21 @@ class Update(NamedTuple):
     count: jax.Array
     grads: Mapping[str, jax.Array] | None
 
-    def shown(self, who: str) -> Mapping[str, jax.Array]:
-        """The gradients at what the model saw, for a method that cannot do without.
+    def shown(self, who: str, paths: Iterable[str]) -> Leaves:
+        """The gradients of some leaves at what the model saw, for methods that need them.
 
         Raises:
-            StatisticsError: the caller gave none.
+            StatisticsError: leaves have none.
         """
-        if self.grads is None:
+        given = self.grads or {}
+        found = {path: given.get(path) for path in paths}
+        lacking = [path for path, grad in found.items() if grad is None]
+        if lacking:
             raise StatisticsError(
-                f"{who}: judges by gradients, and `update` got none. Give "
+                f"{who}: judges by gradients, and `update` got none of {', '.join(lacking)}. Give "
                 "nnopt.step(tx, params, state, updates, grads) what nnopt.value_and_grad returned."
             )
-        return self.grads
+        return found
 
 
 def matrices(path: str, leaf: Any) -> bool:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.errors import SelectionError, StatisticsError, nearest
+from nnopt_jax.transform.training import filled
 
 Loss = Callable[..., jax.Array]
 
@@ -76,8 +77,7 @@ def statistics(
             raise SelectionError(f"statistics: no statistic {name!r}.{nearest(name, KINDS)}")
 
     def of_floats(floats: Any, batch: Any) -> jax.Array:
-        return loss(jax.tree.map(lambda x, f: x if f is None else f, params, floats,
-                                 is_leaf=lambda x: x is None), batch)  # fmt: skip
+        return loss(filled(params, floats), batch)
 
     @jax.jit
     def add(total: Any, floats: Any, batch: Any) -> Any:
@@ -92,10 +92,5 @@ def statistics(
     if total is None:
         raise StatisticsError("statistics: there is no batch; give at least one.")
     means = jax.tree.map(lambda x: x / count, total)
-    return {name: _filled(params, tree) for name, tree in means.items()}
-
-
-def _filled(params: Any, floats: Any) -> Any:
-    """Zeros where a parameter is no float."""
-    return jax.tree.map(lambda x, f: jnp.zeros(x.shape) if f is None else f, params, floats,
-                        is_leaf=lambda x: x is None)  # fmt: skip
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), params)
+    return {name: filled(zeros, tree) for name, tree in means.items()}

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field, Slot, is_node, refine, slots
+from nnopt_jax.arrays.base import Field, is_node
+from nnopt_jax.arrays.slots import Slot, refine, slots
 from nnopt_jax.errors import CompositionError, ShapeError
 from nnopt_jax.transform.base import TOGETHER, State, Transform
 from nnopt_jax.transform.leaves import (

@@ -38,7 +38,7 @@ def _floats(tree: Any) -> Any:
     return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree)
 
 
-def _fill(tree: Any, floats: Any) -> Any:
+def filled(tree: Any, floats: Any) -> Any:
     """Puts float arrays back in their places."""
     return jax.tree.map(lambda x, new: x if new is None else new, tree, floats,
                         is_leaf=lambda x: x is None)  # fmt: skip
@@ -76,10 +76,10 @@ def _put(params: Any, state: Any, moved: Trainable) -> tuple[Any, Any]:
     parts, structure = jax.tree.flatten(state, is_leaf=_is_state)
     learned = structure.flatten_up_to(moved.learned)
     fresh = [
-        part._replace(learned=_fill(part.learned, new))
+        part._replace(learned=filled(part.learned, new))
         for part, new in zip(parts, learned, strict=True)
     ]
-    return _fill(params, moved.params), jax.tree.unflatten(structure, fresh)
+    return filled(params, moved.params), jax.tree.unflatten(structure, fresh)
 
 
 def value_and_grad(
@@ -115,7 +115,7 @@ def value_and_grad(
             return materialize(tx.encode(now, then, train=True))
 
         def of_floats(floats: Any) -> Any:
-            return loss(_fill(shown, floats), *args)
+            return loss(filled(shown, floats), *args)
 
         shown, pull_back = jax.vjp(show, trainable(tx, params, state))
         value, slope = jax.value_and_grad(of_floats, has_aux=has_aux)(_floats(shown))

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from nnopt_jax.arrays.base import Field, Slot
+from nnopt_jax.arrays.base import Field
 from nnopt_jax.arrays.factored import Factored
 from nnopt_jax.arrays.reshaped import Reshaped
+from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.errors import CapacityError, ShapeError, ValueRangeError
 from nnopt_jax.ops.svd import Method, factorize, rank_for_energy
 from nnopt_jax.settings import Settings

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Slot
 from nnopt_jax.arrays.codebook import Codebook
+from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.histogram import pool
 from nnopt_jax.ops.kmeans import assign, kmeans

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.errors import StatisticsError
 from nnopt_jax.transform.leaves import Leaves, Start, Update
 
 LONGEST = 0.999999
@@ -65,14 +64,7 @@ def shown(who: str, leaves: Leaves, now: Update) -> Leaves:
     Raises:
         StatisticsError: leaves have none.
     """
-    given = now.grads or {}
-    lacking = [path for path in leaves if given.get(path) is None]
-    if lacking:
-        raise StatisticsError(
-            f"{who}: judges by gradients, and `update` got none of {', '.join(lacking)}. Give "
-            "nnopt.step(tx, params, state, updates, grads) what nnopt.value_and_grad returned."
-        )
-    return {path: finite(given[path]) for path in leaves}
+    return {path: finite(grad) for path, grad in now.shown(who, leaves).items()}
 
 
 def gathered(old: jax.Array, new: jax.Array, decay: float | None) -> jax.Array:

@@ -142,7 +142,7 @@ class _Regrowth:
         masks = {path: rest["mask"] for path, rest in state.rest.items()}
         counts = self.counts(leaves)
         if self.by_gradients:
-            now.shown(self.name)
+            now.shown(self.name, leaves)
 
         def move() -> Leaves:
             scores, share = self.grow(leaves, found, now), self.fraction(now.count)
@@ -174,8 +174,7 @@ class _Regrowth:
         return {p: Masked(x, state.rest[p]["mask"], counts[p]) for p, x in leaves.items()}
 
     def counts(self, leaves: Leaves) -> dict[str, int]:
-        shapes = {path: leaf.shape for path, leaf in leaves.items()}
-        return {p: int(count) for p, count in self.how.counts(shapes, self.sparsity).items()}
+        return self.how.counted(leaves, self.sparsity)
 
 
 def settle(leaf: jax.Array, rest: Any) -> jax.Array:

@@ -80,7 +80,7 @@ def rigl(
 
     def gradients(leaves: Leaves, seeds: Leaves, now: Update) -> Leaves:
         del seeds
-        shown = now.shown(_NAME)
+        shown = now.shown(_NAME, leaves)
         return {path: shown[path] for path in leaves}
 
     return regrowing(

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import show
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.pruning.masking import target
 from nnopt_jax.pruning.sparsity.soft_threshold import shrunk
+from nnopt_jax.pruning.timing import target
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, wrapping

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.proximal import block_rms, block_soft_threshold, hoyer_scale, soft_threshold
-from nnopt_jax.ops.threshold import top_k_masks
 from nnopt_jax.pruning.allocation import Allocation
-from nnopt_jax.pruning.masking import Layout, final, kept, layout, mask_mode, target
-from nnopt_jax.pruning.sparsity.due import is_due
+from nnopt_jax.pruning.masking import Layout, kept, layout, mask_mode
 from nnopt_jax.pruning.sparsity.groups import Groups, block_of, check_groups, misfit
+from nnopt_jax.pruning.sparsity.thresholds import largest_gone
+from nnopt_jax.pruning.timing import final, is_due, target
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, refresh_when, wrapping
@@ -197,11 +197,8 @@ class _Proximal:
         for path, leaf in leaves.items():
             alive = jnp.where(may[path], leaf.astype(jnp.float32), jnp.float32(0))
             levels[path] = block_rms(alive, blocks[path]) if self.groups else jnp.abs(alive)
-        masks = self._masks(levels, {p: x.shape for p, x in leaves.items()}, share)
-        gone = {p: jnp.where(masks[p], jnp.float32(0), x) for p, x in levels.items()}
-        limits = {path: jnp.max(level, initial=0) for path, level in gone.items()}
-        if self.how.allocation == "global":
-            limits = dict.fromkeys(limits, jnp.max(jnp.stack([*limits.values()]), initial=0))
+        masks = self.how.choose(levels, {p: x.shape for p, x in leaves.items()}, share)
+        limits = largest_gone(levels, masks, together=self.how.allocation == "global")
         for path, leaf in leaves.items():
             scale = jnp.float32(1)
             if self.penalty == "hoyer":
@@ -214,12 +211,3 @@ class _Proximal:
                 "scale": scale,
             }
         return rest
-
-    def _masks(self, levels: Leaves, shapes: dict[str, tuple[int, ...]], share: Any) -> Leaves:
-        """Which units stay: those of the greatest levels, of all leaves or of each."""
-        if self.how.allocation == "global":
-            total = sum(level.size for level in levels.values())
-            found = top_k_masks([*levels.values()], kept(total, share))
-            return dict(zip(levels, found, strict=True))
-        shares = self.how.shares(shapes, share)
-        return {p: top_k_masks([x], kept(x.size, shares[p]))[0] for p, x in levels.items()}

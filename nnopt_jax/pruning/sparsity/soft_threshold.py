@@ -12,8 +12,9 @@ from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.shrunk import Shrunk
 from nnopt_jax.ops.proximal import shrink
 from nnopt_jax.pruning.allocation import Allocation
-from nnopt_jax.pruning.masking import Layout, final, layout, target
-from nnopt_jax.pruning.sparsity.due import is_due
+from nnopt_jax.pruning.masking import Layout, layout
+from nnopt_jax.pruning.sparsity.thresholds import largest_gone
+from nnopt_jax.pruning.timing import is_due, target
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, refresh_when, wrapping
@@ -127,21 +128,12 @@ class _SoftThreshold:
         }
 
     def counts(self, leaves: Leaves) -> dict[str, int]:
-        if not self.how.is_counted:
-            return {}
-        shapes = {path: leaf.shape for path, leaf in leaves.items()}
-        found = self.how.counts(shapes, final(self.sparsity))
-        return {path: int(count) for path, count in found.items()}
+        return self.how.counted(leaves, self.sparsity)
 
     def _choose(self, leaves: Leaves, share: Any) -> Leaves:
         levels = {path: jnp.abs(leaf.astype(jnp.float32)) for path, leaf in leaves.items()}
         masks = self.how.masks(levels, share)
-        limits = {
-            path: jnp.max(jnp.where(masks[path], jnp.float32(0), level), initial=0)
-            for path, level in levels.items()
-        }
-        if self.how.allocation == "global":
-            limits = dict.fromkeys(limits, jnp.max(jnp.stack([*limits.values()]), initial=0))
+        limits = largest_gone(levels, masks, together=self.how.allocation == "global")
         return {
             path: {
                 "mask": mask,

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Slot
 from nnopt_jax.arrays.levels import Levels
+from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.levels import BINARY, nearest_level

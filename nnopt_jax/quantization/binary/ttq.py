@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Slot
 from nnopt_jax.arrays.levels import Levels
+from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.ops.block_formats import block_largest, block_mean, stored_scale
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.levels import TERNARY

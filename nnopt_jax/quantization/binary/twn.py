@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Slot
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.ops.block_formats import block_mean, stored_scale
 from nnopt_jax.ops.grid import expand
-from nnopt_jax.quantization.granularity import Granularity, block_of, check_granularity, misfit
+from nnopt_jax.quantization.fitted import fitted
+from nnopt_jax.quantization.granularity import Granularity, check_granularity
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
-from nnopt_jax.transform.leaves import Update, matrices, refining
+from nnopt_jax.transform.leaves import matrices
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 
@@ -72,9 +72,7 @@ def twn(
     check_granularity(settings, granularity, axis)
     settings.done()
 
-    def fit(slot: Slot) -> dict[str, jax.Array]:
-        x, mask = slot.array, slot.mask
-        block = block_of(x.shape, granularity, axis)
+    def fit(x: jax.Array, block: Sequence[int], mask: jax.Array | None) -> dict[str, jax.Array]:
         limit = stored_scale(jnp.float32(threshold) * block_mean(x, block, mask))
         above = jnp.abs(x.astype(jnp.float32)) > expand(limit, x.shape)
         above = above if mask is None else above & mask
@@ -85,25 +83,11 @@ def twn(
             "scale": jnp.where(dead, jnp.ones((), scale.dtype), scale),
         }
 
-    def encode(slot: Slot, learned: Any, fitted: Any, train: bool) -> Quantized:
-        del learned, train
-        codes = _codes(slot.array, fitted["threshold"])
-        return Quantized(codes, fitted["scale"], None, slot.array, -1, 1, str(slot.array.dtype))
+    def encode(x: jax.Array, state: dict[str, jax.Array]) -> Quantized:
+        codes = _codes(x, state["threshold"])
+        return Quantized(codes, state["scale"], None, x, -1, 1, str(x.dtype))
 
-    def refresh(slot: Slot, learned: Any, fitted: Any, now: Update) -> tuple[Any, Any]:
-        del fitted, now
-        return learned, fit(slot)
-
-    return refining(
-        _NAME,
-        where,
-        init=lambda slot, start: (None, fit(slot)),
-        encode=encode,
-        refresh=refresh,
-        check=lambda slot: misfit(slot.array.shape, granularity, axis),
-        kinds=("value",),
-        exact=False,
-    )
+    return fitted(_NAME, where, granularity, axis, fit=fit, encode=encode, exact=False)
 
 
 def _codes(x: jax.Array, threshold: jax.Array) -> jax.Array:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Slot
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.ops.grid import expand, fit_grid, grid_of_range, integer_range, quantize
 from nnopt_jax.ops.ranges import mse_range, percentile_range
 from nnopt_jax.ops.straight_through import gate
+from nnopt_jax.quantization.fitted import fitted
 from nnopt_jax.quantization.granularity import (
     Granularity,
-    block_of,
     check_granularity,
-    misfit,
 )
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
-from nnopt_jax.transform.leaves import Update, matrices, refining, refresh_when
+from nnopt_jax.transform.leaves import matrices
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 
@@ -93,43 +92,27 @@ def uniform(
     covers = range == "absmax" and every == 1  # then no weight is ever clipped
     low, high = integer_range(bits, symmetric=symmetric)
 
-    def fit(slot: Slot) -> dict[str, jax.Array | None]:
-        block = block_of(slot.array.shape, granularity, axis)
-        options: Any = {"symmetric": symmetric, "mask": slot.mask}
+    def fit(x: jax.Array, block: Sequence[int], mask: jax.Array | None) -> dict[str, Any]:
+        options: Any = {"symmetric": symmetric, "mask": mask}
         if range == "percentile":
-            bottom, top = percentile_range(slot.array, block, percent, **options)
+            bottom, top = percentile_range(x, block, percent, **options)
         elif range == "mse":
             options["scale_dtype"] = scale_dtype
-            bottom, top = mse_range(slot.array, bits, block, **options)
+            bottom, top = mse_range(x, bits, block, **options)
         else:
-            scale, zero = fit_grid(slot.array, bits, block, **options, scale_dtype=scale_dtype)
+            scale, zero = fit_grid(x, bits, block, **options, scale_dtype=scale_dtype)
             return {"scale": scale, "zero": zero}
         scale, zero = grid_of_range(bottom, top, bits, symmetric=symmetric, scale_dtype=scale_dtype)
         return {"scale": scale, "zero": zero}
 
-    def encode(slot: Slot, learned: Any, grid: Any, train: bool) -> Quantized:
-        del learned, train
-        x, scale, zero = slot.array, grid["scale"], grid["zero"]
+    def encode(x: jax.Array, grid: dict[str, Any]) -> Quantized:
+        scale, zero = grid["scale"], grid["zero"]
         codes = quantize(jax.lax.stop_gradient(x), scale, zero, low, high)
         carry = x if covers else _unclipped(x, scale, zero, low, high)
         return Quantized(codes, scale, zero, carry, low, high, str(x.dtype))
 
-    def refresh(slot: Slot, learned: Any, grid: Any, now: Update) -> tuple[Any, Any]:
-        return learned, refresh_when(every == 1 or now.count % every == 0, lambda: fit(slot), grid)
-
-    def check(slot: Slot) -> str | None:
-        return misfit(slot.array.shape, granularity, axis)
-
-    return refining(
-        _NAME,
-        where,
-        init=lambda slot, start: (None, fit(slot)),
-        encode=encode,
-        refresh=refresh,
-        check=check,
-        kinds=("value",),
-        exact=range != "mse",  # which compares sums
-    )
+    exact = range != "mse"  # which compares sums
+    return fitted(_NAME, where, granularity, axis, fit=fit, encode=encode, every=every, exact=exact)
 
 
 def _unclipped(x: jax.Array, scale: jax.Array, zero: Any, low: int, high: int) -> jax.Array:

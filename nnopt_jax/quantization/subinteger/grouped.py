@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Node, Slot
+from nnopt_jax.arrays.base import Node
 from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.ops.block_formats import (
@@ -17,10 +17,11 @@ from nnopt_jax.ops.block_formats import (
     q8_0_step,
     stored_scale,
 )
-from nnopt_jax.quantization.granularity import Granularity, block_of, check_granularity, misfit
+from nnopt_jax.quantization.fitted import fitted
+from nnopt_jax.quantization.granularity import Granularity, check_granularity
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
-from nnopt_jax.transform.leaves import Update, matrices, refining
+from nnopt_jax.transform.leaves import matrices
 from nnopt_jax.tree.select import Where
 
 _NAME = "quantization.grouped"
@@ -80,28 +81,12 @@ def grouped(
     settings.done()
     fit_step = q4_0_step if format == "q4_0" else q8_0_step
 
-    def fit(slot: Slot) -> jax.Array:
-        return fit_step(slot.array, block_of(slot.array.shape, granularity, axis), slot.mask)
-
-    def encode(slot: Slot, learned: Any, step: jax.Array, train: bool) -> Node:
-        del learned, train
-        x, scale = slot.array, stored_scale(step, jnp.float16)
+    def encode(x: jax.Array, step: jax.Array) -> Node:
+        scale = stored_scale(step, jnp.float16)
         if format == "q8_0":
             step = jnp.where(scale == 0, jnp.float32(0), step)  # codes of 0 show no -0
             return Quantized(q8_0_codes(x, step), scale, None, x, dtype=str(x.dtype))
         # Steps have a sign here, and levels show no -0.
         return Levels(q4_0_codes(x, step) + 8, scale, None, x, _SIGNED, str(x.dtype))
 
-    def refresh(slot: Slot, learned: Any, step: Any, now: Update) -> tuple[Any, Any]:
-        del step, now
-        return learned, fit(slot)
-
-    return refining(
-        _NAME,
-        where,
-        init=lambda slot, start: (None, fit(slot)),
-        encode=encode,
-        refresh=refresh,
-        check=lambda slot: misfit(slot.array.shape, granularity, axis),
-        kinds=("value",),
-    )
+    return fitted(_NAME, where, granularity, axis, fit=fit_step, encode=encode)

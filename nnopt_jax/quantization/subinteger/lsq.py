@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nnopt_jax.arrays.base import Slot
 from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.ops.blocks import reduce_blocks
 from nnopt_jax.ops.grid import expand, integer_range, quantize
 from nnopt_jax.ops.straight_through import gate, straight_through

@@ -1,0 +1,98 @@
+"""The float arrays inside an expression that a later link may refine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Field, is_node, summary
+from nnopt_jax.errors import CompositionError
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A float array inside an expression that a later link of a chain may refine.
+
+    Args:
+        name: the fields that lead to it, `values/table`; empty for a raw leaf.
+        array: the float array itself.
+        kind: `"value"`, or `"code"` for integers (held as floats) on a quantization grid.
+        mask: bool, of the array's shape: the entries an enclosing `Masked` keeps; None for all.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import slots
+        >>> [(slot.name, slot.kind) for slot in slots(jnp.ones(3))]
+        [('', 'value')]
+    """
+
+    name: str
+    array: jax.Array
+    kind: str
+    mask: jax.Array | None
+
+
+def refine(expression: Field, function: Callable[[Slot], Field]) -> Field:
+    """Replaces every float slot of an expression, and never a node above one.
+
+    Args:
+        expression: an array or a node.
+        function: takes a `Slot` and returns what stands in its place.
+
+    Returns:
+        The expression with its slots replaced; integers and stored nodes stay as they are.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Masked, refine
+        >>> tree = Masked(jnp.array([1.0, 2.0]), jnp.array([True, False]))
+        >>> refine(tree, lambda slot: slot.array * 3).materialize()
+        Array([3., 0.], dtype=float32)
+    """
+    return _refine(expression, function, Slot("", expression, "value", None))
+
+
+def _refine(field: Field, function: Callable[[Slot], Field], at: Slot) -> Field:
+    if not is_node(field):
+        floating = jnp.issubdtype(field.dtype, jnp.floating)
+        return function(dataclasses.replace(at, array=field)) if floating else field
+    replaced = {}
+    for name, kind in field.SLOTS.items():
+        inner = Slot(
+            name=f"{at.name}/{name}".strip("/"),
+            array=getattr(field, name),
+            kind=at.kind if kind == "inherit" else kind,
+            mask=field.slot_mask(name, at.mask),
+        )
+        replaced[name] = _refine(inner.array, function, inner)
+    return field.replace(**replaced)
+
+
+def slots(expression: Field) -> list[Slot]:
+    """Lists the float slots of an expression, in the order `refine` visits them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Factored, slots
+        >>> [slot.name for slot in slots(Factored(jnp.ones((3, 1)), jnp.ones((1, 2))))]
+        ['u', 'v']
+    """
+    found: list[Slot] = []
+    refine(expression, lambda slot: (found.append(slot), slot.array)[1])
+    return found
+
+
+def require_unstored(expression: Field, who: str) -> None:
+    """Raises where an expression has no float slot left to refine.
+
+    Raises:
+        CompositionError: the leaf is in storage form.
+    """
+    if not slots(expression):
+        raise CompositionError(
+            f"{who}: {summary(expression)} is in storage form and has nothing to refine. "
+            "Apply the transform to the parameters it was packed from."
+        )
