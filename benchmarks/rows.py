@@ -3,6 +3,7 @@
     nnopt data mnist
     python benchmarks/rows.py                       # all rows: some hours on two cores
     python benchmarks/rows.py pruning.rigl          # those whose name holds one of these words
+    python benchmarks/rows.py --done --write        # those that are finished, into the README
 
 A row is a recipe: it trains dense, then under the row's transforms (rows `from scratch` leave the
 first part out, and are compared with the dense run of the same network), writes one `.nnopt` file,
@@ -31,20 +32,30 @@ from nnopt_jax.recipe.measure import measure
 from nnopt_jax.recipe.phases import Carry, make_step
 from nnopt_jax.recipe.setup import prepare
 
+ROOT = pathlib.Path(__file__).parents[1]
 KERNELS = "**/kernel"
 ARXIV = "https://arxiv.org/abs/"
 PAPERS = {
     "compression.codebook": ("Han 2016", "1510.00149"),
     "compression.dkm": ("Cho 2022", "2108.12659"),
+    "compression.tie": ("Press 2017", "1608.05859"),
     "compression.low_rank": ("Zhang 2016", "1505.06798"),
-    "compression.projection": ("Pearson 1901", "https://doi.org/10.1080/14786440109462720"),
+    "compression.pca": ("Pearson 1901", "https://doi.org/10.1080/14786440109462720"),
+    "compression.johnson_lindenstrauss": (
+        "Achlioptas 2003",
+        "https://doi.org/10.1016/S0022-0000(03)00025-4",
+    ),
     "compression.sparse": ("Mishra 2021", "2104.08378"),
     "quantization.uniform": ("Jacob 2018", "1712.05877"),
+    "quantization.dynamic": ("Yao 2022", "2206.01861"),
+    "quantization.ema_range": ("Jacob 2018", "1712.05877"),
     "quantization.binary_connect": ("Courbariaux 2015", "1511.00363"),
     "quantization.xnor": ("Rastegari 2016", "1603.05279"),
     "quantization.twn": ("Li 2016", "1605.04711"),
     "quantization.ttq": ("Zhu 2017", "1612.01064"),
     "quantization.lsq": ("Esser 2020", "1902.08153"),
+    "quantization.lsq_activation": ("Esser 2020", "1902.08153"),
+    "quantization.pact": ("Choi 2018", "1805.06085"),
     "quantization.grouped": (
         "GGUF Q4_0",
         "https://github.com/ggml-org/ggml/blob/master/docs/gguf.md",
@@ -72,14 +83,14 @@ class Network(NamedTuple):
     """How a network is trained.
 
     Args:
-        model: by its zoo name.
+        model: as a recipe names it.
         dense: epochs before the transforms.
         after: epochs under them.
         rate: learning rate of Adam at the start, falling to 0 by a cosine.
         after_rate: the same under the transforms.
     """
 
-    model: str
+    model: Any
     dense: int
     after: int
     rate: float
@@ -90,6 +101,7 @@ NETWORKS = {
     "lenet_300_100": Network("nnopt_jax.zoo.lenet:lenet_300_100", 10, 10, 2e-3, 1e-3),
     "lenet5": Network("nnopt_jax.zoo.lenet:lenet5", 6, 6, 2e-3, 1e-3),
     "mlp": Network("nnopt_jax.zoo.mlp:mlp", 10, 40, 2e-3, 3e-3),
+    "mlp 256": Network({"source": "nnopt_jax.zoo.mlp:mlp", "width": 256}, 10, 10, 2e-3, 1e-3),
 }
 
 
@@ -103,7 +115,8 @@ class Row(NamedTuple):
         seeds: how many runs are averaged.
         after: epochs under the transforms, where not those of the network.
         what: bits or sparsity, for the table.
-        model: makes another model than that of the network.
+        model: makes another model than that of the network, of the same size.
+        recipe: the recipe of the method on 5,000 digits; default: called as the method is.
     """
 
     links: list[dict[str, Any]]
@@ -113,6 +126,7 @@ class Row(NamedTuple):
     after: int | None = None
     what: str = ""
     model: Callable[[argparse.Namespace], dict[str, Any]] | None = None
+    recipe: str | None = None
 
 
 def link(method: str, **settings: Any) -> dict[str, Any]:
@@ -138,141 +152,208 @@ def blocks(method: str, *sizes: int, **settings: Any) -> list[dict[str, Any]]:
     ]
 
 
+def projected(**settings: Any) -> Callable[[argparse.Namespace], dict[str, Any]]:
+    """A model on a projection of its inputs."""
+    source = {"source": "nnopt_jax.zoo.projected:projected_mlp", **settings}
+    mnist = "nnopt_jax.zoo.data:mnist"
+    return lambda options: {**source, "data": {"source": mnist, "dir": options.data}}
+
+
+def rounded(activations: str, bits: int) -> Callable[[argparse.Namespace], dict[str, Any]]:
+    """LeNet-300-100 with rounded activations."""
+    source = "nnopt_jax.zoo.quantized:quantized_mlp"
+    return lambda options: {"source": source, "activations": activations, "bits": bits}
+
+
 def prune(method: str, sparsity: float, **settings: Any) -> dict[str, Any]:
     """Pruning of all kernels by a cubic schedule."""
     return link(method, **{"sparsity": cubic(sparsity), "every": 10, **settings})
 
 
-ROWS: dict[str, Row] = {
-    # What the others are compared with.
-    "dense": Row([]),
-    "dense lenet5": Row([], "lenet5"),
-    "dense mlp": Row([], "mlp"),
-    # Compression: weight sharing, feature mapping, sparse representation.
-    "compression.codebook": Row(
-        [link("compression.codebook", clusters=16, learned=True)], what="16 values a leaf"
-    ),
-    "compression.codebook tree": Row(
-        [link("compression.codebook", clusters=16, learned=True, scope="tree")],
-        what="16 values for all leaves",
-    ),
-    "compression.dkm": Row([link("compression.dkm", clusters=8)], what="8 values a leaf"),
-    "compression.low_rank": Row(
-        [low_rank("fc1", 24), low_rank("fc2", 24)], what="rank 24 of 300 and 100"
-    ),
-    "compression.projection": Row(
-        [link("quantization.uniform", bits=8, granularity="channel", every=10)],
-        model=lambda options: {
-            "source": "nnopt_jax.zoo.projected:projected_mlp",
-            "components": 40,
-            "data": {"source": "nnopt_jax.zoo.data:mnist", "dir": options.data},
-        },
-        what="40 components, 8 bits",
-    ),
-    "compression.sparse": Row(
-        [link("pruning.magnitude", pattern="2:4"), link("compression.sparse", format="2:4")],
-        what="2:4",
-    ),
-    # Quantization: integer, binary, sub-integer.
-    "quantization.uniform": Row(
-        [link("quantization.uniform", bits=8, granularity="channel", every=10)], what="8 bits"
-    ),
-    "quantization.binary_connect": Row(
-        [link("quantization.binary_connect", scale="glorot")],
-        "mlp",
-        scratch=True,
-        what="1 bit",
-    ),
-    "quantization.xnor": Row([link("quantization.xnor")], "mlp", scratch=True, what="1 bit"),
-    "quantization.twn": Row([link("quantization.twn")], "lenet5", what="ternary"),
-    "quantization.ttq": Row([link("quantization.ttq")], "lenet5", what="ternary"),
-    "quantization.lsq": Row([link("quantization.lsq", bits=4)], "lenet5", what="4 bits"),
-    "quantization.lsq 2": Row([link("quantization.lsq", bits=2)], "lenet5", what="2 bits"),
-    "quantization.grouped": Row(
-        blocks("quantization.grouped", 28, 30, 25), what="4 bits, blocks of about 28"
-    ),
-    "quantization.nf4": Row(
-        blocks("quantization.nf4", 56, 60, 50, double=True), what="4 bits, blocks of about 56"
-    ),
-    "quantization.fp4": Row(
-        blocks("quantization.fp4", 56, 60, 50, scale_dtype="float16"),
-        what="4 bits, blocks of about 56",
-    ),
-    "quantization.mxfp4": Row(
-        blocks("quantization.mxfp4", 28, 30, 25), what="4 bits, blocks of about 28"
-    ),
-    # Pruning: by sparsity, by importance, at random.
-    "pruning.proximal": Row([prune("pruning.proximal", 0.95)], what="95 %, L1"),
-    "pruning.proximal hoyer": Row(
-        [prune("pruning.proximal", 0.95, penalty="hoyer")], what="95 %, Hoyer"
-    ),
-    "pruning.proximal group_lasso": Row(
-        [
-            link(
-                "pruning.proximal",
-                sparsity=cubic(0.5),
-                every=10,
-                penalty="group_lasso",
-                where="re:fc[12]/kernel",
-            )
-        ],
-        what="50 % of the units",
-    ),
-    "pruning.soft_threshold": Row([prune("pruning.soft_threshold", 0.95)], what="95 %"),
-    "pruning.learned_threshold": Row(
-        [link("pruning.learned_threshold", start=-8, decay=1e-3)], what="learned"
-    ),
-    "pruning.magnitude": Row([prune("pruning.magnitude", 0.95)], what="95 %"),
-    "pruning.magnitude 98": Row(
-        [prune("pruning.magnitude", 0.98, allocation="global")],
-        after=60,
-        what="98 %, one threshold",
-    ),
-    "pruning.magnitude lamp": Row(
-        [prune("pruning.magnitude", 0.95, allocation="lamp", every=50)], what="95 %, LAMP"
-    ),
-    "pruning.taylor": Row([prune("pruning.taylor", 0.95, allocation="global")], what="95 %"),
-    "pruning.movement": Row([prune("pruning.movement", 0.95)], what="95 %"),
-    "pruning.fisher": Row([prune("pruning.fisher", 0.95, allocation="global")], what="95 %"),
-    "pruning.snip": Row([link("pruning.snip", sparsity=0.95)], scratch=True, what="95 %"),
-    "pruning.grasp": Row([link("pruning.grasp", sparsity=0.95)], scratch=True, what="95 %"),
-    "pruning.rewind": Row(
-        [
-            link(
-                "pruning.magnitude",
-                every="20%",
-                sparsity={
-                    "source": "nnopt_jax.pruning:iterative",
-                    "sparsity": 0.95,
-                    "rounds": 4,
-                    "steps": "20%",
-                },
-            ),
-            {"pruning.rewind": {"rounds": 4, "steps": "20%", "to": 200}},
-        ],
-        scratch=True,
-        after=40,
-        what="95 % in 4 rounds",
-    ),
-    "pruning.random_mask": Row(
-        [link("pruning.random_mask", sparsity=0.95, allocation="erk")],
-        scratch=True,
-        seeds=5,
-        what="95 %",
-    ),
-    "pruning.sparse_evolution": Row(
-        [link("pruning.sparse_evolution", sparsity=0.95, every=100, end_step="75%")],
-        scratch=True,
-        seeds=5,
-        what="95 %",
-    ),
-    "pruning.rigl": Row(
-        [link("pruning.rigl", sparsity=0.95, every=100, end_step="75%")],
-        scratch=True,
-        seeds=5,
-        what="95 %",
-    ),
+TABLE: dict[str, dict[str, Row]] = {
+    "to compare with": {
+        "dense": Row([]),
+        "dense lenet5": Row([], "lenet5"),
+        "dense mlp": Row([], "mlp"),
+        "dense mlp 256": Row([], "mlp 256"),
+    },
+    "compression: weight sharing": {
+        "compression.codebook": Row(
+            [link("compression.codebook", clusters=16, learned=True)], what="16 values a leaf"
+        ),
+        "compression.codebook tree": Row(
+            [link("compression.codebook", clusters=16, learned=True, scope="tree")],
+            what="16 values for all leaves",
+            recipe="codebook_tree",
+        ),
+        "compression.dkm": Row([link("compression.dkm", clusters=8)], what="8 values a leaf"),
+        "compression.tie": Row(
+            [{"compression.tie": {"pairs": {"fc3/kernel": "fc2/kernel"}}}],
+            "mlp 256",
+            scratch=True,
+            what="two layers of four",
+        ),
+    },
+    "compression: feature mapping": {
+        "compression.low_rank": Row(
+            [low_rank("fc1", 24), low_rank("fc2", 24)], what="rank 24 of 300 and 100"
+        ),
+        "compression.pca": Row(
+            [link("quantization.uniform", bits=8, granularity="channel", every=10)],
+            model=projected(components=40),
+            what="40 components, 8 bits",
+            recipe="projection",
+        ),
+        "compression.johnson_lindenstrauss": Row(
+            [
+                link("quantization.uniform", bits=8, granularity="channel", every=10),
+                {"compression.sparse": {"where": "projection/matrix"}},
+            ],
+            model=projected(components=100, kind="sparse", learned=False),
+            what="100 random features, 8 bits",
+        ),
+    },
+    "compression: sparse representation": {
+        "compression.sparse": Row(
+            [link("pruning.magnitude", pattern="2:4"), link("compression.sparse", format="2:4")],
+            what="2:4",
+        ),
+    },
+    "quantization: integer": {
+        "quantization.uniform": Row(
+            [link("quantization.uniform", bits=8, granularity="channel", every=10)], what="8 bits"
+        ),
+        "quantization.dynamic": Row(
+            [link("quantization.uniform", bits=8, granularity="channel", every=10)],
+            model=rounded("dynamic", 8),
+            what="8 bits, activations too",
+        ),
+        "quantization.ema_range": Row(
+            [link("quantization.uniform", bits=8, granularity="channel", every=10)],
+            model=rounded("ema", 8),
+            what="8 bits, activations too",
+        ),
+    },
+    "quantization: binary": {
+        "quantization.binary_connect": Row(
+            [link("quantization.binary_connect", scale="glorot")],
+            "mlp",
+            scratch=True,
+            what="1 bit",
+        ),
+        "quantization.xnor": Row(
+            [link("quantization.xnor")], "mlp 256", scratch=True, what="1 bit"
+        ),
+        "quantization.twn": Row([link("quantization.twn")], "lenet5", what="ternary"),
+        "quantization.ttq": Row([link("quantization.ttq")], "lenet5", what="ternary"),
+    },
+    "quantization: sub-integer": {
+        "quantization.lsq": Row([link("quantization.lsq", bits=4)], "lenet5", what="4 bits"),
+        "quantization.lsq 2": Row([link("quantization.lsq", bits=2)], "lenet5", what="2 bits"),
+        "quantization.lsq_activation": Row(
+            [link("quantization.lsq", bits=4)],
+            model=rounded("lsq", 4),
+            what="4 bits, activations too",
+        ),
+        "quantization.pact": Row(
+            [link("quantization.lsq", bits=4)],
+            model=rounded("pact", 4),
+            what="4 bits, activations too",
+        ),
+        "quantization.grouped": Row(
+            blocks("quantization.grouped", 28, 30, 25), what="4 bits, blocks of about 28"
+        ),
+        "quantization.nf4": Row(
+            blocks("quantization.nf4", 56, 60, 50, double=True), what="4 bits, blocks of about 56"
+        ),
+        "quantization.fp4": Row(
+            blocks("quantization.fp4", 56, 60, 50, scale_dtype="float16"),
+            what="4 bits, blocks of about 56",
+        ),
+        "quantization.mxfp4": Row(
+            blocks("quantization.mxfp4", 28, 30, 25), what="4 bits, blocks of about 28"
+        ),
+    },
+    "pruning: by sparsity": {
+        "pruning.proximal": Row([prune("pruning.proximal", 0.95)], what="95 %, L1"),
+        "pruning.proximal hoyer": Row(
+            [prune("pruning.proximal", 0.95, penalty="hoyer")], what="95 %, Hoyer", recipe="hoyer"
+        ),
+        "pruning.proximal group_lasso": Row(
+            [
+                link(
+                    "pruning.proximal",
+                    sparsity=cubic(0.5),
+                    every=10,
+                    penalty="group_lasso",
+                    where="re:fc[12]/kernel",
+                )
+            ],
+            what="50 % of the units",
+            recipe="group_lasso",
+        ),
+        "pruning.soft_threshold": Row([prune("pruning.soft_threshold", 0.95)], what="95 %"),
+        "pruning.learned_threshold": Row(
+            [link("pruning.learned_threshold", start=-8, decay=1e-3)], what="learned"
+        ),
+    },
+    "pruning: by importance": {
+        "pruning.magnitude": Row([prune("pruning.magnitude", 0.95)], what="95 %"),
+        "pruning.magnitude 98": Row(
+            [prune("pruning.magnitude", 0.98, allocation="global")],
+            after=60,
+            what="98 %, one threshold",
+        ),
+        "pruning.magnitude lamp": Row(
+            [prune("pruning.magnitude", 0.95, allocation="lamp", every=50)],
+            what="95 %, LAMP",
+            recipe="magnitude_lamp",
+        ),
+        "pruning.taylor": Row([prune("pruning.taylor", 0.95, allocation="global")], what="95 %"),
+        "pruning.movement": Row([prune("pruning.movement", 0.95)], what="95 %"),
+        "pruning.fisher": Row([prune("pruning.fisher", 0.95, allocation="global")], what="95 %"),
+        "pruning.snip": Row([link("pruning.snip", sparsity=0.95)], scratch=True, what="95 %"),
+        "pruning.grasp": Row([link("pruning.grasp", sparsity=0.95)], scratch=True, what="95 %"),
+        "pruning.rewind": Row(
+            [
+                link(
+                    "pruning.magnitude",
+                    every="20%",
+                    sparsity={
+                        "source": "nnopt_jax.pruning:iterative",
+                        "sparsity": 0.95,
+                        "rounds": 4,
+                        "steps": "20%",
+                    },
+                ),
+                {"pruning.rewind": {"rounds": 4, "steps": "20%", "to": 200}},
+            ],
+            scratch=True,
+            after=40,
+            what="95 % in 4 rounds",
+        ),
+    },
+    "pruning: at random": {
+        "pruning.random_mask": Row(
+            [link("pruning.random_mask", sparsity=0.95, allocation="erk")],
+            scratch=True,
+            seeds=5,
+            what="95 %",
+        ),
+        "pruning.sparse_evolution": Row(
+            [link("pruning.sparse_evolution", sparsity=0.95, every=100, end_step="75%")],
+            scratch=True,
+            what="95 %",
+        ),
+        "pruning.rigl": Row(
+            [link("pruning.rigl", sparsity=0.95, every=100, end_step="75%")],
+            scratch=True,
+            seeds=5,
+            what="95 %",
+        ),
+    },
 }
+ROWS = {name: row for rows in TABLE.values() for name, row in rows.items()}
 
 
 def recipe_of(name: str, row: Row, seed: int, options: argparse.Namespace) -> Any:
@@ -368,39 +449,58 @@ def _stepper(setup: Any, phase: Any, x: Any, y: Any) -> Any:
     return ten
 
 
-HEADER = ("method", "paper", "what", "error", "on disk", "in memory", "zeros", "step")
+HEADER = (
+    "method", "paper", "bits or sparsity", "error %", "on disk", "in memory", "step", "recipe"
+)  # fmt: skip
 
 
-def lines(results: dict[str, list[dict[str, float]]]) -> list[tuple[str, ...]]:
-    """The cells of the table, means over seeds."""
-    found = []
-    for name, runs in results.items():
-        mean = {key: _mean(runs, key) for key in runs[0]}
-        network = ROWS[name].network
-        dense = mean["dense"]
-        if dense is None and ROWS[name].links:
-            same = "dense" if network == "lenet_300_100" else f"dense {network}"
-            dense = _mean(results.get(same, []), "error")
-        before = "" if dense is None else f"{dense:.2f} -> "
-        sizes = (
-            f"{mean[key]:,.0f} ({mean['size'] / mean[key]:.1f}x)" for key in ("disk", "memory")
-        )
-        method = name.split()[0]
-        paper, where = PAPERS.get(method, ("", ""))
-        link = "" if not paper else f"[{paper}]({where if '//' in where else ARXIV + where})"
-        on = "" if network == "lenet_300_100" else f" ({network})"
-        found.append(
-            (f"`{method}`" if paper else name, link, ROWS[name].what + on,
-             f"{before}{mean['error']:.2f}", *sizes, f"{mean['zeros']:.0f}",
-             f"{mean['step']:.2f}")
-        )  # fmt: skip
-    return found
+def cells(name: str, runs: list[dict[str, float]], dense: float | None) -> tuple[str, ...]:
+    """One line of the table: means over seeds, and what to compare them with."""
+    mean = {key: _mean(runs, key) for key in runs[0]}
+    row, method = ROWS[name], name.split()[0]
+    paper, where = PAPERS.get(method, ("", ""))
+    before = mean["dense"] if mean["dense"] is not None else dense
+    sizes = (f"{mean['size'] / mean[key]:.1f}x" for key in ("disk", "memory"))
+    on = "" if row.network == "lenet_300_100" else f", {row.network}"
+    return (
+        f"`{method}`" if paper else f"dense, {row.network}",
+        f"[{paper}]({where if '//' in where else ARXIV + where})" if paper else "",
+        row.what + on if paper else f"{mean['size']:,.0f} bytes",
+        f"{mean['error']:.2f}" if before is None else f"{before:.2f} -> {mean['error']:.2f}",
+        *sizes,
+        f"{mean['step']:.2f}",
+        _recipe(name, row),
+    )
 
 
-def markdown(rows: list[tuple[str, ...]]) -> str:
+def _recipe(name: str, row: Row) -> str:
+    """Where the method's own recipe lies, if this row has one."""
+    mission, _, method = name.partition(".")
+    path = f"configs/{mission}/{row.recipe or method}.yaml"
+    return f"`nnopt run {path}`" if (ROOT / path).exists() else ""
+
+
+def markdown(results: dict[str, list[dict[str, float]]]) -> str:
     """The table as the README has it."""
-    cells = [HEADER, ("---",) * len(HEADER), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    found = [HEADER, ("---",) * len(HEADER)]
+    for title, rows in TABLE.items():
+        there = [name for name in rows if name in results]
+        if there:
+            found.append((f"**{title}**", *[""] * (len(HEADER) - 1)))
+        for name in there:
+            network = ROWS[name].network
+            same = "dense" if network == "lenet_300_100" else f"dense {network}"
+            dense = _mean(results.get(same, []), "error") if ROWS[name].links else None
+            found.append(cells(name, results[name], dense))
+    return "\n".join(f"| {' | '.join(line)} |" for line in found)
+
+
+def write(table: str) -> None:
+    """Puts the table into the README."""
+    readme = ROOT / "README.md"
+    before, mark, rest = readme.read_text().partition("<!-- benchmarks/rows.py -->\n")
+    assert mark, "README.md has no place for the table"
+    readme.write_text(f"{before}{mark}{table}\n{rest[rest.index(chr(10) * 2) + 1 :]}")
 
 
 def _mean(runs: list[dict[str, float]], key: str) -> float | None:
@@ -416,6 +516,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder of MNIST; default: NNOPT_DATA")
     parser.add_argument("--output", default="runs/rows")
     parser.add_argument("--done", action="store_true", help="only rows that are finished")
+    parser.add_argument("--write", action="store_true", help="put the table into the README")
     options = parser.parse_args()
     results: dict[str, list[dict[str, float]]] = {}
     for name, row in ROWS.items():
@@ -427,7 +528,10 @@ def main() -> None:
             continue
         results[name] = [run(name, row, seed, options) for seed in range(row.seeds)]
         print(name, json.dumps(results[name]), flush=True)
-    print(markdown(lines(results)))
+    table = markdown(results)
+    print(table)
+    if options.write:
+        write(table)
 
 
 if __name__ == "__main__":

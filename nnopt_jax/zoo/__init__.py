@@ -7,7 +7,8 @@ Nothing here is special: each is named by `package.module:callable`, as a user's
 | `nnopt_jax.zoo.lenet:lenet_300_100`, `...:lenet_300_100_nnx` | 784-300-100-10, 266,610 weights |
 | `nnopt_jax.zoo.lenet:lenet5`, `...:lenet5_nnx` | LeNet-5 as in Caffe, 431,080 weights |
 | `nnopt_jax.zoo.mlp:mlp` | 3 x 1,024 with batch normalization, 2,916,372 weights |
-| `nnopt_jax.zoo.projected:projected_mlp` | principal components, then 300-100-10 |
+| `nnopt_jax.zoo.projected:projected_mlp` | principal or random components, then 300-100-10 |
+| `nnopt_jax.zoo.quantized:quantized_mlp` | LeNet-300-100, its activations rounded |
 | `nnopt_jax.zoo.net:net`, `...:net_nnx` | two convolutions on 32x32x3, 16,858,506 weights |
 | `nnopt_jax.zoo.data:digits`, `...:digits32` | 5,000 MNIST digits from a Python package |
 | `nnopt_jax.zoo.data:mnist` | the full MNIST, from a folder |
