@@ -31,6 +31,7 @@ from coder import entropy
 import nnopt_jax as nnopt
 from nnopt_jax.interop.orbax import Checkpoints
 from nnopt_jax.zoo import data, lenet, losses
+from nnopt_jax.zoo.augment import affine
 
 BATCH = 200
 
@@ -148,32 +149,6 @@ def _pool(x: jax.Array) -> jax.Array:
     return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
 
 
-# ------------------------------------------------------------------ augmentation
-
-
-def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    """A small random affine map of each image: shift by a pixel, rotate and scale by a tenth."""
-    batch = images.shape[0]
-    u = jax.random.uniform(key, (batch, 6, 1, 1), minval=-1.0, maxval=1.0)
-    grid = jnp.arange(28.0) - 13.5
-    y, x = grid[None, :, None], grid[None, None, :]
-    turn, shear = 0.1 * u[:, 1], 0.05 * u[:, 2]
-    py = y + 0.1 * u[:, 0] * y + (turn + shear) * x + u[:, 4] + 14.5
-    px = x + (shear - turn) * y + 0.1 * u[:, 3] * x + u[:, 5] + 14.5
-    py, px = jnp.clip(py, 0, 28.999), jnp.clip(px, 0, 28.999)
-    iy, ix = py.astype(jnp.int32), px.astype(jnp.int32)
-    fy, fx = py - iy, px - ix
-    flat = jnp.pad(images[..., 0], ((0, 0), (1, 1), (1, 1))).ravel()
-    at = jnp.arange(batch)[:, None, None] * 900 + iy * 30 + ix
-
-    def corner(offset: int) -> jax.Array:
-        return jnp.take(flat, at + offset, mode="clip")
-
-    top = corner(0) * (1 - fx) + corner(1) * fx
-    bottom = corner(30) * (1 - fx) + corner(31) * fx
-    return (top * (1 - fy) + bottom * fy)[..., None]
-
-
 # ------------------------------------------------------------------ stages
 
 
@@ -236,7 +211,7 @@ def make_step(
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(params, state, opt_state, images, labels, key):
-        images = augment(key, images)
+        images = affine(images, key)
         _, grads = nnopt.value_and_grad(loss, tx)(params, state, images, labels)
         moving = nnopt.trainable(tx, params, state)
         updates, opt_state = optimizer.update(grads.train, opt_state, moving)

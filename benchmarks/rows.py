@@ -114,7 +114,9 @@ class Row(NamedTuple):
         scratch: whether the transforms are there from the first step, with all epochs theirs.
         seeds: how many runs are averaged.
         after: epochs under the transforms, where not those of the network.
+        rate: learning rate under the transforms, where not that of the network.
         what: bits or sparsity, for the table.
+        augment: as a recipe names it, where shifts of a pixel are not enough.
         model: makes another model than that of the network, of the same size.
         recipe: the recipe of the method on 5,000 digits; default: called as the method is.
     """
@@ -124,7 +126,9 @@ class Row(NamedTuple):
     scratch: bool = False
     seeds: int = 1
     after: int | None = None
+    rate: float | None = None
     what: str = ""
+    augment: Any = None
     model: Callable[[argparse.Namespace], dict[str, Any]] | None = None
     recipe: str | None = None
 
@@ -276,6 +280,13 @@ TABLE: dict[str, dict[str, Row]] = {
     },
     "pruning: by sparsity": {
         "pruning.proximal": Row([prune("pruning.proximal", 0.95)], what="95 %, L1"),
+        "pruning.proximal 98": Row(
+            [prune("pruning.proximal", 0.98, allocation="global")],
+            after=60,
+            rate=2e-3,
+            augment="nnopt_jax.zoo.augment:affine",
+            what="98 %, L1, one threshold",
+        ),
         "pruning.proximal hoyer": Row(
             [prune("pruning.proximal", 0.95, penalty="hoyer")], what="95 %, Hoyer", recipe="hoyer"
         ),
@@ -299,11 +310,6 @@ TABLE: dict[str, dict[str, Row]] = {
     },
     "pruning: by importance": {
         "pruning.magnitude": Row([prune("pruning.magnitude", 0.95)], what="95 %"),
-        "pruning.magnitude 98": Row(
-            [prune("pruning.magnitude", 0.98, allocation="global")],
-            after=60,
-            what="98 %, one threshold",
-        ),
         "pruning.magnitude lamp": Row(
             [prune("pruning.magnitude", 0.95, allocation="lamp", every=50)],
             what="95 %, LAMP",
@@ -365,7 +371,7 @@ def recipe_of(name: str, row: Row, seed: int, options: argparse.Namespace) -> An
         dense = epochs if not row.links else network.dense
         stages.append({"name": "train", "epochs": dense, "optimizer": _adam(network.rate)})
     if row.links:
-        rate = network.rate if row.scratch else network.after_rate
+        rate = row.rate or (network.rate if row.scratch else network.after_rate)
         stages.append(
             {
                 "name": "transform",
@@ -380,7 +386,7 @@ def recipe_of(name: str, row: Row, seed: int, options: argparse.Namespace) -> An
             "name": name.replace(" ", "_"),
             "model": row.model(options) if row.model else network.model,
             "data": {"source": "nnopt_jax.zoo.data:mnist", "dir": options.data},
-            "augment": {"source": "nnopt_jax.zoo.augment:shift", "pixels": 1},
+            "augment": row.augment or {"source": "nnopt_jax.zoo.augment:shift", "pixels": 1},
             "batch_size": 200,
             "seed": seed,
             "log_every": 1000,

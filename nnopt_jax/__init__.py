@@ -11,6 +11,7 @@ from nnopt_jax import (
     errors as errors,
     pruning as pruning,
     quantization as quantization,
+    transfer as transfer,
     tree as tree,
 )
 from nnopt_jax.arrays.base import materialize as materialize

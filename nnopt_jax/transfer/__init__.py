@@ -1,0 +1,15 @@
+"""Knowledge transfer: parameters, structure, and both mixed."""
+
+from nnopt_jax.transfer.distill.attention import (
+    attention_loss as attention_loss,
+    attention_map as attention_map,
+)
+from nnopt_jax.transfer.distill.hints import (
+    hint_loss as hint_loss,
+    hint_regressor as hint_regressor,
+)
+from nnopt_jax.transfer.distill.logits import distillation_loss as distillation_loss
+from nnopt_jax.transfer.parameter.slerp import slerp as slerp
+from nnopt_jax.transfer.parameter.soup import soup as soup
+from nnopt_jax.transfer.parameter.task_arithmetic import task_arithmetic as task_arithmetic
+from nnopt_jax.transfer.parameter.ties import ties as ties

@@ -1,0 +1,1 @@
+"""Parameters that come from elsewhere."""

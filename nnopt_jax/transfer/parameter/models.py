@@ -1,0 +1,89 @@
+"""Models of one architecture, leaf beside leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import is_node, show
+from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
+from nnopt_jax.settings import Settings
+from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.typing import Params
+
+
+def merged(
+    who: str, models: Sequence[Params], merge: Callable[..., Any], names: Sequence[str] = ()
+) -> Params:
+    """Merges models leaf by leaf, in float32, and casts once.
+
+    Leaves that hold no floats (counters, masks) are those of the first model.
+
+    Args:
+        who: the method's public name.
+        models: trees of arrays or expressions, with the same paths and shapes.
+        merge: float32 arrays, one of each model, to the merged one.
+        names: how errors call the models; default: model 0, model 1, ...
+
+    Returns:
+        A tree of arrays of the structure and dtypes of the first model.
+
+    Raises:
+        SelectionError: a model lacks leaves of the first, or has others.
+        ShapeError: shapes differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> merged("demo", [{"w": jnp.ones(2)}, {"w": jnp.zeros(2)}], lambda a, b: a - 2 * b)
+        {'w': Array([1., 1.], dtype=float32)}
+    """
+    leaves = aligned(who, models, names)
+    found: dict[str, Any] = {}
+    for path, leaf in leaves[0].items():
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            parts = (show(one[path]).astype(jnp.float32) for one in leaves)
+            found[path] = merge(*parts).astype(leaf.dtype)
+        else:
+            found[path] = show(leaf)
+    return unflatten(models[0], found, is_node)
+
+
+def aligned(who: str, models: Sequence[Params], names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The leaves of each model by path; raises as `merged` does, all differences at once."""
+    leaves = [flatten(model, is_node) for model in models]
+    called = [*names, *(f"model {number}" for number in range(len(names), len(models)))]
+    first, lost, misfit = leaves[0], Problems(who), Problems(who)
+    for name, other in zip(called[1:], leaves[1:], strict=True):
+        for path in first.keys() - other.keys():
+            lost.add(path, f"is not in {name}.{nearest(path, other.keys() - first.keys())}")
+        for path in other.keys() - first.keys():
+            lost.add(path, f"is in {name}, not in {called[0]}.{nearest(path, first)}")
+        for path in (path for path in first if path in other):
+            if first[path].shape != other[path].shape:
+                text = f"is {_words(first[path])} in {called[0]}, {_words(other[path])} in {name}"
+                misfit.add(path, f"{text}; graft() makes shapes fit")
+    lost.found.sort()
+    lost.raise_as(SelectionError)
+    misfit.raise_as(ShapeError)
+    return leaves
+
+
+def check_weights(
+    settings: Settings, weights: Any, count: int, *, some: bool = True
+) -> list[float]:
+    """One finite number for each model; a single one stands for all."""
+    values = [weights] * count if not isinstance(weights, Sequence) else list(weights)
+    if len(values) != count:
+        settings.wrong("weights", weights, f"has {len(values)} values for {count} models.")
+    for value in values:
+        settings.number("weights", value, -1e30, 1e30)
+    if some and not sum(value for value in values if isinstance(value, int | float)):
+        settings.wrong("weights", weights, "sums to zero, by which it is divided.")
+    settings.done()
+    return [float(value) for value in values]
+
+
+def _words(leaf: Any) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
