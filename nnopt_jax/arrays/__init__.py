@@ -12,6 +12,7 @@ from nnopt_jax.arrays.factored import Factored as Factored
 from nnopt_jax.arrays.levels import Levels as Levels
 from nnopt_jax.arrays.manifest import abstract as abstract, check as check, describe as describe
 from nnopt_jax.arrays.masked import Masked as Masked
+from nnopt_jax.arrays.normalized import Normalized as Normalized
 from nnopt_jax.arrays.powers import Powers as Powers
 from nnopt_jax.arrays.quantized import Quantized as Quantized
 from nnopt_jax.arrays.reshaped import Reshaped as Reshaped

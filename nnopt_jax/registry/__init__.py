@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from nnopt_jax.errors import SelectionError, nearest
-from nnopt_jax.registry import compression, pruning, quantization
+from nnopt_jax.registry import compression, pruning, quantization, transfer
 from nnopt_jax.registry.entry import Entry as Entry
 
 ENTRIES: Mapping[str, Entry] = MappingProxyType(
-    {**compression.ENTRIES, **quantization.ENTRIES, **pruning.ENTRIES}
+    {**compression.ENTRIES, **quantization.ENTRIES, **pruning.ENTRIES, **transfer.ENTRIES}
 )
 
 

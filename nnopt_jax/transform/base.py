@@ -109,6 +109,7 @@ class Transform:
             tell; for `plan`.
         needs: names of the statistics that `init` cannot do without; `nnopt.statistics` measures
             them.
+        frozen: paths of the parameters that no optimizer is to move.
 
     Example:
         >>> import jax.numpy as jnp
@@ -130,6 +131,7 @@ class Transform:
     exact: bool = True
     capacities: Callable[[Any], dict[str, int]] = lambda params: {}
     needs: tuple[str, ...] = ()
+    frozen: Callable[[Any], frozenset[str]] = lambda params: frozenset()
 
     def apply(self, params: Any, state: Any) -> Any:
         """The dense parameters that the model sees."""

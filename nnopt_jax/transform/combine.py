@@ -69,10 +69,13 @@ def chain(*transforms: Transform) -> Transform:
                 found[path] = min(count, found.get(path, count))
         return found
 
+    def frozen(params: Any) -> frozenset[str]:
+        return frozenset().union(*(transform.frozen(params) for transform in transforms))
+
     name = f"chain({', '.join(transform.name for transform in transforms)})"
     exact = all(transform.exact for transform in transforms)
     needs = tuple(dict.fromkeys(need for transform in transforms for need in transform.needs))
-    return Transform(name, init, encode, update, exact, capacities, needs)
+    return Transform(name, init, encode, update, exact, capacities, needs, frozen)
 
 
 def _seen(view: Any, params: Any) -> Any:
@@ -130,7 +133,11 @@ def at(where: Where, transform: Transform) -> Transform:
     def capacities(params: Any) -> dict[str, int]:
         return transform.capacities(part(params))
 
-    return Transform(name, init, encode, update, transform.exact, capacities, transform.needs)
+    def frozen(params: Any) -> frozenset[str]:
+        return transform.frozen(part(params))
+
+    exact, needs = transform.exact, transform.needs
+    return Transform(name, init, encode, update, exact, capacities, needs, frozen)
 
 
 def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:

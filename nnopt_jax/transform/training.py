@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import materialize
+from nnopt_jax.arrays.base import is_node, materialize
 from nnopt_jax.transform.base import Grads, State, Transform
+from nnopt_jax.tree.paths import flatten, unflatten
 
 
 class Trainable(NamedTuple):
@@ -47,8 +48,8 @@ def filled(tree: Any, floats: Any) -> Any:
 def trainable(tx: Transform, params: Any, state: Any) -> Trainable:
     """The float arrays an optimizer may move.
 
-    Packed parameters train through their float payloads (scales, tables, factors); integers are
-    None, which optax skips.
+    Packed parameters train through their float payloads (scales, tables, factors); integers, and
+    what a transform has frozen, are None, which optax skips.
 
     Args:
         tx: the transform.
@@ -66,9 +67,10 @@ def trainable(tx: Transform, params: Any, state: Any) -> Trainable:
         >>> nnopt.trainable(tx, params, tx.init(params)).learned
         {'kernel': (Array([0., 1.], dtype=float32),)}
     """
-    del tx
     learned = jax.tree.map(lambda part: _floats(part.learned), state, is_leaf=_is_state)
-    return Trainable(_floats(params), learned)
+    moving = {path: _floats(leaf) for path, leaf in flatten(params, is_node).items()}
+    still = {path: jax.tree.map(lambda x: None, moving[path]) for path in tx.frozen(params)}
+    return Trainable(unflatten(params, moving | still, is_node), learned)
 
 
 def _put(params: Any, state: Any, moved: Trainable) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from nnopt_jax.arrays import (
     Groups,
     Levels,
     Masked,
+    Normalized,
     Powers,
     Quantized,
     Reshaped,
@@ -55,6 +56,7 @@ NODES = {
     "codebook": Codebook(INDICES, TABLE),
     "factored": Factored(jnp.ones((2, 1)), jnp.ones((1, 3))),
     "sum": Sum(CODES, Factored(jnp.ones((2, 1)), jnp.ones((1, 3)))),
+    "normalized": Normalized(CODES, jnp.array([[1.0, 2.0, 3.0]])),
     "shrunk": Shrunk(CODES, jnp.float32(2)),
     "reshaped": Reshaped.of(Codebook(INDICES.T, TABLE), (1, 0)),
     "soft": SoftCodebook(0.9 * CODES, TABLE, jnp.float32(1e-3)),
@@ -75,6 +77,7 @@ DENSE = {
     "codebook": np.asarray(TABLE)[np.asarray(INDICES)],
     "factored": np.ones((2, 3)),
     "sum": np.asarray(CODES) + 1,
+    "normalized": np.asarray(CODES) / np.linalg.norm(CODES, axis=0) * [1, 2, 3],
     "shrunk": [[0, 0, 0], [1, 2, -3]],
     "reshaped": np.asarray(TABLE)[np.asarray(INDICES)],
     "soft": [[0, -1, 0], [2, 2, -1]],
@@ -97,6 +100,7 @@ REPRS = {
     "factored": "Factored(u float32[2,1], v float32[1,3], 26.67 bits/weight)",
     "sum": "Sum(base float32[2,3], delta Factored(u float32[2,1], v float32[1,3]), "
     "58.67 bits/weight)",
+    "normalized": "Normalized(base float32[2,3], magnitude float32[1,3], 48 bits/weight)",
     "shrunk": "Shrunk(values float32[2,3], threshold float32[], 37.33 bits/weight)",
     "reshaped": "Reshaped(base Codebook(indices uint8[3,2], table float32[3]), 24 bits/weight)",
     "soft": "SoftCodebook(values float32[2,3], table float32[3], width float32[], "

@@ -1,0 +1,93 @@
+"""A direction and its length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.arrays.base import Field, Node, field_specs, node, show
+
+
+@node
+class Normalized(Node):
+    r"""A weight whose columns have lengths of their own.
+
+    .. math:: W = m \, \frac{V}{\lVert V \rVert}
+
+    The norm is that of all entries for which `m` has one value. It passes no gradient, as in DoRA,
+    section 4.3; where it is zero, zeros are shown.
+
+    Args:
+        base: `V`, array or node.
+        magnitude: `m`, of the rank of `V`, its sizes those of `V` or 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Normalized
+        >>> Normalized(jnp.array([[3.0, 0.0], [4.0, 0.0]]), jnp.array([[10.0, 1.0]])).materialize()
+        Array([[6., 0.],
+               [8., 0.]], dtype=float32)
+    """
+
+    base: Field
+    magnitude: Field
+
+    SLOTS = {"base": "value"}  # noqa: RUF012 - a constant, as declared in Node
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the base."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the base."""
+        return self.base.dtype
+
+    def materialize(self) -> jax.Array:
+        """`magnitude * base / norm` in float32, cast once to the dtype of the base."""
+        base, length = (show(x).astype(jnp.float32) for x in (self.base, self.magnitude))
+        norm = norm_like(base, length.shape)
+        share = jnp.where(norm > 0, length / jnp.where(norm > 0, norm, 1.0), 0.0)
+        return (base * share).astype(self.dtype)
+
+    def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
+        """The base lies like the weight."""
+        del name
+        return outer
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """The magnitude must have one value for each group of entries."""
+        found = super().problems(shape)
+        sizes = self.magnitude.shape
+        fits = len(sizes) == self.base.ndim and all(
+            one in (1, size) for one, size in zip(sizes, self.base.shape, strict=True)
+        )
+        if not fits:
+            found.append(f"has a base {self.base.shape} and a magnitude {sizes}")
+        return found
+
+    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Normalized:
+        """Both are split like the weight, the magnitude where it has more than one value."""
+        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
+        return self.replace(**fields)
+
+
+def norm_like(base: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The Euclidean norms of all entries that share a place of `shape`; no gradient.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays.normalized import norm_like
+        >>> norm_like(jnp.array([[3.0, 1.0], [4.0, 0.0]]), (1, 2))
+        Array([[5., 1.]], dtype=float32)
+    """
+    axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
+    base = jax.lax.stop_gradient(base).astype(jnp.float32)
+    # Brought near 1 by a power of two, which rounds nothing: squares would overflow or vanish.
+    _, power = jnp.frexp(jnp.max(jnp.abs(base), axes, keepdims=True, initial=0.0))
+    square = jnp.square(jnp.ldexp(base, -power)).sum(axes, keepdims=True)
+    return jnp.ldexp(jnp.sqrt(square), power)

@@ -1,0 +1,88 @@
+"""Low-rank adapters of directions, and lengths that train beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.normalized import Normalized, norm_like
+from nnopt_jax.settings import Settings
+from nnopt_jax.transfer.parameter.adapters.factors import Factors, check_factors, misfit
+from nnopt_jax.transfer.parameter.adapters.freeze import frozen_paths
+from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.leaves import Leaves, Start, matrices, wrapping
+from nnopt_jax.tree.select import Where
+from nnopt_jax.typing import DTypeLike
+
+_NAME = "transfer.dora"
+
+
+def dora(
+    rank: int = 8,
+    *,
+    alpha: float | None = None,
+    where: Where = matrices,
+    rank_stabilized: bool = False,
+    freeze: Where | None = "**",
+    dtype: DTypeLike = jnp.float32,
+) -> Transform:
+    r"""Trains the direction of each weight by a low-rank product, and its lengths freely (DoRA).
+
+    .. math:: W = m \, \frac{W_0 + s\, A B}{\lVert W_0 + s\, A B \rVert}
+
+    The norm is that of the weights of one output (of one index of the last axis), and passes no
+    gradient. `m` starts as the norm of :math:`W_0`: training starts at :math:`W_0`, but for
+    rounding. All else is as in `lora`.
+
+    Args:
+        rank: `r`.
+        alpha: default: the rank, so that `s = 1`.
+        where: which leaves get adapters; default: those of two axes or more.
+        rank_stabilized: `s = alpha / sqrt(r)` in place of `alpha / r`.
+        freeze: which parameters stop training; default: all. None: all train on.
+        dtype: of the factors and lengths.
+
+    Returns:
+        The transform. It wraps, and `init` needs a key.
+
+    Raises:
+        ValueRangeError: a setting is out of range; by `init`: there is no key.
+        ShapeError: by `init`, where a leaf has fewer than two axes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 2.0]])}
+        >>> tx = nnopt.transfer.dora(1)
+        >>> state = tx.init(params, key=jax.random.key(0))
+        >>> state.learned["kernel"]["magnitude"]
+        Array([[5., 2.]], dtype=float32)
+
+    References:
+        Liu et al. 2024, DoRA: Weight-Decomposed Low-Rank Adaptation, section 4.
+    """
+    scale = check_factors(Settings(_NAME), rank, alpha, rank_stabilized, dtype)
+    factors = Factors(_NAME, rank, scale, jnp.dtype(dtype))
+
+    def init(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
+        made = factors.begin(leaves, start)
+        lengths = {path: _lengths(x).astype(factors.dtype) for path, x in leaves.items()}
+        return {p: made[p] | {"magnitude": lengths[p]} for p in leaves}, dict.fromkeys(leaves)
+
+    def encode(leaves: Leaves, state: State, train: bool) -> Leaves:
+        del train
+        return {
+            path: Normalized(factors.added(x, learned), learned["magnitude"])
+            for path, x in leaves.items()
+            for learned in [state.learned[path]]
+        }
+
+    tx = wrapping(_NAME, where, init=init, encode=encode, check=misfit, exact=False)
+    return dataclasses.replace(tx, frozen=lambda params: frozen_paths(freeze, params, _NAME))
+
+
+def _lengths(leaf: jax.Array) -> jax.Array:
+    """The norm of the weights of each output."""
+    return norm_like(leaf, (*(1,) * (leaf.ndim - 1), leaf.shape[-1]))

@@ -1,0 +1,91 @@
+"""The product of two thin matrices that adapters add to a weight."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Field
+from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.arrays.reshaped import Reshaped
+from nnopt_jax.arrays.sum_ import Sum
+from nnopt_jax.errors import ValueRangeError
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.leaves import Leaves, Start
+from nnopt_jax.typing import DTypeLike
+
+
+class Factors(NamedTuple):
+    """How the factors of an adapter are made.
+
+    Args:
+        who: the method's public name.
+        rank: columns of the first, rows of the second factor.
+        scale: what their product is multiplied with.
+        dtype: of the factors.
+    """
+
+    who: str
+    rank: int
+    scale: float
+    dtype: Any
+
+    def begin(self, leaves: Leaves, start: Start) -> Leaves:
+        """Uniform numbers in the first factors, zeros in the second: nothing is added yet."""
+        if start.key is None:
+            raise ValueRangeError(
+                f"{self.who}: draws its first factors; give tx.init(params, key=jax.random.key(0))."
+            )
+        # By path and not by number, so that other leaves beside it change nothing for a leaf.
+        return {path: self._factors(jax.random.fold_in(start.key, _number(path)), x.shape)
+                for path, x in leaves.items()}  # fmt: skip
+
+    def _factors(self, key: jax.Array, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        rows, columns = _sides(shape)
+        bound = max(rows, 1) ** -0.5  # He's initialization with a slope of sqrt(5), as PEFT has it
+        a = jax.random.uniform(key, (rows, self.rank), self.dtype, -bound, bound)
+        return {"a": a, "b": jnp.zeros((self.rank, columns), self.dtype)}
+
+    def added(self, leaf: Field, factors: Any) -> Field:
+        """The leaf plus the product, below the masks of the leaf: zeros stay zero."""
+        if isinstance(leaf, Masked):
+            return leaf.replace(values=self.added(leaf.values, factors))
+        scaled = (factors["b"] * self.scale).astype(self.dtype)
+        product = Factored(factors["a"], scaled, str(leaf.dtype))
+        if leaf.ndim > 2:
+            product = Reshaped(product, leaf.shape, tuple(range(leaf.ndim)), leaf.shape)
+        return Sum(leaf, product)
+
+
+def check_factors(
+    settings: Settings, rank: Any, alpha: Any, rank_stabilized: Any, dtype: DTypeLike
+) -> float:
+    """Checks the settings that all adapters share; the scale of the product."""
+    settings.integer("rank", rank, 1)
+    settings.number("alpha", alpha, 0, above=True, none=True)
+    settings.flag("rank_stabilized", rank_stabilized)
+    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        settings.wrong("dtype", dtype, "holds no floats.")
+    settings.done()
+    return (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilized else rank)
+
+
+def misfit(path: str, leaf: Any) -> str | None:
+    """Why a leaf has no two sides."""
+    del path
+    return None if leaf.ndim >= 2 else f"has shape {leaf.shape}; an adapter needs two axes"
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A leaf read as one matrix: all axes but the last, times the last."""
+    return math.prod(shape[:-1]), shape[-1]
+
+
+def _number(path: str) -> int:
+    """A number of 32 bits for a path, the same in every process."""
+    return zlib.crc32(path.encode())

@@ -1,0 +1,84 @@
+"""Low-rank adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from nnopt_jax.settings import Settings
+from nnopt_jax.transfer.parameter.adapters.factors import Factors, check_factors, misfit
+from nnopt_jax.transfer.parameter.adapters.freeze import frozen_paths
+from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.leaves import Leaves, Start, matrices, wrapping
+from nnopt_jax.tree.select import Where
+from nnopt_jax.typing import DTypeLike
+
+_NAME = "transfer.lora"
+
+
+def lora(
+    rank: int = 8,
+    *,
+    alpha: float | None = None,
+    where: Where = matrices,
+    rank_stabilized: bool = False,
+    freeze: Where | None = "**",
+    dtype: DTypeLike = jnp.float32,
+) -> Transform:
+    r"""Trains a product of two thin matrices beside each weight, which stays (LoRA).
+
+    .. math:: W = W_0 + s\, A B, \qquad s = \frac{\alpha}{r} \quad
+        \Big( \text{rank-stabilized: } \frac{\alpha}{\sqrt r} \Big)
+
+    with `A` of shape `(in, r)` and `B` of `(r, out)`; a kernel of more axes is read as one matrix,
+    all axes but the last times the last. `A` is drawn uniformly within :math:`1/\sqrt{in}`, `B`
+    is zero: training starts at :math:`W_0`. The base may be packed (`QLoRA`): a tree that
+    `tx.pack` or `nnopt.load` returned, its bytes never touched.
+
+    Under a mask the sum is masked, so zeros stay zero; other links before it keep their codes in
+    the base, and links after it refine the base alone.
+
+    Args:
+        rank: `r`.
+        alpha: default: the rank, so that `s = 1` (rank-stabilized: the root of the rank).
+        where: which leaves get adapters; default: those of two axes or more.
+        rank_stabilized: the scale that keeps gradients of one size at any rank.
+        freeze: which parameters stop training; default: all, so that adapters alone train and the
+            optimizer's state is theirs alone. None: all train on.
+        dtype: of the factors.
+
+    Returns:
+        The transform. It wraps, and `init` needs a key.
+
+    Raises:
+        ValueRangeError: a setting is out of range; by `init`: there is no key.
+        ShapeError: by `init`, where a leaf has fewer than two axes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"kernel": jnp.ones((64, 64)), "bias": jnp.zeros(64)}
+        >>> tx = nnopt.transfer.lora(2)
+        >>> state = tx.init(params, key=jax.random.key(0))
+        >>> moving = nnopt.trainable(tx, params, state)
+        >>> [x.shape for x in jax.tree.leaves(moving)]
+        [(64, 2), (2, 64)]
+
+    References:
+        Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models, section 4.1;
+        Kalajdzievski 2023, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA,
+        section 3.2; packed bases: Dettmers et al. 2023, QLoRA, section 3.
+    """
+    scale = check_factors(Settings(_NAME), rank, alpha, rank_stabilized, dtype)
+    factors = Factors(_NAME, rank, scale, jnp.dtype(dtype))
+
+    def init(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
+        return factors.begin(leaves, start), dict.fromkeys(leaves)
+
+    def encode(leaves: Leaves, state: State, train: bool) -> Leaves:
+        del train
+        return {path: factors.added(x, state.learned[path]) for path, x in leaves.items()}
+
+    tx = wrapping(_NAME, where, init=init, encode=encode, check=misfit)
+    return dataclasses.replace(tx, frozen=lambda params: frozen_paths(freeze, params, _NAME))
