@@ -43,7 +43,7 @@ def test_adapted_layers_agree(name):
         length = layer.lora_magnitude_vector["default"].weight.detach().numpy()
         np.testing.assert_allclose(learned["magnitude"].ravel(), length, rtol=1e-6)
     state = state._replace(learned={"fc": learned})
-    bias = layer.base_layer.bias.detach().numpy()
+    bias = layer.base_layer.bias.detach().numpy()[None]
     x, slope = rng.normal(size=(5, 24)).astype(F32), rng.normal(size=(5, 16)).astype(F32)
 
     def loss(p):
