@@ -12,6 +12,9 @@ from nnopt_jax.transfer.distill.logits import distillation_loss as distillation_
 from nnopt_jax.transfer.parameter.adapters.dora import dora as dora
 from nnopt_jax.transfer.parameter.adapters.freeze import freeze as freeze
 from nnopt_jax.transfer.parameter.adapters.lora import lora as lora
+from nnopt_jax.transfer.parameter.graft import rules as rules
+from nnopt_jax.transfer.parameter.graft.graft import Grafted as Grafted, graft as graft
+from nnopt_jax.transfer.parameter.graft.report import GraftReport as GraftReport
 from nnopt_jax.transfer.parameter.slerp import slerp as slerp
 from nnopt_jax.transfer.parameter.soup import soup as soup
 from nnopt_jax.transfer.parameter.task_arithmetic import task_arithmetic as task_arithmetic

@@ -1,0 +1,206 @@
+"""Rules that lay out the leaves of the source as the target has them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import show
+from nnopt_jax.errors import Problems
+from nnopt_jax.transfer.parameter.graft.rule import Leaves, Rule, compiled, each, put
+from nnopt_jax.tree.select import Where
+
+
+def transpose(where: Where, axes: Sequence[int] | None = None) -> Rule:
+    """Leaves of the source with their axes in another order: weights of PyTorch, say.
+
+    Args:
+        where: which.
+        axes: the order, as `jnp.transpose` takes it; default: reversed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.transfer import graft, rules
+        >>> made = graft({"w": jnp.zeros((3, 2))}, {"w": jnp.ones((2, 3))}, [rules.transpose("w")])
+        >>> made.params["w"].shape
+        (3, 2)
+    """
+    name = "transpose" if axes is None else f"transpose[{tuple(axes)}]"
+    return each(name, where, lambda leaf: jnp.transpose(show(leaf), axes))
+
+
+def reshape(where: Where, shape: Sequence[int]) -> Rule:
+    """Leaves of the source in another shape of as many elements.
+
+    Args:
+        where: which.
+        shape: as `jnp.reshape` takes it, one size may be -1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.transfer import graft, rules
+        >>> rule = rules.reshape("w", (2, 2))
+        >>> graft({"w": jnp.zeros((2, 2))}, {"w": jnp.arange(4.0)}, [rule]).params["w"].shape
+        (2, 2)
+    """
+    return each(f"reshape[{tuple(shape)}]", where, lambda leaf: jnp.reshape(show(leaf), shape))
+
+
+def stack(pattern: str, template: str) -> Rule:
+    r"""Layers that lie apart in the source become one leaf with a leading axis.
+
+    Args:
+        pattern: regular expression of whole paths, with a group `(?P<index>\d+)`.
+        template: the path of the stack; leaves with the same one are stacked by index.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.transfer import graft, rules
+        >>> rule = rules.stack(r"layer_(?P<index>\d+)/(.*)", r"layers/\2")
+        >>> source = {f"layer_{i}": {"w": jnp.full(3, float(i))} for i in range(2)}
+        >>> graft({"layers": {"w": jnp.zeros((2, 3))}}, source, [rule]).params["layers"]["w"][:, 0]
+        Array([0., 1.], dtype=float32)
+    """
+    expression = compiled(pattern, "index")
+
+    def change(leaves: Leaves, problems: Problems) -> tuple[Leaves, int]:
+        rest, parts = _grouped(leaves, expression, template)
+        for path, layers in parts.items():
+            numbers = sorted(layers, key=int)
+            if [int(number) for number in numbers] != list(range(len(numbers))):
+                problems.add(path, f"layers {', '.join(numbers)} are no run from 0; rename them")
+            elif len({leaf.shape for leaf in layers.values()}) > 1:
+                shapes = ", ".join(str(layers[number].shape) for number in numbers)
+                problems.add(path, f"layers of shapes {shapes} cannot be stacked")
+            else:
+                put(rest, path, jnp.stack([show(layers[number]) for number in numbers]), problems)
+        return rest, sum(map(len, parts.values()))
+
+    return Rule(f"stack({pattern!r}, {template!r})", change)
+
+
+def unstack(pattern: str, template: str) -> Rule:
+    r"""A leaf with a leading axis of layers becomes one leaf for each.
+
+    Args:
+        pattern: regular expression of whole paths.
+        template: the path of a layer, with `{index}` for its number and `\1` for groups.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.transfer import graft, rules
+        >>> rule = rules.unstack(r"layers/(.*)", r"layer_{index}/\1")
+        >>> target = {f"layer_{i}": {"w": jnp.zeros(3)} for i in range(2)}
+        >>> graft(target, {"layers": {"w": jnp.ones((2, 3))}}, [rule]).params["layer_1"]["w"]
+        Array([1., 1., 1.], dtype=float32)
+    """
+    expression = compiled(pattern)
+
+    def change(leaves: Leaves, problems: Problems) -> tuple[Leaves, int]:
+        made, hits = {}, 0
+        for path, leaf in leaves.items():
+            found = expression.fullmatch(path)
+            if found is None:
+                put(made, path, leaf, problems)
+                continue
+            hits += 1
+            name = found.expand(template.replace("{index}", "\0"))
+            for index, layer in enumerate(show(leaf)):
+                put(made, name.replace("\0", str(index)), layer, problems)
+        return made, hits
+
+    return Rule(f"unstack({pattern!r}, {template!r})", change)
+
+
+def fuse(pattern: str, template: str, order: Sequence[str], axis: int = -1) -> Rule:
+    r"""Leaves that lie apart in the source become one: query, key and value, say.
+
+    Args:
+        pattern: regular expression of whole paths, with a group `(?P<part>...)`.
+        template: the path of the whole.
+        order: the parts, as the group finds them, in the order in which they lie.
+        axis: along which they are put together.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.transfer import graft, rules
+        >>> rule = rules.fuse(r"(?P<part>[qk])/w", "qk/w", ("q", "k"))
+        >>> source = {"q": {"w": jnp.zeros((1, 2))}, "k": {"w": jnp.ones((1, 2))}}
+        >>> graft({"qk": {"w": jnp.zeros((1, 4))}}, source, [rule]).params["qk"]["w"]
+        Array([[0., 0., 1., 1.]], dtype=float32)
+    """
+    expression = compiled(pattern, "part")
+
+    def change(leaves: Leaves, problems: Problems) -> tuple[Leaves, int]:
+        rest, parts = _grouped(leaves, expression, template)
+        for path, found in parts.items():
+            if found.keys() != set(order):
+                problems.add(path, f"has parts {sorted(found)}, the rule names {list(order)}")
+                continue
+            put(rest, path, jnp.concatenate([show(found[n]) for n in order], axis), problems)
+        return rest, sum(map(len, parts.values()))
+
+    return Rule(f"fuse({pattern!r}, {template!r}, {tuple(order)!r}, axis={axis})", change)
+
+
+def split(
+    pattern: str, template: str, order: Sequence[str], axis: int = -1,
+    sizes: Sequence[int] | None = None,
+) -> Rule:  # fmt: skip
+    r"""One leaf of the source becomes several: a fused query, key and value, say.
+
+    Args:
+        pattern: regular expression of whole paths.
+        template: the path of a part, with `{part}` for its name and `\1` for groups.
+        order: the names of the parts, in the order in which they lie.
+        axis: along which they lie.
+        sizes: of the parts; default: equal.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.transfer import graft, rules
+        >>> rule = rules.split("qk/w", "{part}/w", ("q", "k"))
+        >>> target = {"q": {"w": jnp.zeros((1, 2))}, "k": {"w": jnp.zeros((1, 2))}}
+        >>> graft(target, {"qk": {"w": jnp.arange(4.0)[None]}}, [rule]).params["k"]["w"]
+        Array([[2., 3.]], dtype=float32)
+    """
+    expression = compiled(pattern)
+
+    def change(leaves: Leaves, problems: Problems) -> tuple[Leaves, int]:
+        made, hits = {}, 0
+        for path, leaf in leaves.items():
+            found = expression.fullmatch(path)
+            if found is None:
+                put(made, path, leaf, problems)
+                continue
+            hits += 1
+            length = leaf.shape[axis]
+            each = [length // len(order)] * len(order) if sizes is None else list(sizes)
+            if len(each) != len(order) or sum(each) != length:
+                problems.add(path, f"of size {length} along axis {axis} has no parts of {each}")
+                continue
+            ends = [sum(each[: i + 1]) for i in range(len(each) - 1)]
+            name = found.expand(template.replace("{part}", "\0"))
+            for part, array in zip(order, jnp.split(show(leaf), ends, axis), strict=True):
+                put(made, name.replace("\0", part), array, problems)
+        return made, hits
+
+    return Rule(f"split({pattern!r}, {template!r}, {tuple(order)!r}, axis={axis})", change)
+
+
+def _grouped(
+    leaves: Leaves, expression: re.Pattern[str], template: str
+) -> tuple[Leaves, dict[str, Leaves]]:
+    """Leaves that do not match, and those that do: by path of the whole, then by part."""
+    rest: Leaves = {}
+    parts: dict[str, Leaves] = {}
+    (name,) = set(expression.groupindex) & {"index", "part"}
+    for path, leaf in leaves.items():
+        found = expression.fullmatch(path)
+        if found is None:
+            rest[path] = leaf
+        else:
+            parts.setdefault(found.expand(template), {})[found[name]] = leaf
+    return rest, parts
