@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -82,7 +83,8 @@ def selector(where: Where) -> Selector:
         The selector.
 
     Raises:
-        SelectionError: the regular expression does not compile.
+        SelectionError: the regular expression does not compile, or the predicate does not take
+            two arguments.
 
     Example:
         >>> from nnopt_jax.tree.select import selector
@@ -94,6 +96,7 @@ def selector(where: Where) -> Selector:
     if isinstance(where, Selector):
         return where
     if callable(where):
+        _require_two_arguments(where)
         return Selector(getattr(where, "__name__", repr(where)), where)
     if not isinstance(where, str):
         raise SelectionError(
@@ -108,6 +111,21 @@ def selector(where: Where) -> Selector:
     except re.error as error:
         raise SelectionError(f"selector: {where!r} is not a regular expression: {error}") from error
     return Selector(repr(where), lambda path, leaf: expression.search(path) is not None)
+
+
+def _require_two_arguments(predicate: Predicate) -> None:
+    try:
+        signature = inspect.signature(predicate)
+    except (TypeError, ValueError):  # builtins do not all have one
+        return
+    try:
+        signature.bind("path", None)
+    except TypeError as error:
+        name = getattr(predicate, "__name__", repr(predicate))
+        raise SelectionError(
+            f"selector: {name}{signature} is no predicate (path, leaf). Write e.g. "
+            "where=lambda path, leaf: leaf.ndim == 2."
+        ) from error
 
 
 def resolve(where: Where, leaves: Mapping[str, Any], who: str) -> list[str]:
@@ -136,7 +154,8 @@ def resolve(where: Where, leaves: Mapping[str, Any], who: str) -> list[str]:
     written = where if isinstance(where, str) else rule.text
     raise SelectionError(
         f"{who}: rule {rule.text} matched no leaf.{_nearest(written, leaves)} "
-        f"{len(leaves)} leaves considered; 'nnopt plan --list' shows them."
+        f"{len(leaves)} leaves considered; nnopt.tree.flatten(params) shows them, as does "
+        "'nnopt plan RECIPE --list'."
     )
 
 

@@ -40,7 +40,8 @@ def said(kind, function, *args, **settings):
 def test_rule_that_matches_nothing():
     assert said(SelectionError, magnitude(0.5, where="decoder/kernl").init, PARAMS) == (
         "pruning.magnitude: rule 'decoder/kernl' matched no leaf. Nearest: decoder/kernel, "
-        "encoder/kernel, decoder/bias. 4 leaves considered; 'nnopt plan --list' shows them."
+        "encoder/kernel, decoder/bias. 4 leaves considered; nnopt.tree.flatten(params) "
+        "shows them, as does 'nnopt plan RECIPE --list'."
     )
 
 
