@@ -8,6 +8,12 @@ import jax
 
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.transform.base import Grads, Transform
+from nnopt_jax.transform.given import (
+    require_grads,
+    require_states,
+    require_transforms,
+    stats_by_name,
+)
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 
@@ -25,6 +31,9 @@ def chain(*transforms: Transform) -> Transform:
 
     Returns:
         A transform whose state is the tuple of the links' states.
+
+    Raises:
+        CompositionError: a link is no transform.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,6 +55,7 @@ def chain(*transforms: Transform) -> Transform:
         return tuple(states)
 
     def encode(params: Any, state: tuple, *, train: bool = False) -> Any:
+        require_states(name, state, len(transforms))
         for transform, part in zip(transforms, state, strict=True):
             params = transform.encode(params, part, train=train)
         return params
@@ -53,6 +63,8 @@ def chain(*transforms: Transform) -> Transform:
     def update(
         params: Any, state: tuple, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, tuple]:
+        require_states(name, state, len(transforms))
+        require_grads(name, grads)
         fresh: list[Any] = []
         for transform, part in zip(transforms, state, strict=True):
             shown = params if view is None else _seen(view, params)
@@ -69,6 +81,7 @@ def chain(*transforms: Transform) -> Transform:
                 found[path] = min(count, found.get(path, count))
         return found
 
+    require_transforms("chain", transforms)
     name = f"chain({', '.join(transform.name for transform in transforms)})"
     exact = all(transform.exact for transform in transforms)
     needs = tuple(dict.fromkeys(need for transform in transforms for need in transform.needs))
@@ -92,6 +105,9 @@ def at(where: Where, transform: Transform) -> Transform:
     Returns:
         The restricted transform.
 
+    Raises:
+        CompositionError: it is no transform.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import nnopt_jax as nnopt
@@ -100,6 +116,7 @@ def at(where: Where, transform: Transform) -> Transform:
         >>> list(tx.init(params).rest)
         ['head/kernel']
     """
+    require_transforms("at", [transform])
     name = f"at({where!r}, {transform.name})"
 
     def part(tree: Any) -> dict[str, Any]:
@@ -112,7 +129,8 @@ def at(where: Where, transform: Transform) -> Transform:
 
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> Any:
         mine = part(params)
-        measured = {name: _those(tree, mine) for name, tree in (stats or {}).items()}
+        given = stats_by_name(name, stats)
+        measured = {statistic: _those(tree, mine) for statistic, tree in given.items()}
         return transform.init(mine, stats=measured, graph=graph, key=key)
 
     def encode(params: Any, state: Any, *, train: bool = False) -> Any:
@@ -121,6 +139,7 @@ def at(where: Where, transform: Transform) -> Transform:
     def update(
         params: Any, state: Any, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, Any]:
+        require_grads(name, grads)
         if grads is not None:
             grads = Grads(grads.train, _those(grads.shown, part(params)))
         seen = None if view is None else part(view)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from nnopt_jax.errors import SelectionError
+from nnopt_jax.settings import takes
 
 Predicate = Callable[[str, Any], bool]
 
@@ -96,8 +96,13 @@ def selector(where: Where) -> Selector:
     if isinstance(where, Selector):
         return where
     if callable(where):
-        _require_two_arguments(where)
-        return Selector(getattr(where, "__name__", repr(where)), where)
+        name = getattr(where, "__name__", repr(where))
+        if not takes(where, "path", None):
+            raise SelectionError(
+                f"selector: {name} is no predicate (path, leaf). Write e.g. "
+                "where=lambda path, leaf: leaf.ndim == 2."
+            )
+        return Selector(name, where)
     if not isinstance(where, str):
         raise SelectionError(
             f"selector: {where!r} is neither a glob, 're:...' nor a predicate. "
@@ -111,21 +116,6 @@ def selector(where: Where) -> Selector:
     except re.error as error:
         raise SelectionError(f"selector: {where!r} is not a regular expression: {error}") from error
     return Selector(repr(where), lambda path, leaf: expression.search(path) is not None)
-
-
-def _require_two_arguments(predicate: Predicate) -> None:
-    try:
-        signature = inspect.signature(predicate)
-    except (TypeError, ValueError):  # builtins do not all have one
-        return
-    try:
-        signature.bind("path", None)
-    except TypeError as error:
-        name = getattr(predicate, "__name__", repr(predicate))
-        raise SelectionError(
-            f"selector: {name}{signature} is no predicate (path, leaf). Write e.g. "
-            "where=lambda path, leaf: leaf.ndim == 2."
-        ) from error
 
 
 def resolve(where: Where, leaves: Mapping[str, Any], who: str) -> list[str]:

@@ -51,10 +51,11 @@ def test_statistics_and_gradients_of_another_shape(shape):
         magnitude.update(PARAMS, magnitude.init(PARAMS), grads=Grads(None, wrong))
 
 
+@pytest.mark.parametrize("tx", [magnitude, nnopt.chain(magnitude), nnopt.at("k", magnitude)])
 @pytest.mark.parametrize("grads", [PARAMS, 0, (PARAMS, PARAMS)])
-def test_gradients_without_their_other_half(grads):
+def test_gradients_without_their_other_half(tx, grads):
     with pytest.raises(StatisticsError, match=r"takes what nnopt\.value_and_grad returned"):
-        magnitude.update(PARAMS, magnitude.init(PARAMS), grads=grads)
+        tx.update(PARAMS, tx.init(PARAMS), grads=grads)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,9 @@ def test_gradients_without_their_other_half(grads):
         (magnitude, uniform.init(PARAMS)),
         (uniform, magnitude.init(PARAMS)),
         (tables, (magnitude.init(PARAMS),)),
+        (nnopt.chain(magnitude, uniform, tables), magnitude.init(PARAMS)),
+        (nnopt.chain(magnitude, uniform), (magnitude.init(PARAMS),)),
+        (nnopt.chain(magnitude), None),
     ],
 )
 def test_state_of_something_else(tx, state):
@@ -85,6 +89,10 @@ def test_state_of_something_else(tx, state):
 def test_no_transform(given, text):
     with pytest.raises(CompositionError, match=text):
         nnopt.plan(given, PARAMS)
+    with pytest.raises(CompositionError, match=f"chain: link 2 is .*{text}"):
+        nnopt.chain(magnitude, given)
+    with pytest.raises(CompositionError, match=f"at: .*{text}"):
+        nnopt.at("k", given)
 
 
 @pytest.mark.parametrize("tx", [magnitude, uniform, tables])
@@ -95,6 +103,17 @@ def test_leaves_that_are_no_arrays_are_all_listed(tx):
     assert "f: is of type type; leave it out" in str(caught.value)
 
 
+@pytest.mark.parametrize("score", [lambda *_: None, lambda *_: "x", lambda path, w, g: 1j * w])
+def test_scores_that_are_none(score):
+    with pytest.raises(ShapeError, match=r"k: score returned .* return one real score for each"):
+        nnopt.pruning.saliency(0.5, score=score).init(PARAMS)
+
+
+def test_score_of_one_argument():
+    with pytest.raises(ValueRangeError, match=r"is no function \(path, weight, gradient\)"):
+        nnopt.pruning.saliency(0.5, score=lambda weight: weight)
+
+
 def test_predicate_of_one_argument():
-    with pytest.raises(SelectionError, match=r"<lambda>\(p\) is no predicate \(path, leaf\)"):
+    with pytest.raises(SelectionError, match=r"<lambda> is no predicate \(path, leaf\)"):
         nnopt.tree.selector(lambda p: True)

@@ -9,6 +9,7 @@ import pytest
 
 import nnopt_jax as nnopt
 from nnopt_jax.arrays import Masked, Quantized
+from nnopt_jax.errors import CompositionError
 from nnopt_jax.transform import refresh_when, wrapping
 
 PARAMS = {
@@ -123,7 +124,7 @@ def test_state_shared_with_a_longer_chain_is_an_error():
         nnopt.chain(nnopt.pruning.magnitude(0.5)),
         nnopt.chain(nnopt.pruning.magnitude(0.5), nnopt.quantization.uniform(8)),
     )
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(CompositionError, match="that of 1 links, and there are 2; give the state"):
         long.apply(PARAMS, short.init(PARAMS))
 
 

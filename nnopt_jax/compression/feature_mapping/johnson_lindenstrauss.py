@@ -43,7 +43,7 @@ def dimension(samples: int, epsilon: float) -> int:
     """
     settings = Settings("compression.dimension")
     settings.integer("samples", samples, 1)
-    settings.number("epsilon", epsilon, 1e-100, 1)  # its square must not vanish
+    settings.number("epsilon", epsilon, 0, 1, above=True)
     if epsilon == 1:
         settings.wrong("epsilon", epsilon, "is not a number below 1.")
     settings.done()

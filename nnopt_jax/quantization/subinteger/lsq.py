@@ -84,6 +84,7 @@ def lsq(
     settings = Settings(_NAME)
     settings.integer("bits", bits, 2, 8)
     check_granularity(settings, granularity, axis)
+    settings.floating("scale_dtype", scale_dtype)
     settings.done()
     low, high = integer_range(bits, symmetric=False)
 
