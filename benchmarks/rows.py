@@ -143,6 +143,12 @@ def cubic(sparsity: float) -> dict[str, Any]:
     return {"source": "nnopt_jax.pruning:cubic", "sparsity": sparsity, "steps": "60%"}
 
 
+def falling(value: float) -> dict[str, Any]:
+    """Down to 0 in the first 60 % of the steps."""
+    schedule = {"source": "optax:linear_schedule", "init_value": value, "end_value": 0.0}
+    return {**schedule, "transition_steps": "60%"}
+
+
 def low_rank(layer: str, rank: int) -> dict[str, Any]:
     """Factors of one layer."""
     return {"compression.low_rank": {"where": f"{layer}/kernel", "rank": rank}}
@@ -178,7 +184,7 @@ TABLE: dict[str, dict[str, Row]] = {
     "to compare with": {
         "dense": Row([]),
         "dense lenet5": Row([], "lenet5"),
-        "dense mlp": Row([], "mlp"),
+        "dense mlp": Row([], "mlp", after=20),
         "dense mlp 256": Row([], "mlp 256"),
     },
     "compression: weight sharing": {
@@ -305,7 +311,7 @@ TABLE: dict[str, dict[str, Row]] = {
         ),
         "pruning.soft_threshold": Row([prune("pruning.soft_threshold", 0.95)], what="95 %"),
         "pruning.learned_threshold": Row(
-            [link("pruning.learned_threshold", start=-8, decay=1e-3)], what="learned"
+            [link("pruning.learned_threshold", start=-8, decay=falling(1.1e-3))], what="learned"
         ),
     },
     "pruning: by importance": {
@@ -465,7 +471,7 @@ def cells(name: str, runs: list[dict[str, float]], dense: float | None) -> tuple
     mean = {key: _mean(runs, key) for key in runs[0]}
     row, method = ROWS[name], name.split()[0]
     paper, where = PAPERS.get(method, ("", ""))
-    before = mean["dense"] if mean["dense"] is not None else dense
+    before = mean["dense"] if row.links and mean["dense"] is not None else dense
     sizes = (f"{mean['size'] / mean[key]:.1f}x" for key in ("disk", "memory"))
     on = "" if row.network == "lenet_300_100" else f", {row.network}"
     return (

@@ -109,6 +109,8 @@ class Transform:
             tell; for `plan`.
         needs: names of the statistics that `init` cannot do without; `nnopt.statistics` measures
             them.
+        back: from the gradients at what the model saw to those that the links before are to judge
+            by: a leaf that stands for several takes what all of them got.
 
     Example:
         >>> import jax.numpy as jnp
@@ -130,6 +132,7 @@ class Transform:
     exact: bool = True
     capacities: Callable[[Any], dict[str, int]] = lambda params: {}
     needs: tuple[str, ...] = ()
+    back: Callable[[Any], Any] = lambda shown: shown
 
     def apply(self, params: Any, state: Any) -> Any:
         """The dense parameters that the model sees."""

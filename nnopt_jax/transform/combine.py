@@ -49,8 +49,10 @@ def chain(*transforms: Transform) -> Transform:
 
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> tuple:
         states = []
-        for transform in transforms:
-            states.append(transform.init(params, stats=stats, graph=graph, key=key))
+        for number, transform in enumerate(transforms):
+            # Of one key, two links would draw the same numbers.
+            own = jax.random.fold_in(key, number) if number and key is not None else key
+            states.append(transform.init(params, stats=stats, graph=graph, key=own))
             params = transform.encode(params, states[-1])
         return tuple(states)
 
@@ -66,7 +68,8 @@ def chain(*transforms: Transform) -> Transform:
         require_states(name, state, len(transforms))
         require_grads(name, grads)
         fresh: list[Any] = []
-        for transform, part in zip(transforms, state, strict=True):
+        given = _handed_back(transforms, grads)
+        for transform, part, grads in zip(transforms, state, given, strict=True):
             shown = params if view is None else _seen(view, params)
             for earlier, done in zip(transforms, fresh, strict=False):
                 shown = earlier.encode(shown, done)
@@ -81,11 +84,25 @@ def chain(*transforms: Transform) -> Transform:
                 found[path] = min(count, found.get(path, count))
         return found
 
+    def back(shown: Any) -> Any:
+        for transform in reversed(transforms):
+            shown = transform.back(shown)
+        return shown
+
     require_transforms("chain", transforms)
     name = f"chain({', '.join(transform.name for transform in transforms)})"
     exact = all(transform.exact for transform in transforms)
     needs = tuple(dict.fromkeys(need for transform in transforms for need in transform.needs))
-    return Transform(name, init, encode, update, exact, capacities, needs)
+    return Transform(name, init, encode, update, exact, capacities, needs, back)
+
+
+def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
+    """What each link judges by: gradients at what the model saw, through the links after it."""
+    given = [grads]
+    for transform in reversed(transforms[1:]):
+        later = given[0]
+        given.insert(0, later and later._replace(shown=transform.back(later.shown)))
+    return given[: len(transforms)]
 
 
 def _seen(view: Any, params: Any) -> Any:
@@ -149,7 +166,11 @@ def at(where: Where, transform: Transform) -> Transform:
     def capacities(params: Any) -> dict[str, int]:
         return transform.capacities(part(params))
 
-    return Transform(name, init, encode, update, transform.exact, capacities, transform.needs)
+    def back(shown: Any) -> Any:
+        return merge(shown, transform.back(part(shown)))
+
+    exact, needs = transform.exact, transform.needs
+    return Transform(name, init, encode, update, exact, capacities, needs, back)
 
 
 def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:
