@@ -142,3 +142,13 @@ def test_the_state_of_other_parameters_packs_nothing():
     state = tx.init({"kernel": jnp.ones((8, 6))})
     with pytest.raises(nnopt.errors.ShapeError, match=r"kernel: has shape \(3, 3\).*\(8, 6\)"):
         tx.pack({"kernel": jnp.ones((3, 3))}, state)
+
+
+def test_links_of_one_key_draw_apart():
+    params = {"kernel": jnp.ones((64, 64))}
+    tx = nnopt.chain(nnopt.pruning.random_mask(0.5), nnopt.pruning.random_mask(0.5))
+    first, second = tx.init(params, key=jax.random.key(0))
+    both = first.rest["kernel"]["mask"] & second.rest["kernel"]["mask"]
+    assert 0.2 < float(both.mean()) < 0.3  # a quarter; half, were they one
+    alone = nnopt.pruning.random_mask(0.5).init(params, key=jax.random.key(0))
+    np.testing.assert_array_equal(first.rest["kernel"]["mask"], alone.rest["kernel"]["mask"])
