@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import nnopt_jax as nnopt
+from nnopt_jax import quantization as q
 from nnopt_jax.errors import (
     CompositionError,
     SelectionError,
@@ -117,3 +118,92 @@ def test_score_of_one_argument():
 def test_predicate_of_one_argument():
     with pytest.raises(SelectionError, match=r"<lambda> is no predicate \(path, leaf\)"):
         nnopt.tree.selector(lambda p: True)
+
+
+def test_keys_of_two_types():
+    with pytest.raises(SelectionError, match="Give the keys of a dictionary one type"):
+        magnitude.init({0: jnp.ones((2, 2)), "0": jnp.ones((2, 2))})
+
+
+def test_keys_of_two_types_in_a_file(tmp_path):
+    with pytest.raises(SelectionError, match="Give the keys of a dictionary one type"):
+        nnopt.save(tmp_path / "model.nnopt", {0: jnp.ones(2), "0": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("given", [{"k": "x"}, {"k": 16.0}, {"k": -1}, {"k": True}, ["k"], 5])
+def test_capacities_that_are_no_counts(given):
+    with pytest.raises(ValueRangeError, match="store: capacities"):
+        magnitude.pack(PARAMS, magnitude.init(PARAMS), capacities=given)
+
+
+@pytest.mark.parametrize("use", [nnopt.load, nnopt.inspect, lambda path: nnopt.save(path, PARAMS)])
+def test_no_path(use):
+    with pytest.raises(ValueRangeError, match="path is of type NoneType; give the name of a file"):
+        use(None)
+
+
+def test_a_limit_that_is_no_number():
+    with pytest.raises(ValueRangeError, match="max_bytes='1' is not a whole number"):
+        nnopt.load("model.nnopt", max_bytes="1")
+
+
+SEEN = q.Range.start()
+ONES = jnp.ones((2, 2))
+ROUNDINGS = [
+    lambda x: q.fake_quant(x, 0.5),
+    lambda x: q.fake_quant(ONES, x),
+    q.dynamic,
+    lambda x: q.lsq_activation(x, 0.5),
+    q.lsq_step,
+    lambda x: q.observe(SEEN, x),
+    lambda x: q.ema_range(q.EmaRange.start(), x),
+]
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("x", ["text", None, np.arange(4)])
+def test_activations_that_are_no_floats(rounding, x):
+    with pytest.raises(ValueRangeError, match=r"^quantization.* is .*; give floats\.$"):
+        rounding(x)
+
+
+@pytest.mark.parametrize("grid", [(0.0,), (-1.0,), (np.nan,), (1.0, 0.5), (1.0, 300), (1.0, "a")])
+def test_grids_that_are_none(grid):
+    with pytest.raises(ValueRangeError, match=r"fake_quant: (scale|zero)="):
+        q.fake_quant(ONES, *grid)
+
+
+def test_a_scalar_has_no_axes():
+    with pytest.raises(ValueRangeError, match="axis=-1 of a scalar, which has no axes; give None"):
+        q.dynamic(1.0, axis=-1)
+
+
+GRIDS = [q.absmax_grid, q.percentile_grid, q.mse_grid, q.kl_grid, q.ema_grid]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_ranges_that_are_none(grid):
+    with pytest.raises(ValueRangeError, match=r"state is the int 3; give what .* returned"):
+        grid(3)
+    with pytest.raises(ValueRangeError, match=r"bits=\[8\] is not a whole number"):
+        grid(q.EmaRange.start() if grid is q.ema_grid else SEEN, bits=[8])
+
+
+@pytest.mark.parametrize("x", [None, 5, "x", np.zeros((6, 0))])
+def test_no_data_of_components(x):
+    with pytest.raises(ShapeError, match=r"compression\.pca: "):
+        nnopt.compression.pca(x, 1)
+
+
+def test_no_examples_at_all():
+    with pytest.raises(ValueRangeError, match="there are no data"):
+        nnopt.compression.pca(np.zeros((0, 6)), 1)
+
+
+def test_no_projection():
+    with pytest.raises(CompositionError, match="project: projection is of type dict without"):
+        nnopt.compression.project({}, ONES)
+    with pytest.raises(CompositionError, match="projected: the parameters are not"):
+        nnopt.compression.projected(lambda params, x: x)(PARAMS, ONES)
+    with pytest.raises(ValueRangeError, match="learned='no' is neither True nor False"):
+        nnopt.compression.projected(lambda params, x: x, learned="no")
