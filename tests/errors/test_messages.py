@@ -206,7 +206,8 @@ SETTINGS = {
     ),
     "no sparsity": (
         lambda: magnitude(),
-        "pruning.magnitude: sparsity=None and no pattern 'n:m' says how much to keep.",
+        "pruning.magnitude: sparsity=None says not how much goes; give a number from 0 to 1, or a "
+        "schedule.",
     ),
     "sparsity and pattern": (
         lambda: magnitude(0.7, pattern="2:4"),
