@@ -322,7 +322,7 @@ TABLE: dict[str, dict[str, Row]] = {
             [prune("pruning.soft_threshold", 0.95, allocation="global", mode="frozen")], what="95 %"
         ),
         "pruning.learned_threshold": Row(
-            [link("pruning.learned_threshold", start=-8, decay=falling(1.1e-3))], what="learned"
+            [link("pruning.learned_threshold", start=-8, decay=falling(3.2e-3))], what="learned"
         ),
     },
     "pruning: by importance": {

@@ -10,6 +10,7 @@ from nnopt_jax.arrays.base import is_node
 from nnopt_jax.transform.base import Grads, Transform
 from nnopt_jax.transform.given import (
     require_grads,
+    require_key,
     require_states,
     require_transforms,
     stats_by_name,
@@ -49,6 +50,8 @@ def chain(*transforms: Transform) -> Transform:
 
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> tuple:
         states = []
+        if key is not None:
+            require_key(name, key)
         for number, transform in enumerate(transforms):
             # Of one key, two links would draw the same numbers.
             own = jax.random.fold_in(key, number) if number and key is not None else key
