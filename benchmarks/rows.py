@@ -114,7 +114,8 @@ class Row(NamedTuple):
         scratch: whether the transforms are there from the first step, with all epochs theirs.
         seeds: how many runs are averaged.
         after: epochs under the transforms, where not those of the network.
-        rate: learning rate under the transforms, where not that of the network.
+        rate: learning rate under the transforms, where not that of the network: a number that
+            falls by a cosine, or a schedule as a recipe names it.
         what: bits or sparsity, for the table.
         augment: as a recipe names it, where shifts of a pixel are not enough.
         model: makes another model than that of the network, of the same size.
@@ -126,7 +127,7 @@ class Row(NamedTuple):
     scratch: bool = False
     seeds: int = 1
     after: int | None = None
-    rate: float | None = None
+    rate: Any = None
     what: str = ""
     augment: Any = None
     model: Callable[[argparse.Namespace], dict[str, Any]] | None = None
@@ -141,6 +142,18 @@ def link(method: str, **settings: Any) -> dict[str, Any]:
 def cubic(sparsity: float) -> dict[str, Any]:
     """From nothing to a sparsity in the first 60 % of the steps."""
     return {"source": "nnopt_jax.pruning:cubic", "sparsity": sparsity, "steps": "60%"}
+
+
+def falling(value: float) -> dict[str, Any]:
+    """Down to 0 in the first 60 % of the steps."""
+    schedule = {"source": "optax:linear_schedule", "init_value": value, "end_value": 0.0}
+    return {**schedule, "transition_steps": "60%"}
+
+
+def courses(count: int, value: float) -> dict[str, Any]:
+    """A cosine for each of some equal parts of the steps."""
+    course = {"init_value": value, "peak_value": value, "warmup_steps": 0, "decay_steps": "20%"}
+    return {"source": "optax:sgdr_schedule", "cosine_kwargs": [course] * count}
 
 
 def low_rank(layer: str, rank: int) -> dict[str, Any]:
@@ -178,7 +191,7 @@ TABLE: dict[str, dict[str, Row]] = {
     "to compare with": {
         "dense": Row([]),
         "dense lenet5": Row([], "lenet5"),
-        "dense mlp": Row([], "mlp"),
+        "dense mlp": Row([], "mlp", after=20),
         "dense mlp 256": Row([], "mlp 256"),
     },
     "compression: weight sharing": {
@@ -279,7 +292,9 @@ TABLE: dict[str, dict[str, Row]] = {
         ),
     },
     "pruning: by sparsity": {
-        "pruning.proximal": Row([prune("pruning.proximal", 0.95)], what="95 %, L1"),
+        "pruning.proximal": Row(
+            [prune("pruning.proximal", 0.95, allocation="global")], what="95 %, L1"
+        ),
         "pruning.proximal 98": Row(
             [prune("pruning.proximal", 0.98, allocation="global")],
             after=60,
@@ -303,9 +318,11 @@ TABLE: dict[str, dict[str, Row]] = {
             what="50 % of the units",
             recipe="group_lasso",
         ),
-        "pruning.soft_threshold": Row([prune("pruning.soft_threshold", 0.95)], what="95 %"),
+        "pruning.soft_threshold": Row(
+            [prune("pruning.soft_threshold", 0.95, allocation="global", mode="frozen")], what="95 %"
+        ),
         "pruning.learned_threshold": Row(
-            [link("pruning.learned_threshold", start=-8, decay=1e-3)], what="learned"
+            [link("pruning.learned_threshold", start=-8, decay=falling(3.2e-3))], what="learned"
         ),
     },
     "pruning: by importance": {
@@ -336,6 +353,7 @@ TABLE: dict[str, dict[str, Row]] = {
             ],
             scratch=True,
             after=40,
+            rate=courses(5, 2e-3),
             what="95 % in 4 rounds",
         ),
     },
@@ -402,9 +420,9 @@ def _result(name: str, row: Row, seed: int, options: argparse.Namespace) -> path
     return pathlib.Path(recipe_of(name, row, seed, options).folder, "row.json")
 
 
-def _adam(rate: float) -> dict[str, Any]:
-    schedule = {"source": "optax:cosine_decay_schedule", "init_value": rate, "decay_steps": "100%"}
-    return {"source": "optax:adam", "learning_rate": schedule}
+def _adam(rate: float | dict[str, Any]) -> dict[str, Any]:
+    cosine = {"source": "optax:cosine_decay_schedule", "init_value": rate, "decay_steps": "100%"}
+    return {"source": "optax:adam", "learning_rate": rate if isinstance(rate, dict) else cosine}
 
 
 def run(name: str, row: Row, seed: int, options: argparse.Namespace) -> dict[str, float]:
@@ -465,7 +483,7 @@ def cells(name: str, runs: list[dict[str, float]], dense: float | None) -> tuple
     mean = {key: _mean(runs, key) for key in runs[0]}
     row, method = ROWS[name], name.split()[0]
     paper, where = PAPERS.get(method, ("", ""))
-    before = mean["dense"] if mean["dense"] is not None else dense
+    before = mean["dense"] if row.links and mean["dense"] is not None else dense
     sizes = (f"{mean['size'] / mean[key]:.1f}x" for key in ("disk", "memory"))
     on = "" if row.network == "lenet_300_100" else f", {row.network}"
     return (

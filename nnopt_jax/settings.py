@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
+import jax
+import jax.numpy as jnp
+
 from nnopt_jax.errors import Problems, ValueRangeError, nearest
+
+_LEAST, _MOST = float(jnp.finfo(jnp.float32).tiny), float(jnp.finfo(jnp.float32).max)
 
 
 class Settings:
@@ -41,7 +46,7 @@ class Settings:
         if none and value is None:
             return
         top = math.inf if high is None else high
-        if not (_is_whole(value) and low <= value <= top):
+        if not (is_whole(value) and low <= value <= top):
             self.wrong(name, value, f"is not a whole number {_span(low, high)}.")
 
     def number(
@@ -54,14 +59,18 @@ class Settings:
         above: bool = False,
         none: bool = False,
     ) -> None:
-        """A finite number within bounds; `above`: the lower bound itself is no value."""
+        """A number within bounds and of float32; `above`: the lower bound itself is no value."""
         if none and value is None:
             return
-        top = sys.float_info.max if high is None else high
+        top = math.inf if high is None else high
         if not (_is_number(value) and low <= value <= top) or (above and value == low):
             span = f"above {low:g}" if above else _span(low, high)
             span += f" and at most {high:g}" if above and high is not None else ""
             self.wrong(name, value, f"is not a number {span}.")
+        elif value and not _LEAST <= abs(value) <= _MOST:
+            # The least floats count as none: devices flush them to 0.
+            self.wrong(name, value, "is beyond float32, which goes from "
+                                    f"{_LEAST:.3g} to {_MOST:.3g}.")  # fmt: skip
 
     def share(self, name: str, value: Any, *, schedule: bool = True) -> None:
         """A number from 0 to 1 or, where allowed, a schedule of the number of updates."""
@@ -84,6 +93,18 @@ class Settings:
         if not isinstance(value, bool):
             self.wrong(name, value, "is neither True nor False.")
 
+    def floating(self, name: str, value: Any) -> None:
+        """A dtype of floats, or its name, that JAX computes in as it is set up."""
+        try:
+            dtype = jnp.dtype(value) if value is not None else None  # None is NumPy's float64
+        except TypeError:
+            dtype = None
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            self.wrong(name, value, "is no dtype of floats; give e.g. 'float32' or 'bfloat16'.")
+        elif jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            self.wrong(name, value, f"is {dtype}, which JAX has turned off; give 'float32', or "
+                                    "set jax_enable_x64.")  # fmt: skip
+
     def wrong(self, name: str, value: Any, text: str) -> None:
         """Adds a problem of a kind that has no test of its own."""
         self._problems.add("", f"{name}={value!r} {text}")
@@ -97,7 +118,31 @@ class Settings:
         self._problems.raise_as(ValueRangeError)
 
 
-def _is_whole(value: Any) -> TypeGuard[int]:
+def takes(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function can be called with such arguments, as far as its signature tells.
+
+    Example:
+        >>> takes(lambda path, leaf: True, "path", None), takes(lambda leaf: True, "path", None)
+        (True, False)
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # builtins do not all have one
+        return True
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number; NumPy's count, True and False do not.
+
+    Example:
+        >>> is_whole(3), is_whole(3.0), is_whole(True)
+        (True, False, False)
+    """
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 

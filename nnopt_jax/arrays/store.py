@@ -12,6 +12,7 @@ from nnopt_jax.arrays.base import Field, is_node, show, store_field
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.errors import CapacityError, CompositionError, SelectionError, nearest
+from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten, unflatten
 
 
@@ -31,6 +32,7 @@ def store(tree: Any, *, capacities: Mapping[str, int] | None = None) -> Any:
 
     Raises:
         CapacityError: a count depends on data under `jax.jit` and is not given, or is too small.
+        ValueRangeError: `capacities` holds something else than counts.
         SelectionError: `capacities` names a leaf that is not there.
         CompositionError: a mask does not have the pattern that it is to be stored in.
 
@@ -41,13 +43,25 @@ def store(tree: Any, *, capacities: Mapping[str, int] | None = None) -> Any:
         {'w': Sparse(values float32[2], support 1-bit[4], 18 bits/weight)}
     """
     leaves = flatten(tree, is_node)
-    given = dict(capacities or {})
-    for path in given:
-        if path not in leaves:
-            raise SelectionError(f"store: capacities name {path!r}.{nearest(path, leaves)}")
+    given = _capacities(capacities, leaves)
     stored = {path: _store_leaf(path, leaf, given.get(path)) for path, leaf in leaves.items()}
     stored |= _views(leaves, stored)
     return unflatten(tree, stored, is_node)
+
+
+def _capacities(given: Any, leaves: Mapping[str, Field]) -> dict[str, int]:
+    if given is None:
+        return {}
+    settings = Settings("store")
+    if not isinstance(given, Mapping):
+        settings.wrong("capacities", given, "is no dictionary of counts by path.")
+        settings.done()
+    for path, count in given.items():
+        if path not in leaves:
+            raise SelectionError(f"store: capacities name {path!r}.{nearest(str(path), leaves)}")
+        settings.integer(f"capacities[{path!r}]", count, 0)
+    settings.done()
+    return dict(given)
 
 
 def _views(leaves: Mapping[str, Field], stored: Mapping[str, Field]) -> dict[str, Field]:

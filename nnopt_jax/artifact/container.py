@@ -208,7 +208,9 @@ def _arrays(found: Contents) -> dict[int, np.ndarray]:
         arrays |= _decode_pool(pool, planes)
     for number, first in plan.same.items():
         mine, theirs = plan.streams[number].covers, plan.streams[first].covers
-        arrays |= {here: arrays[there] for here, there in zip(mine, theirs, strict=True)}
+        # Of empty arrays nothing is written, so none is there to be repeated.
+        pairs = zip(mine, theirs, strict=True)
+        arrays |= {here: arrays[there] for here, there in pairs if there in arrays}
     return arrays
 
 

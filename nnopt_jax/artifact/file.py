@@ -7,8 +7,11 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from nnopt_jax.arrays.base import is_node
 from nnopt_jax.artifact import container
-from nnopt_jax.errors import ArtifactError
+from nnopt_jax.errors import ArtifactError, ValueRangeError
+from nnopt_jax.settings import Settings
+from nnopt_jax.tree.paths import flatten
 
 DEFAULT_MAX_BYTES = 1 << 33
 """8 GiB."""
@@ -32,7 +35,7 @@ def save(path: str | os.PathLike[str], tree: Any, *, metadata: Any = None) -> No
     Raises:
         ArtifactError: a leaf is no array of numbers, or the file cannot be written; what was at
             `path` before is untouched.
-        ValueRangeError: the metadata is not JSON.
+        ValueRangeError: the metadata is not JSON, or `path` no path.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -42,6 +45,8 @@ def save(path: str | os.PathLike[str], tree: Any, *, metadata: Any = None) -> No
         ...     nnopt.load(f"{folder}/model.nnopt")
         {'w': Array([0, 1, 2], dtype=int32)}
     """
+    _require_path("save", path)
+    flatten(tree, is_node)  # tells of keys that JAX cannot sort
     data = container.write(tree, metadata)
     try:
         _replace(Path(os.path.realpath(path)), data)
@@ -50,6 +55,13 @@ def save(path: str | os.PathLike[str], tree: Any, *, metadata: Any = None) -> No
             f"save: cannot write {len(data)} bytes to {os.fspath(path)}: "
             f"{error.strerror or error}. What was there before is untouched."
         ) from error
+
+
+def _require_path(who: str, path: Any) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise ValueRangeError(
+            f"{who}: path is of type {type(path).__name__}; give the name of a file, 'model.nnopt'."
+        )
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -84,6 +96,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) ->
         and containers they were saved in.
 
     Raises:
+        ValueRangeError: `path` is no path, or `max_bytes` no whole number.
         ArtifactError: there is no such file; it is damaged, of an unknown version, or too large.
 
     Example:
@@ -100,6 +113,10 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) ->
 
 def contents(path: str | os.PathLike[str], max_bytes: int) -> container.Contents:
     """What a file holds, with no array decoded yet; raises as `load` does."""
+    settings = Settings("load")
+    settings.integer("max_bytes", max_bytes, 0)
+    settings.done()
+    _require_path("load", path)
     try:
         size = os.path.getsize(path)
         if size > max_bytes + _SLACK:

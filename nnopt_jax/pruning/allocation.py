@@ -119,7 +119,8 @@ def lamp(scores: jax.Array) -> jax.Array:
 
     .. math:: \frac{w_i^2}{\sum_{j :\, w_j^2 \ge w_i^2} w_j^2}
 
-    Of equal weights the earlier counts as the greater. One sort of the leaf.
+    Of equal weights the earlier counts as the greater. One sort of the leaf. Weights that are NaN
+    or infinite have no say in the sums and rank above all others, where they can be seen.
 
     Args:
         scores: magnitudes `|w|`, or other scores of zero or more; any shape.
@@ -137,9 +138,12 @@ def lamp(scores: jax.Array) -> jax.Array:
         Lee et al. 2021, Layer-adaptive Sparsity for the Magnitude-based Pruning, section 3 (2).
     """
     flat = jnp.abs(scores.astype(jnp.float32)).ravel()
+    broken = ~jnp.isfinite(flat)
+    flat = jnp.where(broken, 0.0, flat)
     flat = flat / jnp.maximum(flat.max(initial=0.0), jnp.finfo(jnp.float32).tiny)
     order = jnp.argsort(flat, descending=True, stable=True)
     square = jnp.square(flat[order])
     above = jnp.cumsum(square)
     share = jnp.where(above > 0, square / jnp.where(above > 0, above, 1.0), 0.0)
-    return jnp.zeros_like(flat).at[order].set(share).reshape(scores.shape)
+    ranked = jnp.zeros_like(flat).at[order].set(share)
+    return jnp.where(broken, jnp.inf, ranked).reshape(scores.shape)

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.ops.kept import kept
 from nnopt_jax.ops.threshold import top_k_mask, top_k_masks
 from nnopt_jax.pruning.allocation import Allocation, erk, lamp, own, uniform
 from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, parse
-from nnopt_jax.pruning.timing import final, first, is_due, target
+from nnopt_jax.pruning.timing import check_schedule, final, first, is_due, target
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, Start, Update, refresh_when, wrapping
@@ -26,6 +27,7 @@ from nnopt_jax.typing import ScalarOrSchedule
 Mode: TypeAlias = Literal["hard", "soft", "frozen"]
 _SHARED = ("global", "lamp")
 """Allocations with one threshold over all leaves: how many a leaf keeps depends on data."""
+_EXACT = 100_000  # of that many weights float32, after some steps, may miscount one
 
 
 class Score(NamedTuple):
@@ -48,19 +50,6 @@ class Score(NamedTuple):
     signed: bool = False
     paired: bool = False
     forgets: bool = False
-
-
-def kept(size: int, share: Any) -> Any:
-    """How many of `size` entries are kept: a Python int where the share is a Python number.
-
-    Example:
-        >>> from nnopt_jax.pruning.masking import kept
-        >>> kept(10, 0.75)
-        2
-    """
-    if isinstance(share, (int, float)):
-        return round(size * (1.0 - share))
-    return jnp.round(size * (1.0 - share)).astype(jnp.int32)
 
 
 class Layout(NamedTuple):
@@ -102,11 +91,14 @@ class Layout(NamedTuple):
         return {p: kept(math.prod(shape) // unit, shares[p]) * unit for p, shape in shapes.items()}
 
     def counted(self, leaves: Leaves, sparsity: Any) -> dict[str, int]:
-        """How many weights each leaf keeps in the end, as far as settings alone tell."""
+        """How many weights each leaf keeps in the end, at most, as far as settings alone tell."""
         if not self.is_counted:
             return {}
         found = self.counts({path: leaf.shape for path, leaf in leaves.items()}, final(sparsity))
-        return {path: int(count) for path, count in found.items()}
+        # What a schedule says is shared out in float32 by the update, and in other ways rounded.
+        loose = callable(sparsity) and self.allocation != "uniform" and self.pattern is None
+        spare = {path: loose * (1 + leaf.size // _EXACT) for path, leaf in leaves.items()}
+        return {p: min(int(n) + spare[p], leaves[p].size) for p, n in found.items()}
 
     def masks(self, scores: Leaves, sparsity: Any, *, signed: bool = False) -> Leaves:
         """The mask of each leaf, True where a weight stays.
@@ -173,18 +165,25 @@ def layout(
     found = parse(pattern, settings)
     if isinstance(found, NOfM):
         implied = 1.0 - found.n / found.m
-        if sparsity is not None and sparsity != implied:
+        if sparsity is not None and not _equal(sparsity, implied):
             text = f"with pattern={pattern!r}, which leaves {implied:g} zeros; leave sparsity out."
             settings.wrong("sparsity", sparsity, text)
         sparsity = implied
     elif sparsity is None:
-        settings.wrong("sparsity", None, "and no pattern 'n:m' says how much to keep.")
+        settings.wrong(
+            "sparsity", None, "says not how much goes; give a number from 0 to 1, or a schedule."
+        )
     else:
         settings.share("sparsity", sparsity)
+        check_schedule(settings, "sparsity", sparsity)
         sparsity = float(sparsity) if isinstance(sparsity, numbers.Real) else sparsity
     if not callable(allocation):
         settings.choice("allocation", allocation, ("uniform", "erk", *_SHARED))
     return Layout(allocation, found), sparsity
+
+
+def _equal(sparsity: Any, implied: float) -> bool:
+    return isinstance(sparsity, numbers.Real) and math.isclose(float(sparsity), implied)
 
 
 def masking(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from nnopt_jax.ops.blocks import reduce_blocks
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.groups import MOST_CHOICES, group_axis, keep_n_of_m
-from nnopt_jax.settings import Settings
+from nnopt_jax.settings import Settings, is_whole
 
 Pattern: TypeAlias = str | Sequence[int] | None
 """None, `"2:4"`, or the sizes of a block such as `(4, 4)`."""
@@ -121,9 +121,10 @@ def parse(pattern: Pattern, settings: Settings) -> NOfM | Blocks | None:
     found = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
     if found and 0 < int(found[1]) <= int(found[2]) <= 64:
         return NOfM(int(found[1]), int(found[2]))
-    sizes = tuple(pattern) if isinstance(pattern, Sequence) and not isinstance(pattern, str) else ()
-    if sizes and all(isinstance(size, int) and size > 0 for size in sizes):
-        return Blocks(sizes)
+    listed = isinstance(pattern, Sequence) and not isinstance(pattern, str | bytes)
+    sizes = tuple(pattern) if listed else ()
+    if sizes and all(is_whole(size) and size > 0 for size in sizes):
+        return Blocks(tuple(map(int, sizes)))
     settings.wrong("pattern", pattern, "is neither None, 'n:m' with n <= m <= 64, nor block sizes"
                                        " such as (4, 4).")  # fmt: skip
     return None

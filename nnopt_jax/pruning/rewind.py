@@ -92,8 +92,8 @@ def rewind(
     def update(
         params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, State]:
-        count = make_update(state, grads, step).count
-        leaves, _ = leaves_of_state(params, state, _NAME)
+        leaves, mine = leaves_of_state(params, state, _NAME)
+        count = make_update(_NAME, mine, state, grads, step).count
         seen = leaves if view is None else flatten(view, is_node)
         kept = {
             path: jnp.where(count == to, _visible(seen[path], leaves[path]), old)

@@ -7,6 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.settings import Settings
+
+_ROUNDING = 1e-6  # by which a schedule may miss its ends
 _LATE = 2**30  # a step at which every schedule has arrived
 
 
@@ -25,6 +28,24 @@ def first(sparsity: Any) -> float:
     """The sparsity at `init`."""
     with jax.ensure_compile_time_eval():
         return float(target(sparsity, 0))
+
+
+def check_schedule(settings: Settings, name: str, share: Any) -> None:
+    """A schedule must give a share from 0 to 1, at its start and in the end."""
+    if not callable(share):
+        return
+    for count in (0, _LATE):
+        try:
+            with jax.ensure_compile_time_eval():
+                given = jnp.asarray(share(jnp.int32(count)))
+                found = float(given) if not given.ndim else None
+        except Exception as error:
+            settings.wrong(name, share, f"fails at update {count}: {type(error).__name__}: {error}")
+            return
+        if found is None or not -_ROUNDING <= found <= 1 + _ROUNDING:
+            said = found if found is not None else f"an array of shape {given.shape}"
+            settings.wrong(name, share, f"gives {said} at update {count}; let it give 0 to 1.")
+            return
 
 
 def is_due(every: int | None, sparsity: Any, count: jax.Array, held: jax.Array) -> Any:

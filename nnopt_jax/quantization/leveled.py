@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, show
 from nnopt_jax.arrays.levels import Levels
@@ -16,6 +17,7 @@ from nnopt_jax.quantization.granularity import Granularity, check_granularity
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.tree.select import Where
+from nnopt_jax.typing import DTypeLike
 
 
 def leveled(
@@ -29,6 +31,7 @@ def leveled(
     scale: Callable[[Any], Field] = lambda state: state,
     codes: Callable[[jax.Array, Any], jax.Array] | None = None,
     carry: Callable[[jax.Array, Any], jax.Array] = lambda x, state: x,
+    scale_dtype: DTypeLike = jnp.float32,
     exact: bool = True,
 ) -> Transform:
     """Makes a transform that brings weights to fixed levels times a scale for each block.
@@ -44,16 +47,18 @@ def leveled(
         codes: `(array, state) -> indices of levels`; default: the nearest level in units of the
             scale.
         carry: `(array, state) -> array` that takes the gradient.
+        scale_dtype: the setting of that name, to be checked with the others; `fit` obeys it.
         exact: see `Transform`.
 
     Returns:
         The transform.
 
     Raises:
-        ValueRangeError: the granularity or the axis is out of range.
+        ValueRangeError: the granularity, the axis or the dtype is out of range.
     """
     settings = Settings(name)
     check_granularity(settings, granularity, axis)
+    settings.floating("scale_dtype", scale_dtype)
     settings.done()
 
     def encode(x: jax.Array, state: Any) -> Levels:

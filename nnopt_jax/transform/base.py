@@ -110,6 +110,8 @@ class Transform:
         needs: names of the statistics that `init` cannot do without; `nnopt.statistics` measures
             them.
         frozen: paths of the parameters that no optimizer is to move.
+        back: from the gradients at what the model saw to those that the links before are to judge
+            by: a leaf that stands for several takes what all of them got.
 
     Example:
         >>> import jax.numpy as jnp
@@ -132,6 +134,7 @@ class Transform:
     capacities: Callable[[Any], dict[str, int]] = lambda params: {}
     needs: tuple[str, ...] = ()
     frozen: Callable[[Any], frozenset[str]] = lambda params: frozenset()
+    back: Callable[[Any], Any] = lambda shown: shown
 
     def apply(self, params: Any, state: Any) -> Any:
         """The dense parameters that the model sees."""

@@ -8,6 +8,13 @@ import jax
 
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.transform.base import Grads, Transform
+from nnopt_jax.transform.given import (
+    require_grads,
+    require_key,
+    require_states,
+    require_transforms,
+    stats_by_name,
+)
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 
@@ -26,6 +33,9 @@ def chain(*transforms: Transform) -> Transform:
     Returns:
         A transform whose state is the tuple of the links' states.
 
+    Raises:
+        CompositionError: a link is no transform.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import nnopt_jax as nnopt
@@ -40,12 +50,17 @@ def chain(*transforms: Transform) -> Transform:
 
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> tuple:
         states = []
-        for transform in transforms:
-            states.append(transform.init(params, stats=stats, graph=graph, key=key))
+        if key is not None:
+            require_key(name, key)
+        for number, transform in enumerate(transforms):
+            # Of one key, two links would draw the same numbers.
+            own = jax.random.fold_in(key, number) if number and key is not None else key
+            states.append(transform.init(params, stats=stats, graph=graph, key=own))
             params = transform.encode(params, states[-1])
         return tuple(states)
 
     def encode(params: Any, state: tuple, *, train: bool = False) -> Any:
+        require_states(name, state, len(transforms))
         for transform, part in zip(transforms, state, strict=True):
             params = transform.encode(params, part, train=train)
         return params
@@ -53,8 +68,11 @@ def chain(*transforms: Transform) -> Transform:
     def update(
         params: Any, state: tuple, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, tuple]:
+        require_states(name, state, len(transforms))
+        require_grads(name, grads)
         fresh: list[Any] = []
-        for transform, part in zip(transforms, state, strict=True):
+        given = _handed_back(transforms, grads)
+        for transform, part, grads in zip(transforms, state, given, strict=True):
             shown = params if view is None else _seen(view, params)
             for earlier, done in zip(transforms, fresh, strict=False):
                 shown = earlier.encode(shown, done)
@@ -69,13 +87,28 @@ def chain(*transforms: Transform) -> Transform:
                 found[path] = min(count, found.get(path, count))
         return found
 
+    def back(shown: Any) -> Any:
+        for transform in reversed(transforms):
+            shown = transform.back(shown)
+        return shown
+
     def frozen(params: Any) -> frozenset[str]:
         return frozenset().union(*(transform.frozen(params) for transform in transforms))
 
+    require_transforms("chain", transforms)
     name = f"chain({', '.join(transform.name for transform in transforms)})"
     exact = all(transform.exact for transform in transforms)
     needs = tuple(dict.fromkeys(need for transform in transforms for need in transform.needs))
-    return Transform(name, init, encode, update, exact, capacities, needs, frozen)
+    return Transform(name, init, encode, update, exact, capacities, needs, frozen, back)
+
+
+def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
+    """What each link judges by: gradients at what the model saw, through the links after it."""
+    given = [grads]
+    for transform in reversed(transforms[1:]):
+        later = given[0]
+        given.insert(0, later and later._replace(shown=transform.back(later.shown)))
+    return given[: len(transforms)]
 
 
 def _seen(view: Any, params: Any) -> Any:
@@ -95,6 +128,9 @@ def at(where: Where, transform: Transform) -> Transform:
     Returns:
         The restricted transform.
 
+    Raises:
+        CompositionError: it is no transform.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import nnopt_jax as nnopt
@@ -103,6 +139,7 @@ def at(where: Where, transform: Transform) -> Transform:
         >>> list(tx.init(params).rest)
         ['head/kernel']
     """
+    require_transforms("at", [transform])
     name = f"at({where!r}, {transform.name})"
 
     def part(tree: Any) -> dict[str, Any]:
@@ -115,7 +152,8 @@ def at(where: Where, transform: Transform) -> Transform:
 
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> Any:
         mine = part(params)
-        measured = {name: _those(tree, mine) for name, tree in (stats or {}).items()}
+        given = stats_by_name(name, stats)
+        measured = {statistic: _those(tree, mine) for statistic, tree in given.items()}
         return transform.init(mine, stats=measured, graph=graph, key=key)
 
     def encode(params: Any, state: Any, *, train: bool = False) -> Any:
@@ -124,6 +162,7 @@ def at(where: Where, transform: Transform) -> Transform:
     def update(
         params: Any, state: Any, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, Any]:
+        require_grads(name, grads)
         if grads is not None:
             grads = Grads(grads.train, _those(grads.shown, part(params)))
         seen = None if view is None else part(view)
@@ -136,8 +175,11 @@ def at(where: Where, transform: Transform) -> Transform:
     def frozen(params: Any) -> frozenset[str]:
         return transform.frozen(part(params))
 
+    def back(shown: Any) -> Any:
+        return merge(shown, transform.back(part(shown)))
+
     exact, needs = transform.exact, transform.needs
-    return Transform(name, init, encode, update, exact, capacities, needs, frozen)
+    return Transform(name, init, encode, update, exact, capacities, needs, frozen, back)
 
 
 def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:

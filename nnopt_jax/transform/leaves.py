@@ -19,7 +19,16 @@ from nnopt_jax.errors import (
     StatisticsError,
     nearest,
 )
-from nnopt_jax.transform.base import TOGETHER, Grads, State, Transform
+from nnopt_jax.transform.base import Grads, State, Transform
+from nnopt_jax.transform.given import (
+    require_arrays,
+    require_grads,
+    require_key,
+    require_shapes,
+    require_state,
+    stats_by_name,
+)
+from nnopt_jax.transform.statistics import KINDS
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 
@@ -90,15 +99,19 @@ def matrices(path: str, leaf: Any) -> bool:
 def chosen_leaves(where: Where, params: Any, who: str) -> Leaves:
     """The float leaves that a rule selects, by path."""
     leaves = flatten(params, is_node)
+    require_arrays(who, leaves)
     floats = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     return {path: floats[path] for path in resolve(where, floats, who)}
 
 
-def leaves_of_state(params: Any, state: State, who: str) -> tuple[Leaves, Leaves]:
-    """All leaves, and those the state belongs to."""
+def leaves_of_state(
+    params: Any, state: State, who: str, *inside: str, slots: bool | None = None
+) -> tuple[Leaves, Leaves]:
+    """All leaves, and those the state belongs to; of `inside` and `slots`, see `require_state`."""
+    require_state(who, state, *inside, slots=slots)
     leaves = flatten(params, is_node)
     for path in state.rest:
-        if path not in leaves and path != TOGETHER:
+        if path not in leaves and path not in inside:
             raise SelectionError(
                 f"{who}: the state was made for a leaf {path!r}, which the parameters lack."
                 f"{nearest(path, leaves)}"
@@ -107,17 +120,24 @@ def leaves_of_state(params: Any, state: State, who: str) -> tuple[Leaves, Leaves
     return leaves, {path: leaf for path, leaf in leaves.items() if path in state.rest}
 
 
-def make_update(state: State, grads: Grads | None, step: Any) -> Update:
+def make_update(who: str, leaves: Leaves, state: State, grads: Grads | None, step: Any) -> Update:
     """The number of this update, and the gradients by path."""
+    require_grads(who, grads)
     count = state.count + 1 if step is None else jnp.asarray(step, jnp.int32)
-    return Update(count, None if grads is None else flatten(grads.shown, is_node))
+    if grads is None:
+        return Update(count, None)
+    shown = flatten(grads.shown, is_node)
+    require_shapes(who, "gradient", shown, leaves)
+    return Update(count, shown)
 
 
 def make_start(
     who: str, leaves: Leaves, key: jax.Array | None, stats: Any, needs: tuple[str, ...]
 ) -> Start:
     """The key, and the statistics of the chosen leaves; all that lacks is told at once."""
-    given = {name: flatten(tree, is_node) for name, tree in (stats or {}).items()}
+    if key is not None:
+        require_key(who, key)
+    given = stats_by_name(who, stats)
     problems = Problems(who)
     for name in needs:
         lacking = [path for path in leaves if path not in given.get(name, {})]
@@ -126,6 +146,10 @@ def make_start(
                              "stats=nnopt.statistics(loss, params, batches, names=tx.needs))"
                          )  # fmt: skip
     problems.raise_as(StatisticsError)
+    for name in sorted(
+        KINDS.keys() & given
+    ):  # others are a method's own, of whatever shape it wants
+        require_shapes(who, name, given[name], leaves)
     return Start(key, {n: {p: x for p, x in s.items() if p in leaves} for n, s in given.items()})
 
 
@@ -189,14 +213,14 @@ def wrapping(
         return State(*init(dense, make_start(name, leaves, key, stats, needs)), jnp.int32(0))
 
     def encode_(params: Any, state: State, *, train: bool = False) -> Any:
-        leaves, mine = leaves_of_state(params, state, name)
+        leaves, mine = leaves_of_state(params, state, name, slots=False)
         return unflatten(params, leaves | encode(mine, state, train), is_node)
 
     def update_(
         params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, State]:
-        context = make_update(state, grads, step)
-        _, seen = leaves_of_state(params if view is None else view, state, name)
+        _, seen = leaves_of_state(params if view is None else view, state, name, slots=False)
+        context = make_update(name, seen, state, grads, step)
         learned, rest = state.learned, state.rest
         if update is not None:
             learned, rest = update({p: show(x) for p, x in seen.items()}, state, context)
@@ -284,7 +308,7 @@ def refining(
         return State(learned, rest, jnp.int32(0))
 
     def encode_(params: Any, state: State, *, train: bool = False) -> Any:
-        leaves, mine = leaves_of_state(params, state, name)
+        leaves, mine = leaves_of_state(params, state, name, slots=True)
         encoded = {}
         for path, leaf in mine.items():
             per_slot = iter(zip(state.learned[path], state.rest[path], strict=True))
@@ -294,8 +318,8 @@ def refining(
     def update_(
         params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, State]:
-        context = make_update(state, grads, step)
-        _, seen = leaves_of_state(params if view is None else view, state, name)
+        _, seen = leaves_of_state(params if view is None else view, state, name, slots=True)
+        context = make_update(name, seen, state, grads, step)
         learned, rest = state.learned, state.rest
         if refresh is not None:
             learned, rest = {}, {}

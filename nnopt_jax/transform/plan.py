@@ -11,6 +11,7 @@ import jax
 from nnopt_jax.arrays.base import Field, is_node, summary
 from nnopt_jax.arrays.store import find_masked
 from nnopt_jax.transform.base import Transform, abstract_state
+from nnopt_jax.transform.given import require_transforms
 from nnopt_jax.tree.bits import tree_bits
 from nnopt_jax.tree.paths import flatten
 
@@ -116,6 +117,7 @@ def plan(tx: Transform, params: Any) -> Plan:
         The `Plan`. Where a mask depends on data its size is a bound, marked `<=`.
 
     Raises:
+        CompositionError: `tx` is no transform.
         NnoptError: whatever `tx.init` finds wrong.
 
     Example:
@@ -125,6 +127,7 @@ def plan(tx: Transform, params: Any) -> Plan:
         >>> nnopt.plan(nnopt.pruning.magnitude(0.9), shape).rows[0].after
         'Sparse(values float32[10000], support 1-bit[1000,100])'
     """
+    require_transforms("plan", [tx])
     state = abstract_state(tx, params)
     encoded = jax.eval_shape(tx.encode, params, state)
     final = tx.capacities(params)

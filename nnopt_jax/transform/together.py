@@ -86,7 +86,7 @@ def refining_together(
         return State({TOGETHER: learned}, {TOGETHER: rest, **named}, jnp.int32(0))
 
     def encode_(params: Any, state: State, *, train: bool = False) -> Any:
-        leaves, mine = leaves_of_state(params, state, name)
+        leaves, mine = leaves_of_state(params, state, name, TOGETHER)
         learned, rest = state.learned[TOGETHER], state.rest[TOGETHER]
         encoded = {
             path: refine(leaf, lambda slot: encode(slot, learned, rest, train))
@@ -97,8 +97,8 @@ def refining_together(
     def update_(
         params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, State]:
-        now = make_update(state, grads, step)
-        _, seen = leaves_of_state(params if view is None else view, state, name)
+        _, seen = leaves_of_state(params if view is None else view, state, name, TOGETHER)
+        now = make_update(name, seen, state, grads, step)
         learned, rest = state.learned[TOGETHER], state.rest[TOGETHER]
         if refresh is not None:
             every = [slot for leaf in seen.values() for slot in slots(leaf)]

@@ -48,14 +48,20 @@ def flatten(tree: Any, is_leaf: IsLeaf | None = None) -> dict[str, Any]:
         A dictionary from path to leaf.
 
     Raises:
-        SelectionError: two leaves have the same path (a key that holds a `/`, say).
+        SelectionError: two leaves have the same path (a key that holds a `/`, say), or keys of a
+            dictionary cannot be sorted.
 
     Example:
         >>> from nnopt_jax.tree.paths import flatten
         >>> flatten({"dense": {"bias": 0.0, "kernel": 1.0}})
         {'dense/bias': 0.0, 'dense/kernel': 1.0}
     """
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    try:
+        flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    except ValueError as error:
+        raise SelectionError(
+            f"tree.flatten: {error} Give the keys of a dictionary one type, str."
+        ) from error
     leaves = {path_string(keys): leaf for keys, leaf in flat}
     if len(leaves) != len(flat):
         counts = collections.Counter(path_string(keys) for keys, _ in flat)

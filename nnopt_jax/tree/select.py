@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nnopt_jax.errors import SelectionError
+from nnopt_jax.settings import takes
 
 Predicate = Callable[[str, Any], bool]
 
@@ -82,7 +83,8 @@ def selector(where: Where) -> Selector:
         The selector.
 
     Raises:
-        SelectionError: the regular expression does not compile.
+        SelectionError: the regular expression does not compile, or the predicate does not take
+            two arguments.
 
     Example:
         >>> from nnopt_jax.tree.select import selector
@@ -94,7 +96,13 @@ def selector(where: Where) -> Selector:
     if isinstance(where, Selector):
         return where
     if callable(where):
-        return Selector(getattr(where, "__name__", repr(where)), where)
+        name = getattr(where, "__name__", repr(where))
+        if not takes(where, "path", None):
+            raise SelectionError(
+                f"selector: {name} is no predicate (path, leaf). Write e.g. "
+                "where=lambda path, leaf: leaf.ndim == 2."
+            )
+        return Selector(name, where)
     if not isinstance(where, str):
         raise SelectionError(
             f"selector: {where!r} is neither a glob, 're:...' nor a predicate. "
@@ -136,7 +144,8 @@ def resolve(where: Where, leaves: Mapping[str, Any], who: str) -> list[str]:
     written = where if isinstance(where, str) else rule.text
     raise SelectionError(
         f"{who}: rule {rule.text} matched no leaf.{_nearest(written, leaves)} "
-        f"{len(leaves)} leaves considered; 'nnopt plan --list' shows them."
+        f"{len(leaves)} leaves considered; nnopt.tree.flatten(params) shows them, as does "
+        "'nnopt plan RECIPE --list'."
     )
 
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, strategies as st
 from safetensors.numpy import load_file
 
+import nnopt_jax as nnopt
 from nnopt_jax import artifact
 from nnopt_jax.arrays import (
     Bits,
@@ -185,6 +186,15 @@ def test_equal_arrays_are_written_once(path):
     single = path.stat().st_size
     round_trip({"a": table, "b": table, "c": one, "d": store(pruned(seed=1))}, path)
     assert path.stat().st_size < single + 60
+
+
+def test_empty_arrays_come_back_however_many(path):
+    """As of two layers that lost all their weights."""
+    params = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4)), "c": jnp.zeros(0), "d": jnp.zeros(0)}
+    tx = nnopt.pruning.magnitude(1.0)
+    artifact.save(path, tx.pack(params, tx.init(params)))
+    shown = nnopt.materialize(artifact.load(path))
+    jax.tree.map(np.testing.assert_array_equal, shown, jax.tree.map(jnp.zeros_like, params))
 
 
 def test_arrays_that_no_node_would_make_come_back_all_the_same(path):

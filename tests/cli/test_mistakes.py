@@ -27,7 +27,7 @@ MISTAKES = {
     ),
     "rule that matches nothing": (
         ["stages.prune.transforms.0.pruning.magnitude.where='**/kernl'"],
-        ["rule '**/kernl' matched no leaf", "hidden/kernel", "nnopt plan --list"],
+        ["rule '**/kernl' matched no leaf", "hidden/kernel", "nnopt plan RECIPE --list"],
     ),
     "no such module": (["model=main:net"], ["model: there is no module 'main'"]),
     "no such function": (["model=mine:nett"], ["model: module mine has no 'nett'", "mean net?"]),

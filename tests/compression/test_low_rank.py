@@ -10,7 +10,13 @@ import scipy.linalg
 
 import nnopt_jax as nnopt
 from nnopt_jax.arrays import Factored, Masked, Reshaped
-from nnopt_jax.errors import CapacityError, CompositionError, ShapeError, ValueRangeError
+from nnopt_jax.errors import (
+    CapacityError,
+    CompositionError,
+    NonFiniteError,
+    ShapeError,
+    ValueRangeError,
+)
 
 low_rank = nnopt.compression.low_rank
 RNG = np.random.default_rng(0)
@@ -217,3 +223,8 @@ def test_kernels_obey_the_law_with_later_links(form, dtype):
     shown = tx.apply(params, state)["kernel"]
     assert shown.dtype == dtype
     np.testing.assert_array_equal(packed["kernel"].materialize(), shown)
+
+
+def test_broken_weights_are_not_hidden_in_factors():
+    with pytest.raises(NonFiniteError, match=r"kernel: 1 of .* values are NaN"):
+        low_rank(2).init({"kernel": jnp.asarray(DENSE).at[0, 0].set(jnp.inf)})

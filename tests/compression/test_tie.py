@@ -39,6 +39,19 @@ def test_both_uses_reach_the_source():
     assert not np.asarray(grads.train.params["head"]["kernel"]).any()
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+def test_scores_of_the_source_hear_of_both_uses(transpose):
+    params = {"e": jnp.ones((3, 3)), "h": jnp.ones((3, 3))}
+    later = nnopt.pruning.one_shot(0.5, 9)
+    score = nnopt.pruning.taylor(later, power=1, where="e", every=10, decay=0.0)
+    tx = nnopt.chain(score, nnopt.compression.tie({"h": "e"}, transpose=transpose))
+    state, slope = tx.init(params), jnp.arange(9.0).reshape(3, 3)
+    _, grads = nnopt.value_and_grad(lambda p: (p["e"] + p["h"] * slope).sum(), tx)(params, state)
+    _, after = tx.update(params, state, grads=grads)
+    wanted = 1 + (slope.T if transpose else slope)
+    np.testing.assert_allclose(after[0].rest["e"]["memory"], wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize("first", [None, nnopt.quantization.uniform(4, where=EMBED_ONLY)])
 def test_a_learned_table_of_the_source_gets_both_gradients(first):
     links = [nnopt.compression.codebook(4, learned=True, where=EMBED_ONLY), TIED]

@@ -40,7 +40,8 @@ def said(kind, function, *args, **settings):
 def test_rule_that_matches_nothing():
     assert said(SelectionError, magnitude(0.5, where="decoder/kernl").init, PARAMS) == (
         "pruning.magnitude: rule 'decoder/kernl' matched no leaf. Nearest: decoder/kernel, "
-        "encoder/kernel, decoder/bias. 4 leaves considered; 'nnopt plan --list' shows them."
+        "encoder/kernel, decoder/bias. 4 leaves considered; nnopt.tree.flatten(params) "
+        "shows them, as does 'nnopt plan RECIPE --list'."
     )
 
 
@@ -205,7 +206,8 @@ SETTINGS = {
     ),
     "no sparsity": (
         lambda: magnitude(),
-        "pruning.magnitude: sparsity=None and no pattern 'n:m' says how much to keep.",
+        "pruning.magnitude: sparsity=None says not how much goes; give a number from 0 to 1, or a "
+        "schedule.",
     ),
     "sparsity and pattern": (
         lambda: magnitude(0.7, pattern="2:4"),

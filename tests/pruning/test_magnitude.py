@@ -44,8 +44,8 @@ def test_final_sparsity_is_in_force_at_once(arrival):
     assert kept[-2] > 20
 
 
-def test_schedule_outside_its_range_is_clipped():
-    _, kept = _masks(nnopt.pruning.magnitude(lambda count: 2.0 - 3.0 * (count < 2)), 2)
+def test_schedule_outside_its_range_on_its_way_is_clipped():
+    _, kept = _masks(nnopt.pruning.magnitude(lambda count: 2.0 * (count == 2)), 2)
     assert kept == [40, 0]
 
 

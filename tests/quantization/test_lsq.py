@@ -161,3 +161,14 @@ def test_activations_by_the_formula(signed):
     start = lsq_step(x, 3, signed)
     np.testing.assert_allclose(start, 2 * np.abs(x).mean() / np.sqrt(high), rtol=1e-5)
     assert float(lsq_step(np.zeros(4, F32))) == float(lsq_step(np.full(4, np.nan, F32))) == 1
+
+
+def test_a_half_float_step_may_be_small():
+    params = {"kernel": 1e-5 * PARAMS["kernel"]}
+    tx = lsq(4, scale_dtype=jnp.float16)
+    state = tx.init(params)
+    step = state.learned["kernel"][0]
+    wanted = 2 * np.abs(params["kernel"]).mean() / np.sqrt(7)
+    np.testing.assert_allclose(step, wanted.reshape(1, 1), rtol=1e-5)
+    shown = np.asarray(tx.apply(params, state)["kernel"])
+    assert np.abs(shown - params["kernel"]).max() < np.abs(params["kernel"]).max()

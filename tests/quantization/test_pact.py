@@ -39,3 +39,7 @@ def test_odd_values():
     assert pact(x.astype(jnp.bfloat16), 1.5).dtype == jnp.bfloat16
     with pytest.raises(ValueRangeError, match="pact: bits=0 is not a whole number"):
         pact(x, 1.0, bits=0)
+
+
+def test_a_level_that_is_broken_is_seen():
+    assert np.isnan(pact(jnp.ones(3), jnp.nan)).all()

@@ -9,6 +9,7 @@ import pytest
 
 import nnopt_jax as nnopt
 from nnopt_jax.arrays import Masked, Quantized
+from nnopt_jax.errors import CompositionError
 from nnopt_jax.transform import refresh_when, wrapping
 
 PARAMS = {
@@ -123,7 +124,7 @@ def test_state_shared_with_a_longer_chain_is_an_error():
         nnopt.chain(nnopt.pruning.magnitude(0.5)),
         nnopt.chain(nnopt.pruning.magnitude(0.5), nnopt.quantization.uniform(8)),
     )
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(CompositionError, match="that of 1 links, and there are 2; give the state"):
         long.apply(PARAMS, short.init(PARAMS))
 
 
@@ -141,3 +142,13 @@ def test_the_state_of_other_parameters_packs_nothing():
     state = tx.init({"kernel": jnp.ones((8, 6))})
     with pytest.raises(nnopt.errors.ShapeError, match=r"kernel: has shape \(3, 3\).*\(8, 6\)"):
         tx.pack({"kernel": jnp.ones((3, 3))}, state)
+
+
+def test_links_of_one_key_draw_apart():
+    params = {"kernel": jnp.ones((64, 64))}
+    tx = nnopt.chain(nnopt.pruning.random_mask(0.5), nnopt.pruning.random_mask(0.5))
+    first, second = tx.init(params, key=jax.random.key(0))
+    both = first.rest["kernel"]["mask"] & second.rest["kernel"]["mask"]
+    assert 0.2 < float(both.mean()) < 0.3  # a quarter; half, were they one
+    alone = nnopt.pruning.random_mask(0.5).init(params, key=jax.random.key(0))
+    np.testing.assert_array_equal(first.rest["kernel"]["mask"], alone.rest["kernel"]["mask"])

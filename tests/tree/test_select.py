@@ -50,5 +50,6 @@ def test_no_leaves_at_all():
     with pytest.raises(SelectionError) as caught:
         resolve("**", {}, "test")
     assert str(caught.value) == (
-        "test: rule '**' matched no leaf. 0 leaves considered; 'nnopt plan --list' shows them."
+        "test: rule '**' matched no leaf. 0 leaves considered; nnopt.tree.flatten(params) "
+        "shows them, as does 'nnopt plan RECIPE --list'."
     )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from nnopt_jax.compression.feature_mapping.projection import Projection
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.settings import Settings
+from nnopt_jax.transform.given import require_key
 from nnopt_jax.typing import Array, Key
 
 _NAME = "compression.johnson_lindenstrauss"
@@ -100,6 +101,7 @@ def johnson_lindenstrauss(
         given = f"with samples={samples!r} and epsilon={epsilon!r}"
         settings.wrong("components", components, f"{given}: give components, or both of the rest.")
     settings.done()
+    require_key(_NAME, key)
     count = components if components is not None else dimension(samples or 0, epsilon or 0.0)
     if count > features and (kind == "orthogonal" or components is None):
         raise ValueRangeError(

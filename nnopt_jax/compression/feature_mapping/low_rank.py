@@ -14,7 +14,7 @@ from nnopt_jax.arrays.base import Field
 from nnopt_jax.arrays.factored import Factored
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.slots import Slot
-from nnopt_jax.errors import CapacityError, ShapeError, ValueRangeError
+from nnopt_jax.errors import CapacityError, NonFiniteError, ShapeError, ValueRangeError
 from nnopt_jax.ops.svd import Method, factorize, rank_for_energy
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
@@ -70,6 +70,7 @@ def low_rank(
         ValueRangeError: a setting is out of range; at `init`, where `"randomized"` gets no key.
         ShapeError: at `init`, where rank 1 takes more than asked for, or no leaf gets smaller.
         CompositionError: at `init`, where a leaf is shared, quantized or factored already.
+        NonFiniteError: at `init`, where a leaf holds NaN or infinity.
         CapacityError: at `init` or in `plan`, where `energy` is given and values are unknown.
 
     Example:
@@ -175,6 +176,7 @@ class _LowRank:
             return None, None
         array = jax.lax.stop_gradient(slot.array)
         dense = matrix.read(array if slot.mask is None else jnp.where(slot.mask, array, 0))
+        _require_finite(dense, start.path)
         rank = self._rank_by_energy(dense, start) if self.energy else self._rank(slot, matrix)
         if rank * (matrix.rows + matrix.columns) >= matrix.rows * matrix.columns:
             return None, None
@@ -225,6 +227,15 @@ class _LowRank:
                 "or call tx.init outside of jit."
             )
         return rank_for_energy(dense, self.energy or 1.0)
+
+
+def _require_finite(dense: jax.Array, path: str) -> None:
+    """Factors would hide what is broken; where values are unknown, it counts as 0."""
+    if not isinstance(dense, Tracer) and (bad := int((~jnp.isfinite(dense)).sum())):
+        raise NonFiniteError(
+            f"{_NAME}: {path}: {bad} of {dense.size} values are NaN or infinite; see where "
+            "training diverged."
+        )
 
 
 def _refined(slot: Slot) -> str | None:

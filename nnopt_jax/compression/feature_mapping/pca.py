@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from nnopt_jax.compression.feature_mapping.projection import Projection
 from nnopt_jax.errors import NonFiniteError, ShapeError, ValueRangeError
 from nnopt_jax.settings import Settings
+from nnopt_jax.transform.given import described
 
 _NAME = "compression.pca"
 
@@ -43,7 +44,7 @@ def pca(
         ValueRangeError: a setting is out of range, there are more components than examples or
             features, or the data vary in too few directions.
         NonFiniteError: the data hold NaN or infinity.
-        ShapeError: batches differ in their number of features.
+        ShapeError: batches differ in their number of features, or have none.
 
     Example:
         >>> import numpy as np
@@ -90,16 +91,18 @@ class _Moments(NamedTuple):
 
 def _moments(x: Any) -> _Moments:
     batches: Iterable[Any] = [x] if hasattr(x, "shape") else x
+    if not isinstance(batches, Iterable) or isinstance(batches, str | bytes | Mapping):
+        raise ShapeError(f"{_NAME}: x is {described(x)}; give an array (n, features), or batches.")
     total: _Moments | None = None
     for batch in batches:
         host = np.asarray(batch)
-        if host.ndim < 2:
+        if host.ndim < 2 or 0 in host.shape[1:]:
             raise ShapeError(f"{_NAME}: data of shape {host.shape}; give (n, features).")
+        if not len(host):
+            continue
         flat = host.reshape(len(host), -1).astype(np.float64)
         if not np.isfinite(flat).all():
             raise NonFiniteError(f"{_NAME}: the data hold NaN or infinity; leave those out.")
-        if not len(flat):
-            continue
         mean = flat.mean(0)
         centered = flat - mean
         part = _Moments(len(flat), mean, centered.T @ centered)

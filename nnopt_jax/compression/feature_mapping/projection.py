@@ -9,7 +9,9 @@ from typing import Any, TypedDict
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.errors import ShapeError
+from nnopt_jax.errors import CompositionError, ShapeError
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.given import described
 from nnopt_jax.typing import Array, ArrayLike
 
 
@@ -33,6 +35,15 @@ class Projection(TypedDict):
     mean: Array
 
 
+def _parts(who: str, projection: Any) -> tuple[Array, Array]:
+    if not (isinstance(projection, Mapping) and {"matrix", "mean"} <= projection.keys()):
+        raise CompositionError(
+            f"compression.{who}: projection is {described(projection)} without matrix and mean; "
+            "give what compression.pca or johnson_lindenstrauss returned."
+        )
+    return projection["matrix"], projection["mean"]
+
+
 def project(projection: Mapping[str, Any], x: ArrayLike) -> Array:
     r"""Maps inputs to the low-dimensional space.
 
@@ -46,6 +57,7 @@ def project(projection: Mapping[str, Any], x: ArrayLike) -> Array:
         `(batch, components)`, in the dtype of the matrix.
 
     Raises:
+        CompositionError: `projection` is none.
         ShapeError: the inputs have another number of features.
 
     Example:
@@ -56,7 +68,7 @@ def project(projection: Mapping[str, Any], x: ArrayLike) -> Array:
         Array([[6.],
                [0.]], dtype=float32)
     """
-    matrix, mean = projection["matrix"], projection["mean"]
+    matrix, mean = _parts("project", projection)
     x = jnp.asarray(x)
     count = math.prod(x.shape[1:])
     if x.ndim < 2 or count != matrix.shape[0]:
@@ -89,7 +101,7 @@ def lift(projection: Mapping[str, Any], y: ArrayLike) -> Array:
         >>> nnopt.compression.lift(last, jnp.array([[6.0]])).round(4)
         Array([[1., 4.]], dtype=float32)
     """
-    matrix, mean = projection["matrix"], projection["mean"]
+    matrix, mean = _parts("lift", projection)
     y = jnp.asarray(y)
     if y.ndim != 2 or y.shape[1] != matrix.shape[1]:
         raise ShapeError(
@@ -110,7 +122,10 @@ def projected(apply: Callable[..., Any], *, learned: bool = True) -> Callable[..
     Returns:
         `(params, x, ...) -> output` of raw inputs; its parameters are
         `{"projection": Projection, "model": params of the model}`, one tree for any optimizer and
-        any transform.
+        any transform. Other parameters are a `CompositionError`.
+
+    Raises:
+        ValueRangeError: `learned` is neither True nor False.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,8 +135,16 @@ def projected(apply: Callable[..., Any], *, learned: bool = True) -> Callable[..
         >>> apply({"projection": first, "model": 10.0}, jnp.array([[3.0, 4.0]]))
         Array([[30.]], dtype=float32)
     """
+    settings = Settings("compression.projected")
+    settings.flag("learned", learned)
+    settings.done()
 
     def run(params: Mapping[str, Any], x: ArrayLike, *args: Any, **kwargs: Any) -> Any:
+        if not (isinstance(params, Mapping) and {"projection", "model"} <= params.keys()):
+            raise CompositionError(
+                "compression.projected: the parameters are not "
+                "{'projection': what pca returned, 'model': parameters of the model}."
+            )
         projection = params["projection"]
         if not learned:
             projection = jax.lax.stop_gradient(projection)

@@ -12,7 +12,7 @@ from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeEr
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, wrapping
-from nnopt_jax.tree.paths import flatten
+from nnopt_jax.tree.paths import flatten, unflatten
 
 _NAME = "compression.tie"
 
@@ -22,8 +22,9 @@ def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
 
     .. math:: \hat W_{target} = \hat W_{source} \quad \text{or} \quad \hat W_{source}^T
 
-    The gradient of both uses reaches the source. The target's own parameter is used no more, and
-    its gradient is zero. A file holds the weights once.
+    The gradient of both uses reaches the source, and the scores of links before it. The target's
+    own parameter is used no more, and its gradient is zero. A file holds the weights once. What
+    `nnopt.statistics` measured is that of the source's own use.
 
     Put it last in a chain. Links before it act on the source, and what they make of it (masks,
     tables, grids, factors) is shown at the target too; they must leave the target out, because
@@ -77,7 +78,15 @@ def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
         _check_leaves(flatten(params, is_node), pairs, transpose)
         return tx.init(params, **given)
 
-    return dataclasses.replace(tx, init=init)
+    def back(shown: Any) -> Any:
+        slopes = flatten(shown)
+        for target, source in pairs.items():
+            if source in slopes and target in slopes:
+                more = slopes[target].T if transpose else slopes[target]
+                slopes[source] = slopes[source] + more
+        return unflatten(shown, slopes)
+
+    return dataclasses.replace(tx, init=init, back=back)
 
 
 def _view(source: Any, transpose: bool) -> Reshaped:

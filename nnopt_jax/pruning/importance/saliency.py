@@ -7,14 +7,16 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.pruning.allocation import Allocation
 from nnopt_jax.pruning.importance.gradients import LONGEST, gathered, measured, shown
 from nnopt_jax.pruning.masking import Mode, Score, masking
 from nnopt_jax.pruning.pattern import Pattern
-from nnopt_jax.settings import Settings
+from nnopt_jax.settings import Settings, takes
 from nnopt_jax.transform.base import Transform
+from nnopt_jax.transform.given import described
 from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ScalarOrSchedule
@@ -63,7 +65,7 @@ def saliency(
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: (by `init` or `update`) scores are not of their weights' shapes.
+        ShapeError: (by `init` or `update`) scores are no real arrays of their weights' shapes.
         StatisticsError: (by `init` or `update`) gradients are missing, with the leaves' paths.
 
     Example:
@@ -79,13 +81,13 @@ def saliency(
     settings = Settings(_NAME)
     settings.flag("gradients", gradients)
     settings.number("decay", decay, 0, LONGEST)
-    if not callable(score):
+    if not callable(score) or not takes(score, "path", None, None):
         settings.wrong("score", score, "is no function (path, weight, gradient) -> scores.")
 
     def of(leaves: Leaves, memory: Leaves) -> Leaves:
-        found = {p: jnp.asarray(score(p, x, memory.get(p))) for p, x in leaves.items()}
+        found = {p: score(p, x, memory.get(p)) for p, x in leaves.items()}
         _require_fit(found, leaves)
-        return {path: x.astype(jnp.float32) for path, x in found.items()}
+        return {path: jnp.asarray(x, jnp.float32) for path, x in found.items()}
 
     def begin(leaves: Leaves, start: Start) -> Leaves:
         return measured(leaves, start, "gradient")
@@ -111,8 +113,9 @@ def saliency(
 def _require_fit(scores: Leaves, leaves: Leaves) -> None:
     problems = Problems(_NAME)
     for path, x in scores.items():
-        if x.shape != leaves[path].shape:
-            problems.add(path, f"score returned shape {x.shape} for a weight of shape "
-                               f"{leaves[path].shape}; return one score for each weight"
+        real = isinstance(x, jax.Array | np.ndarray) and not jnp.iscomplexobj(x)
+        if not real or x.shape != leaves[path].shape:
+            problems.add(path, f"score returned {described(x)} for a weight of shape "
+                               f"{leaves[path].shape}; return one real score for each weight"
                          )  # fmt: skip
     problems.raise_as(ShapeError)

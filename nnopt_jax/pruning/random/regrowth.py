@@ -157,7 +157,8 @@ class _Regrowth:
                 for path, leaf in leaves.items()
             }
 
-        due = now.count % self.every == 0
+        # Once for each optimizer step: under accumulation, calls in between repeat a number.
+        due = (now.count % self.every == 0) & (now.count > state.count)
         if self.end_step is not None:
             due &= now.count < self.end_step
         moved = refresh_when(due, move, masks)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.pruning.allocation import Allocation
+from nnopt_jax.pruning.importance.gradients import shown
 from nnopt_jax.pruning.random.regrowth import regrowing
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
@@ -80,8 +81,7 @@ def rigl(
 
     def gradients(leaves: Leaves, seeds: Leaves, now: Update) -> Leaves:
         del seeds
-        shown = now.shown(_NAME, leaves)
-        return {path: shown[path] for path in leaves}
+        return shown(_NAME, leaves, now)
 
     return regrowing(
         _NAME,

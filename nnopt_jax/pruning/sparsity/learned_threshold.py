@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.base import show
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.pruning.sparsity.soft_threshold import shrunk
-from nnopt_jax.pruning.timing import target
+from nnopt_jax.pruning.timing import check_schedule, target
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, wrapping
@@ -32,7 +32,7 @@ def learned_threshold(
     zeros. How many there are is data: `pack` is eager, or is told capacities.
 
     Args:
-        start: of `s`, less than 0: -8 begins with a threshold of 0.0003.
+        start: of `s`, 0 or less: -8 begins with a threshold of 0.0003.
         decay: the share of `s` that goes at each update, 0 to 1, or a schedule of the number of
             updates (end it in time for the weights to settle); 0 leaves it to the optimizer's
             weight decay, as in the paper.
@@ -60,6 +60,7 @@ def learned_threshold(
     settings = Settings(_NAME)
     settings.number("start", start, -1e4, 0)
     settings.share("decay", decay)
+    check_schedule(settings, "decay", decay)
     settings.done()
 
     def init(leaves: Leaves, begin: Start) -> tuple[Leaves, Leaves]:
@@ -71,7 +72,8 @@ def learned_threshold(
         shown = {}
         for path, leaf in leaves.items():
             threshold = jax.nn.sigmoid(state.learned[path])
-            beyond = jnp.abs(show(leaf).astype(jnp.float32)) > threshold
+            # The other way round, NaN would be within, and not be seen.
+            beyond = ~(jnp.abs(show(leaf).astype(jnp.float32)) <= threshold)
             shown[path] = Masked(shrunk(leaf, threshold), jax.lax.stop_gradient(beyond))
         return shown
 

@@ -16,6 +16,7 @@ from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.sparse import Sparse
 from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, parse
 from nnopt_jax.settings import Settings
+from nnopt_jax.transform.given import require_arrays
 from nnopt_jax.tree.paths import flatten
 
 
@@ -181,9 +182,11 @@ def measure_sparsity(tree: Any, *, pattern: Pattern = None) -> SparsityTable:
     settings = Settings("pruning.measure_sparsity")
     found = parse(pattern, settings)
     settings.done()
+    leaves = flatten(tree, is_node)
+    require_arrays("pruning.measure_sparsity", leaves)
     rows = [
         _row(path, leaf, found)
-        for path, leaf in flatten(tree, is_node).items()
+        for path, leaf in leaves.items()
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
     ]
     return SparsityTable(tuple(rows), None if pattern is None else str(pattern))

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.ops.grid import expand
+from nnopt_jax.ops.kept import kept
 from nnopt_jax.ops.proximal import block_rms, block_soft_threshold, hoyer_scale, soft_threshold
 from nnopt_jax.pruning.allocation import Allocation
-from nnopt_jax.pruning.masking import Layout, kept, layout, mask_mode
+from nnopt_jax.pruning.masking import Layout, layout, mask_mode
 from nnopt_jax.pruning.sparsity.groups import Groups, block_of, check_groups, misfit
 from nnopt_jax.pruning.sparsity.thresholds import largest_gone
 from nnopt_jax.pruning.timing import final, is_due, target

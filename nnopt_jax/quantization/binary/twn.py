@@ -70,6 +70,7 @@ def twn(
     settings = Settings(_NAME)
     settings.number("threshold", threshold, 0)
     check_granularity(settings, granularity, axis)
+    settings.floating("scale_dtype", scale_dtype)
     settings.done()
 
     def fit(x: jax.Array, block: Sequence[int], mask: jax.Array | None) -> dict[str, jax.Array]:

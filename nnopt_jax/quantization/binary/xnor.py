@@ -89,5 +89,6 @@ def xnor(
         fit=fit,
         scale=lambda fitted: fitted["scale"],
         carry=carry,
+        scale_dtype=scale_dtype,
         exact=False,
     )

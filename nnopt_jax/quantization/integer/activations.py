@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from nnopt_jax.ops.grid import dequantize, expand, fit_grid, integer_range, quantize
 from nnopt_jax.ops.straight_through import gate, straight_through
+from nnopt_jax.quantization.activation import floats
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike
 
@@ -33,7 +36,8 @@ def fake_quant(
         An array of the shape and dtype of `x`.
 
     Raises:
-        ValueRangeError: `bits` is out of range.
+        ValueRangeError: `bits` is out of range, or `x` or the scale are no floats; told eagerly
+            only: a scale is not above 0, or a zero point no code of the grid.
         ShapeError: the scale does not fit `x`.
 
     Example:
@@ -56,9 +60,11 @@ def fake_quant(
         Jacob et al. 2018, Quantization and Training of Neural Networks, section 3.
     """
     _check("quantization.fake_quant", bits)
-    x = jnp.asarray(x)
-    scale = jax.lax.stop_gradient(_ranked(scale, x.ndim).astype(jnp.float32))
+    x = floats("fake_quant", x)
+    scale = floats("fake_quant", scale, "scale")
     low, high = integer_range(bits, symmetric=zero is None)
+    _check_grid(scale, zero, low, high)
+    scale = jax.lax.stop_gradient(_ranked(scale, x.ndim).astype(jnp.float32))
     zero = None if zero is None else jax.lax.stop_gradient(_ranked(zero, x.ndim))
     fixed = jax.lax.stop_gradient(x)
     v = fixed.astype(jnp.float32) * expand(1 / scale, x.shape)
@@ -86,7 +92,7 @@ def dynamic(
         An array of the shape and dtype of `x`.
 
     Raises:
-        ValueRangeError: a setting is out of range, or `x` has no such axis.
+        ValueRangeError: a setting is out of range, or `x` has no such axis or no floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -98,7 +104,7 @@ def dynamic(
     References:
         Yao et al. 2022, ZeroQuant, section 4.1 (a range for each token).
     """
-    x = jnp.asarray(x)
+    x = floats("dynamic", x)
     spanned = tuple(range(x.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     _check("quantization.dynamic", bits, x.ndim, spanned, symmetric)
     spanned = {one % x.ndim for one in spanned}
@@ -116,6 +122,19 @@ def _ranked(grid: ArrayLike, ndim: int) -> Array:
     return grid.reshape((1,) * ndim) if grid.ndim == 0 else grid
 
 
+def _check_grid(scale: Array, zero: ArrayLike | None, low: int, high: int) -> None:
+    """Where values are known, refuses grids that would make NaN of activations, or shift them."""
+    settings = Settings("quantization.fake_quant")
+    if not isinstance(scale, Tracer) and not bool(jnp.all(scale > 0)):
+        settings.wrong("scale", scale.tolist(), "is not above 0 throughout.")
+    if zero is not None and not isinstance(zero, Tracer):
+        known = np.asarray(zero)
+        real = known.dtype.kind in "iuf"
+        if not real or not ((known == np.round(known)) & (low <= known) & (known <= high)).all():
+            settings.wrong("zero", known.tolist(), f"is no whole number from {low} to {high}.")
+    settings.done()
+
+
 def _check(
     who: str, bits: int, ndim: int = 0, axes: tuple[int, ...] = (), symmetric: bool = True
 ) -> None:
@@ -123,5 +142,8 @@ def _check(
     settings.integer("bits", bits, 2, 16)
     settings.flag("symmetric", symmetric)
     for axis in axes:
-        settings.integer("axis", axis, -ndim, ndim - 1)
+        if ndim:
+            settings.integer("axis", axis, -ndim, ndim - 1)
+        else:
+            settings.wrong("axis", axis, "of a scalar, which has no axes; give None.")
     settings.done()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.ops.grid import dequantize, grid_of_range, integer_range, quantize
+from nnopt_jax.quantization.activation import require_seen
 from nnopt_jax.quantization.integer.ranges import Range
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array
@@ -60,6 +61,7 @@ def absmax_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
     References:
         Krishnamoorthi 2018, Quantizing Deep Convolutional Networks, section 3.1.
     """
+    require_seen("absmax_grid", state, Range, "observe")
     check("absmax_grid", bits, symmetric)
     return Grid(*grid_of_range(*state.ends(), bits, symmetric=symmetric))
 
@@ -95,6 +97,7 @@ def percentile_grid(
     References:
         Wu et al. 2020, Integer Quantization for Deep Learning Inference, section 3.3.
     """
+    require_seen("percentile_grid", state, Range, "observe")
     check("percentile_grid", bits, symmetric, percent)
     low, high = state.ends()
     beyond = jnp.round(jnp.float32((100 - percent) / 100) * jnp.sum(state.counts))
@@ -108,7 +111,6 @@ def percentile_grid(
     return Grid(*grid_of_range(low, high, bits, symmetric=False))
 
 
-@functools.partial(jax.jit, static_argnames=("bits", "symmetric"))
 def mse_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
     """The grid of least squared error on the histogram of what was seen.
 
@@ -135,7 +137,14 @@ def mse_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
     References:
         Wu et al. 2020, section 3.3; PyTorch's HistogramObserver.
     """
+    require_seen("mse_grid", state, Range, "observe")
     check("mse_grid", bits, symmetric, bins=state.counts.size)
+    return _least_squares(state, bits, symmetric)
+
+
+@functools.partial(jax.jit, static_argnames=("bits", "symmetric"))
+def _least_squares(state: Range, bits: int, symmetric: bool) -> Grid:
+    """The grid of least squared error, of settings that are checked."""
     low, high = state.ends()
     half = state.counts.size // 2
     centers = (jnp.arange(state.counts.size, dtype=jnp.float32) - half + 0.5) * state.width

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.ops.grid import grid_of_range
+from nnopt_jax.quantization.activation import floats, require_seen
 from nnopt_jax.quantization.integer.calibrated import Grid, check
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike
@@ -58,7 +59,7 @@ def ema_range(state: EmaRange, x: ArrayLike, decay: float = 0.99) -> EmaRange:
         The new state.
 
     Raises:
-        ValueRangeError: `decay` is out of range.
+        ValueRangeError: `decay` is out of range, `state` no `EmaRange`, or `x` holds no floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,7 +78,8 @@ def ema_range(state: EmaRange, x: ArrayLike, decay: float = 0.99) -> EmaRange:
     if decay == 1:
         settings.wrong("decay", decay, "never learns; give a number below 1.")
     settings.done()
-    v = lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
+    require_seen("ema_range", state, EmaRange, "ema_range")
+    v = lax.stop_gradient(floats("ema_range", x)).astype(jnp.float32)
     finite = jnp.isfinite(v)
     low = jnp.min(v, initial=jnp.inf, where=finite)
     high = jnp.max(v, initial=-jnp.inf, where=finite)
@@ -117,4 +119,5 @@ def ema_grid(state: EmaRange, bits: int = 8, *, symmetric: bool = True) -> Grid:
         Jacob et al. 2018, Quantization and Training of Neural Networks, section 3.1.
     """
     check("ema_grid", bits, symmetric)
+    require_seen("ema_grid", state, EmaRange, "ema_range")
     return Grid(*grid_of_range(*state.ends(), bits, symmetric=symmetric))

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.ops.grid import grid_of_range
+from nnopt_jax.quantization.activation import require_seen
 from nnopt_jax.quantization.integer.calibrated import Grid, check, folded
 from nnopt_jax.quantization.integer.ranges import Range
 from nnopt_jax.typing import Array
 
 
-@functools.partial(jax.jit, static_argnames=("bits", "symmetric"))
 def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
     r"""The grid that loses the least information, as TensorRT calibrates.
 
@@ -47,7 +47,14 @@ def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
     References:
         Migacz 2017, 8-bit Inference with TensorRT, GPU Technology Conference, slides 26 to 39.
     """
+    require_seen("kl_grid", state, Range, "observe")
     check("kl_grid", bits, symmetric, bins=state.counts.size)
+    return _least_entropy(state, bits, symmetric)
+
+
+@functools.partial(jax.jit, static_argnames=("bits", "symmetric"))
+def _least_entropy(state: Range, bits: int, symmetric: bool) -> Grid:
+    """The grid of least relative entropy, of settings that are checked."""
     low, high = state.ends()
     counts = folded(state.counts)
     counts = counts.at[0].set(counts[1])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.errors import ShapeError
+from nnopt_jax.quantization.activation import floats, require_seen
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike
 
@@ -90,6 +91,9 @@ def observe(state: Range, x: ArrayLike) -> Range:
     Returns:
         The new state, of the same shapes and dtypes.
 
+    Raises:
+        ValueRangeError: `state` is no `Range`, or `x` holds no floats.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> batches = jnp.arange(12.0).reshape(3, 4)
@@ -100,7 +104,8 @@ def observe(state: Range, x: ArrayLike) -> Range:
     References:
         PyTorch's HistogramObserver, which interpolates where it grows; this one never does.
     """
-    v = lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
+    require_seen("observe", state, Range, "observe")
+    v = lax.stop_gradient(floats("observe", x)).astype(jnp.float32)
     v = jnp.where(jnp.abs(v) < jnp.finfo(jnp.float32).tiny, 0.0, v)  # as most devices have it
     finite = jnp.isfinite(v)
     low = jnp.min(v, initial=jnp.inf, where=finite)

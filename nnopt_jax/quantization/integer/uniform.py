@@ -88,7 +88,7 @@ def uniform(
         Jacob et al. 2018, Quantization and Training of Neural Networks, section 2.1; percentiles:
         McKinstry et al. 2018, section 3; squared error: Banner et al. 2019, section 3.
     """
-    _check(bits, symmetric, granularity, axis, range, percent, every)
+    _check(bits, symmetric, granularity, axis, range, percent, every, scale_dtype)
     covers = range == "absmax" and every == 1  # then no weight is ever clipped
     low, high = integer_range(bits, symmetric=symmetric)
 
@@ -135,6 +135,7 @@ def _check(
     range: str,
     percent: float,
     every: int,
+    scale_dtype: DTypeLike,
 ) -> None:
     settings = Settings(_NAME)
     settings.integer("bits", bits, 2, 16)
@@ -143,4 +144,5 @@ def _check(
     settings.choice("range", range, ("absmax", "percentile", "mse"))
     settings.number("percent", percent, 50, 100)
     settings.integer("every", every, 1)
+    settings.floating("scale_dtype", scale_dtype)
     settings.done()

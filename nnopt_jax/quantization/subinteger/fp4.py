@@ -65,4 +65,6 @@ def fp4(
     def fit(x: jax.Array, block: Sequence[int], mask: jax.Array | None) -> jax.Array:
         return stored_scale(block_largest(x, block, mask) * jnp.float32(1 / E2M1[-1]), scale_dtype)
 
-    return leveled("quantization.fp4", E2M1, where, granularity, axis, fit=fit)
+    return leveled(
+        "quantization.fp4", E2M1, where, granularity, axis, fit=fit, scale_dtype=scale_dtype
+    )

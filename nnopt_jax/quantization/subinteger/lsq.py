@@ -84,6 +84,7 @@ def lsq(
     settings = Settings(_NAME)
     settings.integer("bits", bits, 2, 8)
     check_granularity(settings, granularity, axis)
+    settings.floating("scale_dtype", scale_dtype)
     settings.done()
     low, high = integer_range(bits, symmetric=False)
 
@@ -159,6 +160,7 @@ def _mean_magnitude(slot: Slot, block: tuple[int, ...]) -> jax.Array:
 def _positive(step: jax.Array, other: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Keeps a step that is a positive number where it is stored, and puts another for one not."""
     limits = jnp.finfo(dtype)
-    least = max(float(limits.tiny), float(jnp.finfo(jnp.float32).tiny))
+    # Half floats below their normal ones are none such in float32, which computes with them.
+    least = max(float(limits.smallest_subnormal), float(jnp.finfo(jnp.float32).tiny))
     good = (step >= least) & (step <= float(limits.max))
     return jnp.where(good, step, other).astype(jnp.float32)

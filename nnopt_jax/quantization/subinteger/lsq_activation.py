@@ -7,6 +7,7 @@ from jax import lax
 
 from nnopt_jax.ops.rounding import round_clip
 from nnopt_jax.ops.straight_through import gate, straight_through
+from nnopt_jax.quantization.activation import floats
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike
 
@@ -46,7 +47,7 @@ def lsq_activation(x: ArrayLike, step: ArrayLike, bits: int = 8, signed: bool = 
         Esser et al. 2020, Learned Step Size Quantization, section 2.
     """
     low, high = _ends("lsq_activation", bits, signed)
-    x, step = jnp.asarray(x), jnp.asarray(step)
+    x, step = floats("lsq_activation", x), floats("lsq_activation", step, "step")
     step = jnp.maximum(jnp.abs(step.astype(jnp.float32)), jnp.finfo(jnp.float32).tiny)
     fixed, scale = lax.stop_gradient(x), lax.stop_gradient(step)
     v = fixed.astype(jnp.float32) * (1 / scale)
@@ -83,7 +84,7 @@ def lsq_step(x: ArrayLike, bits: int = 8, signed: bool = False) -> Array:
         Esser et al. 2020, Learned Step Size Quantization, section 2.1.
     """
     _, high = _ends("lsq_step", bits, signed)
-    size = jnp.abs(lax.stop_gradient(jnp.asarray(x))).astype(jnp.float32)
+    size = jnp.abs(lax.stop_gradient(floats("lsq_step", x))).astype(jnp.float32)
     step = 2 * jnp.sum(size / max(size.size, 1)) * jnp.float32(high**-0.5)
     good = (step >= jnp.finfo(jnp.float32).tiny) & jnp.isfinite(step)
     return jnp.where(good, step, 1.0)

@@ -74,6 +74,7 @@ def nf4(
     """
     settings = Settings(_NAME)
     settings.flag("double", double)
+    settings.floating("scale_dtype", scale_dtype)
     settings.done()
 
     def fit(x: jax.Array, block: Sequence[int], mask: jax.Array | None) -> Any:

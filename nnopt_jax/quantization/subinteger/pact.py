@@ -50,7 +50,7 @@ def pact(x: ArrayLike, alpha: ArrayLike, bits: int = 8) -> Array:
     x, alpha = jnp.asarray(x), jnp.asarray(alpha).astype(jnp.float32)
     levels = 2**bits - 1
     fixed, top = lax.stop_gradient(x).astype(jnp.float32), lax.stop_gradient(alpha)
-    some = top >= jnp.finfo(jnp.float32).tiny
+    some = ~(top < jnp.finfo(jnp.float32).tiny)  # NaN is some: it is shown
     # Divided by alpha first: the quotient of the levels by a small one would overflow.
     share = jnp.clip(fixed / jnp.where(some, top, 1.0), 0.0, 1.0)
     codes = round_clip(share * levels, 0, levels)

@@ -1,0 +1,51 @@
+"""What quantizers of activations are handed: floats, and ranges that were gathered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from nnopt_jax.errors import ValueRangeError
+from nnopt_jax.transform.given import described
+from nnopt_jax.typing import Array
+
+
+def floats(who: str, x: Any, name: str = "x") -> Array:
+    """An array of floats; whole numbers are refused, since rounding would go back to those.
+
+    Raises:
+        ValueRangeError: it is something else.
+
+    Example:
+        >>> floats("demo", [1, 2])
+        Traceback (most recent call last):
+        nnopt_jax.errors.ValueRangeError: quantization.demo: x is int32[2]; give floats.
+    """
+    try:
+        array = None if x is None else jnp.asarray(x)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or not jnp.issubdtype(array.dtype, jnp.floating):
+        found = described(x if array is None else array)
+        raise ValueRangeError(f"quantization.{who}: {name} is {found}; give floats.")
+    return array
+
+
+def require_seen(who: str, state: Any, kind: type, by: str) -> None:
+    """Wants the state that was gathered by one function.
+
+    Raises:
+        ValueRangeError: it is something else.
+
+    Example:
+        >>> require_seen("demo", 1.0, tuple, "observe")
+        Traceback (most recent call last):
+        nnopt_jax.errors.ValueRangeError: quantization.demo: state is the float 1.0; give what \
+observe returned, tuple.start() at first.
+    """
+    if not isinstance(state, kind):
+        raise ValueRangeError(
+            f"quantization.{who}: state is {described(state)}; give what {by} returned, "
+            f"{kind.__name__}.start() at first."
+        )

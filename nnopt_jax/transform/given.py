@@ -1,0 +1,198 @@
+"""What callers hand to transforms, checked: keys, statistics, gradients, states, links, leaves."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import is_node
+from nnopt_jax.errors import (
+    CompositionError,
+    Problems,
+    ShapeError,
+    StatisticsError,
+    ValueRangeError,
+)
+from nnopt_jax.transform.base import Grads, State, Transform
+from nnopt_jax.tree.paths import flatten
+
+Leaves = dict[str, Any]
+
+_LEGACY = (jnp.uint32, (2,))  # what jax.random.PRNGKey makes
+
+
+def described(value: Any) -> str:
+    """A value in a few words: arrays by dtype and shape, the rest by type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> described(jnp.ones((2, 3))), described("key"), described(None)
+        ('float32[2,3]', "the str 'key'", 'None')
+    """
+    if value is None:
+        return "None"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    kind = type(value).__name__
+    plain = isinstance(value, str | bytes | int | float | complex)
+    return f"the {kind} {reprlib.repr(value)}" if plain else f"of type {kind}"
+
+
+def require_key(who: str, key: Any) -> None:
+    """Wants one PRNG key; numbers and batches of keys are none.
+
+    Raises:
+        ValueRangeError: it is something else.
+
+    Example:
+        >>> require_key("demo", 0)
+        Traceback (most recent call last):
+        nnopt_jax.errors.ValueRangeError: demo: key is the int 0; give one key, jax.random.key(0).
+    """
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (typed and shape == ()) and (dtype, shape) != _LEGACY:
+        seed = key if isinstance(key, int) else 0
+        raise ValueRangeError(
+            f"{who}: key is {described(key)}; give one key, jax.random.key({seed:d})."
+        )
+
+
+def stats_by_name(who: str, stats: Any) -> dict[str, Leaves]:
+    """The statistics by name, and then by path.
+
+    Raises:
+        StatisticsError: they are no dictionary of trees by name.
+    """
+    if stats is None:
+        return {}
+    if not (isinstance(stats, Mapping) and all(isinstance(name, str) for name in stats)):
+        raise StatisticsError(
+            f"{who}: stats is {described(stats)}; give the dictionary by name that "
+            "nnopt.statistics(loss, params, batches, names=tx.needs) returns."
+        )
+    return {name: flatten(tree, is_node) for name, tree in stats.items()}
+
+
+def require_shapes(who: str, what: str, given: Mapping[str, Any], leaves: Leaves) -> None:
+    """Wants what belongs to leaves to have their shapes: other shapes might broadcast, unsaid.
+
+    Raises:
+        ShapeError: some do not.
+    """
+    problems = Problems(who)
+    for path, leaf in leaves.items():
+        shape = jnp.shape(given[path]) if path in given and not is_node(given[path]) else leaf.shape
+        if shape != leaf.shape:
+            problems.add(path, f"has shape {leaf.shape}, and its {what} has shape {shape}; give "
+                               "those of these parameters"
+                         )  # fmt: skip
+    problems.raise_as(ShapeError)
+
+
+def require_grads(who: str, grads: Any) -> None:
+    """Wants both gradients of a loss, or none at all.
+
+    Raises:
+        StatisticsError: they are something else, such as the gradients for the optimizer alone.
+    """
+    if grads is not None and not isinstance(grads, Grads):
+        raise StatisticsError(
+            f"{who}: grads is {described(grads)}; nnopt.step(tx, params, state, updates, grads) "
+            "takes what nnopt.value_and_grad returned, whole."
+        )
+
+
+def require_state(who: str, state: Any, *inside: str, slots: bool | None = None) -> None:
+    """Wants the state of one method, which names `inside`.
+
+    Args:
+        who: the method.
+        state: what the caller gave.
+        *inside: what the state must hold something for.
+        slots: whether the method is one that keeps something for each slot, a tuple for each
+            leaf; None where that is not known.
+
+    Raises:
+        CompositionError: it is something else.
+    """
+    if not isinstance(state, State):
+        raise _foreign(who, described(state))
+    if any(name not in state.rest for name in inside):
+        raise _foreign(who, "that of another method")
+    if slots is not None and slots != _is_by_slot(state):
+        raise _foreign(who, "that of another method")
+
+
+def _is_by_slot(state: State) -> bool:
+    parts = [*state.learned.values(), *state.rest.values()]
+    return state.learned.keys() == state.rest.keys() and all(isinstance(x, tuple) for x in parts)
+
+
+def require_states(who: str, state: Any, count: int) -> None:
+    """Wants the states of the links of a chain.
+
+    Raises:
+        CompositionError: they are something else, or of another number of links.
+    """
+    if isinstance(state, State) or not isinstance(state, tuple | list):
+        found = "that of one method" if isinstance(state, State) else described(state)
+        raise _foreign(who, found)
+    if len(state) != count:
+        raise _foreign(who, f"that of {len(state)} links, and there are {count}")
+
+
+def _foreign(who: str, found: str) -> CompositionError:
+    return CompositionError(f"{who}: the state is {found}; give the state that tx.init made.")
+
+
+def require_transforms(who: str, given: Sequence[Any]) -> None:
+    """Wants transforms, made and not in a list.
+
+    Raises:
+        CompositionError: something else is among them.
+
+    Example:
+        >>> require_transforms("chain", [[1, 2]])
+        Traceback (most recent call last):
+        nnopt_jax.errors.CompositionError: chain: link 1 is a list; give transforms one by one.
+    """
+    problems = Problems(who)
+    for number, one in enumerate(given, 1):
+        if isinstance(one, Transform):
+            continue
+        place = f"link {number} is" if who == "chain" else "got"
+        if isinstance(one, list | tuple):
+            advice = f"a {type(one).__name__}; give transforms one by one."
+        elif callable(one):
+            called = getattr(one, "__name__", repr(one))
+            advice = f"the function {called}; call it: {called}(...)."
+        else:
+            advice = f"{described(one)}, no transform; give e.g. nnopt.pruning.magnitude(0.5)."
+        problems.add("", f"{place} {advice}")
+    problems.raise_as(CompositionError)
+
+
+def require_arrays(who: str, leaves: Leaves) -> None:
+    """Wants leaves with a shape and a dtype.
+
+    Raises:
+        CompositionError: some are Python's own numbers, or no numbers at all.
+
+    Example:
+        >>> require_arrays("demo", {"scale": 1.0})
+        Traceback (most recent call last):
+        nnopt_jax.errors.CompositionError: demo: scale: is the float 1.0; make it an array: \
+jnp.asarray(1.0)
+    """
+    problems = Problems(who)
+    for path, leaf in leaves.items():
+        if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+            number = isinstance(leaf, bool | int | float | complex)
+            advice = f"make it an array: jnp.asarray({leaf!r})" if number else "leave it out"
+            problems.add(path, f"is {described(leaf)}; {advice}")
+    problems.raise_as(CompositionError)
