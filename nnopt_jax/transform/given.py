@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.base import is_node, summary
 from nnopt_jax.errors import (
     CompositionError,
     Problems,
@@ -36,7 +36,7 @@ def described(value: Any) -> str:
     if value is None:
         return "None"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+        return summary(value)
     kind = type(value).__name__
     plain = isinstance(value, str | bytes | int | float | complex)
     return f"the {kind} {reprlib.repr(value)}" if plain else f"of type {kind}"

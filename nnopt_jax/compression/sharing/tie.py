@@ -117,14 +117,10 @@ def _check_leaves(leaves: Leaves, pairs: Mapping[str, str], transpose: bool) -> 
     for target, source in pairs.items():
         shape = leaves[source].shape[::-1] if transpose else leaves[source].shape
         if (leaves[target].shape, leaves[target].dtype) != (shape, leaves[source].dtype):
-            shown = f"{source} is {_words(leaves[source])}{', transposed' if transpose else ''}"
-            misfit.add(target, f"is {_words(leaves[target])}, and its source {shown}")
+            shown = f"{source} is {summary(leaves[source])}{', transposed' if transpose else ''}"
+            misfit.add(target, f"is {summary(leaves[target])}, and its source {shown}")
         if is_node(leaves[target]):
             text = f"an earlier link made {summary(leaves[target])} of it, which would be lost"
             encoded.add(target, f"{text}; leave it out there with where=")
     misfit.raise_as(ShapeError)
     encoded.raise_as(CompositionError)
-
-
-def _words(leaf: Any) -> str:
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

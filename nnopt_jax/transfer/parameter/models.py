@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node, show
+from nnopt_jax.arrays.base import is_node, show, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten, unflatten
@@ -62,7 +62,7 @@ def aligned(who: str, models: Sequence[Params], names: Sequence[str] = ()) -> li
             lost.add(path, f"is in {name}, not in {called[0]}.{nearest(path, first)}")
         for path in (path for path in first if path in other):
             if first[path].shape != other[path].shape:
-                text = f"is {_words(first[path])} in {called[0]}, {_words(other[path])} in {name}"
+                text = f"is {summary(first[path])} in {called[0]}, {summary(other[path])} in {name}"
                 misfit.add(path, f"{text}; graft() makes shapes fit")
     lost.found.sort()
     lost.raise_as(SelectionError)
@@ -83,7 +83,3 @@ def check_weights(
         settings.wrong("weights", weights, "sums to zero, by which it is divided.")
     settings.done()
     return [float(value) for value in values]
-
-
-def _words(leaf: Any) -> str:
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

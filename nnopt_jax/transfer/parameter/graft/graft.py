@@ -148,6 +148,7 @@ class _Graft:
         found = rule.adapt(show(source), show(target))
         if found.shape != target.shape:
             self.failed[path] = f"{rule} made {found.shape} of {source.shape}, not {target.shape}"
+            return None
         self.adapted[path] = f"{source.shape} -> {target.shape} by {rule}"
         return found
 
