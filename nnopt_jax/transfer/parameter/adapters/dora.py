@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.arrays.base import Field
 from nnopt_jax.arrays.normalized import Normalized, norm_like
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.adapters.factors import Factors, check_factors, misfit
-from nnopt_jax.transfer.parameter.adapters.freeze import frozen_paths
-from nnopt_jax.transform.base import State, Transform
-from nnopt_jax.transform.leaves import Leaves, Start, matrices, wrapping
+from nnopt_jax.transfer.parameter.adapters.factors import Factors, adapting, check_factors
+from nnopt_jax.transform.base import Transform
+from nnopt_jax.transform.leaves import Leaves, Start, matrices
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 
@@ -66,23 +66,17 @@ def dora(
     scale = check_factors(Settings(_NAME), rank, alpha, rank_stabilized, dtype)
     factors = Factors(_NAME, rank, scale, jnp.dtype(dtype))
 
-    def init(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
+    def init(leaves: Leaves, start: Start) -> Leaves:
         made = factors.begin(leaves, start)
-        lengths = {path: _lengths(x).astype(factors.dtype) for path, x in leaves.items()}
-        return {p: made[p] | {"magnitude": lengths[p]} for p in leaves}, dict.fromkeys(leaves)
+        return {p: made[p] | {"magnitude": _lengths(x, dtype)} for p, x in leaves.items()}
 
-    def encode(leaves: Leaves, state: State, train: bool) -> Leaves:
-        del train
-        return {
-            path: Normalized(factors.added(x, learned), learned["magnitude"])
-            for path, x in leaves.items()
-            for learned in [state.learned[path]]
-        }
+    def encode(leaf: Field, learned: Any) -> Normalized:
+        return Normalized(factors.added(leaf, learned), learned["magnitude"])
 
-    tx = wrapping(_NAME, where, init=init, encode=encode, check=misfit, exact=False)
-    return dataclasses.replace(tx, frozen=lambda params: frozen_paths(freeze, params, _NAME))
+    # Norms are sums, whose order a mesh decides.
+    return adapting(factors, where, freeze, init=init, encode=encode, exact=False)
 
 
-def _lengths(leaf: jax.Array) -> jax.Array:
+def _lengths(leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
     """The norm of the weights of each output."""
-    return norm_like(leaf, (*(1,) * (leaf.ndim - 1), leaf.shape[-1]))
+    return norm_like(leaf, (*(1,) * (leaf.ndim - 1), leaf.shape[-1])).astype(dtype)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +18,10 @@ from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.leaves import Leaves, Start
+from nnopt_jax.transfer.parameter.adapters.freeze import frozen_paths
+from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.leaves import Leaves, Start, wrapping
+from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 
 
@@ -62,6 +67,44 @@ class Factors(NamedTuple):
         return Sum(leaf, product)
 
 
+def adapting(
+    factors: Factors,
+    where: Where,
+    freeze: Where | None,
+    *,
+    init: Callable[[Leaves, Start], Leaves],
+    encode: Callable[[Field, Any], Field],
+    exact: bool = True,
+) -> Transform:
+    """Makes a transform that learns something beside each leaf.
+
+    Args:
+        factors: how factors are made.
+        where: which leaves.
+        freeze: which parameters stop training.
+        init: `(dense leaves, Start) -> what is learned`, by path.
+        encode: `(leaf, what is learned) -> expression`.
+        exact: see `Transform`.
+
+    Returns:
+        The transform. It wraps.
+    """
+
+    def shown(leaves: Leaves, state: State, train: bool) -> Leaves:
+        del train
+        return {path: encode(leaf, state.learned[path]) for path, leaf in leaves.items()}
+
+    tx = wrapping(
+        factors.who,
+        where,
+        init=lambda leaves, start: (init(leaves, start), dict.fromkeys(leaves)),
+        encode=shown,
+        check=_misfit,
+        exact=exact,
+    )
+    return dataclasses.replace(tx, frozen=lambda params: frozen_paths(freeze, params, factors.who))
+
+
 def check_factors(
     settings: Settings, rank: Any, alpha: Any, rank_stabilized: Any, dtype: DTypeLike
 ) -> float:
@@ -75,7 +118,7 @@ def check_factors(
     return (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilized else rank)
 
 
-def misfit(path: str, leaf: Any) -> str | None:
+def _misfit(path: str, leaf: Any) -> str | None:
     """Why a leaf has no two sides."""
     del path
     return None if leaf.ndim >= 2 else f"has shape {leaf.shape}; an adapter needs two axes"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax.numpy as jnp
 
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.adapters.factors import Factors, check_factors, misfit
-from nnopt_jax.transfer.parameter.adapters.freeze import frozen_paths
-from nnopt_jax.transform.base import State, Transform
-from nnopt_jax.transform.leaves import Leaves, Start, matrices, wrapping
+from nnopt_jax.transfer.parameter.adapters.factors import Factors, adapting, check_factors
+from nnopt_jax.transform.base import Transform
+from nnopt_jax.transform.leaves import matrices
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 
@@ -72,13 +69,4 @@ def lora(
     """
     scale = check_factors(Settings(_NAME), rank, alpha, rank_stabilized, dtype)
     factors = Factors(_NAME, rank, scale, jnp.dtype(dtype))
-
-    def init(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
-        return factors.begin(leaves, start), dict.fromkeys(leaves)
-
-    def encode(leaves: Leaves, state: State, train: bool) -> Leaves:
-        del train
-        return {path: factors.added(x, state.learned[path]) for path, x in leaves.items()}
-
-    tx = wrapping(_NAME, where, init=init, encode=encode, check=misfit)
-    return dataclasses.replace(tx, frozen=lambda params: frozen_paths(freeze, params, _NAME))
+    return adapting(factors, where, freeze, init=factors.begin, encode=factors.added)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -96,22 +97,12 @@ def unstack(pattern: str, template: str) -> Rule:
         >>> graft(target, {"layers": {"w": jnp.ones((2, 3))}}, [rule]).params["layer_1"]["w"]
         Array([1., 1., 1.], dtype=float32)
     """
-    expression = compiled(pattern)
 
-    def change(leaves: Leaves, problems: Problems) -> tuple[Leaves, int]:
-        made, hits = {}, 0
-        for path, leaf in leaves.items():
-            found = expression.fullmatch(path)
-            if found is None:
-                put(made, path, leaf, problems)
-                continue
-            hits += 1
-            name = found.expand(template.replace("{index}", "\0"))
-            for index, layer in enumerate(show(leaf)):
-                put(made, name.replace("\0", str(index)), layer, problems)
-        return made, hits
+    def layers(path: str, leaf: Any, problems: Problems) -> dict[str, Any]:
+        del path, problems
+        return {str(index): layer for index, layer in enumerate(show(leaf))}
 
-    return Rule(f"unstack({pattern!r}, {template!r})", change)
+    return _spreading(f"unstack({pattern!r}, {template!r})", pattern, template, "{index}", layers)
 
 
 def fuse(pattern: str, template: str, order: Sequence[str], axis: int = -1) -> Rule:
@@ -166,6 +157,28 @@ def split(
         >>> graft(target, {"qk": {"w": jnp.arange(4.0)[None]}}, [rule]).params["k"]["w"]
         Array([[2., 3.]], dtype=float32)
     """
+
+    def parts(path: str, leaf: Any, problems: Problems) -> dict[str, Any]:
+        length = leaf.shape[axis]
+        each = [length // len(order)] * len(order) if sizes is None else list(sizes)
+        if len(each) != len(order) or sum(each) != length:
+            problems.add(path, f"of size {length} along axis {axis} has no parts of {each}")
+            return {}
+        ends = [sum(each[: i + 1]) for i in range(len(each) - 1)]
+        return dict(zip(order, jnp.split(show(leaf), ends, axis), strict=True))
+
+    text = f"split({pattern!r}, {template!r}, {tuple(order)!r}, axis={axis})"
+    return _spreading(text, pattern, template, "{part}", parts)
+
+
+def _spreading(
+    text: str,
+    pattern: str,
+    template: str,
+    slot: str,
+    parts: Callable[[str, Any, Problems], dict[str, Any]],
+) -> Rule:
+    """A rule that makes several leaves of one; the slot of the template takes their names."""
     expression = compiled(pattern)
 
     def change(leaves: Leaves, problems: Problems) -> tuple[Leaves, int]:
@@ -176,18 +189,12 @@ def split(
                 put(made, path, leaf, problems)
                 continue
             hits += 1
-            length = leaf.shape[axis]
-            each = [length // len(order)] * len(order) if sizes is None else list(sizes)
-            if len(each) != len(order) or sum(each) != length:
-                problems.add(path, f"of size {length} along axis {axis} has no parts of {each}")
-                continue
-            ends = [sum(each[: i + 1]) for i in range(len(each) - 1)]
-            name = found.expand(template.replace("{part}", "\0"))
-            for part, array in zip(order, jnp.split(show(leaf), ends, axis), strict=True):
+            name = found.expand(template.replace(slot, "\0"))
+            for part, array in parts(path, leaf, problems).items():
                 put(made, name.replace("\0", part), array, problems)
         return made, hits
 
-    return Rule(f"split({pattern!r}, {template!r}, {tuple(order)!r}, axis={axis})", change)
+    return Rule(text, change)
 
 
 def _grouped(
