@@ -27,7 +27,7 @@ def test_a_recipe_of_the_project(path):
     recipe = load(path)
     assert recipe.name == path.stem
     resolve.check(recipe)
-    made = resolve.call(recipe.model, "model")
+    made = resolve.call(recipe.model, "model", passed={"key": jax.random.key(0)})
     image = jax.ShapeDtypeStruct((1, 28, 28, 1), "float32")
     params = jax.eval_shape(made.init, jax.random.key(0), image)["params"]
     last = phases(recipe, 4000)[-1]
