@@ -82,6 +82,12 @@ def magnitude(every: int | None, mode: Any) -> Callable[[Case], tuple[Step, Any]
     return functools.partial(transformed, make)
 
 
+def scored(method: Callable[..., nnopt.Transform]) -> Callable[[Case], tuple[Step, Any]]:
+    """By gradients, which a schedule that starts at zero does not need before the first step."""
+    schedule = nnopt.pruning.one_shot(0.9, 1)
+    return functools.partial(transformed, functools.partial(method, schedule, where=KERNELS))
+
+
 def int8(every: int) -> Callable[[Case], tuple[Step, Any]]:
     uniform = nnopt.quantization.uniform
     make = functools.partial(uniform, 8, where=KERNELS, granularity="channel", every=every)
@@ -94,6 +100,8 @@ ROWS: dict[str, Callable[[Case], tuple[Step, Any]]] = {
     "mask in update": magnitude(None, "hard"),
     "mask chosen every 10": magnitude(10, "hard"),
     "mask chosen every step": magnitude(1, "hard"),
+    "mask chosen every step, movement": scored(nnopt.pruning.movement),
+    "mask chosen every step, taylor": scored(nnopt.pruning.taylor),
     "mask in forward": magnitude(None, "soft"),
     "int8 weights": int8(1),
     "int8 range every 10": int8(10),
