@@ -131,6 +131,11 @@ class Node:
         }
         return self.replace(**like)
 
+    def specs_alike(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None) -> Self:
+        """As `specs`, where all fields follow the weight along the axes where they have entries."""
+        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
+        return self.replace(**fields)
+
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Lists broken invariants, each a phrase to follow the class name.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static, store_field
+from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
 from nnopt_jax.arrays.bits import pack_integers
 from nnopt_jax.ops.grid import covers, expand
 from nnopt_jax.ops.levels import level_values
@@ -110,5 +110,4 @@ class Levels(Node):
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Levels:
         """Scales follow the weight along the axes where they have entries."""
-        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
-        return self.replace(**fields)
+        return self.specs_alike(spec, mesh)

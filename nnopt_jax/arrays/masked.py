@@ -12,7 +12,6 @@ from nnopt_jax.arrays.base import (
     Field,
     Node,
     compactable,
-    field_specs,
     is_node,
     map_elementwise,
     node,
@@ -99,8 +98,7 @@ class Masked(Node):
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Masked:
         """The mask is split like the values."""
-        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
-        return self.replace(**fields)
+        return self.specs_alike(spec, mesh)
 
     def store(self) -> Node:
         """`Sparse` with the kept elements only; the mask in bits where values cannot be cut."""

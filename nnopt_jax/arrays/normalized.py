@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, field_specs, node, show
+from nnopt_jax.arrays.base import Field, Node, node, show
 
 
 @node
@@ -72,8 +72,7 @@ class Normalized(Node):
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Normalized:
         """Both are split like the weight, the magnitude where it has more than one value."""
-        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
-        return self.replace(**fields)
+        return self.specs_alike(spec, mesh)
 
 
 def norm_like(base: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, field_specs, node, show
+from nnopt_jax.arrays.base import Field, Node, node, show
 
 
 @node
@@ -62,5 +62,4 @@ class Sum(Node):
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Sum:
         """Both terms are split like the weight."""
-        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
-        return self.replace(**fields)
+        return self.specs_alike(spec, mesh)

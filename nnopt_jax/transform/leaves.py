@@ -146,9 +146,8 @@ def make_start(
                              "stats=nnopt.statistics(loss, params, batches, names=tx.needs))"
                          )  # fmt: skip
     problems.raise_as(StatisticsError)
-    for name in sorted(
-        KINDS.keys() & given
-    ):  # others are a method's own, of whatever shape it wants
+    # Others are a method's own, of whatever shape it wants.
+    for name in sorted(KINDS.keys() & given):
         require_shapes(who, name, given[name], leaves)
     return Start(key, {n: {p: x for p, x in s.items() if p in leaves} for n, s in given.items()})
 

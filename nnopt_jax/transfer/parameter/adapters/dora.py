@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field
 from nnopt_jax.arrays.normalized import Normalized, norm_like
-from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.adapters.factors import Factors, adapting, check_factors
+from nnopt_jax.transfer.parameter.adapters.factors import adapting, make_factors
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Leaves, Start, matrices
 from nnopt_jax.tree.select import Where
@@ -63,8 +62,7 @@ def dora(
     References:
         Liu et al. 2024, DoRA: Weight-Decomposed Low-Rank Adaptation, section 4.
     """
-    scale = check_factors(Settings(_NAME), rank, alpha, rank_stabilized, dtype)
-    factors = Factors(_NAME, rank, scale, jnp.dtype(dtype))
+    factors = make_factors(_NAME, rank, alpha, rank_stabilized, dtype)
 
     def init(leaves: Leaves, start: Start) -> Leaves:
         made = factors.begin(leaves, start)

@@ -105,17 +105,19 @@ def adapting(
     return dataclasses.replace(tx, frozen=lambda params: frozen_paths(freeze, params, factors.who))
 
 
-def check_factors(
-    settings: Settings, rank: Any, alpha: Any, rank_stabilized: Any, dtype: DTypeLike
-) -> float:
-    """Checks the settings that all adapters share; the scale of the product."""
+def make_factors(
+    who: str, rank: Any, alpha: Any, rank_stabilized: Any, dtype: DTypeLike
+) -> Factors:
+    """Checks the settings that all adapters share, and reads the scale of the product off them."""
+    settings = Settings(who)
     settings.integer("rank", rank, 1)
     settings.number("alpha", alpha, 0, above=True, none=True)
     settings.flag("rank_stabilized", rank_stabilized)
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
         settings.wrong("dtype", dtype, "holds no floats.")
     settings.done()
-    return (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilized else rank)
+    over = math.sqrt(rank) if rank_stabilized else rank
+    return Factors(who, rank, (rank if alpha is None else alpha) / over, jnp.dtype(dtype))
 
 
 def _misfit(path: str, leaf: Any) -> str | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.adapters.factors import Factors, adapting, check_factors
+from nnopt_jax.transfer.parameter.adapters.factors import adapting, make_factors
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import matrices
 from nnopt_jax.tree.select import Where
@@ -67,6 +66,5 @@ def lora(
         Kalajdzievski 2023, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA,
         section 3.2; packed bases: Dettmers et al. 2023, QLoRA, section 3.
     """
-    scale = check_factors(Settings(_NAME), rank, alpha, rank_stabilized, dtype)
-    factors = Factors(_NAME, rank, scale, jnp.dtype(dtype))
+    factors = make_factors(_NAME, rank, alpha, rank_stabilized, dtype)
     return adapting(factors, where, freeze, init=factors.begin, encode=factors.added)
