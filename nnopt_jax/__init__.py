@@ -9,6 +9,7 @@ from nnopt_jax import (
     artifact as artifact,
     compression as compression,
     errors as errors,
+    parallel as parallel,
     pruning as pruning,
     quantization as quantization,
     transfer as transfer,

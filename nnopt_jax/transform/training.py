@@ -34,14 +34,14 @@ def _is_state(x: Any) -> bool:
     return isinstance(x, State)
 
 
-def _floats(tree: Any) -> Any:
+def floats(tree: Any) -> Any:
     """The float arrays of a tree, None elsewhere."""
     return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree)
 
 
-def filled(tree: Any, floats: Any) -> Any:
+def filled(tree: Any, moving: Any) -> Any:
     """Puts float arrays back in their places."""
-    return jax.tree.map(lambda x, new: x if new is None else new, tree, floats,
+    return jax.tree.map(lambda x, new: x if new is None else new, tree, moving,
                         is_leaf=lambda x: x is None)  # fmt: skip
 
 
@@ -67,8 +67,8 @@ def trainable(tx: Transform, params: Any, state: Any) -> Trainable:
         >>> nnopt.trainable(tx, params, tx.init(params)).learned
         {'kernel': (Array([0., 1.], dtype=float32),)}
     """
-    learned = jax.tree.map(lambda part: _floats(part.learned), state, is_leaf=_is_state)
-    moving = {path: _floats(leaf) for path, leaf in flatten(params, is_node).items()}
+    learned = jax.tree.map(lambda part: floats(part.learned), state, is_leaf=_is_state)
+    moving = {path: floats(leaf) for path, leaf in flatten(params, is_node).items()}
     still = {path: jax.tree.map(lambda x: None, moving[path]) for path in tx.frozen(params)}
     return Trainable(unflatten(params, moving | still, is_node), learned)
 
@@ -112,19 +112,51 @@ def value_and_grad(
     """
 
     def value_and_grads(params: Any, state: Any, *args: Any) -> tuple[Any, Grads]:
-        def show(moved: Trainable) -> Any:
-            now, then = _put(params, state, moved)
-            return materialize(tx.encode(now, then, train=True))
+        shown, pull_back = show(tx, params, state)
 
-        def of_floats(floats: Any) -> Any:
-            return loss(filled(shown, floats), *args)
+        def of_floats(moving: Any) -> Any:
+            return loss(filled(shown, moving), *args)
 
-        shown, pull_back = jax.vjp(show, trainable(tx, params, state))
-        value, slope = jax.value_and_grad(of_floats, has_aux=has_aux)(_floats(shown))
-        (train,) = pull_back(jax.tree.map(_cotangent, shown, slope, is_leaf=lambda x: x is None))
-        return value, Grads(train, slope)
+        value, slope = jax.value_and_grad(of_floats, has_aux=has_aux)(floats(shown))
+        return value, pull_back(slope)
 
     return value_and_grads
+
+
+def show(tx: Transform, params: Any, state: Any) -> tuple[Any, Callable[[Any], Grads]]:
+    """What the model sees while training, and the way back for gradients.
+
+    Args:
+        tx: the transform.
+        params: the parameters.
+        state: the transform's state.
+
+    Returns:
+        The dense parameters, and a function from the gradient at their float leaves (None for the
+        others) to both `Grads`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> from nnopt_jax.transform.training import show
+        >>> tx = nnopt.pruning.magnitude(0.5)
+        >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
+        >>> shown, pull_back = show(tx, params, tx.init(params))
+        >>> shown, pull_back({"kernel": jnp.ones((1, 2))}).train.params
+        ({'kernel': Array([[3., 0.]], dtype=float32)}, {'kernel': Array([[1., 0.]], dtype=float32)})
+    """
+
+    def dense(moved: Trainable) -> Any:
+        now, then = _put(params, state, moved)
+        return materialize(tx.encode(now, then, train=True))
+
+    shown, pull = jax.vjp(dense, trainable(tx, params, state))
+
+    def pull_back(slope: Any) -> Grads:
+        (train,) = pull(jax.tree.map(_cotangent, shown, slope, is_leaf=lambda x: x is None))
+        return Grads(train, slope)
+
+    return shown, pull_back
 
 
 def _cotangent(shown: jax.Array, slope: jax.Array | None) -> Any:

@@ -1,0 +1,75 @@
+"""What devices say to each other, counted in the compiled program."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, NamedTuple
+
+from nnopt_jax.tree.bits import dtype_bits
+
+_LINE = re.compile(
+    r" = (?P<result>.*?) "
+    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
+)
+_ARRAY = re.compile(r"\b([a-z]+[0-9][a-z0-9]*|pred)\[([0-9,]*)\]")
+_DTYPES = {"pred": "bool", "bf16": "bfloat16"}
+_LETTERS = {"s": "int", "u": "uint", "f": "float", "c": "complex"}
+
+
+class Traffic(NamedTuple):
+    """Collectives of one kind.
+
+    Args:
+        count: how many the program holds; one inside of a loop counts once.
+        bytes: of their results on one device.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.parallel.Traffic(count=2, bytes=64).bytes
+        64
+    """
+
+    count: int
+    bytes: int
+
+
+def collectives(compiled: Any) -> dict[str, Traffic]:
+    """Counts the collectives of a compiled function.
+
+    Args:
+        compiled: what `jax.jit(f).lower(...).compile()` returns, or its text.
+
+    Returns:
+        Count and bytes by kind: `"all-reduce"`, `"all-gather"`, `"reduce-scatter"`,
+        `"all-to-all"`, `"collective-permute"`; kinds that do not occur are left out.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> mesh = nnopt.parallel.mesh(data=8)
+        >>> x = nnopt.parallel.shard_batch(jnp.ones((8, 4)), mesh)
+        >>> nnopt.parallel.collectives(jax.jit(lambda x: x.sum(0)).lower(x).compile())
+        {'all-reduce': Traffic(count=1, bytes=16)}
+    """
+    text = compiled if isinstance(compiled, str) else compiled.as_text()
+    found: dict[str, Traffic] = {}
+    for line in _LINE.finditer(text):
+        arrays = _ARRAY.findall(line["result"])
+        if line["start"] and len(arrays) > 1:  # what goes in, then what comes out
+            arrays = arrays[len(arrays) // 2 :]
+        before = found.get(line["kind"], Traffic(0, 0))
+        found[line["kind"]] = Traffic(before.count + 1, before.bytes + sum(map(_bytes, arrays)))
+    return dict(sorted(found.items()))
+
+
+def _bytes(array: tuple[str, str]) -> int:
+    name, shape = array
+    size = math.prod(int(n) for n in shape.split(",") if n)
+    letters = name.rstrip("0123456789")
+    dtype = _DTYPES.get(name) or f"{_LETTERS.get(letters, letters)}{name[len(letters) :]}"
+    try:
+        bits = dtype_bits(dtype)
+    except TypeError:  # float8 in the compiler's own spelling: f8e4m3fn
+        bits = int(re.search(r"\d+", name)[0])  # pyright: ignore[reportOptionalSubscript]
+    return -(-size * bits // 8)

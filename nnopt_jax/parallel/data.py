@@ -1,0 +1,199 @@
+"""Data parallelism: batches split over a mesh, fed by every process, the last one uneven."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from nnopt_jax.errors import ShapeError
+from nnopt_jax.parallel.mesh import batch_spec, parts
+from nnopt_jax.settings import Settings
+from nnopt_jax.tree.paths import flatten
+
+UNEVEN = ("error", "pad", "drop")
+
+
+def process_rows(size: int, mesh: Mesh, *, axes: Sequence[str] | None = None) -> np.ndarray:
+    """Which rows of a batch of the whole mesh this process is to read.
+
+    Args:
+        size: rows of the batch, over all processes.
+        mesh: the devices.
+        axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
+
+    Returns:
+        int, ascending: all rows that a device of this process holds. Where a process holds only
+        a share of the model, the rows of several processes are the same.
+
+    Raises:
+        ShapeError: the rows do not divide.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> len(nnopt.parallel.process_rows(16, nnopt.parallel.mesh(data=8)))
+        16
+    """
+    who = "parallel.process_rows"
+    sharding, ways = _split(mesh, axes, who)
+    require_divisible(who, np.empty((size, 0)), ways, "")
+    spans = sharding.addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[span] for span in spans if span]))
+
+
+def shard_batch(batch: Any, mesh: Mesh, *, axes: Sequence[str] | None = None) -> Any:
+    """Splits a batch along its first axis.
+
+    Args:
+        batch: a pytree of arrays `(rows, ...)`; with several processes the rows that
+            `process_rows` names.
+        mesh: the devices.
+        axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
+
+    Returns:
+        The tree of arrays over the whole mesh.
+
+    Raises:
+        ShapeError: the rows do not divide, or the arrays differ in their number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> batch = {"x": jnp.ones((16, 3)), "y": jnp.zeros(16)}
+        >>> split = nnopt.parallel.shard_batch(batch, nnopt.parallel.mesh(data=8))
+        >>> split["x"].addressable_shards[0].data.shape
+        (2, 3)
+    """
+    who = "parallel.shard_batch"
+    sharding, ways = _split(mesh, axes, who)
+    if sharding.is_fully_addressable:
+        require_divisible(who, batch, ways, ", or fill it up by parallel.pad_batch")
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def pad_batch(batch: Any, size: int) -> tuple[Any, np.ndarray]:
+    """Fills a batch up by repeating its last row.
+
+    Args:
+        batch: a pytree of arrays `(rows, ...)`, of NumPy or JAX.
+        size: rows wanted.
+
+    Returns:
+        The batch of `size` rows, and float32 weights `(size,)`: 1 for its own rows, 0 for those
+        that fill it. A loss `parallel.Weighted((weight * losses).sum(), weight.sum())` is the
+        mean over the rows that are real.
+
+    Raises:
+        ShapeError: the batch is empty, has more rows, or arrays of different numbers of rows.
+
+    Example:
+        >>> import numpy as np
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.parallel.pad_batch(np.array([5, 6, 7]), 4)
+        (array([5, 6, 7, 7]), array([1., 1., 1., 0.], dtype=float32))
+    """
+    rows = rows_of("parallel.pad_batch", batch)
+    if not 0 < rows <= size:
+        raise ShapeError(f"parallel.pad_batch: {rows} rows cannot be filled up to {size}.")
+    take = np.minimum(np.arange(size), rows - 1)
+    weight = (np.arange(size) < rows).astype(np.float32)
+    return (batch if rows == size else jax.tree.map(lambda x: x[take], batch)), weight
+
+
+def feed(
+    batches: Iterable[Any],
+    mesh: Mesh,
+    *,
+    uneven: str = "error",
+    prefetch: int = 2,
+    axes: Sequence[str] | None = None,
+) -> Iterator[Any]:
+    """Puts batches on the devices ahead of their use.
+
+    Args:
+        batches: of pytrees of arrays `(rows, ...)`; with several processes, each gives the rows
+            that `process_rows` names, and all give as many batches.
+        mesh: the devices.
+        uneven: what becomes of a batch of fewer rows than the first: `"error"`; `"pad"` fills it
+            up, and every item is then the pair that `pad_batch` returns; `"drop"` leaves it out.
+        prefetch: how many batches are on their way at a time.
+        axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
+
+    Yields:
+        The batches, split along their first axis.
+
+    Raises:
+        ShapeError: a batch does not divide, has more rows than the first or, by `"error"`, fewer.
+        ValueRangeError: a setting is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> import nnopt_jax as nnopt
+        >>> batches = [np.ones((8, 2)), np.ones((3, 2))]
+        >>> mesh = nnopt.parallel.mesh(data=8)
+        >>> [float(w.sum()) for _, w in nnopt.parallel.feed(batches, mesh, uneven="pad")]
+        [8.0, 3.0]
+    """
+    settings = Settings("parallel.feed")
+    settings.choice("uneven", uneven, UNEVEN)
+    settings.integer("prefetch", prefetch, 1)
+    settings.done()
+    even = _even(batches, uneven)
+    waiting = collections.deque(
+        shard_batch(batch, mesh, axes=axes) for batch in itertools.islice(even, prefetch)
+    )
+    while waiting:
+        yield waiting.popleft()
+        waiting.extend(shard_batch(b, mesh, axes=axes) for b in itertools.islice(even, 1))
+
+
+def _even(batches: Iterable[Any], uneven: str) -> Iterator[Any]:
+    """Batches of the first one's number of rows."""
+    who, size = "parallel.feed", None
+    for number, batch in enumerate(batches, 1):
+        rows = rows_of(who, batch)
+        size = rows if size is None else size
+        if rows > size or (rows < size and uneven == "error"):
+            raise ShapeError(
+                f"{who}: batch {number} has {rows} rows, the first has {size}; give "
+                "uneven='pad' or 'drop' for a last one of fewer."
+            )
+        if uneven == "pad":
+            yield pad_batch(batch, size)
+        elif rows == size:
+            yield batch
+
+
+def require_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
+    """Wants batches whose rows divide into equal shares.
+
+    Raises:
+        ShapeError: they do not.
+    """
+    rows = rows_of(who, batch)
+    if rows % ways:
+        raise ShapeError(
+            f"{who}: {rows} rows do not divide into {ways} shares; take a batch of "
+            f"{rows - rows % ways or ways} or {rows - rows % ways + ways}{advice}."
+        )
+
+
+def _split(mesh: Mesh, axes: Sequence[str] | None, who: str) -> tuple[NamedSharding, int]:
+    """How a batch lies, and into how many shares it is split."""
+    spec = batch_spec(mesh, axes, who)
+    return NamedSharding(mesh, spec), parts(mesh, spec[0] if spec else None)
+
+
+def rows_of(who: str, batch: Any) -> int:
+    """The number of rows of all arrays of a batch."""
+    rows = {path: np.shape(x)[:1] for path, x in flatten(batch).items()}
+    if len(set(rows.values())) == 1 and () not in rows.values():
+        return next(iter(rows.values()))[0]
+    told = ", ".join(f"{path or 'it'} has {n[0] if n else 'no axis'}" for path, n in rows.items())
+    raise ShapeError(f"{who}: the arrays of a batch need one number of rows; {told or 'none is'}.")

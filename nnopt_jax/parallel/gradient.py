@@ -1,0 +1,127 @@
+"""The gradient of a batch on a mesh: rows in parallel, micro-batches one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.parallel.mesh import constrain
+from nnopt_jax.parallel.specs import Shards
+from nnopt_jax.transform.training import filled, floats
+from nnopt_jax.typing import Array, ArrayLike, Key
+
+
+class Weighted(NamedTuple):
+    """What a loss may return in place of a mean: a sum, and what to divide it by.
+
+    Over devices and micro-batches sums and weights are added before they are divided, so that
+    padded rows and sequences of unequal length count as in one batch on one device.
+
+    Args:
+        total: the weighted sum of the losses of all rows.
+        weight: the sum of their weights; no gradient flows through it.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.parallel.Weighted(total=6.0, weight=3.0).total
+        6.0
+    """
+
+    total: ArrayLike
+    weight: ArrayLike
+
+
+class _Sums(NamedTuple):
+    """What micro-batches add up to."""
+
+    total: Any
+    weight: Any
+    aux: Any
+    slope: Any
+
+
+def gradient(
+    loss: Callable[..., Any],
+    plan: Shards,
+    rows: PartitionSpec,
+    accumulate: int,
+    remat: bool | Callable[..., Any],
+    has_aux: bool,
+) -> Callable[..., tuple[Any, Any]]:
+    """Differentiates a loss with regard to the dense parameters that it sees.
+
+    Args:
+        loss: as `train_step` takes it.
+        plan: how the parameters are split, between steps and in use.
+        rows: how a batch is split.
+        accumulate: number of micro-batches.
+        remat: as `train_step` takes it.
+        has_aux: as `train_step` takes it.
+
+    Returns:
+        `f(shown, batch, key) -> (value, slope)`; the slope has the parameters' float leaves, None
+        for the others, and lies as the parameters do between steps.
+    """
+
+    def of_batch(moving: Any, shown: Any, batch: Any, key: Key | None) -> Any:
+        dense = constrain(filled(shown, moving), plan.devices, plan.logical_used)
+        found = loss(dense, batch) if key is None else loss(dense, batch, key)
+        value, aux = found if has_aux else (found, None)
+        value = value if isinstance(value, Weighted) else Weighted(value, jnp.float32(1))
+        return value.total, (jax.lax.stop_gradient(value.weight), aux)
+
+    if remat:
+        policy = remat if callable(remat) else jax.checkpoint_policies.dots_saveable
+        of_batch = jax.checkpoint(of_batch, policy=policy)
+
+    def sums(shown: Any, batch: Any, key: Key | None) -> _Sums:
+        differentiate = jax.value_and_grad(of_batch, has_aux=True)
+        (total, (weight, aux)), slope = differentiate(floats(shown), shown, batch, key)
+        return _Sums(total, weight, aux, constrain(slope, plan.devices, plan.logical))
+
+    def of_all(shown: Any, batch: Any, key: Key | None) -> tuple[Any, Any]:
+        if accumulate == 1:
+            found = sums(shown, batch, key)
+        else:
+            found = _accumulate(sums, shown, _cut(batch, accumulate, plan, rows), key)
+        value = found.total / found.weight
+        slope = jax.tree.map(lambda g: (g / found.weight).astype(g.dtype), found.slope)
+        slope = jax.tree.map(lambda g, x: g.astype(x.dtype), slope, floats(shown))
+        if not has_aux:
+            return value, slope
+        return (value, jax.tree.map(lambda x: x / accumulate, found.aux)), slope
+
+    return of_all
+
+
+def _cut(batch: Any, count: int, plan: Shards, rows: PartitionSpec) -> Any:
+    """Micro-batches along a new first axis, each of rows of every device."""
+
+    def one(x: Array) -> Array:
+        return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+
+    return constrain(jax.tree.map(one, batch), plan.devices, PartitionSpec(None, *rows))
+
+
+def _accumulate(sums: Callable[..., _Sums], shown: Any, micro: Any, key: Key | None) -> _Sums:
+    """Adds over micro-batches, floats in float32 at least."""
+
+    def wide(x: Array) -> Array:
+        narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
+        return x.astype(jnp.float32) if narrow else x
+
+    def one(number: ArrayLike, batch: Any) -> _Sums:
+        own = None if key is None else jax.random.fold_in(key, number)
+        return jax.tree.map(wide, sums(shown, batch, own))
+
+    def add(before: _Sums, item: Any) -> tuple[_Sums, None]:
+        return jax.tree.map(jnp.add, before, one(*item)), None
+
+    first = jax.tree.map(lambda x: x[0], micro)
+    rest = jax.tree.map(lambda x: x[1:], micro)
+    count = jax.tree.leaves(micro)[0].shape[0]
+    return jax.lax.scan(add, one(0, first), (jnp.arange(1, count), rest))[0]

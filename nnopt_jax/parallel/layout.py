@@ -1,0 +1,112 @@
+"""How all that training keeps is split: parameters, the transform's state, the optimizer's."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import PartitionSpec
+from jax.tree_util import GetAttrKey, tree_leaves_with_path
+
+from nnopt_jax.parallel.mesh import named
+from nnopt_jax.parallel.parameter import optimizer_specs
+from nnopt_jax.parallel.specs import Shards, share_bits
+from nnopt_jax.transform import State, Transform, state_specs, trainable
+from nnopt_jax.transform.base import abstract_state
+
+
+class TrainState(NamedTuple):
+    """All that changes while training; a pytree to be checkpointed whole.
+
+    Args:
+        params: the parameters.
+        state: the transform's.
+        opt_state: the optimizer's.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.parallel.TrainState(params=1, state=(), opt_state=2).params
+        1
+    """
+
+    params: Any
+    state: Any
+    opt_state: Any
+
+
+class Layout(NamedTuple):
+    """How a `TrainState` lies.
+
+    Args:
+        mesh: the devices.
+        shapes: shape and dtype of every array.
+        specs: its `PartitionSpec`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import nnopt_jax as nnopt
+        >>> plan = nnopt.parallel.specs({"w": jnp.ones((8, 1024))}, nnopt.parallel.mesh(fsdp=8))
+        >>> run = nnopt.parallel.train_step(lambda p, x: p["w"].sum(), optax.adam(1e-3), plan=plan)
+        >>> run.layout.device_bytes
+        TrainState(params=4096, state=0, opt_state=8196)
+    """
+
+    mesh: Any
+    shapes: TrainState
+    specs: TrainState
+
+    @property
+    def shardings(self) -> TrainState:
+        """The `NamedSharding` of every array."""
+        return named(self.mesh, self.specs)
+
+    @property
+    def device_bytes(self) -> TrainState:
+        """Bytes on one device, of each part."""
+        return TrainState(
+            *(
+                _bytes(shapes, specs, self.mesh)
+                for shapes, specs in zip(self.shapes, self.specs, strict=True)
+            )
+        )
+
+
+def layout(tx: Transform, optimizer: Any, plan: Shards) -> Layout:
+    """Derives from the parameters' plan how everything else lies.
+
+    Args:
+        tx: the transform.
+        optimizer: of optax.
+        plan: of the parameters.
+
+    Returns:
+        Shapes, specs and shardings of the state that training begins with.
+    """
+    state = abstract_state(tx, plan.params)
+    moved = jax.eval_shape(lambda p, s: trainable(tx, p, s), plan.params, state)
+    opt_state = jax.eval_shape(optimizer.init, moved)
+    like = state_specs(tx, plan.params, plan.logical, plan.mesh)  # pyright: ignore[reportArgumentType]
+    split = jax.tree.map(plan.split_further, state, like)
+    learned = jax.tree.map(lambda s: s.learned, split, is_leaf=lambda x: isinstance(x, State))
+    known = {
+        (GetAttrKey(name), *keys): spec
+        for name, tree in (("params", plan.specs), ("learned", learned))
+        for keys, spec in tree_leaves_with_path(tree, is_leaf=_is_spec)
+    }
+    specs = TrainState(
+        plan.specs, split, optimizer_specs(opt_state, moved, known, plan.split_further)
+    )
+    return Layout(plan.devices, TrainState(plan.params, state, opt_state), specs)
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
+
+
+def _bytes(shapes: Any, specs: Any, mesh: Any) -> int:
+    arrays, structure = jax.tree.flatten(shapes)
+    bits = sum(
+        share_bits(x, spec, mesh)
+        for x, spec in zip(arrays, structure.flatten_up_to(specs), strict=True)
+    )
+    return -(-bits // 8)

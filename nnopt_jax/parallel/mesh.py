@@ -1,0 +1,156 @@
+"""Meshes: devices in named axes, placed by the compiler on our side, whatever the caller's are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from nnopt_jax.errors import SelectionError, ShapeError
+from nnopt_jax.settings import Settings, is_whole
+
+BATCH_AXES = ("data", "fsdp")
+"""The axes, where a mesh has them, over which the examples of a batch are split."""
+
+
+def mesh(*, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
+    """Puts devices into named axes.
+
+    The axes are `AxisType.Auto`: models need no annotation. By custom `data` splits the batch,
+    `fsdp` the batch and the parameters, `model` the parameters' own axes, `stage` the layers; any
+    other name will do where rules use it.
+
+    Args:
+        devices: which; default all of all processes.
+        **axes: how many devices lie along each axis; -1 for one axis takes what is left.
+
+    Returns:
+        The mesh, the last axis on devices that are nearest to each other.
+
+    Raises:
+        ShapeError: the sizes do not multiply to the number of devices.
+        ValueRangeError: a size is no whole number of 1 or more (or -1, once).
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> dict(nnopt.parallel.mesh(data=2, model=-1).shape)
+        {'data': 2, 'model': 4}
+        >>> nnopt.parallel.mesh(data=3, model=2)
+        Traceback (most recent call last):
+        nnopt_jax.errors.ShapeError: parallel.mesh: data=3 x model=2 takes 6 devices, and there \
+are 8; change an axis, let one be -1, or give devices=jax.devices()[:6].
+    """
+    settings = Settings("parallel.mesh")
+    if not axes:
+        settings.wrong("axes", axes, "names no axis; give e.g. data=-1.")
+    if list(axes.values()).count(-1) > 1:
+        settings.wrong("axes", axes, "has more than one -1.")
+    for name, size in axes.items():
+        if not is_whole(size) or (size < 1 and size != -1):
+            settings.wrong(name, size, "is not a whole number of 1 or more, or -1.")
+    settings.done()
+    devices = jax.devices() if devices is None else list(devices)
+    given = math.prod(size for size in axes.values() if size != -1)
+    sizes = {name: len(devices) // given if n == -1 else n for name, n in axes.items()}
+    if math.prod(sizes.values()) != len(devices):
+        written = " x ".join(f"{name}={size}" for name, size in axes.items())
+        takes = "a multiple of " * (-1 in axes.values()) + str(given)
+        some = f", or give devices=jax.devices()[:{given}]" if given <= len(devices) else ""
+        raise ShapeError(
+            f"parallel.mesh: {written} takes {takes} devices, and there are {len(devices)}; "
+            f"change an axis, let one be -1{some}."
+        )
+    shape, names = tuple(sizes.values()), tuple(sizes)
+    return jax.make_mesh(shape, names, (AxisType.Auto,) * len(names), devices=devices)
+
+
+def parts(mesh: Mesh | AbstractMesh, axes: Any) -> int:
+    """Into how many parts one entry of a `PartitionSpec` splits an axis of an array.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> from nnopt_jax.parallel.mesh import parts
+        >>> mesh = nnopt.parallel.mesh(data=2, model=4)
+        >>> parts(mesh, None), parts(mesh, "model"), parts(mesh, ("data", "model"))
+        (1, 4, 8)
+    """
+    return math.prod(mesh.shape[name] for name in axis_names(axes))
+
+
+def axis_names(axes: Any) -> tuple[str, ...]:
+    """The mesh axes that one entry of a `PartitionSpec` names."""
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+def batch_spec(mesh: Mesh | AbstractMesh, axes: Sequence[str] | None, who: str) -> PartitionSpec:
+    """How the first axis of a batch is split: by `data` and `fsdp`, or by what the caller names.
+
+    Raises:
+        SelectionError: the mesh has no such axis.
+    """
+    if axes is None:
+        axes = [name for name in BATCH_AXES if name in mesh.shape]
+    if unknown := [name for name in axes if name not in mesh.shape]:
+        raise SelectionError(
+            f"{who}: batch axis {unknown[0]!r} is not in the mesh; its axes are "
+            f"{', '.join(mesh.shape)}."
+        )
+    return PartitionSpec(tuple(axes)) if axes else PartitionSpec()
+
+
+def constrain(tree: Any, mesh: Mesh, specs: Any) -> Any:
+    """States, inside of compiled code, how the arrays of a tree are split.
+
+    Works under the automatic axes that `automatic` provides on a mesh of any kind.
+
+    Args:
+        tree: any pytree of arrays.
+        mesh: their mesh.
+        specs: a `PartitionSpec` for each array, or one for all.
+
+    Returns:
+        The tree.
+    """
+    if isinstance(specs, PartitionSpec):
+        specs = jax.tree.map(lambda _: specs, tree)
+    mesh = with_automatic_axes(mesh)
+
+    def one(spec: PartitionSpec, x: Any) -> Any:
+        if x is None:
+            return None
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, specs, tree, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def with_automatic_axes(mesh: Mesh) -> Mesh:
+    """The same devices and names, every axis Auto."""
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def automatic(function: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..., Any]:
+    """Lets the compiler place what a function computes, on a mesh with Explicit axes too.
+
+    Args:
+        function: of arrays on the mesh.
+        mesh: the mesh.
+        out: a `NamedSharding` for each array that it returns.
+
+    Returns:
+        The function, to be compiled.
+    """
+    if all(kind == AxisType.Auto for kind in mesh.axis_types):
+        return function
+    return jax.sharding.auto_axes(function, out_sharding=out)
+
+
+def named(mesh: Mesh, specs: Any) -> Any:
+    """A `NamedSharding` in place of every `PartitionSpec`."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )

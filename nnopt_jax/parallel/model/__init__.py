@@ -1,0 +1,1 @@
+"""Model parallelism: single layers split (tensor), and layers one after another (pipeline)."""

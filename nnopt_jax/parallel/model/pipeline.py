@@ -1,0 +1,251 @@
+"""Pipeline parallelism: blocks on devices one after another, by GPipe or going round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from nnopt_jax.errors import Problems, ShapeError
+from nnopt_jax.parallel.data import require_divisible
+from nnopt_jax.parallel.mesh import batch_spec, constrain, parts, with_automatic_axes
+from nnopt_jax.settings import Settings
+from nnopt_jax.tree.paths import flatten
+from nnopt_jax.typing import Array
+
+
+def stack_stages(blocks: Sequence[Any], stages: int, *, repeats: int = 1) -> Any:
+    """Lays blocks out for a pipeline.
+
+    Block `l` goes to stage `(l // K) % stages`, K blocks at a time.
+
+    Args:
+        blocks: the parameters of each block, in order; trees of one structure and shape.
+        stages: devices along the pipeline.
+        repeats: how often a batch goes round; more make shorter bubbles, and more messages.
+
+    Returns:
+        One tree of leaves `(repeats, stages, K, ...)`; `(None, "stage")` splits it.
+
+    Raises:
+        ShapeError: the blocks do not divide, or are not alike.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.parallel import stack_stages
+        >>> blocks = [{"scale": jnp.full(3, i, jnp.float32)} for i in range(8)]
+        >>> stack_stages(blocks, stages=2, repeats=2)["scale"][:, :, :, 0]
+        Array([[[0., 1.],
+                [2., 3.]],
+        <BLANKLINE>
+               [[4., 5.],
+                [6., 7.]]], dtype=float32)
+    """
+    who = "parallel.stack_stages"
+    settings = Settings(who)
+    settings.integer("stages", stages, 1)
+    settings.integer("repeats", repeats, 1)
+    settings.done()
+    if not blocks or len(blocks) % (stages * repeats):
+        raise ShapeError(
+            f"{who}: {len(blocks)} blocks do not divide into {stages} stages x {repeats} repeats; "
+            f"their number must be a multiple of {stages * repeats}."
+        )
+    problems = Problems(who)
+    first = flatten(blocks[0])
+    for number, block in enumerate(blocks):
+        shapes = {path: leaf.shape for path, leaf in flatten(block).items()}
+        if shapes != {path: leaf.shape for path, leaf in first.items()}:
+            problems.add(f"block {number}", "has other leaves or shapes than block 0")
+    problems.raise_as(ShapeError)
+    shape = (repeats, stages, len(blocks) // (stages * repeats))
+    return jax.tree.map(lambda *x: jnp.stack(x).reshape(*shape, *x[0].shape), *blocks)
+
+
+def unstack_stages(staged: Any) -> list[Any]:
+    """Undoes `stack_stages`.
+
+    Args:
+        staged: a tree of leaves `(repeats, stages, K, ...)`.
+
+    Returns:
+        The blocks in order.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.parallel import stack_stages, unstack_stages
+        >>> unstack_stages(stack_stages([{"scale": jnp.ones(2)}] * 4, stages=2))[3]
+        {'scale': Array([1., 1.], dtype=float32)}
+    """
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), staged)
+    count = jax.tree.leaves(flat)[0].shape[0]
+    return [jax.tree.map(lambda x, i=i: x[i], flat) for i in range(count)]
+
+
+def bubble(stages: int, microbatches: int, repeats: int = 1) -> float:
+    """The share of time that a stage of a pipeline waits, forward and backward.
+
+    (S - 1) / (R M + S - 1)
+
+    Args:
+        stages: S.
+        microbatches: M.
+        repeats: R.
+
+    Returns:
+        A number from 0 to 1.
+
+    Example:
+        >>> from nnopt_jax.parallel import bubble
+        >>> bubble(stages=4, microbatches=8), bubble(stages=4, microbatches=8, repeats=2)
+        (0.2727272727272727, 0.15789473684210525)
+    """
+    return (stages - 1) / (repeats * microbatches + stages - 1)
+
+
+def pipeline(
+    block: Callable[[Any, Any], Any],
+    mesh: Mesh,
+    *,
+    microbatches: int,
+    axis: str = "stage",
+    remat: bool = True,
+) -> Callable[[Any, Any], Any]:
+    """Runs blocks one after another, each on the device that holds it.
+
+    A batch is cut into micro-batches; while one is in the second stage the next is in the first.
+    Each stage runs its K blocks, hands the result on, and with `repeats` a batch goes round as
+    often. Only the stage axis is handled by hand: batches stay split over `data`, and leaves over
+    `model`, inside. All of it differentiates; the backward pass is a pipeline too.
+
+    Args:
+        block: `block(params, x) -> x`, the result of the shapes and dtypes of `x`, which is an
+            array `(rows, ...)` or a pytree of them.
+        mesh: the devices.
+        microbatches: M; with repeats, at least as many as stages.
+        axis: the mesh axis of the stages.
+        remat: whether a block's inner values are computed again in the backward pass.
+
+    Returns:
+        `f(staged, x) -> x` for leaves as `stack_stages` lays them out.
+
+    Raises:
+        ShapeError: rows do not divide, leaves are of another number of stages, or there are too
+            few micro-batches.
+        ValueRangeError: `axis` is no axis of the mesh.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax import parallel
+        >>> mesh = parallel.mesh(data=2, stage=4)
+        >>> staged = parallel.stack_stages([{"scale": jnp.array([2.0])}] * 4, stages=4)
+        >>> run = parallel.pipeline(lambda p, x: p["scale"] * x, mesh, microbatches=2)
+        >>> run(staged, jnp.ones(4))
+        Array([16., 16., 16., 16.], dtype=float32)
+
+    References:
+        Huang et al., GPipe, arXiv:1811.06965; Narayanan et al. (circular), arXiv:2104.04473.
+    """
+    who = "parallel.pipeline"
+    settings = Settings(who)
+    settings.integer("microbatches", microbatches, 1)
+    settings.choice("axis", axis, tuple(mesh.shape))
+    settings.done()
+    mesh = with_automatic_axes(mesh)
+    rows = batch_spec(mesh, None, who)
+    shares = parts(mesh, rows[0] if rows else None) * microbatches
+    stages = mesh.shape[axis]
+    inner = jax.checkpoint(block) if remat else block
+
+    def run(staged: Any, x: Any) -> Any:
+        repeats = _require_staged(who, staged, stages, microbatches)
+        require_divisible(who, x, shares, "")
+        cut = jax.tree.map(lambda a: _cut(a, microbatches), x)
+        cut = constrain(cut, mesh, PartitionSpec(None, *rows))
+        turn = jax.shard_map(
+            _schedule(inner, axis, stages, microbatches, repeats),
+            mesh=mesh,
+            in_specs=(PartitionSpec(None, axis), PartitionSpec(), PartitionSpec(axis)),
+            out_specs=PartitionSpec(),
+            axis_names={axis},
+        )
+        # Which stage it is comes in as data: the compiler knows no index of a hand-made axis
+        # among automatic ones.
+        out = turn(staged, cut, jnp.arange(stages))
+        return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), out)
+
+    return jax.jit(run)
+
+
+def _cut(x: Array, count: int) -> Array:
+    """Micro-batches along a new first axis, each of rows of every device."""
+    return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _schedule(
+    block: Callable[[Any, Any], Any], axis: str, stages: int, count: int, repeats: int
+) -> Callable[..., Any]:
+    """What one stage does, tick by tick."""
+
+    def stage(params: Any, x: Any) -> Any:
+        return jax.lax.scan(lambda h, p: (block(p, h), None), x, params)[0]
+
+    def run(staged: Any, cut: Any, index: Array) -> Any:
+        staged, index = jax.tree.map(lambda a: a[:, 0], staged), index[0]
+        cut = jax.lax.pcast(cut, (axis,), to="varying")
+        ring = [(i, (i + 1) % stages) for i in range(stages)]
+
+        def tick(carry: tuple[Any, Any], now: Array) -> tuple[tuple[Any, Any], Any]:
+            arrived, returned = carry
+            age = now - index  # negative until the first micro-batch is here: what is then
+            turn, micro = jnp.clip(age // count, 0, repeats - 1), age % count  # made is dropped
+            fresh = _at(cut, micro)
+            if repeats > 1:
+                fresh = _where(turn == 0, fresh, _at(returned, micro))
+            out = stage(_at(staged, turn), _where(index == 0, fresh, arrived))
+            passed = jax.tree.map(lambda a: jax.lax.ppermute(a, axis, ring), out)
+            if repeats > 1:  # the first stage keeps what comes round until its turn
+                slot = (now - (stages - 1)) % count
+                kept = _where(now >= stages - 1, passed, _at(returned, slot))
+                returned = jax.tree.map(lambda a, new: a.at[slot].set(new), returned, kept)
+            return (passed, returned), out
+
+        zeros = jax.tree.map(jnp.zeros_like, cut)
+        start = _at(zeros, 0), zeros if repeats > 1 else None
+        ticks = jnp.arange(count * repeats + stages - 1)
+        _, outs = jax.lax.scan(tick, start, ticks)
+        last = jax.tree.map(lambda a: a[count * (repeats - 1) + stages - 1 :], outs)
+        return jax.tree.map(
+            lambda a: jax.lax.psum(jnp.where(index == stages - 1, a, jnp.zeros_like(a)), axis), last
+        )
+
+    return run
+
+
+def _at(tree: Any, index: Any) -> Any:
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, False), tree)
+
+
+def _where(condition: Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def _require_staged(who: str, staged: Any, stages: int, microbatches: int) -> int:
+    """Wants leaves laid out for this pipeline; returns the repeats."""
+    problems = Problems(who)
+    shapes = {path: leaf.shape[:3] for path, leaf in flatten(staged).items()}
+    for path, shape in shapes.items():
+        if len(shape) < 3 or shape[1] != stages or shape[0] != next(iter(shapes.values()))[0]:
+            problems.add(path, f"begins with axes {shape}; wanted (repeats, {stages}, blocks), as "
+                               f"stack_stages(blocks, stages={stages}) makes them")  # fmt: skip
+    problems.raise_as(ShapeError)
+    repeats = next(iter(shapes.values()))[0]
+    if repeats > 1 and microbatches < stages:
+        raise ShapeError(
+            f"{who}: {microbatches} micro-batches are fewer than the {stages} stages, which "
+            f"repeats do not allow; give microbatches={stages} or more."
+        )
+    return repeats

@@ -1,0 +1,149 @@
+"""Tensor parallelism by rule: which axis of which leaf lies along which axis of the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
+from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
+from nnopt_jax.parallel.mesh import axis_names, parts
+from nnopt_jax.tree.paths import flatten
+from nnopt_jax.tree.select import Where, resolve, selector
+
+Rule = tuple[Where, Any]
+"""Which leaves, and their `PartitionSpec` (or a tuple of its entries; None: whole, always)."""
+
+
+class Ruled(NamedTuple):
+    """What is known of a leaf.
+
+    Args:
+        spec: how its axes are split.
+        reason: who says so, for tables; empty where nobody does.
+        pinned: whether it is to stay whole, whatever else applies.
+    """
+
+    spec: PartitionSpec
+    reason: str = ""
+    pinned: bool = False
+
+
+def by_rules(
+    leaves: Mapping[str, Any], rules: Sequence[Rule], mesh: Mesh | AbstractMesh, who: str
+) -> dict[str, Ruled]:
+    """The leaves that rules speak of, the first rule that matches a leaf deciding.
+
+    Args:
+        leaves: arrays or nodes by path.
+        rules: `(where, spec)` pairs.
+        mesh: whose axes the specs name.
+        who: the function that asks, for errors.
+
+    Returns:
+        What the rules say, by path.
+
+    Raises:
+        SelectionError: rules match no leaf, or only leaves that earlier rules have.
+        ShapeError: specs name unknown axes, one axis twice, more axes than a leaf has, or split
+            an axis into parts of different sizes. All are listed.
+    """
+    found: dict[str, Ruled] = {}
+    dead, wrong = Problems(who), Problems(who)
+    for number, rule in enumerate(rules, 1):
+        where, spec = _pair(rule, number, who)
+        try:
+            matched = resolve(where, leaves, who)
+        except SelectionError as error:
+            dead.add("", str(error).removeprefix(f"{who}: ").replace("rule", f"rule {number}", 1))
+            continue
+        fresh = [path for path in matched if path not in found]
+        if not fresh:
+            dead.add("", f"rule {number} {selector(where).text} only matches leaves that earlier "
+                         "rules have; put it before them, or drop it"
+                    )  # fmt: skip
+        for path in fresh:
+            found[path] = Ruled(
+                PartitionSpec() if spec is None else spec, f"rule {number}", spec is None
+            )
+            check(path, leaves[path].shape, found[path], mesh, wrong)
+    dead.raise_as(SelectionError)
+    wrong.raise_as(ShapeError)
+    return found
+
+
+def by_annotation(
+    leaves: Mapping[str, Any], annotations: Any, mesh: Mesh | AbstractMesh, who: str
+) -> dict[str, Ruled]:
+    """The leaves that the model itself annotates.
+
+    Args:
+        leaves: arrays or nodes by path.
+        annotations: a tree of the parameters' structure of `PartitionSpec` or None, such as
+            `flax.linen.get_partition_spec` and `flax.nnx.get_partition_spec` return.
+        mesh: whose axes the specs name.
+        who: the function that asks, for errors.
+
+    Returns:
+        What the annotations say, by path; leaves without one, or with an empty one, are left out.
+
+    Raises:
+        SelectionError: an annotation is of no leaf.
+        ShapeError: as for `by_rules`.
+    """
+    given = flatten(annotations, lambda x: x is None or isinstance(x, PartitionSpec))
+    unknown, wrong = Problems(who), Problems(who)
+    found = {}
+    for path, spec in given.items():
+        if path not in leaves:
+            unknown.add(path, f"is annotated, and no leaf.{nearest(path, leaves)}")
+        elif spec is not None and any(spec):
+            found[path] = Ruled(spec, "annotation")
+            check(path, leaves[path].shape, found[path], mesh, wrong)
+    unknown.raise_as(SelectionError)
+    wrong.raise_as(ShapeError)
+    return found
+
+
+def _pair(rule: Any, number: int, who: str) -> tuple[Where, PartitionSpec | None]:
+    if not (isinstance(rule, tuple | list) and len(rule) == 2):
+        raise SelectionError(
+            f"{who}: rule {number} is {rule!r}; give a pair such as "
+            "('**/kernel', PartitionSpec(None, 'model'))."
+        )
+    where, spec = rule
+    if spec is None or isinstance(spec, PartitionSpec):
+        return where, spec
+    if not isinstance(spec, tuple | list):
+        raise SelectionError(
+            f"{who}: rule {number} splits by {spec!r}; give a PartitionSpec, a tuple of its "
+            "entries, or None for whole."
+        )
+    entries = (tuple(entry) if isinstance(entry, list) else entry for entry in spec)
+    return where, PartitionSpec(*entries)
+
+
+def check(
+    path: str, shape: tuple[int, ...], ruled: Ruled, mesh: Mesh | AbstractMesh, wrong: Problems
+) -> None:
+    """Adds to `wrong` whatever makes a spec impossible for a leaf, where JAX would replicate."""
+    spec, by = ruled.spec, ruled.reason
+    names = [name for entry in spec for name in axis_names(entry)]
+    for name in sorted(set(names)):
+        if name not in mesh.shape:
+            wrong.add(path, f"{by} names the mesh axis {name!r}.{nearest(name, mesh.shape)}")
+        elif names.count(name) > 1:
+            wrong.add(path, f"{by} names the mesh axis {name!r} {names.count(name)} times; "
+                            "one array axis can have it"
+                     )  # fmt: skip
+    if len(spec) > len(shape):
+        wrong.add(path, f"{by} splits {len(spec)} axes, and the leaf has {len(shape)}: {shape}")
+        return
+    for axis, (size, entry) in enumerate(zip(shape, spec, strict=False)):
+        if any(name not in mesh.shape for name in axis_names(entry)):
+            continue
+        if size % parts(mesh, entry):
+            wrong.add(path, f"{by} splits axis {axis} of size {size} into {parts(mesh, entry)} "
+                            f"({entry}); choose an axis that it divides, or None for whole"
+                     )  # fmt: skip

@@ -1,0 +1,124 @@
+"""Parameter parallelism (FSDP, ZeRO): every device keeps a share of every large array.
+
+Parameters, masks, moments: an array is split along its largest free axis that the devices divide,
+lies so between steps, and is gathered where it is used.
+
+Source: Rajbhandari et al., ZeRO, arXiv:1910.02054; Zhao et al., PyTorch FSDP, arXiv:2304.11277.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.parallel.mesh import axis_names
+from nnopt_jax.tree.bits import dtype_bits
+
+KeyPath = tuple[Any, ...]
+
+
+def split_fully(
+    shape: tuple[int, ...], dtype: Any, spec: PartitionSpec, axis: str, count: int, least: int
+) -> tuple[PartitionSpec, str]:
+    """Splits an array along its largest free axis that divides.
+
+    Args:
+        shape: of the array.
+        dtype: of the array.
+        spec: how it is split already.
+        axis: the mesh axis to split it along.
+        count: devices along that axis.
+        least: arrays of fewer bytes stay as they are.
+
+    Returns:
+        The spec, and why: the axis' name, or what stood in the way.
+
+    Example:
+        >>> from jax.sharding import PartitionSpec
+        >>> from nnopt_jax.parallel.parameter import split_fully
+        >>> split_fully((12, 512), "float32", PartitionSpec(None, "model"), "fsdp", 4, 1024)[1]
+        'fsdp'
+        >>> split_fully((10, 3), "float32", PartitionSpec(), "fsdp", 4, 0)[1]
+        'no axis of (10, 3) divides by 4'
+    """
+    if any(axis in axis_names(entry) for entry in spec):
+        return spec, axis
+    if math.prod(shape) * dtype_bits(dtype) < 8 * least:
+        return spec, f"below {least:,} bytes"
+    entries = [*spec, *[None] * (len(shape) - len(spec))]
+    free = [i for i, size in enumerate(shape) if entries[i] is None and size and size % count == 0]
+    if not free:
+        taken = " free" if any(entries) else ""
+        return spec, f"no{taken} axis of {shape} divides by {count}"
+    entries[max(free, key=lambda i: shape[i])] = axis
+    return trimmed(entries), axis
+
+
+def trimmed(entries: list[Any]) -> PartitionSpec:
+    """A spec without the empty entries at its end, which JAX takes for others than none."""
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
+
+
+def optimizer_specs(
+    opt_state: Any,
+    moved: Any,
+    specs: Mapping[KeyPath, PartitionSpec],
+    further: Callable[[Any, PartitionSpec], PartitionSpec] = lambda leaf, spec: spec,
+) -> Any:
+    """Splits an optimizer's state as what it moves is split.
+
+    An array that stands at the same path inside the state as an array that is moved, and has its
+    shape, lies as it does; one that lacks some of its axes (factored moments) follows along those
+    it has. No optimizer is asked what it is.
+
+    Args:
+        opt_state: what `optimizer.init` returns, or its shapes.
+        moved: the `Trainable` it was given, or its shapes.
+        specs: the spec of each of its arrays, by key path.
+        further: splits other arrays (factors, preconditioners, counts) beyond what is derived.
+
+    Returns:
+        A tree of the structure of the state of `PartitionSpec`.
+
+    Example:
+        >>> import jax, optax
+        >>> from jax.sharding import PartitionSpec
+        >>> from nnopt_jax.parallel.parameter import optimizer_specs
+        >>> moved = {"w": jax.ShapeDtypeStruct((8, 4), "float32")}
+        >>> state = jax.eval_shape(optax.adam(1e-3).init, moved)
+        >>> by_path = {(jax.tree_util.DictKey("w"),): PartitionSpec("fsdp")}
+        >>> tuple(optimizer_specs(state, moved, by_path)[0].mu["w"])
+        ('fsdp',)
+    """
+    shapes = {keys: leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(moved)}
+
+    def one(keys: KeyPath, leaf: Any) -> PartitionSpec:
+        for start in range(len(keys)):
+            shape = shapes.get(keys[start:])
+            if shape == leaf.shape:
+                return specs[keys[start:]]
+            if shape is not None:
+                return further(leaf, _along(leaf.shape, shape, specs[keys[start:]]))
+        return further(leaf, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(one, opt_state)
+
+
+def _along(shape: tuple[int, ...], whole: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
+    """The spec of an array that has some of another's axes, in order."""
+    entries = [*spec, *[None] * (len(whole) - len(spec))]
+    kept, at = [], 0
+    for size in shape:
+        while at < len(whole) and whole[at] != size:
+            at += 1
+        if at == len(whole):
+            return PartitionSpec()
+        kept.append(entries[at])
+        at += 1
+    return trimmed(kept)

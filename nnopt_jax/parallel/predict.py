@@ -1,0 +1,87 @@
+"""Inference on a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from nnopt_jax.arrays.base import materialize
+from nnopt_jax.parallel.data import pad_batch, rows_of
+from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, parts
+from nnopt_jax.parallel.specs import Shards
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predict:
+    """What `predict` returns: `outputs = forward(params, batch)`.
+
+    Args:
+        compiled: the model, as `jax.jit` made it.
+        shares: how many shares the rows of a batch divide into.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> plan = nnopt.parallel.specs({"w": jnp.ones(3)}, nnopt.parallel.mesh(data=8))
+        >>> forward = nnopt.parallel.predict(lambda params, x: x @ params["w"], plan)
+        >>> forward.shares
+        8
+    """
+
+    compiled: Any
+    shares: int
+
+    def __call__(self, params: Any, batch: Any) -> Any:
+        """Runs the model; a batch whose rows do not divide is filled up, and the outputs cut."""
+        count = rows_of("parallel.predict", batch)
+        if count % self.shares == 0:
+            return self.compiled(params, batch)
+        batch, _ = pad_batch(batch, count + self.shares - count % self.shares)
+        return jax.tree.map(lambda x: x[:count], self.compiled(params, batch))
+
+    def lower(self, params: Any, batch: Any) -> Any:
+        """Lowers the model for these shapes, to look at what is compiled."""
+        return self.compiled.lower(params, batch)
+
+
+def predict(
+    apply: Callable[..., Any], plan: Shards, *, batch_axes: Sequence[str] | None = None
+) -> Predict:
+    """Compiles a model for a plan: rows in parallel, parameters gathered where they are used.
+
+    Packed leaves travel packed and are made dense where they have arrived.
+
+    Args:
+        apply: `apply(params, batch) -> outputs`, all arrays with the rows first.
+        plan: of the parameters, dense or packed.
+        batch_axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
+
+    Returns:
+        The `Predict`, a function of parameters and a batch.
+
+    Raises:
+        SelectionError: a batch axis is not in the mesh.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"kernel": jnp.ones((8, 1024))}
+        >>> plan = nnopt.parallel.specs(params, nnopt.parallel.mesh(fsdp=8))
+        >>> forward = nnopt.parallel.predict(lambda params, x: x @ params["kernel"], plan)
+        >>> forward(nnopt.parallel.shard(params, plan), jnp.ones((5, 8))).shape
+        (5, 1024)
+    """
+    mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, "parallel.predict")
+    at, out = named(mesh, rows), named(mesh, rows)
+
+    def forward(params: Any, batch: Any) -> Any:
+        dense = materialize(constrain(params, mesh, plan.used))
+        return apply(constrain(dense, mesh, plan.logical_used), batch)
+
+    compiled = jax.jit(
+        automatic(forward, mesh, out), in_shardings=(plan.shardings, at), out_shardings=out
+    )
+    return Predict(compiled, parts(mesh, rows[0] if rows else None))

@@ -1,0 +1,296 @@
+"""How parameters are split over a mesh: a plan to be read before anything moves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
+from nnopt_jax.arrays.base import field_specs, is_node, summary
+from nnopt_jax.errors import SelectionError
+from nnopt_jax.parallel.mesh import named, parts
+from nnopt_jax.parallel.model.tensor import Rule, Ruled, by_annotation, by_rules
+from nnopt_jax.parallel.parameter import split_fully
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.given import require_arrays
+from nnopt_jax.tree.bits import dtype_bits, tree_bits
+from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.tree.select import Where, resolve
+
+LEAST = 2**14
+"""Bytes below which an array is not worth gathering."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRow:
+    """One leaf of a plan.
+
+    Args:
+        path: its name.
+        form: its shape and dtype, or what its node holds.
+        spec: how its logical array is split.
+        reason: why.
+        bytes: of the whole leaf.
+        device_bytes: of the share of one device.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> plan = nnopt.parallel.specs({"w": jnp.ones((8, 1024))}, nnopt.parallel.mesh(fsdp=8))
+        >>> plan.rows[0].reason, plan.rows[0].device_bytes
+        ('fsdp', 4096)
+    """
+
+    path: str
+    form: str
+    spec: PartitionSpec
+    reason: str
+    bytes: int
+    device_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """A printable, JSON-able plan of how the parameters are split.
+
+    Args:
+        mesh: the devices.
+        params: the parameters' shapes.
+        specs: of the structure of the parameters, a `PartitionSpec` for every array, the arrays
+            inside of packed leaves included: how they lie between steps.
+        used: the same without parameter parallelism: how they lie where they are used.
+        logical: as `specs`, of the dense arrays that leaves stand for: what `nnopt.state_specs`
+            takes.
+        logical_used: as `used`, of the dense arrays that leaves stand for.
+        fsdp: the mesh axis of parameter parallelism, None without.
+        least: arrays of fewer bytes are not split by it.
+        rows: one for each leaf.
+
+    Example:
+        >>> import jax
+        >>> import nnopt_jax as nnopt
+        >>> shapes = {
+        ...     "bias": jax.ShapeDtypeStruct((512,), "float32"),
+        ...     "kernel": jax.ShapeDtypeStruct((256, 512), "float32"),
+        ... }
+        >>> mesh = nnopt.parallel.mesh(fsdp=4, model=2)
+        >>> print(nnopt.parallel.specs(shapes, mesh, [("kernel", (None, "model"))]))
+        mesh fsdp=4 x model=2
+        leaf    form              split          why                           bytes  a device
+        bias    float32[512]      whole          below 16,384 bytes            2,048     2,048
+        kernel  float32[256,512]  fsdp, model    rule 1, fsdp                524,288    65,536
+        total                                    1 of 2 leaves split         526,336    67,584
+    """
+
+    mesh: Mesh | AbstractMesh
+    params: Any
+    specs: Any
+    used: Any
+    logical: Any
+    logical_used: Any
+    fsdp: str | None
+    least: int
+    rows: tuple[ShardRow, ...]
+
+    @property
+    def devices(self) -> Mesh:
+        """The mesh, where it has devices.
+
+        Raises:
+            SelectionError: the plan is one on paper, of an `AbstractMesh`.
+        """
+        if isinstance(self.mesh, Mesh):
+            return self.mesh
+        raise SelectionError(
+            "parallel.specs: this plan is of an AbstractMesh, which has no devices; plan with "
+            "nnopt.parallel.mesh(...) to place arrays."
+        )
+
+    @property
+    def shardings(self) -> Any:
+        """A `NamedSharding` for every array: what `jax.jit` and `jax.device_put` take."""
+        return named(self.devices, self.specs)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the parameters on one device."""
+        return sum(row.device_bytes for row in self.rows)
+
+    def split_further(self, leaf: Any, spec: PartitionSpec | None = None) -> PartitionSpec:
+        """The spec of one more array (of a state, say), by the plan's parameter parallelism."""
+        spec = PartitionSpec() if spec is None else spec
+        if self.fsdp is None:
+            return spec
+        count = self.mesh.shape[self.fsdp]
+        return split_fully(leaf.shape, leaf.dtype, spec, self.fsdp, count, self.least)[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as dictionaries and lists."""
+        rows = [dataclasses.asdict(row) | {"spec": list(row.spec)} for row in self.rows]
+        return {"mesh": dict(self.mesh.shape), "fsdp": self.fsdp, "rows": rows}
+
+    def __str__(self) -> str:
+        """The table."""
+        cells = [("leaf", "form", "split", "why", "bytes", "a device")]
+        for row in self.rows:
+            sizes = f"{row.bytes:,}", f"{row.device_bytes:,}"
+            cells.append((row.path, row.form, _written(row.spec), row.reason, *sizes))
+        split = sum(row.device_bytes < row.bytes for row in self.rows)
+        why = f"{split} of {len(self.rows)} leaves split"
+        cells.append(("total", "", "", why, f"{self.bytes:,}", f"{self.device_bytes:,}"))
+        widths = [max(map(len, column)) + 2 for column in zip(*cells, strict=True)]
+        axes = " x ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
+        lines = [f"mesh {axes}"]
+        for line in cells:
+            left = (cell.ljust(width) for cell, width in zip(line[:4], widths, strict=False))
+            right = (cell.rjust(width) for cell, width in zip(line[4:], widths[4:], strict=True))
+            lines.append(("".join(left) + "".join(right)).rstrip())
+        return "\n".join(lines)
+
+
+def _written(spec: PartitionSpec) -> str:
+    if not any(spec):
+        return "whole"
+    return ", ".join(
+        "-" if entry is None else entry if isinstance(entry, str) else "+".join(entry)
+        for entry in spec
+    )
+
+
+def specs(
+    params: Any,
+    mesh: Mesh | AbstractMesh,
+    rules: Sequence[Rule] = (),
+    *,
+    annotations: Any = None,
+    fsdp: str | None = "fsdp",
+    where: Where | None = None,
+    least: int = LEAST,
+) -> Shards:
+    """Plans how parameters are split over a mesh, without moving any.
+
+    For each leaf: the first of `rules` that matches, else the model's own annotation; then, on
+    top, parameter parallelism along the largest axis that is still free and divides. A leaf that
+    nothing splits is replicated, and the plan says why.
+
+    Args:
+        params: the parameters, dense or packed, or `jax.ShapeDtypeStruct`s in their place.
+        mesh: the devices; an `AbstractMesh` for a plan on paper.
+        rules: `(where, spec)` pairs for tensor parallelism; the spec is a `PartitionSpec`, a
+            tuple of its entries, or None for a leaf that is to stay whole.
+        annotations: a tree of the parameters' structure of `PartitionSpec` or None, such as
+            `flax.linen.get_partition_spec` and `flax.nnx.get_partition_spec` return.
+        fsdp: the mesh axis for parameter parallelism, where the mesh has it; None for none.
+        where: the leaves it is for; default all.
+        least: it leaves arrays of fewer bytes alone.
+
+    Returns:
+        The plan.
+
+    Raises:
+        SelectionError: a rule matches no leaf, an annotation is of no leaf, or `fsdp` is no axis.
+        ShapeError: rules or annotations name unknown axes, one axis twice, too many, or split an
+            axis into unequal parts.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"dense": {"kernel": jnp.ones((256, 512))}}
+        >>> mesh = nnopt.parallel.mesh(fsdp=8)
+        >>> tuple(nnopt.parallel.specs(params, mesh).specs["dense"]["kernel"])
+        (None, 'fsdp')
+        >>> nnopt.parallel.specs(params, mesh, [("dens/*", (None, "fsdp"))])
+        Traceback (most recent call last):
+        nnopt_jax.errors.SelectionError: parallel.specs: rule 1 'dens/*' matched no leaf. Nearest: \
+dense/kernel. 1 leaves considered; nnopt.tree.flatten(params) shows them, as does 'nnopt plan \
+RECIPE --list'.
+    """
+    who = "parallel.specs"
+    settings = Settings(who)
+    settings.integer("least", least, 0)
+    settings.done()
+    if fsdp is not None and fsdp not in mesh.shape:
+        if fsdp != "fsdp":
+            raise SelectionError(f"{who}: fsdp={fsdp!r} is no axis of the mesh: "
+                                 f"{', '.join(mesh.shape)}.")  # fmt: skip
+        fsdp = None
+    leaves = flatten(params, is_node)
+    require_arrays(who, leaves)
+    ruled = by_annotation(leaves, annotations, mesh, who) if annotations is not None else {}
+    ruled |= by_rules(leaves, rules, mesh, who)
+    spread = set(resolve(where, leaves, who)) if where is not None and fsdp else set(leaves)
+    planned = {}
+    for path, leaf in leaves.items():
+        known = ruled.get(path, Ruled(PartitionSpec()))
+        chosen = fsdp if path in spread and not known.pinned else None
+        planned[path] = _plan_leaf(leaf, known, mesh, chosen, least)
+
+    def tree(field: str) -> Any:
+        by_path = {path: getattr(one, field) for path, one in planned.items()}
+        return unflatten(params, by_path, is_node)
+
+    rows = (
+        ShardRow(path, summary(leaf), planned[path].logical, *planned[path][4:])
+        for path, leaf in leaves.items()
+    )
+    shapes = jax.eval_shape(lambda x: x, params)
+    trees = {field: tree(field) for field in ("specs", "used", "logical", "logical_used")}
+    return Shards(mesh, shapes, **trees, fsdp=fsdp, least=least, rows=tuple(rows))
+
+
+class _Leaf(NamedTuple):
+    """What the plan says of one leaf."""
+
+    specs: Any
+    used: Any
+    logical: PartitionSpec
+    logical_used: PartitionSpec
+    reason: str
+    bytes: int
+    device_bytes: int
+
+
+def _plan_leaf(
+    leaf: Any, known: Ruled, mesh: Mesh | AbstractMesh, fsdp: str | None, least: int
+) -> _Leaf:
+    used = field_specs(leaf, known.spec, mesh)  # pyright: ignore[reportArgumentType]
+    arrays, structure = jax.tree.flatten(leaf)
+
+    def split(array: Any, spec: PartitionSpec) -> tuple[PartitionSpec, str]:
+        if fsdp is None:
+            return spec, ""
+        return split_fully(array.shape, array.dtype, spec, fsdp, mesh.shape[fsdp], least)
+
+    ways = [split(*pair) for pair in zip(arrays, structure.flatten_up_to(used), strict=True)]
+    reasons = [reason for _, reason in ways]
+    said = [known.reason] if known.reason else []
+    if fsdp in reasons:
+        some = f" of {reasons.count(fsdp)} of {len(arrays)} arrays" if len(arrays) > 1 else ""
+        said.append(f"{fsdp}{some}")
+    elif not said:
+        said.append(max(reasons, key=len, default="") or "no rule")
+    bits = sum(share_bits(x, spec, mesh) for x, (spec, _) in zip(arrays, ways, strict=True))
+    return _Leaf(
+        jax.tree.unflatten(structure, [spec for spec, _ in ways]),
+        used,
+        split(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), known.spec)[0],
+        known.spec,
+        ", ".join(said),
+        -(-tree_bits(leaf) // 8),
+        -(-bits // 8),
+    )
+
+
+def share_bits(array: Any, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> int:
+    """Bits of an array on one device."""
+    ways = math.prod(parts(mesh, entry) for entry in spec)
+    return math.prod(array.shape) * dtype_bits(array.dtype) // ways

@@ -1,0 +1,217 @@
+"""One training step for every mesh, transform and optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.arrays.base import is_node
+from nnopt_jax.parallel.data import require_divisible
+from nnopt_jax.parallel.gradient import gradient
+from nnopt_jax.parallel.layout import Layout, TrainState, layout
+from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, parts
+from nnopt_jax.parallel.shard import require_planned
+from nnopt_jax.parallel.specs import Shards
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform import Transform, chain, step, trainable
+from nnopt_jax.transform.training import show
+from nnopt_jax.typing import Key
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """What `train_step` returns: `state, loss = step(state, batch)`.
+
+    Args:
+        plan: how the parameters are split.
+        layout: how all that training keeps is split.
+        compiled: the step, as `jax.jit` made it.
+        start: makes the first state of parameters.
+        shares: how many shares the rows of a batch must divide into.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import nnopt_jax as nnopt
+        >>> plan = nnopt.parallel.specs({"w": jnp.ones(8)}, nnopt.parallel.mesh(fsdp=8), least=0)
+        >>> run = nnopt.parallel.train_step(
+        ...     lambda p, x: (x * p["w"]).sum(), optax.sgd(1.0), plan=plan
+        ... )
+        >>> run.abstract.params["w"].sharding == plan.shardings["w"]
+        True
+    """
+
+    plan: Shards
+    layout: Layout
+    compiled: Any
+    start: Callable[..., TrainState]
+    shares: int
+
+    def init(self, params: Any, *, key: Key | None = None, stats: Any = None) -> TrainState:
+        """Splits parameters, and starts the transform and the optimizer where they lie.
+
+        Args:
+            params: as planned for.
+            key: for transforms that draw numbers.
+            stats: what `nnopt.statistics` measured, for transforms that need it.
+
+        Returns:
+            The first state.
+
+        Raises:
+            ShapeError: the parameters are not those that were planned for.
+        """
+        require_planned("parallel.train_step", params, self.plan)
+        return self.start(params, key, stats)
+
+    @property
+    def abstract(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state: what `Checkpoints.restore` takes."""
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            self.layout.shapes,
+            self.layout.shardings,
+        )
+
+    def __call__(self, state: TrainState, batch: Any, key: Key | None = None) -> tuple[Any, Any]:
+        """Makes one optimizer step.
+
+        Args:
+            state: of the step before; where donated, it is used up.
+            batch: a pytree of arrays `(rows, ...)`.
+            key: where given, the loss gets it as its third argument, another for each
+                micro-batch.
+
+        Returns:
+            The next state and the loss, with `has_aux` the pair of the loss and what else the
+            loss function returned.
+
+        Raises:
+            ShapeError: the rows do not divide by the mesh and the accumulation.
+        """
+        require_divisible("parallel.train_step", batch, self.shares,
+                          " (parallel.feed(uneven='pad') fills a last one up)")  # fmt: skip
+        return self.compiled(state, batch, key)
+
+    def lower(self, state: TrainState, batch: Any, key: Key | None = None) -> Any:
+        """Lowers the step for these shapes, to look at what is compiled."""
+        return self.compiled.lower(state, batch, key)
+
+
+def train_step(
+    loss: Callable[..., Any],
+    optimizer: Any,
+    tx: Transform | None = None,
+    *,
+    plan: Shards,
+    accumulate: int = 1,
+    remat: bool | Callable[..., Any] = False,
+    donate: bool = True,
+    has_aux: bool = False,
+    batch_axes: Sequence[str] | None = None,
+) -> TrainStep:
+    """Builds the training step for a plan: data, tensor and parameter parallelism in one program.
+
+    The batch is split by rows. Parameters, the transform's state and the optimizer's lie split as
+    planned; parameters are gathered where the loss uses them, packed leaves in their packed form;
+    gradients are reduced straight into shares. The mesh may have Auto or Explicit axes.
+
+    Args:
+        loss: `loss(params, batch) -> scalar`, the mean over the rows it is given; or `Weighted`,
+            whose mean over all rows is exact where rows do not count alike. It sees dense
+            parameters, as `tx` shows them.
+        optimizer: of optax.
+        tx: the transform; default none.
+        plan: what `nnopt.parallel.specs` returned.
+        accumulate: micro-batches that a batch is cut into, one after another; their gradients are
+            summed in float32.
+        remat: keeps less for the backward pass: True keeps only results of matrix products, and
+            gathers parameters again; or a policy of `jax.checkpoint_policies`.
+        donate: whether a state's memory is reused for the next.
+        has_aux: whether the loss returns `(value, aux)`; aux is averaged over micro-batches.
+        batch_axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
+
+    Returns:
+        The `TrainStep`.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        SelectionError: a batch axis is not in the mesh.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import nnopt_jax as nnopt
+        >>> params = {"kernel": jnp.zeros((1024, 8))}
+        >>> plan = nnopt.parallel.specs(params, nnopt.parallel.mesh(data=2, fsdp=4))
+        >>> loss = lambda params, x: ((x @ params["kernel"] - 1.0) ** 2).mean()
+        >>> run = nnopt.parallel.train_step(loss, optax.sgd(0.1), plan=plan, accumulate=2)
+        >>> state = run.init(params)
+        >>> state, value = run(state, jnp.ones((16, 1024)))
+        >>> value, state.params["kernel"].addressable_shards[0].data.shape
+        (Array(1., dtype=float32), (256, 8))
+
+    References:
+        Rajbhandari et al., ZeRO, arXiv:1910.02054; Shoeybi et al., Megatron-LM, arXiv:1909.08053;
+        Xu et al., GSPMD, arXiv:2105.04663.
+    """
+    settings = Settings("parallel.train_step")
+    settings.integer("accumulate", accumulate, 1)
+    settings.flag("donate", donate)
+    if not isinstance(remat, bool) and not callable(remat):
+        settings.wrong("remat", remat, "is neither a flag nor a policy.")
+    settings.done()
+    tx = chain() if tx is None else tx
+    mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, "parallel.train_step")
+    lies = layout(tx, optimizer, plan)
+    differentiate = gradient(loss, plan, rows, accumulate, remat, has_aux)
+
+    def one(now: TrainState, batch: Any, key: Key | None) -> tuple[TrainState, Any]:
+        shown, pull_back = show(tx, _gathered(now.params, plan), now.state)
+        value, slope = differentiate(shown, batch, key)
+        grads = pull_back(slope)
+        moved = trainable(tx, now.params, now.state)
+        updates, opt_state = optimizer.update(grads.train, now.opt_state, moved)
+        params, state = step(tx, now.params, now.state, updates, grads)
+        return TrainState(params, state, opt_state), value
+
+    whole = named(mesh, PartitionSpec())
+    out = (lies.shardings, whole)
+    compiled = jax.jit(
+        automatic(one, mesh, out),
+        in_shardings=(lies.shardings, named(mesh, rows), whole),
+        out_shardings=out,
+        donate_argnums=(0,) if donate else (),
+    )
+    start = _starter(tx, optimizer, lies)
+    shares = parts(mesh, rows[0] if rows else None) * accumulate
+    return TrainStep(plan, lies, compiled, start, shares)
+
+
+def _gathered(params: Any, plan: Shards) -> Any:
+    """Packed leaves brought together while they are packed; dense ones wait until they are used."""
+
+    def one(leaf: Any, specs: Any) -> Any:
+        return constrain(leaf, plan.devices, specs) if is_node(leaf) else leaf
+
+    return jax.tree.map(one, params, plan.used, is_leaf=is_node)
+
+
+def _starter(tx: Transform, optimizer: Any, lies: Layout) -> Callable[..., TrainState]:
+    """Makes the first state, nothing of it ever whole on one device."""
+
+    def start(params: Any, key: Key | None, stats: Any) -> TrainState:
+        at = lies.shardings
+        # Copied: a share may be the caller's own memory, which the first step would give away.
+        params = jax.tree.map(lambda x, to: jax.device_put(x, to).copy(), params, at.params)
+        state = jax.jit(lambda p, s, k: tx.init(p, stats=s, key=k), out_shardings=at.state)(
+            params, stats, key
+        )
+        opt_state = jax.jit(
+            lambda p, s: optimizer.init(trainable(tx, p, s)), out_shardings=at.opt_state
+        )(params, state)
+        return TrainState(params, state, opt_state)
+
+    return start
