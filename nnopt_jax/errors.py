@@ -46,6 +46,10 @@ class CheckpointError(NnoptError, ValueError):
     """A checkpoint is damaged, incomplete, or does not fit what it is restored into."""
 
 
+class ProcessLostError(NnoptError, RuntimeError):
+    """Another process of a distributed run has ended, or cannot be reached."""
+
+
 class RecipeError(NnoptError, ValueError):
     """A recipe, or something it names, is wrong."""
 

@@ -7,6 +7,7 @@ from nnopt_jax.parallel.data import (
     process_rows as process_rows,
     shard_batch as shard_batch,
 )
+from nnopt_jax.parallel.distributed import distributed as distributed
 from nnopt_jax.parallel.gradient import Weighted as Weighted
 from nnopt_jax.parallel.layout import Layout as Layout, TrainState as TrainState
 from nnopt_jax.parallel.mesh import mesh as mesh
