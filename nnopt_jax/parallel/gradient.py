@@ -63,13 +63,13 @@ def gradient(
         has_aux: as `train_step` takes it.
 
     Returns:
-        `f(shown, batch, key) -> (value, slope)`; the slope has the parameters' float leaves, None
+        `f(shown, batch, args, key) -> (value, slope)`; the slope has the parameters' float leaves, None
         for the others, and lies as the parameters do between steps.
     """
 
-    def of_batch(moving: Any, shown: Any, batch: Any, key: Key | None) -> Any:
+    def of_batch(moving: Any, shown: Any, batch: Any, args: Any, key: Key | None) -> Any:
         dense = constrain(filled(shown, moving), plan.devices, plan.logical_used)
-        found = loss(dense, batch) if key is None else loss(dense, batch, key)
+        found = loss(dense, batch, *args, *(() if key is None else (key,)))
         value, aux = found if has_aux else (found, None)
         value = value if isinstance(value, Weighted) else Weighted(value, jnp.float32(1))
         return value.total, (jax.lax.stop_gradient(value.weight), aux)
@@ -78,22 +78,27 @@ def gradient(
         policy = remat if callable(remat) else jax.checkpoint_policies.dots_saveable
         of_batch = jax.checkpoint(of_batch, policy=policy)
 
-    def sums(shown: Any, batch: Any, key: Key | None) -> _Sums:
+    def sums(shown: Any, batch: Any, args: Any, key: Key | None) -> _Sums:
         differentiate = jax.value_and_grad(of_batch, has_aux=True)
-        (total, (weight, aux)), slope = differentiate(floats(shown), shown, batch, key)
+        (total, (weight, aux)), slope = differentiate(floats(shown), shown, batch, args, key)
         return _Sums(total, weight, aux, constrain(slope, plan.devices, plan.logical))
 
-    def of_all(shown: Any, batch: Any, key: Key | None) -> tuple[Any, Any]:
+    def of_all(shown: Any, batch: Any, args: Any, key: Key | None) -> tuple[Any, Any]:
         if accumulate == 1:
-            found = sums(shown, batch, key)
+            found = sums(shown, batch, args, key)
         else:
-            found = _accumulate(sums, shown, _cut(batch, accumulate, plan, rows), key)
+            found = _accumulate(
+                lambda micro, own: sums(shown, micro, args, own),
+                _cut(batch, accumulate, plan, rows),
+                key,
+            )
         value = found.total / found.weight
         slope = jax.tree.map(lambda g: (g / found.weight).astype(g.dtype), found.slope)
         slope = jax.tree.map(lambda g, x: g.astype(x.dtype), slope, floats(shown))
         if not has_aux:
             return value, slope
-        return (value, jax.tree.map(lambda x: x / accumulate, found.aux)), slope
+        aux = jax.tree.map(lambda x: x / accumulate, found.aux) if accumulate > 1 else found.aux
+        return (value, aux), slope
 
     return of_all
 
@@ -107,7 +112,7 @@ def _cut(batch: Any, count: int, plan: Shards, rows: PartitionSpec) -> Any:
     return constrain(jax.tree.map(one, batch), plan.devices, PartitionSpec(None, *rows))
 
 
-def _accumulate(sums: Callable[..., _Sums], shown: Any, micro: Any, key: Key | None) -> _Sums:
+def _accumulate(sums: Callable[..., _Sums], micro: Any, key: Key | None) -> _Sums:
     """Adds over micro-batches, floats in float32 at least."""
 
     def wide(x: Array) -> Array:
@@ -116,7 +121,7 @@ def _accumulate(sums: Callable[..., _Sums], shown: Any, micro: Any, key: Key | N
 
     def one(number: ArrayLike, batch: Any) -> _Sums:
         own = None if key is None else jax.random.fold_in(key, number)
-        return jax.tree.map(wide, sums(shown, batch, own))
+        return jax.tree.map(wide, sums(batch, own))
 
     def add(before: _Sums, item: Any) -> tuple[_Sums, None]:
         return jax.tree.map(jnp.add, before, one(*item)), None

@@ -76,14 +76,16 @@ class TrainStep:
             self.layout.shardings,
         )
 
-    def __call__(self, state: TrainState, batch: Any, key: Key | None = None) -> tuple[Any, Any]:
+    def __call__(
+        self, state: TrainState, batch: Any, *args: Any, key: Key | None = None
+    ) -> tuple[TrainState, Any]:
         """Makes one optimizer step.
 
         Args:
             state: of the step before; where donated, it is used up.
             batch: a pytree of arrays `(rows, ...)`.
-            key: where given, the loss gets it as its third argument, another for each
-                micro-batch.
+            *args: what else the loss takes, the same on every device.
+            key: where given, the loss takes it last: another for each micro-batch.
 
         Returns:
             The next state and the loss, with `has_aux` the pair of the loss and what else the
@@ -94,11 +96,11 @@ class TrainStep:
         """
         require_divisible("parallel.train_step", batch, self.shares,
                           " (parallel.feed(uneven='pad') fills a last one up)")  # fmt: skip
-        return self.compiled(state, batch, key)
+        return self.compiled(state, batch, args, key)
 
-    def lower(self, state: TrainState, batch: Any, key: Key | None = None) -> Any:
+    def lower(self, state: TrainState, batch: Any, *args: Any, key: Key | None = None) -> Any:
         """Lowers the step for these shapes, to look at what is compiled."""
-        return self.compiled.lower(state, batch, key)
+        return self.compiled.lower(state, batch, args, key)
 
 
 def train_step(
@@ -120,7 +122,7 @@ def train_step(
     gradients are reduced straight into shares. The mesh may have Auto or Explicit axes.
 
     Args:
-        loss: `loss(params, batch) -> scalar`, the mean over the rows it is given; or `Weighted`,
+        loss: `loss(params, batch, *args) -> scalar`, the mean over the rows it is given; or `Weighted`,
             whose mean over all rows is exact where rows do not count alike. It sees dense
             parameters, as `tx` shows them.
         optimizer: of optax.
@@ -168,9 +170,9 @@ def train_step(
     lies = layout(tx, optimizer, plan)
     differentiate = gradient(loss, plan, rows, accumulate, remat, has_aux)
 
-    def one(now: TrainState, batch: Any, key: Key | None) -> tuple[TrainState, Any]:
+    def one(now: TrainState, batch: Any, args: Any, key: Key | None) -> tuple[TrainState, Any]:
         shown, pull_back = show(tx, _gathered(now.params, plan), now.state)
-        value, slope = differentiate(shown, batch, key)
+        value, slope = differentiate(shown, batch, args, key)
         grads = pull_back(slope)
         moved = trainable(tx, now.params, now.state)
         updates, opt_state = optimizer.update(grads.train, now.opt_state, moved)
@@ -181,7 +183,7 @@ def train_step(
     out = (lies.shardings, whole)
     compiled = jax.jit(
         automatic(one, mesh, out),
-        in_shardings=(lies.shardings, named(mesh, rows), whole),
+        in_shardings=(lies.shardings, named(mesh, rows), whole, whole),
         out_shardings=out,
         donate_argnums=(0,) if donate else (),
     )

@@ -70,17 +70,17 @@ def test_weighted_losses_of_unequal_micro_batches_are_one_mean():
 
 
 def test_aux_is_averaged_and_each_micro_batch_has_a_key_of_its_own():
-    def loss(params, batch, key):
+    def loss(params, batch, scale, key):
         drawn = jax.random.uniform(key)
-        return params["w"].sum() + 0.0 * batch.sum(), {"drawn": drawn}
+        return scale * params["w"].sum() + 0.0 * batch.sum(), {"drawn": drawn}
 
     params = {"w": jnp.ones(2)}
     plan = networks.plan({"data": 2}, params)
     run = parallel.train_step(loss, optax.sgd(0.1), plan=plan, accumulate=2, has_aux=True)
     key = jax.random.key(3)
-    _, (value, aux) = run(run.init(params), jnp.ones((4, 1)), key)
+    _, (value, aux) = run(run.init(params), jnp.ones((4, 1)), 2.0, key=key)
     wanted = np.mean([jax.random.uniform(jax.random.fold_in(key, i)) for i in range(2)])
-    assert value == 2.0
+    assert value == 4.0
     np.testing.assert_allclose(aux["drawn"], wanted, rtol=1e-6)
 
 
