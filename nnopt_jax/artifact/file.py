@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.artifact import container
+from nnopt_jax.artifact.whole import replace_file
 from nnopt_jax.errors import ArtifactError, ValueRangeError
 from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten
@@ -49,7 +49,7 @@ def save(path: str | os.PathLike[str], tree: Any, *, metadata: Any = None) -> No
     flatten(tree, is_node)  # tells of keys that JAX cannot sort
     data = container.write(tree, metadata)
     try:
-        _replace(Path(os.path.realpath(path)), data)
+        replace_file(path, [data])
     except OSError as error:
         raise ArtifactError(
             f"save: cannot write {len(data)} bytes to {os.fspath(path)}: "
@@ -62,25 +62,6 @@ def _require_path(who: str, path: Any) -> None:
         raise ValueRangeError(
             f"{who}: path is of type {type(path).__name__}; give the name of a file, 'model.nnopt'."
         )
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes beside the place, flushes to the disk, and renames."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        with open(beside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def load(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> Any:

@@ -21,13 +21,14 @@ class LeNet300100(nn.Module):
     """The dense network; make it with `lenet_300_100`."""
 
     classes: int
+    width: float = 1.0
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
         """Maps images (b, 28, 28, 1) to logits (b, classes)."""
         x = images.reshape(images.shape[0], -1)
-        x = jax.nn.relu(nn.Dense(300, name="fc1")(x))
-        x = jax.nn.relu(nn.Dense(100, name="fc2")(x))
+        x = jax.nn.relu(nn.Dense(_units(300, self.width), name="fc1")(x))
+        x = jax.nn.relu(nn.Dense(_units(100, self.width), name="fc2")(x))
         return nn.Dense(self.classes, name="fc3")(x)
 
 
@@ -49,10 +50,11 @@ class LeNet5(nn.Module):
 class LeNet300100NNX(nnx.Module):
     """The dense network; make it with `lenet_300_100_nnx`."""
 
-    def __init__(self, classes: int, rngs: nnx.Rngs) -> None:
-        self.fc1 = nnx.Linear(_INPUTS, 300, rngs=rngs)
-        self.fc2 = nnx.Linear(300, 100, rngs=rngs)
-        self.fc3 = nnx.Linear(100, classes, rngs=rngs)
+    def __init__(self, classes: int, rngs: nnx.Rngs, width: float = 1.0) -> None:
+        wide, narrow = _units(300, width), _units(100, width)
+        self.fc1 = nnx.Linear(_INPUTS, wide, rngs=rngs)
+        self.fc2 = nnx.Linear(wide, narrow, rngs=rngs)
+        self.fc3 = nnx.Linear(narrow, classes, rngs=rngs)
 
     def __call__(self, images: Array) -> Array:
         """Maps images (b, 28, 28, 1) to logits (b, classes)."""
@@ -76,11 +78,12 @@ class LeNet5NNX(nnx.Module):
         return self.fc2(jax.nn.relu(self.fc1(x)))
 
 
-def lenet_300_100(classes: int = 10) -> LeNet300100:
+def lenet_300_100(classes: int = 10, width: float = 1.0) -> LeNet300100:
     """LeNet-300-100 in Linen: 784-300-100-classes with ReLU, 266,610 parameters for ten classes.
 
     Args:
         classes: how many logits come out.
+        width: what the hidden layers' units are multiplied with.
 
     Returns:
         An unbound Linen module; images (b, 28, 28, 1) in, logits (b, classes) out.
@@ -92,7 +95,7 @@ def lenet_300_100(classes: int = 10) -> LeNet300100:
         >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
         266610
     """
-    return LeNet300100(classes=classes)
+    return LeNet300100(classes=classes, width=width)
 
 
 def lenet5(classes: int = 10) -> LeNet5:
@@ -117,12 +120,13 @@ def lenet5(classes: int = 10) -> LeNet5:
     return LeNet5(classes=classes)
 
 
-def lenet_300_100_nnx(rngs: nnx.Rngs, classes: int = 10) -> LeNet300100NNX:
+def lenet_300_100_nnx(rngs: nnx.Rngs, classes: int = 10, width: float = 1.0) -> LeNet300100NNX:
     """LeNet-300-100 in NNX: 784-300-100-classes with ReLU, 266,610 parameters for ten classes.
 
     Args:
         rngs: where the initial parameters come from.
         classes: how many logits come out.
+        width: what the hidden layers' units are multiplied with.
 
     Returns:
         An NNX module; images (b, 28, 28, 1) in, logits (b, classes) out.
@@ -133,7 +137,7 @@ def lenet_300_100_nnx(rngs: nnx.Rngs, classes: int = 10) -> LeNet300100NNX:
         >>> shapes.fc1.kernel.shape
         (784, 300)
     """
-    return LeNet300100NNX(classes, rngs)
+    return LeNet300100NNX(classes, rngs, width)
 
 
 def lenet5_nnx(rngs: nnx.Rngs, classes: int = 10) -> LeNet5NNX:
@@ -159,3 +163,7 @@ def lenet5_nnx(rngs: nnx.Rngs, classes: int = 10) -> LeNet5NNX:
 
 def _halve(x: Array) -> Array:
     return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+
+def _units(full: int, width: float) -> int:
+    return max(1, round(full * width))
