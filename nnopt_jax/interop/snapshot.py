@@ -16,9 +16,10 @@ from nnopt_jax.errors import (
     Problems,
     SelectionError,
 )
-from nnopt_jax.interop.digest import digest, nonfinite
 from nnopt_jax.interop.encoding import Leaf, decode, decode_python, encode, encode_python
+from nnopt_jax.interop.finite import nonfinite
 from nnopt_jax.interop.mismatch import mismatches
+from nnopt_jax.ops.host_checksum import digest
 from nnopt_jax.tree.paths import flatten, unflatten
 
 

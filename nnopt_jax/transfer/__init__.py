@@ -10,6 +10,10 @@ from nnopt_jax.transfer.distill.hints import (
 )
 from nnopt_jax.transfer.distill.logits import distillation_loss as distillation_loss
 from nnopt_jax.transfer.parameter.adapters.dora import dora as dora
+from nnopt_jax.transfer.parameter.adapters.file import (
+    load_adapter as load_adapter,
+    save_adapter as save_adapter,
+)
 from nnopt_jax.transfer.parameter.adapters.freeze import freeze as freeze
 from nnopt_jax.transfer.parameter.adapters.lora import lora as lora
 from nnopt_jax.transfer.parameter.graft import rules as rules

@@ -1,4 +1,4 @@
-"""The checksum of `nnopt_jax.ops.checksum` for arrays that the host can see, without a compile."""
+"""The checksum of `nnopt_jax.ops.checksum` for arrays that the host sees, without a compile."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def digest(x: Any) -> list[int]:
 
     Example:
         >>> import numpy as np
-        >>> from nnopt_jax.interop.digest import digest
+        >>> from nnopt_jax.ops.host_checksum import digest
         >>> from nnopt_jax.ops.checksum import checksum
         >>> x = np.arange(6, dtype=np.float32)
         >>> digest(x) == checksum(x).tolist()
@@ -69,34 +69,3 @@ def _mix(h: np.ndarray) -> np.ndarray:
     h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return h ^ (h >> np.uint32(16))
-
-
-def nonfinite(x: Any) -> str:
-    """Says what of an array is not a finite number: empty where all is.
-
-    An infinite scalar passes: a running minimum begins with one.
-
-    Args:
-        x: NumPy or JAX array of any dtype, or a number; anything else passes.
-
-    Returns:
-        "" or a phrase such as "holds 3 NaN and 1 infinite of 6".
-
-    Example:
-        >>> import numpy as np
-        >>> from nnopt_jax.interop.digest import nonfinite
-        >>> nonfinite(np.array([1.0, np.nan])), nonfinite(np.float32(np.inf))
-        ('holds 1 NaN and 0 infinite of 2', '')
-    """
-    x = np.asarray(x) if isinstance(x, float | complex) else x
-    if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, np.inexact):
-        return ""
-    whole = isinstance(x, jax.Array) and not x.is_fully_addressable
-    values, xp = (x, jnp) if whole else (np.asarray(x), np)
-    if not jnp.issubdtype(x.dtype, np.complexfloating) and x.dtype.itemsize == 1:
-        values = values.astype(np.float32)
-    nan, finite = int(xp.isnan(values).sum()), int(xp.isfinite(values).sum())
-    infinite = values.size - finite - nan
-    if nan or (infinite and values.ndim):
-        return f"holds {nan} NaN and {infinite} infinite of {values.size}"
-    return ""

@@ -1,0 +1,184 @@
+"""Adapters in files of their own: what was learned, without the base it was learned over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from nnopt_jax.arrays.base import is_node, summary
+from nnopt_jax.arrays.manifest import abstract, check, describe
+from nnopt_jax.artifact import container, save
+from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
+from nnopt_jax.errors import ArtifactError, Problems, SelectionError, ValueRangeError, nearest
+from nnopt_jax.ops.host_checksum import digest
+from nnopt_jax.tree.paths import flatten
+from nnopt_jax.typing import Params
+
+_SAVE, _LOAD = "transfer.save_adapter", "transfer.load_adapter"
+_KIND = "nnopt adapter 1"
+
+
+def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> None:
+    """Writes of a packed tree what is not in its base already, and checksums of the base.
+
+    Arrays that equal one of the same leaf of the base, bit for bit, are left out: of `lora` and
+    `dora` the factors and lengths are written, of leaves that trained on, their new values. The
+    checksums are the same on every mesh.
+
+    Args:
+        path: where to; `.nnopt` by custom. The file appears by a rename: whole, or not at all.
+        packed: what `tx.pack(base, state)` returned.
+        base: arrays or expressions, packed or not, as they were given to `tx`.
+
+    Raises:
+        SelectionError: the trees have other paths; all are named.
+        ValueRangeError: nothing of the base is in the packed tree.
+        ArtifactError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import jax, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> from nnopt_jax.transfer import load_adapter, lora, save_adapter
+        >>> base, tx = {"kernel": jnp.ones((64, 64))}, lora(rank=2)
+        >>> packed = tx.pack(base, tx.init(base, key=jax.random.key(0)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_adapter(f"{folder}/a.nnopt", packed, base)
+        ...     load_adapter(f"{folder}/a.nnopt", base)
+        {'kernel': Sum(base float32[64,64], delta Factored(u float32[64,2], v float32[2,64]), \
+34 bits/weight)}
+    """
+    ours, theirs = flatten(packed, is_node), flatten(base, is_node)
+    problems = Problems(_SAVE)
+    for name in sorted(ours.keys() ^ theirs.keys()):
+        there, other = ("packed tree", theirs) if name in ours else ("base", ours)
+        problems.add(name, f"is in the {there} alone.{nearest(name, other)}")
+    problems.raise_as(SelectionError)
+    kept, taken, known = [], {}, {}
+    for name, leaf in ours.items():
+        parts = _Parts.of(theirs[name])
+        places = [parts.find(x) for x in jax.tree.leaves(leaf)]
+        kept += [x for x, at in zip(jax.tree.leaves(leaf), places, strict=True) if at is None]
+        if any(at is not None for at in places):
+            known[name] = parts.told
+        taken[name] = places
+    if not known:
+        raise ValueRangeError(
+            f"{_SAVE}: no leaf of the packed tree builds on the base; give the tree that `tx` was "
+            "given. A whole model is for nnopt.save()."
+        )
+    told = {"kind": _KIND, "tree": describe(packed), "taken": taken, "base": known}
+    save(path, kept, metadata=told)
+
+
+def load_adapter(
+    path: str | os.PathLike[str], base: Params, *, max_bytes: int = DEFAULT_MAX_BYTES
+) -> Params:
+    """Puts an adapter on its base again.
+
+    Args:
+        path: what `save_adapter` wrote.
+        base: the very base it was saved from, on any mesh; its arrays are taken as they are.
+        max_bytes: as for `nnopt.load`.
+
+    Returns:
+        The packed tree that was saved, bit for bit.
+
+    Raises:
+        ArtifactError: leaves of the base are not those the adapter builds on, all are named; or
+            the file is damaged, too large, or of another kind.
+
+    Example:
+        >>> import tempfile
+        >>> import jax, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> base, tx = {"kernel": jnp.ones((8, 8))}, nnopt.transfer.lora(rank=2)
+        >>> packed = tx.pack(base, tx.init(base, key=jax.random.key(0)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nnopt.transfer.save_adapter(f"{folder}/a.nnopt", packed, base)
+        ...     nnopt.transfer.load_adapter(f"{folder}/a.nnopt", {"kernel": jnp.zeros((8, 8))})
+        Traceback (most recent call last):
+        nnopt_jax.errors.ArtifactError: ...: kernel: holds other values than the base of the adapter
+    """
+    who = f"{_LOAD}: {os.fspath(path)}"
+    found = contents(path, max_bytes)
+    told = found.metadata
+    if not isinstance(told, dict) or told.get("kind") != _KIND:
+        raise ArtifactError(f"{who}: holds no adapter; nnopt.load() reads it.")
+    try:
+        known, taken, tree = (dict(told[name]) for name in ("base", "taken", "tree"))
+        parts = _matched(known, flatten(base, is_node), who)
+        arrays = iter(container.read(found))
+        values = [
+            next(arrays) if at is None else parts[name].arrays[at]
+            for name, places in taken.items()
+            for at in places
+        ]
+        made = _filled(tree, values)
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{who}: malformed ({error!r}).") from error
+    check(made, who)
+    return made
+
+
+class _Parts(NamedTuple):
+    """The arrays of one leaf of the base."""
+
+    arrays: list[Any]
+    sums: list[list[int]]
+    told: list[str]
+
+    @staticmethod
+    def of(leaf: Any) -> _Parts:
+        arrays = jax.tree.leaves(leaf)
+        sums = [digest(x) for x in arrays]
+        text = json.dumps([describe(leaf), sums])
+        return _Parts(arrays, sums, [summary(leaf), hashlib.sha256(text.encode()).hexdigest()[:16]])
+
+    def find(self, x: Any) -> int | None:
+        """Which of them equals an array, bit for bit."""
+        alike = [i for i, y in enumerate(self.arrays) if (x.shape, x.dtype) == (y.shape, y.dtype)]
+        mine = digest(x) if alike and not any(x is self.arrays[i] for i in alike) else None
+        return next((i for i in alike if x is self.arrays[i] or self.sums[i] == mine), None)
+
+
+def _matched(known: Mapping[str, Any], base: Mapping[str, Any], who: str) -> dict[str, _Parts]:
+    """The leaves of the base that an adapter builds on, if they are what they were."""
+    problems, parts = Problems(who), {}
+    for name, (outline, total) in known.items():
+        if name not in base:
+            problems.add(name, f"is not in this base.{nearest(name, base)}")
+            continue
+        parts[name] = _Parts.of(base[name])
+        if parts[name].told[0] != outline:
+            text = f"is {parts[name].told[0]}, the base of the adapter has {outline}"
+            problems.add(name, text)
+        elif parts[name].told[1] != total:
+            problems.add(name, "holds other values than the base of the adapter")
+    problems.raise_as(ArtifactError)
+    return parts
+
+
+def _filled(tree: Any, values: list[Any]) -> Any:
+    """The described tree with these arrays, each of which must be as it is described."""
+    rest = iter(values)
+    numbered: list[Any] = []
+
+    def number(dtype: str, shape: tuple[int, ...]) -> int:
+        value = next(rest)
+        if (str(value.dtype), tuple(value.shape)) != (dtype, shape):
+            raise ValueError(f"{value.dtype}{value.shape} in place of {dtype}{shape}")
+        numbered.append(value)
+        return len(numbered) - 1
+
+    made = jax.tree.map(lambda i: numbered[i], abstract(tree, number))
+    if next(rest, None) is not None:
+        raise ValueError("more arrays than the tree has")
+    return made
