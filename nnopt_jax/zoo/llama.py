@@ -1,0 +1,136 @@
+"""The decoder of Llama, as a function of a plain tree."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.transfer import rules
+from nnopt_jax.typing import Array, ArrayLike, Key, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama:
+    """A causal language model with rotary positions and heads that share their keys.
+
+    Args:
+        vocabulary: how many tokens there are.
+        width: of the hidden states.
+        layers: how many blocks.
+        heads: of attention in each.
+        shared: heads of keys and values; a divisor of `heads`.
+        hidden: units of each feed-forward network.
+        base: of the wavelengths of rotary positions.
+        epsilon: added to the mean square of normalization.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nnopt_jax.zoo.llama import Llama
+        >>> llama = Llama(vocabulary=100, width=8, layers=1, heads=2, shared=1, hidden=16)
+        >>> llama.apply(llama.init(jax.random.key(0)), jnp.array([[1, 2, 3]])).shape
+        (1, 3, 100)
+
+    Source: Touvron et al., arXiv:2302.13971, section 2.2; Su et al., arXiv:2104.09864, section 3.4;
+    Ainslie et al., arXiv:2305.13245, section 2.2.
+    """
+
+    vocabulary: int = 32000
+    width: int = 256
+    layers: int = 4
+    heads: int = 8
+    shared: int = 4
+    hidden: int = 688
+    base: float = 10000.0
+    epsilon: float = 1e-6
+
+    @property
+    def size(self) -> int:
+        """Of one head."""
+        return self.width // self.heads
+
+    def init(self, key: Key) -> Params:
+        """Normal weights of deviation 0.02, scales of one."""
+        keys = iter(jax.random.split(key, 2 + 7 * self.layers))
+
+        def dense(*shape: int) -> dict[str, Array]:
+            return {"kernel": 0.02 * jax.random.normal(next(keys), shape, jnp.float32)}
+
+        norm = {"scale": jnp.ones(self.width)}
+        block = {name: (self.width, self.shared * self.size) for name in ("k", "v")}
+        block |= {name: (self.width, self.hidden) for name in ("gate", "up")}
+        block |= {"q": (self.width, self.width), "o": (self.width, self.width)}
+        block |= {"down": (self.hidden, self.width)}
+        return {
+            "embed": dense(self.vocabulary, self.width)["kernel"],
+            "layers": [
+                {name: dense(*shape) for name, shape in block.items()}
+                | {"attention_norm": norm, "norm": norm}
+                for _ in range(self.layers)
+            ],
+            "norm": norm,
+            "head": dense(self.width, self.vocabulary),
+        }
+
+    def apply(self, params: Params, ids: ArrayLike) -> Array:
+        """Says what comes next.
+
+        Args:
+            params: as `init` makes them.
+            ids: (batch, tokens) integers.
+
+        Returns:
+            (batch, tokens, vocabulary) logits of the token after each.
+        """
+        ids = jnp.asarray(ids)
+        x = params["embed"][ids]
+        for layer in params["layers"]:
+            x = x + self._attend(self._norm(x, layer["attention_norm"]), layer)
+            y = self._norm(x, layer["norm"])
+            y = jax.nn.silu(y @ layer["gate"]["kernel"]) * (y @ layer["up"]["kernel"])
+            x = x + y @ layer["down"]["kernel"]
+        return self._norm(x, params["norm"]) @ params["head"]["kernel"]
+
+    def _attend(self, x: Array, layer: Any) -> Array:
+        heads = {"q": self.heads, "k": self.shared, "v": self.shared}
+        q, k, v = (
+            (x @ layer[name]["kernel"]).reshape(*x.shape[:2], count, self.size)
+            for name, count in heads.items()
+        )
+        mixed = jax.nn.dot_product_attention(self._turn(q), self._turn(k), v, is_causal=True)
+        return mixed.reshape(x.shape) @ layer["o"]["kernel"]
+
+    def _turn(self, x: Array) -> Array:
+        """Rotates the first half of each head against the second, by position."""
+        waves = self.base ** (-jnp.arange(0, self.size, 2, dtype=jnp.float32) / self.size)
+        angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * waves[None]
+        sine, cosine = jnp.sin(angle)[None, :, None], jnp.cos(angle)[None, :, None]
+        one, two = jnp.split(x, 2, -1)
+        return jnp.concatenate([one * cosine - two * sine, two * cosine + one * sine], -1)
+
+    def _norm(self, x: Array, norm: Any) -> Array:
+        square = jnp.square(x).mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt(square + self.epsilon) * norm["scale"][None, None]
+
+
+def names() -> list[rules.Rule]:
+    """Rules of `transfer.graft` for the weights of `transformers.LlamaForCausalLM`.
+
+    Example:
+        >>> from nnopt_jax.zoo import llama
+        >>> len(llama.names())
+        8
+    """
+    layer, block = r"model\.layers\.(\d+)\.", r"layers/\1/"
+    return [
+        rules.transpose(r"re:(proj|lm_head)\.weight"),
+        rules.rename(r"model\.embed_tokens\.weight", "embed"),
+        rules.rename(r"model\.norm\.weight", "norm/scale"),
+        rules.rename(r"lm_head\.weight", "head/kernel"),
+        rules.rename(rf"{layer}self_attn\.(\w)_proj\.weight", rf"{block}\2/kernel"),
+        rules.rename(rf"{layer}mlp\.(\w+)_proj\.weight", rf"{block}\2/kernel"),
+        rules.rename(rf"{layer}input_layernorm\.weight", rf"{block}attention_norm/scale"),
+        rules.rename(rf"{layer}post_attention_layernorm\.weight", rf"{block}norm/scale"),
+    ]
