@@ -19,6 +19,11 @@ from nnopt_jax.transfer.parameter.adapters.lora import lora as lora
 from nnopt_jax.transfer.parameter.graft import rules as rules
 from nnopt_jax.transfer.parameter.graft.graft import Grafted as Grafted, graft as graft
 from nnopt_jax.transfer.parameter.graft.report import GraftReport as GraftReport
+from nnopt_jax.transfer.parameter.rates import (
+    Rates as Rates,
+    labels as labels,
+    layerwise_rates as layerwise_rates,
+)
 from nnopt_jax.transfer.parameter.slerp import slerp as slerp
 from nnopt_jax.transfer.parameter.soup import soup as soup
 from nnopt_jax.transfer.parameter.task_arithmetic import task_arithmetic as task_arithmetic
