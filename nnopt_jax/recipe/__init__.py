@@ -4,6 +4,7 @@ from nnopt_jax.recipe.load import build as build, load as load
 from nnopt_jax.recipe.run import run as run
 from nnopt_jax.recipe.schema import (
     Call as Call,
+    Distill as Distill,
     Link as Link,
     Recipe as Recipe,
     Stage as Stage,

@@ -107,6 +107,8 @@ def _check(recipe: schema.Recipe, problems: Problems) -> None:
         problems.add("name", f"given {recipe.name!r}, wanted a name that can be that of a folder")
     if not recipe.stages:
         problems.add("stages", "given none, wanted one or more")
+    if recipe.distill is not None and not 0 <= recipe.distill.weight <= 1:
+        problems.add("distill.weight", f"given {recipe.distill.weight}, wanted one from 0 to 1")
     names = [stage.name for stage in recipe.stages]
     for i, stage in enumerate(recipe.stages):
         if stage.name in names[:i]:

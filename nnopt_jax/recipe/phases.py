@@ -148,6 +148,7 @@ def make_step(
     loss: Callable[..., Any],
     augment: Callable[..., Any],
     key: Key,
+    teacher: Any = None,
 ) -> Callable[..., Any]:
     """Compiles one optimizer step of a phase.
 
@@ -157,25 +158,29 @@ def make_step(
         loss: `(logits, labels) -> scalar`.
         augment: `(inputs, key) -> inputs`.
         key: for augmentation and dropout, folded with the step.
+        teacher: a `Teacher`, or None.
 
     Returns:
         `f(carry, x, y, number) -> (carry, loss)`; the carry given is used up.
     """
     tx = phase.tx
 
-    def objective(params: Any, extra: Any, x: ArrayLike, y: ArrayLike, key: Key) -> Any:
+    def objective(params: Any, extra: Any, x: Array, y: Array, key: Key, taught: Any) -> Any:
         logits, extra = model.apply(params, extra, x, train=True, key=key)
-        return loss(logits, y), extra
+        alone = loss(logits, y)
+        return (teacher.mixed(taught, x, logits, alone) if teacher else alone), extra
 
-    def one(carry: Carry, x: Array, y: Array, number: ArrayLike) -> tuple[Carry, Any]:
+    def one(carry: Carry, x: Array, y: Array, number: ArrayLike, taught: Any) -> tuple[Carry, Any]:
         params, extra, state, opt_state = carry
         outer, inner = jax.random.split(jax.random.fold_in(key, number))
         x = augment(x, outer)
         graded = value_and_grad(objective, tx, has_aux=True)
-        (value, extra), grads = graded(params, state, extra, x, y, inner)
+        (value, extra), grads = graded(params, state, extra, x, y, inner, taught)
         moved = trainable(tx, params, state)
         updates, opt_state = phase.optimizer.update(grads.train, opt_state, moved)
         params, state = step(tx, params, state, updates, grads)
         return Carry(params, extra, state, opt_state), value
 
-    return jax.jit(one, donate_argnums=0)
+    compiled = jax.jit(one, donate_argnums=0)
+    taught = teacher.variables if teacher else None
+    return lambda carry, x, y, number: compiled(carry, x, y, number, taught)

@@ -232,6 +232,8 @@ def check(recipe: Recipe) -> None:
     for key in ("loss", "metric", "augment"):  # the run gives their first two arguments
         if (what := getattr(recipe, key)) is not None:
             _check_call(what, key, problems, given=2)
+    if recipe.distill is not None:
+        _check_call(recipe.distill.loss, "distill.loss", problems, given=2)
     for i, stage in enumerate(recipe.stages):
         if stage.optimizer is not None:
             _check_call(stage.optimizer, f"stages.{i}.optimizer", problems)

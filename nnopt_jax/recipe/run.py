@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
+from nnopt_jax.errors import RecipeError
 from nnopt_jax.interop.orbax import Checkpoints
+from nnopt_jax.recipe import resolve
 from nnopt_jax.recipe.finish import finish
 from nnopt_jax.recipe.folder import Folder
+from nnopt_jax.recipe.load import load
 from nnopt_jax.recipe.schema import Recipe
 from nnopt_jax.recipe.setup import prepare
+from nnopt_jax.recipe.teacher import load_teacher
 from nnopt_jax.recipe.train import resume, train
 from nnopt_jax.recipe.watch import Watch
 from nnopt_jax.report.html import page
@@ -45,8 +51,14 @@ def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> S
         if (summary := folder.finished()) is not None:
             watch.note(f"{folder.path} holds the finished run; --fresh starts it again")
             return summary
+    first = _teachers_recipe(recipe, folder)
     setup = prepare(recipe)
     folder.claim(recipe, fresh)
+    if recipe.distill is not None:
+        if first is not None:
+            run(first, fresh=fresh, watch=watch)
+        place = Path(first.folder if first is not None else recipe.distill.teacher)
+        setup = replace(setup, teacher=load_teacher(recipe.distill, place, setup))
     with Checkpoints(folder.checkpoints) as checkpoints:
         carry, done = resume(setup, checkpoints)
         if done:
@@ -57,3 +69,15 @@ def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> S
     write_whole(folder.report, page(summary))
     write_whole(folder.result, json.dumps(summary.to_json()))
     return summary
+
+
+def _teachers_recipe(recipe: Recipe, folder: Folder) -> Recipe | None:
+    """What is to be run first, checked before anything is; None where nothing is."""
+    if recipe.distill is None or Path(recipe.distill.teacher).is_dir():
+        return None
+    try:
+        made = replace(load(recipe.distill.teacher), output=str(folder.path / "teacher"))
+    except RecipeError as error:
+        raise RecipeError(f"recipe: distill.teacher: {error}") from error
+    resolve.check(made)
+    return made

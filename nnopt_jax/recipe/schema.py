@@ -65,6 +65,29 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Distill:
+    """A teacher, whom the network is to be like.
+
+    The loss is `weight * loss(logits, teacher's logits) + (1 - weight) * loss of the labels`.
+
+    Args:
+        teacher: the folder of a finished run, or a recipe file, which is run first, into the
+            folder `teacher` of this run.
+        weight: of the teacher, from 0 to 1.
+        loss: `(student's logits, teacher's logits) -> scalar`.
+
+    Example:
+        >>> from nnopt_jax.recipe.schema import Distill
+        >>> Distill("runs/lenet").loss.source
+        'nnopt_jax.transfer:distillation_loss'
+    """
+
+    teacher: str
+    weight: float = 0.9
+    loss: Call = Call("nnopt_jax.transfer:distillation_loss", {"temperature": 4.0})
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole run.
 
@@ -76,6 +99,7 @@ class Recipe:
         stages: what is done, in order.
         loss: `(logits, labels) -> scalar`, to be minimized.
         metric: `(logits, labels) -> scalar`, the smaller the better, reported as the error.
+        distill: a teacher, if there is one; in all stages.
         augment: `(inputs, key) -> inputs`, applied to every training batch inside the step.
         optimizer: for the stages that name none.
         batch_size: examples in a step; what does not fill a batch is left out of the epoch.
@@ -91,6 +115,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     loss: Call = Call("nnopt_jax.zoo.losses:cross_entropy")
     metric: Call = Call("nnopt_jax.zoo.losses:error_rate")
+    distill: Distill | None = None
     augment: Call | None = None
     optimizer: Call = Call("optax:adam", {"learning_rate": 1e-3})
     batch_size: int = 128

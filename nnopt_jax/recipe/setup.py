@@ -35,6 +35,7 @@ class Setup:
         augment: `(inputs, key) -> inputs`.
         order: key of the order of the batches.
         key: key of dropout and of transforms.
+        teacher: a `Teacher`, once its run is there.
     """
 
     recipe: Recipe
@@ -46,6 +47,7 @@ class Setup:
     augment: Callable[..., Any]
     order: Key
     key: Key
+    teacher: Any = None
 
 
 def prepare(recipe: Recipe, check_rules: bool = True) -> Setup:

@@ -92,7 +92,7 @@ def _train_phase(
     recipe = setup.recipe
     place = f"{phase.index + 1}/{len(setup.phases)}"
     log.watch.stage(phase.stage.name, place, phase.steps, done - phase.first)
-    step = make_step(phase, setup.model, setup.loss, setup.augment, setup.key)
+    step = make_step(phase, setup.model, setup.loss, setup.augment, setup.key, setup.teacher)
     feed = batches(setup.data.train, recipe.batch_size, setup.order, start=done)
     for number in range(done + 1, phase.last + 1):
         x, y = next(feed)
