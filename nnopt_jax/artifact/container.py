@@ -81,6 +81,7 @@ class Contents:
         plan: the streams.
         coded: the bytes of each coded stream, in the order of `plan.coded`.
         planes: the bytes of each byte plane, pool by pool.
+        program: what computes with the tree, for whoever knows how to read it; mostly empty.
     """
 
     tree: Any
@@ -88,14 +89,16 @@ class Contents:
     plan: Plan
     coded: list[bytes]
     planes: list[list[bytes]]
+    program: bytes = b""
 
 
-def write(tree: Any, metadata: Any = None) -> bytes:
+def write(tree: Any, metadata: Any = None, program: bytes = b"") -> bytes:
     """Writes a tree.
 
     Args:
         tree: pytree of arrays and nodes.
         metadata: JSON to keep beside it.
+        program: bytes that go with it and are not looked into; they come before the streams.
 
     Returns:
         The bytes of a file.
@@ -114,13 +117,14 @@ def write(tree: Any, metadata: Any = None) -> bytes:
     listed = _listed(slots, apart)
     plan = Plan(listed, _repeats(listed, arrays))
     notes = {"metadata": metadata, "apart": apart, "same": list(plan.same.items())}
-    head, parts, profiles = manifest.write(describe(tree), notes), [], Profiles()
+    head = manifest.write(describe(tree), notes | {"program": len(program)})
+    parts, profiles = [], Profiles()
     for number in plan.coded:
         parts.append(_encode(listed[number], arrays, profiles))
     for pool in plan.pools:
         planes = np.concatenate([_octets(arrays[slot.index]) for slot in pool]).T
         parts += [codec.encode(plane, 256) for plane in planes]
-    return sealed(varint(len(head)) + head + framed(parts))
+    return sealed(varint(len(head)) + head + program + framed(parts), with_program=bool(program))
 
 
 def contents(data: bytes, max_bytes: int) -> Contents:
@@ -138,6 +142,7 @@ def contents(data: bytes, max_bytes: int) -> Contents:
     """
     reader = Reader(opened(data))
     description, notes = manifest.read(reader.part())
+    program = reader.take(_program_bytes(notes))
     with _ours("description"):
         tree = abstract(description, struct)
         require_numbers(tree)
@@ -160,7 +165,15 @@ def contents(data: bytes, max_bytes: int) -> Contents:
         plan=plan,
         coded=parts[: len(plan.coded)],
         planes=[list(itertools.islice(rest, size)) for size in sizes],
+        program=program,
     )
+
+
+def _program_bytes(notes: dict[str, Any]) -> int:
+    size = notes.get("program", 0)
+    if type(size) is not int or size < 0:
+        raise ArtifactError(f"load: malformed notes (a program of {size!r} bytes).")
+    return size
 
 
 def read(found: Contents) -> Any:

@@ -7,6 +7,8 @@ import zlib
 from nnopt_jax.errors import ArtifactError
 
 VERSION = 1
+WITH_PROGRAM = 2
+"""Version of files that hold a program, which readers of the first do not know."""
 _SUM_BYTES = 4
 
 
@@ -16,11 +18,12 @@ def _header(size: int) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def sealed(body: bytes) -> bytes:
+def sealed(body: bytes, *, with_program: bool = False) -> bytes:
     """Makes a file of a body.
 
     Args:
         body: what is to be kept.
+        with_program: whether there is a program in it.
 
     Returns:
         Header, version, body and CRC-32: a file that `safetensors` opens.
@@ -29,7 +32,7 @@ def sealed(body: bytes) -> bytes:
         >>> opened(sealed(b"abc"))
         b'abc'
     """
-    content = bytes([VERSION]) + body
+    content = bytes([WITH_PROGRAM if with_program else VERSION]) + body
     whole = _header(len(content) + _SUM_BYTES) + content
     return whole + zlib.crc32(whole).to_bytes(_SUM_BYTES, "little")
 
@@ -54,9 +57,10 @@ def opened(data: bytes) -> bytes:
             f"load: the header does not fit a file of {len(data)} bytes: it was cut short or "
             "damaged; copy or write it again."
         )
-    if data[start] != VERSION:
+    if data[start] not in (VERSION, WITH_PROGRAM):
         raise ArtifactError(
-            f"load: the file has version {data[start]}, this library reads {VERSION}. "
+            f"load: the file has version {data[start]}, this library reads {VERSION} and "
+            f"{WITH_PROGRAM}. "
             "Read it with the version of nnopt_jax that wrote it."
         )
     if zlib.crc32(data[:-_SUM_BYTES]).to_bytes(_SUM_BYTES, "little") != data[-_SUM_BYTES:]:

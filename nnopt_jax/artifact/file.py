@@ -19,7 +19,9 @@ _SLACK = 1 << 20
 """What a file may be larger than its arrays."""
 
 
-def save(path: str | os.PathLike[str], tree: Any, *, metadata: Any = None) -> None:
+def save(
+    path: str | os.PathLike[str], tree: Any, *, metadata: Any = None, program: bytes = b""
+) -> None:
     """Writes a tree to one small file.
 
     Codes, masks and indices are entropy-coded with what their neighbors tell; arrays that occur
@@ -31,11 +33,13 @@ def save(path: str | os.PathLike[str], tree: Any, *, metadata: Any = None) -> No
             tuples and None stay what they are; other containers become dictionaries of their
             fields, and keys become strings.
         metadata: anything JSON can say, to keep beside the tree.
+        program: what computes with the tree, as bytes that are kept as they are; see
+            `nnopt_jax.transfer.save_model`, which gives them.
 
     Raises:
         ArtifactError: a leaf is no array of numbers, or the file cannot be written; what was at
             `path` before is untouched.
-        ValueRangeError: the metadata is not JSON, or `path` no path.
+        ValueRangeError: the metadata is not JSON, `path` no path, or `program` no bytes.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -46,8 +50,13 @@ def save(path: str | os.PathLike[str], tree: Any, *, metadata: Any = None) -> No
         {'w': Array([0, 1, 2], dtype=int32)}
     """
     _require_path("save", path)
+    if not isinstance(program, bytes):
+        raise ValueRangeError(
+            f"save: program is of type {type(program).__name__}, not bytes; "
+            "nnopt.transfer.save_model(path, structure, params) writes a model as a whole."
+        )
     flatten(tree, is_node)  # tells of keys that JAX cannot sort
-    data = container.write(tree, metadata)
+    data = container.write(tree, metadata, program)
     try:
         replace_file(path, [data])
     except OSError as error:

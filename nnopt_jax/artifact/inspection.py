@@ -47,12 +47,14 @@ class Inspection:
         metadata: what was saved beside the tree.
         file_bytes: size of the file.
         overhead_bytes: what of it belongs to no leaf: header, description, checksum.
+        program_bytes: what of it is a program; 0 where there is none.
     """
 
     rows: tuple[Row, ...]
     metadata: Any
     file_bytes: int
     overhead_bytes: float
+    program_bytes: int = 0
 
 
 def inspect(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> Inspection:
@@ -94,9 +96,9 @@ def inspect(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES)
                 bits_per_weight=8 * size / max(math.prod(leaf.shape), 1),
             )
         )
-    total = os.path.getsize(path)
-    rest = total - sum(row.file_bytes for row in rows)
-    return Inspection(tuple(rows), found.metadata, total, rest)
+    total, program = os.path.getsize(path), len(found.program)
+    rest = total - program - sum(row.file_bytes for row in rows)
+    return Inspection(tuple(rows), found.metadata, total, rest, program)
 
 
 def sizes(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, int]:

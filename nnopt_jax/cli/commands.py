@@ -15,6 +15,7 @@ from nnopt_jax.cli.progress import watch
 from nnopt_jax.recipe.folder import Folder
 from nnopt_jax.recipe.setup import prepare
 from nnopt_jax.report import LeafRow, diff_table, leaf_table, table
+from nnopt_jax.transfer import load_structure
 from nnopt_jax.transform import plan as plan_of
 from nnopt_jax.tree import diff as tree_diff, flatten
 
@@ -54,14 +55,18 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """Prints a row for each leaf of a file."""
+    """Prints a row for each leaf of a file, and what its program takes and gives."""
     path = _artifact(args.file)
     found = artifact.inspect(path)
     rows = tuple(
         LeafRow(row.path, row.expression, row.shape, round(row.file_bytes), 8 * row.memory_bytes)
         for row in found.rows
     )
-    _console().print(leaf_table(str(path), rows, found.file_bytes))
+    console = _console()
+    console.print(leaf_table(str(path), rows, found.file_bytes, found.program_bytes))
+    if found.program_bytes:
+        console.print()
+        console.print(str(load_structure(path)), highlight=False, markup=False)
 
 
 def diff(args: argparse.Namespace) -> None:

@@ -41,13 +41,16 @@ def table(summary: Summary) -> Table:
     return made
 
 
-def leaf_table(title: str, leaves: tuple[LeafRow, ...], total: int | None = None) -> Table:
+def leaf_table(
+    title: str, leaves: tuple[LeafRow, ...], total: int | None = None, program: int = 0
+) -> Table:
     """One row for each leaf: expression, shape and sizes, with a total.
 
     Args:
         title: what the leaves belong to.
         leaves: the rows.
         total: size of the whole file in bytes, where there is one.
+        program: bytes of it that are a program.
 
     Returns:
         A table for `rich.console.Console.print`.
@@ -78,7 +81,9 @@ def leaf_table(title: str, leaves: tuple[LeafRow, ...], total: int | None = None
             "-" if leaf.file_bytes is None else _rate(leaf.file_bytes, leaf.size),
         )
     if total is not None:
-        rest = total - sum(leaf.file_bytes or 0 for leaf in leaves)
+        rest = total - program - sum(leaf.file_bytes or 0 for leaf in leaves)
+        if program:
+            made.add_row("", "program", "", f"{program:,}", "", "")
         made.add_row("", "description, checksum", "", f"{rest:,}", "", "")
     return made
 

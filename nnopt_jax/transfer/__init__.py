@@ -9,6 +9,12 @@ from nnopt_jax.transfer.distill.hints import (
     hint_regressor as hint_regressor,
 )
 from nnopt_jax.transfer.distill.logits import distillation_loss as distillation_loss
+from nnopt_jax.transfer.mixed import (
+    Model as Model,
+    load_model as load_model,
+    load_structure as load_structure,
+    save_model as save_model,
+)
 from nnopt_jax.transfer.parameter.adapters.dora import dora as dora
 from nnopt_jax.transfer.parameter.adapters.file import (
     load_adapter as load_adapter,
@@ -28,3 +34,5 @@ from nnopt_jax.transfer.parameter.slerp import slerp as slerp
 from nnopt_jax.transfer.parameter.soup import soup as soup
 from nnopt_jax.transfer.parameter.task_arithmetic import task_arithmetic as task_arithmetic
 from nnopt_jax.transfer.parameter.ties import ties as ties
+from nnopt_jax.transfer.structure.capture import capture as capture
+from nnopt_jax.transfer.structure.structure import Structure as Structure

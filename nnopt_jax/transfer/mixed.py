@@ -1,0 +1,155 @@
+"""Both in one file: a model's structure and its parameters, packed as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from nnopt_jax import artifact
+from nnopt_jax.artifact import container
+from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
+from nnopt_jax.errors import ArtifactError
+from nnopt_jax.transfer.structure.structure import Structure
+from nnopt_jax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A model that runs, trains and travels without its code.
+
+    Args:
+        structure: what it is.
+        params: what it has learned, dense or packed.
+        metadata: what was saved beside it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"kernel": jnp.ones((3, 2))}
+        >>> structure = nnopt.transfer.capture(
+        ...     lambda params, x: x @ params["kernel"], params, jnp.ones((1, 3)), shapes=["b, ..."]
+        ... )
+        >>> nnopt.transfer.Model(structure, params)(jnp.ones((1, 3)))
+        Array([[3., 3.]], dtype=float32)
+    """
+
+    structure: Structure
+    params: Params
+    metadata: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        """Computes the outputs, compiled; raises as `Structure.apply` does."""
+        return self._compiled(self.params, *args)
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., Any]:
+        return jax.jit(self.structure.apply)
+
+
+def save_model(
+    path: str | os.PathLike[str], structure: Structure, params: Params, *, metadata: Any = None
+) -> None:
+    """Writes a model to one small file: what it is, and what it has learned.
+
+    `nnopt.load` reads the parameters alone, `nnopt inspect` tells of both.
+
+    Args:
+        path: where to; `.nnopt` by custom.
+        structure: what `capture` returned.
+        params: its parameters, dense or packed.
+        metadata: anything JSON can say, to keep beside them.
+
+    Raises:
+        SelectionError: the parameters are not those of the structure, by path.
+        ShapeError: their shapes or dtypes differ.
+        ArtifactError: the file cannot be written; what was at `path` before is untouched.
+        ValueRangeError: the metadata is not JSON, or `path` no path.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"kernel": jnp.eye(2)}
+        >>> structure = nnopt.transfer.capture(
+        ...     lambda params, x: x @ params["kernel"], params, jnp.ones((1, 2)), shapes=["b, ..."]
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nnopt.transfer.save_model(f"{folder}/model.nnopt", structure, params)
+        ...     model = nnopt.transfer.load_model(f"{folder}/model.nnopt")
+        >>> model(jnp.array([[3.0, 4.0]]))
+        Array([[3., 4.]], dtype=float32)
+    """
+    structure.require(params, "save_model")
+    artifact.save(path, params, metadata=metadata, program=structure.to_bytes())
+
+
+def load_model(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> Model:
+    """Reads a model, bit for bit, with no model code and no pickle.
+
+    Args:
+        path: a file that `save_model` wrote.
+        max_bytes: the most memory the arrays may take, and the programs likewise.
+
+    Returns:
+        The model; its parameters in plain containers, packed as they were.
+
+    Raises:
+        ArtifactError: there is no such file, there is no structure in it, or it is damaged, of an
+            unknown version, or too large.
+        ValueRangeError: `path` is no path, or `max_bytes` no whole number.
+
+    Example:
+        >>> from nnopt_jax.transfer import load_model
+        >>> load_model("nowhere.nnopt")
+        Traceback (most recent call last):
+        nnopt_jax.errors.ArtifactError: nowhere.nnopt: [Errno 2] No such file ...
+    """
+    found = contents(path, max_bytes)
+    structure = _structure(path, found, max_bytes)
+    try:
+        structure.require(found.tree, "load_model")
+    except (LookupError, ValueError) as error:
+        raise ArtifactError(f"{os.fspath(path)}: {error}") from error
+    return Model(structure, container.read(found), found.metadata)
+
+
+def load_structure(
+    path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES
+) -> Structure:
+    """Reads the structure of a model alone; no parameter is decoded.
+
+    Args:
+        path: a file that `save_model` wrote.
+        max_bytes: as for `load_model`.
+
+    Returns:
+        The structure.
+
+    Raises:
+        ArtifactError: as `load_model`.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nnopt.save(f"{folder}/model.nnopt", {"kernel": jnp.eye(2)})
+        ...     nnopt.transfer.load_structure(f"{folder}/model.nnopt")
+        Traceback (most recent call last):
+        nnopt_jax.errors.ArtifactError: ...model.nnopt: holds parameters and no structure. ...
+    """
+    return _structure(path, contents(path, max_bytes), max_bytes)
+
+
+def _structure(
+    path: str | os.PathLike[str], found: container.Contents, max_bytes: int
+) -> Structure:
+    if not found.program:
+        raise ArtifactError(
+            f"{os.fspath(path)}: holds parameters and no structure. nnopt.load reads them; "
+            "nnopt.transfer.save_model writes both."
+        )
+    return Structure.from_bytes(found.program, max_bytes=max_bytes)

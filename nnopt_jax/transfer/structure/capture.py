@@ -1,0 +1,161 @@
+"""A model's structure, captured from its code, so that it travels without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from nnopt_jax.arrays import describe, is_node, materialize
+from nnopt_jax.artifact.leaves import plain
+from nnopt_jax.errors import Problems, ShapeError
+from nnopt_jax.settings import Settings
+from nnopt_jax.transfer.structure.initial import starts
+from nnopt_jax.transfer.structure.program import written
+from nnopt_jax.transfer.structure.structure import Structure
+from nnopt_jax.transform.given import require_arrays
+from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.typing import Params
+
+_NAME = "transfer.capture"
+
+
+def capture(
+    apply: Callable[..., Any],
+    params: Params,
+    *args: Any,
+    shapes: Any = None,
+    constraints: Sequence[str] = (),
+    train: Callable[..., Any] | None = None,
+    train_args: tuple[Any, ...] = (),
+    initializers: Mapping[str, str | Mapping[str, Any]] | None = None,
+    constructor: str | Callable[..., Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    platforms: Sequence[str] | None = None,
+) -> Structure:
+    """Makes a value of a model's structure: its function, its tree, how its leaves begin.
+
+    The function is written by `jax.export`, forward and backward, for one device and with no
+    shardings, so that it runs wherever its parameters lie. All parameters must come in by
+    `params`: what the function closes over is written into the program.
+
+    Args:
+        apply: `apply(params, *args)`; it is given dense arrays in the containers of `params`.
+        params: the parameters: arrays, expressions, or shapes (which begin as `initializers` say).
+        *args: inputs, or `jax.ShapeDtypeStruct`s like them.
+        shapes: which sizes are free: a string for each argument, as `jax.export.symbolic_shape`
+            reads it: `["b, ..."]`, `["b, t", "b"]`; None for one whose sizes are fixed.
+        constraints: between free sizes: `["t <= 512"]`.
+        train: what the model computes in training, where that differs: `train(params, *args,
+            *train_args)`.
+        train_args: what `train` takes beyond `args`: a key for dropout, say; sizes are fixed.
+        initializers: how leaves begin, by glob or `re:`: the name of a factory of
+            `jax.nn.initializers`, or a mapping of its `name` and arguments. Others are measured:
+            their mean and deviation is drawn again. A trained model shows those of training.
+        constructor: what makes the model where its code is at hand: `"package.module:callable"`,
+            or the callable.
+        config: arguments of the constructor, JSON.
+        platforms: what the program runs on: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`. Default: all
+            but ROCm where the function can be lowered for them, else this process's own.
+
+    Returns:
+        The structure.
+
+    Raises:
+        ShapeError: `shapes` do not fit the arguments.
+        SelectionError: a rule of `initializers` meets no leaf.
+        ValueRangeError: an initializer, the constructor or its arguments are wrong.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> def apply(params, tokens):
+        ...     return params["embed"][tokens].mean(1)
+        >>> structure = nnopt.transfer.capture(
+        ...     apply,
+        ...     {"embed": jax.ShapeDtypeStruct((50, 8), "float32")},
+        ...     jax.ShapeDtypeStruct((1, 1), "int32"),
+        ...     shapes=["b, t"],
+        ...     constraints=["t <= 16"],
+        ...     initializers={"embed": {"name": "normal", "stddev": 0.02}},
+        ... )
+        >>> params = structure.initialize(jax.random.key(0))
+        >>> structure.apply(params, jnp.zeros((3, 5), jnp.int32)).shape
+        (3, 8)
+
+    References:
+        https://docs.jax.dev/en/latest/export/export.html
+    """
+    leaves = flatten(params, is_node)
+    require_arrays(_NAME, leaves)
+    made_by = _constructor(constructor, config)
+    inputs, more = _inputs(args, train_args, shapes, constraints)
+    dense = jax.eval_shape(materialize, params)
+    order = flatten(plain(dense))
+    begin = starts(_NAME, {path: leaves[path] for path in order}, initializers)
+
+    def program(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
+        def flat(arrays: list[Any], given: tuple[Any, ...]) -> Any:
+            by_path = dict(zip(order, arrays, strict=True))
+            tree = unflatten(dense, {path: by_path[path] for path in leaves})
+            return plain(function(tree, *given))
+
+        return written(flat, list(order.values()), inputs, platforms, constraints)
+
+    programs = {"apply": program(apply, inputs)}
+    if train is not None:
+        programs["train"] = program(train, (*inputs, *more))
+    return Structure(describe(plain(dense)), begin, programs, made_by)
+
+
+def _inputs(
+    args: tuple[Any, ...], train_args: tuple[Any, ...], shapes: Any, constraints: Sequence[str]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The inputs as shapes, free sizes named."""
+    every = jax.tree.map(
+        lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf),
+        plain((*args, *train_args)),
+    )
+    if shapes is None or isinstance(shapes, str):
+        shapes = (shapes,) * len(args)
+    shapes = (*shapes, *(None,) * len(train_args))
+    problems = Problems(_NAME)
+    if len(shapes) != len(every):
+        problems.add("", f"shapes={list(shapes)!r} has {len(shapes) - len(train_args)} entries for "
+                         f"{len(args)} arguments; give each a string, or None.")  # fmt: skip
+        problems.raise_as(ShapeError)
+    try:
+        specs = export.symbolic_args_specs(every, plain(shapes), constraints=tuple(constraints))
+    except ValueError as error:
+        problems.add("", f"shapes={shapes!r}: {error}")
+        problems.raise_as(ShapeError)
+        raise
+    return specs[: len(args)], specs[len(args) :]
+
+
+def _constructor(constructor: Any, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What to import and call, as JSON."""
+    settings = Settings(_NAME)
+    if constructor is None:
+        if config:
+            settings.wrong("config", config, "has no constructor to go to; give constructor=.")
+        settings.done()
+        return None
+    target = constructor
+    if callable(constructor):
+        target = f"{constructor.__module__}:{getattr(constructor, '__qualname__', '')}"
+    module, _, name = target.partition(":") if isinstance(target, str) else ("", "", "")
+    if not module or not name or "<" in name or module == "__main__":
+        settings.wrong("constructor", constructor, "cannot be imported elsewhere; give "
+                                                   "'package.module:callable'.")  # fmt: skip
+    config = dict(config or {})
+    try:
+        config = json.loads(json.dumps(config, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        settings.wrong("config", config, f"is not JSON ({error}).")
+    settings.done()
+    return {"target": target, "config": config}

@@ -1,0 +1,76 @@
+"""A structure as bytes: deflated JSON and programs, a version and a checksum."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+from nnopt_jax.artifact.wire import Reader, framed, varint
+from nnopt_jax.errors import ArtifactError
+
+VERSION = 1
+_MAGIC = b"nnopt structure\n"
+_SUM_BYTES = 4
+_WHO = "Structure.from_bytes"
+
+
+def encoded(head: Any, programs: list[bytes]) -> bytes:
+    """Writes the bytes.
+
+    Args:
+        head: JSON.
+        programs: bytes, in the order in which the head names them.
+
+    Returns:
+        The bytes.
+
+    Example:
+        >>> decoded(encoded({"a": 1}, [b"xyz"]), 1000)
+        ({'a': 1}, [b'xyz'])
+    """
+    text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
+    plain = varint(len(programs)) + framed([text, *programs])
+    body = _MAGIC + bytes([VERSION]) + varint(len(plain)) + zlib.compress(plain, 9)
+    return body + zlib.crc32(body).to_bytes(_SUM_BYTES, "little")
+
+
+def decoded(data: bytes, max_bytes: int) -> tuple[Any, list[bytes]]:
+    """Undoes `encoded`.
+
+    Args:
+        data: the bytes, whole; not trusted.
+        max_bytes: the most they may inflate to.
+
+    Returns:
+        The head and the programs.
+
+    Raises:
+        ArtifactError: this is no structure, one of another version, damaged, or too large.
+    """
+    if not data.startswith(_MAGIC):
+        raise ArtifactError(f"{_WHO}: these {len(data)} bytes are no structure.")
+    body, checksum = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
+    reader = Reader(body[len(_MAGIC) :])
+    version = reader.byte()
+    if version != VERSION:
+        raise ArtifactError(
+            f"{_WHO}: the structure has version {version}, this library reads {VERSION}. "
+            "Read it with the version of nnopt_jax that wrote it."
+        )
+    if zlib.crc32(body).to_bytes(_SUM_BYTES, "little") != checksum:
+        raise ArtifactError(f"{_WHO}: the checksum is wrong: the bytes are damaged or cut short.")
+    size = reader.varint()
+    if size > max_bytes:
+        raise ArtifactError(f"{_WHO}: declares {size} bytes, and max_bytes is {max_bytes}.")
+    try:
+        inflate = zlib.decompressobj()
+        plain = inflate.decompress(reader.rest(), size + 1)
+        if len(plain) != size or not inflate.eof:
+            raise ValueError(f"not {size} bytes")
+        inner = Reader(plain)
+        count = inner.varint()
+        parts = [inner.part() if left else inner.rest() for left in range(count, -1, -1)]
+        return json.loads(parts[0]), parts[1:]
+    except (zlib.error, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{_WHO}: malformed ({error}).") from error

@@ -1,0 +1,162 @@
+"""One function of flat leaves and plain inputs, as bytes that run without the code they came of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax import export
+
+from nnopt_jax.errors import ArtifactError, Problems, SelectionError, ShapeError
+from nnopt_jax.transfer.structure.sizes import broken
+from nnopt_jax.tree.paths import flatten
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A function that `jax.export` wrote; it is read when it is first called.
+
+    Args:
+        data: the bytes.
+        about: what is told of it without reading it: inputs, outputs, platforms, whether it
+            differentiates, the version of jax that wrote it.
+    """
+
+    data: bytes
+    about: dict[str, Any]
+
+    @functools.cached_property
+    def exported(self) -> export.Exported:
+        """The program as JAX calls it.
+
+        Raises:
+            ArtifactError: this version of jax cannot read it.
+        """
+        try:
+            return export.deserialize(bytearray(self.data))
+        except Exception as error:  # flatbuffers and MLIR raise what they like
+            raise ArtifactError(
+                f"transfer.structure: jax {self.about.get('jax')} wrote the program, and jax "
+                f"{jax.__version__} cannot read it ({error}). Capture it again from the code, or "
+                "use it with a version of jax at most six months newer than the writer's."
+            ) from error
+
+    def call(self, who: str, leaves: list[Any], args: tuple[Any, ...]) -> Any:
+        """Runs it.
+
+        Args:
+            who: the function that asks, for the errors.
+            leaves: the parameters, in the order of the program.
+            args: plain containers of arrays.
+
+        Returns:
+            Plain containers of arrays.
+
+        Raises:
+            SelectionError: the inputs are not those of the program, by path.
+            ShapeError: an input has another shape or dtype.
+        """
+        avals = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
+        sizes = _require_inputs(who, flatten(avals[0][1]), flatten(args))
+        if lost := broken(self.about["constraints"], sizes):
+            held = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            raise ShapeError(f"{who}: inputs of {held}, and {', '.join(lost)} must hold.")
+        return self.exported.call(leaves, args)
+
+
+def written(
+    function: Callable[..., Any],
+    leaves: Sequence[Any],
+    inputs: tuple[Any, ...],
+    platforms: Sequence[str] | None,
+    constraints: Sequence[str],
+) -> Program:
+    """Writes a program.
+
+    Args:
+        function: `(leaves, inputs) -> outputs`, all of plain containers.
+        leaves: shapes of the parameters.
+        inputs: shapes of the inputs; sizes may be symbolic.
+        platforms: what it shall run on; None: on CPU, CUDA and TPU where it can be lowered for
+            all, else on this process's own.
+        constraints: what holds between symbolic sizes.
+
+    Returns:
+        The program. It has a backward pass where JAX finds one.
+    """
+    with _no_source_paths():
+        made = _exported(function, list(leaves), inputs, platforms)
+        try:
+            data, differentiable = made.serialize(vjp_order=1), True
+        except Exception:  # loops of unknown length have no backward pass, integers no need of one
+            data, differentiable = made.serialize(), False
+    ins, outs = (jax.tree.unflatten(tree, avals) for tree, avals in (
+        (made.in_tree, made.in_avals), (made.out_tree, made.out_avals)
+    ))  # fmt: skip
+    about = {
+        "inputs": {path: aval.str_short() for path, aval in flatten(ins[0][1]).items()},
+        "outputs": {path: aval.str_short() for path, aval in flatten(outs).items()},
+        "constraints": list(constraints),
+        "platforms": list(made.platforms),
+        "differentiable": differentiable,
+        "jax": jax.__version__,
+    }
+    return Program(bytes(data), about)
+
+
+def _exported(
+    function: Callable[..., Any], leaves: list[Any], inputs: Any, platforms: Sequence[str] | None
+) -> export.Exported:
+    jitted = jax.jit(function)
+    if platforms is not None:
+        return export.export(jitted, platforms=platforms)(leaves, inputs)
+    try:
+        return export.export(jitted, platforms=PLATFORMS)(leaves, inputs)
+    except Exception:  # what is wrong with the function itself is raised again, and told
+        return export.export(jitted)(leaves, inputs)
+
+
+@contextlib.contextmanager
+def _no_source_paths() -> Iterator[None]:
+    """Keeps names of the caller's files out of the bytes."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def _require_inputs(who: str, wanted: dict[str, Any], given: dict[str, Any]) -> dict[str, int]:
+    """Refuses inputs of other paths, shapes and dtypes; returns the sizes that have names."""
+    lost, misfit = Problems(who), Problems(who)
+    for path in wanted.keys() - given.keys():
+        lost.add(f"input {path}", f"is missing; the program wants {wanted[path].str_short()}")
+    for path in given.keys() - wanted.keys():
+        lost.add(f"input {path}", f"is none of the program's: {', '.join(wanted) or 'it has none'}")
+    lost.found.sort()
+    lost.raise_as(SelectionError)
+    sizes: dict[str, Any] = {}
+    for path, aval in wanted.items():
+        leaf = given[path]
+        said = f"is {jax.typeof(leaf).str_short()}, the program wants {aval.str_short()}"
+        if leaf.ndim != aval.ndim or leaf.dtype != aval.dtype:
+            misfit.add(f"input {path}", said)
+            continue
+        for have, want in zip(leaf.shape, aval.shape, strict=True):
+            if isinstance(want, int) and have != want:
+                misfit.add(f"input {path}", said)
+                break
+            name = str(want)
+            if name.isidentifier() and sizes.setdefault(name, have) != have:
+                misfit.add(f"input {path}", f"{said}, with {name}={sizes[name]} elsewhere")
+                break
+    misfit.raise_as(ShapeError)
+    return sizes

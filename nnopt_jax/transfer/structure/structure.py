@@ -1,0 +1,259 @@
+"""A model's structure as a value: programs, the tree of parameters, and how its leaves begin."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays import abstract, is_node
+from nnopt_jax.arrays.base import show, summary
+from nnopt_jax.artifact.leaves import plain
+from nnopt_jax.errors import (
+    ArtifactError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    ValueRangeError,
+    nearest,
+)
+from nnopt_jax.settings import Settings
+from nnopt_jax.transfer.structure.encoding import decoded, encoded
+from nnopt_jax.transfer.structure.initial import Start, drawn, key_of, said
+from nnopt_jax.transfer.structure.program import Program
+from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.typing import Key, Params
+
+DEFAULT_MAX_BYTES = 1 << 30
+"""1 GiB of programs."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Structure:
+    """What a model is, without its parameters and without its code; `capture` makes it.
+
+    Args:
+        description: the tree of dense parameters, as `nnopt_jax.arrays.describe` gives it.
+        starts: how each leaf begins, by path, in the order the programs take them.
+        programs: `"apply"`, and `"train"` where training differs.
+        constructor: `{"target": "package.module:callable", "config": {...}}`, or None.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"kernel": jnp.ones((3, 2))}
+        >>> structure = nnopt.transfer.capture(
+        ...     lambda params, x: x @ params["kernel"], params, jnp.ones((1, 3)), shapes=["b, ..."]
+        ... )
+        >>> again = nnopt.transfer.Structure.from_bytes(structure.to_bytes())
+        >>> again.apply(params, jnp.ones((4, 3))).shape
+        (4, 2)
+        >>> print(again)
+        kernel  float32[3,2]                  ones
+        total   6 parameters
+        apply   float32[b,3] -> float32[b,2]  cpu, cuda, tpu; differentiates
+    """
+
+    description: Any
+    starts: dict[str, Start]
+    programs: dict[str, Program]
+    constructor: dict[str, Any] | None = None
+
+    @property
+    def parameters(self) -> Params:
+        """The tree of parameters, with `jax.ShapeDtypeStruct` for arrays."""
+        return abstract(self.description)
+
+    def apply(self, params: Params, *args: Any) -> Any:
+        """Computes what the model computes.
+
+        A pure function: under `jax.jit` it is compiled for the devices on which the parameters
+        and inputs lie, and `jax.grad` goes through it once (no second derivatives, no
+        forward mode, no `jax.vmap`; the program has a batch of its own).
+
+        Args:
+            params: dense or packed, in the containers of the source or in plain ones.
+            *args: as the source takes them.
+
+        Returns:
+            What the source returns, in dictionaries, lists and tuples.
+
+        Raises:
+            SelectionError: leaves of the parameters or inputs are missing, or are too many.
+            ShapeError: their shapes or dtypes differ; all are named.
+            ArtifactError: this version of jax cannot read the program.
+        """
+        return self._run("apply", params, args)
+
+    def train(self, params: Params, *args: Any) -> Any:
+        """Computes what the model computes in training; raises as `apply` does.
+
+        Args:
+            params: as for `apply`.
+            *args: those of `apply`, then `train_args` as `capture` was given.
+
+        Raises:
+            SelectionError: there is no program of that name.
+        """
+        return self._run("train", params, args)
+
+    def _run(self, name: str, params: Params, args: tuple[Any, ...]) -> Any:
+        who = f"Structure.{name}"
+        if name not in self.programs:
+            raise SelectionError(f"{who}: there is none; give capture(..., {name}=function).")
+        leaves = self.require(params, who)
+        inputs = jax.tree.map(jnp.asarray, plain(args))
+        return self.programs[name].call(who, [show(leaves[path]) for path in self.starts], inputs)
+
+    def require(self, params: Params, who: str = "Structure.require") -> dict[str, Any]:
+        """Checks that parameters are those of the structure.
+
+        Args:
+            params: dense, packed or abstract.
+            who: the function that asks, for errors.
+
+        Returns:
+            The leaves by path.
+
+        Raises:
+            SelectionError: leaves are missing, or are too many; all are named.
+            ShapeError: shapes or dtypes differ; all are named.
+        """
+        wanted, given = flatten(self.parameters), flatten(params, is_node)
+        lost, misfit = Problems(who), Problems(who)
+        for path in sorted(wanted.keys() - given.keys()):
+            lost.add(path, f"is missing from the parameters.{nearest(path, given)}")
+        for path in sorted(given.keys() - wanted.keys()):
+            lost.add(path, f"is no parameter of the structure.{nearest(path, wanted)}")
+        lost.raise_as(SelectionError)
+        for path, like in wanted.items():
+            leaf = given[path] if hasattr(given[path], "dtype") else jnp.asarray(given[path])
+            if (tuple(leaf.shape), jnp.dtype(leaf.dtype)) != (like.shape, like.dtype):
+                misfit.add(path, f"is {summary(leaf)}, the structure wants {summary(like)}")
+            given[path] = leaf
+        misfit.raise_as(ShapeError)
+        return given
+
+    def initialize(self, key: Key) -> Params:
+        """Draws parameters afresh, each leaf as it is said, or was measured, to begin.
+
+        Args:
+            key: a typed key; each leaf has its own, by its path.
+
+        Returns:
+            The parameters, in plain containers.
+
+        Raises:
+            ValueRangeError: `capture` could not tell how some leaves begin; all are named.
+        """
+        problems = Problems("Structure.initialize")
+        for path, start in self.starts.items():
+            if start["name"] == "unknown":
+                problems.add(path, "was not measured; give capture(..., initializers={...}) one.")
+        problems.raise_as(ValueRangeError)
+        tree = self.parameters
+        made = {
+            path: drawn(key_of(key, path), self.starts[path], like)
+            for path, like in flatten(tree).items()
+        }
+        return unflatten(tree, made)
+
+    def construct(self) -> Any:
+        """Calls the constructor, which imports its code.
+
+        Returns:
+            Whatever it returns.
+
+        Raises:
+            SelectionError: there is none, or it cannot be imported here.
+        """
+        if self.constructor is None:
+            _no("there is none; give capture(..., constructor='package.module:callable').")
+        target, config = self.constructor["target"], self.constructor["config"]
+        module, _, names = target.partition(":")
+        try:
+            found: Any = importlib.import_module(module)
+            for name in names.split("."):
+                found = getattr(found, name)
+        except (ImportError, AttributeError) as error:
+            _no(f"{target} cannot be imported here ({error}); apply() needs no code.")
+        return found(**config)
+
+    def describe(self) -> dict[str, Any]:
+        """All that is known without the programs, as JSON."""
+        return {
+            "parameters": self.description,
+            "starts": [[path, start] for path, start in self.starts.items()],
+            "programs": {name: program.about for name, program in self.programs.items()},
+            "constructor": self.constructor,
+        }
+
+    def to_bytes(self) -> bytes:
+        """The structure as deflated bytes, with a version and a checksum."""
+        return encoded(self.describe(), [program.data for program in self.programs.values()])
+
+    @staticmethod
+    def from_bytes(data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Structure:
+        """Reads what `to_bytes` wrote; imports and runs nothing.
+
+        Args:
+            data: the bytes.
+            max_bytes: the most they may inflate to.
+
+        Raises:
+            ArtifactError: this is no structure, one of another version, damaged, or too large.
+        """
+        settings = Settings("Structure.from_bytes")
+        settings.integer("max_bytes", max_bytes, 0)
+        settings.done()
+        head, programs = decoded(bytes(data), max_bytes)
+        try:
+            described = zip(head["programs"].items(), programs, strict=True)
+            made = Structure(
+                description=head["parameters"],
+                starts=dict(head["starts"]),
+                programs={name: Program(data, about) for (name, about), data in described},
+                constructor=head["constructor"],
+            )
+            if flatten(made.parameters).keys() != made.starts.keys():
+                raise ValueError("paths differ")
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"Structure.from_bytes: malformed ({error!r}).") from error
+        return made
+
+    def __repr__(self) -> str:
+        """A table: leaves, programs, constructor."""
+        leaves = flatten(self.parameters)
+        rows = [(path, summary(leaf), said(self.starts[path])) for path, leaf in leaves.items()]
+        size = sum(math.prod(leaf.shape) for leaf in leaves.values())
+        rows.append(("total", f"{size:,} parameters", ""))
+        for name, program in self.programs.items():
+            about = program.about
+            backward = "; differentiates" if about["differentiable"] else ""
+            signature = f"{_signature(about['inputs'])} -> {_signature(about['outputs'])}"
+            rows.append((name, signature, ", ".join(about["platforms"]) + backward))
+        if self.constructor is not None:
+            config = ", ".join(f"{k}={v!r}" for k, v in self.constructor["config"].items())
+            rows.append(("made by", f"{self.constructor['target']}({config})", ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+
+
+def _signature(leaves: Mapping[str, str]) -> str:
+    """`x float32[b,3], float32[b]`: paths where they say more than a place."""
+    named = (
+        text if path.isdigit() or not path else f"{path} {text}" for path, text in leaves.items()
+    )
+    return ", ".join(named) or "nothing"
+
+
+def _no(text: str) -> NoReturn:
+    raise SelectionError(f"Structure.construct: {text}")
