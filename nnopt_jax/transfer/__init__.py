@@ -35,4 +35,12 @@ from nnopt_jax.transfer.parameter.soup import soup as soup
 from nnopt_jax.transfer.parameter.task_arithmetic import task_arithmetic as task_arithmetic
 from nnopt_jax.transfer.parameter.ties import ties as ties
 from nnopt_jax.transfer.structure.capture import capture as capture
+from nnopt_jax.transfer.structure.deepen import deepen as deepen
+from nnopt_jax.transfer.structure.layers import (
+    layer_map as layer_map,
+    select_layers as select_layers,
+    stack_layers as stack_layers,
+    unstack_layers as unstack_layers,
+)
 from nnopt_jax.transfer.structure.structure import Structure as Structure
+from nnopt_jax.transfer.structure.widen import widen as widen

@@ -1,0 +1,225 @@
+"""Where the layers of a tree lie: apart under numbered names, or stacked along a leading axis."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import is_node, show, summary
+from nnopt_jax.errors import Problems, SelectionError, ShapeError, ValueRangeError, nearest
+from nnopt_jax.tree.paths import flatten
+
+INDEX = "{index}"
+
+
+def layers_at(who: str, tree: Any, place: str) -> list[Any]:
+    """The layers of a tree, each a tree of its own.
+
+    Args:
+        who: the function that asks, for errors.
+        tree: dictionaries, lists and tuples of arrays or expressions.
+        place: `"encoder/layers_{index}"` for layers that lie apart, as keys of a dictionary or
+            (`"blocks/{index}"`) in a list; the path of the tree they are stacked in otherwise.
+
+    Returns:
+        Them, in order; expressions in a stack are spread out.
+
+    Raises:
+        SelectionError: nothing lies there, or numbers are no run from 0.
+        ShapeError: leaves of a stack differ in their leading axis.
+
+    Example:
+        >>> layers_at("demo", {"layers_0": {"w": 1.0}, "layers_1": {"w": 2.0}}, "layers_{index}")
+        [{'w': 1.0}, {'w': 2.0}]
+    """
+    _require_place(who, place)
+    if INDEX not in place:
+        return _unstacked(who, place, _at(who, tree, _segments(place)))
+    above, name = _split(place)
+    parent = _at(who, tree, above)
+    if type(parent) in (list, tuple):
+        if name != INDEX:
+            raise SelectionError(f"{who}: {place!r} is in a list, where names are numbers; "
+                                 f"give '{'/'.join([*above, INDEX])}'.")  # fmt: skip
+        return list(parent)
+    found = _numbered(parent, name)
+    if sorted(found) != list(range(len(found))) or not found:
+        numbers = ", ".join(map(str, sorted(found)))
+        near = nearest(place, flatten(tree, is_node))
+        said = f"finds layers {numbers}, no run from 0." if found else f"finds no layer.{near}"
+        raise SelectionError(f"{who}: {place!r} {said}")
+    return [parent[found[number]] for number in range(len(found))]
+
+
+def with_layers(who: str, tree: Any, place: str, layers: list[Any], into: str | None = None) -> Any:
+    """The tree with other layers in their place, or in another one.
+
+    Args:
+        who: the function that asks, for errors.
+        tree: where `layers_at` found some.
+        place: where they are.
+        layers: what is to be there.
+        into: where they are to be, beside `place` or in its stead; default: where they were.
+
+    Returns:
+        Another tree; nothing is changed in place.
+
+    Raises:
+        SelectionError: there is something at `into` already, or it lies elsewhere.
+        ShapeError: layers to be stacked are not alike.
+
+    Example:
+        >>> tree = {"layers_0": {"w": 1.0}, "layers_1": {"w": 2.0}, "head": 3.0}
+        >>> with_layers("demo", tree, "layers_{index}", [{"w": 5.0}])
+        {'head': 3.0, 'layers_0': {'w': 5.0}}
+    """
+    into = place if into is None else into
+    _require_place(who, into)
+    (above, name), (beside, new) = _split(place), _split(into)
+    if (whole := _container(place)) is not None and whole == _container(into):
+        return _edited(tree, whole, lambda old: _filled(who, old, place, into, layers))
+    if above != beside or INDEX in (name, new):
+        raise SelectionError(f"{who}: {into!r} does not lie beside {place!r}; put layers into the "
+                             "same container, and rename that.")  # fmt: skip
+
+    def change(parent: Any) -> dict[Any, Any]:
+        gone = _numbered(parent, name).values() if INDEX in name else [_key(parent, name)]
+        rest = {key: child for key, child in parent.items() if key not in gone}
+        if INDEX in new:
+            added = {new.replace(INDEX, str(n)): layer for n, layer in enumerate(layers)}
+        else:
+            added = {new: _stacked(who, place, layers)}
+        if both := sorted(map(str, rest.keys() & added.keys())):
+            raise SelectionError(f"{who}: {into!r} is taken: {', '.join(both)}.")
+        return rest | added
+
+    return _edited(tree, above, change)
+
+
+def _filled(who: str, old: Any, place: str, into: str, layers: list[Any]) -> Any:
+    """What takes the stead of a container of layers: a stack, a list, or numbered keys."""
+    numbered = INDEX in place and isinstance(old, Mapping)
+    rest = {k: child for k, child in old.items() if not str(k).isdecimal()} if numbered else {}
+    if INDEX not in into:
+        if rest:
+            names = ", ".join(map(str, rest))
+            raise SelectionError(f"{who}: {into!r} holds {names} beside the layers; move them out.")
+        return _stacked(who, place, layers)
+    if numbered:
+        kind = next(type(key) for key in old if str(key).isdecimal())
+        return rest | {kind(number): layer for number, layer in enumerate(layers)}
+    return tuple(layers) if INDEX in place and isinstance(old, tuple) else layers
+
+
+def _require_place(who: str, place: Any) -> None:
+    if not isinstance(place, str) or (INDEX in place and place.count(INDEX) > 1) or (
+        INDEX in place and INDEX not in _split(place)[1]
+    ):  # fmt: skip
+        raise ValueRangeError(f"{who}: {place!r} names no layers; give 'encoder/layers_{INDEX}' "
+                              "where they lie apart, 'encoder/layers' where stacked.")  # fmt: skip
+
+
+def _split(place: str) -> tuple[list[str], str]:
+    *above, name = _segments(place) or [""]
+    return above, name
+
+
+def _container(place: str) -> list[str] | None:
+    """The container that is layers and nothing else; None where they lie among others."""
+    above, name = _split(place)
+    if name == INDEX:
+        return above
+    return None if INDEX in name else _segments(place)
+
+
+def _segments(path: str) -> list[str]:
+    return path.split("/") if path else []
+
+
+def _key(container: Any, name: str) -> Any:
+    """The key of a dictionary that is written so; numbers are keys, too."""
+    return next((key for key in container if str(key) == name), None)
+
+
+def _numbered(container: Any, name: str) -> dict[int, Any]:
+    """Keys of a dictionary by the number that stands for `{index}`."""
+    pattern = re.compile(re.escape(name).replace(re.escape(INDEX), r"(0|[1-9]\d*)"))
+    matches = ((key, pattern.fullmatch(str(key))) for key in container)
+    return {int(match[1]): key for key, match in matches if match}
+
+
+def _at(who: str, tree: Any, segments: list[str]) -> Any:
+    """The container at a path."""
+    for depth, name in enumerate(segments):
+        here = "/".join(segments[: depth + 1])
+        if isinstance(tree, Mapping):
+            key = _key(tree, name)
+            if key is None:
+                near = nearest(name, map(str, tree))
+                raise SelectionError(f"{who}: {here!r} is not in the tree.{near}")
+            tree = tree[key]
+        elif type(tree) in (list, tuple) and name.isdecimal() and int(name) < len(tree):
+            tree = tree[int(name)]
+        else:
+            raise SelectionError(f"{who}: {here!r} is not in the tree, where a "
+                                 f"{type(tree).__name__} is; layers lie in dictionaries, lists "
+                                 "and tuples.")  # fmt: skip
+    if not isinstance(tree, Mapping) and type(tree) not in (list, tuple):
+        kind = "one leaf" if jax.tree_util.all_leaves([tree]) else f"a {type(tree).__name__}"
+        raise SelectionError(f"{who}: {'/'.join(segments)!r} is {kind}; layers lie in "
+                             "dictionaries, lists and tuples.")  # fmt: skip
+    return tree
+
+
+def _edited(tree: Any, segments: list[str], change: Callable[[Any], Any]) -> Any:
+    """The tree with the container at a path changed."""
+    if not segments:
+        return change(tree)
+    name, *rest = segments
+    if isinstance(tree, Mapping):
+        key = _key(tree, name)
+        return {k: _edited(v, rest, change) if k == key else v for k, v in tree.items()}
+    return type(tree)(
+        _edited(child, rest, change) if str(number) == name else child
+        for number, child in enumerate(tree)
+    )
+
+
+def _unstacked(who: str, place: str, tree: Any) -> list[Any]:
+    """The layers of a stack."""
+    leaves = flatten(tree, is_node)
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves.values()}
+    count = sizes.pop() if len(sizes) == 1 else None
+    if count is None:
+        problems = Problems(who)
+        for path, leaf in leaves.items():
+            problems.add(f"{place}/{path}", f"is {summary(leaf)}; a stack has as many layers in "
+                                            "each leaf, along axis 0")  # fmt: skip
+        problems.raise_as(ShapeError)
+        raise SelectionError(f"{who}: {place!r} has no leaves.")
+    apart = jax.tree.map(lambda leaf: list(jnp.unstack(show(leaf))), tree, is_leaf=is_node)
+    outer = jax.tree.structure(tree, is_leaf=is_node)
+    inner = jax.tree.structure([0] * count)
+    return jax.tree.transpose(outer, inner, apart)
+
+
+def _stacked(who: str, place: str, layers: list[Any]) -> Any:
+    """Layers that are alike, as one tree."""
+    problems = Problems(who)
+    first = flatten(layers[0], is_node)
+    for number, layer in enumerate(layers[1:], 1):
+        other = flatten(layer, is_node)
+        for path in sorted(first.keys() ^ other.keys()):
+            problems.add(f"{place}/{path}", f"is in one of layers 0 and {number} only")
+        for path in (path for path in first if path in other):
+            ours, theirs = (show(jnp.asarray(x) if not hasattr(x, "dtype") else x)
+                            for x in (first[path], other[path]))  # fmt: skip
+            if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+                problems.add(f"{place}/{path}", f"is {summary(ours)} in layer 0, "
+                                                f"{summary(theirs)} in layer {number}")  # fmt: skip
+    problems.raise_as(ShapeError)
+    return jax.tree.map(lambda *xs: jnp.stack([show(x) for x in xs]), *layers, is_leaf=is_node)

@@ -1,0 +1,153 @@
+"""A wider network that computes the same: new units add nothing yet, or share what others do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import is_node, show, summary
+from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.given import require_key
+from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.typing import Array, Key, Params
+
+_NAME = "transfer.widen"
+
+
+def widen(
+    params: Params,
+    produced: Mapping[str, int],
+    consumed: Mapping[str, int],
+    width: int,
+    *,
+    key: Key,
+    outgoing: Literal["zero", "split"] = "zero",
+    incoming: Literal["copy", "random"] = "copy",
+    noise: float | None = None,
+) -> Params:
+    r"""Adds hidden units, and what the network computes stays.
+
+    A new unit begins as a copy of one drawn at random, each as often as the others. With
+    `outgoing="zero"` nobody listens yet: what it adds is exactly zero, and outputs are equal, bit
+    for bit, where the backend adds up longer sums in the same order. With `"split"` a unit and its
+    copies share what it said:
+
+    .. math:: W'_{\text{out}}[j] = W_{\text{out}}[\pi(j)] \,/\, |\{k : \pi(k) = \pi(j)\}|
+
+    which holds up to rounding (2e-6 relative to outputs near 1 in float32, 5e-2 in bfloat16).
+    Neither holds where something takes statistics over the units, as layer normalization does.
+
+    Args:
+        params: arrays or expressions; the leaves that are named become arrays.
+        produced: what makes the units, by path, with the axis they lie along: the kernel and the
+            bias before them, scales and statistics of a batch normalization.
+        consumed: what reads them, by path, with the axis.
+        width: units there shall be.
+        key: draws the copies and the noise.
+        outgoing: weights of new units: zero, or split.
+        incoming: `"copy"`, or `"random"`: kernels (leaves of two axes or more) drawn as normal
+            numbers of the mean and deviation of the leaf; only with zero outgoing weights.
+        noise: added to copied kernels, times their deviation, so that copies part in training.
+            Default: 0.1 with zero outgoing weights, which hide it; 0 with split ones, which do not
+            (and whose copies then get equal gradients for ever).
+
+    Returns:
+        Parameters with `width` units; the old ones come first.
+
+    Raises:
+        SelectionError: a path is no leaf; all are named.
+        ShapeError: an axis is none, or sizes differ; all are named.
+        ValueRangeError: the width is not above the size, or a setting is wrong.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"fc1": jnp.array([[1.0, 2.0]]), "fc2": jnp.array([[5.0], [6.0]])}
+        >>> wide = nnopt.transfer.widen(params, {"fc1": 1}, {"fc2": 0}, 3, key=jax.random.key(0))
+        >>> wide["fc1"].shape, wide["fc2"].ravel()
+        ((1, 3), Array([5., 6., 0.], dtype=float32))
+
+    References:
+        Chen et al. 2016, Net2Net, arXiv:1511.05641, section 2.2.
+        Evci et al. 2022, GradMax, arXiv:2201.05125, section 3 (zero weights on one side).
+    """
+    settings = Settings(_NAME)
+    settings.integer("width", width, 1)
+    settings.choice("outgoing", outgoing, ("zero", "split"))
+    settings.choice("incoming", incoming, ("copy", "random"))
+    settings.number("noise", noise, 0, none=True)
+    if outgoing == "split" and incoming == "random":
+        text = "changes what is computed where outgoing weights are split; give outgoing='zero'."
+        settings.wrong("incoming", incoming, text)
+    settings.done()
+    require_key(_NAME, key)
+    leaves = flatten(params, is_node)
+    units = _units(leaves, produced, consumed)
+    if width <= units:
+        settings.wrong("width", width, f"is not above the {units} units there are.")
+    settings.done()
+    noise = (0.1 if outgoing == "zero" else 0.0) if noise is None else noise
+    draw, *keys = jax.random.split(key, 1 + len(produced))
+    copied = jnp.resize(jax.random.permutation(draw, units), (width - units,))
+    named = {path: show(leaves[path]) for path in leaves if path in {*produced, *consumed}}
+    for (path, axis), own in zip(sorted(produced.items()), keys, strict=True):
+        added = jnp.take(named[path], copied, axis)
+        if named[path].ndim > 1 and jnp.issubdtype(added.dtype, jnp.floating):
+            added = _parted(own, named[path], added, 1.0 if incoming == "random" else noise,
+                            keep=incoming == "copy")  # fmt: skip
+        named[path] = jnp.concatenate([named[path], added], axis)
+    for path, axis in consumed.items():
+        named[path] = _heard(named[path], copied, axis, outgoing)
+    return unflatten(params, leaves | named, is_node)
+
+
+def _units(
+    leaves: Mapping[str, Any], produced: Mapping[str, int], consumed: Mapping[str, int]
+) -> int:
+    """How many units there are, on which all leaves must agree."""
+    lost, misfit = Problems(_NAME), Problems(_NAME)
+    sizes: dict[int, list[str]] = {}
+    for role, named in (("produced", produced), ("consumed", consumed)):
+        if not named:
+            lost.add("", f"{role} names no leaf; nothing would be preserved.")
+        for path, axis in named.items():
+            if path not in leaves:
+                lost.add("", f"{role}: {path!r} is no leaf.{nearest(path, leaves)}")
+                continue
+            leaf = leaves[path]
+            if not -leaf.ndim <= axis < leaf.ndim:
+                misfit.add(path, f"is {summary(leaf)} and has no axis {axis}")
+                continue
+            text = f"{path} has {leaf.shape[axis]} along axis {axis}"
+            sizes.setdefault(leaf.shape[axis], []).append(text)
+    lost.raise_as(SelectionError)
+    if len(sizes) > 1:
+        said = "; ".join(text for texts in sizes.values() for text in texts)
+        misfit.add("", f"leaves disagree on the units: {said}")
+    misfit.raise_as(ShapeError)
+    return next(iter(sizes))
+
+
+def _parted(key: Key, leaf: Array, added: Array, noise: float, *, keep: bool) -> Array:
+    """New weights: copies with noise, or draws that are like the leaf."""
+    wide = leaf.astype(jnp.float32)
+    center = added.astype(jnp.float32) if keep else wide.mean()
+    drawn = jax.random.normal(key, added.shape, jnp.float32)
+    return (center + noise * wide.std() * drawn).astype(leaf.dtype)
+
+
+def _heard(leaf: Array, copied: Array, axis: int, outgoing: str) -> Array:
+    """Weights that read the units, with those of the new ones."""
+    added = jnp.take(leaf, copied, axis)
+    if outgoing == "zero":
+        return jnp.concatenate([leaf, jnp.zeros_like(added)], axis)
+    units = leaf.shape[axis]
+    copies = 1 + jnp.bincount(copied, length=units)
+    counts = jnp.concatenate([copies, copies[copied]]).astype(jnp.float32)
+    whole = jnp.moveaxis(jnp.concatenate([leaf, added], axis), axis, -1).astype(jnp.float32)
+    counts = counts.reshape((1,) * (whole.ndim - 1) + (-1,))
+    return jnp.moveaxis(whole / counts, -1, axis).astype(leaf.dtype)
