@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
-from nnopt_jax import artifact, recipe as recipes
+from nnopt_jax import artifact, parallel, recipe as recipes
 from nnopt_jax.arrays.base import materialize, summary
 from nnopt_jax.cli.progress import watch
 from nnopt_jax.recipe.folder import Folder
@@ -30,8 +32,12 @@ def run(args: argparse.Namespace) -> None:
     """Runs a recipe and prints the final table."""
     recipe = recipes.load(args.recipe, args.set)
     start = time.monotonic()
-    with watch() as progress:
-        result = recipes.run(recipe, fresh=args.fresh, watch=progress)
+    with _together(args):
+        first = not args.distributed or jax.process_index() == 0
+        with watch() if first else nullcontext() as progress:
+            result = recipes.run(recipe, fresh=args.fresh, watch=progress)
+    if result is None:
+        return
     folder, console = Folder(recipe.folder), _console()
     console.print()
     console.print(table(result))
@@ -41,6 +47,14 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"{time.monotonic() - start:.0f} s", style="dim", highlight=False)
 
 
+def _together(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """What a run is entered under: other processes, where there are any."""
+    if not args.distributed:
+        return nullcontext()
+    where = {"processes": args.processes, "process": args.process}
+    return parallel.distributed(args.coordinator, **where, heartbeat=args.heartbeat)
+
+
 def plan(args: argparse.Namespace) -> None:
     """Prints what each stage's chain makes of the model."""
     setup = prepare(recipes.load(args.recipe, args.set), check_rules=not args.list)
@@ -48,6 +62,8 @@ def plan(args: argparse.Namespace) -> None:
         for path, leaf in flatten(setup.model.params).items():
             print(f"{path}  {summary(leaf)}")
         return
+    if setup.spread is not None:
+        print(setup.spread.plan, end="\n\n")
     for phase in setup.phases:
         print(f"Stage {phase.stage.name}: {phase.steps:,} steps, ", end="")
         print(plan_of(phase.tx, setup.model.params) if phase.links else "no transforms")

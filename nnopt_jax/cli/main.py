@@ -22,6 +22,15 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="train, pack, write model.nnopt and a report")
     run.add_argument("recipe", help="a YAML file")
     run.add_argument("--fresh", action="store_true", help="remove what an earlier run left")
+    run.add_argument(
+        "--distributed", action="store_true", help="one of several processes, on any machines"
+    )
+    run.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; some clusters tell")
+    run.add_argument("--processes", type=int, help="how many processes there are")
+    run.add_argument("--process", type=int, help="which this is, from 0")
+    run.add_argument(
+        "--heartbeat", type=int, default=100, help="seconds until a silent process counts as lost"
+    )
     plan = commands.add_parser("plan", help="what a recipe will do, before any weight moves")
     plan.add_argument("recipe", help="a YAML file")
     plan.add_argument("--list", action="store_true", help="list all leaves of the model instead")

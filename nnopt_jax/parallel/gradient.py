@@ -63,8 +63,8 @@ def gradient(
         has_aux: as `train_step` takes it.
 
     Returns:
-        `f(shown, batch, args, key) -> (value, slope)`; the slope has the parameters' float leaves, None
-        for the others, and lies as the parameters do between steps.
+        `f(shown, batch, args, key) -> (value, slope)`; the slope has the parameters' float
+        leaves, None for the others, and lies as the parameters do between steps.
     """
 
     def of_batch(moving: Any, shown: Any, batch: Any, args: Any, key: Key | None) -> Any:

@@ -147,6 +147,16 @@ def automatic(function: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..
     return jax.sharding.auto_axes(function, out_sharding=out)
 
 
+def settled(mesh: Mesh, tree: Any) -> Any:
+    """A tree, waited for where the devices are simulated by one processor.
+
+    Its threads are shared by all devices: those of a program that waits for its peers can be held
+    by the next program, and both then wait for ever.
+    """
+    simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    return jax.block_until_ready(tree) if simulated else tree
+
+
 def named(mesh: Mesh, specs: Any) -> Any:
     """A `NamedSharding` in place of every `PartitionSpec`."""
     return jax.tree.map(

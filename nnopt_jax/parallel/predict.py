@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from nnopt_jax.arrays.base import materialize
 from nnopt_jax.parallel.data import pad_batch, rows_of
-from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, parts
+from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, parts, settled
 from nnopt_jax.parallel.specs import Shards
 
 
@@ -19,6 +20,7 @@ class Predict:
     """What `predict` returns: `outputs = forward(params, batch)`.
 
     Args:
+        mesh: the devices.
         compiled: the model, as `jax.jit` made it.
         shares: how many shares the rows of a batch divide into.
 
@@ -31,16 +33,17 @@ class Predict:
         8
     """
 
+    mesh: Mesh
     compiled: Any
     shares: int
 
     def __call__(self, params: Any, batch: Any) -> Any:
         """Runs the model; a batch whose rows do not divide is filled up, and the outputs cut."""
         count = rows_of("parallel.predict", batch)
-        if count % self.shares == 0:
-            return self.compiled(params, batch)
-        batch, _ = pad_batch(batch, count + self.shares - count % self.shares)
-        return jax.tree.map(lambda x: x[:count], self.compiled(params, batch))
+        if count % self.shares:
+            batch, _ = pad_batch(batch, count + self.shares - count % self.shares)
+        outputs = settled(self.mesh, self.compiled(params, batch))
+        return jax.tree.map(lambda x: x[:count], outputs) if count % self.shares else outputs
 
     def lower(self, params: Any, batch: Any) -> Any:
         """Lowers the model for these shapes, to look at what is compiled."""
@@ -84,4 +87,4 @@ def predict(
     compiled = jax.jit(
         automatic(forward, mesh, out), in_shardings=(plan.shardings, at), out_shardings=out
     )
-    return Predict(compiled, parts(mesh, rows[0] if rows else None))
+    return Predict(mesh, compiled, parts(mesh, rows[0] if rows else None))

@@ -9,6 +9,7 @@ import jax
 
 from nnopt_jax.arrays.base import is_node, summary
 from nnopt_jax.errors import Problems, ShapeError, nearest
+from nnopt_jax.parallel.mesh import settled
 from nnopt_jax.parallel.specs import Shards
 from nnopt_jax.tree.paths import flatten
 
@@ -36,7 +37,7 @@ def shard(params: Any, plan: Shards) -> Any:
         (8, 128)
     """
     require_planned("parallel.shard", params, plan)
-    return jax.device_put(params, plan.shardings)
+    return settled(plan.devices, jax.device_put(params, plan.shardings))
 
 
 def sharded_init(init: Callable[..., Any], plan: Shards) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from nnopt_jax.arrays.base import is_node
 from nnopt_jax.parallel.data import require_divisible
 from nnopt_jax.parallel.gradient import gradient
 from nnopt_jax.parallel.layout import Layout, TrainState, layout
-from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, parts
+from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, parts, settled
 from nnopt_jax.parallel.shard import require_planned
 from nnopt_jax.parallel.specs import Shards
 from nnopt_jax.settings import Settings
@@ -96,7 +96,7 @@ class TrainStep:
         """
         require_divisible("parallel.train_step", batch, self.shares,
                           " (parallel.feed(uneven='pad') fills a last one up)")  # fmt: skip
-        return self.compiled(state, batch, args, key)
+        return settled(self.plan.devices, self.compiled(state, batch, args, key))
 
     def lower(self, state: TrainState, batch: Any, *args: Any, key: Key | None = None) -> Any:
         """Lowers the step for these shapes, to look at what is compiled."""
@@ -122,9 +122,9 @@ def train_step(
     gradients are reduced straight into shares. The mesh may have Auto or Explicit axes.
 
     Args:
-        loss: `loss(params, batch, *args) -> scalar`, the mean over the rows it is given; or `Weighted`,
-            whose mean over all rows is exact where rows do not count alike. It sees dense
-            parameters, as `tx` shows them.
+        loss: `loss(params, batch, *args) -> scalar`, the mean over the rows it is given; or
+            `Weighted`, whose mean over all rows is exact where rows do not count alike. It sees
+            dense parameters, as `tx` shows them.
         optimizer: of optax.
         tx: the transform; default none.
         plan: what `nnopt.parallel.specs` returned.
@@ -214,6 +214,6 @@ def _starter(tx: Transform, optimizer: Any, lies: Layout) -> Callable[..., Train
         opt_state = jax.jit(
             lambda p, s: optimizer.init(trainable(tx, p, s)), out_shardings=at.opt_state
         )(params, state)
-        return TrainState(params, state, opt_state)
+        return settled(lies.mesh, TrainState(params, state, opt_state))
 
     return start

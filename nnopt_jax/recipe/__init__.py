@@ -6,6 +6,7 @@ from nnopt_jax.recipe.schema import (
     Call as Call,
     Distill as Distill,
     Link as Link,
+    Parallel as Parallel,
     Recipe as Recipe,
     Stage as Stage,
 )

@@ -131,6 +131,12 @@ def _read(wanted: Any, value: Any, key: str, problems: Problems) -> Any:
             return problems.add(key, f"given {_told(value)}, wanted a list")
         each = enumerate(value)
         return tuple(_read(options[0], item, f"{key}.{i}", problems) for i, item in each)
+    if wanted is Any:
+        return value
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            return problems.add(key, f"given {_told(value)}, wanted a mapping")
+        return dict(value)
     if wanted is schema.Call:
         return _read_call(value, key, problems)
     if wanted is schema.Link:

@@ -149,6 +149,7 @@ def make_step(
     augment: Callable[..., Any],
     key: Key,
     teacher: Any = None,
+    spread: Any = None,
 ) -> Callable[..., Any]:
     """Compiles one optimizer step of a phase.
 
@@ -159,6 +160,7 @@ def make_step(
         augment: `(inputs, key) -> inputs`.
         key: for augmentation and dropout, folded with the step.
         teacher: a `Teacher`, or None.
+        spread: the `Spread` of a run on a mesh.
 
     Returns:
         `f(carry, x, y, number) -> (carry, loss)`; the carry given is used up.
@@ -181,6 +183,8 @@ def make_step(
         params, state = step(tx, params, state, updates, grads)
         return Carry(params, extra, state, opt_state), value
 
-    compiled = jax.jit(one, donate_argnums=0)
     taught = teacher.variables if teacher else None
+    if spread is not None:
+        return spread.compiled(phase, objective, augment, key, taught)
+    compiled = jax.jit(one, donate_argnums=0)
     return lambda carry, x, y, number: compiled(carry, x, y, number, taught)

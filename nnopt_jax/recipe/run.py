@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+
 from nnopt_jax.errors import RecipeError
 from nnopt_jax.interop.orbax import Checkpoints
 from nnopt_jax.recipe import resolve
@@ -22,7 +24,7 @@ from nnopt_jax.report.summary import Summary
 from nnopt_jax.report.writers import JsonLines, write_whole
 
 
-def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> Summary:
+def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> Summary | None:
     """Runs a recipe to its end, from where an earlier call of it stopped.
 
     The folder then holds `model.nnopt`, `metrics.jsonl`, `report.html`, `result.json`,
@@ -35,7 +37,7 @@ def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> S
         watch: is told of progress.
 
     Returns:
-        What the final table and the report show.
+        What the final table and the report show; None on all but the first of several processes.
 
     Raises:
         NnoptError: something in the recipe is wrong, training diverged, or the disk is full.
@@ -53,7 +55,9 @@ def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> S
             return summary
     first = _teachers_recipe(recipe, folder)
     setup = prepare(recipe)
-    folder.claim(recipe, fresh)
+    alone = jax.process_index() == 0  # the one that writes; checkpoints are written by all
+    if alone:
+        folder.claim(recipe, fresh)
     if recipe.distill is not None:
         if first is not None:
             run(first, fresh=fresh, watch=watch)
@@ -63,8 +67,13 @@ def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> S
         carry, done = resume(setup, checkpoints)
         if done:
             watch.note(f"going on after step {done}")
-        rows = JsonLines(folder.metrics, upto=done)
+        rows = JsonLines(folder.metrics, upto=done, writes=alone)
         carry = train(setup, checkpoints, rows, carry, done, watch)
+        if setup.spread is not None:  # brought together, whole, on every process
+            anywhere = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), carry)
+            carry, _ = checkpoints.restore(anywhere)
+    if not alone:
+        return None
     summary = finish(setup, carry, rows.rows, folder)
     write_whole(folder.report, page(summary))
     write_whole(folder.result, json.dumps(summary.to_json()))

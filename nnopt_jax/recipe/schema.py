@@ -88,6 +88,47 @@ class Distill:
 
 
 @dataclass(frozen=True)
+class SplitRule:
+    """Which leaves of the model are split, and how.
+
+    Args:
+        where: a glob, or `re:` and a regular expression, over paths.
+        split: for each axis the mesh axis it lies along, a list of them, or null; null in place
+            of the list for leaves that are to stay whole.
+    """
+
+    where: str
+    split: Any
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Many devices for one run.
+
+    Args:
+        mesh: how many devices lie along each axis; -1 for what is left. `data` splits the batch,
+            `fsdp` the batch and the parameters, others are for rules.
+        rules: tensor parallelism.
+        fsdp: the axis for parameter parallelism, where the mesh has it; null for none.
+        least: it leaves arrays of fewer bytes alone.
+        accumulate: micro-batches a batch is cut into.
+        remat: whether less is kept for the backward pass, and computed again.
+
+    Example:
+        >>> from nnopt_jax.recipe.schema import Parallel
+        >>> Parallel({"data": -1}).accumulate
+        1
+    """
+
+    mesh: Mapping[str, Any]
+    rules: tuple[SplitRule, ...] = ()
+    fsdp: str | None = "fsdp"
+    least: int = 2**14
+    accumulate: int = 1
+    remat: bool = False
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole run.
 
@@ -101,6 +142,7 @@ class Recipe:
         metric: `(logits, labels) -> scalar`, the smaller the better, reported as the error.
         distill: a teacher, if there is one; in all stages.
         augment: `(inputs, key) -> inputs`, applied to every training batch inside the step.
+        parallel: a mesh of devices; default one device.
         optimizer: for the stages that name none.
         batch_size: examples in a step; what does not fill a batch is left out of the epoch.
         seed: of the parameters, the order of the batches and the transforms.
@@ -117,6 +159,7 @@ class Recipe:
     metric: Call = Call("nnopt_jax.zoo.losses:error_rate")
     distill: Distill | None = None
     augment: Call | None = None
+    parallel: Parallel | None = None
     optimizer: Call = Call("optax:adam", {"learning_rate": 1e-3})
     batch_size: int = 128
     seed: int = 0

@@ -17,6 +17,7 @@ from nnopt_jax.recipe.data import Data, open_data
 from nnopt_jax.recipe.evaluate import check_classes
 from nnopt_jax.recipe.phases import Phase, phases
 from nnopt_jax.recipe.schema import Call, Recipe
+from nnopt_jax.recipe.spread import Spread, spread
 from nnopt_jax.transform import plan
 from nnopt_jax.typing import Key
 
@@ -35,6 +36,7 @@ class Setup:
         augment: `(inputs, key) -> inputs`.
         order: key of the order of the batches.
         key: key of dropout and of transforms.
+        spread: how the run is spread over devices; None for one device.
         teacher: a `Teacher`, once its run is there.
     """
 
@@ -47,6 +49,7 @@ class Setup:
     augment: Callable[..., Any]
     order: Key
     key: Key
+    spread: Spread | None = None
     teacher: Any = None
 
 
@@ -81,7 +84,8 @@ def prepare(recipe: Recipe, check_rules: bool = True) -> Setup:
         plan(phase.tx, model.params)
     loss, metric = (_function(getattr(recipe, name), name) for name in ("loss", "metric"))
     augment = _function(recipe.augment, "augment") if recipe.augment else lambda x, key: x
-    return Setup(recipe, data, model, stages, loss, metric, augment, order, key)
+    over = spread(recipe, model.params)
+    return Setup(recipe, data, model, stages, loss, metric, augment, order, key, over)
 
 
 def make_model(recipe: Recipe, data: Data, key: Key) -> Model:

@@ -44,6 +44,8 @@ def resume(setup: Setup, checkpoints: Checkpoints) -> tuple[Carry, int]:
     for phase in setup.phases:
         carry = phase.abstract_begin(carry, setup.key)
         if done <= phase.last:
+            if setup.spread is not None:
+                carry = setup.spread.placed(phase, carry)
             break
     carry, _ = checkpoints.restore(carry, step=done)
     if bad := _nonfinite(carry):
@@ -78,7 +80,11 @@ def train(
             continue
         if done <= phase.first:
             stats = measure(setup, phase, carry)
-            carry = jax.jit(lambda c, s, p=phase: p.begin(c, setup.key, s))(carry, stats)
+            over = setup.spread
+            carry = jax.jit(
+                lambda c, s, p=phase: p.begin(c, setup.key, s),
+                out_shardings=over.shardings(phase, carry.extra) if over is not None else None,
+            )(carry, stats)
             # What jit hands through unchanged is shared; each step gives its carry away.
             carry = jax.tree.map(lambda x: x.copy(), carry)
         log = _Log(setup, phase, rows, watch)
@@ -92,8 +98,12 @@ def _train_phase(
     recipe = setup.recipe
     place = f"{phase.index + 1}/{len(setup.phases)}"
     log.watch.stage(phase.stage.name, place, phase.steps, done - phase.first)
-    step = make_step(phase, setup.model, setup.loss, setup.augment, setup.key, setup.teacher)
+    step = make_step(
+        phase, setup.model, setup.loss, setup.augment, setup.key, setup.teacher, setup.spread
+    )
     feed = batches(setup.data.train, recipe.batch_size, setup.order, start=done)
+    if setup.spread is not None:
+        feed = setup.spread.feed(feed, recipe.batch_size)
     for number in range(done + 1, phase.last + 1):
         x, y = next(feed)
         carry, loss = step(carry, x, y, number)

@@ -89,6 +89,7 @@ class JsonLines:
     Args:
         path: the file.
         upto: rows of later steps are dropped, because a resumed run writes them again.
+        writes: whether rows go into the file; of several processes one writes.
 
     Example:
         >>> import pathlib, tempfile
@@ -100,13 +101,16 @@ class JsonLines:
         [{'step': 1, 'loss': 0.5}]
     """
 
-    def __init__(self, path: Path, upto: int) -> None:
+    def __init__(self, path: Path, upto: int, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.rows = [row for row in read_rows(path) if row.get("step", 0) <= upto]
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        if writes:
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds one row; it is in the file when this returns."""
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if self.writes:
+            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
         self.rows.append(dict(row))

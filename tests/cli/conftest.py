@@ -68,20 +68,13 @@ stages:
 class Project:
     """A folder with `mine.py` and `recipe.yaml`, and the command `nnopt` in it."""
 
-    def __init__(self, folder: Path, compiled: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "mine.py").write_text(dedent(MODULE))
         (folder / "recipe.yaml").write_text(RECIPE)
         self.run = folder / "runs" / "mine"
-        # One simulated device: the eight of the tests only slow these tiny networks down. What
-        # one process compiled serves the others.
-        self.env = os.environ | {
-            "XLA_FLAGS": "",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(compiled),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+        # One simulated device: the eight of the tests only slow these tiny networks down.
+        self.env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 
     def start(self, *args: str, largest: int | None = None) -> subprocess.Popen:
         """Starts `nnopt`; where `largest` is given, no file can grow beyond so many bytes."""
@@ -103,20 +96,15 @@ class Project:
         return process.returncode, out, err
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture
-def project(tmp_path: Path, compiled: Path) -> Project:
-    return Project(tmp_path, compiled)
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, compiled: Path) -> Project:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose recipe has run to its end, undisturbed."""
-    project = Project(tmp_path_factory.mktemp("finished"), compiled)
+    project = Project(tmp_path_factory.mktemp("finished"))
     status, _, err = project.nnopt("run", "recipe.yaml")
     assert status == 0, err
     return project
