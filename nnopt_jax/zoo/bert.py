@@ -30,7 +30,8 @@ class Bert:
         >>> import jax, jax.numpy as jnp
         >>> from nnopt_jax.zoo.bert import Bert
         >>> bert = Bert(vocabulary=100, width=8, layers=1, heads=2, hidden=16, positions=10)
-        >>> bert.apply(bert.init(jax.random.key(0)), jnp.array([[1, 2, 3]])).shape
+        >>> params = jax.eval_shape(bert.init, jax.random.key(0))
+        >>> jax.eval_shape(bert.apply, params, jnp.array([[1, 2, 3]])).shape
         (1, 3, 8)
 
     Source: Devlin et al., arXiv:1810.04805; Vaswani et al., arXiv:1706.03762, section 3.

@@ -30,7 +30,8 @@ class Llama:
         >>> import jax, jax.numpy as jnp
         >>> from nnopt_jax.zoo.llama import Llama
         >>> llama = Llama(vocabulary=100, width=8, layers=1, heads=2, shared=1, hidden=16)
-        >>> llama.apply(llama.init(jax.random.key(0)), jnp.array([[1, 2, 3]])).shape
+        >>> params = jax.eval_shape(llama.init, jax.random.key(0))
+        >>> jax.eval_shape(llama.apply, params, jnp.array([[1, 2, 3]])).shape
         (1, 3, 100)
 
     Source: Touvron et al., arXiv:2302.13971, section 2.2; Su et al., arXiv:2104.09864, section 3.4;

@@ -98,3 +98,15 @@ def test_classes_set_the_width_of_the_logits(name):
     assert logits.shape == (1, 3)
     last = jax.tree.leaves(nnx.state(nnx.eval_shape(lambda: nnx_maker(nnx.Rngs(0), classes=3))))
     assert any(leaf.shape == (3,) for leaf in last)
+
+
+@pytest.mark.parametrize("make", [lenet.lenet_300_100, lenet.lenet_300_100_nnx])
+def test_lenet_300_100_at_a_quarter_of_its_width(make):
+    if make is lenet.lenet_300_100:
+        image = np.zeros((1, 28, 28, 1), np.float32)
+        params = jax.eval_shape(make(width=0.25).init, jax.random.key(0), image)["params"]
+        shapes = [params[f"fc{i}"]["kernel"].shape for i in (1, 2, 3)]
+    else:
+        net = nnx.eval_shape(lambda: make(nnx.Rngs(0), width=0.25))
+        shapes = [getattr(net, f"fc{i}").kernel.shape for i in (1, 2, 3)]
+    assert shapes == [(784, 75), (75, 25), (25, 10)]
