@@ -1,6 +1,6 @@
 """How much a small network gains from a larger one that teaches it: five seeds on full MNIST.
 
-    python benchmarks/distill.py --data data            # about 20 minutes on two cores
+    python benchmarks/distill.py --data data            # about 9 minutes on two cores
     python benchmarks/distill.py --data data --choose   # held-back errors of other settings
 
 The teacher is LeNet-300-100, trained on shifted images; the student is the same at a quarter of
