@@ -4,6 +4,9 @@
     python benchmarks/configs.py rigl snip        # those whose path holds one of these words
     python benchmarks/configs.py --write rigl     # puts the figures into the header
 
+Those of configs/parallel are for eight devices, and left out where there are fewer:
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/configs.py parallel
+
 Errors and bytes move a little with the number of threads, seconds with the machine.
 """
 
@@ -14,6 +17,8 @@ import pathlib
 import re
 import tempfile
 import time
+
+import jax
 
 from nnopt_jax import recipe
 
@@ -44,6 +49,9 @@ def main() -> None:
     for path in sorted((ROOT / "configs").glob("**/*.yaml")):
         name = str(path.relative_to(ROOT))
         if options.names and not any(part in name for part in options.names):
+            continue
+        if path.parent.name == "parallel" and jax.device_count() < 8:
+            print(f"{name}\n  left out: {jax.device_count()} devices, wanted 8")
             continue
         text, line = path.read_text(), told(path)
         header = re.search(r"^# prints: test error.*$", text, re.MULTILINE)
