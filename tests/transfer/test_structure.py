@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen, nnx
 
 import nnopt_jax as nnopt
 from nnopt_jax.errors import ArtifactError, SelectionError, ShapeError, ValueRangeError
@@ -178,6 +179,32 @@ def test_training_may_differ():
         capture(evaluate, params, x).train(params, x)
 
 
+def test_models_of_flax_travel_too():
+    """NNX by its state, in which leaves are variables; Linen with batch statistics."""
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+    graph, state = nnx.split(nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
+    made = capture(lambda state, x: nnx.merge(graph, state)(x), state, x, shapes=["b, ..."])
+    assert sorted(made.parameters) == ["bias", "kernel"]
+    expected = x[:2] @ state["kernel"][...] + state["bias"][...][None]
+    for params in (state, nnx.to_pure_dict(state)):
+        np.testing.assert_allclose(made.apply(params, x[:2]), expected, atol=1e-6)
+
+    norm = linen.BatchNorm()
+    variables = norm.init(jax.random.key(0), x, use_running_average=True)
+    made = capture(
+        lambda v, x: norm.apply(v, x, use_running_average=True), variables, x, shapes=["b, ..."],
+        train=lambda v, x: norm.apply(v, x, use_running_average=False, mutable=["batch_stats"]),
+    )  # fmt: skip
+    _, changed = made.train(variables, x)
+    mean = 0.01 * np.asarray(x).mean(0)
+    np.testing.assert_allclose(changed["batch_stats"]["mean"], mean, atol=1e-6)
+
+
+def test_a_function_that_ignores_its_parameters_is_refused():
+    with pytest.raises(ValueRangeError, match="reads none of the parameters"):
+        capture(lambda p, x: x, {"w": jnp.ones(2), "b": jnp.ones(2)}, jnp.ones(2))
+
+
 def test_packed_parameters_are_spread_out_inside():
     params = {"w": jax.random.normal(jax.random.key(0), (16, 8)), "b": jnp.ones(8)}
     tx = nnopt.chain(nnopt.pruning.magnitude(0.5, where="w"), nnopt.quantization.uniform(4))
@@ -275,7 +302,7 @@ def test_wrong_shapes_are_told():
         (["b, ...", None], "2 entries for 1 arguments"),
     ):
         with pytest.raises(ShapeError, match=text):
-            capture(lambda p, x: x, {"w": jnp.ones(1)}, jnp.ones((2, 2)), shapes=shapes)
+            capture(lambda p, x: x * p["w"], {"w": jnp.ones(1)}, jnp.ones((2, 2)), shapes=shapes)
 
 
 def test_every_damaged_byte_is_found(structure):

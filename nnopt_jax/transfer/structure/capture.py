@@ -68,7 +68,8 @@ def capture(
     Raises:
         ShapeError: `shapes` do not fit the arguments.
         SelectionError: a rule of `initializers` meets no leaf.
-        ValueRangeError: an initializer, the constructor or its arguments are wrong.
+        ValueRangeError: an initializer, the constructor or its arguments are wrong, or the function
+            reads none of the parameters.
 
     Example:
         >>> import jax, jax.numpy as jnp

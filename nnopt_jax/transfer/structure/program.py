@@ -11,7 +11,13 @@ from typing import Any
 import jax
 from jax import export
 
-from nnopt_jax.errors import ArtifactError, Problems, SelectionError, ShapeError
+from nnopt_jax.errors import (
+    ArtifactError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    ValueRangeError,
+)
 from nnopt_jax.transfer.structure.sizes import broken
 from nnopt_jax.tree.paths import flatten
 
@@ -39,12 +45,15 @@ class Program:
             ArtifactError: this version of jax cannot read it.
         """
         try:
-            return export.deserialize(bytearray(self.data))
+            made = export.deserialize(bytearray(self.data))
+            if self.about.get("jax") != jax.__version__:
+                made.mlir_module()  # else a program too new would fail where it is compiled
+            return made
         except Exception as error:  # flatbuffers and MLIR raise what they like
             raise ArtifactError(
                 f"transfer.structure: jax {self.about.get('jax')} wrote the program, and jax "
                 f"{jax.__version__} cannot read it ({error}). Capture it again from the code, or "
-                "use it with a version of jax at most six months newer than the writer's."
+                "use it with the writer's version of jax, or one at most six months newer."
             ) from error
 
     def call(self, who: str, leaves: list[Any], args: tuple[Any, ...]) -> Any:
@@ -64,7 +73,7 @@ class Program:
         """
         avals = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
         sizes = _require_inputs(who, flatten(avals[0][1]), flatten(args))
-        if lost := broken(self.about["constraints"], sizes):
+        if lost := broken(self.about.get("constraints", ()), sizes):
             held = ", ".join(f"{name}={size}" for name, size in sizes.items())
             raise ShapeError(f"{who}: inputs of {held}, and {', '.join(lost)} must hold.")
         return self.exported.call(leaves, args)
@@ -89,6 +98,9 @@ def written(
 
     Returns:
         The program. It has a backward pass where JAX finds one.
+
+    Raises:
+        ValueRangeError: the function reads none of the leaves.
     """
     with _no_source_paths():
         made = _exported(function, list(leaves), inputs, platforms)
@@ -96,13 +108,18 @@ def written(
             data, differentiable = made.serialize(vjp_order=1), True
         except Exception:  # loops of unknown length have no backward pass, integers no need of one
             data, differentiable = made.serialize(), False
+    if leaves and not any(index < len(leaves) for index in made.module_kept_var_idx):
+        raise ValueRangeError(
+            "transfer.capture: the function reads none of the parameters. It must take them by its "
+            "first argument; what it closes over becomes part of the program."
+        )
     ins, outs = (jax.tree.unflatten(tree, avals) for tree, avals in (
         (made.in_tree, made.in_avals), (made.out_tree, made.out_avals)
     ))  # fmt: skip
     about = {
         "inputs": {path: aval.str_short() for path, aval in flatten(ins[0][1]).items()},
         "outputs": {path: aval.str_short() for path, aval in flatten(outs).items()},
-        "constraints": list(constraints),
+        "constraints": [str(text) for text in constraints],
         "platforms": list(made.platforms),
         "differentiable": differentiable,
         "jax": jax.__version__,

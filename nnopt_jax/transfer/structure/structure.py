@@ -222,6 +222,7 @@ class Structure:
             )
             if flatten(made.parameters).keys() != made.starts.keys():
                 raise ValueError("paths differ")
+            repr(made)  # reads every entry
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"Structure.from_bytes: malformed ({error!r}).") from error
         return made
@@ -249,10 +250,11 @@ class Structure:
 
 def _signature(leaves: Mapping[str, str]) -> str:
     """`x float32[b,3], float32[b]`: paths where they say more than a place."""
-    named = (
+    named = [
         text if path.isdigit() or not path else f"{path} {text}" for path, text in leaves.items()
-    )
-    return ", ".join(named) or "nothing"
+    ]
+    more = [f"and {len(named) - 3} more"] if len(named) > 3 else []
+    return ", ".join(named[:3] + more) or "nothing"
 
 
 def _no(text: str) -> NoReturn:

@@ -32,14 +32,14 @@ def widen(
     r"""Adds hidden units, and what the network computes stays.
 
     A new unit begins as a copy of one drawn at random, each as often as the others. With
-    `outgoing="zero"` nobody listens yet: what it adds is exactly zero, and outputs are equal, bit
-    for bit, where the backend adds up longer sums in the same order. With `"split"` a unit and its
-    copies share what it said:
+    `outgoing="zero"` nobody listens yet: what it adds is exactly zero, and outputs differ at most
+    by the order in which the backend adds up longer sums. With `"split"` a unit and its copies
+    share what it said:
 
     .. math:: W'_{\text{out}}[j] = W_{\text{out}}[\pi(j)] \,/\, |\{k : \pi(k) = \pi(j)\}|
 
-    which holds up to rounding (2e-6 relative to outputs near 1 in float32, 5e-2 in bfloat16).
-    Neither holds where something takes statistics over the units, as layer normalization does.
+    which holds up to rounding, of quotients too where they are no powers of two. Neither holds
+    where something takes statistics over the units, as layer normalization does.
 
     Args:
         params: arrays or expressions; the leaves that are named become arrays.
