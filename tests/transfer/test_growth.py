@@ -238,7 +238,7 @@ def perceptron(dtype=jnp.float32):
 
 @jax.jit
 def perceive(params, x):
-    hidden = jax.nn.relu(x @ params["up"]["kernel"] + params["up"]["bias"][None])
+    hidden = jax.nn.relu(x @ params["up"]["kernel"] + params["up"]["bias"][None]) ** 2
     return (hidden - params["mean"][None]) @ params["down"]["kernel"] + params["down"]["bias"][None]
 
 
