@@ -20,7 +20,7 @@ PACKAGE = "nnopt_jax"
 
 # From the bottom up. A unit imports itself and what lies below it, never beside or above.
 LAYERS = (
-    ("errors", "typing"),
+    ("errors", "typing", "columns"),
     ("settings",),
     ("tree",),
     ("ops",),

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from nnopt_jax.arrays.base import field_specs, is_node, summary
+from nnopt_jax.columns import aligned
 from nnopt_jax.errors import SelectionError
 from nnopt_jax.parallel.mesh import named, parts
 from nnopt_jax.parallel.model.tensor import Rule, Ruled, by_annotation, by_rules
@@ -80,10 +81,10 @@ class Shards:
         >>> mesh = nnopt.parallel.mesh(fsdp=4, model=2)
         >>> print(nnopt.parallel.specs(shapes, mesh, [("kernel", (None, "model"))]))
         mesh fsdp=4 x model=2
-        leaf    form              split          why                           bytes  a device
-        bias    float32[512]      whole          below 16,384 bytes            2,048     2,048
-        kernel  float32[256,512]  fsdp, model    rule 1, fsdp                524,288    65,536
-        total                                    1 of 2 leaves split         526,336    67,584
+        leaf    form              split        why                    bytes  a device
+        bias    float32[512]      whole        below 16,384 bytes     2,048     2,048
+        kernel  float32[256,512]  fsdp, model  rule 1, fsdp         524,288    65,536
+        total                                  1 of 2 leaves split  526,336    67,584
     """
 
     mesh: Mesh | AbstractMesh
@@ -147,14 +148,8 @@ class Shards:
         split = sum(row.device_bytes < row.bytes for row in self.rows)
         why = f"{split} of {len(self.rows)} leaves split"
         cells.append(("total", "", "", why, f"{self.bytes:,}", f"{self.device_bytes:,}"))
-        widths = [max(map(len, column)) + 2 for column in zip(*cells, strict=True)]
         axes = " x ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
-        lines = [f"mesh {axes}"]
-        for line in cells:
-            left = (cell.ljust(width) for cell, width in zip(line[:4], widths, strict=False))
-            right = (cell.rjust(width) for cell, width in zip(line[4:], widths[4:], strict=True))
-            lines.append(("".join(left) + "".join(right)).rstrip())
-        return "\n".join(lines)
+        return "\n".join([f"mesh {axes}", *aligned(cells, numbers=2)])
 
 
 def _written(spec: PartitionSpec) -> str:
@@ -273,6 +268,8 @@ def _plan_leaf(
     ways = [split(*pair) for pair in zip(arrays, structure.flatten_up_to(used), strict=True)]
     reasons = [reason for _, reason in ways]
     said = [known.reason] if known.reason else []
+    if any(known.spec) and not any(any(spec) for spec in structure.flatten_up_to(used)):
+        said[0] += ", which no packed array can follow"
     if fsdp in reasons:
         some = f" of {reasons.count(fsdp)} of {len(arrays)} arrays" if len(arrays) > 1 else ""
         said.append(f"{fsdp}{some}")

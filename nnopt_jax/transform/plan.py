@@ -10,6 +10,7 @@ import jax
 
 from nnopt_jax.arrays.base import Field, is_node, summary
 from nnopt_jax.arrays.store import find_masked
+from nnopt_jax.columns import aligned
 from nnopt_jax.transform.base import Transform, abstract_state
 from nnopt_jax.transform.given import require_transforms
 from nnopt_jax.tree.bits import tree_bits
@@ -95,12 +96,7 @@ class Plan:
         for row in self.rows:
             cells.append((row.path, row.before, row.after, row.bytes))
         cells.append(("total", f"{size:,} parameters", "", total))
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = (
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in cells
-        )
-        return "\n".join([self.name, *lines])
+        return "\n".join([self.name, *aligned(cells)])
 
 
 def plan(tx: Transform, params: Any) -> Plan:

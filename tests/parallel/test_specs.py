@@ -162,3 +162,12 @@ def test_parameters_are_born_in_place():
         wanted = nnopt.tree.flatten(networks.params())[path]
         np.testing.assert_array_equal(x, wanted)
         assert x.sharding == nnopt.tree.flatten(plan.shardings)[path]
+
+
+def test_a_rule_that_no_packed_array_can_follow_is_told():
+    params = {"kernel": jax.random.normal(jax.random.key(0), (8, 6))}  # 6 codes fill no byte
+    tx = nnopt.quantization.uniform(4)
+    packed = tx.pack(params, tx.init(params))
+    plan = parallel.specs(packed, parallel.mesh(model=8), [("kernel", ("model",))])
+    assert plan.rows[0].reason == "rule 1, which no packed array can follow"
+    assert plan.rows[0].bytes == plan.rows[0].device_bytes

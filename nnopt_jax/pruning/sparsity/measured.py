@@ -14,6 +14,7 @@ import numpy as np
 from nnopt_jax.arrays.base import Field, is_node, show
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.sparse import Sparse
+from nnopt_jax.columns import aligned
 from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, parse
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.given import require_arrays
@@ -136,11 +137,7 @@ class SparsityTable:
                 f"{row.effective:,.1f}",
             ]
             cells.append([*line, _of(row.good_groups, row.groups)][: len(cells[0])])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in cells
-        )
+        return "\n".join(aligned(cells))
 
 
 def measure_sparsity(tree: Any, *, pattern: Pattern = None) -> SparsityTable:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from nnopt_jax.arrays import abstract, is_node
 from nnopt_jax.arrays.base import show, summary
 from nnopt_jax.artifact.leaves import plain
+from nnopt_jax.columns import aligned
 from nnopt_jax.errors import (
     ArtifactError,
     Problems,
@@ -241,11 +242,7 @@ class Structure:
         if self.constructor is not None:
             config = ", ".join(f"{k}={v!r}" for k, v in self.constructor["config"].items())
             rows.append(("made by", f"{self.constructor['target']}({config})", ""))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        return "\n".join(aligned(rows))
 
 
 def _signature(leaves: Mapping[str, str]) -> str:
