@@ -9,8 +9,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nnopt_jax.errors import SelectionError, ShapeError
+from nnopt_jax.errors import CompositionError, SelectionError, ShapeError
 from nnopt_jax.settings import Settings, is_whole
+from nnopt_jax.transform.given import described
 
 BATCH_AXES = ("data", "fsdp")
 """The axes, where a mesh has them, over which the examples of a batch are split."""
@@ -131,6 +132,19 @@ def with_automatic_axes(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
+def require_mesh(who: str, mesh: Any) -> None:
+    """Wants a mesh.
+
+    Raises:
+        CompositionError: it is something else.
+    """
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise CompositionError(
+            f"{who}: mesh is {described(mesh)}; give nnopt.parallel.mesh(data=-1), or any "
+            "jax.sharding.Mesh."
+        )
+
+
 def automatic(function: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..., Any]:
     """Lets the compiler place what a function computes, on a mesh with Explicit axes too.
 
@@ -142,7 +156,8 @@ def automatic(function: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..
     Returns:
         The function, to be compiled.
     """
-    if all(kind == AxisType.Auto for kind in mesh.axis_types):
+    around = jax.sharding.get_abstract_mesh().axis_types  # Auto: inside of such a function already
+    if all(kind == AxisType.Auto for kind in (around or mesh.axis_types)):
         return function
     return jax.sharding.auto_axes(function, out_sharding=out)
 

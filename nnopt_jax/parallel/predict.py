@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.arrays.base import materialize
 from nnopt_jax.parallel.data import pad_batch, rows_of
 from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, parts, settled
-from nnopt_jax.parallel.specs import Shards
+from nnopt_jax.parallel.specs import Shards, require_plan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,6 +21,7 @@ class Predict:
 
     Args:
         mesh: the devices.
+        at: where parameters and a batch are to lie.
         compiled: the model, as `jax.jit` made it.
         shares: how many shares the rows of a batch divide into.
 
@@ -34,6 +35,7 @@ class Predict:
     """
 
     mesh: Mesh
+    at: Any
     compiled: Any
     shares: int
 
@@ -42,8 +44,16 @@ class Predict:
         count = rows_of("parallel.predict", batch)
         if count % self.shares:
             batch, _ = pad_batch(batch, count + self.shares - count % self.shares)
-        outputs = settled(self.mesh, self.compiled(params, batch))
-        return jax.tree.map(lambda x: x[:count], outputs) if count % self.shares else outputs
+        outputs = settled(self.mesh, self.compiled(*jax.device_put((params, batch), self.at)))
+        return self._first(outputs, count) if count % self.shares else outputs
+
+    def _first(self, outputs: Any, count: int) -> Any:
+        """The first rows, whole on every device: they need not divide."""
+
+        def first(outputs: Any) -> Any:
+            return jax.tree.map(lambda x: x[:count], outputs)
+
+        return jax.jit(automatic(first, self.mesh, named(self.mesh, PartitionSpec())))(outputs)
 
     def lower(self, params: Any, batch: Any) -> Any:
         """Lowers the model for these shapes, to look at what is compiled."""
@@ -77,14 +87,14 @@ def predict(
         >>> forward(nnopt.parallel.shard(params, plan), jnp.ones((5, 8))).shape
         (5, 1024)
     """
+    require_plan("parallel.predict", plan)
     mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, "parallel.predict")
-    at, out = named(mesh, rows), named(mesh, rows)
+    out = named(mesh, rows)
+    at = plan.shardings, out
 
     def forward(params: Any, batch: Any) -> Any:
         dense = materialize(constrain(params, mesh, plan.used))
         return apply(constrain(dense, mesh, plan.logical_used), batch)
 
-    compiled = jax.jit(
-        automatic(forward, mesh, out), in_shardings=(plan.shardings, at), out_shardings=out
-    )
-    return Predict(mesh, compiled, parts(mesh, rows[0] if rows else None))
+    compiled = jax.jit(automatic(forward, mesh, out), in_shardings=at, out_shardings=out)
+    return Predict(mesh, at, compiled, parts(mesh, rows[0] if rows else None))

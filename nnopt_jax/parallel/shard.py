@@ -10,7 +10,7 @@ import jax
 from nnopt_jax.arrays.base import is_node, summary
 from nnopt_jax.errors import Problems, ShapeError, nearest
 from nnopt_jax.parallel.mesh import settled
-from nnopt_jax.parallel.specs import Shards
+from nnopt_jax.parallel.specs import Shards, require_plan
 from nnopt_jax.tree.paths import flatten
 
 
@@ -68,6 +68,7 @@ def require_planned(who: str, params: Any, plan: Shards) -> None:
     Raises:
         ShapeError: they are others.
     """
+    require_plan(who, plan)
     wanted, given = flatten(plan.params, is_node), flatten(params, is_node)
     problems = Problems(who)
     for path in wanted.keys() - given.keys():

@@ -12,12 +12,12 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from nnopt_jax.arrays.base import field_specs, is_node, summary
 from nnopt_jax.columns import aligned
-from nnopt_jax.errors import SelectionError
-from nnopt_jax.parallel.mesh import named, parts
+from nnopt_jax.errors import CompositionError, SelectionError
+from nnopt_jax.parallel.mesh import named, parts, require_mesh
 from nnopt_jax.parallel.model.tensor import Rule, Ruled, by_annotation, by_rules
 from nnopt_jax.parallel.parameter import split_fully
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.given import require_arrays
+from nnopt_jax.transform.given import described, require_arrays
 from nnopt_jax.tree.bits import dtype_bits, tree_bits
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
@@ -210,6 +210,7 @@ dense/kernel. 1 leaves considered; nnopt.tree.flatten(params) shows them, as doe
 RECIPE --list'.
     """
     who = "parallel.specs"
+    require_mesh(who, mesh)
     settings = Settings(who)
     settings.integer("least", least, 0)
     settings.done()
@@ -285,6 +286,19 @@ def _plan_leaf(
         -(-tree_bits(leaf) // 8),
         -(-bits // 8),
     )
+
+
+def require_plan(who: str, plan: Any) -> None:
+    """Wants a plan.
+
+    Raises:
+        CompositionError: it is something else.
+    """
+    if not isinstance(plan, Shards):
+        raise CompositionError(
+            f"{who}: plan is {described(plan)}; give what nnopt.parallel.specs(params, mesh) "
+            "returns."
+        )
 
 
 def share_bits(array: Any, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> int:

@@ -10,14 +10,16 @@ import jax
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import is_node
+from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.data import require_divisible
 from nnopt_jax.parallel.gradient import gradient
 from nnopt_jax.parallel.layout import Layout, TrainState, layout
 from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, parts, settled
 from nnopt_jax.parallel.shard import require_planned
-from nnopt_jax.parallel.specs import Shards
+from nnopt_jax.parallel.specs import Shards, require_plan
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform import Transform, chain, step, trainable
+from nnopt_jax.transform.given import described, require_transforms
 from nnopt_jax.transform.training import show
 from nnopt_jax.typing import Key
 
@@ -29,6 +31,7 @@ class TrainStep:
     Args:
         plan: how the parameters are split.
         layout: how all that training keeps is split.
+        at: where a batch, further arguments and a key are to lie.
         compiled: the step, as `jax.jit` made it.
         start: makes the first state of parameters.
         shares: how many shares the rows of a batch must divide into.
@@ -46,6 +49,7 @@ class TrainStep:
 
     plan: Shards
     layout: Layout
+    at: Any
     compiled: Any
     start: Callable[..., TrainState]
     shares: int
@@ -96,7 +100,8 @@ class TrainStep:
         """
         require_divisible("parallel.train_step", batch, self.shares,
                           " (parallel.feed(uneven='pad') fills a last one up)")  # fmt: skip
-        return settled(self.plan.devices, self.compiled(state, batch, args, key))
+        given = jax.device_put((batch, args, key), self.at)
+        return settled(self.plan.devices, self.compiled(state, *given))
 
     def lower(self, state: TrainState, batch: Any, *args: Any, key: Key | None = None) -> Any:
         """Lowers the step for these shapes, to look at what is compiled."""
@@ -159,14 +164,22 @@ def train_step(
         Rajbhandari et al., ZeRO, arXiv:1910.02054; Shoeybi et al., Megatron-LM, arXiv:1909.08053;
         Xu et al., GSPMD, arXiv:2105.04663.
     """
-    settings = Settings("parallel.train_step")
+    who = "parallel.train_step"
+    require_plan(who, plan)
+    if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
+        raise CompositionError(
+            f"{who}: optimizer is {described(optimizer)}; give one of optax, optax.adamw(1e-3)."
+        )
+    if tx is not None:
+        require_transforms(who, [tx])
+    settings = Settings(who)
     settings.integer("accumulate", accumulate, 1)
     settings.flag("donate", donate)
     if not isinstance(remat, bool) and not callable(remat):
         settings.wrong("remat", remat, "is neither a flag nor a policy.")
     settings.done()
     tx = chain() if tx is None else tx
-    mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, "parallel.train_step")
+    mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, who)
     lies = layout(tx, optimizer, plan)
     differentiate = gradient(loss, plan, rows, accumulate, remat, has_aux)
 
@@ -180,16 +193,16 @@ def train_step(
         return TrainState(params, state, opt_state), value
 
     whole = named(mesh, PartitionSpec())
-    out = (lies.shardings, whole)
+    at, out = (named(mesh, rows), whole, whole), (lies.shardings, whole)
     compiled = jax.jit(
         automatic(one, mesh, out),
-        in_shardings=(lies.shardings, named(mesh, rows), whole, whole),
+        in_shardings=(lies.shardings, *at),
         out_shardings=out,
         donate_argnums=(0,) if donate else (),
     )
     start = _starter(tx, optimizer, lies)
     shares = parts(mesh, rows[0] if rows else None) * accumulate
-    return TrainStep(plan, lies, compiled, start, shares)
+    return TrainStep(plan, lies, at, compiled, start, shares)
 
 
 def _gathered(params: Any, plan: Shards) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
 from nnopt_jax import parallel
 from nnopt_jax.errors import ShapeError, ValueRangeError
@@ -116,3 +117,12 @@ def test_what_does_not_fit_is_told():
 def test_bubbles():
     # Four stages, four micro-batches: seven ticks, of which each stage works four.
     assert parallel.bubble(stages=4, microbatches=4) == pytest.approx(3 / 7)
+
+
+def test_explicit_axes_of_the_caller_will_do():
+    mesh = jax.make_mesh((2, 4), ("data", "stage"), (AxisType.Explicit,) * 2)
+    staged = parallel.stack_stages([{"s": jnp.full(3, 2.0)}] * 4, stages=4)
+    run = parallel.pipeline(lambda params, x: x * params["s"][None], mesh, microbatches=2)
+    x = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+    with jax.set_mesh(mesh):
+        np.testing.assert_array_equal(run(staged, jnp.asarray(x)), 16 * x)

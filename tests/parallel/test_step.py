@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 
 import nnopt_jax as nnopt
 from nnopt_jax import parallel
-from nnopt_jax.errors import SelectionError, ShapeError, ValueRangeError
+from nnopt_jax.errors import CompositionError, SelectionError, ShapeError, ValueRangeError
 from tests.parallel import networks
 
 CLOSE = 2e-6
@@ -219,3 +219,36 @@ def test_a_mesh_of_another_kind_of_maker_will_do():
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
     value, _ = first_step(networks.plan(mesh))
     np.testing.assert_allclose(value, networks.reference()[0], rtol=CLOSE)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_inside_of_a_mesh_that_the_caller_has_set(kind):
+    params = {"w": jnp.ones((16, 8))}
+    x = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+
+    def loss(params, x):
+        return jnp.square(x @ params["w"]).mean()
+
+    wanted, slope = jax.value_and_grad(loss)(params, x)
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), (kind,) * 2)
+    with jax.set_mesh(mesh):
+        plan = parallel.specs(params, mesh, least=0)
+        value, found = first_step(plan, loss, jnp.asarray(x), params, accumulate=2)
+        forward = parallel.predict(lambda params, x: x @ params["w"], plan)
+        rows = forward(parallel.shard(params, plan), jnp.asarray(x[:5]))
+        assert rows.shape == (5, 8)
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    np.testing.assert_allclose(found["w"], slope["w"], rtol=1e-5)
+    np.testing.assert_allclose(rows, x[:5] @ np.ones((16, 8)), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_no_plan_and_no_optimizer_is_told():
+    mesh = parallel.mesh(data=8)
+    with pytest.raises(CompositionError, match="plan is of type Mesh; give what"):
+        parallel.train_step(len, optax.sgd(0.1), plan=mesh)
+    with pytest.raises(CompositionError, match="plan is None; give what"):
+        parallel.predict(len, None)
+    with pytest.raises(CompositionError, match="optimizer is the float"):
+        parallel.train_step(len, 0.1, plan=networks.plan(mesh, {"w": jnp.ones(8)}))
+    with pytest.raises(CompositionError, match="mesh is the int 8; give"):
+        parallel.specs({"w": jnp.ones(8)}, 8)

@@ -11,7 +11,15 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.parallel.data import require_divisible
-from nnopt_jax.parallel.mesh import batch_spec, constrain, parts, with_automatic_axes
+from nnopt_jax.parallel.mesh import (
+    automatic,
+    batch_spec,
+    constrain,
+    named,
+    parts,
+    require_mesh,
+    with_automatic_axes,
+)
 from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array
@@ -150,11 +158,12 @@ def pipeline(
         Huang et al., GPipe, arXiv:1811.06965; Narayanan et al. (circular), arXiv:2104.04473.
     """
     who = "parallel.pipeline"
+    require_mesh(who, mesh)
     settings = Settings(who)
     settings.integer("microbatches", microbatches, 1)
     settings.choice("axis", axis, tuple(mesh.shape))
     settings.done()
-    mesh = with_automatic_axes(mesh)
+    given, mesh = mesh, with_automatic_axes(mesh)
     rows = batch_spec(mesh, None, who)
     shares = parts(mesh, rows[0] if rows else None) * microbatches
     stages = mesh.shape[axis]
@@ -177,7 +186,10 @@ def pipeline(
         out = turn(staged, cut, jnp.arange(stages))
         return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), out)
 
-    return jax.jit(run)
+    def placed(staged: Any, x: Any) -> Any:
+        return automatic(run, given, named(given, rows))(staged, x)
+
+    return jax.jit(placed)
 
 
 def _cut(x: Array, count: int) -> Array:
