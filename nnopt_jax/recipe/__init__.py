@@ -9,5 +9,6 @@ from nnopt_jax.recipe.schema import (
     Parallel as Parallel,
     Recipe as Recipe,
     Stage as Stage,
+    Start as Start,
 )
 from nnopt_jax.recipe.watch import Watch as Watch

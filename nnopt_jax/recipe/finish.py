@@ -17,10 +17,12 @@ from nnopt_jax.recipe.evaluate import evaluate, forward, latency
 from nnopt_jax.recipe.folder import Folder
 from nnopt_jax.recipe.load import unbuild
 from nnopt_jax.recipe.phases import Carry
+from nnopt_jax.recipe.program import in_file
 from nnopt_jax.recipe.setup import Setup
 from nnopt_jax.recipe.yaml import dump
 from nnopt_jax.report.leaves import leaf_rows
 from nnopt_jax.report.summary import Measure, Summary
+from nnopt_jax.transfer import save_model
 from nnopt_jax.tree.bits import tree_bits
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Params
@@ -49,10 +51,13 @@ def finish(setup: Setup, carry: Carry, rows: Sequence[Mapping[str, Any]], to: Fo
     """
     tx = setup.phases[-1].tx
     packed = tx.pack(carry.params, carry.state)
-    others = {name: tree for name, tree in carry.extra.items() if name != "rngs"}
-    artifact.save(to.artifact, {"params": packed, **others} if others else packed)
+    written = in_file(packed, carry.extra)
+    if setup.structure is not None:
+        save_model(to.artifact, setup.structure, written)
+    else:
+        artifact.save(to.artifact, written)
     loaded = artifact.load(to.artifact)
-    variables = loaded if others else {"params": loaded}
+    variables = loaded if written is not packed else {"params": loaded}
     params = variables.pop("params")
     _require_equal(tx.apply(carry.params, carry.state), materialize(params))
     extra = {name: carry.extra[name] for name in carry.extra if name == "rngs"} | variables

@@ -13,6 +13,7 @@ from nnopt_jax.errors import Problems, RecipeError, nearest
 from nnopt_jax.recipe import schema
 from nnopt_jax.recipe.overrides import override
 from nnopt_jax.recipe.yaml import parse
+from nnopt_jax.transfer.structure.layers import How
 
 
 def load(path: str | Path, settings: Iterable[str] = ()) -> schema.Recipe:
@@ -109,6 +110,8 @@ def _check(recipe: schema.Recipe, problems: Problems) -> None:
         problems.add("stages", "given none, wanted one or more")
     if recipe.distill is not None and not 0 <= recipe.distill.weight <= 1:
         problems.add("distill.weight", f"given {recipe.distill.weight}, wanted one from 0 to 1")
+    if recipe.start is not None:
+        _check_start(recipe.start, problems)
     names = [stage.name for stage in recipe.stages]
     for i, stage in enumerate(recipe.stages):
         if stage.name in names[:i]:
@@ -117,6 +120,14 @@ def _check(recipe: schema.Recipe, problems: Problems) -> None:
             problems.add(f"stages.{i}.epochs", f"given {stage.epochs}, wanted 1 or more")
         if stage.statistics < 1:
             problems.add(f"stages.{i}.statistics", f"given {stage.statistics}, wanted 1 or more")
+
+
+def _check_start(start: schema.Start, problems: Problems) -> None:
+    known = typing.get_args(How)
+    if start.how not in known:
+        problems.add("start.how", f"given {start.how!r}, wanted one of {', '.join(known)}")
+    if start.zero and start.layers is None:
+        problems.add("start.zero", "is for new layers; say by start.layers where they are")
 
 
 def _read(wanted: Any, value: Any, key: str, problems: Problems) -> Any:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 
-from nnopt_jax.errors import RecipeError
 from nnopt_jax.interop.orbax import Checkpoints
-from nnopt_jax.recipe import resolve
+from nnopt_jax.recipe.earlier import Earlier, earlier
 from nnopt_jax.recipe.finish import finish
 from nnopt_jax.recipe.folder import Folder
-from nnopt_jax.recipe.load import load
 from nnopt_jax.recipe.schema import Recipe
-from nnopt_jax.recipe.setup import prepare
+from nnopt_jax.recipe.setup import Setup, prepare
+from nnopt_jax.recipe.start import started
 from nnopt_jax.recipe.teacher import load_teacher
 from nnopt_jax.recipe.train import resume, train
 from nnopt_jax.recipe.watch import Watch
@@ -53,16 +51,15 @@ def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> S
         if (summary := folder.finished()) is not None:
             watch.note(f"{folder.path} holds the finished run; --fresh starts it again")
             return summary
-    first = _teachers_recipe(recipe, folder)
+    needed = list(earlier(recipe))
     setup = prepare(recipe)
     alone = jax.process_index() == 0  # the one that writes; checkpoints are written by all
     if alone:
         folder.claim(recipe, fresh)
-    if recipe.distill is not None:
-        if first is not None:
-            run(first, fresh=fresh, watch=watch)
-        place = Path(first.folder if first is not None else recipe.distill.teacher)
-        setup = replace(setup, teacher=load_teacher(recipe.distill, place, setup))
+    for one in needed:
+        if one.recipe is not None:
+            run(one.recipe, fresh=fresh, watch=watch)
+    setup = _built_upon(setup, needed)
     with Checkpoints(folder.checkpoints) as checkpoints:
         carry, done = resume(setup, checkpoints)
         if done:
@@ -80,13 +77,13 @@ def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> S
     return summary
 
 
-def _teachers_recipe(recipe: Recipe, folder: Folder) -> Recipe | None:
-    """What is to be run first, checked before anything is; None where nothing is."""
-    if recipe.distill is None or Path(recipe.distill.teacher).is_dir():
-        return None
-    try:
-        made = replace(load(recipe.distill.teacher), output=str(folder.path / "teacher"))
-    except RecipeError as error:
-        raise RecipeError(f"recipe: distill.teacher: {error}") from error
-    resolve.check(made)
-    return made
+def _built_upon(setup: Setup, needed: list[Earlier]) -> Setup:
+    """The setup with what earlier runs give it: a teacher, the parameters it starts from."""
+    recipe, found = setup.recipe, {one.key: one.network(setup.data) for one in needed}
+    if recipe.start is not None:
+        model = started(recipe.start, found["start.run"].params, setup.model)
+        setup = replace(setup, model=model)
+    if recipe.distill is not None:
+        teacher = load_teacher(recipe.distill, found["distill.teacher"], setup)
+        setup = replace(setup, teacher=teacher)
+    return setup

@@ -88,6 +88,30 @@ class Distill:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Another network, whose parameters this one begins with.
+
+    Args:
+        run: the folder of a finished run, or a recipe file, which is run first, into the folder
+            `start` of this run.
+        layers: where the layers are, as `nnopt_jax.transfer.select_layers` is told, if the two
+            networks differ in depth; null where they do not.
+        how: which layer comes from which; see `nnopt_jax.transfer.layer_map`.
+        zero: leaves of a new layer that begin as zeros; see `nnopt_jax.transfer.deepen`.
+
+    Example:
+        >>> from nnopt_jax.recipe.schema import Start
+        >>> Start("runs/deep", layers="block_{index}").how
+        'even'
+    """
+
+    run: str
+    layers: str | None = None
+    how: str = "even"
+    zero: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class SplitRule:
     """Which leaves of the model are split, and how.
 
@@ -141,6 +165,9 @@ class Recipe:
         loss: `(logits, labels) -> scalar`, to be minimized.
         metric: `(logits, labels) -> scalar`, the smaller the better, reported as the error.
         distill: a teacher, if there is one; in all stages.
+        start: another network to begin with; default: as the model begins by itself.
+        program: whether the file holds what the network computes, too, so that
+            `nnopt_jax.transfer.load_model` runs it where its code is not at hand.
         augment: `(inputs, key) -> inputs`, applied to every training batch inside the step.
         parallel: a mesh of devices; default one device.
         optimizer: for the stages that name none.
@@ -158,6 +185,8 @@ class Recipe:
     loss: Call = Call("nnopt_jax.zoo.losses:cross_entropy")
     metric: Call = Call("nnopt_jax.zoo.losses:error_rate")
     distill: Distill | None = None
+    start: Start | None = None
+    program: bool = False
     augment: Call | None = None
     parallel: Parallel | None = None
     optimizer: Call = Call("optax:adam", {"learning_rate": 1e-3})

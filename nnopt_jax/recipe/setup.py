@@ -16,8 +16,10 @@ from nnopt_jax.recipe import resolve
 from nnopt_jax.recipe.data import Data, open_data
 from nnopt_jax.recipe.evaluate import check_classes
 from nnopt_jax.recipe.phases import Phase, phases
+from nnopt_jax.recipe.program import structure
 from nnopt_jax.recipe.schema import Call, Recipe
 from nnopt_jax.recipe.spread import Spread, spread
+from nnopt_jax.transfer import Structure
 from nnopt_jax.transform import plan
 from nnopt_jax.typing import Key
 
@@ -38,6 +40,7 @@ class Setup:
         key: key of dropout and of transforms.
         spread: how the run is spread over devices; None for one device.
         teacher: a `Teacher`, once its run is there.
+        structure: what the network computes, where the file is to hold it.
     """
 
     recipe: Recipe
@@ -51,6 +54,7 @@ class Setup:
     key: Key
     spread: Spread | None = None
     teacher: Any = None
+    structure: Structure | None = None
 
 
 def prepare(recipe: Recipe, check_rules: bool = True) -> Setup:
@@ -85,7 +89,10 @@ def prepare(recipe: Recipe, check_rules: bool = True) -> Setup:
     loss, metric = (_function(getattr(recipe, name), name) for name in ("loss", "metric"))
     augment = _function(recipe.augment, "augment") if recipe.augment else lambda x, key: x
     over = spread(recipe, model.params)
-    return Setup(recipe, data, model, stages, loss, metric, augment, order, key, over)
+    what = structure(model, data) if recipe.program else None
+    return Setup(
+        recipe, data, model, stages, loss, metric, augment, order, key, over, structure=what
+    )
 
 
 def make_model(recipe: Recipe, data: Data, key: Key) -> Model:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+from nnopt_jax.interop.flax import adapt
 from nnopt_jax.recipe import load, resolve
 from nnopt_jax.recipe.phases import phases
 from nnopt_jax.transform import plan
@@ -14,6 +16,13 @@ from nnopt_jax.tree import flatten
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+
+
+def parameters(recipe):
+    """The shapes of what a recipe trains, whatever kind of model it is."""
+    made = resolve.call(recipe.model, "model", passed={"key": jax.random.key(0)})
+    image = np.zeros((1, 28, 28, 1), "float32")
+    return jax.eval_shape(lambda key: adapt(made, image, key).params, jax.random.key(0))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -27,9 +36,7 @@ def test_a_recipe_of_the_project(path):
     recipe = load(path)
     assert recipe.name == path.stem
     resolve.check(recipe)
-    made = resolve.call(recipe.model, "model", passed={"key": jax.random.key(0)})
-    image = jax.ShapeDtypeStruct((1, 28, 28, 1), "float32")
-    params = jax.eval_shape(made.init, jax.random.key(0), image)["params"]
+    params = parameters(recipe)
     last = phases(recipe, 4000)[-1]
     assert {row.path for row in plan(last.tx, params).rows} == set(flatten(params))
 
