@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import jax
@@ -39,6 +40,11 @@ def test_a_recipe_of_the_project(path):
     params = parameters(recipe)
     last = phases(recipe, 4000)[-1]
     assert {row.path for row in plan(last.tx, params).rows} == set(flatten(params))
+
+
+def test_the_readme_says_what_recipes_of_transfer_and_meshes_say():
+    made = runpy.run_path(str(ROOT / "benchmarks/rows_transfer.py"))
+    assert made["markdown"]() in (ROOT / "README.md").read_text()
 
 
 def test_there_are_recipes():
