@@ -82,8 +82,8 @@ TABLE = {
             "transfer.select_layers",
             "Sanh 2019",
             "a transformer of two blocks begins with two of a trained one's four",
-            "{packed} % after five epochs, 18.80 % from random weights (6.40 % after ten); the four have "
-            "9.00 %",
+            "{packed} % after five epochs, 18.80 % from random weights (6.40 % after ten); the "
+            "four have 9.00 %",
             "configs/transfer/structure.yaml",
         ),
     ],
