@@ -43,7 +43,7 @@ def started(start: Start, source: Params, model: Model) -> Model:
 def _chosen(start: Start, source: Params, model: Model) -> Params:
     """The source, at the depth of the model."""
     place = str(start.layers)
-    there, wanted = (len(layers_at("start.layers", tree, place)) for tree in (source, model.params))
+    there, wanted = (len(layers_at("layers", tree, place)) for tree in (source, model.params))
     numbers = layer_map(there, wanted, start.how)  # pyright: ignore[reportArgumentType]
     if start.zero:
         return deepen(source, place, numbers, zero=start.zero)

@@ -125,7 +125,7 @@ def test_layers_by_number_by_depth_and_in_silence():
     [
         ({"run": "nowhere.yaml"}, "start.run: .*cannot read nowhere.yaml"),
         ({"run": "."}, "start.run: . holds no finished run"),
-        ({"layers": "blocks_{index}"}, "start: start.layers: "),
+        ({"layers": "blocks_{index}"}, "start: layers: .*blocks_"),
         ({"layers": None}, "(?s)start: .*block_2"),
         ({"how": "evenly"}, "start.how: given 'evenly', wanted one of first, last"),
         ({"layers": None, "zero": ["down/**"]}, "start.zero: is for new layers"),
