@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     """How a `TrainState` lies.
 
     Args:
-        mesh: the devices.
+        mesh: the devices, or an `AbstractMesh` on paper.
         shapes: shape and dtype of every array.
         specs: its `PartitionSpec`.
 
@@ -81,6 +81,16 @@ def layout(tx: Transform, optimizer: Any, plan: Shards) -> Layout:
 
     Returns:
         Shapes, specs and shardings of the state that training begins with.
+
+    Example:
+        >>> import jax, optax
+        >>> import nnopt_jax as nnopt
+        >>> from nnopt_jax.parallel.layout import layout
+        >>> on_paper = jax.sharding.AbstractMesh((512,), ("fsdp",))
+        >>> params = {"kernel": jax.ShapeDtypeStruct((8192, 8192), "bfloat16")}
+        >>> plan = nnopt.parallel.specs(params, on_paper)
+        >>> layout(nnopt.chain(), optax.adamw(1e-3), plan).device_bytes
+        TrainState(params=262144, state=0, opt_state=524292)
     """
     state = abstract_state(tx, plan.params)
     moved = jax.eval_shape(lambda p, s: trainable(tx, p, s), plan.params, state)
@@ -96,7 +106,7 @@ def layout(tx: Transform, optimizer: Any, plan: Shards) -> Layout:
     specs = TrainState(
         plan.specs, split, optimizer_specs(opt_state, moved, known, plan.split_further)
     )
-    return Layout(plan.devices, TrainState(plan.params, state, opt_state), specs)
+    return Layout(plan.mesh, TrainState(plan.params, state, opt_state), specs)
 
 
 def _is_spec(x: Any) -> bool:
