@@ -17,6 +17,7 @@ The devices are simulated by the processor, so nothing here is of speed. Three t
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -127,20 +128,27 @@ def by_hand(axes: Mapping[str, int], arrays: int) -> dict[str, str]:
     }
 
 
-def transformer(axes: Mapping[str, int]) -> Case:
-    """The transformer, in a pipeline where the mesh has stages."""
-    mesh, tensor = on(axes), "model" in axes
+def cross_entropy(logits: Any, batch: Any) -> Any:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+
+
+def plain(params: Any, batch: Any) -> Any:
+    return cross_entropy(MODEL(params, batch["x"]), batch)
+
+
+@functools.cache
+def alone() -> tuple[Any, Any, Any]:
+    """Parameters of the transformer, a batch, and its gradient on one device."""
     params = jax.jit(MODEL.init)(jax.random.key(0))
     x = jax.random.randint(jax.random.key(1), (ROWS, MODEL.length), 0, MODEL.inputs)
     batch = {"x": x, "y": jnp.roll(x, -1, 1)}
+    return params, batch, jax.jit(jax.grad(plain))(params, batch)
 
-    def cross_entropy(logits: Any, batch: Any) -> Any:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
-    def plain(params: Any, batch: Any) -> Any:
-        return cross_entropy(MODEL(params, batch["x"]), batch)
-
-    wanted = jax.jit(jax.grad(plain))(params, batch)
+def transformer(axes: Mapping[str, int]) -> Case:
+    """The transformer, in a pipeline where the mesh has stages."""
+    mesh, tensor = on(axes), "model" in axes
+    params, batch, wanted = alone()
     if "stage" not in axes:
         rules = [(f"**/{where}", spec) for where, spec in BLOCK] + ENDS if tensor else []
         return Case(parallel.specs(params, mesh, rules, least=0), params, plain, batch, wanted)
@@ -195,16 +203,27 @@ def on(axes: Mapping[str, int]) -> Any:
     return parallel.mesh(devices=jax.devices()[: math.prod(axes.values())], **axes)
 
 
-def error(case: Case) -> float:
-    """Of the gradient, relative to the greatest entry of each leaf."""
-    kept = optax.chain(optax.trace(decay=0.0), optax.scale(0.0))  # its state is the gradient
-    run = parallel.train_step(case.loss, kept, plan=case.plan)
-    state, _ = run(run.init(case.params), case.batch)
+class Ran(NamedTuple):
+    """One step."""
+
+    error: float
+    state: Any
+    compiled: Any
+
+
+def ran(case: Case) -> Ran:
+    """Compiles a step and makes it."""
+    optimizer = optax.chain(optax.trace(decay=0.0), optax.adamw(1e-3))  # keeps the gradient, too
+    run = parallel.train_step(case.loss, optimizer, plan=case.plan)
+    state = run.init(case.params)
+    compiled = run.lower(state, case.batch).compile()
+    state, _ = jax.block_until_ready(compiled(state, case.batch, (), None))
     found = state.opt_state[0].trace.params
-    return max(
+    error = max(
         float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max())
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(case.wanted), strict=True)
     )
+    return Ran(error, state, compiled)
 
 
 class Held(NamedTuple):
@@ -218,7 +237,7 @@ class Held(NamedTuple):
 def held(state: Any, axes: Mapping[str, int]) -> Held:
     """Reads from the arrays themselves what device 0 holds."""
     ways = math.prod(size for name, size in axes.items() if name != "data")
-    moments = state.opt_state[0]
+    moments = state.opt_state[1][0]
     rows = []
     for part, tree in enumerate((state.params, moments.mu.params, moments.nu.params)):
         for path, x in nnopt.tree.flatten(tree).items():
@@ -239,14 +258,13 @@ def first_table(names: list[str], console: Console) -> None:
     for name in names:
         axes = MESHES[name]
         case = transformer(axes)
-        run = parallel.train_step(case.loss, optax.adamw(1e-3), plan=case.plan)
-        state = run.init(case.params)
-        found = parallel.collectives(run.lower(state, case.batch).compile())
-        bytes_ = held(state, axes)
+        one = ran(case)
+        found = parallel.collectives(one.compiled)
+        bytes_ = held(one.state, axes)
         whole[name] = bytes_.whole
         hand = by_hand(axes, len(jax.tree.leaves(case.params)))
-        out.add_row(name, f"{error(case):.1e}", f"{bytes_.share:.3f}", f"{bytes_.of_ideal:.3f}",
-                    _told({kind: one.count for kind, one in found.items()}), _told(hand),
+        out.add_row(name, f"{one.error:.1e}", f"{bytes_.share:.3f}", f"{bytes_.of_ideal:.3f}",
+                    _told({kind: sent.count for kind, sent in found.items()}), _told(hand),
         )  # fmt: skip
     console.print(out)
     for name, paths in whole.items():
@@ -269,7 +287,7 @@ def second_table(names: list[str], console: Console) -> None:
     names = [name for name in names if "stage" not in MESHES[name]]
     out = Table("network", *names, box=MARKDOWN)
     for network in PAIRS:
-        errors = (error(other(network, MESHES[name])) for name in names)
+        errors = (ran(other(network, MESHES[name])).error for name in names)
         out.add_row(network, *(f"{one:.1e}" for one in errors))
     console.print(out)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
 from nnopt_jax.errors import ProcessLostError
 from nnopt_jax.settings import Settings, is_whole
@@ -66,6 +67,18 @@ coordinator, processes and process belong together.
             "What was checkpointed is whole: start all processes again to go on from there. "
             f"({str(error).splitlines()[0]})"
         ) from error
+    _leave()
+
+
+def _leave() -> None:
+    """Ends in order: process 0, which holds the coordinator, last.
+
+    The runtime kills a process that finds no coordinator when it says goodbye, and with
+    recoverable processes its own barrier waits for none.
+    """
+    if jax.process_index() == 0 and jax.process_count() > 1:
+        with multihost_utils.live_devices(jax.devices()):  # returns when no other is left
+            pass
     jax.distributed.shutdown()
 
 

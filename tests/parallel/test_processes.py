@@ -81,9 +81,10 @@ def assert_equal(a, b):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Two processes of two devices that trained three steps."""
+    """Two processes of two devices that trained three steps; process 0 is ready to end first."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    codes, said = finish(start(folder, {"fsdp": 2, "model": 2}, 2, 2, steps=3, every=3))
+    axes = {"fsdp": 2, "model": 2}
+    codes, said = finish(start(folder, axes, 2, 2, steps=3, every=3, linger=2.0))
     assert codes == [0, 0], said
     return folder
 

@@ -45,6 +45,7 @@ class Job(NamedTuple):
     process: int = 0
     every: int = 1
     pause: float = 0.0
+    linger: float = 0.0
 
 
 def loss(params, batch):
@@ -107,6 +108,7 @@ def main():
         with several:
             train(job, say)
             say(done=True)
+            time.sleep(job.linger * job.process)
     except ProcessLostError as error:
         print(error, file=sys.stderr)
         return 3
