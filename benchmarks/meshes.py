@@ -87,8 +87,8 @@ def by_hand(axes: Mapping[str, int], arrays: int) -> dict[str, str]:
     Megatron-LM (arXiv:1909.08053, section 3): a block sums the outputs of `out` and of `down`
     forward, the slopes at the inputs of query, key, value and of `up` backward: 4. Outside of the
     blocks: rows of the embedding, 1 forward; the head's logits lie split by classes, so the loss
-    takes their maximum, the sum of their exponentials and the logit of the label, 3 forward, and
-    the slope at the head's input 1 backward.
+    takes their maximum, the sum of their exponentials and the logit of the label, 3 forward (2 where
+    the last two share a message), and the slope at the head's input 1 backward.
 
     Data parallelism sums the gradients of all leaves and the loss; a compiler that combines
     messages makes one of them, one that does not as many as there are leaves, and one more.
@@ -114,7 +114,7 @@ def by_hand(axes: Mapping[str, int], arrays: int) -> dict[str, str]:
     if tensor:
         blocks = 1 if piped else MODEL.layers  # blocks of a stage are a loop
         again = 2 * blocks if piped else 0  # remat: the forward sums once more
-        add("all-reduce", 4 * blocks + 5, 4 * blocks + 5 + again)
+        add("all-reduce", 4 * blocks + 4, 4 * blocks + 5 + again)
     if rows > 1:
         add("all-reduce", 1, arrays + 1)
     if fully:
@@ -232,6 +232,7 @@ class Held(NamedTuple):
     share: float
     of_ideal: float
     whole: list[str]
+    leaves: int
 
 
 def held(state: Any, axes: Mapping[str, int]) -> Held:
@@ -248,6 +249,7 @@ def held(state: Any, axes: Mapping[str, int]) -> Held:
         sum(row[3] for row in rows) / sum(row[2] for row in rows),
         sum(row[3] for row in split) / ideal if split else 1.0,
         [path for part, path, whole, mine in rows if part == 0 and mine == whole],
+        len(jax.tree.leaves(state.params)),
     )
 
 
@@ -261,14 +263,15 @@ def first_table(names: list[str], console: Console) -> None:
         one = ran(case)
         found = parallel.collectives(one.compiled)
         bytes_ = held(one.state, axes)
-        whole[name] = bytes_.whole
+        all_of_them = len(bytes_.whole) == bytes_.leaves
+        whole[name] = ["all"] if all_of_them else _merged(bytes_.whole)
         hand = by_hand(axes, len(jax.tree.leaves(case.params)))
         out.add_row(name, f"{one.error:.1e}", f"{bytes_.share:.3f}", f"{bytes_.of_ideal:.3f}",
                     _told({kind: sent.count for kind, sent in found.items()}), _told(hand),
         )  # fmt: skip
     console.print(out)
     for name, paths in whole.items():
-        console.print(f"whole on {name}: {', '.join(_merged(paths)) or 'none'}")
+        console.print(f"whole on {name}: {', '.join(paths) or 'none'}")
 
 
 def _told(counts: Mapping[str, Any]) -> str:

@@ -6,8 +6,8 @@ No weight is made and no device asked: `jax.eval_shape` gives the shapes of Llam
 has only names and sizes, and the plan that would train counts the bytes. Two ways of training:
 everything in bfloat16 with Adam's moments in float32; and adapters of rank 16 in float32 over
 kernels packed in four bits, in groups of 32. Printed are GiB of one device, in Markdown.
-`gradients` are those of all weights at once, as no more than that can be alive; activations, and
-weights while they are gathered, come on top. `of ideal` is the total of parameters, adapters and
+`gradients` are those of all weights at once. Activations, weights while they are gathered, and with
+`accumulate` the sums of gradients in float32 come on top. `of ideal` is the total of parameters, adapters and
 moments over an even share of all of them.
 """
 
