@@ -87,8 +87,8 @@ def by_hand(axes: Mapping[str, int], arrays: int) -> dict[str, str]:
     Megatron-LM (arXiv:1909.08053, section 3): a block sums the outputs of `out` and of `down`
     forward, the slopes at the inputs of query, key, value and of `up` backward: 4. Outside of the
     blocks: rows of the embedding, 1 forward; the head's logits lie split by classes, so the loss
-    takes their maximum, the sum of their exponentials and the logit of the label, 3 forward (2 where
-    the last two share a message), and the slope at the head's input 1 backward.
+    takes their maximum, the sum of their exponentials and the logit of the label, 3 forward, or 2
+    where the last two share a message, and the slope at the head's input 1 backward.
 
     Data parallelism sums the gradients of all leaves and the loss; a compiler that combines
     messages makes one of them, one that does not as many as there are leaves, and one more.

@@ -7,8 +7,8 @@ has only names and sizes, and the plan that would train counts the bytes. Two wa
 everything in bfloat16 with Adam's moments in float32; and adapters of rank 16 in float32 over
 kernels packed in four bits, in groups of 32. Printed are GiB of one device, in Markdown.
 `gradients` are those of all weights at once. Activations, weights while they are gathered, and with
-`accumulate` the sums of gradients in float32 come on top. `of ideal` is the total of parameters, adapters and
-moments over an even share of all of them.
+`accumulate` the sums of gradients in float32 come on top. `of ideal` is what lies there between
+steps (parameters, adapters, moments) over an even share of it.
 """
 
 from __future__ import annotations
