@@ -9,7 +9,8 @@ The devices are simulated by the processor, so nothing here is of speed. Three t
    the greatest entry of its leaf. `bytes`: what device 0 holds of parameters and Adam's moments, of
    what one device alone would. `of ideal`: the same over the leaves that are split at all, of their
    bytes divided by the devices over which the mesh splits parameters. Then collectives: found in
-   the compiled step, and counted by hand (`by_hand`). Leaves that stay whole are listed below.
+   the compiled step, and counted by hand (`by_hand`). Leaves that stay whole, or are
+   split along one axis of the mesh where there are two, are listed below.
 2. The error of other networks.
 3. Bytes gathered for one matrix in float32, in eight bits and in four.
 """
@@ -81,7 +82,7 @@ class Case(NamedTuple):
     wanted: Any
 
 
-def by_hand(axes: Mapping[str, int], arrays: int) -> dict[str, str]:
+def by_hand(axes: Mapping[str, int], plan: parallel.Shards) -> dict[str, str]:
     """Collectives of one step as the papers count them, for the transformer here.
 
     Megatron-LM (arXiv:1909.08053, section 3): a block sums the outputs of `out` and of `down`
@@ -105,6 +106,7 @@ def by_hand(axes: Mapping[str, int], arrays: int) -> dict[str, str]:
     """
     tensor, fully, piped = (axes.get(name, 1) > 1 for name in ("model", "fsdp", "stage"))
     rows = axes.get("data", 1) * axes.get("fsdp", 1)
+    arrays, gathered = len(plan.rows), sum("fsdp" in row.reason for row in plan.rows)
     count: dict[str, tuple[int, int]] = {}
 
     def add(kind: str, least: int, most: int) -> None:
@@ -118,7 +120,7 @@ def by_hand(axes: Mapping[str, int], arrays: int) -> dict[str, str]:
     if rows > 1:
         add("all-reduce", 1, arrays + 1)
     if fully:
-        add("all-gather", arrays, arrays)
+        add("all-gather", gathered, gathered)
     if piped:
         add("collective-permute", 2, 2)
         add("all-reduce", 2, 2)
@@ -232,6 +234,7 @@ class Held(NamedTuple):
     share: float
     of_ideal: float
     whole: list[str]
+    in_part: list[str]
     leaves: int
 
 
@@ -249,6 +252,7 @@ def held(state: Any, axes: Mapping[str, int]) -> Held:
         sum(row[3] for row in rows) / sum(row[2] for row in rows),
         sum(row[3] for row in split) / ideal if split else 1.0,
         [path for part, path, whole, mine in rows if part == 0 and mine == whole],
+        [path for part, path, whole, mine in rows if part == 0 and whole / ways < mine < whole],
         len(jax.tree.leaves(state.params)),
     )
 
@@ -256,22 +260,25 @@ def held(state: Any, axes: Mapping[str, int]) -> Held:
 def first_table(names: list[str], console: Console) -> None:
     """The transformer on each mesh."""
     out = Table("mesh", "error", "bytes", "of ideal", "collectives", "by hand", box=MARKDOWN)
-    whole = {}
+    whole, in_part = {}, {}
     for name in names:
         axes = MESHES[name]
         case = transformer(axes)
         one = ran(case)
         found = parallel.collectives(one.compiled)
         bytes_ = held(one.state, axes)
+        in_part[name] = _merged(bytes_.in_part)
         all_of_them = len(bytes_.whole) == bytes_.leaves
         whole[name] = ["all"] if all_of_them else _merged(bytes_.whole)
-        hand = by_hand(axes, len(jax.tree.leaves(case.params)))
+        hand = by_hand(axes, case.plan)
         out.add_row(name, f"{one.error:.1e}", f"{bytes_.share:.3f}", f"{bytes_.of_ideal:.3f}",
                     _told({kind: sent.count for kind, sent in found.items()}), _told(hand),
         )  # fmt: skip
     console.print(out)
-    for name, paths in whole.items():
-        console.print(f"whole on {name}: {', '.join(paths) or 'none'}")
+    for name in names:
+        console.print(f"whole on {name}: {', '.join(whole[name]) or 'none'}", soft_wrap=True)
+        if in_part[name]:
+            console.print(f"by one axis alone: {', '.join(in_part[name])}", soft_wrap=True)
 
 
 def _told(counts: Mapping[str, Any]) -> str:

@@ -160,7 +160,7 @@ def test_parameters_are_born_in_place():
     born = parallel.sharded_init(networks.MODEL.init, plan)(jax.random.key(0))
     for path, x in nnopt.tree.flatten(born).items():
         wanted = nnopt.tree.flatten(networks.params())[path]
-        np.testing.assert_array_equal(x, wanted)
+        np.testing.assert_allclose(x, wanted, rtol=1e-6)  # another program, another rounding
         assert x.sharding == nnopt.tree.flatten(plan.shardings)[path]
 
 
