@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import jax
+from jax.experimental import multihost_utils
 
 from nnopt_jax.interop.orbax import Checkpoints
 from nnopt_jax.recipe.earlier import Earlier, earlier
@@ -69,11 +70,13 @@ def run(recipe: Recipe, *, fresh: bool = False, watch: Watch | None = None) -> S
         if setup.spread is not None:  # brought together, whole, on every process
             anywhere = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), carry)
             carry, _ = checkpoints.restore(anywhere)
-    if not alone:
-        return None
-    summary = finish(setup, carry, rows.rows, folder)
-    write_whole(folder.report, page(summary))
-    write_whole(folder.result, json.dumps(summary.to_json()))
+    summary = None
+    if alone:
+        summary = finish(setup, carry, rows.rows, folder)
+        write_whole(folder.report, page(summary))
+        write_whole(folder.result, json.dumps(summary.to_json()))
+    if jax.process_count() > 1:  # nobody reads what is not yet written
+        multihost_utils.sync_global_devices(str(folder.path))
     return summary
 
 
