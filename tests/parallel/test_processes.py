@@ -46,9 +46,15 @@ def start(folder, axes, processes, devices, **job):
     ]
 
 
-def finish(run, timeout=240):
+def finish(run, timeout=500):
     """Waits for all; returns their exit codes and what they said of errors."""
-    said = [one.communicate(timeout=timeout)[1] for one in run]
+    try:
+        said = [one.communicate(timeout=timeout)[1] for one in run]
+    except subprocess.TimeoutExpired:
+        for one in run:
+            one.kill()
+            one.communicate()
+        raise
     return [one.returncode for one in run], said
 
 
@@ -57,7 +63,7 @@ def log(folder, process=0):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_for(folder, test, timeout=120):
+def wait_for(folder, test, timeout=240):
     end = time.monotonic() + timeout
     while not any(test(line) for line in log(folder)):
         assert time.monotonic() < end, log(folder)
