@@ -15,12 +15,12 @@ _DEVICES = "--xla_force_host_platform_device_count=8"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
 
-# What one worker or command line has compiled serves all others.
-_COMPILED = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# What one test has compiled serves the others of its worker, and the command lines they start. A
+# folder for each worker: JAX reads what another process has half written.
+_COMPILED = tempfile.mkdtemp(prefix="compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -36,9 +36,8 @@ _REFERENCES = ("torch", "transformers", "peft", "gguf", "torch_pruning")
 
 
 def pytest_unconfigure() -> None:
-    """Removes what was compiled, where this process made the folder for it."""
-    if _COMPILED is not None:
-        shutil.rmtree(_COMPILED, ignore_errors=True)
+    """Removes what was compiled."""
+    shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -96,5 +96,7 @@ def _earlier(key: str, named: str, recipe: Recipe) -> Earlier:
         made = replace(load(named), output=str(into))
     except RecipeError as error:
         raise RecipeError(f"recipe: {key}: {error}") from error
+    if replace(made, output=recipe.output) == recipe:
+        raise RecipeError(f"recipe: {key}: {named} is this recipe itself. Name another.")
     resolve.check(made)
     return Earlier(key, into, made)

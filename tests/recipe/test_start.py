@@ -138,6 +138,13 @@ def test_mistakes(change, text, place):
     assert not (place / "runs/shallow/model.nnopt").exists()
 
 
+def test_a_recipe_that_starts_from_itself_is_refused(place):
+    told = dump(SHALLOW | {"start": START | {"run": "itself.yaml"}})
+    (place / "itself.yaml").write_text(told)
+    with pytest.raises(RecipeError, match="is this recipe itself"):
+        recipes.run(recipes.load("itself.yaml"))
+
+
 ALONE = """
 import sys
 import numpy as np
