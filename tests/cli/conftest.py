@@ -73,8 +73,14 @@ class Project:
         (folder / "mine.py").write_text(dedent(MODULE))
         (folder / "recipe.yaml").write_text(RECIPE)
         self.run = folder / "runs" / "mine"
-        # One simulated device: the eight of the tests only slow these tiny networks down.
-        self.env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+        # One simulated device: the eight of the tests only slow these tiny networks down. What
+        # command lines compile lies apart, for each worker: a warning would be read as theirs.
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+        self.env = os.environ | {
+            "XLA_FLAGS": "",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": f"{os.environ['JAX_COMPILATION_CACHE_DIR']}/{worker}",
+        }
 
     def start(self, *args: str, largest: int | None = None) -> subprocess.Popen:
         """Starts `nnopt`; where `largest` is given, no file can grow beyond so many bytes."""

@@ -39,7 +39,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "dp2 x stage4" else ())
+        for name in CASES
+    ],
+)
 def test_gradients_are_those_of_blocks_one_after_another(name):
     axes, layers, repeats, microbatches = CASES[name]
     model, outer, blocks, stack = split_model(layers, axes["stage"], repeats)
