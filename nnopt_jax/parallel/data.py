@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nnopt_jax.errors import ShapeError
-from nnopt_jax.parallel.mesh import batch_spec, parts
+from nnopt_jax.parallel.mesh import batch_spec, constrain, shares
 from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten
+from nnopt_jax.typing import Array
 
 UNEVEN = ("error", "pad", "drop")
 
@@ -187,7 +188,26 @@ def require_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
 def _split(mesh: Mesh, axes: Sequence[str] | None, who: str) -> tuple[NamedSharding, int]:
     """How a batch lies, and into how many shares it is split."""
     spec = batch_spec(mesh, axes, who)
-    return NamedSharding(mesh, spec), parts(mesh, spec[0] if spec else None)
+    return NamedSharding(mesh, spec), shares(mesh, spec)
+
+
+def micro_batches(batch: Any, count: int, mesh: Mesh, rows: PartitionSpec) -> Any:
+    """Cuts a batch inside of compiled code, each part of rows of every device.
+
+    Args:
+        batch: a pytree of arrays `(rows, ...)`.
+        count: how many parts.
+        mesh: the devices.
+        rows: how the rows are split.
+
+    Returns:
+        The tree of arrays `(count, rows / count, ...)`.
+    """
+
+    def cut(x: Array) -> Array:
+        return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+
+    return constrain(jax.tree.map(cut, batch), mesh, PartitionSpec(None, *rows))
 
 
 def rows_of(who: str, batch: Any) -> int:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from nnopt_jax.parallel.data import micro_batches
 from nnopt_jax.parallel.mesh import constrain
 from nnopt_jax.parallel.specs import Shards
 from nnopt_jax.transform.training import filled, floats
@@ -89,27 +90,19 @@ def gradient(
         else:
             found = _accumulate(
                 lambda micro, own: sums(shown, micro, args, own),
-                _cut(batch, accumulate, plan, rows),
+                micro_batches(batch, accumulate, plan.devices, rows),
                 key,
             )
         value = found.total / found.weight
-        slope = jax.tree.map(lambda g: (g / found.weight).astype(g.dtype), found.slope)
-        slope = jax.tree.map(lambda g, x: g.astype(x.dtype), slope, floats(shown))
+        slope = jax.tree.map(
+            lambda g, x: (g / found.weight).astype(x.dtype), found.slope, floats(shown)
+        )
         if not has_aux:
             return value, slope
         aux = jax.tree.map(lambda x: x / accumulate, found.aux) if accumulate > 1 else found.aux
         return (value, aux), slope
 
     return of_all
-
-
-def _cut(batch: Any, count: int, plan: Shards, rows: PartitionSpec) -> Any:
-    """Micro-batches along a new first axis, each of rows of every device."""
-
-    def one(x: Array) -> Array:
-        return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
-
-    return constrain(jax.tree.map(one, batch), plan.devices, PartitionSpec(None, *rows))
 
 
 def _accumulate(sums: Callable[..., _Sums], micro: Any, key: Key | None) -> _Sums:

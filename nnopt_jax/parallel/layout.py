@@ -10,7 +10,7 @@ from jax.tree_util import GetAttrKey, tree_leaves_with_path
 
 from nnopt_jax.parallel.mesh import named
 from nnopt_jax.parallel.parameter import optimizer_specs
-from nnopt_jax.parallel.specs import Shards, share_bits
+from nnopt_jax.parallel.specs import Shards, share_bytes
 from nnopt_jax.transform import State, Transform, state_specs, trainable
 from nnopt_jax.transform.base import abstract_state
 
@@ -65,7 +65,7 @@ class Layout(NamedTuple):
         """Bytes on one device, of each part."""
         return TrainState(
             *(
-                _bytes(shapes, specs, self.mesh)
+                share_bytes(shapes, specs, self.mesh)
                 for shapes, specs in zip(self.shapes, self.specs, strict=True)
             )
         )
@@ -111,12 +111,3 @@ def layout(tx: Transform, optimizer: Any, plan: Shards) -> Layout:
 
 def _is_spec(x: Any) -> bool:
     return isinstance(x, PartitionSpec)
-
-
-def _bytes(shapes: Any, specs: Any, mesh: Any) -> int:
-    arrays, structure = jax.tree.flatten(shapes)
-    bits = sum(
-        share_bits(x, spec, mesh)
-        for x, spec in zip(arrays, structure.flatten_up_to(specs), strict=True)
-    )
-    return -(-bits // 8)

@@ -81,6 +81,20 @@ def parts(mesh: Mesh | AbstractMesh, axes: Any) -> int:
     return math.prod(mesh.shape[name] for name in axis_names(axes))
 
 
+def shares(mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> int:
+    """Into how many parts a `PartitionSpec` splits an array.
+
+    Example:
+        >>> from jax.sharding import PartitionSpec
+        >>> import nnopt_jax as nnopt
+        >>> from nnopt_jax.parallel.mesh import shares
+        >>> mesh = nnopt.parallel.mesh(data=2, model=4)
+        >>> shares(mesh, PartitionSpec("data", None, "model")), shares(mesh, PartitionSpec())
+        (8, 1)
+    """
+    return math.prod(parts(mesh, entry) for entry in spec)
+
+
 def axis_names(axes: Any) -> tuple[str, ...]:
     """The mesh axes that one entry of a `PartitionSpec` names."""
     return (axes,) if isinstance(axes, str) else tuple(axes or ())

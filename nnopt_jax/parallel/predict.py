@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.arrays.base import materialize
 from nnopt_jax.parallel.data import pad_batch, rows_of
-from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, parts, settled
+from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, settled, shares
 from nnopt_jax.parallel.specs import Shards, require_plan
 
 
@@ -23,6 +23,7 @@ class Predict:
         mesh: the devices.
         at: where parameters and a batch are to lie.
         compiled: the model, as `jax.jit` made it.
+        first: `first(outputs, count)`, the first rows of outputs.
         shares: how many shares the rows of a batch divide into.
 
     Example:
@@ -37,6 +38,7 @@ class Predict:
     mesh: Mesh
     at: Any
     compiled: Any
+    first: Any
     shares: int
 
     def __call__(self, params: Any, batch: Any) -> Any:
@@ -45,15 +47,7 @@ class Predict:
         if count % self.shares:
             batch, _ = pad_batch(batch, count + self.shares - count % self.shares)
         outputs = settled(self.mesh, self.compiled(*jax.device_put((params, batch), self.at)))
-        return self._first(outputs, count) if count % self.shares else outputs
-
-    def _first(self, outputs: Any, count: int) -> Any:
-        """The first rows, whole on every device: they need not divide."""
-
-        def first(outputs: Any) -> Any:
-            return jax.tree.map(lambda x: x[:count], outputs)
-
-        return jax.jit(automatic(first, self.mesh, named(self.mesh, PartitionSpec())))(outputs)
+        return self.first(outputs, count) if count % self.shares else outputs
 
     def lower(self, params: Any, batch: Any) -> Any:
         """Lowers the model for these shapes, to look at what is compiled."""
@@ -97,4 +91,16 @@ def predict(
         return apply(constrain(dense, mesh, plan.logical_used), batch)
 
     compiled = jax.jit(automatic(forward, mesh, out), in_shardings=at, out_shardings=out)
-    return Predict(mesh, at, compiled, parts(mesh, rows[0] if rows else None))
+    return Predict(mesh, at, compiled, _first_rows(mesh), shares(mesh, rows))
+
+
+def _first_rows(mesh: Mesh) -> Any:
+    """Cuts outputs, compiled once for each count; whole on every device: it need not divide."""
+
+    def first(outputs: Any, count: int) -> Any:
+        def cut(outputs: Any) -> Any:
+            return jax.tree.map(lambda x: x[:count], outputs)
+
+        return automatic(cut, mesh, named(mesh, PartitionSpec()))(outputs)
+
+    return jax.jit(first, static_argnums=1)

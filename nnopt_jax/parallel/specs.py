@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from nnopt_jax.arrays.base import field_specs, is_node, summary
 from nnopt_jax.columns import aligned
 from nnopt_jax.errors import CompositionError, SelectionError
-from nnopt_jax.parallel.mesh import named, parts, require_mesh
+from nnopt_jax.parallel.mesh import named, require_mesh, shares
 from nnopt_jax.parallel.model.tensor import Rule, Ruled, by_annotation, by_rules
 from nnopt_jax.parallel.parameter import split_fully
 from nnopt_jax.settings import Settings
@@ -276,15 +276,15 @@ def _plan_leaf(
         said.append(f"{fsdp}{some}")
     elif not said:
         said.append(max(reasons, key=len, default="") or "no rule")
-    bits = sum(share_bits(x, spec, mesh) for x, (spec, _) in zip(arrays, ways, strict=True))
+    resting = jax.tree.unflatten(structure, [spec for spec, _ in ways])
     return _Leaf(
-        jax.tree.unflatten(structure, [spec for spec, _ in ways]),
+        resting,
         used,
         split(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), known.spec)[0],
         known.spec,
         ", ".join(said),
         -(-tree_bits(leaf) // 8),
-        -(-bits // 8),
+        share_bytes(leaf, resting, mesh),
     )
 
 
@@ -301,7 +301,11 @@ def require_plan(who: str, plan: Any) -> None:
         )
 
 
-def share_bits(array: Any, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> int:
-    """Bits of an array on one device."""
-    ways = math.prod(parts(mesh, entry) for entry in spec)
-    return math.prod(array.shape) * dtype_bits(array.dtype) // ways
+def share_bytes(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> int:
+    """Bytes of a tree on one device."""
+    arrays, structure = jax.tree.flatten(tree)
+    bits = sum(
+        math.prod(x.shape) * dtype_bits(x.dtype) // shares(mesh, spec)
+        for x, spec in zip(arrays, structure.flatten_up_to(specs), strict=True)
+    )
+    return -(-bits // 8)

@@ -14,7 +14,7 @@ from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.data import require_divisible
 from nnopt_jax.parallel.gradient import gradient
 from nnopt_jax.parallel.layout import Layout, TrainState, layout
-from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, parts, settled
+from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, settled, shares
 from nnopt_jax.parallel.shard import require_planned
 from nnopt_jax.parallel.specs import Shards, require_plan
 from nnopt_jax.settings import Settings
@@ -201,8 +201,7 @@ def train_step(
         donate_argnums=(0,) if donate else (),
     )
     start = _starter(tx, optimizer, lies)
-    shares = parts(mesh, rows[0] if rows else None) * accumulate
-    return TrainStep(plan, lies, at, compiled, start, shares)
+    return TrainStep(plan, lies, at, compiled, start, shares(mesh, rows) * accumulate)
 
 
 def _gathered(params: Any, plan: Shards) -> Any:

@@ -86,8 +86,8 @@ def prepare(recipe: Recipe, check_rules: bool = True) -> Setup:
     stages = phases(recipe, len(data.train.x))
     for phase in stages if check_rules else ():
         plan(phase.tx, model.params)
-    loss, metric = (_function(getattr(recipe, name), name) for name in ("loss", "metric"))
-    augment = _function(recipe.augment, "augment") if recipe.augment else lambda x, key: x
+    loss, metric = (function_of(getattr(recipe, name), name) for name in ("loss", "metric"))
+    augment = function_of(recipe.augment, "augment") if recipe.augment else lambda x, key: x
     over = spread(recipe, model.params)
     what = structure(model, data) if recipe.program else None
     return Setup(
@@ -122,7 +122,7 @@ def make_model(recipe: Recipe, data: Data, key: Key) -> Model:
         ) from error
 
 
-def _function(what: Call, key: str) -> Callable[..., Any]:
+def function_of(what: Call, key: str) -> Callable[..., Any]:
     """A callable of two arguments that the run gives, its further arguments filled in."""
     function = resolve.find(what.source, key)
     return lambda left, right: function(left, right, **what.kwargs)

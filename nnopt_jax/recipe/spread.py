@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from nnopt_jax import parallel
 from nnopt_jax.errors import NnoptError, RecipeError
+from nnopt_jax.parallel.layout import layout
 from nnopt_jax.recipe.data import Split
 from nnopt_jax.recipe.phases import Carry, Phase
 from nnopt_jax.recipe.schema import Parallel, Recipe
@@ -54,18 +55,7 @@ class Spread:
             outer, inner = jax.random.split(key)
             return objective(params, extra, augment(batch.x, outer), batch.y, inner, taught)
 
-        run = self._step(phase, loss)
-
-        def one(carry: Carry, x: Array, y: Array, number: ArrayLike) -> tuple[Carry, Any]:
-            now = parallel.TrainState(carry.params, carry.state, carry.opt_state)
-            own = jax.random.fold_in(key, number)
-            now, (value, extra) = run(now, Split(x, y), carry.extra, taught, key=own)
-            return Carry(now.params, extra, now.state, now.opt_state), value
-
-        return one
-
-    def _step(self, phase: Phase, loss: Callable[..., Any]) -> parallel.TrainStep:
-        return parallel.train_step(
+        run = parallel.train_step(
             loss,
             phase.optimizer,
             phase.tx,
@@ -75,9 +65,17 @@ class Spread:
             has_aux=True,
         )
 
+        def one(carry: Carry, x: Array, y: Array, number: ArrayLike) -> tuple[Carry, Any]:
+            now = parallel.TrainState(carry.params, carry.state, carry.opt_state)
+            own = jax.random.fold_in(key, number)
+            now, (value, extra) = run(now, Split(x, y), carry.extra, taught, key=own)
+            return Carry(now.params, extra, now.state, now.opt_state), value
+
+        return one
+
     def shardings(self, phase: Phase, extra: Any) -> Carry:
         """Where a phase's carry lies."""
-        at = self._step(phase, _no_loss).layout.shardings
+        at = layout(phase.tx, phase.optimizer, self.plan).shardings
         whole = NamedSharding(self.plan.devices, PartitionSpec())
         return Carry(at.params, jax.tree.map(lambda _: whole, extra), at.state, at.opt_state)
 
@@ -129,7 +127,3 @@ def spread(recipe: Recipe, params: Any) -> Spread | None:
     except NnoptError as error:
         raise RecipeError(f"recipe: parallel: {error}") from error
     return made
-
-
-def _no_loss(*_: Any) -> Any:
-    """Stands where only shapes are asked for."""

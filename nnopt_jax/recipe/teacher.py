@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,9 @@ import jax.numpy as jnp
 
 from nnopt_jax.errors import RecipeError
 from nnopt_jax.interop.flax import Model
-from nnopt_jax.recipe import resolve
 from nnopt_jax.recipe.data import Data
 from nnopt_jax.recipe.schema import Distill
-from nnopt_jax.recipe.setup import Setup
+from nnopt_jax.recipe.setup import Setup, function_of
 from nnopt_jax.typing import Array
 
 
@@ -67,13 +65,8 @@ def load_teacher(distill: Distill, model: Model, setup: Setup) -> Teacher:
             shape.
     """
     _require_same_logits(model, setup)
-    function = resolve.find(distill.loss.source, "distill.loss")
-    loss = functools.partial(_called, function, distill.loss.kwargs)
+    loss = function_of(distill.loss, "distill.loss")
     return Teacher((model.params, model.extra), model, loss, distill.weight)
-
-
-def _called(function: Callable[..., Any], kwargs: Mapping[str, Any], mine: Any, theirs: Any) -> Any:
-    return function(mine, theirs, **kwargs)
 
 
 def _require_same_logits(model: Model, setup: Setup) -> None:

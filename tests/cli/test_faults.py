@@ -109,7 +109,7 @@ def test_a_full_disk_is_told_and_leaves_old_files_whole(finished, project, limit
 def test_a_full_disk_while_training(project, finished):
     status, _, err = project.nnopt("run", "recipe.yaml", largest=1000)
     assert status == 2
-    assert "nnopt: Checkpoints.save: step 7: could not be written" in err, err
+    assert "\nnnopt: Checkpoints.save: step 7: could not be written" in err
     assert "nnopt_jax/" not in err  # no frame of ours; threads of the writer may say their own
     status, _, err = project.nnopt("run", "recipe.yaml")
     assert status == 0, err

@@ -123,8 +123,8 @@ def test_one_process_goes_on_where_two_were(two, tmp_path):
 
 def test_a_survivor_ends_with_a_clear_message(tmp_path):
     folder = tmp_path / "run"
-    run = start(folder, {"fsdp": 2, "model": 2}, 2, 2, steps=10_000, every=2, pause=0.05)
-    wait_for(folder, lambda line: line.get("step", 0) >= 5)
+    run = start(folder, {"fsdp": 2, "model": 2}, 2, 2, steps=10_000, every=2, pause=0.3)
+    wait_for(folder, lambda line: line.get("step", 0) >= 6)  # no save follows this step
     run[1].send_signal(signal.SIGKILL)
     codes, said = finish(run)
     assert codes == [3, -signal.SIGKILL]

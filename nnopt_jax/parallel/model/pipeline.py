@@ -10,14 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.errors import Problems, ShapeError
-from nnopt_jax.parallel.data import require_divisible
+from nnopt_jax.parallel.data import micro_batches, require_divisible
 from nnopt_jax.parallel.mesh import (
     automatic,
     batch_spec,
-    constrain,
     named,
-    parts,
     require_mesh,
+    shares,
     with_automatic_axes,
 )
 from nnopt_jax.settings import Settings
@@ -165,15 +164,14 @@ def pipeline(
     settings.done()
     given, mesh = mesh, with_automatic_axes(mesh)
     rows = batch_spec(mesh, None, who)
-    shares = parts(mesh, rows[0] if rows else None) * microbatches
+    ways = shares(mesh, rows) * microbatches
     stages = mesh.shape[axis]
     inner = jax.checkpoint(block) if remat else block
 
     def run(staged: Any, x: Any) -> Any:
         repeats = _require_staged(who, staged, stages, microbatches)
-        require_divisible(who, x, shares, "")
-        cut = jax.tree.map(lambda a: _cut(a, microbatches), x)
-        cut = constrain(cut, mesh, PartitionSpec(None, *rows))
+        require_divisible(who, x, ways, "")
+        cut = micro_batches(x, microbatches, mesh, rows)
         turn = jax.shard_map(
             _schedule(inner, axis, stages, microbatches, repeats),
             mesh=mesh,
@@ -190,11 +188,6 @@ def pipeline(
         return automatic(run, given, named(given, rows))(staged, x)
 
     return jax.jit(placed)
-
-
-def _cut(x: Array, count: int) -> Array:
-    """Micro-batches along a new first axis, each of rows of every device."""
-    return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _schedule(
