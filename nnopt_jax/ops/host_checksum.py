@@ -37,7 +37,7 @@ def digest(x: Any) -> list[int]:
     Source: Appleby, MurmurHash3, https://github.com/aappleby/smhasher (fmix32).
     """
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return [int(word) for word in checksum(x)]
+        return np.asarray(checksum(x)).tolist()
     flat = np.asarray(x).ravel()
     sums = [0, 0]
     for start in range(0, flat.size, _CHUNK):

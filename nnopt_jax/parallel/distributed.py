@@ -7,13 +7,9 @@ import re
 from collections.abc import Iterator
 
 import jax
-from jax.experimental import multihost_utils
 
-from nnopt_jax.errors import ProcessLostError
+from nnopt_jax.parallel.watch import Watch
 from nnopt_jax.settings import Settings, is_whole
-
-_LOST = re.compile(r"gloo|nccl|heartbeat|coordination service|connection (reset|closed)", re.I)
-"""What the runtime's errors speak of when a peer does not answer."""
 
 
 @contextlib.contextmanager
@@ -57,29 +53,10 @@ coordinator, processes and process belong together.
     jax.config.update("jax_enable_recoverability", True)
     jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=heartbeat)
     try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if not _LOST.search(str(error)):
-            raise
-        raise ProcessLostError(
-            f"parallel.distributed: process {jax.process_index()} of {jax.process_count()} got no "
-            "answer from another one, which has ended or cannot be reached; this one ends too. "
-            "What was checkpointed is whole: start all processes again to go on from there. "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    _leave()
-
-
-def _leave() -> None:
-    """Ends in order: process 0, which holds the coordinator, last.
-
-    The runtime kills a process that finds no coordinator when it says goodbye, and with
-    recoverable processes its own barrier waits for none.
-    """
-    if jax.process_index() == 0 and jax.process_count() > 1:
-        with multihost_utils.live_devices(jax.devices()):  # returns when no other is left
-            pass
-    jax.distributed.shutdown()
+        with Watch(heartbeat):
+            yield
+    finally:
+        jax.distributed.shutdown()
 
 
 def _require(
