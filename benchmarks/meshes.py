@@ -104,9 +104,9 @@ def by_hand(axes: Mapping[str, int], plan: parallel.Shards) -> dict[str, str]:
     counts once, so 2 permutations. What the last stage made goes to all, 1 sum; backward the slopes
     of what went in are summed, 1.
     """
-    tensor, fully, piped = (axes.get(name, 1) > 1 for name in ("model", "fsdp", "stage"))
+    tensor, piped = (axes.get(name, 1) > 1 for name in ("model", "stage"))
     rows = axes.get("data", 1) * axes.get("fsdp", 1)
-    arrays, gathered = len(plan.rows), sum("fsdp" in row.reason for row in plan.rows)
+    fully = [row for row in plan.rows if plan.fsdp in row.reason.split(", ")]
     count: dict[str, tuple[int, int]] = {}
 
     def add(kind: str, least: int, most: int) -> None:
@@ -118,9 +118,9 @@ def by_hand(axes: Mapping[str, int], plan: parallel.Shards) -> dict[str, str]:
         again = 2 * blocks if piped else 0  # remat: the forward sums once more
         add("all-reduce", 4 * blocks + 4, 4 * blocks + 5 + again)
     if rows > 1:
-        add("all-reduce", 1, arrays + 1)
+        add("all-reduce", 1, len(plan.rows) + 1)
     if fully:
-        add("all-gather", gathered, gathered)
+        add("all-gather", len(fully), len(fully))
     if piped:
         add("collective-permute", 2, 2)
         add("all-reduce", 2, 2)
@@ -165,7 +165,8 @@ def transformer(axes: Mapping[str, int]) -> Case:
     rules += [(f"outer/{where}", spec) for where, spec in ENDS]
     rules = [*(rules if tensor else []), ("stages/**", (None, "stage"))]
     params, wanted = staged(params, axes["stage"]), staged(wanted, axes["stage"])
-    return Case(parallel.specs(params, mesh, rules, least=0), params, piped, batch, wanted)
+    plan = parallel.specs(params, mesh, rules, fsdp="stage", least=0)
+    return Case(plan, params, piped, batch, wanted)
 
 
 def staged(params: Any, stages: int) -> Any:

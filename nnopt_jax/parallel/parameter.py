@@ -1,7 +1,8 @@
 """Parameter parallelism (FSDP, ZeRO): every device keeps a share of every large array.
 
 Parameters, masks, moments: an array is split along its largest free axis that the devices divide,
-lies so between steps, and is gathered where it is used.
+or along one that a rule has split where they divide its shares; it lies so between steps, and is
+gathered where it is used.
 
 Source: Rajbhandari et al., ZeRO, arXiv:1910.02054; Zhao et al., PyTorch FSDP, arXiv:2304.11277.
 """
@@ -13,49 +14,56 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from nnopt_jax.parallel.mesh import axis_names
+from nnopt_jax.parallel.mesh import axis_names, parts
 from nnopt_jax.tree.bits import dtype_bits
 
 KeyPath = tuple[Any, ...]
 
 
 def split_fully(
-    shape: tuple[int, ...], dtype: Any, spec: PartitionSpec, axis: str, count: int, least: int
+    array: Any, spec: PartitionSpec, mesh: Mesh | AbstractMesh, axis: str, least: int
 ) -> tuple[PartitionSpec, str]:
-    """Splits an array along its largest free axis that divides.
+    """Splits an array along its largest free axis that divides, else along one that is split.
 
     Args:
-        shape: of the array.
-        dtype: of the array.
+        array: anything with a shape and a dtype.
         spec: how it is split already.
+        mesh: the devices.
         axis: the mesh axis to split it along.
-        count: devices along that axis.
         least: arrays of fewer bytes stay as they are.
 
     Returns:
-        The spec, and why: the axis' name, or what stood in the way.
+        The spec, and why: the axis' name where it was split now, or what stood in the way.
 
     Example:
+        >>> import jax
+        >>> import nnopt_jax as nnopt
         >>> from jax.sharding import PartitionSpec
         >>> from nnopt_jax.parallel.parameter import split_fully
-        >>> split_fully((12, 512), "float32", PartitionSpec(None, "model"), "fsdp", 4, 1024)[1]
+        >>> mesh = nnopt.parallel.mesh(fsdp=4, model=2)
+        >>> kernel = jax.ShapeDtypeStruct((12, 512), "float32")
+        >>> split_fully(kernel, PartitionSpec(None, "model"), mesh, "fsdp", 1024)[1]
         'fsdp'
-        >>> split_fully((10, 3), "float32", PartitionSpec(), "fsdp", 4, 0)[1]
+        >>> odd = jax.ShapeDtypeStruct((10, 3), "float32")
+        >>> split_fully(odd, PartitionSpec(), mesh, "fsdp", 0)[1]
         'no axis of (10, 3) divides by 4'
     """
+    shape, count = array.shape, mesh.shape[axis]
     if any(axis in axis_names(entry) for entry in spec):
-        return spec, axis
-    if math.prod(shape) * dtype_bits(dtype) < 8 * least:
+        return spec, ""
+    if math.prod(shape) * dtype_bits(array.dtype) < 8 * least:
         return spec, f"below {least:,} bytes"
-    entries = [*spec, *[None] * (len(shape) - len(spec))]
-    free = [i for i, size in enumerate(shape) if entries[i] is None and size and size % count == 0]
-    if not free:
-        taken = " free" if any(entries) else ""
-        return spec, f"no{taken} axis of {shape} divides by {count}"
-    entries[max(free, key=lambda i: shape[i])] = axis
-    return trimmed(entries), axis
+    entries = [axis_names(entry) for entry in spec] + [()] * (len(shape) - len(spec))
+    fits = [i for i, n in enumerate(shape) if n and n % (parts(mesh, entries[i]) * count) == 0]
+    if not fits:
+        over = " further" if any(entries) else ""
+        return spec, f"no axis of {shape} divides{over} by {count}"
+    # Shares of a free axis are gathered without those of another.
+    chosen = max(fits, key=lambda i: (not entries[i], shape[i]))
+    entries[chosen] = (*entries[chosen], axis)
+    return trimmed([names[0] if len(names) == 1 else names or None for names in entries]), axis
 
 
 def trimmed(entries: list[Any]) -> PartitionSpec:

@@ -131,8 +131,7 @@ class Shards:
         spec = PartitionSpec() if spec is None else spec
         if self.fsdp is None:
             return spec
-        count = self.mesh.shape[self.fsdp]
-        return split_fully(leaf.shape, leaf.dtype, spec, self.fsdp, count, self.least)[0]
+        return split_fully(leaf, spec, self.mesh, self.fsdp, self.least)[0]
 
     def to_json(self) -> dict[str, Any]:
         """The plan as dictionaries and lists."""
@@ -174,8 +173,8 @@ def specs(
     """Plans how parameters are split over a mesh, without moving any.
 
     For each leaf: the first of `rules` that matches, else the model's own annotation; then, on
-    top, parameter parallelism along the largest axis that is still free and divides. A leaf that
-    nothing splits is replicated, and the plan says why.
+    top, parameter parallelism along the largest axis that is still free and divides, else along
+    one that is split already. A leaf that nothing splits is replicated, and the plan says why.
 
     Args:
         params: the parameters, dense or packed, or `jax.ShapeDtypeStruct`s in their place.
@@ -184,7 +183,8 @@ def specs(
             tuple of its entries, or None for a leaf that is to stay whole.
         annotations: a tree of the parameters' structure of `PartitionSpec` or None, such as
             `flax.linen.get_partition_spec` and `flax.nnx.get_partition_spec` return.
-        fsdp: the mesh axis for parameter parallelism, where the mesh has it; None for none.
+        fsdp: the mesh axis for parameter parallelism, where the mesh has it; None for none. Any
+            axis will do: with `"stage"` what lies outside of a pipeline is shared out, too.
         where: the leaves it is for; default all.
         least: it leaves arrays of fewer bytes alone.
 
@@ -264,7 +264,7 @@ def _plan_leaf(
     def split(array: Any, spec: PartitionSpec) -> tuple[PartitionSpec, str]:
         if fsdp is None:
             return spec, ""
-        return split_fully(array.shape, array.dtype, spec, fsdp, mesh.shape[fsdp], least)
+        return split_fully(array, spec, mesh, fsdp, least)
 
     ways = [split(*pair) for pair in zip(arrays, structure.flatten_up_to(used), strict=True)]
     reasons = [reason for _, reason in ways]

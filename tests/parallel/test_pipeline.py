@@ -67,8 +67,9 @@ def test_gradients_are_those_of_blocks_one_after_another(name):
         return cross_entropy(params, h, batch)
 
     params = {"outer": outer, "stages": stack(blocks)}
-    rules = TENSOR if "model" in axes else []
-    plan = parallel.specs(params, mesh, [*rules, ("stages/**", (None, "stage"))], least=0)
+    tensor, shared = (TENSOR, "stage") if "model" in axes else ([], None)
+    rules = [*tensor, ("stages/**", (None, "stage"))]
+    plan = parallel.specs(params, mesh, rules, fsdp=shared, least=0)
     step = parallel.train_step(piped, networks.keep_gradients(), plan=plan)
     state, value = step(step.init(params), batch)
     in_order = {"outer": outer, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
@@ -81,6 +82,9 @@ def test_gradients_are_those_of_blocks_one_after_another(name):
     assert networks.relative(found["stages"], slope["blocks"]) < 2e-6
     ways = axes["stage"] * axes.get("model", 1)
     assert kernel.addressable_shards[0].data.nbytes * ways == kernel.nbytes
+    for leaf in jax.tree.leaves(state.params["outer"]):
+        assert len(leaf.sharding.spec) == 0 or shared
+        assert leaf.addressable_shards[0].data.nbytes * (2 if shared else 1) == leaf.nbytes
 
 
 def test_activations_may_be_a_tree():

@@ -27,7 +27,7 @@ def rows(plan):
 
 
 def test_rules_come_first_annotations_next_and_the_rest_is_split_fully():
-    params = shapes(a=(8, 6), b=(8, 6), c=(6, 8), d=(3,), e=(16, 16), f=(8, 6))
+    params = shapes(a=(8, 6), b=(4, 6), c=(6, 8), d=(3,), e=(16, 16), f=(8, 6))
     plan = parallel.specs(
         params,
         parallel.mesh(fsdp=4, model=2),
@@ -37,13 +37,14 @@ def test_rules_come_first_annotations_next_and_the_rest_is_split_fully():
     )
     assert rows(plan) == {
         "a": (("fsdp", "model"), "rule 1, fsdp"),
-        "b": (("model",), "annotation"),  # 6 does not divide by 4
+        "b": (("model",), "annotation"),  # 4 rows by 2, not by 8, and 6 columns not by 4
         "c": ((None, "fsdp"), "fsdp"),
         "d": ((), "no axis of (3,) divides by 4"),
         "e": ((), "rule 2"),
-        "f": (("model",), "rule 3"),
+        "f": ((("model", "fsdp"),), "rule 3, fsdp"),
     }
     assert plan.used["a"] == P(None, "model")
+    assert plan.used["f"] == P("model")
 
 
 def test_bytes_of_a_device_are_counted_from_shares():
