@@ -82,10 +82,16 @@ def earlier(recipe: Recipe) -> Iterator[Earlier]:
         Traceback (most recent call last):
         nnopt_jax.errors.RecipeError: recipe: start.run: recipe: cannot read nowhere.yaml: ...
     """
+    for key, named in _named(recipe):
+        yield _earlier(key, named, recipe)
+
+
+def _named(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The runs that a recipe names, and where."""
     if recipe.distill is not None:
-        yield _earlier("distill.teacher", recipe.distill.teacher, recipe)
+        yield "distill.teacher", recipe.distill.teacher
     if recipe.start is not None:
-        yield _earlier("start.run", recipe.start.run, recipe)
+        yield "start.run", recipe.start.run
 
 
 def _earlier(key: str, named: str, recipe: Recipe) -> Earlier:
@@ -94,9 +100,17 @@ def _earlier(key: str, named: str, recipe: Recipe) -> Earlier:
     into = Path(recipe.folder) / ("teacher" if key == "distill.teacher" else "start")
     try:
         made = replace(load(named), output=str(into))
+        _require_an_end(named, made, (recipe,))
     except RecipeError as error:
         raise RecipeError(f"recipe: {key}: {error}") from error
-    if replace(made, output=recipe.output) == recipe:
-        raise RecipeError(f"recipe: {key}: {named} is this recipe itself. Name another.")
     resolve.check(made)
     return Earlier(key, into, made)
+
+
+def _require_an_end(name: str, recipe: Recipe, above: tuple[Recipe, ...]) -> None:
+    """Wants no recipe to build upon itself, by way of others either."""
+    if any(replace(recipe, output=other.output) == other for other in above):
+        raise RecipeError(f"{name} is this recipe itself, or builds upon it. Name another.")
+    for _, named in _named(recipe):
+        if not Path(named).is_dir():
+            _require_an_end(named, load(named), (*above, recipe))

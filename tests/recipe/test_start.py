@@ -192,3 +192,11 @@ def test_a_program_that_cannot_be_written_is_told_before_training(place):
     with pytest.raises(RecipeError, match="program: the model cannot be written"):
         recipes.run(made)
     assert not (place / "runs").exists()
+
+
+def test_recipes_that_start_from_each_other_are_refused(place):
+    for name, other in [("one", "two"), ("two", "one")]:
+        told = SHALLOW | {"name": name, "start": START | {"run": f"{other}.yaml"}}
+        (place / f"{name}.yaml").write_text(dump(told))
+    with pytest.raises(RecipeError, match=r"one\.yaml is this recipe itself, or builds upon it"):
+        recipes.run(recipes.load("one.yaml"))
