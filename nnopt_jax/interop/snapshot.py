@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from nnopt_jax.arrays.manifest import abstract, describe
 from nnopt_jax.errors import (
@@ -16,11 +17,13 @@ from nnopt_jax.errors import (
     Problems,
     SelectionError,
 )
+from nnopt_jax.interop.agreement import require_agreement
 from nnopt_jax.interop.encoding import Leaf, decode, decode_python, encode, encode_python
 from nnopt_jax.interop.finite import nonfinite
 from nnopt_jax.interop.mismatch import mismatches
 from nnopt_jax.ops.host_checksum import digest
 from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.tree.place import place
 
 
 class Wanted(NamedTuple):
@@ -51,7 +54,8 @@ def freeze(tree: Any, who: str, *, finite: bool = True) -> tuple[dict[str, Any],
         The arrays by number, and a manifest that JSON holds.
 
     Raises:
-        CheckpointError: two leaves share a path, or a leaf is of a kind that cannot be stored.
+        CheckpointError: two leaves share a path, a leaf is of a kind that cannot be stored, or
+            processes hold different values.
         NonFiniteError: a leaf is not finite.
 
     Example:
@@ -71,10 +75,17 @@ def freeze(tree: Any, who: str, *, finite: bool = True) -> tuple[dict[str, Any],
         if leaf.kind == "python":
             entry["value"] = encode_python(leaves[path])
         elif leaf.stored:
-            arrays[str(number)] = encode(leaves[path])
+            arrays[str(number)] = _for_all(encode(leaves[path]))
             entry["checksum"] = digest(arrays[str(number)])
         entries.append(entry)
+    require_agreement(entries, who)
     return arrays, {"tree": describe(unflatten(tree, kinds)), "leaves": entries}
+
+
+def _for_all(x: Any) -> Any:
+    """An array that each process holds for itself, as one that orbax takes: NumPy's."""
+    local = jax.process_count() > 1 and isinstance(x, jax.Array) and x.is_fully_addressable
+    return np.asarray(x) if local else x
 
 
 def wanted(manifest: Mapping[str, Any], target: Any, who: str) -> tuple[Any, list[Wanted]]:
@@ -161,7 +172,7 @@ def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], who: st
                 stored = arrays.get(str(number)) if leaf.stored else None
                 value = _checked(leaf, stored, entry)
                 if sharding is not None and value.sharding != sharding:
-                    value = jax.device_put(value, sharding)
+                    value = place(value, sharding)
         except ValueError as error:
             problems.add(path, str(error))
         values.append(value)

@@ -13,6 +13,7 @@ from nnopt_jax.arrays.base import materialize
 from nnopt_jax.parallel.data import pad_batch, rows_of
 from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, settled, shares
 from nnopt_jax.parallel.specs import Shards, require_plan
+from nnopt_jax.tree.place import place
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class Predict:
         count = rows_of("parallel.predict", batch)
         if count % self.shares:
             batch, _ = pad_batch(batch, count + self.shares - count % self.shares)
-        outputs = settled(self.mesh, self.compiled(*jax.device_put((params, batch), self.at)))
+        outputs = settled(self.mesh, self.compiled(*place((params, batch), self.at)))
         return self.first(outputs, count) if count % self.shares else outputs
 
     def lower(self, params: Any, batch: Any) -> Any:

@@ -12,6 +12,7 @@ from nnopt_jax.errors import Problems, ShapeError, nearest
 from nnopt_jax.parallel.mesh import settled
 from nnopt_jax.parallel.specs import Shards, require_plan
 from nnopt_jax.tree.paths import flatten
+from nnopt_jax.tree.place import place
 
 
 def shard(params: Any, plan: Shards) -> Any:
@@ -37,7 +38,7 @@ def shard(params: Any, plan: Shards) -> Any:
         (8, 128)
     """
     require_planned("parallel.shard", params, plan)
-    return settled(plan.devices, jax.device_put(params, plan.shardings))
+    return settled(plan.devices, place(params, plan.shardings))
 
 
 def sharded_init(init: Callable[..., Any], plan: Shards) -> Callable[..., Any]:

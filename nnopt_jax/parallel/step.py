@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.errors import CompositionError
@@ -21,6 +22,7 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform import Transform, chain, step, trainable
 from nnopt_jax.transform.given import described, require_transforms
 from nnopt_jax.transform.training import show
+from nnopt_jax.tree.place import place
 from nnopt_jax.typing import Key
 
 
@@ -100,7 +102,7 @@ class TrainStep:
         """
         require_divisible("parallel.train_step", batch, self.shares,
                           " (parallel.feed(uneven='pad') fills a last one up)")  # fmt: skip
-        given = jax.device_put((batch, args, key), self.at)
+        given = place((batch, args, key), self.at)
         return settled(self.plan.devices, self.compiled(state, *given))
 
     def lower(self, state: TrainState, batch: Any, *args: Any, key: Key | None = None) -> Any:
@@ -219,7 +221,8 @@ def _starter(tx: Transform, optimizer: Any, lies: Layout) -> Callable[..., Train
     def start(params: Any, key: Key | None, stats: Any) -> TrainState:
         at = lies.shardings
         # Copied: a share may be the caller's own memory, which the first step would give away.
-        params = jax.tree.map(lambda x, to: jax.device_put(x, to).copy(), params, at.params)
+        params = jax.tree.map(jnp.copy, place(params, at.params))
+        stats, key = place((stats, key), NamedSharding(lies.mesh, PartitionSpec()))
         state = jax.jit(lambda p, s, k: tx.init(p, stats=s, key=k), out_shardings=at.state)(
             params, stats, key
         )

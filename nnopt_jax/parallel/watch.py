@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import _thread
+import logging
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -108,7 +108,7 @@ class Watch:
         patience = time.monotonic() + PATIENCE
         while not self._wait():
             if time.monotonic() > patience:
-                print(self._message(), file=sys.stderr, flush=True)
+                logging.getLogger(__name__).critical(self._message())
                 self._sign(_BEREFT)
                 os._exit(1)
 

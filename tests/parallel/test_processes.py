@@ -13,6 +13,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -78,13 +79,15 @@ def restored(folder, axes, step=None):
     count = int(np.prod(list(axes.values())))
     run, _ = worker.build(axes, jax.devices()[:count])
     with Checkpoints(folder) as checkpoints:
-        return checkpoints.restore(run.abstract, step=step)[0]
+        return checkpoints.restore(worker.saved(run), step=step)[0]
 
 
 def assert_equal(a, b):
     a, b = flatten(a), flatten(b)
     assert a.keys() == b.keys()
     for path, x in a.items():
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, b[path] = map(jax.random.key_data, (x, b[path]))
         np.testing.assert_array_equal(x, b[path], err_msg=path)
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 import nnopt_jax as nnopt
 from nnopt_jax import parallel
@@ -48,8 +49,9 @@ class Job(NamedTuple):
     linger: float = 0.0
 
 
-def loss(params, batch):
+def loss(params, batch, key):
     logits = MODEL(params, batch["x"])
+    logits += 0.1 * jax.random.normal(key, logits.shape)
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
 
@@ -69,6 +71,16 @@ def build(axes, devices=None):
     return run, lambda: run.init(parallel.sharded_init(MODEL.init, plan)(jax.random.key(0)))
 
 
+def saved(run):
+    """What a checkpoint holds."""
+    everywhere = NamedSharding(run.plan.mesh, PartitionSpec())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return {
+        "state": run.abstract,
+        "key": jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere),
+    }
+
+
 def train(job, say=lambda **_: None, devices=None):
     """Goes on from the newest checkpoint; returns the state and the losses by step."""
     run, start = build(job.axes, devices)
@@ -76,15 +88,19 @@ def train(job, say=lambda **_: None, devices=None):
     rows = parallel.process_rows(ROWS, mesh)
     with Checkpoints(job.folder) as checkpoints:
         done = checkpoints.latest()
-        state = start() if done is None else checkpoints.restore(run.abstract)[0]
+        state, key = start(), jax.random.key(7)
+        if done is not None:
+            restored, _ = checkpoints.restore(saved(run))
+            state, key = restored["state"], restored["key"]
         for step in range(done or 0, job.steps):
             batch = parallel.shard_batch(rows_of_step(step, rows), mesh)
-            state, value = run(state, batch)
+            key, own = jax.random.split(key)
+            state, value = run(state, batch, key=own)
             losses[step] = float(value)
             say(step=step, loss=losses[step])
             if (step + 1) % job.every == 0:
                 say(saving=step + 1)
-                checkpoints.save(step + 1, state)
+                checkpoints.save(step + 1, {"state": state, "key": key})
             time.sleep(job.pause)
     return state, losses
 

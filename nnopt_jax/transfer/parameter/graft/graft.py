@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import is_node, show
@@ -14,6 +13,7 @@ from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.transfer.parameter.graft.report import GraftReport
 from nnopt_jax.transfer.parameter.graft.rule import Leaves, Rule
 from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.tree.place import place
 from nnopt_jax.typing import Params
 
 _NAME = "transfer.graft"
@@ -187,4 +187,4 @@ def _placed(target: Any, leaf: Any) -> Any:
     if not is_node(leaf):
         leaf = leaf.astype(target.dtype if hasattr(target, "dtype") else jnp.asarray(target).dtype)
     sharding = getattr(target, "sharding", None)
-    return leaf if sharding is None or is_node(leaf) else jax.device_put(leaf, sharding)
+    return leaf if sharding is None or is_node(leaf) else place(leaf, sharding)

@@ -1,0 +1,52 @@
+"""Arrays on the devices of all processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def place(tree: Any, at: Any) -> Any:
+    """`jax.device_put`, also of what each process holds alone, to the devices of all.
+
+    JAX takes NumPy arrays there, and no typed PRNG keys and no arrays that are committed to a
+    device. Every process is to give the same values.
+
+    Args:
+        tree: a pytree of arrays, numbers and keys.
+        at: a sharding for all, or a tree of them that begins as `tree` does.
+
+    Returns:
+        The tree, where it shall lie.
+
+    Example:
+        >>> import jax
+        >>> from nnopt_jax.tree.place import place
+        >>> place(jax.random.key(0), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        Array((), dtype=key<fry>) overlaying:
+        [0 0]
+    """
+    shardings = jax.tree.leaves(at)
+    if all(one.is_fully_addressable for one in shardings):
+        return jax.device_put(tree, at)
+    placed = jax.device_put(jax.tree.map(_on_host, tree), at)
+    return jax.tree.map(_as_given, tree, placed)
+
+
+def _on_host(x: Any) -> Any:
+    if not isinstance(x, jax.Array) or not x.is_fully_addressable:
+        return x
+    return np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+
+
+def _as_given(x: Any, placed: jax.Array) -> jax.Array:
+    if not _is_key(x) or _is_key(placed):
+        return placed
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(x))
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
