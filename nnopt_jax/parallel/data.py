@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nnopt_jax.errors import ShapeError
-from nnopt_jax.parallel.mesh import batch_spec, constrain, shares
+from nnopt_jax.parallel.mesh import batch_spec, constrain, require_mesh, shares
 from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array
@@ -42,6 +42,9 @@ def process_rows(size: int, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
     """
     who = "parallel.process_rows"
     sharding, ways = _split(mesh, axes, who)
+    settings = Settings(who)
+    settings.integer("size", size, 1)
+    settings.done()
     require_divisible(who, np.empty((size, 0)), ways, "")
     spans = sharding.addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[span] for span in spans if span]))
@@ -72,8 +75,10 @@ def shard_batch(batch: Any, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
     """
     who = "parallel.shard_batch"
     sharding, ways = _split(mesh, axes, who)
+    # The shares of this process: all but where others hold some.
+    here = len(set(map(str, sharding.addressable_devices_indices_map((ways,)).values())))
+    require_divisible(who, batch, here, ", or fill it up by parallel.pad_batch")
     if sharding.is_fully_addressable:
-        require_divisible(who, batch, ways, ", or fill it up by parallel.pad_batch")
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
@@ -126,11 +131,11 @@ def feed(
         prefetch: how many batches are on their way at a time.
         axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
 
-    Yields:
-        The batches, split along their first axis.
+    Returns:
+        An iterator over the batches, split along their first axis. It raises ShapeError at one
+        that does not divide, has more rows than the first or, by `"error"`, fewer.
 
     Raises:
-        ShapeError: a batch does not divide, has more rows than the first or, by `"error"`, fewer.
         ValueRangeError: a setting is out of range.
 
     Example:
@@ -145,7 +150,14 @@ def feed(
     settings.choice("uneven", uneven, UNEVEN)
     settings.integer("prefetch", prefetch, 1)
     settings.done()
-    even = _even(batches, uneven)
+    _split(mesh, axes, "parallel.feed")
+    return _fed(_even(batches, uneven), mesh, prefetch, axes)
+
+
+def _fed(
+    even: Iterator[Any], mesh: Mesh, prefetch: int, axes: Sequence[str] | None
+) -> Iterator[Any]:
+    """Keeps some batches on their way."""
     waiting = collections.deque(
         shard_batch(batch, mesh, axes=axes) for batch in itertools.islice(even, prefetch)
     )
@@ -178,7 +190,7 @@ def require_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
         ShapeError: they do not.
     """
     rows = rows_of(who, batch)
-    if rows % ways:
+    if rows % ways or not rows:
         raise ShapeError(
             f"{who}: {rows} rows do not divide into {ways} shares; take a batch of "
             f"{rows - rows % ways or ways} or {rows - rows % ways + ways}{advice}."
@@ -187,6 +199,7 @@ def require_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
 
 def _split(mesh: Mesh, axes: Sequence[str] | None, who: str) -> tuple[NamedSharding, int]:
     """How a batch lies, and into how many shares it is split."""
+    require_mesh(who, mesh)
     spec = batch_spec(mesh, axes, who)
     return NamedSharding(mesh, spec), shares(mesh, spec)
 

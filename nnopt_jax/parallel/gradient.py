@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
+from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.data import micro_batches
 from nnopt_jax.parallel.mesh import constrain
 from nnopt_jax.parallel.specs import Shards
+from nnopt_jax.transform.given import described
 from nnopt_jax.transform.training import filled, floats
 from nnopt_jax.typing import Array, ArrayLike, Key
 
@@ -70,9 +73,7 @@ def gradient(
 
     def of_batch(moving: Any, shown: Any, batch: Any, args: Any, key: Key | None) -> Any:
         dense = constrain(filled(shown, moving), plan.devices, plan.logical_used)
-        found = loss(dense, batch, *args, *(() if key is None else (key,)))
-        value, aux = found if has_aux else (found, None)
-        value = value if isinstance(value, Weighted) else Weighted(value, jnp.float32(1))
+        value, aux = _returned(loss(dense, batch, *args, *(() if key is None else (key,))), has_aux)
         return value.total, (jax.lax.stop_gradient(value.weight), aux)
 
     if remat:
@@ -93,9 +94,9 @@ def gradient(
                 micro_batches(batch, accumulate, plan.devices, rows),
                 key,
             )
-        value = found.total / found.weight
+        value = _over(found.total, found.weight)
         slope = jax.tree.map(
-            lambda g, x: (g / found.weight).astype(x.dtype), found.slope, floats(shown)
+            lambda g, x: _over(g, found.weight).astype(x.dtype), found.slope, floats(shown)
         )
         if not has_aux:
             return value, slope
@@ -105,12 +106,43 @@ def gradient(
     return of_all
 
 
-def _accumulate(sums: Callable[..., _Sums], micro: Any, key: Key | None) -> _Sums:
-    """Adds over micro-batches, floats in float32 at least."""
+def _returned(found: Any, has_aux: bool) -> tuple[Weighted, Any]:
+    """What a loss returned: sums that add up over micro-batches, and what else there is."""
+    value, aux = found, None
+    if has_aux:
+        if isinstance(found, Weighted) or not (isinstance(found, tuple) and len(found) == 2):
+            raise CompositionError(
+                f"parallel.train_step: the loss returned {described(found)}; with has_aux=True it "
+                "is to return the pair (value, aux)."
+            )
+        value, aux = found
+    total, weight = value if isinstance(value, Weighted) else (value, 1.0)
+    for name, x in (("value", total), ("weight", weight)):
+        if not np.isscalar(x) and getattr(x, "shape", None) != ():
+            raise CompositionError(
+                f"parallel.train_step: the loss returned {described(x)} for its {name}; give a "
+                "scalar, the mean over the rows, or parallel.Weighted(total, weight)."
+            )
+    weight = jnp.asarray(weight)
+    return Weighted(total, weight.astype(jnp.promote_types(weight.dtype, jnp.float32))), aux
 
-    def wide(x: Array) -> Array:
-        narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
-        return x.astype(jnp.float32) if narrow else x
+
+def _over(x: Array, weight: Array) -> Array:
+    dtype = jnp.promote_types(x.dtype, weight.dtype)
+    return x.astype(dtype) / weight.astype(dtype)
+
+
+def _accumulate(sums: Callable[..., _Sums], micro: Any, key: Key | None) -> _Sums:
+    """Adds over micro-batches, in float32 at least."""
+
+    def wide(x: ArrayLike) -> Array:
+        x = jnp.asarray(x)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            raise CompositionError(
+                "parallel.train_step: the loss returned a PRNG key in aux, which has no mean over "
+                "micro-batches; return it apart, or let accumulate be 1."
+            )
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def one(number: ArrayLike, batch: Any) -> _Sums:
         own = None if key is None else jax.random.fold_in(key, number)

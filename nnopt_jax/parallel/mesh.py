@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -32,7 +34,7 @@ def mesh(*, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
         The mesh, the last axis on devices that are nearest to each other.
 
     Raises:
-        ShapeError: the sizes do not multiply to the number of devices.
+        ShapeError: the sizes do not multiply to the number of devices, or one is there twice.
         ValueRangeError: a size is no whole number of 1 or more (or -1, once).
 
     Example:
@@ -54,6 +56,8 @@ are 8; change an axis, let one be -1, or give devices=jax.devices()[:6].
             settings.wrong(name, size, "is not a whole number of 1 or more, or -1.")
     settings.done()
     devices = jax.devices() if devices is None else list(devices)
+    if not devices or len(set(devices)) < len(devices):
+        raise ShapeError("parallel.mesh: devices are none, or one is there twice.")
     given = math.prod(size for size in axes.values() if size != -1)
     sizes = {name: len(devices) // given if n == -1 else n for name, n in axes.items()}
     if math.prod(sizes.values()) != len(devices):
@@ -104,10 +108,13 @@ def batch_spec(mesh: Mesh | AbstractMesh, axes: Sequence[str] | None, who: str) 
     """How the first axis of a batch is split: by `data` and `fsdp`, or by what the caller names.
 
     Raises:
-        SelectionError: the mesh has no such axis.
+        SelectionError: the mesh has no such axis, or it is named twice.
     """
     if axes is None:
         axes = [name for name in BATCH_AXES if name in mesh.shape]
+    axes = axis_names(axes)
+    if len(set(axes)) < len(axes):
+        raise SelectionError(f"{who}: batch axes {', '.join(axes)} name one axis twice.")
     if unknown := [name for name in axes if name not in mesh.shape]:
         raise SelectionError(
             f"{who}: batch axis {unknown[0]!r} is not in the mesh; its axes are "
@@ -174,6 +181,14 @@ def automatic(function: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..
     if all(kind == AxisType.Auto for kind in (around or mesh.axis_types)):
         return function
     return jax.sharding.auto_axes(function, out_sharding=out)
+
+
+def inside(mesh: Mesh) -> AbstractContextManager[Any]:
+    """Makes a mesh that of all that is computed, where the caller has set another one."""
+    around = jax.sharding.get_abstract_mesh()
+    if around.empty or around == mesh.abstract_mesh:
+        return contextlib.nullcontext()
+    return jax.set_mesh(mesh)
 
 
 def settled(mesh: Mesh, tree: Any) -> Any:

@@ -53,10 +53,12 @@ def split_fully(
     shape, count = array.shape, mesh.shape[axis]
     if any(axis in axis_names(entry) for entry in spec):
         return spec, ""
+    if 0 in shape:
+        return spec, "empty"
     if math.prod(shape) * dtype_bits(array.dtype) < 8 * least:
         return spec, f"below {least:,} bytes"
     entries = [axis_names(entry) for entry in spec] + [()] * (len(shape) - len(spec))
-    fits = [i for i, n in enumerate(shape) if n and n % (parts(mesh, entries[i]) * count) == 0]
+    fits = [i for i, n in enumerate(shape) if n % (parts(mesh, entries[i]) * count) == 0]
     if not fits:
         over = " further" if any(entries) else ""
         return spec, f"no axis of {shape} divides{over} by {count}"

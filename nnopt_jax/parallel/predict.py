@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.arrays.base import materialize
+from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.parallel.data import pad_batch, rows_of
-from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, settled, shares
+from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, inside, named, settled, shares
+from nnopt_jax.parallel.shard import require_planned
 from nnopt_jax.parallel.specs import Shards, require_plan
+from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.place import place
 
 
@@ -21,7 +25,7 @@ class Predict:
     """What `predict` returns: `outputs = forward(params, batch)`.
 
     Args:
-        mesh: the devices.
+        plan: of the parameters.
         at: where parameters and a batch are to lie.
         compiled: the model, as `jax.jit` made it.
         first: `first(outputs, count)`, the first rows of outputs.
@@ -36,18 +40,26 @@ class Predict:
         8
     """
 
-    mesh: Mesh
+    plan: Shards
     at: Any
     compiled: Any
     first: Any
     shares: int
 
     def __call__(self, params: Any, batch: Any) -> Any:
-        """Runs the model; a batch whose rows do not divide is filled up, and the outputs cut."""
+        """Runs the model; a batch whose rows do not divide is filled up, and the outputs cut.
+
+        Raises:
+            ShapeError: the parameters are not those that were planned for, or an output has other
+                rows than the batch.
+        """
+        require_planned("parallel.predict", params, self.plan)
         count = rows_of("parallel.predict", batch)
         if count % self.shares:
             batch, _ = pad_batch(batch, count + self.shares - count % self.shares)
-        outputs = settled(self.mesh, self.compiled(*place((params, batch), self.at)))
+        with inside(self.plan.devices):
+            outputs = self.compiled(*place((params, batch), self.at))
+        outputs = settled(self.plan.devices, outputs)
         return self.first(outputs, count) if count % self.shares else outputs
 
     def lower(self, params: Any, batch: Any) -> Any:
@@ -82,17 +94,30 @@ def predict(
         >>> forward(nnopt.parallel.shard(params, plan), jnp.ones((5, 8))).shape
         (5, 1024)
     """
-    require_plan("parallel.predict", plan)
-    mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, "parallel.predict")
+    who = "parallel.predict"
+    require_plan(who, plan)
+    mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, who)
     out = named(mesh, rows)
     at = plan.shardings, out
 
     def forward(params: Any, batch: Any) -> Any:
         dense = materialize(constrain(params, mesh, plan.used))
-        return apply(constrain(dense, mesh, plan.logical_used), batch)
+        outputs = apply(constrain(dense, mesh, plan.logical_used), batch)
+        _require_rows(outputs, rows_of(who, batch))
+        return outputs
 
     compiled = jax.jit(automatic(forward, mesh, out), in_shardings=at, out_shardings=out)
-    return Predict(mesh, at, compiled, _first_rows(mesh), shares(mesh, rows))
+    return Predict(plan, at, compiled, _first_rows(mesh), shares(mesh, rows))
+
+
+def _require_rows(outputs: Any, rows: int) -> None:
+    """Wants outputs of the rows of the batch: they are split, and cut, along the first axis."""
+    problems = Problems("parallel.predict")
+    for path, x in flatten(outputs).items():
+        if np.shape(x)[:1] != (rows,):
+            problems.add(path or "the output", f"has shape {np.shape(x)} for a batch of {rows} "
+                                               "rows; rows come first")  # fmt: skip
+    problems.raise_as(ShapeError)
 
 
 def _first_rows(mesh: Mesh) -> Any:

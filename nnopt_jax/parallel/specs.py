@@ -223,7 +223,7 @@ RECIPE --list'.
     require_arrays(who, leaves)
     ruled = by_annotation(leaves, annotations, mesh, who) if annotations is not None else {}
     ruled |= by_rules(leaves, rules, mesh, who)
-    spread = set(resolve(where, leaves, who)) if where is not None and fsdp else set(leaves)
+    spread = set(leaves) if where is None else set(resolve(where, leaves, who))
     planned = {}
     for path, leaf in leaves.items():
         known = ruled.get(path, Ruled(PartitionSpec()))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nnopt_jax.arrays.base import is_node
@@ -15,13 +16,14 @@ from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.data import require_divisible
 from nnopt_jax.parallel.gradient import gradient
 from nnopt_jax.parallel.layout import Layout, TrainState, layout
-from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, named, settled, shares
+from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, inside, named, settled, shares
 from nnopt_jax.parallel.shard import require_planned
 from nnopt_jax.parallel.specs import Shards, require_plan
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform import Transform, chain, step, trainable
 from nnopt_jax.transform.given import described, require_transforms
 from nnopt_jax.transform.training import show
+from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.place import place
 from nnopt_jax.typing import Key
 
@@ -71,7 +73,8 @@ class TrainStep:
             ShapeError: the parameters are not those that were planned for.
         """
         require_planned("parallel.train_step", params, self.plan)
-        return self.start(params, key, stats)
+        with inside(self.plan.devices):
+            return self.start(params, key, stats)
 
     @property
     def abstract(self) -> TrainState:
@@ -99,15 +102,19 @@ class TrainStep:
 
         Raises:
             ShapeError: the rows do not divide by the mesh and the accumulation.
+            CompositionError: the state is of another step, or was given away.
         """
+        _require_kept(state, self.layout.shapes)
         require_divisible("parallel.train_step", batch, self.shares,
                           " (parallel.feed(uneven='pad') fills a last one up)")  # fmt: skip
         given = place((batch, args, key), self.at)
-        return settled(self.plan.devices, self.compiled(state, *given))
+        with inside(self.plan.devices):
+            return settled(self.plan.devices, self.compiled(state, *given))
 
     def lower(self, state: TrainState, batch: Any, *args: Any, key: Key | None = None) -> Any:
         """Lowers the step for these shapes, to look at what is compiled."""
-        return self.compiled.lower(state, batch, args, key)
+        with inside(self.plan.devices):
+            return self.compiled.lower(state, batch, args, key)
 
 
 def train_step(
@@ -132,7 +139,7 @@ def train_step(
         loss: `loss(params, batch, *args) -> scalar`, the mean over the rows it is given; or
             `Weighted`, whose mean over all rows is exact where rows do not count alike. It sees
             dense parameters, as `tx` shows them.
-        optimizer: of optax.
+        optimizer: of optax; one that takes `value`, such as `reduce_on_plateau`, gets the loss.
         tx: the transform; default none.
         plan: what `nnopt.parallel.specs` returned.
         accumulate: micro-batches that a batch is cut into, one after another; their gradients are
@@ -140,7 +147,8 @@ def train_step(
         remat: keeps less for the backward pass: True keeps only results of matrix products, and
             gathers parameters again; or a policy of `jax.checkpoint_policies`.
         donate: whether a state's memory is reused for the next.
-        has_aux: whether the loss returns `(value, aux)`; aux is averaged over micro-batches.
+        has_aux: whether the loss returns `(value, aux)`; with micro-batches aux is their mean,
+            in float32 at least.
         batch_axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
 
     Returns:
@@ -166,6 +174,8 @@ def train_step(
         Rajbhandari et al., ZeRO, arXiv:1910.02054; Shoeybi et al., Megatron-LM, arXiv:1909.08053;
         Xu et al., GSPMD, arXiv:2105.04663.
     """
+    import optax
+
     who = "parallel.train_step"
     require_plan(who, plan)
     if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
@@ -183,6 +193,7 @@ def train_step(
     tx = chain() if tx is None else tx
     mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, who)
     lies = layout(tx, optimizer, plan)
+    update = optax.with_extra_args_support(optimizer).update
     differentiate = gradient(loss, plan, rows, accumulate, remat, has_aux)
 
     def one(now: TrainState, batch: Any, args: Any, key: Key | None) -> tuple[TrainState, Any]:
@@ -190,7 +201,9 @@ def train_step(
         value, slope = differentiate(shown, batch, args, key)
         grads = pull_back(slope)
         moved = trainable(tx, now.params, now.state)
-        updates, opt_state = optimizer.update(grads.train, now.opt_state, moved)
+        cost = value[0] if has_aux else value
+        updates: Any
+        updates, opt_state = update(grads.train, now.opt_state, moved, value=cost)
         params, state = step(tx, now.params, now.state, updates, grads)
         return TrainState(params, state, opt_state), value
 
@@ -204,6 +217,25 @@ def train_step(
     )
     start = _starter(tx, optimizer, lies)
     return TrainStep(plan, lies, at, compiled, start, shares(mesh, rows) * accumulate)
+
+
+def _require_kept(state: TrainState, wanted: TrainState) -> None:
+    """Wants a state of this step whose arrays are there: the runtime would crash without them."""
+    if jax.tree.structure(state) != jax.tree.structure(wanted):
+        raise CompositionError(
+            "parallel.train_step: the state is not of this step; give what init(params), the step "
+            "before, or Checkpoints.restore(run.abstract) returned."
+        )
+    if any(map(_is_gone, jax.tree.leaves(state))):
+        path = next(path for path, x in flatten(state).items() if _is_gone(x))
+        raise CompositionError(
+            f"parallel.train_step: {path} of the state was given away to an earlier step; go on "
+            "with what that step returned, or let donate=False keep both."
+        )
+
+
+def _is_gone(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted()
 
 
 def _gathered(params: Any, plan: Shards) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import _thread
+import atexit
+import faulthandler
 import logging
 import os
 import re
@@ -82,6 +84,7 @@ class Watch:
         except jax.errors.JaxRuntimeError:
             self._verdict = self._verdict or "process 0, which holds the coordinator, is gone"
         if bereft or (error is None and self._verdict is not None):
+            atexit.register(_end_in_time)
             raise ProcessLostError(self._message()) from error
 
     def _run(self) -> None:
@@ -188,6 +191,15 @@ def _interrupt() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:
         _thread.interrupt_main()
+
+
+def _end_in_time() -> None:
+    """Lets no thread of the runtime hold the interpreter that ends: a dead collective waits on.
+
+    Python runs nothing more by then; this timer needs no Python.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    faulthandler.dump_traceback_later(PATIENCE, exit=True, file=nowhere)
 
 
 def _has_ended(sign: str) -> bool:

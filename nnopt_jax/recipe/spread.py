@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nnopt_jax import parallel
 from nnopt_jax.errors import NnoptError, RecipeError
+from nnopt_jax.parallel.data import require_divisible
 from nnopt_jax.parallel.layout import layout
+from nnopt_jax.parallel.mesh import batch_spec, shares
 from nnopt_jax.recipe.data import Split
 from nnopt_jax.recipe.phases import Carry, Phase
 from nnopt_jax.recipe.schema import Parallel, Recipe
+from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike, Key
 
 
@@ -118,12 +122,17 @@ def spread(recipe: Recipe, params: Any) -> Spread | None:
     if wanted is None and jax.process_count() == 1:
         return None
     wanted = wanted or Parallel({"data": -1})
+    settings = Settings("parallel")
+    settings.integer("accumulate", wanted.accumulate, 1)
+    if "devices" in wanted.mesh:
+        settings.wrong("mesh", wanted.mesh, "calls an axis 'devices'; give it another name.")
     try:
+        settings.done()
         mesh = parallel.mesh(**wanted.mesh)
         rules = [(rule.where, rule.split) for rule in wanted.rules]
         plan = parallel.specs(params, mesh, rules, fsdp=wanted.fsdp, least=wanted.least)
-        made = Spread(wanted, plan)
-        parallel.process_rows(recipe.batch_size, mesh)
+        ways = shares(mesh, batch_spec(mesh, None, "batch_size")) * wanted.accumulate
+        require_divisible("batch_size", np.empty((recipe.batch_size, 0)), ways, "")
     except NnoptError as error:
         raise RecipeError(f"recipe: parallel: {error}") from error
-    return made
+    return Spread(wanted, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -20,16 +21,17 @@ print("out", flush=True)
 
 
 def pair(*bodies, heartbeat=60):
-    """Two processes, each with its own body; returns once both have met."""
+    """Two processes of two devices, each with its own body; returns once both have met."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     run = []
     for process, body in enumerate(bodies):
         program = PROGRAM % textwrap.indent(textwrap.dedent(body), "    ").strip()
         words = [sys.executable, "-c", program, str(port), str(process), str(heartbeat)]
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        run.append(subprocess.Popen(words, **piped, text=True))
+        run.append(subprocess.Popen(words, **piped, env=os.environ | flags, text=True))
     for one in run:
         assert one.stdout.readline() == "in\n", one.communicate()
     return run

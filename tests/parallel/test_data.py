@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nnopt_jax import parallel
-from nnopt_jax.errors import SelectionError, ShapeError, ValueRangeError
+from nnopt_jax.errors import CompositionError, SelectionError, ShapeError, ValueRangeError
+from tests.parallel.pair import ends, pair
 
 
 def batches(*rows):
@@ -64,4 +65,31 @@ def test_what_does_not_divide_is_told():
     with pytest.raises(ShapeError, match="9 rows cannot be filled up to 8"):
         parallel.pad_batch(np.ones(9), 8)
     with pytest.raises(ValueRangeError, match=r"uneven='padd'.*Did you mean pad(.|\n)*prefetch=0"):
-        next(parallel.feed([], mesh, uneven="padd", prefetch=0))
+        parallel.feed([], mesh, uneven="padd", prefetch=0)
+    with pytest.raises(ShapeError, match="0 rows do not divide into 8 shares"):
+        parallel.shard_batch(np.ones((0, 2)), mesh)
+    with pytest.raises(ValueRangeError, match=r"size=8\.0"):
+        parallel.process_rows(8.0, mesh)
+    with pytest.raises(CompositionError, match="mesh is the str 'a'"):
+        parallel.shard_batch(np.ones(8), "a")
+    with pytest.raises(SelectionError, match="data, data name one axis twice"):
+        parallel.feed([], mesh, axes=["data", "data"])
+
+
+def test_one_batch_axis_may_be_named_alone():
+    split = parallel.shard_batch(np.ones(8), parallel.mesh(data=2, model=4), axes="model")
+    assert split.addressable_shards[0].data.shape == (2,)
+
+
+ONE_ROW_MORE = """
+    import numpy as np
+    mesh = parallel.mesh(data=-1)
+    parallel.shard_batch({"a": np.ones(16), "b": np.ones(16 + process)}, mesh)
+"""
+
+
+def test_rows_of_a_process_are_checked_too():
+    fits, fails = ends(pair(ONE_ROW_MORE, ONE_ROW_MORE))
+    assert "ShapeError: parallel.shard_batch" in fails[2]
+    assert "a has 16, b has 17" in fails[2]
+    assert "process 1 ended by ShapeError" in fits[2] or fits[0] == 0

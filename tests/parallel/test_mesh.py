@@ -38,3 +38,7 @@ def test_sizes_that_are_none():
         parallel.mesh()
     with pytest.raises(ValueRangeError, match=r"more than one -1(.|\n)*model=1.5"):
         parallel.mesh(data=-1, fsdp=-1, model=1.5)
+    with pytest.raises(ShapeError, match="devices are none, or one is there twice"):
+        parallel.mesh(data=-1, devices=[])
+    with pytest.raises(ShapeError, match="one is there twice"):
+        parallel.mesh(data=2, devices=jax.devices()[:1] * 2)

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType
 
 from nnopt_jax import parallel
-from nnopt_jax.errors import ShapeError, ValueRangeError
+from nnopt_jax.errors import CompositionError, ShapeError, ValueRangeError
 from tests.parallel import networks
 
 
@@ -111,13 +111,19 @@ def test_what_does_not_fit_is_told():
     blocks = [{"w": jnp.ones(3)}] * 8
     with pytest.raises(ShapeError, match="8 blocks do not divide into 3 stages x 1 repeats"):
         parallel.stack_stages(blocks, stages=3)
-    with pytest.raises(ShapeError, match="block 8: has other leaves or shapes than block 0"):
+    with pytest.raises(ShapeError, match="block 8: has other leaves, shapes or dtypes than"):
         parallel.stack_stages([*blocks, {"w": jnp.ones(2)}], stages=3)
+    with pytest.raises(ShapeError, match="block 8: has other leaves, shapes or dtypes than"):
+        parallel.stack_stages([*blocks, {"w": jnp.ones(3, jnp.bfloat16)}], stages=3)
+    with pytest.raises(CompositionError, match="blocks are of type dict; give a list"):
+        parallel.stack_stages({"w": jnp.ones(3)}, stages=3)
     with pytest.raises(ValueRangeError, match=r"microbatches=0 (.|\n)*axis='stages' is none of"):
         parallel.pipeline(lambda p, x: x, mesh, microbatches=0, axis="stages")
     run = parallel.pipeline(lambda p, x: x, mesh, microbatches=2)
     with pytest.raises(ShapeError, match=r"w: begins with axes \(1, 2, 4\); wanted \(repeats, 4"):
         run(parallel.stack_stages(blocks, stages=2), jnp.ones(4))
+    with pytest.raises(ShapeError, match="staged holds no leaf"):
+        run({}, jnp.ones(4))
     with pytest.raises(ShapeError, match="6 rows do not divide into 4 shares"):
         run(parallel.stack_stages(blocks, stages=4), jnp.ones(6))
     with pytest.raises(ShapeError, match="2 micro-batches are fewer than the 4 stages"):
@@ -127,6 +133,41 @@ def test_what_does_not_fit_is_told():
 def test_bubbles():
     # Four stages, four micro-batches: seven ticks, of which each stage works four.
     assert parallel.bubble(stages=4, microbatches=4) == pytest.approx(3 / 7)
+    with pytest.raises(ValueRangeError, match="microbatches=0"):
+        parallel.bubble(1, 0)
+
+
+def normed(params, h):
+    """A block that has no slope at zero."""
+    return 0.1 * params["s"][None] * h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True)) + h
+
+
+@pytest.mark.parametrize(
+    ("dtype", "repeats", "close"),
+    [(jnp.float32, 1, 1e-5), (jnp.float32, 2, 1e-5), (jnp.bfloat16, 1, 5e-2)],
+)
+def test_what_is_computed_while_a_pipeline_fills_spoils_no_gradient(dtype, repeats, close):
+    rng = np.random.default_rng(0)
+    blocks = [{"s": jnp.asarray(rng.normal(size=3) + 2, dtype)} for _ in range(4 * repeats)]
+    x = jnp.asarray(rng.normal(size=(8, 3)), dtype)
+    mesh = parallel.mesh(data=2, stage=4)
+    run = parallel.pipeline(normed, mesh, microbatches=4)
+
+    def in_order(blocks, x):
+        for block in blocks:
+            x = normed(block, x)
+        return jnp.square(x.astype(jnp.float32)).sum()
+
+    def piped(staged, x):
+        return jnp.square(run(staged, x).astype(jnp.float32)).sum()
+
+    staged = parallel.stack_stages(blocks, stages=4, repeats=repeats)
+    value, (slope, at_x) = jax.jit(jax.value_and_grad(piped, (0, 1)))(staged, x)
+    wanted, (wanted_slope, wanted_at_x) = jax.value_and_grad(in_order, (0, 1))(blocks, x)
+    np.testing.assert_allclose(value, wanted, rtol=close)
+    for found, one in zip(parallel.unstack_stages(slope), wanted_slope, strict=True):
+        assert networks.relative(found, one) < close
+    assert networks.relative(at_x, wanted_at_x) < close
 
 
 def test_explicit_axes_of_the_caller_will_do():

@@ -88,6 +88,13 @@ def test_rules_that_do_nothing_are_told():
         parallel.specs(shapes(w=(8, 8)), mesh, ["w"])
     with pytest.raises(SelectionError, match="fsdp='fdsp' is no axis of the mesh: model"):
         parallel.specs(shapes(w=(8, 8)), mesh, fsdp="fdsp")
+    with pytest.raises(SelectionError, match="'typo' matched no leaf"):
+        parallel.specs(shapes(w=(8, 8)), mesh, where="typo")
+    for entry in (3, ("model", 3), P.UNCONSTRAINED):
+        with pytest.raises(SelectionError, match="an entry is the name of a mesh axis"):
+            parallel.specs(shapes(w=(8, 8)), mesh, [("w", (entry,))])
+    with pytest.raises(SelectionError, match="w: is annotated by 'model'; give a PartitionSpec"):
+        parallel.specs(shapes(w=(8, 8)), mesh, annotations={"w": "model"})
     with pytest.raises(SelectionError, match=r"v: is annotated, and no leaf"):
         parallel.specs(shapes(w=(8, 8)), mesh, annotations={"v": P("model")})
 

@@ -87,8 +87,7 @@ def test_aux_is_averaged_and_each_micro_batch_has_a_key_of_its_own():
 def ways(path, axes):
     """Into how many shares a leaf of the transformer can be cut, thought out by hand."""
     tensor = axes.get("model", 1) if not re.search("norm|position|down/bias", path) else 1
-    fully = axes.get("fsdp", 1) if not (tensor > 1 and path.endswith("bias")) else 1
-    return tensor * fully
+    return tensor * axes.get("fsdp", 1)
 
 
 @pytest.mark.parametrize("name", networks.MESHES)
@@ -115,6 +114,20 @@ def test_a_state_is_used_up_and_the_parameters_given_are_not():
     run(before, jnp.ones((8, 8)))
     assert before.params["w"].is_deleted()
     assert not params["w"].is_deleted()
+    with pytest.raises(CompositionError, match="params/w of the state was given away"):
+        run(before, jnp.ones((8, 8)))
+    with pytest.raises(CompositionError, match="state is not of this step; give what init"):
+        run((params, (), ()), jnp.ones((8, 8)))
+
+
+def test_leaves_without_elements_train_along():
+    params = {"none": jnp.zeros((0, 8)), "w": jnp.ones(8)}
+    plan = networks.plan({"fsdp": 8}, params)
+    run = parallel.train_step(lambda p, x: (x @ p["w"]).sum(), optax.adam(0.1), plan=plan)
+    state = run.init(params)
+    for _ in range(2):
+        state, _ = run(state, jnp.ones((8, 8)))
+    assert state.params["none"].shape == (0, 8)
 
 
 PRUNE_AND_ROUND = nnopt.chain(
@@ -240,6 +253,18 @@ def test_inside_of_a_mesh_that_the_caller_has_set(kind):
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
     np.testing.assert_allclose(found["w"], slope["w"], rtol=1e-5)
     np.testing.assert_allclose(rows, x[:5] @ np.ones((16, 8)), rtol=1e-5, atol=1e-6)
+
+
+def test_inside_of_another_mesh_than_the_plan_s():
+    params, x = {"w": jnp.ones((16, 8))}, jnp.ones((16, 16))
+    plan = networks.plan({"data": 2, "fsdp": 4}, params)
+    run = parallel.train_step(lambda p, x: (x @ p["w"]).mean(), optax.adam(0.1), plan=plan)
+    with jax.set_mesh(jax.make_mesh((8,), ("x",))):
+        state, value = run(run.init(params), x)
+        rows = parallel.predict(lambda p, x: x @ p["w"], plan)(params, x)
+    assert value == 16.0
+    np.testing.assert_allclose(state.params["w"], 0.9, rtol=1e-5)
+    np.testing.assert_array_equal(rows, np.full((16, 8), 16.0))
 
 
 def test_what_is_no_plan_and_no_optimizer_is_told():

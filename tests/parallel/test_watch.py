@@ -53,3 +53,24 @@ def test_an_error_that_is_not_of_a_lost_process_stays_what_it_is():
     failed, also = ends(pair(RAISE, RAISE))
     assert failed[2].endswith("\nValueError: boom\n")
     assert also[2].endswith("\nValueError: boom\n")
+
+
+STEPS = """
+import jax.numpy as jnp, os, optax
+mesh = parallel.mesh(data=2, fsdp=-1)
+params = {"w": jnp.ones((64, 64))}
+plan = parallel.specs(params, mesh, least=0)
+run = parallel.train_step(lambda p, x: (x @ p["w"]).mean(), optax.adam(1e-3), plan=plan)
+state = run.init(params)
+for step in range(1000):
+    state, _ = run(state, parallel.shard_batch(jnp.ones((16, 64)), mesh))
+    if step == 1 and process == 1:
+        os._exit(3)
+"""
+
+
+def test_a_dead_collective_does_not_keep_the_survivor():
+    survivor, gone = ends(pair(STEPS, STEPS, heartbeat=10))
+    assert gone[0] == 3
+    assert survivor[0] == 1
+    assert "process 0 of 2 ends, as" in survivor[2]

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from nnopt_jax.errors import Problems, ShapeError
+from nnopt_jax.arrays.base import summary
+from nnopt_jax.errors import CompositionError, Problems, ShapeError
 from nnopt_jax.parallel.data import micro_batches, require_divisible
 from nnopt_jax.parallel.mesh import (
     automatic,
@@ -20,6 +21,7 @@ from nnopt_jax.parallel.mesh import (
     with_automatic_axes,
 )
 from nnopt_jax.settings import Settings
+from nnopt_jax.transform.given import described
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array
 
@@ -39,6 +41,7 @@ def stack_stages(blocks: Sequence[Any], stages: int, *, repeats: int = 1) -> Any
 
     Raises:
         ShapeError: the blocks do not divide, or are not alike.
+        CompositionError: the blocks are no list.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,17 +59,18 @@ def stack_stages(blocks: Sequence[Any], stages: int, *, repeats: int = 1) -> Any
     settings.integer("stages", stages, 1)
     settings.integer("repeats", repeats, 1)
     settings.done()
+    if not isinstance(blocks, Sequence):
+        raise CompositionError(f"{who}: blocks are {described(blocks)}; give a list of trees.")
     if not blocks or len(blocks) % (stages * repeats):
         raise ShapeError(
             f"{who}: {len(blocks)} blocks do not divide into {stages} stages x {repeats} repeats; "
             f"their number must be a multiple of {stages * repeats}."
         )
     problems = Problems(who)
-    first = flatten(blocks[0])
+    first = {path: summary(leaf) for path, leaf in flatten(blocks[0]).items()}
     for number, block in enumerate(blocks):
-        shapes = {path: leaf.shape for path, leaf in flatten(block).items()}
-        if shapes != {path: leaf.shape for path, leaf in first.items()}:
-            problems.add(f"block {number}", "has other leaves or shapes than block 0")
+        if {path: summary(leaf) for path, leaf in flatten(block).items()} != first:
+            problems.add(f"block {number}", "has other leaves, shapes or dtypes than block 0")
     problems.raise_as(ShapeError)
     shape = (repeats, stages, len(blocks) // (stages * repeats))
     return jax.tree.map(lambda *x: jnp.stack(x).reshape(*shape, *x[0].shape), *blocks)
@@ -110,6 +114,10 @@ def bubble(stages: int, microbatches: int, repeats: int = 1) -> float:
         >>> bubble(stages=4, microbatches=8), bubble(stages=4, microbatches=8, repeats=2)
         (0.2727272727272727, 0.15789473684210525)
     """
+    settings = Settings("parallel.bubble")
+    for name, value in [("stages", stages), ("microbatches", microbatches), ("repeats", repeats)]:
+        settings.integer(name, value, 1)
+    settings.done()
     return (stages - 1) / (repeats * microbatches + stages - 1)
 
 
@@ -200,13 +208,13 @@ def _schedule(
 
     def run(staged: Any, cut: Any, index: Array) -> Any:
         staged, index = jax.tree.map(lambda a: a[:, 0], staged), index[0]
-        cut = jax.lax.pcast(cut, (axis,), to="varying")
+        cut = jax.tree.map(lambda a: _wide(jax.lax.pcast, a, (axis,), to="varying"), cut)
         ring = [(i, (i + 1) % stages) for i in range(stages)]
 
         def tick(carry: tuple[Any, Any], now: Array) -> tuple[tuple[Any, Any], Any]:
             arrived, returned = carry
-            age = now - index  # negative until the first micro-batch is here: what is then
-            turn, micro = jnp.clip(age // count, 0, repeats - 1), age % count  # made is dropped
+            age = now - index  # negative until the first micro-batch is here: what is then made
+            turn, micro = jnp.clip(age // count, 0, repeats - 1), age % count  # is dropped
             fresh = _at(cut, micro)
             if repeats > 1:
                 fresh = _where(turn == 0, fresh, _at(returned, micro))
@@ -218,16 +226,21 @@ def _schedule(
                 returned = jax.tree.map(lambda a, new: a.at[slot].set(new), returned, kept)
             return (passed, returned), out
 
-        zeros = jax.tree.map(jnp.zeros_like, cut)
-        start = _at(zeros, 0), zeros if repeats > 1 else None
+        # Not zeros: where a block has no slope there, dropped or not, the gradient would be NaN.
+        start = _at(cut, 0), cut if repeats > 1 else None
         ticks = jnp.arange(count * repeats + stages - 1)
         _, outs = jax.lax.scan(tick, start, ticks)
         last = jax.tree.map(lambda a: a[count * (repeats - 1) + stages - 1 :], outs)
-        return jax.tree.map(
-            lambda a: jax.lax.psum(jnp.where(index == stages - 1, a, jnp.zeros_like(a)), axis), last
-        )
+        ours = jax.tree.map(lambda a: jnp.where(index == stages - 1, a, jnp.zeros_like(a)), last)
+        return jax.tree.map(lambda a: _wide(jax.lax.psum, a, axis), ours)
 
     return run
+
+
+def _wide(message: Callable[..., Array], a: Array, *args: Any, **kwargs: Any) -> Array:
+    """Sends floats as float32, in both directions: XLA's processor sums no narrower ones."""
+    narrow = jnp.issubdtype(a.dtype, jnp.floating) and jnp.finfo(a.dtype).bits < 32
+    return message(a.astype(jnp.float32) if narrow else a, *args, **kwargs).astype(a.dtype)
 
 
 def _at(tree: Any, index: Any) -> Any:
@@ -246,6 +259,8 @@ def _require_staged(who: str, staged: Any, stages: int, microbatches: int) -> in
         if len(shape) < 3 or shape[1] != stages or shape[0] != next(iter(shapes.values()))[0]:
             problems.add(path, f"begins with axes {shape}; wanted (repeats, {stages}, blocks), as "
                                f"stack_stages(blocks, stages={stages}) makes them")  # fmt: skip
+    if not shapes:
+        problems.add("", "staged holds no leaf; give what stack_stages(blocks) returns")
     problems.raise_as(ShapeError)
     repeats = next(iter(shapes.values()))[0]
     if repeats > 1 and microbatches < stages:

@@ -98,6 +98,8 @@ def by_annotation(
     for path, spec in given.items():
         if path not in leaves:
             unknown.add(path, f"is annotated, and no leaf.{nearest(path, leaves)}")
+        elif not isinstance(spec, PartitionSpec | None):
+            unknown.add(path, f"is annotated by {spec!r}; give a PartitionSpec or None")
         elif spec is not None and any(spec):
             found[path] = Ruled(spec, "annotation")
             check(path, leaves[path].shape, found[path], mesh, wrong)
@@ -120,7 +122,14 @@ def _pair(rule: Any, number: int, who: str) -> tuple[Where, PartitionSpec | None
             f"{who}: rule {number} splits by {spec!r}; give a PartitionSpec, a tuple of its "
             "entries, or None for whole."
         )
-    entries = (tuple(entry) if isinstance(entry, list) else entry for entry in spec)
+    entries = [tuple(entry) if isinstance(entry, list) else entry for entry in spec]
+    for entry in entries:
+        names = (entry,) if entry is None or isinstance(entry, str) else entry
+        if not isinstance(names, tuple) or not all(isinstance(n, str | None) for n in names):
+            raise SelectionError(
+                f"{who}: rule {number} splits by {entry!r}; an entry is the name of a mesh axis, "
+                "a tuple of names, or None."
+            )
     return where, PartitionSpec(*entries)
 
 
