@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import is_node, show
-from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
+from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
+from nnopt_jax.transfer.parameter.graft.leaves import canonical, loses, read, read_source
 from nnopt_jax.transfer.parameter.graft.report import GraftReport
-from nnopt_jax.transfer.parameter.graft.rule import Leaves, Rule
+from nnopt_jax.transfer.parameter.graft.rule import Failed, Leaves, Rule, tried
+from nnopt_jax.transform.given import described
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.place import place
 from nnopt_jax.typing import Params
@@ -43,27 +46,33 @@ def graft(
 
     Rules act on the leaves of the source in the order given; then each leaf of the target takes
     the leaf of its name. Nothing is changed in place, and nothing at all is returned where one
-    leaf is wrong.
+    leaf is wrong, unless `strict=False`.
 
     Args:
-        target: where parameters go: arrays, expressions, or `jax.ShapeDtypeStruct`s. A leaf comes
-            in the dtype of the target's, and onto its devices where it says any (`sharding`). Of
-            abstract leaves, those that are kept stay abstract.
-        source: where they come from: arrays, or expressions, which stay packed where no rule
-            changes them.
+        target: where parameters go: arrays, expressions, or `jax.ShapeDtypeStruct`s. An array comes
+            in the dtype of the target's, and onto its devices where it says any (`sharding`).
+            Floats are rounded to a narrower dtype (beyond its range: infinite); what would lose
+            more, floats to whole numbers, complex numbers to real ones, or whole numbers beyond the
+            range, is an error. Of abstract leaves, those that are kept stay abstract.
+        source: where they come from: arrays, or expressions. Those come packed where no rule
+            changes them, in the dtype and on the devices that they have.
         rules: of `nnopt_jax.transfer.rules`: `rename`, `drop`, `transpose`, `reshape`, `stack`,
             `unstack`, `fuse`, `split`, for the source; `keep`, `adapt`, for the target.
         strict: whether it is an error if a leaf of the target finds none of its name (and no
-            `keep` says so), a leaf of the source goes nowhere (and no `drop` says so), or a rule
-            meets no leaf. Otherwise those stay, and the report lists them.
+            `keep` says so), a leaf of the source goes nowhere (and no `drop` says so, nor a `keep`
+            of its name), a rule meets no leaf or cannot do with it what it says, two leaves have
+            one name, or a shape or dtype does not fit. Otherwise the leaves of the target stay,
+            and the report lists them.
 
     Returns:
         The parameters and the report.
 
     Raises:
-        SelectionError: leaves without a counterpart, two for one name, or rules that meet none;
-            all are named, with the nearest names.
-        ShapeError: shapes differ and no rule says what to do; all are named.
+        CompositionError: something is no rule, or a leaf holds no numbers.
+        SelectionError: leaves without a counterpart, two for one name, or rules that meet none or
+            do not fit; all are named, with the nearest names.
+        ShapeError: shapes differ and no rule makes them fit, or values would be lost in the dtype
+            of the target; all are named.
 
     Example:
         >>> import jax.numpy as jnp
@@ -88,20 +97,34 @@ def graft(
     References:
         Assignment maps as in T5X; shape adapters: see `nnopt_jax.ops.resize_grid`, `resize_rows`.
     """
-    there, here = flatten(target, is_node), flatten(source, is_node)
-    here = {path: leaf if is_node(leaf) else jnp.asarray(leaf) for path, leaf in here.items()}
-    twice = Problems(_NAME)
-    hits: dict[Rule, int] = {}
-    for rule in rules:
-        if rule.change is not None:
-            here, hits[rule] = rule.change(here, twice)
-    twice.raise_as(SelectionError)
-    way = _Graft(here, [rule for rule in rules if rule.change is None], hits)
-    made = {path: way.leaf(path, leaf) for path, leaf in there.items()}
-    report = way.report(there, rules)
-    _complain(report, way, there, strict)
-    placed = {path: _placed(there[path], leaf) for path, leaf in made.items()}
-    return Grafted(unflatten(target, placed, is_node), report)
+    rules, wrong = _rules(rules), Problems(_NAME)
+    there, here = read(target, "target", wrong), read_source(source, wrong)
+    wrong.raise_as(CompositionError)
+    way = _Graft(here, rules)
+    way.lay_out(strict)
+    found = {path: way.leaf(path, leaf) for path, leaf in there.items()}
+    if strict:
+        way.complain(there)
+    as_given = flatten(target, is_node)
+    made = {
+        path: as_given[path] if leaf is None else _placed(there[path], leaf)
+        for path, leaf in found.items()
+    }
+    return Grafted(unflatten(target, made, is_node), way.report(there))
+
+
+def _rules(given: Any) -> list[Rule]:
+    """The rules, and nothing else."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise CompositionError(
+            f"{_NAME}: rules is {described(given)}; give a list, [rules.keep('head')], say."
+        )
+    rules, wrong = list(given), Problems(_NAME)
+    for number, rule in enumerate(rules, 1):
+        if not isinstance(rule, Rule):
+            wrong.add("", f"rule {number} is {described(rule)}; give e.g. rules.keep('head')")
+    wrong.raise_as(CompositionError)
+    return rules
 
 
 @dataclasses.dataclass
@@ -110,81 +133,122 @@ class _Graft:
 
     here: Leaves
     rules: list[Rule]
-    hits: dict[Rule, int]
+    hits: collections.Counter[Rule] = dataclasses.field(default_factory=collections.Counter)
     copied: list[str] = dataclasses.field(default_factory=list)
     adapted: dict[str, str] = dataclasses.field(default_factory=dict)
     kept: list[str] = dataclasses.field(default_factory=list)
     lost: list[str] = dataclasses.field(default_factory=list)
-    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    hidden: set[str] = dataclasses.field(default_factory=set)
+    failed: Failed = dataclasses.field(default_factory=dict)
+
+    def lay_out(self, strict: bool) -> None:
+        """Brings the leaves of the source to the names and layouts of the target."""
+        for rule in self.rules:
+            if rule.change is not None:
+                self.here, hits = rule.change(self.here, self.failed)
+                self.hits[rule] += hits
+        if strict:
+            _all_of(self.failed).raise_as(SelectionError)
 
     def leaf(self, path: str, target: Any) -> Any:
-        """What the target gets."""
-        target = target if hasattr(target, "shape") else jnp.asarray(target)
+        """What the target gets; None where its own leaf stays."""
         if self._met(path, target, lambda rule: rule.keeps):
             self.kept.append(path)
+            self.hidden.update({path} & self.here.keys())
             return None
         if path not in self.here:
-            self.kept.append(path)
-            self.lost.append(path)
+            if path not in self.failed:
+                self.kept.append(path)
+                self.lost.append(path)
             return None
         source = self.here[path]
         rule = self._met(path, target, lambda rule: rule.adapts)
-        if source.shape == target.shape:
+        alike = source.shape == target.shape
+        found = source if alike else self._fitted(path, source, target, rule)
+        if found is None or self._is_poorer(path, target, found):
+            return None
+        if alike:
             self.copied.append(path)
-            return source
-        return self._fitted(path, source, target, rule)
+        else:
+            self.adapted[path] = f"{source.shape} -> {target.shape} by {rule}"
+        return found
 
     def _met(self, path: str, target: Any, test: Any) -> Rule | None:
         """The first rule that means a leaf of the target; all that do are counted."""
         met = [rule for rule in self.rules if test(rule) and test(rule)(path, target)]
         for rule in met:
-            self.hits[rule] = self.hits.get(rule, 0) + 1
+            self.hits[rule] += 1
         return met[0] if met else None
 
     def _fitted(self, path: str, source: Any, target: Any, rule: Rule | None) -> Any:
+        """The source in the shape of the target; None where no rule makes it so."""
+        how = f"adapt({path!r}, corner | rows | grid(...)), or keep() it"
         if rule is None or rule.adapt is None:
-            self.failed[path] = f"is {target.shape} in the target, {source.shape} in the source"
+            self.failed[path] = (
+                f"is {target.shape} in the target, {source.shape} in the source; {how}"
+            )
             return None
-        found = rule.adapt(show(source), show(target))
-        if found.shape != target.shape:
-            self.failed[path] = f"{rule} made {found.shape} of {source.shape}, not {target.shape}"
+        what = f"{rule} makes no {target.shape} of {source.shape}"
+        found = tried(self.failed, path, what, _adapted, rule.adapt, source, target)
+        if found is not None and found.shape != target.shape:
+            self.failed[path] = (
+                f"{rule} made {found.shape} of {source.shape}, not {target.shape}; {how}"
+            )
             return None
-        self.adapted[path] = f"{source.shape} -> {target.shape} by {rule}"
         return found
 
-    def report(self, there: Leaves, rules: Sequence[Rule]) -> GraftReport:
+    def _is_poorer(self, path: str, target: Any, found: Any) -> bool:
+        """Whether the dtype of the target cannot take what was found."""
+        if is_node(found) or not loses(found, canonical(target.dtype)):
+            return False
+        self.failed[path] = (
+            f"is {target.dtype} in the target, where values of {found.dtype} would be lost; make "
+            f"the source {target.dtype} first (x.astype, say), or keep({path!r})"
+        )
+        return True
+
+    def report(self, there: Leaves) -> GraftReport:
+        """What became of every leaf."""
         return GraftReport(
             tuple(self.copied),
             self.adapted,
             tuple(self.kept),
-            tuple(path for path in self.here if path not in there),
+            tuple(path for path in self.here if path not in there or path in self.hidden),
             self.failed,
-            tuple(str(rule) for rule in rules if not self.hits.get(rule)),
+            tuple(str(rule) for rule in self.rules if not self.hits[rule]),
         )
 
-
-def _complain(report: GraftReport, way: _Graft, there: Leaves, strict: bool) -> None:
-    lost, misfit = Problems(_NAME), Problems(_NAME)
-    if strict:
-        for path in way.lost:
-            near = nearest(path, report.unused)
+    def complain(self, there: Leaves) -> None:
+        """Raises all that has no counterpart, or else all that does not fit."""
+        lost, report = Problems(_NAME), self.report(there)
+        homeless = [path for path in report.unused if path not in self.hidden]
+        for path in self.lost:
+            near = nearest(path, homeless)
             lost.add(path, f"finds no leaf in the source; rename() one, or keep({path!r}).{near}")
-        for path in report.unused:
-            near = nearest(path, way.lost)
+        for path in homeless:
+            near = nearest(path, self.lost)
             lost.add(path, f"of the source has no place; rename() it, or drop({path!r}).{near}")
         for rule in report.dead_rules:
             lost.add("", f"rule {rule} met no leaf; mend it or take it out.")
-    for path, text in report.failed.items():
-        misfit.add(path, f"{text}; adapt({path!r}, corner | rows | grid(...)), or keep() it")
-    lost.raise_as(SelectionError)
-    misfit.raise_as(ShapeError)
+        lost.raise_as(SelectionError)
+        _all_of(self.failed).raise_as(ShapeError)
+
+
+def _all_of(failed: Failed) -> Problems:
+    problems = Problems(_NAME)
+    for path, text in failed.items():
+        problems.add(path, text)
+    return problems
+
+
+def _adapted(adapt: Callable[[Any, Any], Any], source: Any, target: Any) -> Any:
+    return jnp.asarray(adapt(show(source), show(target)))
 
 
 def _placed(target: Any, leaf: Any) -> Any:
-    """In the dtype and on the devices that the target says."""
-    if leaf is None:
-        return target
-    if not is_node(leaf):
-        leaf = leaf.astype(target.dtype if hasattr(target, "dtype") else jnp.asarray(target).dtype)
+    """In the dtype and on the devices that the target says; expressions as they are."""
+    if is_node(leaf):
+        return leaf
+    leaf = jnp.asarray(leaf, canonical(target.dtype))
     sharding = getattr(target, "sharding", None)
-    return leaf if sharding is None or is_node(leaf) else place(leaf, sharding)
+    return leaf if sharding is None else place(leaf, sharding)

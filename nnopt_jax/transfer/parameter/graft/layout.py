@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import show
-from nnopt_jax.errors import Problems
-from nnopt_jax.transfer.parameter.graft.rule import Leaves, Rule, compiled, each, put
+from nnopt_jax.errors import SelectionError, ShapeError
+from nnopt_jax.transfer.parameter.graft.rule import (
+    Failed,
+    Leaves,
+    Rule,
+    compiled,
+    each,
+    put,
+    tried,
+)
 from nnopt_jax.tree.select import Where
 
 
@@ -28,11 +35,11 @@ def transpose(where: Where, axes: Sequence[int] | None = None) -> Rule:
         >>> made.params["w"].shape
         (3, 2)
     """
-    name = "transpose" if axes is None else f"transpose[{tuple(axes)}]"
+    name = "transpose" if axes is None else f"transpose[{axes}]"
     return each(name, where, lambda leaf: jnp.transpose(show(leaf), axes))
 
 
-def reshape(where: Where, shape: Sequence[int]) -> Rule:
+def reshape(where: Where, shape: int | Sequence[int]) -> Rule:
     """Leaves of the source in another shape of as many elements.
 
     Args:
@@ -46,7 +53,7 @@ def reshape(where: Where, shape: Sequence[int]) -> Rule:
         >>> graft({"w": jnp.zeros((2, 2))}, {"w": jnp.arange(4.0)}, [rule]).params["w"].shape
         (2, 2)
     """
-    return each(f"reshape[{tuple(shape)}]", where, lambda leaf: jnp.reshape(show(leaf), shape))
+    return each(f"reshape[{shape}]", where, lambda leaf: jnp.reshape(show(leaf), shape))
 
 
 def stack(pattern: str, template: str) -> Rule:
@@ -64,22 +71,18 @@ def stack(pattern: str, template: str) -> Rule:
         >>> graft({"layers": {"w": jnp.zeros((2, 3))}}, source, [rule]).params["layers"]["w"][:, 0]
         Array([0., 1.], dtype=float32)
     """
-    expression = compiled(pattern, "index")
 
-    def change(leaves: Leaves, problems: Problems) -> tuple[Leaves, int]:
-        rest, parts = _grouped(leaves, expression, template)
-        for path, layers in parts.items():
-            numbers = sorted(layers, key=int)
-            if [int(number) for number in numbers] != list(range(len(numbers))):
-                problems.add(path, f"layers {', '.join(numbers)} are no run from 0; rename them")
-            elif len({leaf.shape for leaf in layers.values()}) > 1:
-                shapes = ", ".join(str(layers[number].shape) for number in numbers)
-                problems.add(path, f"layers of shapes {shapes} cannot be stacked")
-            else:
-                put(rest, path, jnp.stack([show(layers[number]) for number in numbers]), problems)
-        return rest, sum(map(len, parts.values()))
+    def stacked(layers: Leaves) -> Any:
+        numbers = sorted(layers, key=int)
+        if [int(number) for number in numbers] != list(range(len(numbers))):
+            raise ShapeError(f"layers {', '.join(numbers)} are no run from 0; rename them")
+        if len({leaf.shape for leaf in layers.values()}) > 1:
+            shapes = ", ".join(str(layers[number].shape) for number in numbers)
+            raise ShapeError(f"layers of shapes {shapes} cannot be stacked")
+        return jnp.stack([show(layers[number]) for number in numbers])
 
-    return Rule(f"stack({pattern!r}, {template!r})", change)
+    text = f"stack({pattern!r}, {template!r})"
+    return _joining(text, pattern, template, "index", stacked)
 
 
 def unstack(pattern: str, template: str) -> Rule:
@@ -98,8 +101,7 @@ def unstack(pattern: str, template: str) -> Rule:
         Array([1., 1., 1.], dtype=float32)
     """
 
-    def layers(path: str, leaf: Any, problems: Problems) -> dict[str, Any]:
-        del path, problems
+    def layers(leaf: Any) -> Leaves:
         return {str(index): layer for index, layer in enumerate(show(leaf))}
 
     return _spreading(f"unstack({pattern!r}, {template!r})", pattern, template, "{index}", layers)
@@ -122,18 +124,15 @@ def fuse(pattern: str, template: str, order: Sequence[str], axis: int = -1) -> R
         >>> graft({"qk": {"w": jnp.zeros((1, 4))}}, source, [rule]).params["qk"]["w"]
         Array([[0., 0., 1., 1.]], dtype=float32)
     """
-    expression = compiled(pattern, "part")
+    names = _named(order)
 
-    def change(leaves: Leaves, problems: Problems) -> tuple[Leaves, int]:
-        rest, parts = _grouped(leaves, expression, template)
-        for path, found in parts.items():
-            if found.keys() != set(order):
-                problems.add(path, f"has parts {sorted(found)}, the rule names {list(order)}")
-                continue
-            put(rest, path, jnp.concatenate([show(found[n]) for n in order], axis), problems)
-        return rest, sum(map(len, parts.values()))
+    def fused(parts: Leaves) -> Any:
+        if parts.keys() != set(names):
+            raise SelectionError(f"it has parts {sorted(parts)}, the rule names {names}")
+        return jnp.concatenate([show(parts[name]) for name in names], axis)
 
-    return Rule(f"fuse({pattern!r}, {template!r}, {tuple(order)!r}, axis={axis})", change)
+    text = f"fuse({pattern!r}, {template!r}, {tuple(names)!r}, axis={axis})"
+    return _joining(text, pattern, template, "part", fused)
 
 
 def split(
@@ -157,57 +156,78 @@ def split(
         >>> graft(target, {"qk": {"w": jnp.arange(4.0)[None]}}, [rule]).params["k"]["w"]
         Array([[2., 3.]], dtype=float32)
     """
+    names = _named(order)
 
-    def parts(path: str, leaf: Any, problems: Problems) -> dict[str, Any]:
+    def parts(leaf: Any) -> Leaves:
         length = leaf.shape[axis]
-        each = [length // len(order)] * len(order) if sizes is None else list(sizes)
-        if len(each) != len(order) or sum(each) != length:
-            problems.add(path, f"of size {length} along axis {axis} has no parts of {each}")
-            return {}
+        each = [length // len(names)] * len(names) if sizes is None else list(sizes)
+        if len(each) != len(names) or min(each) < 0 or sum(each) != length:
+            raise ShapeError(f"a leaf of size {length} along axis {axis} has no parts of {each}")
         ends = [sum(each[: i + 1]) for i in range(len(each) - 1)]
-        return dict(zip(order, jnp.split(show(leaf), ends, axis), strict=True))
+        return dict(zip(names, jnp.split(show(leaf), ends, axis), strict=True))
 
-    text = f"split({pattern!r}, {template!r}, {tuple(order)!r}, axis={axis})"
+    text = f"split({pattern!r}, {template!r}, {tuple(names)!r}, axis={axis})"
     return _spreading(text, pattern, template, "{part}", parts)
 
 
+def _named(order: Sequence[str]) -> list[str]:
+    """The names of parts: at least one, and none of them twice."""
+    names = list(order)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise SelectionError(f"transfer.rules: order={order!r} holds no names of parts.")
+    if len(set(names)) != len(names):
+        raise SelectionError(f"transfer.rules: order={order!r} names a part twice.")
+    return names
+
+
 def _spreading(
-    text: str,
-    pattern: str,
-    template: str,
-    slot: str,
-    parts: Callable[[str, Any, Problems], dict[str, Any]],
+    text: str, pattern: str, template: str, slot: str, parts: Callable[[Any], Leaves]
 ) -> Rule:
     """A rule that makes several leaves of one; the slot of the template takes their names."""
-    expression = compiled(pattern)
+    expression = compiled(pattern, template)
 
-    def change(leaves: Leaves, problems: Problems) -> tuple[Leaves, int]:
+    def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:
         made, hits = {}, 0
         for path, leaf in leaves.items():
             found = expression.fullmatch(path)
             if found is None:
-                put(made, path, leaf, problems)
+                put(made, path, leaf, failed)
                 continue
             hits += 1
             name = found.expand(template.replace(slot, "\0"))
-            for part, array in parts(path, leaf, problems).items():
-                put(made, name.replace("\0", part), array, problems)
+            for part, array in (tried(failed, path, text, parts, leaf) or {}).items():
+                put(made, name.replace("\0", part), array, failed)
         return made, hits
 
     return Rule(text, change)
 
 
-def _grouped(
-    leaves: Leaves, expression: re.Pattern[str], template: str
-) -> tuple[Leaves, dict[str, Leaves]]:
-    """Leaves that do not match, and those that do: by path of the whole, then by part."""
-    rest: Leaves = {}
-    parts: dict[str, Leaves] = {}
-    (name,) = set(expression.groupindex) & {"index", "part"}
-    for path, leaf in leaves.items():
-        found = expression.fullmatch(path)
-        if found is None:
-            rest[path] = leaf
-        else:
-            parts.setdefault(found.expand(template), {})[found[name]] = leaf
-    return rest, parts
+def _joining(
+    text: str, pattern: str, template: str, group: str, whole: Callable[[Leaves], Any]
+) -> Rule:
+    """A rule that makes one leaf of several; the group of the pattern tells them apart."""
+    expression = compiled(pattern, template, group)
+
+    def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:
+        made: Leaves = {}
+        parts: dict[str, Leaves] = {}
+        hits = 0
+        for path, leaf in leaves.items():
+            found = expression.fullmatch(path)
+            if found is None:
+                put(made, path, leaf, failed)
+                continue
+            hits += 1
+            name, place = found[group], found.expand(template)
+            if name in parts.setdefault(place, {}):
+                failed[place] = (
+                    f"{text}: two leaves of the source are {group} {name!r}; make the template "
+                    "tell them apart"
+                )
+            parts[place][name] = leaf
+        for path, found in parts.items():
+            array = None if path in failed else tried(failed, path, text, whole, found)
+            put(made, path, array, failed)
+        return made, hits
+
+    return Rule(text, change)

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nnopt_jax.errors import Problems
-from nnopt_jax.transfer.parameter.graft.rule import Leaves, Rule, compiled, each, put, written
+from nnopt_jax.transfer.parameter.graft.rule import (
+    Failed,
+    Leaves,
+    Rule,
+    compiled,
+    each,
+    put,
+    written,
+)
 from nnopt_jax.tree.select import Where, selector
 
 
@@ -23,14 +30,14 @@ def rename(pattern: str, template: str) -> Rule:
         >>> graft({"blocks": [{"kernel": 0.0}]}, {"layer_0": {"w": 7.0}}, [rule]).params
         {'blocks': [{'kernel': Array(7., dtype=float32)}]}
     """
-    expression = compiled(pattern)
+    expression = compiled(pattern, template)
 
-    def change(leaves: Leaves, problems: Problems) -> tuple[Leaves, int]:
+    def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:
         made, hits = {}, 0
         for path, leaf in leaves.items():
             found = expression.fullmatch(path)
             hits += found is not None
-            put(made, path if found is None else found.expand(template), leaf, problems)
+            put(made, path if found is None else found.expand(template), leaf, failed)
         return made, hits
 
     return Rule(f"rename({pattern!r}, {template!r})", change)
@@ -52,6 +59,8 @@ def drop(where: Where) -> Rule:
 
 def keep(where: Where) -> Rule:
     """Leaves of the target that stay as they are: a new head, say.
+
+    A leaf of the source that has such a name goes nowhere; the report lists it as unused.
 
     Args:
         where: which leaves of the target.

@@ -13,9 +13,10 @@ class GraftReport:
     Args:
         copied: paths of the target whose leaves came as they were, but for the dtype.
         adapted: what was done to the others that came, by path.
-        kept: paths of the target that stayed.
-        unused: paths of the source, after all renames, that went nowhere.
-        failed: what was wrong, by path.
+        kept: paths of the target that stayed, by a rule or because the source has none.
+        unused: paths of the source, after all renames, that went nowhere; a path that is kept as
+            well is one of both.
+        failed: what was wrong, by path; paths of the target among them stayed.
         dead_rules: rules that met no leaf.
 
     Example:

@@ -7,10 +7,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from nnopt_jax.errors import Problems, SelectionError
+from nnopt_jax.errors import SelectionError
 from nnopt_jax.tree.select import Where, selector
 
 Leaves = dict[str, Any]
+Failed = dict[str, str]
+"""What was wrong, by path."""
+
+_WRONG = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Rule:
 
     Args:
         text: how it was written, for errors and reports.
-        change: `(leaves of the source, problems) -> (leaves, number of leaves it took)`.
+        change: `(leaves of the source, what was wrong) -> (leaves, number of leaves it took)`;
+            adds to what was wrong.
         keeps: which leaves of the target it leaves alone.
         adapts: which leaves of the target it makes fit, and `adapt(source, target) -> array`.
 
@@ -30,7 +35,7 @@ class Rule:
     """
 
     text: str
-    change: Callable[[Leaves, Problems], tuple[Leaves, int]] | None = None
+    change: Callable[[Leaves, Failed], tuple[Leaves, int]] | None = None
     keeps: Callable[[str, Any], bool] | None = None
     adapts: Callable[[str, Any], bool] | None = None
     adapt: Callable[[Any, Any], Any] | None = None
@@ -40,20 +45,34 @@ class Rule:
         return self.text
 
 
-def put(leaves: Leaves, path: str, leaf: Any, problems: Problems) -> None:
-    """Adds a leaf to those of the source, under a name that no other has."""
+def put(leaves: Leaves, path: str, leaf: Any, failed: Failed) -> None:
+    """Adds a leaf to those of the source; a name that went wrong, or has two, has none."""
     if path in leaves:
-        problems.add(path, "is the name of two leaves of the source; make the rules say which")
-    leaves[path] = leaf
+        failed[path] = "is the name of two leaves of the source; make the rules say which"
+    if path in failed:
+        leaves.pop(path, None)
+    else:
+        leaves[path] = leaf
 
 
-def compiled(pattern: str, group: str | None = None) -> re.Pattern[str]:
-    """The expression of whole paths, with the group that is needed."""
+def tried(failed: Failed, path: str, what: str, function: Callable[..., Any], *given: Any) -> Any:
+    """What a function makes of leaves; None where it cannot, and then the path has failed."""
+    try:
+        return function(*given)
+    except _WRONG as error:
+        failed[path] = f"{what}: {error}"
+        return None
+
+
+def compiled(pattern: str, template: str, group: str | None = None) -> re.Pattern[str]:
+    """The expression of whole paths, with the groups that the template and the rule need."""
     try:
         expression = re.compile(pattern)
-    except re.error as error:
+        expression.sub(template, "")  # reads the template, whether anything matches or not
+    except (re.error, LookupError, TypeError) as error:
         raise SelectionError(
-            f"transfer.rules: {pattern!r} is no regular expression: {error}"
+            f"transfer.rules: {pattern!r} with {template!r} is no regular expression and template "
+            f"of re.Match.expand: {error}"
         ) from error
     if group is not None and group not in expression.groupindex:
         raise SelectionError(f"transfer.rules: {pattern!r} has no group (?P<{group}>...).")
@@ -69,15 +88,13 @@ def each(name: str, where: Where, function: Callable[[Any], Any]) -> Rule:
     """A rule that changes chosen leaves one by one; what becomes None is left out."""
     chosen = selector(where)
 
-    def change(leaves: Leaves, problems: Problems) -> tuple[Leaves, int]:
+    def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:
         made, hits = {}, 0
         for path, leaf in leaves.items():
             if chosen(path, leaf):
                 hits += 1
-                try:
-                    leaf = function(leaf)
-                except (TypeError, ValueError) as error:
-                    problems.add(path, f"{name} does not fit shape {leaf.shape}: {error}")
+                what = f"{name} does not fit shape {leaf.shape}"
+                leaf = tried(failed, path, what, function, leaf)
             if leaf is not None:
                 made[path] = leaf
         return made, hits

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.errors import ShapeError
 from nnopt_jax.ops import resize
+from nnopt_jax.transfer.parameter.graft.leaves import loses
 from nnopt_jax.typing import Array
 
 
@@ -21,7 +22,10 @@ def corner(source: Array, target: Any) -> Array:
         target: the array it goes into; of a mere shape, the rest is zero.
 
     Returns:
-        An array of the target's shape.
+        An array of the target's shape and dtype.
+
+    Raises:
+        ShapeError: numbers of axes differ, or values would be lost in the dtype of the target.
 
     Example:
         >>> import jax.numpy as jnp
@@ -31,6 +35,11 @@ def corner(source: Array, target: Any) -> Array:
     """
     if isinstance(target, jax.ShapeDtypeStruct):
         target = jnp.zeros(target.shape, target.dtype)
+    if loses(source, target.dtype):
+        raise ShapeError(
+            f"transfer.rules.corner: values of {source.dtype} would be lost in {target.dtype}; "
+            f"give the source as {target.dtype}, x.astype(...)."
+        )
     return resize.corner(source, target)
 
 

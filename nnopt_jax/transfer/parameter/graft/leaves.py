@@ -1,0 +1,90 @@
+"""Leaves that come to a graft, and which dtypes they can be brought to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from nnopt_jax.arrays.base import is_node
+from nnopt_jax.errors import Problems
+from nnopt_jax.transfer.parameter.graft.rule import Leaves
+from nnopt_jax.transform.given import described
+from nnopt_jax.tree.paths import flatten
+from nnopt_jax.typing import Params
+
+_KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+
+
+def read(tree: Params, whose: str, problems: Problems) -> Leaves:
+    """The leaves by path: expressions, arrays of JAX or NumPy, and shapes with a dtype."""
+    leaves = flatten(tree, is_node)
+    for path, leaf in leaves.items():
+        if is_node(leaf) or isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+            continue
+        leaves[path] = np.asarray(leaf)
+        if _kind(leaves[path].dtype) is None:
+            problems.add(
+                path, f"of the {whose} is {described(leaf)}; give numbers, or leave it out"
+            )
+    return leaves
+
+
+def read_source(tree: Params, problems: Problems) -> Leaves:
+    """The leaves by path: expressions, and arrays of JAX."""
+    leaves = read(tree, "source", problems)
+    for path, leaf in leaves.items():
+        if any(isinstance(part, jax.ShapeDtypeStruct) for part in jax.tree.leaves(leaf)):
+            problems.add(path, "of the source is abstract; give arrays, or leave it out")
+        elif isinstance(leaf, np.ndarray) and _kind(leaf.dtype) is not None:
+            if loses(leaf, canonical(leaf.dtype)):
+                problems.add(path, f"of the source is {leaf.dtype}, and some of its numbers are "
+                                   f"beyond {canonical(leaf.dtype)}; set jax_enable_x64, or leave "
+                                   "it out")  # fmt: skip
+            leaves[path] = jnp.asarray(leaf)
+    return leaves
+
+
+def canonical(dtype: Any) -> Any:
+    """The dtype that JAX, as it is set up, has for another."""
+    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
+
+
+def loses(x: Any, dtype: Any) -> bool:
+    """Whether an array loses more in another dtype than floats lose by rounding.
+
+    Args:
+        x: an array of NumPy or JAX.
+        dtype: where it shall go.
+
+    Returns:
+        True of what leaves its kind (keys, complex numbers, floats, whole numbers, truth values)
+        for a poorer one, and of whole numbers that are, or under `jax.jit` may be, beyond the
+        range of the other dtype.
+
+    Example:
+        >>> import numpy as np
+        >>> from nnopt_jax.transfer.parameter.graft.leaves import loses
+        >>> loses(np.array([1.0]), np.int8), loses(np.array([300]), np.int8)
+        (True, True)
+        >>> loses(np.array([3]), np.int8), loses(np.array([1.1]), np.float16)
+        (False, False)
+    """
+    given, wanted = _kind(x.dtype), _kind(dtype)
+    if given is None or wanted is None:
+        return x.dtype != dtype
+    if given != wanted or _KINDS[given] is not jnp.integer:
+        return given > wanted
+    mine, other = jnp.iinfo(x.dtype), jnp.iinfo(dtype)
+    if (other.min <= mine.min and mine.max <= other.max) or not x.size:
+        return False
+    return isinstance(x, Tracer) or int(x.min()) < other.min or int(x.max()) > other.max
+
+
+def _kind(dtype: Any) -> int | None:
+    """Place among the kinds of numbers, from poor to rich; None for what is none of them."""
+    found = (place for place, kind in enumerate(_KINDS) if jnp.issubdtype(dtype, kind))
+    return next(found, None)
