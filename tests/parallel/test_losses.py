@@ -63,6 +63,6 @@ def test_optimizers_that_look_at_the_loss_are_given_it():
     optimizer = optax.chain(optax.sgd(0.0), halve)
     run = parallel.train_step(lambda p, x: p["w"].sum(), optimizer, plan=plan)
     state = run.init(PARAMS)
-    for _ in range(3):  # the loss never falls
+    for _ in range(2):  # the loss does not fall
         state, _ = run(state, jnp.arange(8.0))
     assert state.opt_state[1].scale == 0.5
