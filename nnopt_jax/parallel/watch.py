@@ -83,8 +83,9 @@ class Watch:
             self._part(error, bereft)
         except jax.errors.JaxRuntimeError:
             self._verdict = self._verdict or "process 0, which holds the coordinator, is gone"
-        if bereft or (error is None and self._verdict is not None):
+        if error is not None or self._verdict is not None:
             atexit.register(_end_in_time)
+        if bereft or (error is None and self._verdict is not None):
             raise ProcessLostError(self._message()) from error
 
     def _run(self) -> None:
