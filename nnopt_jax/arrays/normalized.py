@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, node, show
+from nnopt_jax.arrays.base import Field, Node, kept, node, show
 
 
 @node
@@ -53,6 +53,10 @@ class Normalized(Node):
         norm = norm_like(base, length.shape)
         share = jnp.where(norm > 0, length / jnp.where(norm > 0, norm, 1.0), 0.0)
         return (base * share).astype(self.dtype)
+
+    def kept(self) -> Field:
+        """The mask of the base: a length of zero stays zero."""
+        return kept(self.base)
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
         """The base lies like the weight."""
