@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, kept, node, show
+from nnopt_jax.ops.exponent import exponent
 
 
 @node
@@ -90,7 +91,6 @@ def norm_like(base: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
     base = jax.lax.stop_gradient(base).astype(jnp.float32)
-    # Brought near 1 by a power of two, which rounds nothing: squares would overflow or vanish.
-    _, power = jnp.frexp(jnp.max(jnp.abs(base), axes, keepdims=True, initial=0.0))
+    power = exponent(base, axes)
     square = jnp.square(jnp.ldexp(base, -power)).sum(axes, keepdims=True)
     return jnp.ldexp(jnp.sqrt(square), power)

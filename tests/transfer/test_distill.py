@@ -63,6 +63,24 @@ def test_attention_maps_have_norm_one(power):
     np.testing.assert_allclose(found, flat / np.linalg.norm(flat, axis=1)[:, None], rtol=1e-5)
 
 
+@pytest.mark.parametrize("power", [0.5, 2.0, 4.0])
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e30])
+def test_attention_maps_know_no_scale(power, scale):
+    flat = (np.abs(MAPS[0].astype(float)) ** power).sum(-1).reshape(4, -1)
+    found = attention_map(MAPS[0] * F32(scale), power)
+    np.testing.assert_allclose(found, flat / np.linalg.norm(flat, axis=1)[:, None], rtol=1e-4)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_zero_features_get_no_gradient(power):
+    features = np.maximum(MAPS[0], 0)  # as after ReLU
+    weight = RNG.normal(size=(4, 25)).astype(F32)
+    slope = jax.grad(lambda x: (weight * attention_map(x, power)).sum())(features)
+    assert np.isfinite(slope).all()
+    assert not slope[features == 0].any()
+    assert slope[features > 0].any()
+
+
 def test_attention_loss_in_both_readings():
     one, other = (np.asarray(attention_map(x)) for x in MAPS)
     np.testing.assert_allclose(attention_loss(*MAPS), np.square(one - other).mean(), rtol=1e-5)

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nnopt_jax as nnopt
 from nnopt_jax.errors import SelectionError, ShapeError, ValueRangeError
 from nnopt_jax.transfer import slerp, soup, task_arithmetic, ties
 
 F64 = np.float64
+RNG = np.random.default_rng(3)
 
 
 def models(count, seed=0, dtype=np.float32):
@@ -68,6 +70,46 @@ def test_slerp_is_the_arc(scope, t):
 def test_slerp_of_parallel_or_no_directions_is_a_line(other):
     x, y = np.float32([1.0, 2.0]), np.float32(other)
     np.testing.assert_allclose(slerp(x, y, 0.25), 0.75 * x + 0.25 * y, rtol=1e-6)
+
+
+def numpy_arc(x, y, t):
+    x, y = (np.asarray(one, F64) for one in (x, y))
+    cosine = (x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y)
+    angle = np.arctan2(np.sqrt((1 - cosine) * (1 + cosine)), cosine)
+    return (np.sin((1 - t) * angle) * x + np.sin(t * angle) * y) / np.sin(angle)
+
+
+@pytest.mark.parametrize("scope", ["leaf", "tree"])
+@pytest.mark.parametrize(("one", "other"), [(1e19, 1e19), (1e-20, 1e-20), (1e30, 1e-30)])
+def test_slerp_is_the_arc_at_every_scale(scope, one, other):
+    x, y = (RNG.normal(size=(5, 7)) * size for size in (one, other))
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    found = slerp({"w": x}, {"w": y}, 0.3, scope=scope)["w"]
+    wanted = numpy_arc(x, y, 0.3)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("cosine", [0.99, 0.9996, 0.99999, 1 - 1e-6, 1 - 1e-7])
+def test_slerp_is_the_arc_of_near_directions(cosine):
+    angle = np.arccos(cosine)
+    x, y = np.float32([1, 0]), np.float32([100 * np.cos(angle), 100 * np.sin(angle)])
+    np.testing.assert_allclose(slerp(x, y, 0.5), numpy_arc(x, y, 0.5), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["leaf", "tree"])
+def test_slerp_has_a_gradient_at_zero(scope):
+    y = jnp.array([1.0, 2.0])
+    slope = jax.grad(lambda x: slerp({"w": x}, {"w": y}, 0.25, scope=scope)["w"].sum())(0 * y)
+    np.testing.assert_allclose(slope, [0.75, 0.75], rtol=1e-6)  # that of the line
+
+
+def test_slerp_over_axes_that_are_explicit():
+    mesh = jax.make_mesh((4, 2), ("a", "b"), (AxisType.Explicit, AxisType.Explicit))
+    x, y = (RNG.normal(size=(8, 4)).astype(np.float32) for _ in range(2))
+    split = NamedSharding(mesh, PartitionSpec("a", "b"))
+    for scope in ("leaf", "tree"):
+        found = slerp(jax.device_put(x, split), jax.device_put(y, split), 0.3, scope=scope)
+        np.testing.assert_allclose(found, numpy_arc(x, y, 0.3), rtol=1e-5, atol=1e-5)
 
 
 def reference_ties(base, others, weights, density, scale, vote):

@@ -58,15 +58,7 @@ def slerp(a: Params, b: Params, t: float, *, scope: Literal["leaf", "tree"] = "l
     if scope == "leaf":
         return merged(_NAME, [a, b], lambda x, y: merging.slerp(x, y, t), ("a", "b"))
     mine, theirs = aligned(_NAME, [a, b], ("a", "b"))
-    floats = [p for p, x in mine.items() if jnp.issubdtype(x.dtype, jnp.floating)]
-
-    def product(left: dict, right: dict) -> jnp.ndarray:
-        pairs = ((show(left[p]), show(right[p])) for p in floats)
-        return sum(
-            (jnp.vdot(x.astype(jnp.float32), y.astype(jnp.float32)) for x, y in pairs),
-            jnp.float32(0),
-        )
-
-    products = (product(mine, mine), product(theirs, theirs), product(mine, theirs))
-    near, far = merging.arc(*products, t)
-    return merged(_NAME, [a, b], lambda x, y: near * x + far * y)
+    floats = [path for path, x in mine.items() if jnp.issubdtype(x.dtype, jnp.floating)]
+    every = ([show(tree[path]).astype(jnp.float32) for path in floats] for tree in (mine, theirs))
+    near, far = merging.arc(*every, t)
+    return merged(_NAME, [a, b], lambda x, y: near * x + far * y, ("a", "b"))
