@@ -36,6 +36,28 @@ def test_soup_is_the_weighted_mean():
         )
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        np.float32([1, 3]),
+        jnp.array([1.0, 3.0]),
+        [np.float32(1), np.int64(3)],
+        [jnp.float32(1), 3],
+        (1, 3),
+    ],
+)
+def test_weights_of_any_kind_of_number(weights):
+    found = soup([{"w": np.float32([4.0])}, {"w": np.float32([8.0])}], weights)
+    np.testing.assert_allclose(found["w"], [7.0], rtol=1e-6)
+
+
+def test_t_may_be_traced():
+    a, b = models(2)
+    found = jax.jit(slerp)(a, b, jnp.float32(0.3))
+    for got, wanted in zip(leaves(found), leaves(slerp(a, b, 0.3)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-7)
+
+
 def test_task_arithmetic_adds_differences():
     base, a, b = models(3)
     found = task_arithmetic(base, [a, b], [0.5, -1.5])
@@ -180,6 +202,9 @@ def test_models_that_do_not_agree_are_told_leaf_by_leaf(merge):
         (lambda a, b: soup([a, b], [1.0]), "weights=.* has 1 values for 2 models"),
         (lambda a, b: soup([a, b], [1.0, -1.0]), "sums to zero"),
         (lambda a, b: soup([a, b], [1.0, float("nan")]), "is not a number"),
+        (lambda a, b: soup([a, b], ["x", 1]), "^transfer.soup: weights='x' is not a number [^\n]*$"),
+        (lambda a, b: soup([]), "^transfer.soup: models=[^\n]*$"),
+        (lambda a, b: soup([a, b], np.ones((2, 2))), "2 problems"),
         (lambda a, b: slerp(a, b, 1.5), "t=1.5"),
         (lambda a, b: slerp(a, b, 0.5, scope="tre"), "Did you mean tree"),
         (lambda a, b: ties(a, [b], density=2, vote="x"), "2 problems"),

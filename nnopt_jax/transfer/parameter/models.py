@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnopt_jax.arrays.base import is_node, show, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
-from nnopt_jax.settings import Settings
+from nnopt_jax.settings import Settings, single
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Params
 
@@ -35,7 +37,9 @@ def merged(
         ShapeError: shapes differ.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax
+import jax.numpy as jnp
+import numpy as np
         >>> merged("demo", [{"w": jnp.ones(2)}, {"w": jnp.zeros(2)}], lambda a, b: a - 2 * b)
         {'w': Array([1., 1.], dtype=float32)}
     """
@@ -74,12 +78,16 @@ def check_weights(
     settings: Settings, weights: Any, count: int, *, some: bool = True
 ) -> list[float]:
     """One finite number for each model; a single one stands for all."""
-    values = [weights] * count if not isinstance(weights, Sequence) else list(weights)
+    if isinstance(weights, jax.Array | np.ndarray) and weights.ndim:
+        weights = list(weights)
+    values = [weights] * count if not isinstance(weights, Sequence) else weights
+    values = [single(value) for value in values]
     if len(values) != count:
         settings.wrong("weights", weights, f"has {len(values)} values for {count} models.")
     for value in values:
         settings.number("weights", value, -1e30, 1e30)
-    if some and not sum(value for value in values if isinstance(value, int | float)):
+    settings.done()
+    if some and not sum(values):
         settings.wrong("weights", weights, "sums to zero, by which it is divided.")
     settings.done()
     return [float(value) for value in values]

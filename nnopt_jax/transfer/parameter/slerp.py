@@ -29,7 +29,7 @@ def slerp(a: Params, b: Params, t: float, *, scope: Literal["leaf", "tree"] = "l
     Args:
         a: the model at `t=0`: a tree of arrays or expressions.
         b: the model at `t=1`, of the same paths and shapes.
-        t: from 0 to 1.
+        t: from 0 to 1; an array of one number may be traced.
         scope: `"leaf"`: each leaf has its own angle; `"tree"`: one angle of all leaves, taken as
             one vector.
 
@@ -52,9 +52,10 @@ def slerp(a: Params, b: Params, t: float, *, scope: Literal["leaf", "tree"] = "l
         Shoemake 1985, Animating Rotation with Quaternion Curves, section 3.3.
     """
     settings = Settings(_NAME)
-    settings.share("t", t, schedule=False)
+    settings.share("t", t, schedule=False, array=True)
     settings.choice("scope", scope, ("leaf", "tree"))
     settings.done()
+    t = jnp.asarray(t, jnp.float32)
     if scope == "leaf":
         return merged(_NAME, [a, b], lambda x, y: merging.slerp(x, y, t), ("a", "b"))
     mine, theirs = aligned(_NAME, [a, b], ("a", "b"))
