@@ -61,8 +61,10 @@ class Settings:
         none: bool = False,
         array: bool = False,
     ) -> None:
-        """A number within bounds and of float32; `above`: the lower bound itself is no value;
-        `array`: one of JAX or NumPy counts, and passes unseen where it is traced."""
+        """A number within bounds and of float32; `above`: the lower bound itself is no value.
+
+        `array`: an array of one counts, and passes unseen where it is traced.
+        """
         if (none and value is None) or (array and is_traced(value)):
             return
         value = single(value) if array else value
@@ -76,9 +78,7 @@ class Settings:
             self.wrong(name, value, "is beyond float32, which goes from "
                                     f"{_LEAST:.3g} to {_MOST:.3g}.")  # fmt: skip
 
-    def share(
-        self, name: str, value: Any, *, schedule: bool = True, array: bool = False
-    ) -> None:
+    def share(self, name: str, value: Any, *, schedule: bool = True, array: bool = False) -> None:
         """A number from 0 to 1 or, where allowed, a schedule of the number of updates."""
         if (schedule and callable(value)) or (array and is_traced(value)):
             return

@@ -119,8 +119,7 @@ class Node:
         return outer if name in self.ELEMENTWISE else None
 
     def kept(self) -> Field:
-        """What says, by a mask, which elements stay zero: a bool array or node of the logical
-        shape, False there; None where no mask holds any."""
+        """The mask of the node: bool array or node, False where zeros stay; None for no mask."""
         return kept(getattr(self, self.ELEMENTWISE[0])) if self.KEEPS_ZERO else None
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Node:

@@ -197,7 +197,10 @@ def test_freeze_takes_part_in_chains_and_selections():
     ("call", "kind", "text"),
     [
         (lambda: lora(0, alpha=-1), ValueRangeError, "2 problems"),
-        (lambda: dora(4, dtype=jnp.int32), ValueRangeError, "holds no floats"),
+        (lambda: dora(4, dtype=jnp.int32), ValueRangeError, "is no dtype of floats"),
+        (lambda: lora(4, dtype="float99"), ValueRangeError, "is no dtype of floats"),
+        (lambda: lora(4, dtype=None), ValueRangeError, "is no dtype of floats"),
+        (lambda: dora(4, dtype="float64"), ValueRangeError, "which JAX has turned off"),
         (lambda: lora(2).init(params()), ValueRangeError, "key=jax.random.key"),
         (lambda: lora(2, where="**").init(params(), key=KEY), ShapeError, "fc/bias: has shape"),
         (lambda: freeze("fc/kernl").init(params()), SelectionError, "Nearest: fc/kernel"),

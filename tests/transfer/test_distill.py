@@ -132,6 +132,7 @@ def test_gradients_are_finite_where_nothing_is_felt_or_all_agrees(distance, stud
         (lambda: distillation_loss(STUDENT, TEACHER[:, :5]), ShapeError, r"\(8, 10\).*\(8, 5\)"),
         (lambda: hint_loss(*MAPS), ShapeError, "give two of one shape"),
         (lambda: hint_loss(*MAPS, np.ones((6, 5))), ShapeError, r"\(6, 5\) does not lead"),
+        (lambda: hint_regressor(0, 3, 4), ValueRangeError, "key is the int 0"),
         (lambda: hint_regressor(jax.random.key(0), 0, 3), ValueRangeError, "student=0"),
         (lambda: attention_loss(MAPS[0], MAPS[1][:, :4]), ShapeError, "other places"),
         (lambda: attention_loss(*MAPS, distance="l2"), ValueRangeError, "distance='l2'"),

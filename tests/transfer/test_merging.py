@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nnopt_jax as nnopt
-from nnopt_jax.errors import SelectionError, ShapeError, ValueRangeError
+from nnopt_jax.errors import CompositionError, SelectionError, ShapeError, ValueRangeError
 from nnopt_jax.transfer import slerp, soup, task_arithmetic, ties
 
 F64 = np.float64
@@ -196,13 +196,31 @@ def test_models_that_do_not_agree_are_told_leaf_by_leaf(merge):
 
 
 @pytest.mark.parametrize(
+    ("call", "kind", "text"),
+    [
+        (lambda a: soup(a), ValueRangeError, "is no list; give models one by one"),
+        (lambda a: ties(a, a), ValueRangeError, "is no list"),
+        (lambda a: task_arithmetic(a, 3), ValueRangeError, "is no list"),
+        (lambda a: soup([a, {"a": {"w": 1.0}, "b": 2.0}]), CompositionError, "model 1: 2 problems"),
+        (lambda a: soup([jax.eval_shape(lambda: a)]), CompositionError, "b: is a shape"),
+    ],
+)
+def test_what_is_no_model_is_told(call, kind, text):
+    with pytest.raises(kind, match=text):
+        call(models(1)[0])
+
+
+@pytest.mark.parametrize(
     ("call", "text"),
     [
         (lambda a, b: soup([]), "models=.* is empty"),
         (lambda a, b: soup([a, b], [1.0]), "weights=.* has 1 values for 2 models"),
         (lambda a, b: soup([a, b], [1.0, -1.0]), "sums to zero"),
         (lambda a, b: soup([a, b], [1.0, float("nan")]), "is not a number"),
-        (lambda a, b: soup([a, b], ["x", 1]), "^transfer.soup: weights='x' is not a number [^\n]*$"),
+        (
+            lambda a, b: soup([a, b], ["x", 1]),
+            "^transfer.soup: weights='x' is not a number [^\n]*$",
+        ),
         (lambda a, b: soup([]), "^transfer.soup: models=[^\n]*$"),
         (lambda a, b: soup([a, b], np.ones((2, 2))), "2 problems"),
         (lambda a, b: slerp(a, b, 1.5), "t=1.5"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from nnopt_jax.arrays.base import is_node, show, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings, single
+from nnopt_jax.transform.given import require_values
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Params
 
@@ -35,11 +36,12 @@ def merged(
     Raises:
         SelectionError: a model lacks leaves of the first, or has others.
         ShapeError: shapes differ.
+        CompositionError: leaves are no arrays.
 
     Example:
         >>> import jax
-import jax.numpy as jnp
-import numpy as np
+    import jax.numpy as jnp
+    import numpy as np
         >>> merged("demo", [{"w": jnp.ones(2)}, {"w": jnp.zeros(2)}], lambda a, b: a - 2 * b)
         {'w': Array([1., 1.], dtype=float32)}
     """
@@ -58,6 +60,8 @@ def aligned(who: str, models: Sequence[Params], names: Sequence[str] = ()) -> li
     """The leaves of each model by path; raises as `merged` does, all differences at once."""
     leaves = [flatten(model, is_node) for model in models]
     called = [*names, *(f"model {number}" for number in range(len(names), len(models)))]
+    for name, one in zip(called, leaves, strict=True):
+        require_values(f"{who}: {name}", one)
     first, lost, misfit = leaves[0], Problems(who), Problems(who)
     for name, other in zip(called[1:], leaves[1:], strict=True):
         for path in first.keys() - other.keys():
@@ -72,6 +76,14 @@ def aligned(who: str, models: Sequence[Params], names: Sequence[str] = ()) -> li
     lost.raise_as(SelectionError)
     misfit.raise_as(ShapeError)
     return leaves
+
+
+def listed(settings: Settings, models: Any) -> list[Any]:
+    """The models as a list; a single model is none."""
+    if isinstance(models, Mapping) or not isinstance(models, Iterable):
+        settings.wrong("models", type(models), "is no list; give models one by one, [a, b].")
+        settings.done()
+    return list(models)
 
 
 def check_weights(

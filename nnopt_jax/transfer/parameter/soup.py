@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.models import check_weights, merged
+from nnopt_jax.transfer.parameter.models import check_weights, listed, merged
 from nnopt_jax.typing import Params
 
 _NAME = "transfer.soup"
@@ -38,7 +38,7 @@ def soup(models: Sequence[Params], weights: float | Sequence[float] = 1.0) -> Pa
         Wortsman et al. 2022, Model Soups, section 2 (uniform soup).
     """
     settings = Settings(_NAME)
-    models = list(models)
+    models = listed(settings, models)
     if not models:
         settings.wrong("models", models, "is empty; give one model or more.")
     shares = check_weights(settings, weights, len(models))

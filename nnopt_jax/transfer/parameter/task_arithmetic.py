@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.models import check_weights, merged
+from nnopt_jax.transfer.parameter.models import check_weights, listed, merged
 from nnopt_jax.typing import Params
 
 _NAME = "transfer.task_arithmetic"
@@ -41,8 +41,9 @@ def task_arithmetic(
     References:
         Ilharco et al. 2023, Editing Models with Task Arithmetic, section 2.
     """
-    models = list(models)
-    shares = check_weights(Settings(_NAME), weights, len(models), some=False)
+    settings = Settings(_NAME)
+    models = listed(settings, models)
+    shares = check_weights(settings, weights, len(models), some=False)
     return merged(
         _NAME,
         [base, *models],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.ops import merging
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.models import check_weights, merged
+from nnopt_jax.transfer.parameter.models import check_weights, listed, merged
 from nnopt_jax.typing import Params
 
 _NAME = "transfer.ties"
@@ -59,7 +59,8 @@ def ties(
     References:
         Yadav et al. 2023, TIES-Merging: Resolving Interference When Merging Models, section 4.
     """
-    settings, models = Settings(_NAME), list(models)
+    settings = Settings(_NAME)
+    models = listed(settings, models)
     settings.share("density", density, schedule=False)
     settings.number("scale", scale, -1e30, 1e30)
     settings.choice("vote", vote, ("weighted", "unweighted"))

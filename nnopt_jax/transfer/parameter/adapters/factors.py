@@ -114,8 +114,7 @@ def make_factors(
     settings.integer("rank", rank, 1)
     settings.number("alpha", alpha, 0, above=True, none=True)
     settings.flag("rank_stabilized", rank_stabilized)
-    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        settings.wrong("dtype", dtype, "holds no floats.")
+    settings.floating("dtype", dtype)
     settings.done()
     over = math.sqrt(rank) if rank_stabilized else rank
     return Factors(who, rank, (rank if alpha is None else alpha) / over, jnp.dtype(dtype))

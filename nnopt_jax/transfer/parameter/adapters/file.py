@@ -18,14 +18,13 @@ from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
 from nnopt_jax.artifact.leaves import plain
 from nnopt_jax.errors import (
     ArtifactError,
-    CompositionError,
     Problems,
     SelectionError,
     ValueRangeError,
     nearest,
 )
 from nnopt_jax.ops.host_checksum import digest
-from nnopt_jax.transform.given import require_arrays
+from nnopt_jax.transform.given import require_values
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Params
 
@@ -124,8 +123,8 @@ def load_adapter(
         Traceback (most recent call last):
         nnopt_jax.errors.ArtifactError: ...: kernel: holds other values than the base of the adapter
     """
-    who = f"{_LOAD}: {os.fspath(path)}"
     found = contents(path, max_bytes)
+    who = f"{_LOAD}: {os.fspath(path)}"
     told, theirs = _told(found.metadata, who), _leaves(_LOAD, base)
     try:
         known, taken, tree = (dict(told[name]) for name in ("base", "taken", "tree"))
@@ -149,12 +148,7 @@ def load_adapter(
 def _leaves(who: str, tree: Params) -> dict[str, Any]:
     """The leaves by path, which must be arrays: values are compared, and written."""
     leaves = flatten(tree, is_node)
-    require_arrays(who, leaves)
-    problems = Problems(who)
-    for name, leaf in leaves.items():
-        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(leaf)):
-            problems.add(name, "is a shape without values; give the arrays")
-    problems.raise_as(CompositionError)
+    require_values(who, leaves)
     return leaves
 
 
