@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from nnopt_jax.errors import Problems, ValueRangeError, nearest
 
@@ -160,7 +161,7 @@ def is_traced(value: Any) -> bool:
         >>> is_traced(3.0), is_traced(jnp.float32(3))
         (False, False)
     """
-    return isinstance(value, jax.core.Tracer) and value.shape == ()
+    return isinstance(value, Tracer) and value.shape == ()
 
 
 def single(value: Any) -> Any:

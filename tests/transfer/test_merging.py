@@ -175,6 +175,28 @@ def test_dtypes_are_those_of_the_first_and_counters_stay():
         assert tree["steps"] == 3
 
 
+def test_complex_numbers_are_two_reals():
+    a, b = (RNG.normal(size=(2, 7)).astype(np.float32) for _ in range(2))
+    whole = [{"w": x[0] + 1j * x[1]} for x in (a, b)]
+    apart = [{"w": x.T} for x in (a, b)]
+    for merge in (
+        soup,
+        lambda both: slerp(*both, 0.3),
+        lambda both: slerp(*both, 0.3, scope="tree"),
+        lambda both: ties(both[0], both[1:], density=0.5),
+    ):
+        found, wanted = merge(whole)["w"], merge(apart)["w"]
+        assert found.dtype == np.complex64
+        np.testing.assert_allclose(found, wanted[:, 0] + 1j * wanted[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(soup(whole)["w"], (whole[0]["w"] + whole[1]["w"]) / 2, rtol=1e-5)
+
+
+def test_other_kinds_of_numbers_are_told():
+    a = {"w": np.ones(2, np.int32), "c": np.ones(2, np.complex64)}
+    with pytest.raises(ShapeError, match=r"(?s)2 problems.*c: is complex64.*w: is int32.*cast one"):
+        soup([a, {"w": np.ones(2, np.float32), "c": np.ones(2, np.float32)}])
+
+
 def test_expressions_are_shown():
     params = models(1)[0]
     tx = nnopt.quantization.uniform(8)

@@ -12,7 +12,9 @@ from nnopt_jax.typing import Array, ArrayLike
 _NAME = "transfer.distillation_loss"
 
 
-def distillation_loss(student: ArrayLike, teacher: ArrayLike, temperature: float = 4.0) -> Array:
+def distillation_loss(
+    student: ArrayLike, teacher: ArrayLike, temperature: ArrayLike = 4.0
+) -> Array:
     r"""How far a student's softened predictions are from its teacher's.
 
     .. math:: L = T^2 \, \frac{1}{n} \sum_i \mathrm{KL}\big(

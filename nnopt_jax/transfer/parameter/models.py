@@ -14,7 +14,7 @@ from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings, single
 from nnopt_jax.transform.given import require_values
 from nnopt_jax.tree.paths import flatten, unflatten
-from nnopt_jax.typing import Params
+from nnopt_jax.typing import Array, Params
 
 
 def merged(
@@ -22,7 +22,8 @@ def merged(
 ) -> Params:
     """Merges models leaf by leaf, in float32, and casts once.
 
-    Leaves that hold no floats (counters, masks) are those of the first model.
+    Complex numbers are two reals each. Leaves that hold neither (counters, masks) are those of the
+    first model.
 
     Args:
         who: the method's public name.
@@ -39,21 +40,41 @@ def merged(
         CompositionError: leaves are no arrays.
 
     Example:
-        >>> import jax
-    import jax.numpy as jnp
-    import numpy as np
+        >>> import jax.numpy as jnp
         >>> merged("demo", [{"w": jnp.ones(2)}, {"w": jnp.zeros(2)}], lambda a, b: a - 2 * b)
         {'w': Array([1., 1.], dtype=float32)}
     """
     leaves = aligned(who, models, names)
     found: dict[str, Any] = {}
     for path, leaf in leaves[0].items():
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            parts = (show(one[path]).astype(jnp.float32) for one in leaves)
-            found[path] = merge(*parts).astype(leaf.dtype)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            found[path] = _like(merge(*(reals(one[path]) for one in leaves)), leaf.dtype)
         else:
             found[path] = show(leaf)
     return unflatten(models[0], found, is_node)
+
+
+def reals(leaf: Any) -> Array:
+    """A leaf in float32; of complex numbers the two parts, along a last axis."""
+    x = show(leaf)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.stack([x.real, x.imag], -1)
+    return x.astype(jnp.float32)
+
+
+def _like(x: Array, dtype: Any) -> Array:
+    """Undoes `reals`."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        x = jax.lax.complex(x[..., 0], x[..., 1])
+    return x.astype(dtype)
+
+
+def _kind(leaf: Any) -> str:
+    """What numbers a leaf holds."""
+    for kind in (jnp.floating, jnp.complexfloating):
+        if jnp.issubdtype(leaf.dtype, kind):
+            return kind.__name__
+    return "none to be merged"
 
 
 def aligned(who: str, models: Sequence[Params], names: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -72,6 +93,9 @@ def aligned(who: str, models: Sequence[Params], names: Sequence[str] = ()) -> li
             if first[path].shape != other[path].shape:
                 text = f"is {summary(first[path])} in {called[0]}, {summary(other[path])} in {name}"
                 misfit.add(path, f"{text}; graft() makes shapes fit")
+            elif _kind(first[path]) != _kind(other[path]):
+                text = f"is {summary(first[path])} in {called[0]}, {summary(other[path])} in {name}"
+                misfit.add(path, f"{text}; cast one of them")
     lost.found.sort()
     lost.raise_as(SelectionError)
     misfit.raise_as(ShapeError)

@@ -6,16 +6,15 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import show
 from nnopt_jax.ops import merging
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.models import aligned, merged
-from nnopt_jax.typing import Params
+from nnopt_jax.transfer.parameter.models import aligned, merged, reals
+from nnopt_jax.typing import ArrayLike, Params
 
 _NAME = "transfer.slerp"
 
 
-def slerp(a: Params, b: Params, t: float, *, scope: Literal["leaf", "tree"] = "leaf") -> Params:
+def slerp(a: Params, b: Params, t: ArrayLike, *, scope: Literal["leaf", "tree"] = "leaf") -> Params:
     r"""Goes from one model to another along the arc between their directions.
 
     .. math:: \theta = \frac{\sin((1 - t)\,\omega)}{\sin\omega}\, \theta_a
@@ -34,12 +33,12 @@ def slerp(a: Params, b: Params, t: float, *, scope: Literal["leaf", "tree"] = "l
             one vector.
 
     Returns:
-        A tree of arrays, in the dtypes of `a`; leaves that hold no floats are those of `a`.
+        A tree of arrays, in the dtypes of `a`; leaves of integers are those of `a`.
 
     Raises:
         ValueRangeError: a setting is out of range.
         SelectionError: the paths differ; all are named.
-        ShapeError: shapes differ; all are named.
+        ShapeError: shapes, or kinds of numbers, differ; all are named.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,7 +58,7 @@ def slerp(a: Params, b: Params, t: float, *, scope: Literal["leaf", "tree"] = "l
     if scope == "leaf":
         return merged(_NAME, [a, b], lambda x, y: merging.slerp(x, y, t), ("a", "b"))
     mine, theirs = aligned(_NAME, [a, b], ("a", "b"))
-    floats = [path for path, x in mine.items() if jnp.issubdtype(x.dtype, jnp.floating)]
-    every = ([show(tree[path]).astype(jnp.float32) for path in floats] for tree in (mine, theirs))
-    near, far = merging.arc(*every, t)
+    numbers = [path for path, x in mine.items() if jnp.issubdtype(x.dtype, jnp.inexact)]
+    x, y = ([reals(tree[path]) for path in numbers] for tree in (mine, theirs))
+    near, far = merging.arc(x, y, t)
     return merged(_NAME, [a, b], lambda x, y: near * x + far * y, ("a", "b"))

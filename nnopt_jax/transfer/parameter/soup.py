@@ -21,12 +21,12 @@ def soup(models: Sequence[Params], weights: float | Sequence[float] = 1.0) -> Pa
         weights: one for each, or one for all.
 
     Returns:
-        A tree of arrays, in the dtypes of the first model; leaves that hold no floats are its own.
+        A tree of arrays, in the dtypes of the first model; leaves of integers are its own.
 
     Raises:
         ValueRangeError: there is no model, or weights do not fit.
         SelectionError: a model lacks leaves of the first, or has others; all are named.
-        ShapeError: shapes differ; all are named.
+        ShapeError: shapes, or kinds of numbers, differ; all are named.
 
     Example:
         >>> import jax.numpy as jnp

@@ -24,12 +24,12 @@ def task_arithmetic(
         weights: one for each, or one for all; a negative one makes the model forget.
 
     Returns:
-        A tree of arrays, in the dtypes of `base`; leaves that hold no floats are its own.
+        A tree of arrays, in the dtypes of `base`; leaves of integers are its own.
 
     Raises:
         ValueRangeError: weights do not fit.
         SelectionError: a model lacks leaves of the base, or has others; all are named.
-        ShapeError: shapes differ; all are named.
+        ShapeError: shapes, or kinds of numbers, differ; all are named.
 
     Example:
         >>> import jax.numpy as jnp
