@@ -10,6 +10,8 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from nnopt_jax.errors import Problems, ValueRangeError, nearest
 
@@ -58,10 +60,15 @@ class Settings:
         *,
         above: bool = False,
         none: bool = False,
+        array: bool = False,
     ) -> None:
-        """A number within bounds and of float32; `above`: the lower bound itself is no value."""
-        if none and value is None:
+        """A number within bounds and of float32; `above`: the lower bound itself is no value.
+
+        `array`: an array of one counts, and passes unseen where it is traced.
+        """
+        if (none and value is None) or (array and is_traced(value)):
             return
+        value = single(value) if array else value
         top = math.inf if high is None else high
         if not (_is_number(value) and low <= value <= top) or (above and value == low):
             span = f"above {low:g}" if above else _span(low, high)
@@ -72,10 +79,11 @@ class Settings:
             self.wrong(name, value, "is beyond float32, which goes from "
                                     f"{_LEAST:.3g} to {_MOST:.3g}.")  # fmt: skip
 
-    def share(self, name: str, value: Any, *, schedule: bool = True) -> None:
+    def share(self, name: str, value: Any, *, schedule: bool = True, array: bool = False) -> None:
         """A number from 0 to 1 or, where allowed, a schedule of the number of updates."""
-        if schedule and callable(value):
+        if (schedule and callable(value)) or (array and is_traced(value)):
             return
+        value = single(value) if array else value
         if not (_is_number(value) and 0 <= value <= 1):
             or_schedule = ", nor a schedule" if schedule else ""
             self.wrong(name, value, f"is not a number from 0 to 1{or_schedule}.")
@@ -144,6 +152,27 @@ def is_whole(value: Any) -> TypeGuard[int]:
         (True, False, False)
     """
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is one number that nobody knows yet.
+
+    Example:
+        >>> is_traced(3.0), is_traced(jnp.float32(3))
+        (False, False)
+    """
+    return isinstance(value, Tracer) and value.shape == ()
+
+
+def single(value: Any) -> Any:
+    """The number in an array of one; anything else as it is.
+
+    Example:
+        >>> single(jnp.float32(0.5)), single("a")
+        (0.5, 'a')
+    """
+    known = isinstance(value, jax.Array | np.ndarray | np.generic)
+    return value.item() if known and value.shape == () and value.dtype.kind in "biuf" else value
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

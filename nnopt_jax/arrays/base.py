@@ -118,6 +118,10 @@ class Node:
         """
         return outer if name in self.ELEMENTWISE else None
 
+    def kept(self) -> Field:
+        """The mask of the node: bool array or node, False where zeros stay; None for no mask."""
+        return kept(getattr(self, self.ELEMENTWISE[0])) if self.KEEPS_ZERO else None
+
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Node:
         """Returns the node with a `PartitionSpec` in place of every array.
 
@@ -262,6 +266,19 @@ def store_field(field: Field) -> Field:
 def map_elementwise(field: Field, function: Callable[[jax.Array], jax.Array]) -> Field:
     """Applies a function to an array, or to the fields of a node that lie like its array."""
     return field.map_elementwise(function) if is_node(field) else function(field)
+
+
+def kept(field: Field) -> Field:
+    """The mask of a field: a node's by its own `kept`, of an array None.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Masked, Shrunk
+        >>> from nnopt_jax.arrays.base import kept
+        >>> kept(Shrunk(Masked(jnp.ones(2), jnp.array([True, False])), jnp.float32(0.5)))
+        Array([ True, False], dtype=bool)
+    """
+    return field.kept() if is_node(field) else None
 
 
 def compactable(field: Field) -> bool:

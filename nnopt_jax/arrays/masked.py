@@ -13,6 +13,7 @@ from nnopt_jax.arrays.base import (
     Node,
     compactable,
     is_node,
+    kept,
     map_elementwise,
     node,
     show,
@@ -75,6 +76,11 @@ class Masked(Node):
         del name
         return self._kept(outer)
 
+    def kept(self) -> Field:
+        """The mask and, where there is one, that of the values."""
+        below = kept(self.values)
+        return self.mask if below is None else self._kept(show(below).astype(bool))
+
     def _kept(self, outer: jax.Array | None) -> jax.Array:
         own = show(self.mask).astype(bool)
         return own if outer is None else own & outer
@@ -107,7 +113,10 @@ class Masked(Node):
             return self._merged(below).store()
         mask = show(self.mask).astype(bool)
         if not compactable(self.values):
-            return Masked(store_field(self.values), Bits.of(mask, 1))
+            # A mask that is stored already, as that of a packed base, stays the array it is.
+            return Masked(
+                store_field(self.values), self.mask if is_node(self.mask) else Bits.of(mask, 1)
+            )
         count = self._count(mask)
         kept = jnp.nonzero(mask.ravel(), size=count, fill_value=0)[0]
         values = map_elementwise(_without_carry(self.values), lambda x: x.ravel()[kept])

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, node, show
+from nnopt_jax.arrays.base import Field, Node, kept, node, show
+from nnopt_jax.ops.exponent import exponent
 
 
 @node
@@ -54,6 +55,10 @@ class Normalized(Node):
         share = jnp.where(norm > 0, length / jnp.where(norm > 0, norm, 1.0), 0.0)
         return (base * share).astype(self.dtype)
 
+    def kept(self) -> Field:
+        """The mask of the base: a length of zero stays zero."""
+        return kept(self.base)
+
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
         """The base lies like the weight."""
         del name
@@ -86,7 +91,6 @@ def norm_like(base: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
     base = jax.lax.stop_gradient(base).astype(jnp.float32)
-    # Brought near 1 by a power of two, which rounds nothing: squares would overflow or vanish.
-    _, power = jnp.frexp(jnp.max(jnp.abs(base), axes, keepdims=True, initial=0.0))
+    power = exponent(base, axes)
     square = jnp.square(jnp.ldexp(base, -power)).sum(axes, keepdims=True)
     return jnp.ldexp(jnp.sqrt(square), power)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, field_specs, node, show, static
+from nnopt_jax.arrays.base import Field, Node, field_specs, kept, node, show, static
 
 
 @node
@@ -72,6 +72,11 @@ class Reshaped(Node):
         if not self.axes:
             return dense
         return dense.reshape(self.split).transpose(self.axes).reshape(self.sizes)
+
+    def kept(self) -> Field:
+        """The mask of the base, seen alike."""
+        below = kept(self.base)
+        return None if below is None else self.replace(base=below)
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
         """The mask as the base lies."""

@@ -58,6 +58,10 @@ class Sparse(Node):
         values = show(map_elementwise(self.values, expand))
         return jnp.where(mask, values, jnp.zeros((), values.dtype))
 
+    def kept(self) -> Field:
+        """The support."""
+        return self.support
+
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """The support must have the logical shape, and no more elements than there are values."""
         found = super().problems(self.shape)

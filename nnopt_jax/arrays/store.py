@@ -91,7 +91,7 @@ def _store_leaf(path: str, leaf: Field, capacity: int | None) -> Field:
 def _enough(path: str, leaf: Field, capacity: int) -> int:
     """Checks a capacity against the mask, where the mask is known."""
     masked = find_masked(leaf)
-    if masked is None or isinstance(masked.mask, Tracer):
+    if masked is None or isinstance(show(masked.mask), Tracer):
         return capacity
     kept = int(show(masked.mask).sum())
     if kept > capacity:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
 
+from nnopt_jax.ops.exponent import exponent
 from nnopt_jax.ops.threshold import top_k_mask
 from nnopt_jax.typing import Array, ArrayLike
 
 Elect = Literal["weighted", "unweighted"]
 
-_PARALLEL = 0.9995  # beyond this cosine the arc is a line, to the precision of float32
+# Beyond these cosines the arc is a line: the same direction to the precision of float32; opposite
+# ones lie on many arcs, and near them rounding would choose.
+_SAME, _OPPOSITE = 1 - 5e-7, -0.9995
 
 
 def slerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
@@ -38,34 +42,46 @@ def slerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
     References:
         Shoemake 1985, Animating Rotation with Quaternion Curves, section 3.3.
     """
-    a, b, t = (jnp.asarray(x, jnp.float32) for x in (a, b, t))
-    near, far = arc(jnp.vdot(a, a), jnp.vdot(b, b), jnp.vdot(a, b), t)
+    a, b = (jnp.asarray(x, jnp.float32) for x in (a, b))
+    near, far = arc([a], [b], t)
     return near * a + far * b
 
 
-def arc(aa: ArrayLike, bb: ArrayLike, ab: ArrayLike, t: ArrayLike) -> tuple[Array, Array]:
-    """The two factors of `slerp`, from scalar products, which may be summed over many arrays.
+def arc(a: Sequence[Array], b: Sequence[Array], t: ArrayLike) -> tuple[Array, Array]:
+    """The two factors of `slerp` for lists of arrays, each taken as one vector.
 
     Args:
-        aa: `<a, a>`.
-        bb: `<b, b>`.
-        ab: `<a, b>`.
+        a: float32 arrays.
+        b: float32 arrays of their shapes.
         t: 0 for `a`, 1 for `b`.
 
     Returns:
         What `a` and `b` are multiplied with.
 
     Example:
-        >>> [round(float(factor), 4) for factor in arc(1.0, 1.0, 0.0, 0.5)]
+        >>> x, y = jnp.array([1e30, 0.0]), jnp.array([0.0, 1e-30])
+        >>> [round(float(factor), 4) for factor in arc([x], [y], 0.5)]
         [0.7071, 0.7071]
     """
-    aa, bb, ab, t = (jnp.asarray(x, jnp.float32) for x in (aa, bb, ab, t))
-    size = jnp.sqrt(aa) * jnp.sqrt(bb)
-    cosine = jnp.clip(ab / jnp.where(size > 0, size, 1.0), -1.0, 1.0)
-    line = (jnp.abs(cosine) > _PARALLEL) | (size == 0)
+    a, b, t = _near_one(a), _near_one(b), jnp.asarray(t, jnp.float32)
+    aa, bb, ab = _product(a, a), _product(b, b), _product(a, b)
+    some = (aa > 0) & (bb > 0)  # guarded inside the root, whose slope at zero is infinite
+    size = jnp.sqrt(jnp.where(some, aa, 1.0)) * jnp.sqrt(jnp.where(some, bb, 1.0))
+    cosine = ab / size
+    line = ~some | (cosine > _SAME) | (cosine < _OPPOSITE)
     angle = jnp.arccos(jnp.where(line, 0.0, cosine))
     near, far = (jnp.sin(part * angle) / jnp.sin(angle) for part in (1 - t, t))
     return jnp.where(line, 1 - t, near), jnp.where(line, t, far)
+
+
+def _near_one(arrays: Sequence[Array]) -> list[Array]:
+    """Arrays times one power of two, which leaves directions as they are."""
+    power = jnp.max(jnp.stack([exponent(x).ravel() for x in arrays])) if arrays else 0
+    return [jnp.ldexp(x, -power) for x in arrays]
+
+
+def _product(a: Sequence[Array], b: Sequence[Array]) -> Array:
+    return sum(((x * y).sum() for x, y in zip(a, b, strict=True)), jnp.float32(0))
 
 
 def trim(delta: ArrayLike, density: float) -> Array:

@@ -13,8 +13,9 @@ import jax
 from nnopt_jax import artifact
 from nnopt_jax.artifact import container
 from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
-from nnopt_jax.errors import ArtifactError
+from nnopt_jax.errors import ArtifactError, ValueRangeError
 from nnopt_jax.transfer.structure.structure import Structure
+from nnopt_jax.transform.given import described, require_values
 from nnopt_jax.typing import Params
 
 
@@ -68,7 +69,8 @@ def save_model(
         SelectionError: the parameters are not those of the structure, by path.
         ShapeError: their shapes or dtypes differ.
         ArtifactError: the file cannot be written; what was at `path` before is untouched.
-        ValueRangeError: the metadata is not JSON, or `path` no path.
+        ValueRangeError: the metadata is not JSON, `path` no path, or `structure` none.
+        CompositionError: parameters are shapes without values.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -83,7 +85,12 @@ def save_model(
         >>> model(jnp.array([[3.0, 4.0]]))
         Array([[3., 4.]], dtype=float32)
     """
-    structure.require(params, "save_model")
+    if not isinstance(structure, Structure):
+        raise ValueRangeError(
+            f"save_model: structure is {described(structure)}; give what capture() returned, then "
+            "the parameters."
+        )
+    require_values("save_model", structure.require(params, "save_model"))
     artifact.save(path, params, metadata=metadata, program=structure.to_bytes())
 
 

@@ -196,3 +196,24 @@ jnp.asarray(1.0)
             advice = f"make it an array: jnp.asarray({leaf!r})" if number else "leave it out"
             problems.add(path, f"is {described(leaf)}; {advice}")
     problems.raise_as(CompositionError)
+
+
+def require_values(who: str, leaves: Leaves) -> None:
+    """Wants arrays, and no shapes in their stead.
+
+    Raises:
+        CompositionError: some are shapes, or no arrays.
+
+    Example:
+        >>> import jax
+        >>> require_values("demo", {"w": jax.ShapeDtypeStruct((2,), "float32")})
+        Traceback (most recent call last):
+        nnopt_jax.errors.CompositionError: demo: w: is a shape, float32[2], and has no values; \
+give the arrays
+    """
+    require_arrays(who, leaves)
+    problems = Problems(who)
+    for path, leaf in leaves.items():
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(leaf)):
+            problems.add(path, f"is a shape, {summary(leaf)}, and has no values; give the arrays")
+    problems.raise_as(CompositionError)

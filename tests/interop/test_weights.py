@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +151,15 @@ def broken(change):
         (broken(lambda t: t | {"a": {**t["a"], "dtype": "F4"}}), "a: .*less than a byte"),
         (broken(lambda t: t | {"a": {**t["a"], "shape": [3]}}), r"a: takes 8 bytes, and F32\[3\]"),
         (broken(lambda t: t | {"a": {**t["a"], "shape": [-2]}}), "a: .*no whole numbers"),
+        (broken(lambda t: t | {"a": {**t["a"], "shape": [1] * 80 + [2]}}), "a: has 81 axes"),
+        (
+            broken(
+                lambda t: (
+                    t | {"b": {"dtype": "I8", "shape": [0, 2**62, 2**62], "data_offsets": [8, 8]}}
+                )
+            )[:-3],
+            "b: has 3 axes .*no array of NumPy",
+        ),
         (broken(lambda t: t | {"a": 3}), "a: malformed"),
         (broken(lambda t: [3]), "no JSON of tensors"),
         (broken(lambda t: t | {"__metadata__": {"x": 3}}), "no JSON of tensors .its metadata"),
@@ -180,6 +191,10 @@ def test_bad_files_are_told(data, text, tmp_path):
             "w: lie in '../x.safetensors', which is no file beside",
         ),
         (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "no index of shards"),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"w": 3}}'),
+            "no index of shards .*named by strings",
+        ),
     ],
 )
 def test_bad_shards_are_told(change, text, tmp_path):
@@ -236,6 +251,33 @@ def test_bad_npz_are_told(tmp_path):
     path.write_bytes(data[:100])
     with pytest.raises(ArtifactError, match=r"a\.npz"):
         read_npz(path)
+
+
+def test_what_zipfile_has_no_words_for_is_told(tmp_path):
+    """Any flipped bit of the directory: a compression that is none, or a password."""
+    path = tmp_path / "a.npz"
+    np.savez(path, w=np.ones(2, np.int8))
+    whole = path.read_bytes()
+    start = whole.index(b"PK\1\2")
+    for place in range(start, len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1
+        path.write_bytes(data)
+        with contextlib.suppress(ArtifactError):  # and no other error
+            read_npz(path)
+
+
+def test_other_archives_are_told_in_one_line(tmp_path):
+    np.save(tmp_path / "x.npy", KERNEL)
+    with pytest.raises(ArtifactError, match="holds one array without a name"):
+        read_npz(tmp_path / "x.npy")
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        for name in ("data.pkl", "byteorder", "data/0", "data/1", "version"):
+            archive.writestr(f"m/{name}", b"x")
+    with pytest.raises(ArtifactError, match=r"^[^\n]*is a pickle of PyTorch[^\n]*$"):
+        read_weights(tmp_path / "m.pt")
+    with pytest.raises(ValueRangeError, match="path is of type int"):
+        read_weights(3)
 
 
 # ---------------------------------------------------------------------- orbax

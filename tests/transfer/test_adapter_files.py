@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nnopt_jax as nnopt
-from nnopt_jax.errors import ArtifactError, SelectionError, ValueRangeError
+from nnopt_jax.errors import ArtifactError, CompositionError, SelectionError, ValueRangeError
 from nnopt_jax.transfer import dora, freeze, load_adapter, lora, save_adapter
 
 KEY = jax.random.key(0)
@@ -109,6 +110,62 @@ def test_another_base_is_refused_leaf_by_leaf(tmp_path):
     assert "head: is not in this base. Did you mean heads?" in text
     with pytest.raises(ArtifactError, match=r"fc/kernel: is Levels.*adapter has float32\[256,1"):
         load_adapter(tmp_path / "a", int4(base))
+
+
+def test_the_base_may_be_a_state_of_nnx(tmp_path):
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([nnx.Linear(5, 5, rngs=rngs) for _ in range(11)])
+
+    base, tx = nnx.state(Net(nnx.Rngs(0)), nnx.Param), lora(2)
+    packed = tx.pack(base, tx.init(base, key=KEY))
+    save_adapter(tmp_path / "a", packed, base)
+    found = load_adapter(tmp_path / "a", base)
+    assert bytes_of(found) == {path: bytes_of(packed)[path] for path in bytes_of(found)}
+    assert bytes_of(found).keys() == bytes_of(packed).keys()
+
+
+def test_keys_among_the_parameters_are_part_of_the_base(tmp_path):
+    base, tx = dense() | {"noise": jax.random.key(3)}, lora(2, where="head", freeze="head")
+    packed = tx.pack(base, tx.init(base, key=KEY))
+    save_adapter(tmp_path / "a", packed, base)
+    found = load_adapter(tmp_path / "a", base)
+    np.testing.assert_array_equal(*(jax.random.key_data(x["noise"]) for x in (found, base)))
+    with pytest.raises(ArtifactError, match="noise: holds other values"):
+        load_adapter(tmp_path / "a", base | {"noise": jax.random.key(4)})
+
+
+def test_a_base_with_more_leaves_is_refused(tmp_path):
+    base, tx = dense(), lora(2, where="head")
+    save_adapter(tmp_path / "a", tx.pack(base, tx.init(base, key=KEY)), base)
+    with pytest.raises(ArtifactError, match=r"(?s)2 problems.*extra: is in this base.*more: is in"):
+        load_adapter(tmp_path / "a", base | {"more": jnp.ones(2), "extra": jnp.ones(2)})
+
+
+def test_a_newer_adapter_is_called_so(tmp_path):
+    nnopt.save(tmp_path / "a", [], metadata={"kind": "nnopt adapter 2"})
+    with pytest.raises(ArtifactError, match="has version 2, this library reads 1"):
+        load_adapter(tmp_path / "a", dense())
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "text"),
+    [
+        (lambda f, p, b: save_adapter(f, b, p), ValueRangeError, "nothing that the base lacks"),
+        (lambda f, p, b: save_adapter(f, b, b), ValueRangeError, "nothing that the base lacks"),
+        (lambda f, p, b: save_adapter(f, p, b | {"head": 1.0}), CompositionError, "the float 1.0"),
+        (
+            lambda f, p, b: save_adapter(f, p, jax.eval_shape(lambda: b)),
+            CompositionError,
+            r"(?s)3 problems.*fc/bias: is a shape, float32\[128\]",
+        ),
+    ],
+)
+def test_trees_that_are_no_adapter_and_base(call, kind, text, tmp_path):
+    base, tx = dense(), lora(2)
+    with pytest.raises(kind, match=text):
+        call(tmp_path / "a", tx.pack(base, tx.init(base, key=KEY)), base)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input(tmp_path):

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import nnopt_jax as nnopt
+from nnopt_jax.arrays import Masked, Reshaped, Shrunk
 from nnopt_jax.errors import SelectionError, ShapeError, ValueRangeError
 from nnopt_jax.transfer import dora, freeze, lora
 
@@ -121,6 +122,56 @@ def test_zeros_of_a_mask_stay(adapter):
     np.testing.assert_array_equal(packed, tx.apply(tree, state)["fc"]["kernel"])
 
 
+def sparse(w, format="smallest"):
+    """A packed leaf with a quarter of the weights, the greatest."""
+    mask = jnp.abs(w) > jnp.quantile(jnp.abs(w), 0.75)
+    return Masked(w, mask, format=format).store()
+
+
+def doubly_masked(w):
+    return Masked(sparse(w), jnp.arange(w.size).reshape(w.shape) % 2 == 0).store()
+
+
+BASES = {
+    "bits": lambda w: sparse(w, "bitmask"),
+    "gaps": lambda w: sparse(w, "gaps"),
+    "shrunk": lambda w: Shrunk(sparse(w), jnp.float32(0.1)),
+    "masked twice": lambda w: Shrunk(doubly_masked(w), jnp.float32(0.1)),
+    "view": lambda w: Reshaped.of(sparse(w.T), (1, 0)),
+    "adapter": lambda w: dora_over(sparse(w)),
+}
+
+
+def dora_over(leaf):
+    tx = dora(2)
+    return tx.pack({"w": leaf}, stirred(tx.init({"w": leaf}, key=KEY)))["w"]
+
+
+@pytest.mark.parametrize("adapter", [lora, dora])
+@pytest.mark.parametrize("base", BASES)
+def test_zeros_of_a_packed_base_stay(base, adapter):
+    """Where the base is zero by a mask, nothing is added; elsewhere all is, as over the dense."""
+    kernel = np.random.default_rng(0).normal(size=(24, 16)).astype(np.float32)
+    tree, tx = {"w": BASES[base](jnp.asarray(kernel))}, adapter(4)
+    before = [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+    state = stirred(tx.init(tree, key=KEY))
+    first = np.asarray(nnopt.materialize(tree)["w"], F64)
+    assert (first == 0).mean() >= 0.75
+    learned = {name: np.asarray(x, F64) for name, x in state.learned["w"].items()}
+    wanted = np.where(first == 0, 0, first + learned["a"] @ learned["b"])
+    if adapter is dora:
+        norm = np.linalg.norm(wanted, axis=0, keepdims=True)
+        wanted = learned["magnitude"] * wanted / np.where(norm > 0, norm, 1)
+    shown = np.asarray(tx.apply(tree, state)["w"])
+    np.testing.assert_allclose(shown, wanted, rtol=1e-4, atol=1e-5)
+    assert not shown[wanted == 0].any()
+    packed = tx.pack(tree, state)
+    np.testing.assert_array_equal(nnopt.materialize(packed)["w"], shown)
+    held = [np.asarray(x).tobytes() for x in jax.tree.leaves(packed)]
+    assert [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)] == before
+    assert all(array in held for array in before)
+
+
 def test_grids_after_an_adapter_round_the_base_alone():
     tree = params()
     tx = nnopt.chain(lora(4), nnopt.quantization.uniform(4, where="**/kernel"))
@@ -146,7 +197,10 @@ def test_freeze_takes_part_in_chains_and_selections():
     ("call", "kind", "text"),
     [
         (lambda: lora(0, alpha=-1), ValueRangeError, "2 problems"),
-        (lambda: dora(4, dtype=jnp.int32), ValueRangeError, "holds no floats"),
+        (lambda: dora(4, dtype=jnp.int32), ValueRangeError, "is no dtype of floats"),
+        (lambda: lora(4, dtype="float99"), ValueRangeError, "is no dtype of floats"),
+        (lambda: lora(4, dtype=None), ValueRangeError, "is no dtype of floats"),
+        (lambda: dora(4, dtype="float64"), ValueRangeError, "which JAX has turned off"),
         (lambda: lora(2).init(params()), ValueRangeError, "key=jax.random.key"),
         (lambda: lora(2, where="**").init(params(), key=KEY), ShapeError, "fc/bias: has shape"),
         (lambda: freeze("fc/kernl").init(params()), SelectionError, "Nearest: fc/kernel"),

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nnopt_jax as nnopt
-from nnopt_jax.errors import SelectionError, ShapeError, ValueRangeError
+from nnopt_jax.errors import CompositionError, SelectionError, ShapeError, ValueRangeError
 from nnopt_jax.transfer import (
     deepen,
     layer_map,
@@ -19,6 +20,7 @@ from nnopt_jax.transfer import (
 )
 
 KEY = jax.random.key(0)
+SHAPE = jax.ShapeDtypeStruct((2,), "float32")
 
 
 def same(left, right):
@@ -308,6 +310,44 @@ def test_channels_and_heads_are_units_too():
     np.testing.assert_allclose(apply(wide, x), apply(params, x), atol=2e-6)  # sums are longer
 
 
+@pytest.mark.parametrize("outgoing", ["zero", "split"])
+def test_units_are_added_over_axes_that_are_explicit(outgoing):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), (AxisType.Explicit, AxisType.Explicit))
+    params, settings = perceptron(), {"key": KEY, "outgoing": outgoing, "noise": 0.0}
+    spread = {
+        name: jax.device_put(params[name]["kernel"], NamedSharding(mesh, PartitionSpec(*axes)))
+        for name, axes in (("up", ("a", "b")), ("down", ("a",)))
+    }
+    axes = {"up": 1}, {"down": 0}
+    found = widen(spread, *axes, 30, **settings)
+    plain = widen(jax.device_get(spread), *axes, 30, **settings)
+    jax.tree.map(np.testing.assert_array_equal, found, plain)
+
+
+def test_layers_are_unstacked_over_axes_that_are_explicit():
+    mesh = jax.make_mesh((4, 2), ("a", "b"), (AxisType.Explicit, AxisType.Explicit))
+    stack = np.arange(32, dtype=np.float32).reshape(4, 8)
+    spread = jax.device_put(stack, NamedSharding(mesh, PartitionSpec("a", "b")))
+    found = select_layers({"l": {"w": spread}}, "l", (2, 0))["l"]["w"]
+    np.testing.assert_array_equal(found, stack[[2, 0]])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: stack_layers({"l": [{"w": SHAPE}]}, "l/{index}", "l"),
+        lambda: unstack_layers({"l": {"w": SHAPE}}, "l", "l/{index}"),
+    ],
+)
+def test_shapes_are_not_stacked(call):
+    with pytest.raises(CompositionError, match=r"w: is a shape, float32\[2\]"):
+        call()
+
+
+def test_shapes_are_chosen_as_layers_are():
+    assert select_layers({"l": [{"w": SHAPE}]}, "l/{index}", (0, 0)) == {"l": [{"w": SHAPE}] * 2}
+
+
 def test_packed_leaves_are_spread_out_only_where_they_grow():
     tx = nnopt.quantization.uniform(8, where="re:kernel")
     params = perceptron()
@@ -331,10 +371,23 @@ def test_packed_leaves_are_spread_out_only_where_they_grow():
         ({"outgoing": "split", "incoming": "random"}, ValueRangeError, "give outgoing='zero'"),
         ({"key": 0}, ValueRangeError, "key is the int 0"),
         ({"noise": -1.0}, ValueRangeError, "noise=-1.0"),
+        (
+            {"params": jax.tree.map(lambda x: x.astype("complex64"), perceptron()),
+             "outgoing": "split"},
+            ValueRangeError,
+            "divides weights, and down/kernel is complex64",
+        ),
+        (
+            {"params": jax.tree.map(lambda x: x.astype("int32"), perceptron()),
+             "outgoing": "split"},
+            ValueRangeError,
+            "down/kernel is int32",
+        ),
+        ({"params": jax.eval_shape(perceptron)}, CompositionError, "down/kernel: is a shape"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_of_widening_are_told(change, kind, message):
     produced, consumed = UNITS
     given = {"produced": produced, "consumed": consumed, "width": 24, "key": KEY} | change
     with pytest.raises(kind, match=message):
-        widen(perceptron(), **given)
+        widen(**{"params": perceptron()} | given)

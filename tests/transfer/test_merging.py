@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nnopt_jax as nnopt
-from nnopt_jax.errors import SelectionError, ShapeError, ValueRangeError
+from nnopt_jax.errors import CompositionError, SelectionError, ShapeError, ValueRangeError
 from nnopt_jax.transfer import slerp, soup, task_arithmetic, ties
 
 F64 = np.float64
+RNG = np.random.default_rng(3)
 
 
 def models(count, seed=0, dtype=np.float32):
@@ -32,6 +34,28 @@ def test_soup_is_the_weighted_mean():
         np.testing.assert_allclose(
             got, np.average(x, axis=0, weights=weights), rtol=1e-5, atol=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        np.float32([1, 3]),
+        jnp.array([1.0, 3.0]),
+        [np.float32(1), np.int64(3)],
+        [jnp.float32(1), 3],
+        (1, 3),
+    ],
+)
+def test_weights_of_any_kind_of_number(weights):
+    found = soup([{"w": np.float32([4.0])}, {"w": np.float32([8.0])}], weights)
+    np.testing.assert_allclose(found["w"], [7.0], rtol=1e-6)
+
+
+def test_t_may_be_traced():
+    a, b = models(2)
+    found = jax.jit(slerp)(a, b, jnp.float32(0.3))
+    for got, wanted in zip(leaves(found), leaves(slerp(a, b, 0.3)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_task_arithmetic_adds_differences():
@@ -68,6 +92,46 @@ def test_slerp_is_the_arc(scope, t):
 def test_slerp_of_parallel_or_no_directions_is_a_line(other):
     x, y = np.float32([1.0, 2.0]), np.float32(other)
     np.testing.assert_allclose(slerp(x, y, 0.25), 0.75 * x + 0.25 * y, rtol=1e-6)
+
+
+def numpy_arc(x, y, t):
+    x, y = (np.asarray(one, F64) for one in (x, y))
+    cosine = (x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y)
+    angle = np.arctan2(np.sqrt((1 - cosine) * (1 + cosine)), cosine)
+    return (np.sin((1 - t) * angle) * x + np.sin(t * angle) * y) / np.sin(angle)
+
+
+@pytest.mark.parametrize("scope", ["leaf", "tree"])
+@pytest.mark.parametrize(("one", "other"), [(1e19, 1e19), (1e-20, 1e-20), (1e30, 1e-30)])
+def test_slerp_is_the_arc_at_every_scale(scope, one, other):
+    x, y = (RNG.normal(size=(5, 7)) * size for size in (one, other))
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    found = slerp({"w": x}, {"w": y}, 0.3, scope=scope)["w"]
+    wanted = numpy_arc(x, y, 0.3)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("cosine", [0.99, 0.9996, 0.99999, 1 - 1e-6, 1 - 1e-7])
+def test_slerp_is_the_arc_of_near_directions(cosine):
+    angle = np.arccos(cosine)
+    x, y = np.float32([1, 0]), np.float32([100 * np.cos(angle), 100 * np.sin(angle)])
+    np.testing.assert_allclose(slerp(x, y, 0.5), numpy_arc(x, y, 0.5), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["leaf", "tree"])
+def test_slerp_has_a_gradient_at_zero(scope):
+    y = jnp.array([1.0, 2.0])
+    slope = jax.grad(lambda x: slerp({"w": x}, {"w": y}, 0.25, scope=scope)["w"].sum())(0 * y)
+    np.testing.assert_allclose(slope, [0.75, 0.75], rtol=1e-6)  # that of the line
+
+
+def test_slerp_over_axes_that_are_explicit():
+    mesh = jax.make_mesh((4, 2), ("a", "b"), (AxisType.Explicit, AxisType.Explicit))
+    x, y = (RNG.normal(size=(8, 4)).astype(np.float32) for _ in range(2))
+    split = NamedSharding(mesh, PartitionSpec("a", "b"))
+    for scope in ("leaf", "tree"):
+        found = slerp(jax.device_put(x, split), jax.device_put(y, split), 0.3, scope=scope)
+        np.testing.assert_allclose(found, numpy_arc(x, y, 0.3), rtol=1e-5, atol=1e-5)
 
 
 def reference_ties(base, others, weights, density, scale, vote):
@@ -111,6 +175,28 @@ def test_dtypes_are_those_of_the_first_and_counters_stay():
         assert tree["steps"] == 3
 
 
+def test_complex_numbers_are_two_reals():
+    a, b = (RNG.normal(size=(2, 7)).astype(np.float32) for _ in range(2))
+    whole = [{"w": x[0] + 1j * x[1]} for x in (a, b)]
+    apart = [{"w": x.T} for x in (a, b)]
+    for merge in (
+        soup,
+        lambda both: slerp(*both, 0.3),
+        lambda both: slerp(*both, 0.3, scope="tree"),
+        lambda both: ties(both[0], both[1:], density=0.5),
+    ):
+        found, wanted = merge(whole)["w"], merge(apart)["w"]
+        assert found.dtype == np.complex64
+        np.testing.assert_allclose(found, wanted[:, 0] + 1j * wanted[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(soup(whole)["w"], (whole[0]["w"] + whole[1]["w"]) / 2, rtol=1e-5)
+
+
+def test_other_kinds_of_numbers_are_told():
+    a = {"w": np.ones(2, np.int32), "c": np.ones(2, np.complex64)}
+    with pytest.raises(ShapeError, match=r"(?s)2 problems.*c: is complex64.*w: is int32.*cast one"):
+        soup([a, {"w": np.ones(2, np.float32), "c": np.ones(2, np.float32)}])
+
+
 def test_expressions_are_shown():
     params = models(1)[0]
     tx = nnopt.quantization.uniform(8)
@@ -132,12 +218,33 @@ def test_models_that_do_not_agree_are_told_leaf_by_leaf(merge):
 
 
 @pytest.mark.parametrize(
+    ("call", "kind", "text"),
+    [
+        (lambda a: soup(a), ValueRangeError, "is no list; give models one by one"),
+        (lambda a: ties(a, a), ValueRangeError, "is no list"),
+        (lambda a: task_arithmetic(a, 3), ValueRangeError, "is no list"),
+        (lambda a: soup([a, {"a": {"w": 1.0}, "b": 2.0}]), CompositionError, "model 1: 2 problems"),
+        (lambda a: soup([jax.eval_shape(lambda: a)]), CompositionError, "b: is a shape"),
+    ],
+)
+def test_what_is_no_model_is_told(call, kind, text):
+    with pytest.raises(kind, match=text):
+        call(models(1)[0])
+
+
+@pytest.mark.parametrize(
     ("call", "text"),
     [
         (lambda a, b: soup([]), "models=.* is empty"),
         (lambda a, b: soup([a, b], [1.0]), "weights=.* has 1 values for 2 models"),
         (lambda a, b: soup([a, b], [1.0, -1.0]), "sums to zero"),
         (lambda a, b: soup([a, b], [1.0, float("nan")]), "is not a number"),
+        (
+            lambda a, b: soup([a, b], ["x", 1]),
+            "^transfer.soup: weights='x' is not a number [^\n]*$",
+        ),
+        (lambda a, b: soup([]), "^transfer.soup: models=[^\n]*$"),
+        (lambda a, b: soup([a, b], np.ones((2, 2))), "2 problems"),
         (lambda a, b: slerp(a, b, 1.5), "t=1.5"),
         (lambda a, b: slerp(a, b, 0.5, scope="tre"), "Did you mean tree"),
         (lambda a, b: ties(a, [b], density=2, vote="x"), "2 problems"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from nnopt_jax.errors import ArtifactError, Problems, nearest
 
 MOST_BYTES = 100_000_000
+_MOST_AXES, _MOST_ELEMENTS = 64, 2**59  # NumPy's; sizes of empty arrays count as well
 """The longest header, as the format's own library has it."""
 
 DTYPES: Mapping[str, Any] = {
@@ -114,6 +116,9 @@ def _entry(told: Any) -> Entry:
         raise ArtifactError(
             f"has the shape {shape} and the offsets {[begin, end]}, no whole numbers"
         )
+    if len(shape) > _MOST_AXES or math.prod(n or 1 for n in shape) > _MOST_ELEMENTS:
+        raise ArtifactError(f"has {len(shape)} axes of sizes {reprlib.repr(shape)}, which no array "
+                            "of NumPy has")  # fmt: skip
     entry = Entry(DTYPES[name], tuple(shape), begin)
     if end - begin != entry.nbytes:
         raise ArtifactError(f"takes {end - begin} bytes, and {name}{shape} has {entry.nbytes}")

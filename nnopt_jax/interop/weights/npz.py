@@ -13,6 +13,8 @@ import numpy as np
 from nnopt_jax.errors import ArtifactError, Problems
 
 _NAME = "read_npz"
+# RuntimeError, of which NotImplementedError is one, is what zipfile makes of some flipped bits.
+_DAMAGED = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -43,15 +45,18 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     problems, arrays = Problems(who), {}
     try:
         # Opened here, since NumPy leaves a damaged file open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ArtifactError(f"{who}: holds one array without a name; numpy.load() it.")
+            if any(name.endswith("data.pkl") for name in archive.files):
+                raise ArtifactError(f"{who}: is a pickle of PyTorch; write safetensors first.")
             for name in archive.files:
                 try:
                     arrays[name] = _typed(archive[name])
-                except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                except _DAMAGED as error:
                     problems.add(name, f"cannot be read: {error}")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, *_DAMAGED) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{who}: {getattr(error, 'strerror', None) or error}") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.artifact import load
-from nnopt_jax.errors import ArtifactError
+from nnopt_jax.errors import ArtifactError, ValueRangeError
 from nnopt_jax.interop.weights.npz import read_npz
 from nnopt_jax.interop.weights.safetensors import INDEX, read_safetensors
 from nnopt_jax.interop.weights.step import read_orbax
@@ -29,6 +29,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         ArtifactError: there is no such file, it is damaged, or of another kind.
+        ValueRangeError: `path` is no path.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -39,6 +40,11 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         ...     read_weights(f"{folder}/model.nnopt")
         {'dense/kernel': Array([1., 1.], dtype=float32)}
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueRangeError(
+            f"read_weights: path is of type {type(path).__name__}; give the name of a file or "
+            "folder, 'model.safetensors'."
+        )
     place = Path(path)
     if place.is_dir():
         holds = any(place.glob("*.safetensors")) or any(place.glob(f"*{INDEX}"))

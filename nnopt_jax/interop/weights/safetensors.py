@@ -179,6 +179,8 @@ def _indexed(path: Path) -> dict[str, np.ndarray]:
     try:
         where = json.loads(path.read_bytes())["weight_map"]
         shards = sorted(set(where.values()))
+        if not all(isinstance(shard, str) for shard in shards):
+            raise TypeError("shards are named by strings")
     except OSError as error:
         raise ArtifactError(f"{who}: {error.strerror or error}.") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:

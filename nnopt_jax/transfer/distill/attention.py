@@ -8,6 +8,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from nnopt_jax.errors import ShapeError
+from nnopt_jax.ops.exponent import exponent
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.distill.pairs import as_pair
 from nnopt_jax.typing import Array, ArrayLike
@@ -23,7 +24,7 @@ def attention_map(features: ArrayLike, power: float = 2.0) -> Array:
 
     Args:
         features: `(batch, ..., channels)`.
-        power: `p`, above 0.
+        power: `p`, above 0. Features of zero get no gradient, whatever it is.
 
     Returns:
         `(batch, places)` float32; zeros where there are no features at all.
@@ -51,12 +52,20 @@ def attention_map(features: ArrayLike, power: float = 2.0) -> Array:
             f"transfer.attention_map: features of shape {features.shape} have no places; give "
             "(batch, ..., channels)."
         )
-    size = jnp.square(features) if power == 2 else jnp.abs(features) ** power
+    # The map does not change with the scale of the features, whose powers might leave float32.
+    scaled = jnp.ldexp(features, -exponent(features, tuple(range(1, features.ndim))))
+    size = jnp.square(scaled) if power == 2 else _power(scaled, power)
     places = size.mean(-1).reshape(features.shape[0], math.prod(features.shape[1:-1]))
     square = jnp.square(places).sum(1, keepdims=True)
     # Guarded inside the root as well, where the slope at zero would be infinite.
     some = square > 0
     return jnp.where(some, places / jnp.sqrt(jnp.where(some, square, 1.0)), 0.0)
+
+
+def _power(x: Array, power: float) -> Array:
+    """`|x|^p`, with a slope of 0 where x is 0, also where powers below 1 have an infinite one."""
+    some = x != 0
+    return jnp.where(some, jnp.abs(jnp.where(some, x, 1.0)) ** power, 0.0)
 
 
 def attention_loss(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from nnopt_jax.errors import ShapeError
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.distill.pairs import as_pair, require_same_shape
+from nnopt_jax.transform.given import require_key
 from nnopt_jax.typing import Array, ArrayLike, Key
 
 _NAME = "transfer.hint_loss"
@@ -71,7 +72,7 @@ def hint_regressor(key: Key, student: int, teacher: int) -> Array:
         `(s, t)` float32.
 
     Raises:
-        ValueRangeError: a number of features is less than 1.
+        ValueRangeError: a number of features is less than 1, or the key is none.
 
     Example:
         >>> import jax
@@ -83,4 +84,5 @@ def hint_regressor(key: Key, student: int, teacher: int) -> Array:
     settings.integer("student", student, 1)
     settings.integer("teacher", teacher, 1)
     settings.done()
+    require_key("transfer.hint_regressor", key)
     return jax.random.normal(key, (student, teacher), jnp.float32) * jnp.float32(student**-0.5)

@@ -21,6 +21,6 @@ def require_same_shape(who: str, student: ArrayLike, teacher: ArrayLike) -> tupl
     if student.shape != teacher.shape or not student.ndim:
         raise ShapeError(
             f"{who}: the student's array has shape {student.shape}, the teacher's {teacher.shape}; "
-            "give two of one shape."
+            "give two of one shape, with one axis or more."
         )
     return student, teacher

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnopt_jax.arrays.base import is_node, show, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
-from nnopt_jax.settings import Settings
+from nnopt_jax.settings import Settings, single
+from nnopt_jax.transform.given import require_values
 from nnopt_jax.tree.paths import flatten, unflatten
-from nnopt_jax.typing import Params
+from nnopt_jax.typing import Array, Params
 
 
 def merged(
@@ -19,7 +22,8 @@ def merged(
 ) -> Params:
     """Merges models leaf by leaf, in float32, and casts once.
 
-    Leaves that hold no floats (counters, masks) are those of the first model.
+    Complex numbers are two reals each. Leaves that hold neither (counters, masks) are those of the
+    first model.
 
     Args:
         who: the method's public name.
@@ -33,6 +37,7 @@ def merged(
     Raises:
         SelectionError: a model lacks leaves of the first, or has others.
         ShapeError: shapes differ.
+        CompositionError: leaves are no arrays.
 
     Example:
         >>> import jax.numpy as jnp
@@ -42,18 +47,42 @@ def merged(
     leaves = aligned(who, models, names)
     found: dict[str, Any] = {}
     for path, leaf in leaves[0].items():
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            parts = (show(one[path]).astype(jnp.float32) for one in leaves)
-            found[path] = merge(*parts).astype(leaf.dtype)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            found[path] = _like(merge(*(reals(one[path]) for one in leaves)), leaf.dtype)
         else:
             found[path] = show(leaf)
     return unflatten(models[0], found, is_node)
+
+
+def reals(leaf: Any) -> Array:
+    """A leaf in float32; of complex numbers the two parts, along a last axis."""
+    x = show(leaf)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.stack([x.real, x.imag], -1)
+    return x.astype(jnp.float32)
+
+
+def _like(x: Array, dtype: Any) -> Array:
+    """Undoes `reals`."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        x = jax.lax.complex(x[..., 0], x[..., 1])
+    return x.astype(dtype)
+
+
+def _kind(leaf: Any) -> str:
+    """What numbers a leaf holds."""
+    for kind in (jnp.floating, jnp.complexfloating):
+        if jnp.issubdtype(leaf.dtype, kind):
+            return kind.__name__
+    return "none to be merged"
 
 
 def aligned(who: str, models: Sequence[Params], names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The leaves of each model by path; raises as `merged` does, all differences at once."""
     leaves = [flatten(model, is_node) for model in models]
     called = [*names, *(f"model {number}" for number in range(len(names), len(models)))]
+    for name, one in zip(called, leaves, strict=True):
+        require_values(f"{who}: {name}", one)
     first, lost, misfit = leaves[0], Problems(who), Problems(who)
     for name, other in zip(called[1:], leaves[1:], strict=True):
         for path in first.keys() - other.keys():
@@ -64,22 +93,37 @@ def aligned(who: str, models: Sequence[Params], names: Sequence[str] = ()) -> li
             if first[path].shape != other[path].shape:
                 text = f"is {summary(first[path])} in {called[0]}, {summary(other[path])} in {name}"
                 misfit.add(path, f"{text}; graft() makes shapes fit")
+            elif _kind(first[path]) != _kind(other[path]):
+                text = f"is {summary(first[path])} in {called[0]}, {summary(other[path])} in {name}"
+                misfit.add(path, f"{text}; cast one of them")
     lost.found.sort()
     lost.raise_as(SelectionError)
     misfit.raise_as(ShapeError)
     return leaves
 
 
+def listed(settings: Settings, models: Any) -> list[Any]:
+    """The models as a list; a single model is none."""
+    if isinstance(models, Mapping) or not isinstance(models, Iterable):
+        settings.wrong("models", type(models), "is no list; give models one by one, [a, b].")
+        settings.done()
+    return list(models)
+
+
 def check_weights(
     settings: Settings, weights: Any, count: int, *, some: bool = True
 ) -> list[float]:
     """One finite number for each model; a single one stands for all."""
-    values = [weights] * count if not isinstance(weights, Sequence) else list(weights)
+    if isinstance(weights, jax.Array | np.ndarray) and weights.ndim:
+        weights = list(weights)
+    values = [weights] * count if not isinstance(weights, Sequence) else weights
+    values = [single(value) for value in values]
     if len(values) != count:
         settings.wrong("weights", weights, f"has {len(values)} values for {count} models.")
     for value in values:
         settings.number("weights", value, -1e30, 1e30)
-    if some and not sum(value for value in values if isinstance(value, int | float)):
+    settings.done()
+    if some and not sum(values):
         settings.wrong("weights", weights, "sums to zero, by which it is divided.")
     settings.done()
     return [float(value) for value in values]

@@ -146,6 +146,8 @@ def labels(
         >>> optimizer = optax.multi_transform(parts, labels(params, {"frozen": "embed/**"}))
     """
     who = "transfer.labels"
+    if not isinstance(rules, Mapping):
+        raise SelectionError(f"{who}: rules={rules!r} is no mapping; give {{label: selector}}.")
     leaves = flatten(params, is_node)
     named = {}
     for label, where in rules.items():
@@ -162,10 +164,18 @@ def _groups(where: Where, leaves: Mapping[str, Any], who: str) -> list[list[str]
         return [paths]
     expression = re.compile(where.removeprefix("re:"))
     apart: dict[int, list[str]] = {}
+    problems = Problems(who)
     for path in paths:
         found = expression.search(path)
         assert found is not None
-        apart.setdefault(int(found["index"]), []).append(path)
+        index = found["index"]
+        if index is None or not index.isdecimal():
+            problems.add(
+                path, f"has {index!r} for the index of {where!r}; let it be (?P<index>\\d+)"
+            )
+            continue
+        apart.setdefault(int(index), []).append(path)
+    problems.raise_as(SelectionError)
     return [apart[number] for number in sorted(apart)]
 
 
@@ -173,14 +183,14 @@ def _assigned(
     named: Mapping[str, Sequence[str]], leaves: Mapping[str, Any], who: str
 ) -> dict[str, str]:
     """The label of each leaf that has one."""
-    problems, found = Problems(who), {}
-    for path in leaves:
-        mine = [label for label, paths in named.items() if path in paths]
-        if len(mine) > 1:
-            problems.add(
-                path, f"is in {' and in '.join(map(repr, mine))}; make the rules say which"
-            )
-        if mine:
-            found[path] = mine[0]
+    mine: dict[str, list[str]] = {}
+    for label, paths in named.items():
+        for path in dict.fromkeys(paths):
+            mine.setdefault(path, []).append(label)
+    problems = Problems(who)
+    for path in (path for path in leaves if len(mine.get(path, ())) > 1):
+        problems.add(
+            path, f"is in {' and in '.join(map(repr, mine[path]))}; make the rules say which"
+        )
     problems.raise_as(SelectionError)
-    return found
+    return {path: mine[path][0] for path in leaves if path in mine}

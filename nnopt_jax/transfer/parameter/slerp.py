@@ -6,16 +6,15 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import show
 from nnopt_jax.ops import merging
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.models import aligned, merged
-from nnopt_jax.typing import Params
+from nnopt_jax.transfer.parameter.models import aligned, merged, reals
+from nnopt_jax.typing import ArrayLike, Params
 
 _NAME = "transfer.slerp"
 
 
-def slerp(a: Params, b: Params, t: float, *, scope: Literal["leaf", "tree"] = "leaf") -> Params:
+def slerp(a: Params, b: Params, t: ArrayLike, *, scope: Literal["leaf", "tree"] = "leaf") -> Params:
     r"""Goes from one model to another along the arc between their directions.
 
     .. math:: \theta = \frac{\sin((1 - t)\,\omega)}{\sin\omega}\, \theta_a
@@ -29,17 +28,17 @@ def slerp(a: Params, b: Params, t: float, *, scope: Literal["leaf", "tree"] = "l
     Args:
         a: the model at `t=0`: a tree of arrays or expressions.
         b: the model at `t=1`, of the same paths and shapes.
-        t: from 0 to 1.
+        t: from 0 to 1; an array of one number may be traced.
         scope: `"leaf"`: each leaf has its own angle; `"tree"`: one angle of all leaves, taken as
             one vector.
 
     Returns:
-        A tree of arrays, in the dtypes of `a`; leaves that hold no floats are those of `a`.
+        A tree of arrays, in the dtypes of `a`; leaves of integers are those of `a`.
 
     Raises:
         ValueRangeError: a setting is out of range.
         SelectionError: the paths differ; all are named.
-        ShapeError: shapes differ; all are named.
+        ShapeError: shapes, or kinds of numbers, differ; all are named.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,21 +51,14 @@ def slerp(a: Params, b: Params, t: float, *, scope: Literal["leaf", "tree"] = "l
         Shoemake 1985, Animating Rotation with Quaternion Curves, section 3.3.
     """
     settings = Settings(_NAME)
-    settings.share("t", t, schedule=False)
+    settings.share("t", t, schedule=False, array=True)
     settings.choice("scope", scope, ("leaf", "tree"))
     settings.done()
+    t = jnp.asarray(t, jnp.float32)
     if scope == "leaf":
         return merged(_NAME, [a, b], lambda x, y: merging.slerp(x, y, t), ("a", "b"))
     mine, theirs = aligned(_NAME, [a, b], ("a", "b"))
-    floats = [p for p, x in mine.items() if jnp.issubdtype(x.dtype, jnp.floating)]
-
-    def product(left: dict, right: dict) -> jnp.ndarray:
-        pairs = ((show(left[p]), show(right[p])) for p in floats)
-        return sum(
-            (jnp.vdot(x.astype(jnp.float32), y.astype(jnp.float32)) for x, y in pairs),
-            jnp.float32(0),
-        )
-
-    products = (product(mine, mine), product(theirs, theirs), product(mine, theirs))
-    near, far = merging.arc(*products, t)
-    return merged(_NAME, [a, b], lambda x, y: near * x + far * y)
+    numbers = [path for path, x in mine.items() if jnp.issubdtype(x.dtype, jnp.inexact)]
+    x, y = ([reals(tree[path]) for path in numbers] for tree in (mine, theirs))
+    near, far = merging.arc(x, y, t)
+    return merged(_NAME, [a, b], lambda x, y: near * x + far * y, ("a", "b"))

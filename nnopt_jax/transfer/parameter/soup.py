@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.models import check_weights, merged
+from nnopt_jax.transfer.parameter.models import check_weights, listed, merged
 from nnopt_jax.typing import Params
 
 _NAME = "transfer.soup"
@@ -21,12 +21,12 @@ def soup(models: Sequence[Params], weights: float | Sequence[float] = 1.0) -> Pa
         weights: one for each, or one for all.
 
     Returns:
-        A tree of arrays, in the dtypes of the first model; leaves that hold no floats are its own.
+        A tree of arrays, in the dtypes of the first model; leaves of integers are its own.
 
     Raises:
         ValueRangeError: there is no model, or weights do not fit.
         SelectionError: a model lacks leaves of the first, or has others; all are named.
-        ShapeError: shapes differ; all are named.
+        ShapeError: shapes, or kinds of numbers, differ; all are named.
 
     Example:
         >>> import jax.numpy as jnp
@@ -38,7 +38,7 @@ def soup(models: Sequence[Params], weights: float | Sequence[float] = 1.0) -> Pa
         Wortsman et al. 2022, Model Soups, section 2 (uniform soup).
     """
     settings = Settings(_NAME)
-    models = list(models)
+    models = listed(settings, models)
     if not models:
         settings.wrong("models", models, "is empty; give one model or more.")
     shares = check_weights(settings, weights, len(models))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.models import check_weights, merged
+from nnopt_jax.transfer.parameter.models import check_weights, listed, merged
 from nnopt_jax.typing import Params
 
 _NAME = "transfer.task_arithmetic"
@@ -24,12 +24,12 @@ def task_arithmetic(
         weights: one for each, or one for all; a negative one makes the model forget.
 
     Returns:
-        A tree of arrays, in the dtypes of `base`; leaves that hold no floats are its own.
+        A tree of arrays, in the dtypes of `base`; leaves of integers are its own.
 
     Raises:
         ValueRangeError: weights do not fit.
         SelectionError: a model lacks leaves of the base, or has others; all are named.
-        ShapeError: shapes differ; all are named.
+        ShapeError: shapes, or kinds of numbers, differ; all are named.
 
     Example:
         >>> import jax.numpy as jnp
@@ -41,8 +41,9 @@ def task_arithmetic(
     References:
         Ilharco et al. 2023, Editing Models with Task Arithmetic, section 2.
     """
-    models = list(models)
-    shares = check_weights(Settings(_NAME), weights, len(models), some=False)
+    settings = Settings(_NAME)
+    models = listed(settings, models)
+    shares = check_weights(settings, weights, len(models), some=False)
     return merged(
         _NAME,
         [base, *models],

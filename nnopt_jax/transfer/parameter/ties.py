@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.ops import merging
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.models import check_weights, merged
+from nnopt_jax.transfer.parameter.models import check_weights, listed, merged
 from nnopt_jax.typing import Params
 
 _NAME = "transfer.ties"
@@ -36,18 +36,19 @@ def ties(
         base: the model that the others were fine-tuned from.
         models: trees of arrays or expressions (which are shown), of the same paths and shapes.
         weights: `w`, one for each, or one for all.
-        density: the share of each leaf's differences that is kept, the greatest.
+        density: the share of each leaf's differences that is kept, the greatest, rounded down:
+            of a leaf of four none is at 0.2.
         scale: `lambda`.
         vote: `"weighted"` (mergekit): weights count in the election, `n = w`; `"unweighted"`
             (PEFT): they do not, `n = 1`. The same where weights are 1.
 
     Returns:
-        A tree of arrays, in the dtypes of `base`; leaves that hold no floats are its own.
+        A tree of arrays, in the dtypes of `base`; leaves of integers are its own.
 
     Raises:
         ValueRangeError: a setting is out of range.
         SelectionError: a model lacks leaves of the base, or has others; all are named.
-        ShapeError: shapes differ; all are named.
+        ShapeError: shapes, or kinds of numbers, differ; all are named.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,7 +60,8 @@ def ties(
     References:
         Yadav et al. 2023, TIES-Merging: Resolving Interference When Merging Models, section 4.
     """
-    settings, models = Settings(_NAME), list(models)
+    settings = Settings(_NAME)
+    models = listed(settings, models)
     settings.share("density", density, schedule=False)
     settings.number("scale", scale, -1e30, 1e30)
     settings.choice("vote", vote, ("weighted", "unweighted"))

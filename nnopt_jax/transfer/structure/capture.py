@@ -15,7 +15,7 @@ from nnopt_jax.artifact.leaves import plain
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.structure.initial import starts
-from nnopt_jax.transfer.structure.program import written
+from nnopt_jax.transfer.structure.program import require_platforms, written
 from nnopt_jax.transfer.structure.structure import Structure
 from nnopt_jax.transform.given import require_arrays
 from nnopt_jax.tree.paths import flatten, unflatten
@@ -54,8 +54,9 @@ def capture(
             *train_args)`.
         train_args: what `train` takes beyond `args`: a key for dropout, say; sizes are fixed.
         initializers: how leaves begin, by glob or `re:`: the name of a factory of
-            `jax.nn.initializers`, or a mapping of its `name` and arguments. Others are measured:
-            their mean and deviation is drawn again. A trained model shows those of training.
+            `jax.nn.initializers`, or a mapping of its `name` and arguments, JSON. Others are
+            measured: their mean and deviation is drawn again. A trained model shows those of
+            training.
         constructor: what makes the model where its code is at hand: `"package.module:callable"`,
             or the callable.
         config: arguments of the constructor, JSON.
@@ -68,8 +69,8 @@ def capture(
     Raises:
         ShapeError: `shapes` do not fit the arguments.
         SelectionError: a rule of `initializers` meets no leaf.
-        ValueRangeError: an initializer, the constructor or its arguments are wrong, or the function
-            reads none of the parameters.
+        ValueRangeError: an initializer, the constructor or its arguments, or a platform are wrong,
+            or the function reads none of the parameters.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -93,9 +94,10 @@ def capture(
     """
     leaves = flatten(params, is_node)
     require_arrays(_NAME, leaves)
+    require_platforms(_NAME, platforms)
     made_by = _constructor(constructor, config)
     inputs, more = _inputs(args, train_args, shapes, constraints)
-    dense = jax.eval_shape(materialize, params)
+    dense = jax.eval_shape(materialize, jax.tree.map(_bare, params))
     order = flatten(plain(dense))
     begin = starts(_NAME, {path: leaves[path] for path in order}, initializers)
 
@@ -113,12 +115,17 @@ def capture(
     return Structure(describe(plain(dense)), begin, programs, made_by)
 
 
+def _bare(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype, without devices."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
 def _inputs(
     args: tuple[Any, ...], train_args: tuple[Any, ...], shapes: Any, constraints: Sequence[str]
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The inputs as shapes, free sizes named."""
     every = jax.tree.map(
-        lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf),
+        lambda leaf: _bare(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)),
         plain((*args, *train_args)),
     )
     if shapes is None or isinstance(shapes, str):

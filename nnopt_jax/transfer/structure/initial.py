@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ def starts(
         who: the function that asks, for errors.
         leaves: arrays, expressions or shapes by path.
         given: by glob or `re:`, the name of a factory of `jax.nn.initializers`, or a mapping of
-            its name and arguments; later ones win.
+            its name and arguments, JSON; later ones win.
 
     Returns:
         By path.
@@ -88,7 +89,12 @@ def starts(
     told: dict[str, Start] = {}
     problems = Problems(who)
     for where, start in (given or {}).items():
-        entry = {"name": start} if isinstance(start, str) else dict(start)
+        try:
+            entry = json.loads(json.dumps(_entry(start), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            problems.add("", f"initializers[{where!r}]={start!r} is neither a name nor a mapping "
+                             f"that JSON can say ({error})")  # fmt: skip
+            continue
         name = entry.get("name")
         if name not in (*NAMED, "zeros", "ones", "constant"):
             problems.add("", f"initializers[{where!r}]={start!r} is none of jax.nn.initializers."
@@ -97,11 +103,15 @@ def starts(
         for path in resolve(where, leaves, who):
             try:
                 jax.eval_shape(lambda e=entry, p=path: drawn(jax.random.key(0), e, leaves[p]))
-            except (TypeError, ValueError) as error:
-                problems.add(path, f"initializers[{where!r}]={start!r} cannot make it ({error})")
+            except (TypeError, ValueError, LookupError) as error:
+                problems.add(path, f"initializers[{where!r}]={start!r} cannot make it ({error!r})")
             told[path] = entry
     problems.raise_as(ValueRangeError)
     return {path: told.get(path) or measured(leaf) for path, leaf in leaves.items()}
+
+
+def _entry(start: Any) -> Start:
+    return {"name": start} if isinstance(start, str) else dict(start)
 
 
 def drawn(key: Key, start: Start, like: Any) -> jax.Array:

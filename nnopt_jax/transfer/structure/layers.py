@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.settings import Settings, is_whole
@@ -161,9 +162,14 @@ def apart(layers: list[Any]) -> list[Any]:
     seen: set[int] = set()
     made = []
     for layer in layers:
-        made.append(jax.tree.map(jnp.copy, layer) if id(layer) in seen else layer)
+        made.append(jax.tree.map(_copy, layer) if id(layer) in seen else layer)
         seen.add(id(layer))
     return made
+
+
+def _copy(leaf: Any) -> Any:
+    """An array of its own; a shape has no memory to share."""
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.copy(leaf)
 
 
 def check_chosen(who: str, name: str, chosen: Sequence[int], count: int) -> None:
@@ -173,6 +179,9 @@ def check_chosen(who: str, name: str, chosen: Sequence[int], count: int) -> None
         ValueRangeError: there are others.
     """
     settings = Settings(who)
+    if not isinstance(chosen, Sequence | np.ndarray):
+        settings.wrong(name, chosen, "is no sequence of numbers; give e.g. [0, 2].")
+        settings.done()
     if not len(chosen):
         settings.wrong(name, chosen, "chooses no layer.")
     for number in chosen:

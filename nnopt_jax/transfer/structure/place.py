@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from nnopt_jax.arrays.base import is_node, show, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, ValueRangeError, nearest
+from nnopt_jax.transform.given import require_values
 from nnopt_jax.tree.paths import flatten
 
 INDEX = "{index}"
@@ -189,9 +191,26 @@ def _edited(tree: Any, segments: list[str], change: Callable[[Any], Any]) -> Any
     )
 
 
+def whole(array: Any, axis: int) -> Any:
+    """The array, split no more along an axis that is to change, where its mesh has Explicit axes.
+
+    Auto axes are the compiler's to place.
+
+    Example:
+        >>> whole(jnp.ones(2), 0)
+        Array([1., 1.], dtype=float32)
+    """
+    sharding = jax.typeof(array).sharding
+    if sharding.spec[axis] is None:
+        return array
+    spec = [None if at == axis % array.ndim else name for at, name in enumerate(sharding.spec)]
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
 def _unstacked(who: str, place: str, tree: Any) -> list[Any]:
     """The layers of a stack."""
     leaves = flatten(tree, is_node)
+    require_values(who, {f"{place}/{path}": leaf for path, leaf in leaves.items()})
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves.values()}
     count = sizes.pop() if len(sizes) == 1 else None
     if count is None:
@@ -201,7 +220,9 @@ def _unstacked(who: str, place: str, tree: Any) -> list[Any]:
                                             "each leaf, along axis 0")  # fmt: skip
         problems.raise_as(ShapeError)
         raise SelectionError(f"{who}: {place!r} has no leaves.")
-    apart = jax.tree.map(lambda leaf: list(jnp.unstack(show(leaf))), tree, is_leaf=is_node)
+    apart = jax.tree.map(
+        lambda leaf: list(jnp.unstack(whole(show(leaf), 0))), tree, is_leaf=is_node
+    )
     outer = jax.tree.structure(tree, is_leaf=is_node)
     inner = jax.tree.structure([0] * count)
     return jax.tree.transpose(outer, inner, apart)
@@ -216,10 +237,17 @@ def _stacked(who: str, place: str, layers: list[Any]) -> Any:
         for path in sorted(first.keys() ^ other.keys()):
             problems.add(f"{place}/{path}", f"is in one of layers 0 and {number} only")
         for path in (path for path in first if path in other):
-            ours, theirs = (show(jnp.asarray(x) if not hasattr(x, "dtype") else x)
-                            for x in (first[path], other[path]))  # fmt: skip
+            ours, theirs = _dense(first[path]), _dense(other[path])
             if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
                 problems.add(f"{place}/{path}", f"is {summary(ours)} in layer 0, "
                                                 f"{summary(theirs)} in layer {number}")  # fmt: skip
     problems.raise_as(ShapeError)
-    return jax.tree.map(lambda *xs: jnp.stack([show(x) for x in xs]), *layers, is_leaf=is_node)
+    for layer in layers:
+        require_values(who, {path: leaf for path, leaf in flatten(layer, is_node).items()
+                             if hasattr(leaf, "dtype")})  # fmt: skip
+    return jax.tree.map(lambda *xs: jnp.stack([_dense(x) for x in xs]), *layers, is_leaf=is_node)
+
+
+def _dense(leaf: Any) -> Any:
+    """The array of a leaf, which may be a number of Python's."""
+    return show(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))

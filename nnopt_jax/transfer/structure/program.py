@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax import export
+from jax.extend.backend import backends
 
 from nnopt_jax.errors import (
     ArtifactError,
@@ -18,10 +19,12 @@ from nnopt_jax.errors import (
     ShapeError,
     ValueRangeError,
 )
+from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.structure.sizes import broken
 from nnopt_jax.tree.paths import flatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_KNOWN = ("cpu", "cuda", "rocm", "tpu")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,13 +73,35 @@ class Program:
         Raises:
             SelectionError: the inputs are not those of the program, by path.
             ShapeError: an input has another shape or dtype.
+            ArtifactError: the program was written for other platforms than are here, or cannot be
+                read.
         """
+        if not {*self.exported.platforms} & {*backends()}:
+            raise ArtifactError(
+                f"{who}: the program runs on {', '.join(self.exported.platforms)}, and here are "
+                f"{', '.join(backends())}; give capture(..., platforms=[...]) those."
+            )
         avals = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
         sizes = _require_inputs(who, flatten(avals[0][1]), flatten(args))
         if lost := broken(self.about.get("constraints", ()), sizes):
             held = ", ".join(f"{name}={size}" for name, size in sizes.items())
             raise ShapeError(f"{who}: inputs of {held}, and {', '.join(lost)} must hold.")
         return self.exported.call(leaves, args)
+
+
+def require_platforms(who: str, platforms: Any) -> None:
+    """Wants a sequence of names that `jax.export` knows, or None.
+
+    Raises:
+        ValueRangeError: it is something else.
+    """
+    settings = Settings(who)
+    if platforms is not None and (isinstance(platforms, str) or not platforms):
+        settings.wrong("platforms", platforms, "is no sequence of names; give e.g. ['cpu'].")
+        platforms = None
+    for platform in platforms or ():
+        settings.choice("platforms", platform, _KNOWN)
+    settings.done()
 
 
 def written(
@@ -170,6 +195,9 @@ def _require_inputs(who: str, wanted: dict[str, Any], given: dict[str, Any]) -> 
         for have, want in zip(leaf.shape, aval.shape, strict=True):
             if isinstance(want, int) and have != want:
                 misfit.add(f"input {path}", said)
+                break
+            if have < 1:
+                misfit.add(f"input {path}", f"{said}, of 1 or more")
                 break
             name = str(want)
             if name.isidentifier() and sizes.setdefault(name, have) != have:

@@ -27,6 +27,7 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.structure.encoding import decoded, encoded
 from nnopt_jax.transfer.structure.initial import Start, drawn, key_of, said
 from nnopt_jax.transfer.structure.program import Program
+from nnopt_jax.transform.given import require_key
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Key, Params
 
@@ -134,7 +135,7 @@ class Structure:
         lost.raise_as(SelectionError)
         for path, like in wanted.items():
             leaf = given[path] if hasattr(given[path], "dtype") else jnp.asarray(given[path])
-            if (tuple(leaf.shape), jnp.dtype(leaf.dtype)) != (like.shape, like.dtype):
+            if (tuple(leaf.shape), leaf.dtype) != (like.shape, like.dtype):
                 misfit.add(path, f"is {summary(leaf)}, the structure wants {summary(like)}")
             given[path] = leaf
         misfit.raise_as(ShapeError)
@@ -150,8 +151,10 @@ class Structure:
             The parameters, in plain containers.
 
         Raises:
-            ValueRangeError: `capture` could not tell how some leaves begin; all are named.
+            ValueRangeError: `key` is none; or `capture` could not tell how some leaves begin, all
+                are named.
         """
+        require_key("Structure.initialize", key)
         problems = Problems("Structure.initialize")
         for path, start in self.starts.items():
             if start["name"] == "unknown":
@@ -211,6 +214,8 @@ class Structure:
         """
         settings = Settings("Structure.from_bytes")
         settings.integer("max_bytes", max_bytes, 0)
+        if not isinstance(data, bytes | bytearray | memoryview):
+            settings.wrong("data", data, "is no bytes; give what to_bytes() returned.")
         settings.done()
         head, programs = decoded(bytes(data), max_bytes)
         try:

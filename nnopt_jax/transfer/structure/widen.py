@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.base import is_node, show, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.given import require_key
+from nnopt_jax.transfer.structure.place import whole
+from nnopt_jax.transform.given import require_key, require_values
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Array, Key, Params
 
@@ -56,7 +57,8 @@ def widen(
             (and whose copies then get equal gradients for ever).
 
     Returns:
-        Parameters with `width` units; the old ones come first.
+        Parameters with `width` units; the old ones come first. An axis that grows is not split
+        any more over a mesh with Explicit axes.
 
     Raises:
         SelectionError: a path is no leaf; all are named.
@@ -86,22 +88,29 @@ def widen(
     settings.done()
     require_key(_NAME, key)
     leaves = flatten(params, is_node)
+    require_values(_NAME, {path: leaves[path] for path in leaves if path in {*produced, *consumed}})
     units = _units(leaves, produced, consumed)
     if width <= units:
         settings.wrong("width", width, f"is not above the {units} units there are.")
+    settings.done()
+    for path in sorted(consumed) if outgoing == "split" else ():
+        if not jnp.issubdtype(leaves[path].dtype, jnp.floating):
+            text = f"divides weights, and {path} is {summary(leaves[path])}; give outgoing='zero'."
+            settings.wrong("outgoing", outgoing, text)
     settings.done()
     noise = (0.1 if outgoing == "zero" else 0.0) if noise is None else noise
     draw, *keys = jax.random.split(key, 1 + len(produced))
     copied = jnp.resize(jax.random.permutation(draw, units), (width - units,))
     named = {path: show(leaves[path]) for path in leaves if path in {*produced, *consumed}}
     for (path, axis), own in zip(sorted(produced.items()), keys, strict=True):
+        named[path] = whole(named[path], axis)
         added = jnp.take(named[path], copied, axis)
         if named[path].ndim > 1 and jnp.issubdtype(added.dtype, jnp.floating):
             added = _parted(own, named[path], added, 1.0 if incoming == "random" else noise,
                             keep=incoming == "copy")  # fmt: skip
         named[path] = jnp.concatenate([named[path], added], axis)
     for path, axis in consumed.items():
-        named[path] = _heard(named[path], copied, axis, outgoing)
+        named[path] = _heard(whole(named[path], axis), copied, axis, outgoing)
     return unflatten(params, leaves | named, is_node)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field
+from nnopt_jax.arrays.base import Field, kept
 from nnopt_jax.arrays.factored import Factored
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.reshaped import Reshaped
@@ -57,14 +57,15 @@ class Factors(NamedTuple):
         return {"a": a, "b": jnp.zeros((self.rank, columns), self.dtype)}
 
     def added(self, leaf: Field, factors: Any) -> Field:
-        """The leaf plus the product, below the masks of the leaf: zeros stay zero."""
-        if isinstance(leaf, Masked):
+        """The leaf plus the product, under the mask of the leaf: zeros stay zero."""
+        if isinstance(leaf, Masked):  # whose gradients and format stay as they are
             return leaf.replace(values=self.added(leaf.values, factors))
         scaled = (factors["b"] * self.scale).astype(self.dtype)
         product = Factored(factors["a"], scaled, str(leaf.dtype))
         if leaf.ndim > 2:
             product = Reshaped(product, leaf.shape, tuple(range(leaf.ndim)), leaf.shape)
-        return Sum(leaf, product)
+        whole, mask = Sum(leaf, product), kept(leaf)
+        return whole if mask is None else Masked(whole, mask)
 
 
 def adapting(
@@ -113,8 +114,7 @@ def make_factors(
     settings.integer("rank", rank, 1)
     settings.number("alpha", alpha, 0, above=True, none=True)
     settings.flag("rank_stabilized", rank_stabilized)
-    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        settings.wrong("dtype", dtype, "holds no floats.")
+    settings.floating("dtype", dtype)
     settings.done()
     over = math.sqrt(rank) if rank_stabilized else rank
     return Factors(who, rank, (rank if alpha is None else alpha) / over, jnp.dtype(dtype))

@@ -9,18 +9,27 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import is_node, summary
 from nnopt_jax.arrays.manifest import abstract, check, describe
 from nnopt_jax.artifact import container, save
 from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
-from nnopt_jax.errors import ArtifactError, Problems, SelectionError, ValueRangeError, nearest
+from nnopt_jax.artifact.leaves import plain
+from nnopt_jax.errors import (
+    ArtifactError,
+    Problems,
+    SelectionError,
+    ValueRangeError,
+    nearest,
+)
 from nnopt_jax.ops.host_checksum import digest
+from nnopt_jax.transform.given import require_values
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Params
 
 _SAVE, _LOAD = "transfer.save_adapter", "transfer.load_adapter"
-_KIND = "nnopt adapter 1"
+_KIND, _VERSION = "nnopt adapter", 1
 
 
 def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> None:
@@ -37,7 +46,8 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
 
     Raises:
         SelectionError: the trees have other paths; all are named.
-        ValueRangeError: nothing of the base is in the packed tree.
+        ValueRangeError: nothing of the base is in the packed tree, or nothing else is.
+        CompositionError: leaves are no arrays, or shapes without values; all are named.
         ArtifactError: the file cannot be written.
 
     Example:
@@ -53,7 +63,8 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
         {'kernel': Sum(base float32[64,64], delta Factored(u float32[64,2], v float32[2,64]), \
 34 bits/weight)}
     """
-    ours, theirs = flatten(packed, is_node), flatten(base, is_node)
+    packed = plain(packed)  # as it is loaded: names, and so the order of leaves, are the file's
+    ours, theirs = _leaves(_SAVE, packed), _leaves(_SAVE, base)
     problems = Problems(_SAVE)
     for name in sorted(ours.keys() ^ theirs.keys()):
         there, other = ("packed tree", theirs) if name in ours else ("base", ours)
@@ -72,7 +83,12 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
             f"{_SAVE}: no leaf of the packed tree builds on the base; give the tree that `tx` was "
             "given. A whole model is for nnopt.save()."
         )
-    told = {"kind": _KIND, "tree": describe(packed), "taken": taken, "base": known}
+    if not kept:
+        raise ValueRangeError(
+            f"{_SAVE}: the packed tree holds nothing that the base lacks; give first what "
+            "tx.pack(base, state) returned, then the base."
+        )
+    told = {"kind": f"{_KIND} {_VERSION}", "tree": describe(packed), "taken": taken, "base": known}
     save(path, kept, metadata=told)
 
 
@@ -83,15 +99,17 @@ def load_adapter(
 
     Args:
         path: what `save_adapter` wrote.
-        base: the very base it was saved from, on any mesh; its arrays are taken as they are.
+        base: the very base it was saved from, on any mesh and in any containers; its arrays are
+            taken as they are.
         max_bytes: as for `nnopt.load`.
 
     Returns:
-        The packed tree that was saved, bit for bit.
+        The packed tree that was saved, bit for bit, in plain containers.
 
     Raises:
-        ArtifactError: leaves of the base are not those the adapter builds on, all are named; or
-            the file is damaged, too large, or of another kind.
+        ArtifactError: leaves of the base are not those the adapter builds on, or it has more, all
+            are named; or the file is damaged, too large, of another kind or version.
+        CompositionError: leaves of the base are no arrays; all are named.
 
     Example:
         >>> import tempfile
@@ -105,14 +123,13 @@ def load_adapter(
         Traceback (most recent call last):
         nnopt_jax.errors.ArtifactError: ...: kernel: holds other values than the base of the adapter
     """
-    who = f"{_LOAD}: {os.fspath(path)}"
     found = contents(path, max_bytes)
-    told = found.metadata
-    if not isinstance(told, dict) or told.get("kind") != _KIND:
-        raise ArtifactError(f"{who}: holds no adapter; nnopt.load() reads it.")
+    who = f"{_LOAD}: {os.fspath(path)}"
+    told, theirs = _told(found.metadata, who), _leaves(_LOAD, base)
     try:
         known, taken, tree = (dict(told[name]) for name in ("base", "taken", "tree"))
-        parts = _matched(known, flatten(base, is_node), who)
+        parts = _matched(known, theirs, who)
+        _require_all_taken(theirs, taken, who)
         arrays = iter(container.read(found))
         values = [
             next(arrays) if at is None else parts[name].arrays[at]
@@ -128,6 +145,35 @@ def load_adapter(
     return made
 
 
+def _leaves(who: str, tree: Params) -> dict[str, Any]:
+    """The leaves by path, which must be arrays: values are compared, and written."""
+    leaves = flatten(tree, is_node)
+    require_values(who, leaves)
+    return leaves
+
+
+def _told(metadata: Any, who: str) -> dict[str, Any]:
+    """What the file says of the adapter, if it holds one that this version reads."""
+    kind = metadata.get("kind") if isinstance(metadata, dict) else None
+    if kind == f"{_KIND} {_VERSION}":
+        return metadata
+    name, _, version = kind.rpartition(" ") if isinstance(kind, str) else ("", "", "")
+    if name != _KIND:
+        raise ArtifactError(f"{who}: holds no adapter; nnopt.load() reads it.")
+    raise ArtifactError(
+        f"{who}: the adapter has version {version}, this library reads {_VERSION}. "
+        "Read it with the version of nnopt_jax that wrote it."
+    )
+
+
+def _require_all_taken(base: Mapping[str, Any], taken: Mapping[str, Any], who: str) -> None:
+    """Refuses leaves that the tree to be made has no place for, rather than losing them."""
+    problems = Problems(who)
+    for name in sorted(base.keys() - taken.keys()):
+        problems.add(name, f"is in this base, not in that of the adapter.{nearest(name, taken)}")
+    problems.raise_as(ArtifactError)
+
+
 class _Parts(NamedTuple):
     """The arrays of one leaf of the base."""
 
@@ -138,15 +184,21 @@ class _Parts(NamedTuple):
     @staticmethod
     def of(leaf: Any) -> _Parts:
         arrays = jax.tree.leaves(leaf)
-        sums = [digest(x) for x in arrays]
+        sums = [_digest(x) for x in arrays]
         text = json.dumps([describe(leaf), sums])
         return _Parts(arrays, sums, [summary(leaf), hashlib.sha256(text.encode()).hexdigest()[:16]])
 
     def find(self, x: Any) -> int | None:
         """Which of them equals an array, bit for bit."""
         alike = [i for i, y in enumerate(self.arrays) if (x.shape, x.dtype) == (y.shape, y.dtype)]
-        mine = digest(x) if alike and not any(x is self.arrays[i] for i in alike) else None
+        mine = _digest(x) if alike and not any(x is self.arrays[i] for i in alike) else None
         return next((i for i in alike if x is self.arrays[i] or self.sums[i] == mine), None)
+
+
+def _digest(x: Any) -> list[int]:
+    """The checksum of an array, of keys that of the integers they are made of."""
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return digest(jax.random.key_data(x) if is_key else x)
 
 
 def _matched(known: Mapping[str, Any], base: Mapping[str, Any], who: str) -> dict[str, _Parts]:

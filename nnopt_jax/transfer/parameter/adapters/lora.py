@@ -32,8 +32,8 @@ def lora(
     is zero: training starts at :math:`W_0`. The base may be packed (`QLoRA`): a tree that
     `tx.pack` or `nnopt.load` returned, its bytes never touched.
 
-    Under a mask the sum is masked, so zeros stay zero; other links before it keep their codes in
-    the base, and links after it refine the base alone.
+    Under a mask, and over a packed leaf that has one, the sum is masked, so zeros stay zero; other
+    links before it keep their codes in the base, and links after it refine the base alone.
 
     Args:
         rank: `r`.
