@@ -40,7 +40,7 @@ class Watch:
     Collectives and the barriers of checkpoints may wait for ever, and while they do, this thread
     alone runs Python. Each process leaves signs in the coordinator's store; process 0 reads all
     of them, and tells all when one is missing. The main thread is then interrupted, as by Ctrl-C;
-    where that moves nothing for `PATIENCE` seconds, the process ends.
+    where that moves nothing for `PATIENCE` seconds, or is ignored, the process ends.
 
     Args:
         heartbeat: seconds without a new sign after which a process counts as lost.
@@ -113,7 +113,6 @@ class Watch:
         while not self._wait():
             if time.monotonic() > patience:
                 logging.getLogger(__name__).critical(self._message())
-                self._sign(_BEREFT)
                 os._exit(1)
 
     def _part(self, error: BaseException | None, bereft: bool) -> None:

@@ -9,8 +9,10 @@ import sys
 import textwrap
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from nnopt_jax import parallel
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in background
 
 port, process, heartbeat = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 with parallel.distributed(f"localhost:{port}", processes=2, process=process, heartbeat=heartbeat):

@@ -41,6 +41,15 @@ def test_one_that_waits_in_a_barrier_for_a_killed_one_ends():
     assert "process 0 of 2 ends, as process 1 gave no sign of life for 2 s" in survivor[2]
 
 
+def test_one_that_ignores_interrupts_ends_too():
+    ignore = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    failed, survivor = ends(pair(RAISE, ignore + SLEEP))
+    assert failed[0] == 1
+    assert failed[2].endswith("\nValueError: boom\n")
+    assert survivor[0] == 1
+    assert ENDS.format(1, 0) in survivor[2]
+
+
 def test_the_first_waits_for_those_that_still_work():
     start = time.monotonic()
     codes, printed, _ = zip(*ends(pair("pass", "time.sleep(4)")), strict=True)
@@ -70,7 +79,7 @@ for step in range(1000):
 
 
 def test_a_dead_collective_does_not_keep_the_survivor():
-    survivor, gone = ends(pair(STEPS, STEPS, heartbeat=10))
+    survivor, gone = ends(pair(STEPS, STEPS, heartbeat=2))
     assert gone[0] == 3
     assert survivor[0] == 1
     assert "process 0 of 2 ends, as" in survivor[2]
