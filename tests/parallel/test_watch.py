@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import time
 
+import pytest
+
 from tests.parallel.pair import ends, pair
 
 SLEEP = "time.sleep(100)"
@@ -41,6 +43,7 @@ def test_one_that_waits_in_a_barrier_for_a_killed_one_ends():
     assert "process 0 of 2 ends, as process 1 gave no sign of life for 2 s" in survivor[2]
 
 
+@pytest.mark.slow
 def test_one_that_ignores_interrupts_ends_too():
     ignore = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     failed, survivor = ends(pair(RAISE, ignore + SLEEP))
