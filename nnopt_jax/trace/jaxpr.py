@@ -1,0 +1,70 @@
+"""All that the trace asks of JAX's own representation of programs, in one place."""
+
+from __future__ import annotations
+
+import pathlib
+import sysconfig
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.extend.core import primitives as primitives
+
+Program = core.ClosedJaxpr
+"""A traced function."""
+
+Equation = Any
+"""One step of a program: a primitive, what it takes, what it gives."""
+
+
+def closed(program: Any) -> Program:
+    """A program with its constants; those of `remat` come without."""
+    return program if isinstance(program, core.ClosedJaxpr) else core.ClosedJaxpr(program, ())
+
+
+def read(environment: dict[Any, Any], variable: Any) -> Any:
+    """The value of a variable, or of a number that stands in its place."""
+    return variable.val if isinstance(variable, core.Literal) else environment[variable]
+
+
+def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
+    """Computes one step as it was traced."""
+    given = equation.primitive.get_bind_params(equation.params)
+    # Programs inside of the step come apart from its settings in jax 0.10.
+    functions, settings = given if isinstance(given, tuple) else ((), given)
+    found = equation.primitive.bind(*functions, *values, **settings)
+    return list(found) if equation.primitive.multiple_results else [found]
+
+
+def scanned(equation: Equation) -> tuple[int, int]:
+    """Of the inputs of a scan how many are the same for all steps, and how many are carried."""
+    settings = equation.params
+    if "num_consts" in settings:  # before jax 0.11
+        return settings["num_consts"], settings["num_carry"]
+    consts, carry, _ = settings["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+_INSTALLED = tuple(
+    str(pathlib.Path(sysconfig.get_path(key)).resolve()) for key in ("purelib", "platlib", "stdlib")
+)
+_OURS = str(pathlib.Path(__file__).resolve().parents[1])
+
+
+def line(equation: Equation) -> str:
+    """`file.py:12 (function)`: the user's own line that made a step; empty where it is not known.
+
+    Of the lines that led to it the innermost one that is of no installed package.
+    """
+    trace = getattr(equation.source_info, "traceback", None)
+    for frame in trace.frames if trace is not None else ():
+        name = frame.file_name
+        if not name.startswith((*_INSTALLED, _OURS, "<frozen")):
+            return f"{pathlib.Path(name).name}:{frame.line_num} ({frame.function_name})"
+    return ""
+
+
+def abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """What a traced function sees of a packed leaf."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)

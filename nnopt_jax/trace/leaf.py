@@ -1,0 +1,40 @@
+"""A packed leaf on its way through a program."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from nnopt_jax.arrays.base import Node
+from nnopt_jax.typing import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A node where the program has an array, and the path that it came in by."""
+
+    node: Node
+    path: str = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array the node stands for."""
+        return tuple(self.node.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the array the node stands for."""
+        return self.node.dtype
+
+
+def is_leaf(x: Any) -> bool:
+    """Whether a value of a program is packed."""
+    return isinstance(x, Leaf)
+
+
+def dense(x: Leaf | Array) -> Array:
+    """The array that a value of a program stands for."""
+    return x.node.materialize() if isinstance(x, Leaf) else x

@@ -1,0 +1,147 @@
+"""One step of a program on packed leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nnopt_jax.arrays.base import show
+from nnopt_jax.arrays.codebook import Codebook
+from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.levels import Levels
+from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.trace.jaxpr import Equation, bind, primitives
+from nnopt_jax.trace.leaf import Leaf, is_leaf
+from nnopt_jax.trace.rules.contract import Contraction, Dense, contract
+from nnopt_jax.trace.rules.move import moved, view_of
+from nnopt_jax.trace.rules.view import View
+from nnopt_jax.typing import Array
+
+FILL = lax.GatherScatterMode.FILL_OR_DROP
+"""Rows beyond the end are such as the program says, NaN by custom."""
+
+
+def step(equation: Equation, values: list[Any]) -> Any:
+    """Computes one step of which one operand is packed.
+
+    Args:
+        equation: the step, of one outcome.
+        values: its operands: arrays, and one `Leaf`.
+
+    Returns:
+        A `Leaf` where the outcome stays packed, else an array.
+
+    Raises:
+        Dense: the leaf must be made dense for it.
+    """
+    rule = RULES.get(equation.primitive)
+    if rule is not None:
+        return rule(equation, values)
+    if not is_leaf(values[0]):
+        raise Dense(f"no rule for {equation.primitive.name}")
+    leaf = values[0]
+    view = view_of(equation, leaf.shape, values)
+    if view is None:
+        raise Dense(f"no rule for {equation.primitive.name}")
+    return _seen(leaf, view)
+
+
+def _seen(leaf: Leaf, view: View) -> Leaf:
+    node = moved(leaf.node, view)
+    if node is None:
+        raise Dense("a part of it cannot follow")
+    return Leaf(node, leaf.path)
+
+
+def _dot(equation: Equation, values: list[Any]) -> Array:
+    settings = dict(equation.params)
+    (left, right), (left_batch, right_batch) = settings.pop("dimension_numbers")
+    x, weight = values
+    if is_leaf(weight):
+        return contract(x, weight.node, Contraction(left, right, left_batch, right_batch, settings))
+    x, weight = weight, x
+    swapped = Contraction(right, left, right_batch, left_batch, settings)
+    out = contract(x, weight.node, swapped)
+    batch, own = len(left_batch), len(swapped.free(len(weight.shape)))
+    order = (*range(batch), *range(out.ndim - own, out.ndim), *range(batch, out.ndim - own))
+    return out.transpose(order)
+
+
+def _convolution(equation: Equation, values: list[Any]) -> Array:
+    x, weight = values
+    if not is_leaf(weight) or not isinstance(weight.node, Quantized):
+        raise Dense("no product of its parts is the product of the whole")
+    node, numbers = weight.node, equation.params["dimension_numbers"]
+    if node.zero is not None:
+        raise Dense("it has zero points")
+    scale, axis = show(node.scale), numbers.rhs_spec[0]
+    if any(size != 1 for at, size in enumerate(scale.shape) if at != axis):
+        raise Dense("its scales differ along axes that are summed over")
+    codes = show(node.codes).astype(node.dtype)
+    (out,) = bind(equation, [x, codes])
+    scale = jnp.repeat(scale.ravel(), codes.shape[axis] // scale.size)
+    wide = [1] * out.ndim
+    wide[numbers.out_spec[1]] = scale.size
+    return (out.astype(jnp.float32) * scale.reshape(wide)).astype(out.dtype)
+
+
+def _convert(equation: Equation, values: list[Any]) -> Leaf:
+    """The cast is that of the product of codes and scales: once, at the end."""
+    (leaf,) = values
+    node, dtype = leaf.node, equation.params["new_dtype"]
+    if not isinstance(node, Quantized | Codebook | Factored | Levels):
+        raise Dense("its parts have dtypes of their own")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise Dense(f"{dtype} is no dtype of floats")
+    return Leaf(node.replace(dtype=str(jnp.dtype(dtype))), leaf.path)
+
+
+def _rows(equation: Equation, values: list[Any]) -> Array:
+    """Rows of an embedding: of the codes, then of the scales, and only those are made dense."""
+    leaf, indices, *_ = values
+    settings = equation.params
+    numbers, sizes = settings["dimension_numbers"], settings["slice_sizes"]
+    if is_leaf(indices) or not is_leaf(leaf) or numbers.operand_batching_dims:
+        raise Dense("no rule for this gather")
+    looked_up, filled = numbers.start_index_map, settings["mode"] is FILL
+
+    def apply(x: Array, shape: tuple[int, ...]) -> Array | None:
+        if any(x.shape[axis] not in (1, shape[axis]) for axis in looked_up):
+            return None
+        # Where there is one entry for all rows, every row has that one.
+        one = np.array([x.shape[axis] != shape[axis] for axis in looked_up])
+        return lax.gather(
+            x,
+            jnp.where(one.reshape((1,) * (indices.ndim - 1) + one.shape), 0, indices),
+            numbers,
+            tuple(n if n != shape[axis] else x.shape[axis] for axis, n in enumerate(sizes)),
+            mode=lax.GatherScatterMode.CLIP if filled else settings["mode"],
+        )
+
+    shape, last = tuple(equation.outvars[0].aval.shape), len(leaf.shape) - 1
+    kept = last not in looked_up and numbers.offset_dims[-1:] == (len(shape) - 1,)
+    rows = _seen(leaf, View(shape, apply, int(kept))).node.materialize()
+    if not filled:
+        return rows
+    most = np.array([leaf.shape[axis] - sizes[axis] for axis in looked_up])
+    inside = (
+        (indices >= 0) & (indices <= most.reshape((1,) * (indices.ndim - 1) + most.shape))
+    ).all(-1)
+    others = tuple(axis for axis in range(len(shape)) if axis not in numbers.offset_dims)
+    fill = jnp.nan if settings["fill_value"] is None else settings["fill_value"]
+    return jnp.where(
+        lax.broadcast_in_dim(inside, shape, others), rows, jnp.asarray(fill, rows.dtype)
+    )
+
+
+RULES: dict[Any, Callable[[Equation, list[Any]], Any]] = {
+    primitives.dot_general_p: _dot,
+    primitives.conv_general_dilated_p: _convolution,
+    primitives.convert_element_type_p: _convert,
+    primitives.gather_p: _rows,
+}
+"""Steps that do more than move elements."""

@@ -1,0 +1,51 @@
+"""Runs a program on values of which some are packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nnopt_jax.trace.control import CONTROL
+from nnopt_jax.trace.jaxpr import Equation, Program, bind, read
+from nnopt_jax.trace.leaf import Leaf, dense, is_leaf
+from nnopt_jax.trace.rules import Dense, step
+
+Seen = Callable[[Leaf, Equation, str], None]
+"""Is told of a leaf, the step it met, and why it was made dense there; empty where it was not."""
+
+
+def run(program: Program, values: Sequence[Any], seen: Seen) -> list[Any]:
+    """Computes a program.
+
+    Args:
+        program: what was traced.
+        values: arrays and `Leaf`s, one for each input.
+        seen: is told what becomes of leaves.
+
+    Returns:
+        Arrays, and `Leaf`s of what came through untouched or was only moved.
+    """
+    environment = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+    environment.update(zip(program.jaxpr.invars, values, strict=True))
+    for equation in program.jaxpr.eqns:
+        given = [read(environment, variable) for variable in equation.invars]
+        environment.update(zip(equation.outvars, _compute(equation, given, seen), strict=True))
+    return [read(environment, variable) for variable in program.jaxpr.outvars]
+
+
+def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
+    packed = [value for value in values if is_leaf(value)]
+    if not packed:
+        return bind(equation, values)
+    if equation.primitive in CONTROL:
+        return CONTROL[equation.primitive](equation, values, lambda p, v: run(p, v, seen), seen)
+    try:
+        if len(packed) > 1:
+            raise Dense("two packed leaves meet")
+        found = step(equation, values)
+    except Dense as reason:
+        for leaf in packed:
+            seen(leaf, equation, str(reason))
+        return bind(equation, [dense(value) for value in values])
+    seen(packed[0], equation, "")
+    return [found]
