@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,12 +30,11 @@ def test_rates_fall_by_the_decay_from_layer_to_layer():
     assert multipliers["head"] == 1.0
 
 
-def test_a_deep_network_is_labelled_in_linear_time():
-    layers = 4000
-    params = {"layers": [{"w": 0.0} for _ in range(layers)]}
-    start = time.process_time()
+def test_layers_of_a_deep_network_come_by_number():
+    params = {"layers": [{"w": 0.0} for _ in range(1000)]}
     rates = layerwise_rates(params, [r"re:layers/(?P<index>\d+)/"], decay=0.999)
-    assert time.process_time() - start < 0.4  # 0.05 s; by comparing all with all 1 s and more
+    found = [rates.multipliers[layer["w"]] for layer in rates.labels["layers"]]
+    np.testing.assert_allclose(found, 0.999 ** np.arange(999, -1, -1), rtol=1e-12)
     assert rates.labels["layers"][17] == {"w": "0018"}
 
 
