@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -43,10 +43,11 @@ class OnPacked:
         Raises:
             CompositionError: a leaf was made dense, and `strict` forbids it.
         """
+        if not self.strict:  # nobody asks, and lines take time to find
+            return _run(self.function, args, kwargs, lambda *_: None)
         uses: dict[Use, None] = {}
         found = _run(self.function, args, kwargs, functools.partial(_note, uses))
-        if self.strict:
-            _require_packed(uses)
+        _require_packed(uses)
         return found
 
     def report(self, *args: Any, **kwargs: Any) -> PackedReport:
@@ -61,9 +62,7 @@ class OnPacked:
         kept = [_is_array(x) for x in leaves]
 
         def again(*arrays: Any) -> Any:
-            left = iter(arrays)
-            whole = [next(left) if keep else x for x, keep in zip(leaves, kept, strict=True)]
-            args, kwargs = jax.tree.unflatten(tree, whole)
+            args, kwargs = jax.tree.unflatten(tree, _refilled(leaves, kept, arrays))
             _run(self.function, args, kwargs, functools.partial(_note, uses))
 
         jax.eval_shape(again, *(x for x, keep in zip(leaves, kept, strict=True) if keep))
@@ -105,15 +104,19 @@ def _is_array(x: Any) -> bool:
     return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 
+def _refilled(leaves: Sequence[Any], traced: Sequence[bool], arrays: Iterable[Any]) -> list[Any]:
+    """Leaves with arrays in place of those that are traced."""
+    left = iter(arrays)
+    return [next(left) if is_traced else x for x, is_traced in zip(leaves, traced, strict=True)]
+
+
 def _run(function: Callable[..., Any], args: Any, kwargs: Any, seen: Any) -> Any:
     with_paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_node)
     values = [Leaf(x, _path(path)) if is_node(x) else x for path, x in with_paths]
     traced = [is_leaf(x) or _is_array(x) for x in values]
 
     def flat(*arrays: Any) -> Any:
-        left = iter(arrays)
-        whole = [next(left) if keep else x for x, keep in zip(values, traced, strict=True)]
-        args, kwargs = jax.tree.unflatten(tree, whole)
+        args, kwargs = jax.tree.unflatten(tree, _refilled(values, traced, arrays))
         return function(*args, **kwargs)
 
     given = [x for x, keep in zip(values, traced, strict=True) if keep]

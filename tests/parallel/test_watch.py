@@ -18,20 +18,16 @@ RAISE = "raise ValueError('boom')"
 ENDS = "process {} of 2 ends, as process {} ended by ValueError: boom. What was checkpointed"
 
 
-def test_an_error_of_one_is_told_to_the_other():
-    survivor, failed = ends(pair(SLEEP, RAISE))
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_is_told_to_the_other(failing):
+    bodies = [RAISE, SLEEP] if failing == 0 else [SLEEP, RAISE]
+    run = ends(pair(*bodies))
+    failed, survivor = run[failing], run[1 - failing]
     assert failed[:2] == (1, "")
     assert failed[2].endswith("\nValueError: boom\n")
     assert survivor[:2] == (1, "")
-    assert "ProcessLostError: parallel.distributed: " + ENDS.format(0, 1) in survivor[2]
-
-
-def test_an_error_of_the_first_is_told_to_the_other():
-    failed, survivor = ends(pair(RAISE, SLEEP))
-    assert failed[:2] == (1, "")
-    assert failed[2].endswith("\nValueError: boom\n")
-    assert survivor[:2] == (1, "")
-    assert "ProcessLostError: parallel.distributed: " + ENDS.format(1, 0) in survivor[2]
+    told = "ProcessLostError: parallel.distributed: " + ENDS.format(1 - failing, failing)
+    assert told in survivor[2]
 
 
 def test_one_that_waits_in_a_barrier_for_a_killed_one_ends():
