@@ -45,8 +45,8 @@ class Sparse(Node):
         """Dtype of the values."""
         return self.values.dtype
 
-    def materialize(self) -> jax.Array:
-        """Expands the kept elements, applies the inner formula, fills the rest with zero."""
+    def expanded(self) -> tuple[Field, jax.Array]:
+        """The expression at full size, anything where nothing was kept, and the mask."""
         mask = show(self.support).astype(bool)
         position = jnp.cumsum(mask.ravel()) - 1
 
@@ -55,7 +55,12 @@ class Sparse(Node):
                 return jnp.zeros(self.shape, kept.dtype)
             return jnp.take(kept, position, mode="clip").reshape(self.shape)
 
-        values = show(map_elementwise(self.values, expand))
+        return map_elementwise(self.values, expand), mask
+
+    def materialize(self) -> jax.Array:
+        """Expands the kept elements, applies the inner formula, fills the rest with zero."""
+        values, mask = self.expanded()
+        values = show(values)
         return jnp.where(mask, values, jnp.zeros((), values.dtype))
 
     def kept(self) -> Field:

@@ -17,6 +17,9 @@ from nnopt_jax.quantization.integer.ema import (
     ema_range as ema_range,
 )
 from nnopt_jax.quantization.integer.entropy import kl_grid as kl_grid
+from nnopt_jax.quantization.integer.quantize_activations import (
+    quantize_activations as quantize_activations,
+)
 from nnopt_jax.quantization.integer.ranges import (
     Range as Range,
     merge_ranges as merge_ranges,

@@ -46,6 +46,8 @@ def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
     except Dense as reason:
         for leaf in packed:
             seen(leaf, equation, str(reason))
+        if reason.instead is not None:
+            return [reason.instead]
         return bind(equation, [dense(value) for value in values])
     seen(packed[0], equation, "")
     return [found]

@@ -16,6 +16,7 @@ from nnopt_jax.arrays import (
     Factored,
     Gaps,
     Groups,
+    InputQuantized,
     Levels,
     Masked,
     Normalized,
@@ -60,6 +61,7 @@ NODES = {
     "shrunk": Shrunk(CODES, jnp.float32(2)),
     "reshaped": Reshaped.of(Codebook(INDICES.T, TABLE), (1, 0)),
     "soft": SoftCodebook(0.9 * CODES, TABLE, jnp.float32(1e-3)),
+    "input quantized": InputQuantized(CODES, jnp.array([[0.5]])),
     "sparse": Masked(Codebook(INDICES, Quantized(TABLE, jnp.ones((1,)))), MASK).store(),
 }
 
@@ -81,6 +83,7 @@ DENSE = {
     "shrunk": [[0, 0, 0], [1, 2, -3]],
     "reshaped": np.asarray(TABLE)[np.asarray(INDICES)],
     "soft": [[0, -1, 0], [2, 2, -1]],
+    "input quantized": CODES,
     "sparse": np.where(MASK, np.asarray(TABLE)[np.asarray(INDICES)], 0),
 }
 
@@ -105,6 +108,7 @@ REPRS = {
     "reshaped": "Reshaped(base Codebook(indices uint8[3,2], table float32[3]), 24 bits/weight)",
     "soft": "SoftCodebook(values float32[2,3], table float32[3], width float32[], "
     "53.33 bits/weight)",
+    "input quantized": "InputQuantized(values float32[2,3], scale float32[1,1], 37.33 bits/weight)",
     "sparse": "Sparse(values Codebook(indices 1.6-bit[3], table Quantized(codes int8[3], "
     "scale float32[1])), support 1-bit[2,3], 12 bits/weight)",
 }

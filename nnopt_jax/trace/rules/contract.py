@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,44 +11,14 @@ from jax import lax
 
 from nnopt_jax.arrays.base import Field, is_node, show
 from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
 from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
+from nnopt_jax.trace.rules.contraction import Contraction, Dense, after, spread
+from nnopt_jax.trace.rules.grouped import grouped
+from nnopt_jax.trace.rules.rounded import round_rows, rounded_product
 from nnopt_jax.typing import Array
-
-Axes = tuple[int, ...]
-
-
-class Dense(Exception):
-    """Says why a packed leaf is to be made dense; never leaves the trace."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Contraction:
-    """A `dot_general` of an array with a weight, the weight on the right.
-
-    Args:
-        left: axes of the array that are summed over.
-        right: those of the weight, in the same order.
-        left_batch: axes of the array that go along with axes of the weight.
-        right_batch: those of the weight.
-        settings: precision, dtype and what else `dot_general` takes.
-    """
-
-    left: Axes
-    right: Axes
-    left_batch: Axes
-    right_batch: Axes
-    settings: dict[str, Any]
-
-    def __call__(self, x: Array, weight: Array) -> Array:
-        """The product: axes that go along, those of the array, those of the weight."""
-        axes = (self.left, self.right), (self.left_batch, self.right_batch)
-        return lax.dot_general(x, weight, axes, **self.settings)
-
-    def free(self, ndim: int) -> Axes:
-        """Axes of a weight of so many that are in the product."""
-        gone = (*self.right, *self.right_batch)
-        return tuple(axis for axis in range(ndim) if axis not in gone)
 
 
 def contract(x: Array, weight: Field, how: Contraction) -> Array:
@@ -57,6 +27,7 @@ def contract(x: Array, weight: Field, how: Contraction) -> Array:
     Raises:
         Dense: there is no way but to make the node dense.
     """
+    weight = inputs_above(weight)
     if not is_node(weight):
         return how(x, weight)
     rule = RULES.get(type(weight))
@@ -69,35 +40,17 @@ def _quantized(x: Array, weight: Quantized, how: Contraction) -> Array:
     r"""`sum_i x_i s_j (q_ij - z_j) = s_j sum_i x_i (q_ij - z_j)`."""
     scale = show(weight.scale)
     if any(scale.shape[axis] != 1 for axis in how.right):
-        raise Dense("its scales differ along the axis that is summed over")
+        return grouped(x, weight, how)
     dtype = jnp.dtype(weight.dtype)
     codes = show(weight.codes).astype(dtype)
     if weight.zero is not None:
         codes = codes - lax.broadcast_in_dim(
-            _spread(show(weight.zero).astype(dtype), weight.shape), weight.shape,
+            spread(show(weight.zero).astype(dtype), weight.shape), weight.shape,
             tuple(range(weight.ndim)),
         )  # fmt: skip
     out = how(x, codes)
-    free = how.free(weight.ndim)
-    scale = _spread(scale, tuple(
-        n if axis in (*how.right_batch, *free) and scale.shape[axis] != 1 else 1
-        for axis, n in enumerate(weight.shape)
-    ))  # fmt: skip
-    scale = scale.transpose((*how.right_batch, *free, *how.right))
-    batch, own = (
-        scale.shape[: len(how.right_batch)],
-        scale.shape[len(how.right_batch) :][: len(free)],
-    )
-    between = (1,) * (out.ndim - len(batch) - len(own))
-    return (out.astype(jnp.float32) * scale.reshape(*batch, *between, *own)).astype(out.dtype)
-
-
-def _spread(grid: Array, shape: Sequence[int]) -> Array:
-    """One entry for each group along an axis becomes one for each of its elements."""
-    for axis, size in enumerate(shape):
-        if grid.shape[axis] not in (1, size):
-            grid = jnp.repeat(grid, size // grid.shape[axis], axis)
-    return grid
+    scale = how.over_weight(scale, weight.shape, out.ndim)
+    return (out.astype(jnp.float32) * scale).astype(out.dtype)
 
 
 def _factored(x: Array, weight: Factored, how: Contraction) -> Array:
@@ -122,9 +75,44 @@ def _sum(x: Array, weight: Sum, how: Contraction) -> Array:
     return (base.astype(jnp.float32) + delta.astype(jnp.float32)).astype(base.dtype)
 
 
+def _reshaped(x: Array, weight: Reshaped, how: Contraction) -> Array:
+    """The base, read in its own order of axes; what comes out is brought in that of the view."""
+    if not weight.axes:
+        return contract(x, weight.base, how)
+    shape = tuple(weight.base.shape)
+    if weight.split != shape or weight.sizes != tuple(shape[axis] for axis in weight.axes):
+        raise Dense("it is a view of another shape")
+    right, batch = (tuple(weight.axes[i] for i in axes) for axes in (how.right, how.right_batch))
+    there = dataclasses.replace(how, right=right, right_batch=batch)
+    own = there.free(weight.ndim)
+
+    def in_order(out: Array) -> Array:
+        before = out.ndim - len(own)
+        order = [before + own.index(weight.axes[axis]) for axis in how.free(weight.ndim)]
+        return out.transpose((*range(before), *order))
+
+    return after(lambda: contract(x, weight.base, there), in_order)
+
+
+def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
+    """The array is rounded first; the rounding stays where the weight is made dense."""
+    rows = round_rows(x, weight, how)
+    found = rounded_product(rows, weight, how)
+    if found is not None:
+        return found
+    if weight.shown is not None:
+        return how(rows.shown, weight.shown)
+    try:
+        return contract(rows.shown, weight.values, how)
+    except Dense as reason:
+        raise Dense(str(reason), how(rows.shown, weight.materialize())) from reason
+
+
 RULES: dict[type, Callable[[Array, Any, Contraction], Array]] = {
     Quantized: _quantized,
     Factored: _factored,
     Sum: _sum,
+    Reshaped: _reshaped,
+    InputQuantized: _rounded,
 }
 """How each kind of node is multiplied; others are made dense."""

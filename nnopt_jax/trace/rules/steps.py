@@ -9,14 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nnopt_jax.arrays.base import show
+from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
 from nnopt_jax.arrays.levels import Levels
+from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.quantized import Quantized
-from nnopt_jax.trace.jaxpr import Equation, bind, primitives
+from nnopt_jax.arrays.reshaped import Reshaped
+from nnopt_jax.arrays.sparse import Sparse
+from nnopt_jax.trace.jaxpr import Equation, primitives
 from nnopt_jax.trace.leaf import Leaf, is_leaf
-from nnopt_jax.trace.rules.contract import Contraction, Dense, contract
+from nnopt_jax.trace.rules.contract import contract
+from nnopt_jax.trace.rules.contraction import Contraction, Dense, after
+from nnopt_jax.trace.rules.convolve import convolve
 from nnopt_jax.trace.rules.move import moved, view_of
 from nnopt_jax.trace.rules.view import View
 from nnopt_jax.typing import Array
@@ -65,39 +71,45 @@ def _dot(equation: Equation, values: list[Any]) -> Array:
         return contract(x, weight.node, Contraction(left, right, left_batch, right_batch, settings))
     x, weight = weight, x
     swapped = Contraction(right, left, right_batch, left_batch, settings)
-    out = contract(x, weight.node, swapped)
-    batch, own = len(left_batch), len(swapped.free(len(weight.shape)))
-    order = (*range(batch), *range(out.ndim - own, out.ndim), *range(batch, out.ndim - own))
-    return out.transpose(order)
+    own = len(swapped.free(len(weight.shape)))
+
+    def turned(out: Array) -> Array:
+        """Axes of the weight before those of the array, as the step has them."""
+        order = range(out.ndim)
+        batch, last = len(left_batch), out.ndim - own
+        return out.transpose((*order[:batch], *order[last:], *order[batch:last]))
+
+    return after(lambda: contract(x, weight.node, swapped), turned)
 
 
 def _convolution(equation: Equation, values: list[Any]) -> Array:
     x, weight = values
-    if not is_leaf(weight) or not isinstance(weight.node, Quantized):
-        raise Dense("no product of its parts is the product of the whole")
-    node, numbers = weight.node, equation.params["dimension_numbers"]
-    if node.zero is not None:
-        raise Dense("it has zero points")
-    scale, axis = show(node.scale), numbers.rhs_spec[0]
-    if any(size != 1 for at, size in enumerate(scale.shape) if at != axis):
-        raise Dense("its scales differ along axes that are summed over")
-    codes = show(node.codes).astype(node.dtype)
-    (out,) = bind(equation, [x, codes])
-    scale = jnp.repeat(scale.ravel(), codes.shape[axis] // scale.size)
-    wide = [1] * out.ndim
-    wide[numbers.out_spec[1]] = scale.size
-    return (out.astype(jnp.float32) * scale.reshape(wide)).astype(out.dtype)
+    if not is_leaf(weight):
+        raise Dense("no rule for packed images")
+    return convolve(x, inputs_above(weight.node), equation)
 
 
 def _convert(equation: Equation, values: list[Any]) -> Leaf:
     """The cast is that of the product of codes and scales: once, at the end."""
     (leaf,) = values
-    node, dtype = leaf.node, equation.params["new_dtype"]
-    if not isinstance(node, Quantized | Codebook | Factored | Levels):
-        raise Dense("its parts have dtypes of their own")
+    dtype = jnp.dtype(equation.params["new_dtype"])
     if not jnp.issubdtype(dtype, jnp.floating):
         raise Dense(f"{dtype} is no dtype of floats")
-    return Leaf(node.replace(dtype=str(jnp.dtype(dtype))), leaf.path)
+    return Leaf(_cast(leaf.node, dtype), leaf.path)
+
+
+def _cast(field: Field, dtype: Any) -> Field:
+    if not is_node(field):
+        return field.astype(dtype)
+    if isinstance(field, Quantized | Codebook | Factored | Levels):
+        return field.replace(dtype=str(dtype))
+    inner = "base" if isinstance(field, Reshaped) else "values"
+    if not isinstance(field, Reshaped | Masked | Sparse | InputQuantized):
+        raise Dense("its parts have dtypes of their own")
+    parts = {inner: _cast(getattr(field, inner), dtype)}
+    if isinstance(field, InputQuantized) and field.shown is not None:
+        parts["shown"] = field.shown.astype(dtype)
+    return field.replace(**parts)
 
 
 def _rows(equation: Equation, values: list[Any]) -> Array:

@@ -1,0 +1,107 @@
+"""What a product with a weight sums over, and how what belongs to its operands lies in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from nnopt_jax.typing import Array
+
+Axes = tuple[int, ...]
+
+
+class Dense(Exception):
+    """Says why a packed leaf is to be made dense; never leaves the trace.
+
+    Args:
+        reason: in a few words.
+        instead: what the step gives, where that is more than the step on the dense array.
+    """
+
+    def __init__(self, reason: str, instead: Array | None = None):
+        super().__init__(reason)
+        self.instead = instead
+
+
+def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
+    """What is found, changed; also where that comes instead of the step on a dense array."""
+    try:
+        found = find()
+    except Dense as reason:
+        instead = None if reason.instead is None else change(reason.instead)
+        raise Dense(str(reason), instead) from reason
+    return change(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contraction:
+    """A `dot_general` of an array with a weight, the weight on the right.
+
+    Args:
+        left: axes of the array that are summed over.
+        right: those of the weight, in the same order.
+        left_batch: axes of the array that go along with axes of the weight.
+        right_batch: those of the weight.
+        settings: precision, dtype and what else `dot_general` takes.
+    """
+
+    left: Axes
+    right: Axes
+    left_batch: Axes
+    right_batch: Axes
+    settings: dict[str, Any]
+
+    def __call__(self, x: Array, weight: Array) -> Array:
+        """The product: axes that go along, those of the array, those of the weight."""
+        axes = (self.left, self.right), (self.left_batch, self.right_batch)
+        return lax.dot_general(x, weight, axes, **self.settings)
+
+    def free(self, ndim: int) -> Axes:
+        """Axes of a weight of so many that are in the product."""
+        return _others(ndim, self.right, self.right_batch)
+
+    def left_free(self, ndim: int) -> Axes:
+        """Axes of an array of so many that are in the product."""
+        return _others(ndim, self.left, self.left_batch)
+
+    def over_weight(self, grid: Array, shape: Sequence[int], ndim: int) -> Array:
+        """Lays factors of a weight so that they broadcast over the product.
+
+        Args:
+            grid: of the weight's rank: one entry, one for each group or one for each index along
+                axes that are in the product, one along those that are summed over.
+            shape: of the weight.
+            ndim: of the product.
+        """
+        free = self.free(len(shape))
+        grid = spread(grid, [
+            n if axis in (*self.right_batch, *free) and grid.shape[axis] != 1 else 1
+            for axis, n in enumerate(shape)
+        ])  # fmt: skip
+        grid = grid.transpose((*self.right_batch, *free, *self.right))
+        batch = grid.shape[: len(self.right_batch)]
+        own = grid.shape[len(batch) : len(batch) + len(free)]
+        return grid.reshape(*batch, *(1,) * (ndim - len(batch) - len(own)), *own)
+
+    def over_rows(self, grid: Array, ndim: int) -> Array:
+        """Lays factors of the array, one along axes that are summed over, over the product."""
+        free = self.left_free(grid.ndim)
+        grid = grid.transpose((*self.left_batch, *free, *self.left))
+        kept = grid.shape[: len(self.left_batch) + len(free)]
+        return grid.reshape(*kept, *(1,) * (ndim - len(kept)))
+
+
+def _others(ndim: int, *gone: Axes) -> Axes:
+    return tuple(axis for axis in range(ndim) if axis not in sum(gone, ()))
+
+
+def spread(grid: Array, shape: Sequence[int]) -> Array:
+    """One entry for each group along an axis becomes one for each of its elements."""
+    for axis, size in enumerate(shape):
+        if grid.shape[axis] not in (1, size):
+            grid = jnp.repeat(grid, size // grid.shape[axis], axis)
+    return grid
