@@ -11,9 +11,9 @@ from jax import lax
 from jax.sharding import Sharding
 
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, closed, primitives, scanned
-from nnopt_jax.trace.leaf import Leaf, dense, is_leaf
-from nnopt_jax.trace.rules.move import moved
-from nnopt_jax.trace.rules.view import cut, squeezed
+from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
+from nnopt_jax.trace.packed.rules.move import moved
+from nnopt_jax.trace.packed.rules.view import cut, squeezed
 from nnopt_jax.typing import Array
 
 Run = Callable[[Program, list[Any]], list[Any]]

@@ -59,7 +59,7 @@ def integers_pay(
         version: of JAX; None: this one.
 
     Example:
-        >>> from nnopt_jax.trace.rules.pays import integers_pay
+        >>> from nnopt_jax.trace.packed.rules.pays import integers_pay
         >>> machine = {"laid_out": True, "backend": "cpu", "version": (0, 12, 0)}
         >>> integers_pay(32, 4096, 4096, **machine), integers_pay(8, 384, 384, **machine)
         (True, False)

@@ -18,8 +18,8 @@ from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.sparse import Sparse
 from nnopt_jax.ops.grid import dequantize, fit_grid, integer_range, quantize
 from nnopt_jax.ops.straight_through import gate, straight_through
-from nnopt_jax.trace.rules.contraction import Contraction
-from nnopt_jax.trace.rules.pays import integers_pay
+from nnopt_jax.trace.packed.rules.contraction import Contraction
+from nnopt_jax.trace.packed.rules.pays import integers_pay
 from nnopt_jax.typing import Array
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import show
 from nnopt_jax.arrays.quantized import Quantized
-from nnopt_jax.trace.rules.contraction import Contraction, Dense
+from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense
 from nnopt_jax.typing import Array
 
 

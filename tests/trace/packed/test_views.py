@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from nnopt_jax.trace.rules.view import cut, expanded, paired, reshaped, squeezed, transposed
+from nnopt_jax.trace.packed.rules.view import cut, expanded, paired, reshaped, squeezed, transposed
 
 SHAPE = (4, 1, 6, 8)
 FULL = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)

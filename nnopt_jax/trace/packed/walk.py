@@ -7,8 +7,8 @@ from typing import Any
 
 from nnopt_jax.trace.control import CONTROL
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, read
-from nnopt_jax.trace.leaf import Leaf, dense, is_leaf
-from nnopt_jax.trace.rules import Dense, step
+from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
+from nnopt_jax.trace.packed.rules import Dense, step
 
 Seen = Callable[[Leaf, Equation, str], None]
 """Is told of a leaf, the step it met, and why it was made dense there; empty where it was not."""

@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.trace.jaxpr import Equation, abstract, line
-from nnopt_jax.trace.leaf import Leaf, is_leaf
-from nnopt_jax.trace.report import PackedReport, Use
-from nnopt_jax.trace.walk import run
-from nnopt_jax.tree.paths import path_string
+from nnopt_jax.trace.jaxpr import Equation, line
+from nnopt_jax.trace.packed.leaf import Leaf, is_leaf
+from nnopt_jax.trace.packed.report import PackedReport, Use
+from nnopt_jax.trace.packed.walk import run
+from nnopt_jax.trace.traced import is_array, refilled, traced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,10 +58,10 @@ class OnPacked:
         """
         uses: dict[Use, None] = {}
         leaves, tree = jax.tree.flatten((args, kwargs))
-        kept = [_is_array(x) for x in leaves]
+        kept = [is_array(x) for x in leaves]
 
         def again(*arrays: Any) -> Any:
-            args, kwargs = jax.tree.unflatten(tree, _refilled(leaves, kept, arrays))
+            args, kwargs = jax.tree.unflatten(tree, refilled(leaves, kept, arrays))
             _run(self.function, args, kwargs, functools.partial(_note, uses))
 
         jax.eval_shape(again, *(x for x, keep in zip(leaves, kept, strict=True) if keep))
@@ -100,41 +99,14 @@ def on_packed(function: Callable[..., Any], *, strict: bool = False) -> OnPacked
     return OnPacked(function, strict)
 
 
-def _is_array(x: Any) -> bool:
-    return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
-
-
-def _refilled(leaves: Sequence[Any], traced: Sequence[bool], arrays: Iterable[Any]) -> list[Any]:
-    """Leaves with arrays in place of those that are traced."""
-    left = iter(arrays)
-    return [next(left) if is_traced else x for x, is_traced in zip(leaves, traced, strict=True)]
-
-
 def _run(function: Callable[..., Any], args: Any, kwargs: Any, seen: Any) -> Any:
-    with_paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_node)
-    values = [Leaf(x, _path(path)) if is_node(x) else x for path, x in with_paths]
-    traced = [is_leaf(x) or _is_array(x) for x in values]
-
-    def flat(*arrays: Any) -> Any:
-        args, kwargs = jax.tree.unflatten(tree, _refilled(values, traced, arrays))
-        return function(*args, **kwargs)
-
-    given = [x for x, keep in zip(values, traced, strict=True) if keep]
-    program, shapes = jax.make_jaxpr(flat, return_shape=True)(
-        *(abstract(x) if is_leaf(x) else x for x in given)
-    )
-    found = run(program, given, seen)
-    found = [x.node if is_leaf(x) else x for x in found]
-    return jax.tree.unflatten(jax.tree.structure(shapes), found)
-
-
-def _path(keys: tuple[Any, ...]) -> str:
-    """Of the first argument the path inside of it, of others their number or name before it."""
-    kind, which, *rest = keys
-    inside = path_string(tuple(rest))
-    named = getattr(which, "key", None) or f"argument {which.idx + 1}"
-    first = kind.idx == 0 and which.idx == 0
-    return inside if first and inside else f"{named}/{inside}".rstrip("/")
+    given = traced(function, args, kwargs)
+    values = [
+        Leaf(value, path) if is_node(value) else value
+        for value, path in zip(given.values, given.paths, strict=True)
+    ]
+    found = run(given.program, values, seen)
+    return given.outcome(x.node if is_leaf(x) else x for x in found)
 
 
 def _note(uses: dict[Use, None], leaf: Leaf, equation: Equation, reason: str) -> None:

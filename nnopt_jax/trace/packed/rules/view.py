@@ -24,7 +24,7 @@ class View:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.trace.rules.view import transposed
+        >>> from nnopt_jax.trace.packed.rules.view import transposed
         >>> view = transposed((4, 3), (1, 0))
         >>> view.apply(jnp.ones((4, 1)), (4, 3)).shape
         (1, 4)
@@ -116,7 +116,7 @@ def paired(shape: Shape, sizes: Shape) -> list[tuple[list[int], list[int]]]:
     """Which axes of one shape become which of another: the finest pairs of equal size.
 
     Example:
-        >>> from nnopt_jax.trace.rules.view import paired
+        >>> from nnopt_jax.trace.packed.rules.view import paired
         >>> paired((8, 6, 5), (8, 30)), paired((12, 5), (3, 4, 5))
         ([([0], [0]), ([1, 2], [1])], [([0], [0, 1]), ([1], [2])])
     """

@@ -8,8 +8,8 @@ from nnopt_jax.arrays.base import Field, show
 from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.trace.jaxpr import Equation, bind
-from nnopt_jax.trace.rules.contraction import Contraction, Dense
-from nnopt_jax.trace.rules.rounded import round_rows
+from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense
+from nnopt_jax.trace.packed.rules.rounded import round_rows
 from nnopt_jax.typing import Array
 
 

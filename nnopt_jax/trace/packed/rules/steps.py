@@ -19,12 +19,12 @@ from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sparse import Sparse
 from nnopt_jax.trace.jaxpr import Equation, primitives
-from nnopt_jax.trace.leaf import Leaf, is_leaf
-from nnopt_jax.trace.rules.contract import contract
-from nnopt_jax.trace.rules.contraction import Contraction, Dense, after
-from nnopt_jax.trace.rules.convolve import convolve
-from nnopt_jax.trace.rules.move import moved, view_of
-from nnopt_jax.trace.rules.view import View
+from nnopt_jax.trace.packed.leaf import Leaf, is_leaf
+from nnopt_jax.trace.packed.rules.contract import contract
+from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after
+from nnopt_jax.trace.packed.rules.convolve import convolve
+from nnopt_jax.trace.packed.rules.move import moved, view_of
+from nnopt_jax.trace.packed.rules.view import View
 from nnopt_jax.typing import Array
 
 FILL = lax.GatherScatterMode.FILL_OR_DROP

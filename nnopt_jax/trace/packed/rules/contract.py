@@ -15,9 +15,9 @@ from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
-from nnopt_jax.trace.rules.contraction import Contraction, Dense, after, spread
-from nnopt_jax.trace.rules.grouped import grouped
-from nnopt_jax.trace.rules.rounded import round_rows, rounded_product
+from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after, spread
+from nnopt_jax.trace.packed.rules.grouped import grouped
+from nnopt_jax.trace.packed.rules.rounded import round_rows, rounded_product
 from nnopt_jax.typing import Array
 
 

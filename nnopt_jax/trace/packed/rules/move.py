@@ -18,7 +18,7 @@ from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.arrays.trits import Trits
 from nnopt_jax.trace.jaxpr import Equation, primitives
-from nnopt_jax.trace.rules.view import (
+from nnopt_jax.trace.packed.rules.view import (
     Shape,
     View,
     cut,
@@ -46,8 +46,8 @@ def moved(field: Field, view: View) -> Field | None:
     Example:
         >>> import jax.numpy as jnp
         >>> from nnopt_jax.arrays import Quantized
-        >>> from nnopt_jax.trace.rules.move import moved
-        >>> from nnopt_jax.trace.rules.view import transposed
+        >>> from nnopt_jax.trace.packed.rules.move import moved
+        >>> from nnopt_jax.trace.packed.rules.view import transposed
         >>> node = Quantized(jnp.ones((4, 3), jnp.int8), jnp.ones((1, 3)))
         >>> moved(node, transposed((4, 3), (1, 0)))
         Quantized(codes int8[3,4], scale float32[3,1], 16 bits/weight)

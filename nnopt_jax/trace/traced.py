@@ -1,0 +1,99 @@
+"""A function as JAX traces it, with the names of what goes in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from nnopt_jax.arrays.base import is_node
+from nnopt_jax.trace.jaxpr import Program, abstract
+from nnopt_jax.tree.paths import path_string
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A program, and what it is given.
+
+    Args:
+        program: of arrays; an expression stands where its array would.
+        paths: of each input: of the first argument the path inside of it, of others their number
+            or name before it.
+        values: arrays and expressions, one for each input.
+        arguments: for each input the number of its positional argument, or the keyword.
+        structure: of the outcome.
+    """
+
+    program: Program
+    paths: tuple[str, ...]
+    values: tuple[Any, ...]
+    arguments: tuple[int | str, ...]
+    structure: Any
+
+    def outcome(self, found: Iterable[Any]) -> Any:
+        """What the function returns, of the outputs of its program."""
+        return jax.tree.unflatten(self.structure, list(found))
+
+
+def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    """Traces a function; nothing is computed.
+
+    Args:
+        function: any that JAX can trace.
+        args: its arguments: arrays, `jax.ShapeDtypeStruct`s, expressions in any containers; all
+            else reaches the function as it is.
+        kwargs: likewise.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> found = traced(
+        ...     lambda params, x, on: params["w"] * x, ({"w": jnp.ones(2)}, 3.0), {"on": 1}
+        ... )
+        >>> found.paths, found.arguments, found.program.jaxpr.outvars[0].aval.shape
+        (('w',), (0,), (2,))
+    """
+    with_paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_node)
+    leaves = [leaf for _, leaf in with_paths]
+    kept = [is_node(leaf) or is_array(leaf) for leaf in leaves]
+
+    def flat(*arrays: Any) -> Any:
+        args, kwargs = jax.tree.unflatten(tree, refilled(leaves, kept, arrays))
+        return function(*args, **kwargs)
+
+    inputs = [(keys, x) for (keys, x), keep in zip(with_paths, kept, strict=True) if keep]
+    program, shapes = jax.make_jaxpr(flat, return_shape=True)(
+        *(abstract(x) if is_node(x) else x for _, x in inputs)
+    )
+    return Traced(
+        program,
+        tuple(_path(keys) for keys, _ in inputs),
+        tuple(x for _, x in inputs),
+        tuple(_argument(keys) for keys, _ in inputs),
+        jax.tree.structure(shapes),
+    )
+
+
+def is_array(x: Any) -> bool:
+    """Whether a traced function has a tracer for it; numbers of Python's own stay what they are."""
+    return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+
+
+def refilled(leaves: Sequence[Any], kept: Sequence[bool], arrays: Iterable[Any]) -> list[Any]:
+    """Leaves with arrays in place of those that are kept as such."""
+    left = iter(arrays)
+    return [next(left) if keep else x for x, keep in zip(leaves, kept, strict=True)]
+
+
+def _argument(keys: tuple[Any, ...]) -> int | str:
+    return keys[1].idx if keys[0].idx == 0 else keys[1].key
+
+
+def _path(keys: tuple[Any, ...]) -> str:
+    inside, which = path_string(tuple(keys[2:])), _argument(keys)
+    if which == 0 and inside:
+        return inside
+    named = which if isinstance(which, str) else f"argument {which + 1}"
+    return f"{named}/{inside}".rstrip("/")
