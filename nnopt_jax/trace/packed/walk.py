@@ -40,8 +40,6 @@ def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
     if equation.primitive in CONTROL:
         return CONTROL[equation.primitive](equation, values, lambda p, v: run(p, v, seen), seen)
     try:
-        if len(packed) > 1:
-            raise Dense("two packed leaves meet")
         found = step(equation, values)
     except Dense as reason:
         for leaf in packed:
@@ -49,5 +47,6 @@ def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
         if reason.instead is not None:
             return [reason.instead]
         return bind(equation, [dense(value) for value in values])
-    seen(packed[0], equation, "")
+    for leaf in packed:
+        seen(leaf, equation, "")
     return [found]
