@@ -11,6 +11,7 @@ from nnopt_jax.arrays.base import Field, Node, is_node
 from nnopt_jax.arrays.bits import Bits
 from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.powers import Powers
@@ -36,6 +37,7 @@ SHARED: Mapping[type[Node], tuple[str, ...]] = {
     Powers: (),
     Masked: (),
     Sum: (),
+    InputQuantized: (),
 }
 """Nodes whose fields lie like the weight or coarser, and the fields that are for all of it."""
 
