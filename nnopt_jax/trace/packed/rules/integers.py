@@ -37,7 +37,7 @@ class Integers(NamedTuple):
 
 
 def integers(field: Field) -> Integers | None:
-    """Codes of eight bits or fewer and their grid, below masks and tables; None where there are none.
+    """Codes of eight bits or fewer and their grid, below masks and tables; None where are none.
 
     Example:
         >>> import jax.numpy as jnp
