@@ -17,6 +17,7 @@ from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after, spread
 from nnopt_jax.trace.packed.rules.grouped import grouped
+from nnopt_jax.trace.packed.rules.planes import planes_product
 from nnopt_jax.trace.packed.rules.rounded import rounded, rounded_product
 from nnopt_jax.typing import Array
 
@@ -41,6 +42,9 @@ def _quantized(x: Array, weight: Quantized, how: Contraction) -> Array:
     scale = show(weight.scale)
     if any(scale.shape[axis] != 1 for axis in how.right):
         return grouped(x, weight, how)
+    found = planes_product(x, weight, how)
+    if found is not None:
+        return found
     dtype = jnp.dtype(weight.dtype)
     codes = show(weight.codes).astype(dtype)
     if weight.zero is not None:

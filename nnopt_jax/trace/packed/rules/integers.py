@@ -81,12 +81,10 @@ def _of_table(field: Codebook) -> Integers | None:
 
 def order_in_memory(field: Field) -> tuple[int, ...]:
     """The axes of a weight in the order in which its codes lie."""
-    if isinstance(field, Sparse | Masked):
-        field = field.values if isinstance(field, Masked) else None
     codes = field.codes if isinstance(field, Quantized) else None
     if isinstance(codes, Reshaped) and codes.axes and len(codes.axes) == codes.ndim:
         return tuple(sorted(range(codes.ndim), key=codes.axes.__getitem__))
-    return ()
+    return tuple(range(field.ndim))
 
 
 def wanted_order(ndim: int, how: Contraction) -> tuple[int, ...]:
@@ -111,25 +109,31 @@ def in_rows(x: Array, how: Contraction) -> Array:
     return x.transpose((*how.left_batch, *free, *how.left)).reshape(*batch, rows, inner)
 
 
-def integer_product(rows: Array, codes: Array, how: Contraction) -> Array:
+def integer_product(rows: Array, codes: Array, how: Contraction, lies: tuple[int, ...]) -> Array:
     """The product of int8, in int32: axes that go along, of rows, of outputs.
 
-    What is summed over lies last on both sides and is one axis, as are the rows: compilers know
-    that form. They know it from two rows on.
+    What is summed over is one axis on both sides, as are rows and outputs: compilers know that
+    form, from two rows on. Codes are read as they lie, or else turned such that what is summed over
+    lies last.
 
     Args:
         rows: as `in_rows` gives them.
         codes: of the shape of the weight.
         how: the contraction.
+        lies: the axes of the weight as they lie in memory.
     """
-    count, own = len(how.right_batch), rows.shape[-2]
+    count, own, inner = len(how.right_batch), rows.shape[-2], rows.shape[-1]
+    free = how.free(codes.ndim)
     batch = [codes.shape[axis] for axis in how.right_batch]
-    outer = math.prod(codes.shape[axis] for axis in how.free(codes.ndim))
-    codes = codes.transpose(wanted_order(codes.ndim, how)).reshape(*batch, outer, rows.shape[-1])
+    outer = math.prod(codes.shape[axis] for axis in free)
+    if as_it_lies := lies == (*how.right_batch, *how.right, *free):
+        codes = codes.transpose(lies).reshape(*batch, inner, outer)
+    else:
+        codes = codes.transpose(wanted_order(codes.ndim, how)).reshape(*batch, outer, inner)
     if own == 1:
         rows = lax.pad(rows, jnp.int8(0), [(0, 0, 0)] * count + [(0, 1, 0), (0, 0, 0)])
     along = tuple(range(count))
-    axes = ((count + 1,), (count + 1,)), (along, along)
+    axes = ((count + 1,), (count if as_it_lies else count + 1,)), (along, along)
     out = lax.dot_general(rows, codes, axes, preferred_element_type=jnp.int32)
     return lax.slice_in_dim(out, 0, own, axis=count)
 

@@ -20,7 +20,6 @@ from nnopt_jax.trace.packed.rules.integers import (
     integers,
     order_in_memory,
     sizes,
-    wanted_order,
     weighed,
 )
 from nnopt_jax.trace.packed.rules.pays import integers_pay
@@ -85,10 +84,9 @@ def rounded_product(x: Array, weight: InputQuantized, how: Contraction) -> Array
     those of the product of what the codes stand for.
     """
     rows, inner, outer = sizes(weight.shape, x.shape, how)
-    lies = order_in_memory(weight.values) or tuple(range(weight.ndim))
-    laid_out = lies == wanted_order(weight.ndim, how)
+    lies = order_in_memory(weight.values)
     most = 2 ** (weight.input_bits - 1) * 256 * inner
-    if most >= 2**31 or not integers_pay(rows, inner, outer, laid_out=laid_out):
+    if most >= 2**31 or not integers_pay(rows, inner, outer):
         return None
     grid = integers(weight.values)
     if grid is None or any(grid.scale.shape[axis] != 1 for axis in how.right):
@@ -101,7 +99,7 @@ def rounded_product(x: Array, weight: InputQuantized, how: Contraction) -> Array
         codes, scale = rows_of(x, weight, how)
         known = ~jnp.isnan(codes).any(how.left, keepdims=True)
         codes = in_rows(codes.astype(jnp.int8), how)
-        summed = integer_product(codes, grid.codes, how)
+        summed = integer_product(codes, grid.codes, how, lies)
         totals = codes.sum(-1, keepdims=True, dtype=jnp.int32)
         out = weighed(summed, totals, grid, x.shape, how)
         out = out * how.over_rows(jnp.where(known, scale, jnp.nan), out.ndim)
