@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Sharding
 
+from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, closed, primitives, scanned
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
 from nnopt_jax.trace.packed.rules.move import moved
@@ -107,14 +108,15 @@ def _scan(equation: Equation, values: list[Any], run: Run, seen: Any) -> list[An
         if is_leaf(value) and _layer(value, 0) is None:
             seen(value, equation, "a part of it cannot follow")
             rows[at] = dense(value)
-    stacks = {at: value for at, value in enumerate(rows) if is_leaf(value)}
-    plain = [value for value in rows if not is_leaf(value)]
+    stacks = {at: _without_shown(value) for at, value in enumerate(rows) if is_leaf(value)}
+    # What gradients are taken at goes in layer by layer, as their gradients come out.
+    plain = [_shown(value) if is_leaf(value) else value for value in rows]
 
     def body(state: list[Any], now: tuple[Array, list[Any]]) -> tuple[list[Any], list[Any]]:
         number, arrays = now
-        left = iter(arrays)
         layers = [
-            _layer(stacks[at], number) if at in stacks else next(left) for at in range(len(rows))
+            _with_shown(_layer(stacks[at], number), one) if at in stacks else one
+            for at, one in enumerate(arrays)
         ]
         out = _dense(run(k["jaxpr"], [*whole, *state, *layers]))
         return out[:count], out[count:]
@@ -137,6 +139,20 @@ def _layer(leaf: Leaf, number: Any) -> Leaf | None:
     node = leaf.node if leaf.shape[0] == 1 else moved(leaf.node, entry)
     node = None if node is None else moved(node, squeezed(one, (0,)))
     return None if node is None else Leaf(node, leaf.path)
+
+
+def _shown(leaf: Leaf) -> Array | None:
+    return leaf.node.shown if isinstance(leaf.node, InputQuantized) else None
+
+
+def _without_shown(leaf: Leaf) -> Leaf:
+    return leaf if _shown(leaf) is None else Leaf(leaf.node.replace(shown=None), leaf.path)
+
+
+def _with_shown(leaf: Leaf | None, shown: Array | None) -> Leaf | None:
+    if leaf is None or shown is None:
+        return leaf
+    return Leaf(leaf.node.replace(shown=shown), leaf.path)
 
 
 CONTROL: dict[Any, Handler] = {

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -35,6 +35,9 @@ class OnPacked:
 
     function: Callable[..., Any]
     strict: bool = False
+
+    takes_expressions: ClassVar[bool] = True
+    """What `nnopt.value_and_grad` and `nnopt.parallel.train_step` ask of a loss."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the function; packed leaves may be anywhere in the arguments.

@@ -17,7 +17,8 @@ from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after, spread
 from nnopt_jax.trace.packed.rules.grouped import grouped
-from nnopt_jax.trace.packed.rules.rounded import round_rows, rounded_product
+from nnopt_jax.trace.packed.rules.planes import planes_product
+from nnopt_jax.trace.packed.rules.rounded import rounded, rounded_product
 from nnopt_jax.typing import Array
 
 
@@ -41,6 +42,9 @@ def _quantized(x: Array, weight: Quantized, how: Contraction) -> Array:
     scale = show(weight.scale)
     if any(scale.shape[axis] != 1 for axis in how.right):
         return grouped(x, weight, how)
+    found = planes_product(x, weight, how)
+    if found is not None:
+        return found
     dtype = jnp.dtype(weight.dtype)
     codes = show(weight.codes).astype(dtype)
     if weight.zero is not None:
@@ -96,16 +100,16 @@ def _reshaped(x: Array, weight: Reshaped, how: Contraction) -> Array:
 
 def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
     """The array is rounded first; the rounding stays where the weight is made dense."""
-    rows = round_rows(x, weight, how)
-    found = rounded_product(rows, weight, how)
+    found = rounded_product(x, weight, how)
     if found is not None:
         return found
+    x = rounded(x, weight, how)
     if weight.shown is not None:
-        return how(rows.shown, weight.shown)
+        return how(x, weight.shown)
     try:
-        return contract(rows.shown, weight.values, how)
+        return contract(x, weight.values, how)
     except Dense as reason:
-        raise Dense(str(reason), how(rows.shown, weight.materialize())) from reason
+        raise Dense(str(reason), how(x, weight.materialize())) from reason
 
 
 RULES: dict[type, Callable[[Array, Any, Contraction], Array]] = {

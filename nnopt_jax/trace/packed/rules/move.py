@@ -11,10 +11,12 @@ from nnopt_jax.arrays.base import Field, Node, is_node
 from nnopt_jax.arrays.bits import Bits
 from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.powers import Powers
 from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.arrays.trits import Trits
 from nnopt_jax.trace.jaxpr import Equation, primitives
@@ -36,6 +38,7 @@ SHARED: Mapping[type[Node], tuple[str, ...]] = {
     Powers: (),
     Masked: (),
     Sum: (),
+    InputQuantized: (),
 }
 """Nodes whose fields lie like the weight or coarser, and the fields that are for all of it."""
 
@@ -66,6 +69,8 @@ def _moved(field: Field, shape: Shape, view: View) -> Field | None:
         return field.replace(words=view.apply(field.words, shape), shape=view.shape)
     if isinstance(field, Factored):
         return _factors(field, view)
+    if isinstance(field, Reshaped):
+        return _in_memory(field, shape, view)
     if type(field) not in SHARED:
         return None
     shared = SHARED[type(field)]
@@ -82,6 +87,23 @@ def _factors(field: Factored, view: View) -> Factored | None:
     if u is None or v is None:
         return None
     return field.replace(u=v, v=u) if swapped else field.replace(u=u, v=v)
+
+
+def _in_memory(field: Reshaped, shape: Shape, view: View) -> Field | None:
+    """What lies in another order of axes stays so where its first axes are cut, or all turned."""
+    axes, count = field.axes, len(field.axes)
+    if count != field.ndim or field.split != tuple(field.base.shape):
+        return None
+    if view.axes:
+        order = tuple(axes[axis] for axis in view.axes)
+        return field.replace(axes=order, sizes=view.shape)
+    if axes[0] == 0 and view.kept >= count - 1:
+        gone = count - len(view.shape)
+        lies = tuple(shape[0:1]) + tuple(shape[axes.index(at)] for at in range(1, count))
+        base = _moved(field.base, lies, view)
+        order = tuple(axis - gone for axis in axes[gone:])
+        return None if base is None or gone not in (0, 1) else Reshaped.of(base, order)
+    return view.apply(field.materialize(), shape)
 
 
 def view_of(equation: Equation, shape: Shape, values: list[Any]) -> View | None:
