@@ -7,6 +7,7 @@ from typing import Any
 
 from nnopt_jax.trace.control import CONTROL
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, read
+from nnopt_jax.trace.packed.inside import InsidePacked
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
 from nnopt_jax.trace.packed.rules import Dense, step
 
@@ -38,7 +39,8 @@ def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
     if not packed:
         return bind(equation, values)
     if equation.primitive in CONTROL:
-        return CONTROL[equation.primitive](equation, values, lambda p, v: run(p, v, seen), seen)
+        inside = InsidePacked(equation, lambda program, given: run(program, given, seen), seen)
+        return CONTROL[equation.primitive](equation, values, inside)[0]
     try:
         found = step(equation, values)
     except Dense as reason:
