@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Sharding
 
-from nnopt_jax.trace.jaxpr import Equation, Program, bind, closed, primitives, scanned
+from nnopt_jax.trace.jaxpr import Equation, Program, Var, bind, closed, primitives, scanned
 from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
 
@@ -103,13 +103,21 @@ def _placed(values: Sequence[Any], at: Sequence[Any]) -> list[Any]:
 
 
 def _remat(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
+    """What comes out as it went in does not go through: leaves stay what they are."""
     k = equation.params
-    again = jax.checkpoint(
-        lambda *given: inside.run_dense(closed(k["jaxpr"]), given),
-        prevent_cse=k["prevent_cse"],
-        policy=k["policy"],
-    )
-    return again(*values)
+    program = closed(k["jaxpr"])
+    through = dict(zip(program.jaxpr.invars, values, strict=True))
+    outputs = [x if isinstance(x, Var) else None for x in program.jaxpr.outvars]
+    made = [at for at, x in enumerate(outputs) if x not in through]
+
+    def inner(*given: Any) -> tuple[list[Any], Extras]:
+        found, extras = inside.run(program, given)
+        return inside.dense([found[at] for at in made]), extras
+
+    again = jax.checkpoint(inner, prevent_cse=k["prevent_cse"], policy=k["policy"])
+    found, extras = again(*values)
+    computed = dict(zip(made, found, strict=True))
+    return [computed[at] if at in computed else through[x] for at, x in enumerate(outputs)], extras
 
 
 def _custom(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:

@@ -14,6 +14,9 @@ from jax.extend.core import primitives as primitives
 Program = core.ClosedJaxpr
 """A traced function."""
 
+Var = core.Var
+"""A name of a value in a program."""
+
 Equation = Any
 """One step of a program: a primitive, what it takes, what it gives."""
 

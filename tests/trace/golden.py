@@ -32,7 +32,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, make in MODELS.items():
         case = make()
-        tx = nnopt.quantization.uniform(8)
+        tx = nnopt.quantization.uniform(8, granularity="channel")
         packed = jax.eval_shape(lambda params, tx=tx: tx.pack(params, tx.init(params)), case.params)
         report = nnopt.on_packed(case.apply).report(packed, *case.args)
         (FOLDER / f"{name}.txt").write_text(told(report))

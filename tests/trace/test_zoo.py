@@ -14,7 +14,7 @@ import nnopt_jax as nnopt
 from tests.trace import golden
 from tests.trace.zoo.models import MODELS
 
-INT8 = nnopt.quantization.uniform(8)
+INT8 = nnopt.quantization.uniform(8, granularity="channel")
 
 
 def pack(params):

@@ -41,7 +41,12 @@ def _quantized(x: Array, weight: Quantized, how: Contraction) -> Array:
     r"""`sum_i x_i s_j (q_ij - z_j) = s_j sum_i x_i (q_ij - z_j)`."""
     scale = show(weight.scale)
     if any(scale.shape[axis] != 1 for axis in how.right):
-        return grouped(x, weight, how)
+        if any(n != 1 for axis, n in enumerate(scale.shape) if axis not in how.right):
+            return grouped(x, weight, how)
+        # Scales of what is summed over are those of the inputs: `sum_i (x_i s_i) q_ij`.
+        x = (x.astype(jnp.float32) * how.over_inputs(scale, weight.shape, x.ndim)).astype(x.dtype)
+        scale = jnp.ones((1,) * weight.ndim, jnp.float32)
+        weight = weight.replace(scale=scale)
     found = planes_product(x, weight, how)
     if found is not None:
         return found

@@ -87,6 +87,21 @@ class Contraction:
         own = grid.shape[len(batch) : len(batch) + len(free)]
         return grid.reshape(*batch, *(1,) * (ndim - len(batch) - len(own)), *own)
 
+    def over_inputs(self, grid: Array, shape: Sequence[int], ndim: int) -> Array:
+        """Lays factors of what is summed over so that they broadcast over the array.
+
+        Args:
+            grid: of the weight's rank, one entry along axes that are not summed over.
+            shape: of the weight.
+            ndim: of the array.
+        """
+        grid = spread(grid, [n if axis in self.right else 1 for axis, n in enumerate(shape)])
+        sizes = [grid.shape[axis] for axis in self.right]
+        grid = grid.transpose((*self.right, *_others(len(shape), self.right))).reshape(sizes)
+        order = sorted(range(len(sizes)), key=self.left.__getitem__)
+        others = [axis for axis in range(ndim) if axis not in self.left]
+        return lax.expand_dims(grid.transpose(order), others)
+
     def over_rows(self, grid: Array, ndim: int) -> Array:
         """Lays factors of the array, one along axes that are summed over, over the product."""
         free = self.left_free(grid.ndim)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.arrays.base import Field, is_node, show
@@ -17,14 +19,14 @@ from nnopt_jax.typing import Array
 def joined(fields: Sequence[Field], axis: int) -> Field:
     """Arrays or nodes, one after another along an axis.
 
-    Codes of one grid are joined, and so are their scales where each has its own along the axis.
+    Codes of grids alike are joined, and so are their scales, an entry for each group of all.
 
     Args:
         fields: of one shape but for the axis.
         axis: along which.
 
     Raises:
-        Dense: they are of different kinds, or share a scale along the axis.
+        Dense: they are of different kinds, or their grids differ along other axes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,10 +66,12 @@ def _kind(field: Field) -> Any:
 def _side_by_side(fields: Sequence[Quantized], name: str, axis: int) -> Array:
     """Scales or zero points; each axis of theirs is one entry, or one for each group."""
     grids = [show(getattr(field, name)) for field in fields]
-    blocks = {
-        field.shape[axis] // grid.shape[axis] for field, grid in zip(fields, grids, strict=True)
-    }
-    others = {grid.shape[:axis] + grid.shape[axis + 1 :] for grid in grids}
-    if len(blocks) > 1 or len(others) > 1:
+    if len({grid.shape[:axis] + grid.shape[axis + 1 :] for grid in grids}) > 1:
         raise Dense("it is put beside others of another grid")
-    return lax.concatenate(grids, axis)
+    sizes = [field.shape[axis] for field in fields]
+    blocks = [size // grid.shape[axis] for size, grid in zip(sizes, grids, strict=True)]
+    block = math.gcd(*blocks)  # of all of them an entry is for so many elements
+    return lax.concatenate(
+        [jnp.repeat(grid, own // block, axis) for grid, own in zip(grids, blocks, strict=True)],
+        axis,
+    )
