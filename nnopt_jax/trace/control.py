@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Sharding
+from jax.sharding import PartitionSpec, Sharding
 
 from nnopt_jax.trace.jaxpr import Equation, Program, Var, bind, closed, primitives, scanned
+from nnopt_jax.trace.probed import shard_map_p
 from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
 
@@ -58,6 +59,10 @@ class Inside(abc.ABC):
     @abc.abstractmethod
     def slices(self, value: Any) -> Slices:
         """How a scan goes over an array or a leaf."""
+
+    def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
+        """How `shard_map` cuts an input: what it is given, and a spec for each of its arrays."""
+        return self.dense([value])[0], spec
 
     def run_dense(
         self, program: Program, values: Sequence[Any], at: int = 0
@@ -220,6 +225,23 @@ def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
     return [*last, *out], inside.merge(each, extras)
 
 
+def _shard_map(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
+    """Each device has its own part of the leaves; nothing is gathered there."""
+    k = equation.params
+    program = closed(k["jaxpr"])
+    inputs = zip(values, k["in_specs"], strict=True)
+    given = [inside.cut(value, spec, k["mesh"]) for value, spec in inputs]
+    found = jax.shard_map(
+        lambda *parts: inside.run_dense(program, parts)[0],
+        mesh=k["mesh"],
+        in_specs=tuple(spec for _, spec in given),
+        out_specs=list(k["out_specs"]),
+        check_vma=k["check_vma"],
+        axis_names=k["newly_manual_axes"],
+    )(*(value for value, _ in given))
+    return found, inside.nothing()
+
+
 CONTROL: dict[Any, Handler] = {
     primitives.jit_p: _jit,
     primitives.remat_p: _remat,
@@ -228,5 +250,6 @@ CONTROL: dict[Any, Handler] = {
     primitives.cond_p: _cond,
     primitives.while_p: _while,
     primitives.scan_p: _scan,
+    shard_map_p: _shard_map,
 }
 """How each kind of inner program runs."""

@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax import lax
+from jax.sharding import PartitionSpec
 
+from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.trace.control import Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program
@@ -52,6 +55,31 @@ class InsidePacked(Inside):
         # What gradients are taken at goes in layer by layer, as their gradients come out.
         stack, shown = _apart(value)
         return Slices(shown, lambda part, number: _together(_layer(stack, number), part))
+
+    def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
+        """Packed leaves are cut part by part, where every part can be."""
+        if not is_leaf(value):
+            return value, spec
+        node = value.node
+        specs = node.specs(spec, mesh)
+        whole = node.specs(spec)  # nothing is left out of it for being of an odd size
+        same = jax.tree.leaves(specs, is_leaf=_is_spec) == jax.tree.leaves(whole, is_leaf=_is_spec)
+        if same and _knows_no_shape(node):
+            return value, Leaf(specs, value.path)
+        self.seen(value, self.equation, "a part of it cannot be cut")
+        return dense(value), spec
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
+
+
+def _knows_no_shape(field: Field) -> bool:
+    """Whether a node has the shape of its arrays and no other: then its parts are nodes, too."""
+    if not is_node(field):
+        return True
+    known = {"shape", "sizes", "split"} & set(field.names(is_static=True))
+    return not known and all(_knows_no_shape(part) for _, part in field.fields())
 
 
 def _layer(leaf: Leaf, number: Any) -> Leaf | None:

@@ -34,7 +34,7 @@ def joined(fields: Sequence[Field], axis: int) -> Field:
         >>> from nnopt_jax.trace.packed.rules.join import joined
         >>> one = Quantized(jnp.ones((4, 3), jnp.int8), jnp.ones((1, 3)))
         >>> joined([one, one], 1)
-        Quantized(codes int8[4,6], scale float32[1,6], 12 bits/weight)
+        Quantized(codes int8[4,6], scale float32[1,6], 16 bits/weight)
     """
     first = fields[0]
     if not any(is_node(field) for field in fields):

@@ -29,6 +29,7 @@ from nnopt_jax.trace.packed.rules.view import (
     squeezed,
     transposed,
 )
+from nnopt_jax.trace.probed import pvary_p
 from nnopt_jax.typing import Array
 
 SHARED: Mapping[type[Node], tuple[str, ...]] = {
@@ -162,5 +163,8 @@ _VIEWS = {
     primitives.slice_p: _slice,
     primitives.dynamic_slice_p: _dynamic_slice,
     primitives.rev_p: lambda shape, _, k: _reversed(shape, tuple(k["dimensions"])),
+    pvary_p: lambda shape, _, k: View(
+        shape, lambda x, _: lax.pcast(x, k["axes"], to="varying"), len(shape)
+    ),
     primitives.copy_p: lambda shape, _, k: View(shape, lambda x, _: x, len(shape)),
 }
