@@ -17,7 +17,13 @@ from nnopt_jax import (
 )
 from nnopt_jax.arrays.base import materialize as materialize
 from nnopt_jax.artifact import inspect as inspect, load as load, save as save
-from nnopt_jax.trace import OnPacked as OnPacked, on_packed as on_packed
+from nnopt_jax.trace import (
+    Groups as Groups,
+    OnPacked as OnPacked,
+    groups as groups,
+    on_packed as on_packed,
+    shrink as shrink,
+)
 from nnopt_jax.transform import (
     Grads as Grads,
     Plan as Plan,
