@@ -19,9 +19,12 @@ from nnopt_jax.arrays.base import materialize as materialize
 from nnopt_jax.artifact import inspect as inspect, load as load, save as save
 from nnopt_jax.trace import (
     Cost as Cost,
+    Groups as Groups,
     OnPacked as OnPacked,
     cost as cost,
+    groups as groups,
     on_packed as on_packed,
+    shrink as shrink,
 )
 from nnopt_jax.transform import (
     Grads as Grads,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,11 @@ def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
     functions, settings = given if isinstance(given, tuple) else ((), given)
     found = equation.primitive.bind(*functions, *values, **settings)
     return list(found) if equation.primitive.multiple_results else [found]
+
+
+def probed(function: Callable[..., Any], *args: Any) -> Any:
+    """The primitive that a function of one step is made of; some are exported by no other name."""
+    return jax.make_jaxpr(function)(*args).jaxpr.eqns[-1].primitive
 
 
 def scanned(equation: Equation) -> tuple[int, int]:
