@@ -171,16 +171,12 @@ class _Structured:
     mode: Mode
     every: int
 
-    def init(
-        self, params: Any, *, stats: Any = None, graph: Any = None, key: Any = None
-    ) -> State:
+    def init(self, params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
         del stats, key
         members = self._members(self.graph if graph is None else graph)
         paths = {path for places in members.values() for path, _ in places}
         leaves = chosen_leaves(lambda path, leaf: path in paths, params, _NAME)
-        at = {
-            name: {path: {} for path, _ in places} for name, places in members.items()
-        }
+        at = {name: {path: {} for path, _ in places} for name, places in members.items()}
         for name, places in members.items():
             for (path, axis), indices in places.items():
                 at[name][path][str(axis)] = jnp.asarray(indices, jnp.int32)
@@ -217,9 +213,7 @@ class _Structured:
         due = is_due(self.every, self.sparsity, now.count, held["sparsity"])
         dense = {path: show(leaf) for path, leaf in seen.items()}
         share = target(self.sparsity, now.count)
-        found = refresh_when(
-            due, lambda: self._choose(dense, at, share), old | {TOGETHER: held}
-        )
+        found = refresh_when(due, lambda: self._choose(dense, at, share), old | {TOGETHER: held})
         if self.mode == "hard":
             raw = flatten(params, is_node)
             moved = {p: settle(raw[p], found[p]) for p, x in seen.items() if not is_node(x)}
@@ -273,4 +267,3 @@ class _Structured:
 def _along(lines: Array, axis: int, ndim: int) -> Array:
     """A vector along one axis of many."""
     return jax.lax.expand_dims(lines, [i for i in range(ndim) if i != axis])
-
