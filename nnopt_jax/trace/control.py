@@ -12,7 +12,7 @@ from jax.sharding import Sharding
 
 from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, closed, primitives, scanned
-from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
+from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf, loosened
 from nnopt_jax.trace.packed.rules.move import moved
 from nnopt_jax.trace.packed.rules.view import cut, squeezed
 from nnopt_jax.typing import Array
@@ -107,7 +107,7 @@ def _scan(equation: Equation, values: list[Any], run: Run, seen: Any) -> list[An
     for at, value in enumerate(rows):
         if is_leaf(value) and _layer(value, 0) is None:
             seen(value, equation, "a part of it cannot follow")
-            rows[at] = dense(value)
+            rows[at] = loosened(value)
     stacks = {at: _without_shown(value) for at, value in enumerate(rows) if is_leaf(value)}
     # What gradients are taken at goes in layer by layer, as their gradients come out.
     plain = [_shown(value) if is_leaf(value) else value for value in rows]

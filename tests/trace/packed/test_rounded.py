@@ -389,3 +389,78 @@ def test_gradients_are_those_of_rounded_floats(scale, pays):
     by_code = rounded(x, 1, 8, scale).T @ np.float64(slope)
     close(ds, (by_code * np.float64(codes)).sum(0, keepdims=True))
     assert scale is None or not inside.all()
+
+
+LAID_OUT = {
+    "int8": int8(None),
+    "int4": int8(None, 4),
+    "int8 alone": nnopt.quantization.uniform(8, granularity="channel"),
+    "low rank": nnopt.compression.low_rank(2),
+    "adapters": nnopt.chain(nnopt.quantization.uniform(8), nnopt.transfer.lora(2)),
+}
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_what_is_laid_out_is_the_same(name, as_integers):
+    packed = packed_by(LAID_OUT[name], {"w": drawn(8, 16)})
+    turned = nnopt.arrays.lay_out(packed, "w")
+    np.testing.assert_array_equal(turned["w"].materialize(), packed["w"].materialize())
+    assert (8, 16) not in [leaf.shape for leaf in jax.tree.leaves(turned)]
+    nnopt.arrays.check(turned, "test")
+    run = nnopt.on_packed(lambda p, x: x @ p["w"], strict=True)
+    close(run(turned, drawn(5, 8)), run(packed, drawn(5, 8)))
+    back = nnopt.on_packed(lambda p, x: x @ p["w"].T)
+    close(back(turned, drawn(5, 16)), back(packed, drawn(5, 16)))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_layers_stay_laid_out(name, as_integers):
+    packed = packed_by(LAID_OUT[name], {"w": drawn(2, 8, 16)})
+    turned = nnopt.arrays.lay_out(packed)
+
+    def layers(p, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w)[:, 8:], x @ w), x, p["w"])
+
+    run = nnopt.on_packed(layers, strict=True)
+    pairs = zip(run(turned, drawn(5, 8)), run(packed, drawn(5, 8)), strict=True)
+    for one, wanted in pairs:
+        close(one, wanted)
+
+
+def test_what_cannot_follow_a_movement_is_rounded_all_the_same(pays):
+    """Codes of four bits lie in words along the last axis, which cannot be turned."""
+    node = packed_by(int8(None, 4), {"w": drawn(8, 16)})["w"]
+    run = nnopt.on_packed(lambda w, x: x @ w.T)
+    close(run(node, drawn(5, 16)), rounded(drawn(5, 16), 1) @ np.float64(node.materialize()).T)
+    assert {use.primitive for use in run.report(node, drawn(5, 16)).dense} == {"transpose"}
+
+
+def test_stacks_that_cannot_be_cut_are_rounded_all_the_same(pays):
+    mask = drawn(2, 8, 8) > 0
+    node = InputQuantized(Masked(drawn(2, 8, 8), mask)).store()
+    x = drawn(5, 8)
+    run = nnopt.on_packed(lambda w, x: lax.scan(lambda x, w: (x @ w, None), x, w)[0])
+    found = run(node, x)
+    for w in np.float64(node.materialize()):
+        x = (rounded(x, 1) @ w).astype(np.float32)
+    close(found, x)
+    assert {use.primitive for use in run.report(node, drawn(5, 8)).dense} == {"scan"}
+
+
+def test_planes_are_as_good_as_floats(monkeypatch):
+    monkeypatch.setattr("nnopt_jax.trace.packed.rules.planes.planes_pay", lambda *_: True)
+    x, codes = drawn(5, 512), whole(drawn(512, 6))
+    for zero in (None, jnp.round(9 * drawn(1, 6))):
+        node = Quantized(codes, jnp.exp(drawn(1, 6)), zero).store()
+        run = nnopt.on_packed(lambda w, x: x @ w)
+        close(run(node, x), np.float64(x) @ np.float64(node.materialize()), 1e-6)
+        assert has_integers(run, node, x)
+        slope = jax.grad(lambda x: run(node, x).sum())(x)  # noqa: B023 - called here
+        close(slope, np.tile(np.float64(node.materialize()).sum(1), (5, 1)))
+        small = x.astype(jnp.bfloat16)
+        found = run(node.replace(dtype="bfloat16"), small)
+        assert found.dtype == jnp.bfloat16
+        close(found, np.float64(small) @ np.float64(node.materialize()), 5e-3)
+    found = np.asarray(run(node, x.at[1, 2].set(jnp.nan)))
+    assert np.isnan(found[1]).all()
+    assert np.isfinite(found[[0, 2, 3, 4]]).all()

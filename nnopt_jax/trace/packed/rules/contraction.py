@@ -19,10 +19,11 @@ class Dense(Exception):
 
     Args:
         reason: in a few words.
-        instead: what the step gives, where that is more than the step on the dense array.
+        instead: what the step gives, where that is more than the step on the dense array: an array,
+            or a leaf that is no longer packed.
     """
 
-    def __init__(self, reason: str, instead: Array | None = None):
+    def __init__(self, reason: str, instead: Any = None):
         super().__init__(reason)
         self.instead = instead
 
