@@ -39,7 +39,7 @@ def by(*links: nnopt.Transform) -> Make:
 
 def turned(make: Make) -> Make:
     """The same, laid out for products."""
-    return lambda w: lay_out({"w": make(w)})["w"]
+    return lambda w: lay_out({"w": make(w)}, "w")["w"]
 
 
 def grid(bits: int) -> nnopt.Transform:
@@ -62,6 +62,10 @@ ONE: dict[str, Make] = {
         w[:, : w.shape[0] // 4], w[: w.shape[0] // 4]
     ),
     "structured, half the outputs": lambda w: w[:, ::2].copy(),
+    "low rank, turned": turned(
+        lambda w: nnopt.arrays.Factored(w[:, : w.shape[0] // 4], w[: w.shape[0] // 4])
+    ),
+    "structured, turned": turned(lambda w: w[:, ::2].copy()),
     "codebook of 16": by(nnopt.compression.codebook(16)),
     "sparse, 90 %": by(nnopt.pruning.magnitude(0.9)),
 }

@@ -251,11 +251,17 @@ class _Structured:
     def _units(self, scores: Mapping[str, Array], share: Any) -> dict[str, Array]:
         best = {name: jnp.arange(x.size) == jnp.argmax(x) for name, x in scores.items()}
         if self.scope == "global":
-            even = [x / jnp.maximum(x.mean(), jnp.finfo(jnp.float32).tiny) for x in scores.values()]
+            tiny = jnp.finfo(jnp.float32).tiny
+            even = [x / jnp.maximum(jnp.abs(x).mean(), tiny) for x in scores.values()]
             count = kept(sum(x.size for x in even), share)
-            found = dict(zip(scores, top_k_masks(even, count), strict=True))
+            chosen = top_k_masks(even, count, signed=True)
         else:
-            found = {name: top_k_mask(x, self._count(x.size, share)) for name, x in scores.items()}
+            counts = [self._count(x.size, share) for x in scores.values()]
+            chosen = [
+                top_k_mask(x, count, signed=True)
+                for x, count in zip(scores.values(), counts, strict=True)
+            ]
+        found = dict(zip(scores, chosen, strict=True))
         return {name: stay | best[name] for name, stay in found.items()}
 
     def _count(self, size: int, share: Any) -> Any:

@@ -17,10 +17,13 @@ RULE = "nnopt_jax.trace.packed.rules.rounded.integers_pay"
 
 
 def drawn(*shape, seed=0):
-    return jax.random.normal(jax.random.fold_in(KEY, sum(shape) + seed), shape)
+    draws = np.random.default_rng([seed, *shape])
+    return jnp.asarray(draws.standard_normal(shape), jnp.float32)
 
 
-@pytest.fixture(params=[True, False], ids=["integers", "floats"])
+@pytest.fixture(
+    params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["integers", "floats"]
+)
 def pays(request, monkeypatch):
     """Small products as integers and as floats, whatever the table says of them."""
     monkeypatch.setattr(RULE, lambda *_, **__: request.param)
@@ -110,10 +113,8 @@ def test_gradients_are_those_of_a_model_that_rounds_by_hand(name, chain, pays):
     found = jax.jit(run)(params, state, *batch)
     wanted = jax.jit(nnopt.value_and_grad(loss_of(model, by_hand), tx))(params, state, *batch)
     assert_close(found, wanted)
-    (value, _), (plainly, _) = wanted, nnopt.value_and_grad(loss_of(model), tx)(
-        params, state, *batch
-    )  # fmt: skip
-    assert abs(value - plainly) > 1e-5 * abs(value)  # rounding is to be seen at all
+    value, plainly = wanted[0], jax.jit(loss_of(model))(tx.apply(params, state), *batch)
+    assert abs(value - plainly) > 1e-6 * abs(value)  # rounding is to be seen at all
     integers = "preferred_element_type=int32" in str(jax.make_jaxpr(run)(params, state, *batch))
     assert integers is (pays and chain != "activations alone")
 
@@ -127,8 +128,9 @@ def test_a_static_range_clips_gradients(as_integers):
     def clipped(x, name):
         return fake_quant(x, tops[name] * np.float32(1 / 127))
 
-    found = nnopt.value_and_grad(nnopt.on_packed(loss_of(model)), tx)(params, state, *batch)
-    wanted = nnopt.value_and_grad(loss_of(model, clipped), tx)(params, state, *batch)
+    run = nnopt.value_and_grad(nnopt.on_packed(loss_of(model)), tx)
+    found = jax.jit(run)(params, state, *batch)
+    wanted = jax.jit(nnopt.value_and_grad(loss_of(model, clipped), tx))(params, state, *batch)
     assert_close(found, wanted)
 
 

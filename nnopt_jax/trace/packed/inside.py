@@ -14,7 +14,7 @@ from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.trace.control import Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program
-from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
+from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf, loosened
 from nnopt_jax.trace.packed.rules.move import moved
 from nnopt_jax.trace.packed.rules.view import cut, squeezed
 from nnopt_jax.typing import Array
@@ -51,7 +51,9 @@ class InsidePacked(Inside):
             return Slices(value, lambda part, _: part)
         if _layer(value, 0) is None:
             self.seen(value, self.equation, "a part of it cannot follow")
-            return Slices(dense(value), lambda part, _: part)
+            value = loosened(value)
+            if not is_leaf(value):
+                return Slices(value, lambda part, _: part)
         # What gradients are taken at goes in layer by layer, as their gradients come out.
         stack, shown = _apart(value)
         return Slices(shown, lambda part, number: _together(_layer(stack, number), part))

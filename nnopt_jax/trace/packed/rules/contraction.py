@@ -19,10 +19,11 @@ class Dense(Exception):
 
     Args:
         reason: in a few words.
-        instead: what the step gives, where that is more than the step on the dense array.
+        instead: what the step gives, where that is more than the step on the dense array: an array,
+            or a leaf that is no longer packed.
     """
 
-    def __init__(self, reason: str, instead: Array | None = None):
+    def __init__(self, reason: str, instead: Any = None):
         super().__init__(reason)
         self.instead = instead
 
@@ -59,6 +60,16 @@ class Contraction:
         """The product: axes that go along, those of the array, those of the weight."""
         axes = (self.left, self.right), (self.left_batch, self.right_batch)
         return lax.dot_general(x, weight, axes, **self.settings)
+
+    def wide(self, x: Array, weight: Array) -> Array:
+        """The product in float32, to be scaled before it is rounded once."""
+        axes = (self.left, self.right), (self.left_batch, self.right_batch)
+        settings = self.settings | {"preferred_element_type": jnp.float32}
+        return lax.dot_general(x, weight, axes, **settings)
+
+    def dtype(self, x: Array) -> Any:
+        """Of the product."""
+        return self.settings.get("preferred_element_type") or x.dtype
 
     def free(self, ndim: int) -> Axes:
         """Axes of a weight of so many that are in the product."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,13 +98,13 @@ def _in_memory(field: Reshaped, shape: Shape, view: View) -> Field | None:
         return None
     if view.axes:
         order = tuple(axes[axis] for axis in view.axes)
-        return field.replace(axes=order, sizes=view.shape)
-    if axes[0] == 0 and view.kept >= count - 1:
-        gone = count - len(view.shape)
-        lies = tuple(shape[0:1]) + tuple(shape[axes.index(at)] for at in range(1, count))
-        base = _moved(field.base, lies, view)
-        order = tuple(axis - gone for axis in axes[gone:])
-        return None if base is None or gone not in (0, 1) else Reshaped.of(base, order)
+        return field.replace(axes=order, sizes=tuple(shape[axis] for axis in view.axes))
+    gone = count - len(view.shape)
+    if axes[0] == 0 and view.kept >= count - 1 and gone in (0, 1):
+        lies = tuple(field.base.shape)
+        there = dataclasses.replace(view, shape=(*view.shape[: 1 - gone], *lies[1:]))
+        base = _moved(field.base, lies, there)
+        return None if base is None else Reshaped.of(base, tuple(a - gone for a in axes[gone:]))
     return view.apply(field.materialize(), shape)
 
 

@@ -65,7 +65,7 @@ def planes_product(x: Array, weight: Quantized, how: Contraction) -> Array | Non
         )
         scale = jnp.where(known, scale, jnp.nan)
         out = weighed(summed * scale, totals * scale, grid, x.shape, how)
-        return out.astype(how.settings.get("preferred_element_type") or x.dtype)
+        return out.astype(how.dtype(x))
 
     return differentiated_as(floats, exact, x, weight, grid)
 

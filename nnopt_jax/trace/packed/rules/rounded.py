@@ -103,6 +103,6 @@ def rounded_product(x: Array, weight: InputQuantized, how: Contraction) -> Array
         totals = codes.sum(-1, keepdims=True, dtype=jnp.int32)
         out = weighed(summed, totals, grid, x.shape, how)
         out = out * how.over_rows(jnp.where(known, scale, jnp.nan), out.ndim)
-        return out.astype(how.settings.get("preferred_element_type") or x.dtype)
+        return out.astype(how.dtype(x))
 
     return differentiated_as(floats, exact, x, weight, grid)

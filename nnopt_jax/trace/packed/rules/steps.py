@@ -19,7 +19,7 @@ from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sparse import Sparse
 from nnopt_jax.trace.jaxpr import Equation, primitives
-from nnopt_jax.trace.packed.leaf import Leaf, is_leaf
+from nnopt_jax.trace.packed.leaf import Leaf, is_leaf, loosened
 from nnopt_jax.trace.packed.rules.contract import contract
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after
 from nnopt_jax.trace.packed.rules.convolve import convolve
@@ -61,7 +61,10 @@ def step(equation: Equation, values: list[Any]) -> Any:
 def _seen(leaf: Leaf, view: View) -> Leaf:
     node = moved(leaf.node, view)
     if node is None:
-        raise Dense("a part of it cannot follow")
+        loose = loosened(leaf)
+        found = moved(loose.node, view) if isinstance(loose, Leaf) else None
+        rounding = None if found is None else Leaf(found, leaf.path)
+        raise Dense("a part of it cannot follow", rounding)
     return Leaf(node, leaf.path)
 
 
