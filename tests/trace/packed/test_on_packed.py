@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nnopt_jax as nnopt
-from nnopt_jax.errors import CompositionError
+from nnopt_jax.errors import ArtifactError, CompositionError
 from tests.trace.zoo.models import MODELS
 
 KEY = jax.random.key(0)
@@ -162,3 +162,36 @@ def test_strict_names_leaf_primitive_and_line():
         run(packed)
     with pytest.raises(CompositionError, match="3 is no function"):
         nnopt.on_packed(3)
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        lambda p: float(p["deep"]["w"][0, 0]),
+        lambda p: 1 if p["deep"]["w"].sum() > 0 else 0,
+        lambda p: np.asarray(p["deep"]["w"]),
+        lambda p: list(range(p["deep"]["w"].astype(int)[0, 0])),
+    ],
+)
+def test_a_value_that_is_asked_for_while_tracing_is_named(asks):
+    packed = packed_by(INT8, {"deep": {"w": drawn(8, 4)}})
+    text = r"test_on_packed\.py:\d+ \(<lambda>\) asks for the value of what depends on deep/w"
+    with pytest.raises(CompositionError, match=text):
+        nnopt.on_packed(asks)(packed)
+
+
+@pytest.mark.parametrize(
+    "closes",
+    [lambda w: lambda x: x @ w, lambda w: lambda x: jnp.dot(w, x), lambda w: lambda x: x + w],
+)
+def test_an_expression_that_a_function_closes_over_is_refused(closes):
+    packed = packed_by(INT8, {"w": drawn(4, 4)})
+    with pytest.raises(CompositionError, match=r"Quantized\(.*\) is an expression, no array"):
+        nnopt.on_packed(closes(packed["w"]))(drawn(4, 4))
+
+
+def test_leaves_whose_parts_do_not_fit_are_named():
+    packed = packed_by(INT8, {"w": drawn(8, 4)})
+    broken = {"a": packed["w"].replace(scale=jnp.ones((3, 1))), "b": packed["w"]}
+    with pytest.raises(ArtifactError, match=r"on_packed: a: Quantized .*scale \(3, 1\)"):
+        nnopt.on_packed(lambda p, x: x @ p["a"])(broken, drawn(2, 8))
