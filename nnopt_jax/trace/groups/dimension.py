@@ -61,46 +61,56 @@ def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
         In the order of the leaves; units in the order in which they lie along the first member.
     """
     places, rows = analysis.elements()
+    kind = _kinds(rows)
+    order = np.lexsort((rows[:, _AT], rows[:, _UNIT], rows[:, _PLACE], kind))
+    rows, kind = rows[order], kind[order]
     found = []
-    for units in _alike(rows):
-        inside = rows[np.isin(rows[:, _UNIT], units)]
-        indices = {}
-        for number in np.unique(inside[:, _PLACE]):
-            own = inside[inside[:, _PLACE] == number]
-            own = own[np.lexsort((own[:, _AT], own[:, _UNIT]))]
-            indices[places[number]] = own[:, _AT].reshape(len(units), -1)
-        first = next(iter(indices.values()))
-        order = np.argsort(first[:, 0], kind="stable")
-        indices = {place: at[order] for place, at in indices.items()}
-        if len(units) > 1:
-            found.append((indices, not analysis.book.is_ordered(units).any()))
-    found.sort(key=lambda each: [(places.index(p), int(at[0, 0])) for p, at in each[0].items()])
-    names = _names(analysis, [indices for indices, _ in found])
+    for own in _pieces(rows, kind):
+        units = np.unique(own[:, _UNIT])
+        if len(units) == 1:  # it cannot go
+            continue
+        parts = _pieces(own, own[:, _PLACE])
+        indices = {part[0, _PLACE]: part[:, _AT].reshape(len(units), -1) for part in parts}
+        first = np.argsort(next(iter(indices.values()))[:, 0], kind="stable")
+        indices = {place: at[first] for place, at in indices.items()}
+        found.append((indices, not analysis.book.is_ordered(units).any()))
+    found.sort(key=lambda each: [(place, at[0, 0]) for place, at in each[0].items()])
+    named = [({places[at]: x for at, x in indices.items()}, free) for indices, free in found]
     return tuple(
         Dimension(name, len(next(iter(indices.values()))), indices, free)
-        for name, (indices, free) in zip(names, found, strict=True)
+        for name, (indices, free) in zip(_names(analysis, named), named, strict=True)
     )
 
 
-def _alike(rows: np.ndarray) -> list[np.ndarray]:
-    """Sorted units by kind: equally many elements of equal roles in the same places."""
-    kinds, counts = np.unique(rows[:, [_UNIT, _PLACE, _ROLE]], axis=0, return_counts=True)
-    units, start = np.unique(kinds[:, 0], return_index=True)
-    told: dict[bytes, list[int]] = collections.defaultdict(list)
-    whole = np.concatenate([kinds[:, 1:], counts[:, None]], 1)
-    for unit, key in zip(units, np.split(whole, start[1:]), strict=True):
-        told[key.tobytes()].append(unit)
-    return [np.array(units) for units in told.values()]
+def _pieces(rows: np.ndarray, key: np.ndarray) -> list[np.ndarray]:
+    """Rows that lie together with the same key."""
+    return np.split(rows, np.flatnonzero(np.diff(key)) + 1) if len(rows) else []
 
 
-def _names(analysis: Analysis, found: Sequence[Mapping[Place, np.ndarray]]) -> list[str]:
-    """By the first kernel all along whose axis its units lie, or else the first member."""
-    names = []
-    for indices in found:
+def _kinds(rows: np.ndarray) -> np.ndarray:
+    """A number for each row: that of the kind of its unit."""
+    if not len(rows):
+        return np.zeros(0, np.int64)
+    whole, counts = np.unique(rows[:, [_UNIT, _PLACE, _ROLE]], axis=0, return_counts=True)
+    units, start = np.unique(whole[:, _UNIT], return_index=True)
+    _, told = np.unique(np.column_stack([whole[:, 1:], counts]), axis=0, return_inverse=True)
+    # Kinds are sets of what is told; sums of well mixed words stand for them.
+    words = (told.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)
+    words ^= words >> np.uint64(31)
+    _, kind = np.unique(np.add.reduceat(words, start), return_inverse=True)
+    return kind[np.searchsorted(units, rows[:, _UNIT])]
 
-        def least(place: Place, indices: Mapping[Place, np.ndarray] = indices) -> tuple[bool, bool]:
+
+def _names(analysis: Analysis, found: Sequence[tuple[Mapping[Place, np.ndarray], bool]]):
+    """By the member of most axes, along one of which lie no other units; else the first."""
+    names: list[str] = []
+    for indices, _ in found:
+
+        def least(place: Place, indices: Mapping[Place, np.ndarray] = indices) -> tuple[bool, int]:
             shape = analysis.shapes[place[0]]
-            return np.unique(indices[place]).size < shape[place[1]], len(shape) < 2
+            return np.unique(indices[place]).size < shape[place[1]], -len(shape)
 
         path, axis = min(indices, key=least)
         names.append(f"{path}:{axis}")

@@ -16,8 +16,8 @@ from nnopt_jax.trace.groups.value import Left, Remains, Value
 from nnopt_jax.trace.jaxpr import Equation, primitives, probed
 
 _NAMED = (
-    "abs acos acosh add_jaxvals add and asin asinh atan2 atan atanh bessel_i0e bessel_i1e cbrt ceil "
-    "clamp clz complex conj convert_element_type copy cos cosh digamma div eq eq_to erf_inv erfc "
+    "abs acos acosh add_jaxvals add and asin asinh atan2 atan atanh bessel_i0e bessel_i1e cbrt "
+    "ceil clamp clz complex conj convert_element_type copy cos cosh digamma div eq eq_to erf_inv erfc "
     "exp2 exp expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to lgamma log1p "
     "log2 log logistic lt lt_to max min mul name ne neg nextafter not one_minus_square or "
     "polygamma population_count pow real reduce_precision rem round rsqrt select_n shift_left "
@@ -34,11 +34,11 @@ def _converted(equation: Equation, x: float) -> float:
     dtype = equation.params["new_dtype"]
     if jnp.issubdtype(dtype, jnp.inexact):
         return x
-    return float(bool(x)) if dtype == bool else float(int(x))
+    return float(bool(x)) if jnp.issubdtype(dtype, jnp.bool_) else float(int(x))
 
 
 def _not(equation: Equation, x: float) -> float:
-    if equation.outvars[0].aval.dtype != bool:
+    if not jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.bool_):
         raise ValueError
     return float(not x)
 

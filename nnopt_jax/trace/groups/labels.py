@@ -207,31 +207,48 @@ class Book:
 
     def settle(self) -> None:
         """What holds of a pair holds of its parts; labels that nothing reads stay."""
-        roots = self.find(np.arange(self._count))
-        pairs = np.flatnonzero(
-            (self._first[: self._count] >= 0) & (roots == np.arange(self._count))
-        )
-        parts = self.find(np.concatenate([self._first[pairs], self._second[pairs]]))
-        twice = np.concatenate([pairs, pairs])
+        pairs, first, second = self._pairs()
+        self._untie(pairs, first, second)
+        parts, twice = np.concatenate([first, second]), np.tile(pairs, 2)
         for known in (self._why, self._read, self._ordered):
             while True:
-                before = known[parts].copy()
-                np.maximum.at(known, parts, np.where(before == 0, known[twice], before))
-                if np.array_equal(before, known[parts]):
+                before = known[parts]
+                gets = (before == 0) & (known[twice] != 0)
+                if not gets.any():
                     break
-        alone = (self._first[: self._count] < 0) & ~self._read[: self._count]
-        self.fix(np.flatnonzero(alone & (roots == np.arange(self._count))), "unused")
+                known[parts[gets]] = known[twice[gets]]
+        every = np.arange(self._count)
+        alone = (self._first[every] < 0) & ~self._read[every] & (self.find(every) == every)
+        self.fix(np.flatnonzero(alone), "unused")
+
+    def _pairs(self) -> tuple[Labels, Labels, Labels]:
+        """All pairs, and their parts."""
+        every = np.arange(self._count)
+        pairs = np.flatnonzero((self._first[every] >= 0) & (self.find(every) == every))
+        return pairs, self.find(self._first[pairs]), self.find(self._second[pairs])
+
+    def _untie(self, pairs: Labels, first: Labels, second: Labels) -> None:
+        """Keeps pairs that are parts of themselves."""
+        known = self._first[: self._count] < 0
+        while True:
+            more = known[pairs] | (known[first] & known[second])
+            if np.array_equal(more, known[pairs]):
+                break
+            known[pairs] = more
+        tied = pairs[~known[pairs]]
+        self.fix(tied, "its elements are parts of themselves")
+        self._first[tied] = self._second[tied] = -1
 
     def units(self, labels: Labels) -> tuple[np.ndarray, Labels, np.ndarray]:
-        """The sets that each element goes with.
+        """The sets that each element goes with, once labels are settled.
 
         Returns:
             Positions, the unit of each, and its role: which part of which part of pairs it is. One
             position may go with several units, and with none.
         """
         found: list[tuple[np.ndarray, Labels, np.ndarray]] = []
-        at, label, role = np.arange(len(labels)), self.find(labels), np.ones(len(labels), np.int64)
-        for _ in range(_DEPTH):
+        at, label, role = np.arange(len(labels)), labels, np.ones(len(labels), np.int64)
+        while True:
             label = self.find(label)
             free = self._why[label] == 0
             at, label, role = at[free], label[free], role[free]
@@ -239,20 +256,18 @@ class Book:
             found.append((at[~pair], label[~pair], role[~pair]))
             at, label, role = at[pair], label[pair], role[pair]
             if not at.size:
-                break
+                ats, units, roles = zip(*found, strict=True)
+                return np.concatenate(ats), np.concatenate(units), np.concatenate(roles)
             label = np.concatenate([self._first[label], self._second[label]])
             at, role = np.tile(at, 2), np.concatenate([2 * role, 2 * role + 1])
-        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))  # type: ignore
 
     def removed(self, units: Labels) -> np.ndarray:
         """Of every label whether it goes where the given units do."""
-        every = np.arange(self._count)
-        roots, gone = self.find(every), np.zeros(self._count, bool)
+        gone = np.zeros(self._count, bool)
         gone[self.find(units)] = True
-        pairs = np.flatnonzero((self._first[: self._count] >= 0) & (roots == every))
-        first, second = self.find(self._first[pairs]), self.find(self._second[pairs])
+        pairs, first, second = self._pairs()
         while True:
             more = gone[pairs] | gone[first] | gone[second]
             if np.array_equal(more, gone[pairs]):
-                return gone[roots]
+                return gone[self.find(np.arange(self._count))]
             gone[pairs] = more

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core
 
-from nnopt_jax.trace.groups.elementwise import ELEMENTWISE
+from nnopt_jax.trace.groups.ghosts import FOLLOWED
 from nnopt_jax.trace.groups.labels import Book
 from nnopt_jax.trace.groups.reading import (
     Inside,
@@ -26,17 +26,7 @@ from nnopt_jax.trace.groups.reading import (
 )
 from nnopt_jax.trace.groups.rules import RULES
 from nnopt_jax.trace.groups.value import Left, Value
-from nnopt_jax.trace.jaxpr import Equation, Program, primitives
-
-FOLLOWED = (
-    *ELEMENTWISE,
-    primitives.broadcast_in_dim_p,
-    primitives.transpose_p,
-    primitives.squeeze_p,
-    primitives.reduce_sum_p,
-    primitives.jit_p,
-)
-"""Steps through which it can be computed what removed units would hold."""
+from nnopt_jax.trace.jaxpr import Equation, Program
 
 
 class Walk:

@@ -26,13 +26,20 @@ def _zero(*remains: Remains) -> Remains:
     return 0.0 if 0.0 in remains else Left.UNKNOWN
 
 
+def _product(*remains: Remains) -> Remains:
+    """A product with what is the same for all removed units is so itself."""
+    if 0.0 in remains:
+        return 0.0
+    return Left.UNKNOWN if Left.UNKNOWN in remains else Left.ALIKE
+
+
 def _add_up(reader: Reader, equation: Equation, pairs: Sequence[tuple[Labels, Labels, Remains]]):
     """Axes that are added up over: one of the two factors must be zero where units are removed."""
     for ours, theirs, left in pairs:
         reader.book.join(ours, theirs)
         reader.book.read(ours)
         if left != 0.0:
-            text = "a product adds up over it, and neither factor vanishes where units are removed,"
+            text = "a product would count what removed units leave in both factors"
             reader.book.fix(ours, Reason(text, equation))
 
 
@@ -51,12 +58,12 @@ def _dot(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
     for a, b in zip(our_batch, their_batch, strict=True):
         reader.book.join(x.axes[a], y.axes[b])
         axes.append(x.axes[a])
-        left.append(_zero(x.remains(a), y.remains(b)))
+        left.append(_product(x.remains(a), y.remains(b)))
     for value, used in ((x, {*ours, *our_batch}), (y, {*theirs, *their_batch})):
         for axis, labels in enumerate(value.axes):
             if axis not in used:
                 axes.append(labels)
-                left.append(_zero(value.remains(axis)))
+                left.append(_product(value.remains(axis)))
     return [Value(tuple(axes), tuple(left))]
 
 

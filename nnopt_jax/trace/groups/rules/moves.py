@@ -115,7 +115,7 @@ def _reshape(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value
             theirs, _parts(reader.book, flat, [shape[x] for x in theirs]), strict=True
         ):
             axes[axis], left[axis] = labels, same([value.left[x] for x in free])
-    for axis, labels in enumerate(value.axes):
+    for labels in value.axes:
         if len(labels) == 1:
             reader.book.fix(labels, "a single element")
     return [Value(tuple(axes), tuple(left), value.constant)]
@@ -229,6 +229,22 @@ def _pad(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
     return [Value(tuple(axes), tuple(left), constant)]
 
 
+def _tile(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
+    """Copies can be removed as the elements of each can."""
+    axes, left = [], []
+    for axis, times in enumerate(equation.params["reps"]):
+        labels, book = ins[0].axes[axis], reader.book
+        axes.append(labels if times == 1 else book.merged(book.fresh(times), labels))
+        left.append(ins[0].left[axis] if times == 1 else Left.UNKNOWN)
+    return [Value(tuple(axes), tuple(left), ins[0].constant)]
+
+
+def _tile_smaller(step: Step, values: list[Any], smaller: Smaller) -> list[Any]:
+    wanted = sizes(step.outs[0], smaller)
+    reps = tuple(out // own for out, own in zip(wanted, values[0].shape, strict=True))
+    return resized(step, values, smaller, reps=reps)
+
+
 def _reverse(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
     value = ins[0]
     for axis in equation.params["dimensions"]:
@@ -253,6 +269,8 @@ def _barrier(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value
 
 _P = primitives
 MOVES: dict[Any, Rule] = {
+    # Where there is no such primitive the last step is another one, whose rule comes after this.
+    probed(lambda x: jnp.tile(x, 2), np.zeros(2)): Rule(_tile, _tile_smaller),
     _P.transpose_p: Rule(_transpose),
     _P.squeeze_p: Rule(_squeeze),
     _P.broadcast_in_dim_p: Rule(_broadcast, _broadcast_smaller),

@@ -32,17 +32,19 @@ _NOTHING = {
 
 
 def _reduce(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
-    value, over, nothing = ins[0], equation.params["axes"], _NOTHING[equation.primitive]
-    alike = 0
+    value, over, primitive = ins[0], equation.params["axes"], equation.primitive
+    counted = False
     for axis in over:
         labels, left = value.axes[axis], value.remains(axis)
         reader.book.read(labels)
-        if left == nothing or reader.book.is_fixed(labels).all():
+        if left == _NOTHING[primitive] or reader.book.is_fixed(labels).all():
             continue
-        alike += left is Left.ALIKE and equation.primitive is _P.reduce_sum_p
-        if left is not Left.ALIKE or alike != 1 or equation.primitive is not _P.reduce_sum_p:
-            text = f"{equation.primitive.name} over it, where what is removed would count,"
-            reader.book.fix(labels, Reason(text, equation))
+        # What every removed unit would add is known, and added, along one axis of a sum.
+        if left is Left.ALIKE and primitive is _P.reduce_sum_p and not counted:
+            counted = True
+            continue
+        text = f"{primitive.name} would count what removed units leave"
+        reader.book.fix(labels, Reason(text, equation))
     kept = [axis for axis in range(len(value.axes)) if axis not in over]
     found = picked(value, kept)
     left = tuple(x if x == 0.0 or x is Left.ALIKE else Left.UNKNOWN for x in found.left)
