@@ -39,6 +39,7 @@ class LeafRow:
         zeros: how many of its values are zero.
         edges: borders of the bins of the histogram, one more than bins.
         counts: how many values that are not zero lie in each bin.
+        call: what becomes of it inside a call: as `leaf_calls` tells; empty for arrays.
     """
 
     path: str
@@ -49,6 +50,7 @@ class LeafRow:
     zeros: int = 0
     edges: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
+    call: str = ""
 
     @property
     def size(self) -> int:
