@@ -15,7 +15,7 @@ from nnopt_jax.arrays.base import materialize
 from nnopt_jax.errors import ArtifactError
 from nnopt_jax.recipe.evaluate import evaluate, forward, network
 from nnopt_jax.recipe.folder import Folder
-from nnopt_jax.recipe.latency import Latency, latency
+from nnopt_jax.recipe.latency import latency
 from nnopt_jax.recipe.load import unbuild
 from nnopt_jax.recipe.phases import Carry
 from nnopt_jax.recipe.program import in_file
@@ -23,7 +23,7 @@ from nnopt_jax.recipe.setup import Setup
 from nnopt_jax.recipe.yaml import dump
 from nnopt_jax.report.calls import call_note, leaf_calls
 from nnopt_jax.report.leaves import leaf_rows
-from nnopt_jax.report.summary import Measure, Summary
+from nnopt_jax.report.summary import Latency, Measure, Summary
 from nnopt_jax.transfer import save_model
 from nnopt_jax.tree.bits import tree_bits
 from nnopt_jax.tree.paths import flatten

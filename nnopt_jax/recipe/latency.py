@@ -5,36 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
+from nnopt_jax.report.summary import Latency
 from nnopt_jax.typing import Params
 
 ROUNDS, SECONDS, FEWEST = 100, 4.0, 5
-
-
-class Latency(NamedTuple):
-    """Milliseconds of one call.
-
-    Args:
-        dense: median of the calls on dense parameters.
-        packed: median of those on packed ones.
-        dense_least: the quickest.
-        packed_least: likewise.
-        ratio: median over rounds of dense time over packed time: above 1 packed is the faster.
-
-    Example:
-        >>> from nnopt_jax.recipe.latency import Latency
-        >>> Latency(1.0, 0.5, 0.9, 0.4, 2.0).ratio
-        2.0
-    """
-
-    dense: float
-    packed: float
-    dense_least: float
-    packed_least: float
-    ratio: float
 
 
 def latency(
@@ -79,8 +57,11 @@ def latency(
             start = time.perf_counter()
             jax.block_until_ready(run(both[which], *rest))
             times[which].append(1000 * (time.perf_counter() - start))
+    ours, theirs = times
     return Latency(
-        *map(statistics.median, times),
-        *map(min, times),
-        statistics.median(a / max(b, 1e-9) for a, b in zip(*times, strict=True)),
+        statistics.median(ours),
+        statistics.median(theirs),
+        min(ours),
+        min(theirs),
+        statistics.median(a / max(b, 1e-9) for a, b in zip(ours, theirs, strict=True)),
     )

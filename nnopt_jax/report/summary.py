@@ -27,6 +27,25 @@ class Measure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call of a network.
+
+    Args:
+        dense: median of the calls on dense parameters.
+        packed: median of those on packed ones.
+        dense_least: the quickest.
+        packed_least: likewise.
+        ratio: dense time over packed time, the median of pairs: above 1 packed is the faster.
+    """
+
+    dense: float
+    packed: float
+    dense_least: float
+    packed_least: float
+    ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
 class LeafRow:
     """One leaf of the packed model.
 

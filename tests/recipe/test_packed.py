@@ -91,7 +91,10 @@ class Counted(nnx.Module):
 MODELS = {
     "linen": lambda: Normalized(),
     "nnx": lambda: Counted(nnx.Rngs(0)),
-    "pair": lambda: ({"out": {"kernel": jnp.eye(8)}}, lambda params, x: x @ params["out"]["kernel"]),
+    "pair": lambda: (
+        {"out": {"kernel": jnp.eye(8)}},
+        lambda params, x: x @ params["out"]["kernel"],
+    ),
 }
 
 
