@@ -4,8 +4,9 @@
 
 The network is a transformer in Linen, its kernels packed as int8. Timed is `jax.jit(f).lower(...)`:
 tracing and lowering, nothing compiled. A round lowers both, in turns; printed are the medians over
-the rounds and the median of the ratios of the same round, as often as `--repeat` says: how far
-those are apart tells what to believe. "plain again" is the plain function a second time.
+the rounds and the median of the ratios of the same round, by two clocks: `cpu` is the processor
+time of this process, which other programs disturb least. All of it as often as `--repeat` says: how
+far those are apart tells what to believe, as does "plain again", the plain function a second time.
 
 Then a few calls under one kept `jax.jit`: how often the function was traced and compiled.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import gc
 import logging
 import pstats
 import statistics
@@ -35,6 +37,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """(b, t, d) to (b, t, d)."""
         width = x.shape[-1]
         x = x + nn.MultiHeadDotProductAttention(self.heads)(nn.LayerNorm()(x))
         h = nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x)))
@@ -51,33 +54,35 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(b, t) to (b, t, tokens)."""
         x = nn.Embed(self.tokens, self.width)(tokens)
         for _ in range(self.layers):
             x = Block(self.heads)(x)
         return nn.Dense(self.tokens)(nn.LayerNorm()(x))
 
 
-def lowered(function: Callable[..., Any], *args: Any) -> float:
-    """Seconds; the function is a new one, so that nothing is remembered of it."""
-    start = time.perf_counter()
+def lowered(function: Callable[..., Any], *args: Any) -> tuple[float, float]:
+    """Seconds by the processor and by the wall; nothing is remembered of a new function."""
+    gc.collect()
+    start = time.process_time(), time.perf_counter()
     jax.jit(lambda *given: function(*given)).lower(*args)
-    return time.perf_counter() - start
+    return time.process_time() - start[0], time.perf_counter() - start[1]
 
 
 def measure(rows: dict[str, tuple[Any, ...]], rounds: int) -> None:
     """Prints a line for each row, and the ratios to the first."""
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
     for number in range(rounds):
         for name in list(rows)[:: 1 if number % 2 == 0 else -1]:
             seconds[name].append(lowered(*rows[name]))
     base = next(iter(seconds.values()))
     for name, taken in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(taken, base, strict=True))
-        print(
-            f"  {name:12}  {statistics.median(taken):7.3f} s  (best {min(taken):7.3f})"
-            f"  {ratio:6.3f} x plain  {min(taken) / min(base):6.3f} by the best",
-            flush=True,
-        )
+        told = [f"  {name:12}"]
+        for clock, which in enumerate(("cpu", "wall")):
+            own, plain = [t[clock] for t in taken], [t[clock] for t in base]
+            ratio = statistics.median(a / b for a, b in zip(own, plain, strict=True))
+            told.append(f"{which} {statistics.median(own):6.3f} s {ratio:6.3f} x plain")
+        print("   ".join(told), flush=True)
 
 
 class Compiled(logging.Handler):

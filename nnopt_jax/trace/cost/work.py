@@ -66,7 +66,7 @@ def work(equation: Equation) -> Work | None:
     primitive = equation.primitive
     given, out = (math.prod(x[0].aval.shape) for x in (equation.invars or equation.outvars,
                   equation.outvars))  # fmt: skip
-    if primitive in MOVEMENTS:
+    if primitive in MOVEMENTS or _casts_to_its_own(equation):
         return Work()
     if primitive in ELEMENTWISE:
         return Work(out)
@@ -83,6 +83,13 @@ def work(equation: Equation) -> Work | None:
     if primitive in SCATTERS:
         return Work(math.prod(equation.invars[2].aval.shape))
     return None
+
+
+def _casts_to_its_own(equation: Equation) -> bool:
+    """Whether it changes nothing but how weak a type is."""
+    if equation.primitive is not p.convert_element_type_p:
+        return False
+    return equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype
 
 
 def _multiplications(power: int) -> int:

@@ -124,7 +124,8 @@ def test_of_padded_images_xla_counts_the_inside():
 
 
 def test_single_steps():
-    x = jnp.full((7, 5), 0.5)
+    x = jnp.full((7, 5), 0.5)  # of a weak type: a cast to a strong one is none
+    places, along = jnp.array([[0], [1]]), lax.ScatterDimensionNumbers((1,), (0,), (0,))
     steps = {
         "cast": lambda x: x.astype(jnp.int32),
         "power": lambda x: lax.integer_pow(x, 5),
@@ -132,19 +133,13 @@ def test_single_steps():
         "sum": lambda x: x.sum(0),
         "maximum": lambda x: x.max(),
         "window": lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), (1, 1), "VALID"),
-        "scattered": lambda x: x.at[jnp.array([0, 1, 2])].add(1.0),
+        "scattered": lambda x: lax.scatter_add(x, places, jnp.ones((2, 5)), along),
         "either": lambda x: jnp.where(x > 0, x, 2 * x),
         "moved": lambda x: jnp.concatenate([x.T.reshape(7, 5), x[::-1]]),
     }
 
-    def every(x):
-        return [step(x) for step in steps.values()]
-
-    # The functions are many and the compiler is slow: it looks at them all at once.
-    counted = jax.jit(every).lower(x).compile().cost_analysis()
-    found = nnopt.cost(every, x)
-    each = {name: nnopt.cost(step, x).flops for name, step in steps.items()}
-    assert each["moved"] == 0
-    assert found.flops == sum(each.values())
-    assert found.flops == counted["flops"]
-    assert found.transcendentals == counted["transcendentals"] == 35
+    for name, step in steps.items():
+        found = nnopt.cost(step, x)
+        counted = jax.jit(step).lower(x).cost_analysis() or {}
+        assert found.flops == (counted.get("flops") or 0), name
+        assert found.transcendentals == (counted.get("transcendentals") or 0), name
