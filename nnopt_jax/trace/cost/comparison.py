@@ -36,17 +36,17 @@ class CostComparison:
     after: Cost
 
     @property
-    def flops(self) -> float:
-        """How many times fewer FLOPs; below 1 there are more."""
+    def flops(self) -> float | None:
+        """How many times fewer FLOPs; below 1 there are more; None where none are left."""
         return _times(self.before.flops, self.after.flops)
 
     @property
-    def bytes(self) -> float:
+    def bytes(self) -> float | None:
         """How many times fewer bytes of leaves."""
         return _times(self.before.bytes, self.after.bytes)
 
     @property
-    def traffic(self) -> float:
+    def traffic(self) -> float | None:
         """How many times fewer bytes of activations at contractions."""
         return _times(*(cost.bytes_read + cost.bytes_written for cost in self._both))
 
@@ -87,8 +87,8 @@ def _cells(before: Cost | CostRow | None, after: Cost | CostRow | None) -> list[
     return [_cell(a, b) for a, b in zip(*pair, strict=True)]
 
 
-def _times(before: float, after: float) -> float:
-    return before / after if after else float("inf") if before else 1.0
+def _times(before: float, after: float) -> float | None:
+    return before / after if after else None
 
 
 def _cell(before: float | None, after: float | None) -> str:

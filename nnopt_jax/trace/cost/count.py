@@ -106,12 +106,16 @@ def count(program: Program, origins: Sequence[Origin], wanted: Sequence[bool]) -
     known.update(zip(jaxpr.invars, origins, strict=True))
     steps = []
     for equation, needed in live(program, wanted).steps:
-        given = [known[x] if is_variable(x) else NUMBER for x in equation.invars]
+        given = [_origin(known, x) for x in equation.invars]
         found = _STEPS.get(equation.primitive, _single)(equation, given, needed)
         known.update(zip(equation.outvars, found.origins, strict=True))
         steps.append(found)
-    out = [known.get(x, NUMBER) if is_variable(x) else NUMBER for x in jaxpr.outvars]
-    return together(out, steps)
+    return together([_origin(known, x) for x in jaxpr.outvars], steps)
+
+
+def _origin(known: Mapping[Any, Origin], x: Any) -> Origin:
+    """Of an operand; one that nothing needs has none."""
+    return known.get(x, NUMBER) if is_variable(x) else NUMBER
 
 
 def _single(equation: Equation, given: list[Origin], needed: list[bool]) -> Counted:
