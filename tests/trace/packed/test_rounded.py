@@ -69,6 +69,13 @@ def close(found, wanted, most=1e-5):
     np.testing.assert_allclose(found, wanted, atol=most * np.nanmax(np.abs(wanted)), rtol=0)
 
 
+def some(names, *everyday):
+    """Cases; those that tell little beyond the everyday ones are slow."""
+    return [
+        pytest.param(name, marks=() if name in everyday else pytest.mark.slow) for name in names
+    ]
+
+
 def int8(w, bits=8, **settings):
     return nnopt.chain(
         nnopt.quantization.uniform(bits, **({"granularity": "channel"} | settings)),
@@ -77,7 +84,7 @@ def int8(w, bits=8, **settings):
 
 
 def packed_by(tx, params):
-    return tx.pack(params, tx.init(params, key=KEY))
+    return jax.jit(lambda params: tx.pack(params, tx.init(params, key=KEY)))(params)
 
 
 def has_integers(run, *args):
@@ -159,26 +166,28 @@ def test_any_contraction(name, weight_first, pays):
     assert has_integers(run, node, x) is pays
 
 
-def weights():
-    w = drawn(8, 6)
-    codes, scale = whole(w), positive(1, 6, seed=1)
-    mask = drawn(8, 6, seed=3) > 0
-    zero = zeros_of(1, 6)
-    table = Quantized(jnp.array([-100.0, -7.0, 0.0, 90.0]), jnp.array([0.25]))
-    indices = (jnp.arange(48) % 4).reshape(8, 6)
-    grids = {bits: packed_by(int8(w, bits), {"w": w})["w"].values for bits in (2, 3, 5, 8)}
-    return {
-        **{f"{bits} bits": grid for bits, grid in grids.items()},
-        "per tensor": Quantized(codes, jnp.array([[0.1]])),
-        "zero points": Quantized(codes, scale, zero),
-        "uint8": packed_by(int8(w, symmetric=False), {"w": w})["w"].values,
-        "masked": Masked(Quantized(codes, scale), mask),
-        "masked zero points": Masked(Quantized(codes, scale, zero), mask),
-        "sparse": Masked(Quantized(codes, scale), mask).store(),
-        "table": Codebook(indices, table),
-        "pruned table": Masked(Codebook(indices, table), mask).store(),
-        "in and out": Quantized(Reshaped.of(codes.T.astype(jnp.int8), (1, 0)), scale),
-    }
+def of_bits(bits, **more):
+    high = 2 ** (bits - 1) - 1
+    codes = jnp.asarray(np.clip(np.round(high / 2 * np.asarray(drawn(8, 6))), -high, high))
+    return Quantized(codes, positive(1, 6, seed=1), low=-high, high=high, **more)
+
+
+GRID, TABLE = of_bits(8), Quantized(jnp.array([-100.0, -7.0, 0.0, 90.0]), jnp.array([0.25]))
+MASK = jnp.asarray(np.asarray(drawn(8, 6, seed=3)) > 0)
+INDICES = jnp.asarray(np.arange(48).reshape(8, 6) % 4)
+SHIFTED = of_bits(8, zero=zeros_of(1, 6))
+GRIDS = {
+    **{f"{bits} bits": of_bits(bits).store for bits in (2, 3, 5, 8)},
+    "per tensor": lambda: GRID.replace(scale=jnp.array([[0.1]])),
+    "zero points": lambda: SHIFTED,
+    "uint8": lambda: packed_by(int8(None, symmetric=False), {"w": drawn(8, 6)})["w"].values,
+    "masked": lambda: Masked(GRID, MASK),
+    "masked zero points": lambda: Masked(SHIFTED, MASK),
+    "sparse": lambda: Masked(GRID, MASK).store(),
+    "table": lambda: Codebook(INDICES, TABLE),
+    "pruned table": lambda: Masked(Codebook(INDICES, TABLE), MASK).store(),
+    "turned": lambda: nnopt.arrays.lay_out(GRID.store()),
+}
 
 
 AS_FLOATS = {
@@ -193,16 +202,16 @@ AS_FLOATS = {
 }
 
 
-@pytest.mark.parametrize("name", weights())
+@pytest.mark.parametrize("name", GRIDS)
 def test_any_grid(name, pays):
-    node, x = InputQuantized(weights()[name]), drawn(5, 8, seed=9)
+    node, x = InputQuantized(GRIDS[name]()), drawn(5, 8, seed=9)
     run = nnopt.on_packed(lambda w, x: x @ w)
     wanted = rounded(x, 1) @ np.asarray(node.materialize(), np.float64)
     close(jax.jit(run)(node, x), wanted)
     assert has_integers(run, node, x) is pays
 
 
-@pytest.mark.parametrize("name", AS_FLOATS)
+@pytest.mark.parametrize("name", some(AS_FLOATS, "groups", "arrays", "factors"))
 def test_what_has_no_integers_is_rounded_all_the_same(name, as_integers):
     node, x = InputQuantized(AS_FLOATS[name](drawn(8, 6))), drawn(2, 8, seed=9)
     run = nnopt.on_packed(lambda w, x: x @ w)
@@ -217,7 +226,7 @@ def test_bits_of_activations(bits, scale, pays):
     node = InputQuantized(grid, None if scale is None else jnp.full((1, 1), scale), input_bits=bits)
     x = drawn(5, 8)
     wanted = rounded(x, 1, bits, scale) @ np.asarray(node.materialize(), np.float64)
-    close(jax.jit(nnopt.on_packed(lambda w, x: x @ w))(node, x), wanted)
+    close(jax.jit(jax.jit(nnopt.on_packed(lambda w, x: x @ w)))(node, x), wanted)
 
 
 def test_integers_are_exact(as_integers):
@@ -226,7 +235,7 @@ def test_integers_are_exact(as_integers):
     x = x.at[:, 0].set(127)
     codes = jnp.round(126 * jnp.sin(jnp.arange(4096.0 * 2))).reshape(4096, 2)
     node = InputQuantized(Quantized(codes, jnp.array([[0.5, 2.0]])).store())
-    found = nnopt.on_packed(lambda w, x: x @ w)(node, x)
+    found = jax.jit(nnopt.on_packed(lambda w, x: x @ w))(node, x)
     wanted = (np.asarray(x, np.int64) @ np.asarray(codes, np.int64)) * np.array([0.5, 2.0])
     np.testing.assert_array_equal(found, wanted.astype(np.float32))
 
@@ -236,14 +245,14 @@ def test_sums_that_32_bits_do_not_hold_are_left_to_floats(as_integers):
     x = jnp.ones((2, 70_000))
     run = nnopt.on_packed(lambda w, x: x @ w)
     assert not has_integers(run, node, x)
-    close(run(node, x), np.full((2, 2), 127 * 70_000.0))
+    close(jax.jit(run)(node, x), np.full((2, 2), 127 * 70_000.0))
 
 
 def test_rows_of_no_use(pays):
     """A row of zeros gives zeros, one with NaN gives NaN, others do not notice."""
     node = InputQuantized(Quantized(whole(drawn(8, 6)), jnp.ones((1, 1))).store())
     x = drawn(4, 8).at[0].set(0).at[1, 3].set(jnp.nan).at[2, 5].set(jnp.inf)
-    found = np.asarray(nnopt.on_packed(lambda w, x: x @ w)(node, x))
+    found = np.asarray(jax.jit(nnopt.on_packed(lambda w, x: x @ w))(node, x))
     assert not found[0].any()
     assert np.isnan(found[1]).all()
     close(found[2:], rounded(x, 1)[2:] @ np.asarray(node.materialize(), np.float64))
@@ -252,7 +261,7 @@ def test_rows_of_no_use(pays):
 def test_small_floats(pays):
     w, x = drawn(8, 6).astype(jnp.bfloat16), drawn(5, 8).astype(jnp.bfloat16)
     packed = packed_by(int8(w), {"w": w})
-    found = nnopt.on_packed(lambda p, x: x @ p["w"])(packed, x)
+    found = jax.jit(nnopt.on_packed(lambda p, x: x @ p["w"]))(packed, x)
     assert found.dtype == jnp.bfloat16
     close(found, rounded(x, 1) @ np.asarray(packed["w"].materialize(), np.float64), 1e-2)
     wide = nnopt.on_packed(
@@ -306,14 +315,14 @@ def test_experts_have_their_own_static_ranges(pays):
         nnopt.quantization.quantize_activations(8, scale="static"),
     )
     packed = tx.pack({"w": w}, tx.init({"w": w}, stats=stats_for({"w": w}, jnp.asarray(tops))))
-    found = nnopt.on_packed(lambda p, x: jnp.einsum("bei,eio->beo", x, p["w"]))(packed, x)
+    found = jax.jit(nnopt.on_packed(lambda p, x: jnp.einsum("bei,eio->beo", x, p["w"])))(packed, x)
     scale = (tops * np.float32(1 / 127))[None, :, None]
     wanted = np.einsum(
         "bei,eio->beo", rounded(x, 2, 8, scale), np.float64(packed["w"].materialize())
     )
     close(found, wanted)
     # Where the stack itself is summed over, the widest range serves all.
-    found = nnopt.on_packed(lambda p, x: jnp.einsum("bei,eio->bo", x, p["w"]))(packed, x)
+    found = jax.jit(nnopt.on_packed(lambda p, x: jnp.einsum("bei,eio->bo", x, p["w"])))(packed, x)
     wanted = np.einsum(
         "bei,eio->bo", rounded(x, 2, 8, scale.max()), np.float64(packed["w"].materialize())
     )
@@ -347,7 +356,7 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("name", some(MOVES, "transposed", "heads", "cut"))
 def test_what_is_moved_keeps_its_rounding(name, as_integers):
     grid = Quantized(whole(drawn(8, 6)), positive(1, 6)).store()
     scale = 0.02
@@ -355,7 +364,7 @@ def test_what_is_moved_keeps_its_rounding(name, as_integers):
     x = drawn(5, 8)
     run = nnopt.on_packed(lambda w, x: jnp.tensordot(x, MOVES[name](w), 1), strict=True)
     wanted = np.tensordot(rounded(x, 1, 8, scale), np.float64(MOVES[name](node.materialize())), 1)
-    close(run(node, x), wanted)
+    close(jax.jit(run)(node, x), wanted)
     assert has_integers(run, node, x)
 
 
@@ -400,7 +409,7 @@ def test_gradients_are_those_of_rounded_floats(scale, pays):
 
     def loss(x, grid_scale):
         node = InputQuantized(Quantized(codes, grid_scale), static)
-        return (nnopt.on_packed(lambda w, x: x @ w)(node, x) * slope).sum()
+        return (jax.jit(nnopt.on_packed(lambda w, x: x @ w))(node, x) * slope).sum()
 
     dx, ds = jax.jit(jax.grad(loss, (0, 1)))(x, grid_scale)
     inside = np.abs(x) <= 127 * 0.01 if scale else np.ones(x.shape, bool)
@@ -420,7 +429,7 @@ LAID_OUT = {
 }
 
 
-@pytest.mark.parametrize("name", LAID_OUT)
+@pytest.mark.parametrize("name", some(LAID_OUT, "int4", "low rank"))
 def test_what_is_laid_out_is_the_same(name, as_integers):
     packed = packed_by(LAID_OUT[name], {"w": drawn(8, 16)})
     turned = nnopt.arrays.lay_out(packed, "w")
@@ -428,12 +437,12 @@ def test_what_is_laid_out_is_the_same(name, as_integers):
     assert (8, 16) not in [leaf.shape for leaf in jax.tree.leaves(turned)]
     nnopt.arrays.check(turned, "test")
     run = nnopt.on_packed(lambda p, x: x @ p["w"], strict=True)
-    close(run(turned, drawn(5, 8)), run(packed, drawn(5, 8)))
+    close(jax.jit(run)(turned, drawn(5, 8)), run(packed, drawn(5, 8)))
     back = nnopt.on_packed(lambda p, x: x @ p["w"].T)
     close(back(turned, drawn(5, 16)), back(packed, drawn(5, 16)))
 
 
-@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("name", some(["int8", "int4"], "int4"))
 def test_layers_stay_laid_out(name, as_integers):
     packed = packed_by(LAID_OUT[name], {"w": drawn(2, 8, 16)})
     turned = nnopt.arrays.lay_out(packed)
@@ -442,6 +451,7 @@ def test_layers_stay_laid_out(name, as_integers):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w)[:, 8:], x @ w), x, p["w"])
 
     run = nnopt.on_packed(layers, strict=True)
+    run = jax.jit(run)
     pairs = zip(run(turned, drawn(5, 8)), run(packed, drawn(5, 8)), strict=True)
     for one, wanted in pairs:
         close(one, wanted)
@@ -451,7 +461,10 @@ def test_what_cannot_follow_a_movement_is_rounded_all_the_same(pays):
     """Codes of four bits lie in words along the last axis, which cannot be turned."""
     node = packed_by(int8(None, 4), {"w": drawn(8, 16)})["w"]
     run = nnopt.on_packed(lambda w, x: x @ w.T)
-    close(run(node, drawn(5, 16)), rounded(drawn(5, 16), 1) @ np.float64(node.materialize()).T)
+    close(
+        jax.jit(run)(node, drawn(5, 16)),
+        rounded(drawn(5, 16), 1) @ np.float64(node.materialize()).T,
+    )
     assert {use.primitive for use in run.report(node, drawn(5, 16)).dense} == {"transpose"}
 
 
@@ -460,7 +473,7 @@ def test_stacks_that_cannot_be_cut_are_rounded_all_the_same(pays):
     node = InputQuantized(Masked(drawn(2, 8, 8), mask)).store()
     x = drawn(5, 8)
     run = nnopt.on_packed(lambda w, x: lax.scan(lambda x, w: (x @ w, None), x, w)[0])
-    found = run(node, x)
+    found = jax.jit(run)(node, x)
     for w in np.float64(node.materialize()):
         x = (rounded(x, 1) @ w).astype(np.float32)
     close(found, x)
@@ -473,14 +486,14 @@ def test_planes_are_as_good_as_floats(monkeypatch):
     for zero in (None, zeros_of(1, 6)):
         node = Quantized(codes, positive(1, 6), zero).store()
         run = nnopt.on_packed(lambda w, x: x @ w)
-        close(run(node, x), np.float64(x) @ np.float64(node.materialize()), 1e-6)
+        close(jax.jit(run)(node, x), np.float64(x) @ np.float64(node.materialize()), 1e-6)
         assert has_integers(run, node, x)
-        slope = jax.grad(lambda x: run(node, x).sum())(x)  # noqa: B023 - called here
+        slope = jax.jit(jax.grad(lambda x: run(node, x).sum()))(x)  # noqa: B023 - called here
         close(slope, np.tile(np.float64(node.materialize()).sum(1), (5, 1)))
         small = x.astype(jnp.bfloat16)
-        found = run(node.replace(dtype="bfloat16"), small)
+        found = jax.jit(run)(node.replace(dtype="bfloat16"), small)
         assert found.dtype == jnp.bfloat16
         close(found, np.float64(small) @ np.float64(node.materialize()), 5e-3)
-    found = np.asarray(run(node, x.at[1, 2].set(jnp.nan)))
+    found = np.asarray(jax.jit(run)(node, x.at[1, 2].set(jnp.nan)))
     assert np.isnan(found[1]).all()
     assert np.isfinite(found[[0, 2, 3, 4]]).all()
