@@ -17,7 +17,13 @@ from nnopt_jax import (
 )
 from nnopt_jax.arrays.base import materialize as materialize
 from nnopt_jax.artifact import inspect as inspect, load as load, save as save
-from nnopt_jax.trace import OnPacked as OnPacked, on_packed as on_packed
+from nnopt_jax.trace import (
+    Observed as Observed,
+    OnPacked as OnPacked,
+    observe as observe,
+    on_packed as on_packed,
+    uses as uses,
+)
 from nnopt_jax.transform import (
     Grads as Grads,
     Plan as Plan,

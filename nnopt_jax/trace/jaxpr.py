@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives as primitives
 
@@ -35,6 +36,21 @@ def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
     functions, settings = given if isinstance(given, tuple) else ((), given)
     found = equation.primitive.bind(*functions, *values, **settings)
     return list(found) if equation.primitive.multiple_results else [found]
+
+
+def primitive_of(function: Any, *args: Any) -> Any:
+    """The primitive that a function is made of, for those that have no public name.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> primitive_of(jnp.sin, 1.0)
+        sin
+    """
+    return jax.make_jaxpr(function)(*args).jaxpr.eqns[-1].primitive
+
+
+split_p = primitive_of(lambda x: jax.lax.split(x, (1, 1)), jax.ShapeDtypeStruct((2,), jnp.float32))
+"""Cuts an array in parts along one axis."""
 
 
 def scanned(equation: Equation) -> tuple[int, int]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from nnopt_jax.arrays.base import is_node
+from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Program, abstract
 from nnopt_jax.tree.paths import path_string
 
@@ -74,6 +76,32 @@ def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
         tuple(_argument(keys) for keys, _ in inputs),
         jax.tree.structure(shapes),
     )
+
+
+@contextlib.contextmanager
+def explained(who: str) -> Iterator[None]:
+    """Says of a function that needs values while it is traced that this is why it fails.
+
+    Raises:
+        CompositionError: it does.
+    """
+    try:
+        yield
+    except _NEEDS_VALUES as error:
+        reason = str(error).partition("\n")[0]
+        raise CompositionError(
+            f"{who}: the function cannot be traced, it needs values where JAX has only shapes. "
+            f"What may not be traced belongs into a closure: lambda params, x: apply(params, x, "
+            f"train=False). JAX says: {reason}"
+        ) from error
+
+
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 def is_array(x: Any) -> bool:
