@@ -143,10 +143,12 @@ def _convolution(
     if count > 1 and len(view.dims[outer]) != 1:
         return "its groups lie across axes"
     groups: list[tuple[int, Dim]] = []
+    outs = [(1, view.dims[outer])]
     if count > 1:
         (whole,) = view.dims[outer]
         each = whole.size // count
-        groups = [(1, (whole._replace(stride=whole.stride * each, size=count),))]
+        group = whole._replace(stride=whole.stride * each, size=count)
+        groups, outs = [(1, (group,))], [(1, (group, whole._replace(size=each)))]
     image = values[0].transpose(numbers.lhs_spec)
     sizes = [view.x.shape[d] for d in window]
 
@@ -170,7 +172,6 @@ def _convolution(
         return x.reshape(*x.shape[: len(groups) + 1], -1)
 
     channel = [(2, view.dims[inner])]
-    outs = [(1, view.dims[outer])]
     return Meeting(
         _axes([(0, view.dims[d]) for d in (inner, *window)]),
         groups=_sorted(groups),

@@ -95,37 +95,43 @@ def _short(value: Any) -> str:
 
 def observed(reading: Reading, totals: Totals) -> Observed:
     """Says what totals say."""
-    sites = {site.key: site for site in reading.gauges.sites.values()}
-    paths = list(reading.shapes)
-    found: dict[str, dict[str, Any]] = {}
-    by_use: dict[str, dict[Key, Any]] = {}
     lacking: dict[str, dict[str, str]] = {}
-    for name, statistic in reading.gauges.statistics.items():
-        states = {
-            key[1:]: _forwards(x, sites[key[1:]])
-            for key, x in totals.items()
-            if key[0] == name and key[1:] in sites
-        }
-        by_use[name] = {
-            key: statistic.finish(state, sites[key].layout) for key, state in states.items()
-        }
-        found[name], lacking[name] = {}, {}
-        for path in paths:
-            mine = [(sites[key].layout, x) for key, x in states.items() if key[0] == path]
-            one = _joined(statistic, mine) if mine else _why_not(reading, path)
-            if isinstance(one, str):
-                lacking[name][path] = one
-            else:
-                found[name][path] = one
-    for name in reading.slopes:
-        by_use[name], found[name] = _slopes(name, paths, totals)
-        lacking[name] = {}
+
+    def finish(totals: Totals) -> Any:
+        found: dict[str, dict[str, Any]] = {}
+        by_use: dict[str, dict[Key, Any]] = {}
+        for name, statistic in reading.gauges.statistics.items():
+            by_use[name], found[name], lacking[name] = _finished(reading, statistic, totals)
+        for name in reading.slopes:
+            by_use[name], found[name] = _slopes(name, reading.shapes, totals)
+            lacking[name] = {}
+        return by_use, found
+
+    by_use, found = jax.jit(finish)(totals)
     rows = found.pop("rows")
     del by_use["rows"], lacking["rows"]
     _drop_unmet(reading, found, lacking, rows)
-    return Observed(
-        found, by_use, rows, table(reading.gauges.sites, paths), lacking, int(totals[BATCHES])
-    )
+    uses = table(reading.gauges.sites, list(reading.shapes))
+    return Observed(found, by_use, rows, uses, lacking, int(totals[BATCHES]))
+
+
+def _finished(
+    reading: Reading, statistic: Statistic, totals: Totals
+) -> tuple[dict[Key, Any], dict[str, Any], dict[str, str]]:
+    """By use, by leaf, and why some leaves have nothing."""
+    sites = {site.key: site for site in reading.gauges.sites.values()}
+    states = {
+        key: _forwards(totals[statistic.name, *key], site)
+        for key, site in sites.items()
+        if (statistic.name, *key) in totals
+    }
+    by_use = {key: statistic.finish(x, sites[key].layout) for key, x in states.items()}
+    found, lacking = {}, {}
+    for path in reading.shapes:
+        mine = [(sites[key].layout, x) for key, x in states.items() if key[0] == path]
+        one = _joined(statistic, mine) if mine else _why_not(reading, path)
+        (lacking if isinstance(one, str) else found)[path] = one
+    return by_use, found, lacking
 
 
 def _forwards(state: Any, site: Site) -> Any:
@@ -168,13 +174,15 @@ def _marks(layout: Layout, labels: Sequence[str]) -> Any:
 
 
 def _slopes(
-    name: str, paths: Sequence[str], totals: Totals
+    name: str, leaves: Mapping[str, Any], totals: Totals
 ) -> tuple[dict[Key, Any], dict[str, Any]]:
     """Means over batches, by use and by leaf."""
-    count = max(int(totals[BATCHES]), 1)
+    count = totals[BATCHES].astype(jnp.float32)
     means = {key[1:]: x / count for key, x in totals.items() if key[0] == name}
     by_use = {key: x for key, x in means.items() if key[1] != WHOLE}
     if name == "fisher":
-        return by_use, {path: means[path, WHOLE] for path in paths}
-    found = {path: [x for key, x in by_use.items() if key[0] == path] for path in paths}
-    return by_use, {path: sum(each[1:], each[0]) for path, each in found.items() if each}
+        return by_use, {path: means[path, WHOLE] for path in leaves}
+    found = {path: jnp.zeros(leaf.shape) for path, leaf in leaves.items()}  # of unused ones
+    for (path, _), mean in by_use.items():
+        found[path] = found[path] + mean
+    return by_use, found

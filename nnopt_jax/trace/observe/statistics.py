@@ -155,8 +155,13 @@ def input_moments() -> Statistic:
     References:
         Chan, Golub, LeVeque 1983, Algorithms for Computing the Sample Variance, equation 2.1.
     """
-    show = lambda met: None if met.inputs is None else _sums(met.inputs(), _rows(met))  # noqa: E731
-    finish = lambda state, lay: _moments(state, lay, lay.channel)  # noqa: E731
+
+    def show(met):
+        return None if met.inputs is None else _sums(met.inputs(), _rows(met))
+
+    def finish(state, lay):
+        return _moments(state, lay, lay.channel)
+
     return Statistic("input_moments", show, _zeros, _join, finish, ("groups", "channels"))
 
 
@@ -166,7 +171,9 @@ def output_moments() -> Statistic:
     def show(met: Meeting) -> _Sums | None:
         return None if met.outputs is None else _sums(met.outputs(), len(met.stack))
 
-    finish = lambda state, lay: _moments(state, lay, lay.out)  # noqa: E731
+    def finish(state, lay):
+        return _moments(state, lay, lay.out)
+
     return Statistic("output_moments", show, _zeros, _join, finish, ("outs",))
 
 
@@ -185,7 +192,10 @@ def input_histogram(bins: int = 4096) -> Statistic:
     def show(met: Meeting) -> Range | None:
         if met.inputs is None:
             return None
-        add = lambda x: add_values(start, x)  # noqa: E731 - mapped over below
+
+        def add(x):
+            return add_values(start, x)
+
         for _ in met.stack:
             add = jax.vmap(add)
         return add(met.inputs())
@@ -252,7 +262,9 @@ def input_count() -> Statistic:
     def show(met: Meeting) -> Array | None:
         return None if met.looked_up is None else met.looked_up()
 
-    finish = lambda state, lay: lay.channel(state)  # noqa: E731
+    def finish(state, lay):
+        return lay.channel(state)
+
     return Statistic("input_count", show, _zeros, jnp.add, finish, ("channels",))
 
 

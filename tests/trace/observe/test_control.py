@@ -43,7 +43,10 @@ def test_a_branch_adds_what_it_meets_when_it_is_taken():
 
 
 def test_a_branch_that_is_never_taken_is_not_known():
-    apply = lambda p, x: lax.cond(x.sum() > 1e9, lambda x: x @ p["w"], lambda x: x, x)
+
+    def apply(p, x):
+        return lax.cond(x.sum() > 1e9, lambda x: x @ p["w"], lambda x: x, x)
+
     seen = nnopt.observe(apply, {"w": whole(4, 4)}, [whole(3, 4)], WHAT)
     assert seen.lacking["input_absmax"] == {"w": "no batch has reached it"}
     assert "w" not in seen["input_absmax"]
@@ -66,7 +69,10 @@ def test_loops_add_up_tests_included():
     np.testing.assert_array_equal(seen["input_gram"]["w"], 2 * gram(*states[:3]))
     np.testing.assert_array_equal(seen["input_gram"]["v"], 2 * gram(*states))
     assert seen.rows["v"] == 2 * 16
-    fori = lambda p, x: lax.fori_loop(0, 3, lambda _, x: x @ p["w"] % 5, x)
+
+    def fori(p, x):
+        return lax.fori_loop(0, 3, lambda _, x: x @ p["w"] % 5, x)
+
     seen = nnopt.observe(fori, {"w": w}, [x], WHAT)
     np.testing.assert_array_equal(seen["input_gram"]["w"], gram(*states[:3]))
 
@@ -128,7 +134,10 @@ def test_scans_within_scans_and_backwards_and_along_other_axes():
 
 def test_scans_that_go_backwards():
     w, x = whole(3, 2, 2), whole(5, 2)
-    apply = lambda p, x: lax.scan(lambda x, w: (x @ w % 5, None), x, p["w"], reverse=True)[0]
+
+    def apply(p, x):
+        return lax.scan(lambda x, w: (x @ w % 5, None), x, p["w"], reverse=True)[0]
+
     seen = nnopt.observe(apply, {"w": w}, [x], "input_gram")
     for layer in (2, 1, 0):
         np.testing.assert_array_equal(seen["input_gram"]["w"][layer], gram(x))
@@ -207,7 +216,10 @@ def test_functions_with_rules_of_their_own():
 def test_inner_gradients_are_observed():
     """The backward pass multiplies with the leaf as well."""
     w, x = whole(3, 2), whole(4, 3)
-    apply = lambda p, x: jax.grad(lambda x: jnp.square(x @ p["w"]).sum())(x)
+
+    def apply(p, x):
+        return jax.grad(lambda x: jnp.square(x @ p["w"]).sum())(x)
+
     seen = nnopt.observe(apply, {"w": w}, [x], "input_gram")
     along = {use.along for use in seen.uses if not use.reason}
     assert along == {(0,), (1,)}
@@ -218,12 +230,18 @@ def test_inner_gradients_are_observed():
 
 def test_leaves_carried_unchanged_are_followed():
     w, x = whole(3, 3), whole(4, 3)
-    apply = lambda p, x: lax.fori_loop(0, 2, lambda _, s: (s[0], s[1] @ s[0] % 5), (p["w"], x))
+
+    def apply(p, x):
+        return lax.fori_loop(0, 2, lambda _, s: (s[0], s[1] @ s[0] % 5), (p["w"], x))
+
     seen = nnopt.observe(apply, {"w": w}, [x], "input_gram")
     np.testing.assert_array_equal(seen["input_gram"]["w"], gram(x, np.mod(x @ w, 5)))
 
 
 def test_leaves_that_change_on_the_way_are_told():
-    apply = lambda p, x: lax.fori_loop(0, 2, lambda _, s: (s[0] * s[0], s[1] @ s[0]), (p["w"], x))
+
+    def apply(p, x):
+        return lax.fori_loop(0, 2, lambda _, s: (s[0] * s[0], s[1] @ s[0]), (p["w"], x))
+
     (use,) = nnopt.uses(apply, {"w": whole(3, 3)}, whole(4, 3))
     assert use.reason.startswith("it is carried through")

@@ -69,7 +69,10 @@ def test_moments_far_from_zero_do_not_cancel():
 
 def test_inputs_in_bfloat16_are_summed_in_float32():
     x = jnp.asarray(whole(600, 2), jnp.bfloat16)
-    apply = lambda p, x: x @ p["w"].astype(jnp.bfloat16)
+
+    def apply(p, x):
+        return x @ p["w"].astype(jnp.bfloat16)
+
     seen = nnopt.observe(apply, {"w": whole(2, 2)}, [x], ("input_gram", "input_moments"))
     exact = np.asarray(x, np.float32)
     np.testing.assert_array_equal(seen["input_gram"]["w"], exact.T @ exact)
@@ -115,7 +118,10 @@ def test_moved_leaves_keep_their_own_axes(name, move, order):
 
 
 def test_parts_of_axes_are_told():
-    apply = lambda p, x: (x[:, :2] @ p["w"][1:3, :2], x @ p["w"].T[1:2].T)
+
+    def apply(p, x):
+        return (x[:, :2] @ p["w"][1:3, :2], x @ p["w"].T[1:2].T)
+
     first, second = nnopt.uses(apply, {"w": whole(4, 6)}, whole(7, 4))
     assert (first.along, first.part) == ((0,), (0, 1))
     assert (second.along, second.part) == ((0,), (1,))
@@ -124,7 +130,10 @@ def test_parts_of_axes_are_told():
 def test_several_axes_are_summed_over_in_the_order_of_the_leaf():
     """The product has them in another order, and one of them is split in two."""
     x, w = whole(5, 2, 3, 4), whole(4, 6, 2)
-    apply = lambda p, x: jnp.einsum("bijk,kjio->bo", x, p["w"].reshape(4, 3, 2, 2))
+
+    def apply(p, x):
+        return jnp.einsum("bijk,kjio->bo", x, p["w"].reshape(4, 3, 2, 2))
+
     seen = nnopt.observe(apply, {"w": w}, [x], ("input_gram", "input_moments"))
     rows = x.transpose(0, 3, 2, 1).reshape(5, 24)
     np.testing.assert_array_equal(seen["input_gram"]["w"], rows.T @ rows)
@@ -135,7 +144,10 @@ def test_several_axes_are_summed_over_in_the_order_of_the_leaf():
 def test_axes_that_go_along_stack():
     """Experts: the leaf has their axis in the middle."""
     x, w = whole(5, 3, 4), whole(4, 3, 2)
-    apply = lambda p, x: jnp.einsum("bei,ieo->beo", x, p["w"])
+
+    def apply(p, x):
+        return jnp.einsum("bei,ieo->beo", x, p["w"])
+
     seen = nnopt.observe(apply, {"w": w}, [x], ALL)
     np.testing.assert_array_equal(seen["input_absmax"]["w"], np.abs(x).max((0, 2))[None])
     for e in range(3):
@@ -152,7 +164,10 @@ def test_axes_that_go_along_stack():
 
 def test_mapped_functions_have_rows_for_every_entry():
     x, w = whole(3, 5, 4), whole(4, 2)
-    apply = lambda p, x: jax.vmap(jax.vmap(lambda x: p["w"].T @ x))(x)
+
+    def apply(p, x):
+        return jax.vmap(jax.vmap(lambda x: p["w"].T @ x))(x)
+
     seen = nnopt.observe(apply, {"w": w}, [x], "input_gram")
     rows = x.reshape(15, 4)
     np.testing.assert_array_equal(seen["input_gram"]["w"], rows.T @ rows)
@@ -161,7 +176,10 @@ def test_mapped_functions_have_rows_for_every_entry():
 def test_tied_leaves_have_a_use_each_and_lookups_are_counted():
     tokens, head = np.array([[1, 3, 3], [0, 3, 1]]), whole(4, 4)
     embed = whole(6, 4)
-    apply = lambda p, tokens: p["embed"][tokens] @ p["head"] @ p["embed"].T
+
+    def apply(p, tokens):
+        return p["embed"][tokens] @ p["head"] @ p["embed"].T
+
     params = {"embed": embed, "head": head}
     seen = nnopt.observe(apply, params, [tokens, tokens], ("input_gram", "input_count"))
     assert [(u.primitive, u.along) for u in seen.uses.of("embed")] == [
@@ -178,7 +196,10 @@ def test_tied_leaves_have_a_use_each_and_lookups_are_counted():
 
 def test_rows_that_are_not_there_are_not_counted():
     at = np.array([0, 5, 9, -1])
-    apply = lambda p, at: (jnp.take(p, at, axis=0), jnp.take(p, at, axis=0, mode="clip"))
+
+    def apply(p, at):
+        return (jnp.take(p, at, axis=0), jnp.take(p, at, axis=0, mode="clip"))
+
     seen = nnopt.observe(apply, whole(6, 2), [at], "input_count")
     np.testing.assert_array_equal(seen.by_use["input_count"][("", 0)][:, 0], [1, 0, 0, 0, 0, 2])
     np.testing.assert_array_equal(seen.by_use["input_count"][("", 1)][:, 0], [2, 0, 0, 0, 0, 2])
@@ -186,7 +207,10 @@ def test_rows_that_are_not_there_are_not_counted():
 
 def test_uses_along_different_axes_are_not_joined():
     w, x = whole(4, 4), whole(7, 4)
-    apply = lambda p, x: (x @ p["w"], 3 * x @ p["w"].T)
+
+    def apply(p, x):
+        return (x @ p["w"], 3 * x @ p["w"].T)
+
     seen = nnopt.observe(apply, {"w": w}, [x], ("input_gram", "input_absmax"))
     assert seen["input_absmax"]["w"] == 3 * np.abs(x).max()
     assert "w" not in seen["input_gram"]
@@ -270,7 +294,10 @@ def test_convolutions_meet_patches(name):
 
 def test_other_layouts_of_images_and_kernels():
     x, w = whole(2, 4, 5, 4), whole(8, 4, 3, 3)
-    apply = lambda p, x: lax.conv(x, p["w"], (1, 1), "VALID")
+
+    def apply(p, x):
+        return lax.conv(x, p["w"], (1, 1), "VALID")
+
     seen = nnopt.observe(apply, {"w": w}, [x], "input_gram")
     rows = patches(x.transpose(0, 2, 3, 1), (3, 3), (1, 1), ((0, 0), (0, 0)))
     rows = rows.transpose(0, 3, 1, 2).reshape(len(rows), -1)
@@ -283,7 +310,10 @@ def test_packed_leaves_are_observed_as_what_they_stand_for():
     tx, x = nnopt.quantization.uniform(8), whole(6, 4)
     params = {"a": whole(4, 4), "b": whole(4, 2)}
     packed = tx.pack(params, tx.init(params))
-    apply = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
+
+    def apply(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["b"]
+
     seen = nnopt.observe(apply, packed, [x], ("input_gram", "gradient")[:1])
     hidden = np.maximum(x @ np.asarray(packed["a"].materialize()), 0)
     np.testing.assert_allclose(seen["input_gram"]["b"], hidden.T @ hidden, rtol=1e-5)
