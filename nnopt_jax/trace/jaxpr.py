@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import sysconfig
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,11 +39,6 @@ def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
     functions, settings = given if isinstance(given, tuple) else ((), given)
     found = equation.primitive.bind(*functions, *values, **settings)
     return list(found) if equation.primitive.multiple_results else [found]
-
-
-def probed(function: Callable[..., Any], *args: Any) -> Any:
-    """The primitive that a function of one step is made of; some are exported by no other name."""
-    return jax.make_jaxpr(function)(*args).jaxpr.eqns[-1].primitive
 
 
 def scanned(equation: Equation) -> tuple[int, int]:

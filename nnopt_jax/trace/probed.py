@@ -44,5 +44,6 @@ optimization_barrier_p = probed(lax.optimization_barrier, _floats(1)).primitive
 ragged_dot_general_p = probed(
     lax.ragged_dot, _floats(2, 3), _floats(1, 3, 4), _GROUPS
 ).primitive  # fmt: skip
+erf_p = probed(lax.erf, _floats()).primitive
 shard_map_p = _shard_map.primitive
 pvary_p = _shard_map.params["jaxpr"].eqns[-1].primitive

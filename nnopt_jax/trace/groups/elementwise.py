@@ -8,17 +8,17 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from nnopt_jax.trace.groups.labels import Labels
 from nnopt_jax.trace.groups.reading import NoRule, Reader, Rule, shape_of
 from nnopt_jax.trace.groups.value import Left, Remains, Value
-from nnopt_jax.trace.jaxpr import Equation, primitives, probed
+from nnopt_jax.trace.jaxpr import Equation, primitives
+from nnopt_jax.trace.probed import erf_p
 
 _NAMED = (
     "abs acos acosh add_jaxvals add and asin asinh atan2 atan atanh bessel_i0e bessel_i1e cbrt "
-    "ceil clamp clz complex conj convert_element_type copy cos cosh digamma div eq eq_to erf_inv erfc "
-    "exp2 exp expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to lgamma log1p "
+    "ceil clamp clz complex conj convert_element_type copy cos cosh digamma div eq eq_to erf_inv "
+    "erfc exp2 exp expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to lgamma log1p "
     "log2 log logistic lt lt_to max min mul name ne neg nextafter not one_minus_square or "
     "polygamma population_count pow real reduce_precision rem round rsqrt select_n shift_left "
     "shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan "
@@ -59,7 +59,7 @@ def _plain(function: Callable[..., Any]) -> Callable[..., float]:
 
 _P = primitives
 NUMBERS: dict[Any, Callable[..., float]] = {
-    probed(lax.erf, 0.0): _plain(math.erf),
+    erf_p: _plain(math.erf),
     **{
         primitive: _plain(function)
         for primitive, function in {
@@ -155,7 +155,7 @@ ELEMENTWISE: dict[Any, Rule] = {
     for name in _NAMED
     if hasattr(primitives, f"{name}_p")
 } | {
-    probed(lax.erf, 0.0): Rule(_read),
+    erf_p: Rule(_read),
     primitives.bitcast_convert_type_p: Rule(_reinterpreted),
 }
 """Steps whose outcome at an element depends on the operands at that element."""

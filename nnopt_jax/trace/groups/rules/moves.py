@@ -25,7 +25,8 @@ from nnopt_jax.trace.groups.reading import (
     sizes,
 )
 from nnopt_jax.trace.groups.value import Left, Remains, Value
-from nnopt_jax.trace.jaxpr import Equation, primitives, probed
+from nnopt_jax.trace.jaxpr import Equation, primitives
+from nnopt_jax.trace.probed import optimization_barrier_p, split_p, tile_p
 
 
 def picked(value: Value, axes: Sequence[int]) -> Value:
@@ -270,18 +271,18 @@ def _barrier(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value
 _P = primitives
 MOVES: dict[Any, Rule] = {
     # Where there is no such primitive the last step is another one, whose rule comes after this.
-    probed(lambda x: jnp.tile(x, 2), np.zeros(2)): Rule(_tile, _tile_smaller),
+    tile_p: Rule(_tile, _tile_smaller),
     _P.transpose_p: Rule(_transpose),
     _P.squeeze_p: Rule(_squeeze),
     _P.broadcast_in_dim_p: Rule(_broadcast, _broadcast_smaller),
     _P.reshape_p: Rule(_reshape, _reshape_smaller),
     _P.concatenate_p: Rule(_concatenate),
     _P.slice_p: Rule(_slice, _slice_smaller),
-    probed(lambda x: lax.split(x, (1, 1)), np.zeros(2)): Rule(_split, _split_smaller),
+    split_p: Rule(_split, _split_smaller),
     _P.pad_p: Rule(_pad),
     _P.rev_p: Rule(_reverse),
     _P.iota_p: Rule(_made, from_full),
     _P.random_bits_p: Rule(_made, from_full),
-    probed(lax.optimization_barrier, 0.0): Rule(_barrier),
+    optimization_barrier_p: Rule(_barrier),
 }
 """Steps that keep, drop, repeat or reorder elements, and those that make arrays of nothing."""
