@@ -60,7 +60,7 @@ def _seen(leaf: Leaf, view: View) -> Leaf:
     node = moved(leaf.node, view)
     if node is None:
         loose = loosened(leaf)
-        found = moved(loose.node, view) if is_leaf(loose) else None
+        found = moved(loose.node, view) if isinstance(loose, Leaf) else None
         rounding = None if found is None else Leaf(found, leaf.path)
         raise Dense("a part of it cannot follow", rounding)
     return Leaf(node, leaf.path)
