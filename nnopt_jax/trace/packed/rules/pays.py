@@ -32,8 +32,8 @@ TABLE = (
     Rule("cpu", (0, 12), 1 << 17, ANY, ANY),
     Rule("cpu", (0, 0), 1 << 17, ANY, 64),
 )
-"""The newest version first; what `python benchmarks/products.py` printed on two machines, one with
-matrix instructions for int8 (AMX) and one without. What it is compared with is the packed weight
+"""The newest version first; from what `python benchmarks/products.py` prints on a machine with
+matrix instructions for int8 (AMX). What integers are compared with is the packed weight
 made float at each call, which costs more than the product itself below some hundred rows."""
 
 OTHERS = Rule("", (0, 0), 0, ANY, 0)
