@@ -97,16 +97,16 @@ def structured(
     Example:
         >>> import jax.numpy as jnp
         >>> import nnopt_jax as nnopt
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
-        >>> params = {"up": jnp.array([[1.0, 3.0]]), "down": jnp.array([[2.0], [1.0]])}
+        >>> apply = lambda p, x: jnp.tanh(x @ p["fc1"]) @ p["fc2"]
+        >>> params = {"fc1": jnp.array([[1.0, 3.0]]), "fc2": jnp.array([[2.0], [1.0]])}
         >>> graph = nnopt.groups(apply, params, jnp.ones((1, 1)))
         >>> tx = nnopt.pruning.structured(0.5, graph=graph)
         >>> state = tx.init(params)
-        >>> tx.apply(params, state)["up"], nnopt.pruning.kept_units(state)["up:1"]
+        >>> tx.apply(params, state)["fc1"], nnopt.pruning.kept_units(state)["fc1:1"]
         (Array([[0., 3.]], dtype=float32), Array([False,  True], dtype=bool))
         >>> small = nnopt.shrink(apply, graph, params, nnopt.pruning.kept_units(state))
         >>> small.widths
-        {'down': (1, 1), 'up': (1, 1)}
+        {'fc1': (1, 1), 'fc2': (1, 1)}
 
     References:
         Li et al. 2017, Pruning Filters for Efficient ConvNets, section 3; groups: Fang et al.
