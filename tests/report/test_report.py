@@ -12,9 +12,19 @@ from hypothesis import example, given, strategies as st
 
 from nnopt_jax.arrays import Masked
 from nnopt_jax.errors import RecipeError
-from nnopt_jax.report import LeafRow, Measure, Summary, compare, leaf_rows, page
+from nnopt_jax.report import (
+    LeafRow,
+    Measure,
+    Summary,
+    call_note,
+    compare,
+    leaf_calls,
+    leaf_rows,
+    page,
+)
 from nnopt_jax.report.svg import Band, Line, bar_chart, histogram, line_chart, ticks
 from nnopt_jax.report.writers import JsonLines, read_rows, write_whole
+from nnopt_jax.trace import PackedReport, Use
 
 SUMMARY = Summary(
     title="a <b> & c",
@@ -24,7 +34,8 @@ SUMMARY = Summary(
         Measure("step", "ms", None, 1.5),
     ),
     leaves=(
-        LeafRow("a/<kernel>", "Sparse(...)", (4, 5), 70, 800, 10, (-1.0, 0.0, 1.0), (4, 6)),
+        LeafRow("a/<kernel>", "Sparse(...)", (4, 5), 70, 800, 10, (-1.0, 0.0, 1.0), (4, 6),
+                "Sparse: no <rule>"),
         LeafRow("a/bias", "float32[5]", (5,), 30, 160, 5),
     ),
     rows=(
@@ -74,6 +85,37 @@ def test_the_page_is_a_pure_function():
     again = Summary.from_json(json.loads(json.dumps(SUMMARY.to_json())))
     assert again == SUMMARY
     assert page(again) == page(SUMMARY)
+
+
+def test_the_page_tells_what_a_call_makes_dense():
+    text = page(SUMMARY)
+    assert "<th>in a call</th>" in text
+    assert "<td>Sparse: no &lt;rule&gt;</td>" in text
+
+
+def test_results_of_earlier_versions_are_read():
+    data = json.loads(json.dumps(SUMMARY.to_json()))
+    for leaf in data["leaves"]:
+        del leaf["call"]
+    assert [leaf.call for leaf in Summary.from_json(data).leaves] == ["", ""]
+
+
+def test_calls_are_told_leaf_by_leaf_and_in_one_line():
+    uses = (
+        Use("tied", "gather", "Quantized", "", 0, ""),
+        Use("tied", "dot_general", "Quantized", "its scales differ", 8, ""),
+        Use("tied", "add", "Quantized", "no rule for add", 8, ""),
+        Use("kernel", "dot_general", "Quantized", "", 0, ""),
+        Use("argument 2/mean", "sub", "Quantized", "no rule for sub", 8, ""),
+    )
+    node = Masked(jnp.ones(2), jnp.ones(2, bool))
+    tree = {"tied": node, "kernel": node, "unread": node, "bias": jnp.ones(2)}
+    calls = leaf_calls(tree, PackedReport(uses))
+    assert calls == {
+        "kernel": "packed", "tied": "Quantized: its scales differ", "unread": "not read"
+    }  # fmt: skip
+    wanted = "1 of 3 packed leaves is made dense inside the call: 1 Quantized (its scales differ)."
+    assert call_note(calls) == wanted
 
 
 def test_an_empty_run_has_a_page():
