@@ -16,13 +16,17 @@ def packed_by(tx, params):
     return tx.pack(params, tx.init(params, key=KEY))
 
 
+def shapes_by(tx, params):
+    return jax.eval_shape(lambda params: packed_by(tx, params), params)
+
+
 def product(p, x):
     return x @ p["w"]
 
 
-def of(tx, apply=product):
-    params = {"w": jax.random.normal(KEY, (WIDE, OUT))}
-    return nnopt.cost(apply, packed_by(tx, params), jnp.ones((ROWS, WIDE))).rows[0]
+def of(tx, packed_by=shapes_by):
+    params = {"w": jnp.arange(float(WIDE * OUT)).reshape(WIDE, OUT)}
+    return nnopt.cost(product, packed_by(tx, params), jnp.ones((ROWS, WIDE))).rows[0]
 
 
 def test_codes_are_multiplied_and_cost_a_cast():
@@ -44,8 +48,8 @@ def test_factors_are_two_thin_products():
 
 
 def test_what_is_made_dense_costs_the_making():
-    for tx in (nnopt.compression.codebook(4), nnopt.pruning.magnitude(0.5)):
-        row = of(tx)
+    shared, pruned = nnopt.compression.codebook(4), nnopt.pruning.magnitude(0.5)
+    for row in (of(shared), of(pruned, packed_by)):
         assert row.macs == ROWS * WIDE * OUT
         assert row.flops > 2 * row.macs  # codes are unpacked, rows of the mask counted
         assert row.bytes < 4 * WIDE * OUT

@@ -1,4 +1,4 @@
-"""What is counted is what XLA counts of the compiled program.
+"""What is counted is what XLA counts of the program, as it is written and as it is compiled.
 
 Equal to the last operation, where the compiler computes what was written: convolutions are not
 padded here (XLA leaves products with padding out), stacks are unrolled (it counts the body of a
@@ -79,32 +79,49 @@ NETWORKS = {
 }
 
 
-def flops_of(function, *args):
-    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+def flops_of(function, *args, compiled=True):
+    lowered = jax.jit(function).lower(*args)
+    return (lowered.compile() if compiled else lowered).cost_analysis()["flops"]
 
 
+def shapes_of(module, x):
+    return jax.eval_shape(module.init, KEY, x)
+
+
+COMPILED = [False, pytest.param(True, marks=pytest.mark.slow)]
+"""Counted as it was written, every day; and as it is compiled, which takes its time."""
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks(name):
+def test_networks(name, compiled):
     module, x, most = NETWORKS[name]
-    params = module.init(KEY, x)
+    params = shapes_of(module, x)
     found = nnopt.cost(module.apply, params, x)
     assert not found.notes
-    assert found.flops == pytest.approx(flops_of(module.apply, params, x), rel=most, abs=0)
+    counted = flops_of(module.apply, params, x, compiled=compiled)
+    assert found.flops == pytest.approx(counted, rel=most, abs=0)
 
 
-@pytest.mark.parametrize("name", ["dense", pytest.param("convolutions", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize("name", ["dense", "convolutions"])
 @pytest.mark.parametrize("tx", [nnopt.quantization.uniform(8), nnopt.compression.low_rank(4)])
-def test_packed_networks(name, tx):
+def test_packed_networks(name, tx, compiled):
     module, x, _ = NETWORKS[name]
-    params = module.init(KEY, x)
-    packed = tx.pack(params, tx.init(params, key=KEY))
+    params = shapes_of(module, x)
+    packed = jax.eval_shape(lambda p: tx.pack(p, tx.init(p, key=KEY)), params)
     found = nnopt.cost(module.apply, packed, x)
-    assert found.flops == flops_of(nnopt.on_packed(module.apply), packed, x)
+    assert found.flops == flops_of(nnopt.on_packed(module.apply), packed, x, compiled=compiled)
+
+
+def test_a_compiled_product():
+    w, x = jnp.ones((32, 16)), jnp.ones((8, 32))
+    assert nnopt.cost(lambda w, x: x @ w, w, x).flops == flops_of(lambda w, x: x @ w, w, x)
 
 
 def test_a_loop_costs_what_it_costs_unrolled():
     _, x, _ = NETWORKS["stacked"]
-    params = Stacked().init(KEY, x)
+    params = shapes_of(Stacked(), x)
     unrolled = nnopt.cost(Stacked().apply, params, x)
     assert nnopt.cost(Stacked(unroll=1).apply, params, x) == unrolled
 
