@@ -16,7 +16,7 @@ from nnopt_jax.arrays.base import materialize, summary
 from nnopt_jax.cli.progress import watch
 from nnopt_jax.recipe.folder import Folder
 from nnopt_jax.recipe.setup import prepare
-from nnopt_jax.report import LeafRow, diff_table, leaf_table, table
+from nnopt_jax.report import LeafRow, diff_table, latency_table, leaf_table, table
 from nnopt_jax.transfer import load_structure
 from nnopt_jax.transform import plan as plan_of
 from nnopt_jax.tree import diff as tree_diff, flatten
@@ -91,6 +91,16 @@ def diff(args: argparse.Namespace) -> None:
     for line in tree_diff(materialize(left), materialize(right)):
         print(line)
     _console().print(diff_table(args.left, args.right, left, right))
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Prints how long a call takes, dense and packed, for batches of several sizes."""
+    found = recipes.bench(args.path, args.batch, args.rounds)
+    console = _console()
+    console.print(latency_table(args.path, found.rows))
+    console.print()
+    for note in found.notes:
+        console.print(note, style="dim", highlight=False, markup=False)
 
 
 def _artifact(name: str) -> Path:

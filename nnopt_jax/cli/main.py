@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     diff = commands.add_parser("diff", help="how the models of two files differ, leaf by leaf")
     for name in ("left", "right"):
         diff.add_argument(name, help="a .nnopt file, or the folder of a run")
+    bench = commands.add_parser("bench", help="how long a call takes, dense and packed")
+    bench.add_argument("path", help="the folder of a run, or a .nnopt file that holds a program")
+    bench.add_argument("--batch", type=int, nargs="+", default=[1, 8, 128], metavar="SIZE")
+    bench.add_argument("--rounds", type=int, default=100, help="calls of each, in turns")
     data = commands.add_parser("data", help="fetch a data set")
     data.add_argument("name", choices=["mnist"])
     data.add_argument(

@@ -16,10 +16,9 @@ from nnopt_jax.interop.flax import Model
 from nnopt_jax.recipe import resolve
 from nnopt_jax.recipe.data import Data
 from nnopt_jax.recipe.folder import Folder
-from nnopt_jax.recipe.load import build, load
+from nnopt_jax.recipe.load import load
 from nnopt_jax.recipe.schema import Recipe
 from nnopt_jax.recipe.setup import make_model
-from nnopt_jax.recipe.yaml import parse
 
 
 class Earlier(NamedTuple):
@@ -49,18 +48,37 @@ class Earlier(NamedTuple):
             ArtifactError: its file is damaged.
         """
         of = Folder(self.folder)
-        if not (of.recipe.is_file() and of.artifact.is_file()):
+        recipe = of.held()
+        if recipe is None:
             raise RecipeError(
                 f"recipe: {self.key}: {self.folder} holds no finished run. Give the folder of one, "
                 "or a recipe, which is run first."
             )
-        recipe = build(parse(of.recipe.read_text(encoding="utf-8"), str(of.recipe)))
-        model = make_model(recipe, data, jax.random.key(recipe.seed))
-        loaded = materialize(artifact.load(of.artifact))
-        rest = set(model.extra) - {"rngs"}
-        params = loaded["params"] if rest else loaded
-        extra = {name: loaded[name] if name in rest else x for name, x in model.extra.items()}
-        return model._replace(params=params, extra=extra)
+        model = left(recipe, of.artifact, data)
+        return model._replace(params=materialize(model.params))
+
+
+def left(recipe: Recipe, file: Path, data: Data) -> Model:
+    """The network of a finished run.
+
+    Args:
+        recipe: of the run.
+        file: what it has written.
+        data: gives a sample of the inputs.
+
+    Returns:
+        The network; its parameters are packed as they are in the file.
+
+    Raises:
+        RecipeError: the network cannot be made.
+        ArtifactError: the file is damaged.
+    """
+    model = make_model(recipe, data, jax.random.key(recipe.seed))
+    loaded = artifact.load(file)
+    rest = set(model.extra) - {"rngs"}
+    params = loaded["params"] if rest else loaded
+    extra = {name: loaded[name] if name in rest else x for name, x in model.extra.items()}
+    return model._replace(params=params, extra=extra)
 
 
 def earlier(recipe: Recipe) -> Iterator[Earlier]:

@@ -1,26 +1,38 @@
-"""What a model does on a split, and how long it takes."""
+"""What a model does on a split."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import materialize
 from nnopt_jax.errors import RecipeError
 from nnopt_jax.interop.flax import Model
 from nnopt_jax.recipe.data import Data, Split
+from nnopt_jax.trace import OnPacked, on_packed
 from nnopt_jax.typing import Params
 
 _EVALUATED_AT_ONCE = 1000
 
 
+def network(model: Model) -> OnPacked:
+    """The network in use: `f(params, extra, x) -> logits`, of dense or packed parameters.
+
+    Packed leaves run packed where there is a way; `.report` tells where there is none.
+
+    Example:
+        >>> from nnopt_jax.interop.flax import adapt
+        >>> from nnopt_jax.recipe.evaluate import network
+        >>> float(network(adapt(({}, lambda params, x: 2 * x), None, None))({}, {}, 3.0))
+        6.0
+    """
+    return on_packed(lambda params, extra, x: model.apply(params, extra, x)[0])
+
+
 def forward(model: Model) -> Callable[..., Any]:
-    """The compiled network: `f(params, extra, x) -> logits`; packed parameters are materialized.
+    """`network`, compiled.
 
     Example:
         >>> from nnopt_jax.interop.flax import adapt
@@ -28,7 +40,7 @@ def forward(model: Model) -> Callable[..., Any]:
         >>> float(forward(adapt(({}, lambda params, x: 2 * x), None, None))({}, {}, 3.0))
         6.0
     """
-    return jax.jit(lambda params, extra, x: model.apply(materialize(params), extra, x)[0])
+    return jax.jit(network(model))
 
 
 def evaluate(
@@ -52,23 +64,6 @@ def evaluate(
         x, y = split.x[part], split.y[part]
         total += float(metric(run(params, extra, x), y)) * len(x)
     return total / len(split.x)
-
-
-def latency(run: Callable[..., Any], *args: Any, repeats: int = 20) -> float:
-    """Median milliseconds of one call, after a first that compiles.
-
-    Example:
-        >>> from nnopt_jax.recipe.evaluate import latency
-        >>> latency(lambda: None) < 1000
-        True
-    """
-    jax.block_until_ready(run(*args))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run(*args))
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
 
 
 def check_classes(model: Model, data: Data) -> None:

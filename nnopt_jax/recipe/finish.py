@@ -13,24 +13,25 @@ import numpy as np
 from nnopt_jax import artifact
 from nnopt_jax.arrays.base import materialize
 from nnopt_jax.errors import ArtifactError
-from nnopt_jax.recipe.evaluate import evaluate, forward, latency
+from nnopt_jax.recipe.evaluate import evaluate, forward, network
 from nnopt_jax.recipe.folder import Folder
+from nnopt_jax.recipe.latency import latency
 from nnopt_jax.recipe.load import unbuild
 from nnopt_jax.recipe.phases import Carry
 from nnopt_jax.recipe.program import in_file
 from nnopt_jax.recipe.setup import Setup
 from nnopt_jax.recipe.yaml import dump
+from nnopt_jax.report.calls import call_note, leaf_calls
 from nnopt_jax.report.leaves import leaf_rows
-from nnopt_jax.report.summary import Measure, Summary
+from nnopt_jax.report.summary import Latency, Measure, Summary
 from nnopt_jax.transfer import save_model
 from nnopt_jax.tree.bits import tree_bits
 from nnopt_jax.tree.paths import flatten
-from nnopt_jax.typing import Params
+from nnopt_jax.typing import Array, Params
 
 _LATENCY_BATCH = 128
-
-MATERIALIZES = (
-    "Packed runs materialize the dense weights inside the call: latency after packing includes it."
+IN_TURNS = (
+    "Latency: medians of calls on dense and on packed parameters in turns; of the ratio likewise."
 )
 
 
@@ -61,13 +62,15 @@ def finish(setup: Setup, carry: Carry, rows: Sequence[Mapping[str, Any]], to: Fo
     params = variables.pop("params")
     _require_equal(tx.apply(carry.params, carry.state), materialize(params))
     extra = {name: carry.extra[name] for name in carry.extra if name == "rngs"} | variables
+    sample = jnp.asarray(setup.data.test.x[:_LATENCY_BATCH])
+    calls = leaf_calls(params, network(setup.model).report(params, extra, sample))
     return Summary(
         title=setup.recipe.name,
-        measures=tuple(_measures(setup, rows, params, extra, to)),
-        leaves=leaf_rows(params, artifact.sizes(to.artifact)),
+        measures=tuple(_measures(setup, rows, params, extra, sample, to)),
+        leaves=leaf_rows(params, artifact.sizes(to.artifact), calls),
         rows=tuple(rows),
         recipe=dump(unbuild(setup.recipe)),
-        notes=(MATERIALIZES,),
+        notes=(call_note(calls), IN_TURNS),
     )
 
 
@@ -87,18 +90,22 @@ def _require_equal(shown: Params, loaded: Params) -> None:
 
 
 def _measures(
-    setup: Setup, rows: Sequence[Mapping[str, Any]], params: Params, extra: Any, to: Folder
+    setup: Setup,
+    rows: Sequence[Mapping[str, Any]],
+    params: Params,
+    extra: Any,
+    sample: Array,
+    to: Folder,
 ) -> list[Measure]:
     """The final table: the dense model against the one in the file."""
     dense = next((p for p in reversed(setup.phases) if not p.links), None)
     before = None if dense is None else dense.stage.name
     shown = materialize(params)
     size = sum(leaf.size for leaf in jax.tree.leaves(shown))
-    run, test = forward(setup.model), setup.data.test
-    error = evaluate(run, setup.metric, params, extra, test)
+    run = forward(setup.model)
+    error = evaluate(run, setup.metric, params, extra, setup.data.test)
     on_disk, in_memory = to.artifact.stat().st_size, -(-tree_bits(params) // 8)
-    sample = jnp.asarray(test.x[:_LATENCY_BATCH])
-    before_ms, after_ms = (latency(run, p, extra, sample) for p in (shown, params))
+    took = latency(run, shown, params, extra, sample)
     zeros = sum(int((leaf == 0).sum()) for leaf in jax.tree.leaves(shown))
     last = setup.phases[-1].stage.name
     return [
@@ -114,12 +121,16 @@ def _measures(
         Measure("per weight", "bits", 32, 8 * on_disk / size, "on disk, everything counted"),
         _percent("zeros", _last(rows, before, "sparsity"), zeros / size),
         Measure("step", "ms", _median(rows, before), _median(rows, last), _stages(before, last)),
-        Measure("latency", "ms", before_ms, after_ms, f"batch of {len(sample)}, materializing"),
+        Measure("latency", "ms", took.dense, took.packed, _speed(took, len(sample))),
     ]
 
 
 def _percent(name: str, before: float | None, after: float, note: str = "") -> Measure:
     return Measure(name, "%", None if before is None else 100 * before, 100 * after, note)
+
+
+def _speed(took: Latency, rows: int) -> str:
+    return f"batch of {rows}, packed {took.ratio:.2f}x as fast"
 
 
 def _stages(before: str | None, last: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnopt_jax.errors import RecipeError
-from nnopt_jax.recipe.load import unbuild
+from nnopt_jax.recipe.load import build, unbuild
 from nnopt_jax.recipe.schema import Recipe
 from nnopt_jax.recipe.yaml import dump, parse
 from nnopt_jax.report.summary import Summary
@@ -70,6 +70,16 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
         if not self.recipe.exists():
             write_whole(self.recipe, dump(unbuild(recipe)))
+
+    def held(self) -> Recipe | None:
+        """The recipe of the run that has ended here; None where none has.
+
+        Raises:
+            RecipeError: it is no recipe any more.
+        """
+        if not (self.recipe.is_file() and self.artifact.is_file()):
+            return None
+        return build(parse(self.recipe.read_text(encoding="utf-8"), str(self.recipe)))
 
     def finished(self) -> Summary | None:
         """What the run that ended here had to tell; None where none has ended."""

@@ -157,11 +157,11 @@ def _leaves(leaves: Sequence[LeafRow]) -> str:
         f'<td class="n">{" x ".join(map(str, leaf.shape))}</td>'
         f'<td class="n">{100 * leaf.zeros / max(leaf.size, 1):.1f} %</td>'
         f'<td class="n">{amount(leaf.file_bytes, "bytes")}</td>'
-        f'<td class="n">{leaf.memory_bits / 8:,.0f}</td></tr>'
+        f'<td class="n">{leaf.memory_bits / 8:,.0f}</td><td>{escape(leaf.call)}</td></tr>'
         for leaf in leaves
     )
     head = (
         '<tr><th>leaf</th><th>expression</th><th class="n">shape</th><th class="n">zeros</th>'
-        '<th class="n">bytes in file</th><th class="n">bytes in memory</th></tr>'
+        '<th class="n">bytes in file</th><th class="n">bytes in memory</th><th>in a call</th></tr>'
     )
     return f"<table>{head}{rows}</table>" if rows else ""

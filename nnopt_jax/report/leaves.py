@@ -15,12 +15,17 @@ from nnopt_jax.tree.paths import flatten
 _BINS = 48
 
 
-def leaf_rows(tree: Any, file_bytes: Mapping[str, int] | None = None) -> tuple[LeafRow, ...]:
+def leaf_rows(
+    tree: Any,
+    file_bytes: Mapping[str, int] | None = None,
+    calls: Mapping[str, str] | None = None,
+) -> tuple[LeafRow, ...]:
     """Measures every leaf of a tree.
 
     Args:
         tree: parameters, dense or packed.
         file_bytes: by path, what the leaf takes in its file.
+        calls: by path, what `leaf_calls` returned.
 
     Returns:
         One row for each leaf.
@@ -31,7 +36,7 @@ def leaf_rows(tree: Any, file_bytes: Mapping[str, int] | None = None) -> tuple[L
         >>> leaf_rows({"w": jnp.array([0.0, 1.0])})[0].zeros
         1
     """
-    sizes = file_bytes or {}
+    sizes, calls = file_bytes or {}, calls or {}
     rows = []
     for path, leaf in flatten(tree, is_node).items():
         values = np.asarray(show(leaf)).astype(np.float64).ravel()
@@ -47,6 +52,7 @@ def leaf_rows(tree: Any, file_bytes: Mapping[str, int] | None = None) -> tuple[L
                 int((values == 0).sum()),
                 tuple(float(f"{edge:.6g}") for edge in edges),
                 tuple(map(int, counts)),
+                calls.get(path, ""),
             )
         )
     return tuple(rows)

@@ -27,6 +27,25 @@ class Measure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call of a network.
+
+    Args:
+        dense: median of the calls on dense parameters.
+        packed: median of those on packed ones.
+        dense_least: the quickest.
+        packed_least: likewise.
+        ratio: dense time over packed time, the median of pairs: above 1 packed is the faster.
+    """
+
+    dense: float
+    packed: float
+    dense_least: float
+    packed_least: float
+    ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
 class LeafRow:
     """One leaf of the packed model.
 
@@ -39,6 +58,7 @@ class LeafRow:
         zeros: how many of its values are zero.
         edges: borders of the bins of the histogram, one more than bins.
         counts: how many values that are not zero lie in each bin.
+        call: what becomes of it inside a call: as `leaf_calls` tells; empty for arrays.
     """
 
     path: str
@@ -49,6 +69,7 @@ class LeafRow:
     zeros: int = 0
     edges: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
+    call: str = ""
 
     @property
     def size(self) -> int:

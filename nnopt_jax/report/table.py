@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from nnopt_jax.report.leaves import compare
-from nnopt_jax.report.summary import LeafRow, Summary, amount
+from nnopt_jax.report.summary import Latency, LeafRow, Summary, amount
 
 
 def table(summary: Summary) -> Table:
@@ -113,6 +114,34 @@ def diff_table(left_name: str, right_name: str, left: Any, right: Any) -> Table:
     for path, ours, theirs, distance in compare(left, right):
         far = "-" if distance is None else "equal" if distance == 0 else f"{distance:.4g}"
         made.add_row(path, ours or "-", theirs or "-", far)
+    return made
+
+
+def latency_table(title: str, rows: Mapping[int, Latency]) -> Table:
+    """One row for each size of batch: the median and the least time, dense and packed.
+
+    Args:
+        title: what was timed.
+        rows: by the number of examples in a batch.
+
+    Returns:
+        A table for `rich.console.Console.print`.
+
+    Example:
+        >>> from rich.console import Console
+        >>> from nnopt_jax.report import Latency, latency_table
+        >>> Console(width=72).print(latency_table("demo", {8: Latency(2.0, 1.0, 1.9, 0.9, 2.0)}))
+         demo         dense    least   packed    least
+        ──────────────────────────────────────────────────────────
+         batch of 8    2 ms   1.9 ms     1 ms   0.9 ms   2x as fast
+    """
+    made = _plain(title)
+    for name in ("dense", "least", "packed", "least", ""):
+        made.add_column(name, justify="right", no_wrap=True)
+    for batch, took in rows.items():
+        times = took.dense, took.dense_least, took.packed, took.packed_least
+        cells = (amount(time, "ms") for time in times)
+        made.add_row(f"batch of {batch}", *cells, f"{took.ratio:.3g}x as fast")
     return made
 
 

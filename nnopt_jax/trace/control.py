@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Sharding
+from jax.sharding import PartitionSpec, Sharding
 
-from nnopt_jax.trace.jaxpr import Equation, Program, bind, closed, primitives, scanned
+from nnopt_jax.trace.jaxpr import Equation, Program, Var, bind, closed, primitives, scanned
+from nnopt_jax.trace.probed import shard_map_p
 from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
 
@@ -59,6 +60,10 @@ class Inside(abc.ABC):
     def slices(self, value: Any) -> Slices:
         """How a scan goes over an array or a leaf."""
 
+    def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
+        """How `shard_map` cuts an input: what it is given, and a spec for each of its arrays."""
+        return self.dense([value])[0], spec
+
     def run_dense(
         self, program: Program, values: Sequence[Any], at: int = 0
     ) -> tuple[list[Array], Extras]:
@@ -103,13 +108,21 @@ def _placed(values: Sequence[Any], at: Sequence[Any]) -> list[Any]:
 
 
 def _remat(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
+    """What comes out as it went in does not go through: leaves stay what they are."""
     k = equation.params
-    again = jax.checkpoint(
-        lambda *given: inside.run_dense(closed(k["jaxpr"]), given),
-        prevent_cse=k["prevent_cse"],
-        policy=k["policy"],
-    )
-    return again(*values)
+    program = closed(k["jaxpr"])
+    through = dict(zip(program.jaxpr.invars, values, strict=True))
+    outputs = [x if isinstance(x, Var) else None for x in program.jaxpr.outvars]
+    made = [at for at, x in enumerate(outputs) if x not in through]
+
+    def inner(*given: Any) -> tuple[list[Any], Extras]:
+        found, extras = inside.run(program, given)
+        return inside.dense([found[at] for at in made]), extras
+
+    again = jax.checkpoint(inner, prevent_cse=k["prevent_cse"], policy=k["policy"])
+    found, extras = again(*values)
+    computed = dict(zip(made, found, strict=True))
+    return [computed[at] if at in computed else through[x] for at, x in enumerate(outputs)], extras
 
 
 def _custom(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
@@ -212,6 +225,23 @@ def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
     return [*last, *out], inside.merge(each, extras)
 
 
+def _shard_map(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
+    """Each device has its own part of the leaves; nothing is gathered there."""
+    k = equation.params
+    program = closed(k["jaxpr"])
+    inputs = zip(values, k["in_specs"], strict=True)
+    given = [inside.cut(value, spec, k["mesh"]) for value, spec in inputs]
+    found = jax.shard_map(
+        lambda *parts: inside.run_dense(program, parts)[0],
+        mesh=k["mesh"],
+        in_specs=tuple(spec for _, spec in given),
+        out_specs=list(k["out_specs"]),
+        check_vma=k["check_vma"],
+        axis_names=k["newly_manual_axes"],
+    )(*(value for value, _ in given))
+    return found, inside.nothing()
+
+
 CONTROL: dict[Any, Handler] = {
     primitives.jit_p: _jit,
     primitives.remat_p: _remat,
@@ -220,5 +250,6 @@ CONTROL: dict[Any, Handler] = {
     primitives.cond_p: _cond,
     primitives.while_p: _while,
     primitives.scan_p: _scan,
+    shard_map_p: _shard_map,
 }
 """How each kind of inner program runs."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pathlib
 import sysconfig
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives as primitives
 
 Program = core.ClosedJaxpr
 """A traced function."""
+
+Var = core.Var
+"""A name of a value in a program."""
 
 Equation = Any
 """One step of a program: a primitive, what it takes, what it gives."""
@@ -38,21 +41,6 @@ def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
     return list(found) if equation.primitive.multiple_results else [found]
 
 
-def primitive_of(function: Any, *args: Any) -> Any:
-    """The primitive that a function is made of, for those that have no public name.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> primitive_of(jnp.sin, 1.0)
-        sin
-    """
-    return jax.make_jaxpr(function)(*args).jaxpr.eqns[-1].primitive
-
-
-split_p = primitive_of(lambda x: jax.lax.split(x, (1, 1)), jax.ShapeDtypeStruct((2,), jnp.float32))
-"""Cuts an array in parts along one axis."""
-
-
 def scanned(equation: Equation) -> tuple[int, int]:
     """Of the inputs of a scan how many are the same for all steps, and how many are carried."""
     settings = equation.params
@@ -75,10 +63,25 @@ def line(equation: Equation) -> str:
     """
     trace = getattr(equation.source_info, "traceback", None)
     for frame in trace.frames if trace is not None else ():
-        name = frame.file_name
-        if not name.startswith((*_INSTALLED, _OURS, "<frozen")):
-            return f"{pathlib.Path(name).name}:{frame.line_num} ({frame.function_name})"
+        if _is_users(frame.file_name):
+            return _told(frame.file_name, frame.line_num, frame.function_name)
     return ""
+
+
+def line_of(error: BaseException) -> str:
+    """Likewise, of the user's line that an error came out of."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _is_users(frame.filename):
+            return _told(frame.filename, frame.lineno, frame.name)
+    return ""
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith((*_INSTALLED, _OURS, "<frozen"))
+
+
+def _told(file: str, number: int | None, name: str) -> str:
+    return f"{pathlib.Path(file).name}:{number} ({name})"
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nnopt_jax.trace.jaxpr import Equation, primitives, split_p
+from nnopt_jax.trace.jaxpr import Equation, primitives
 from nnopt_jax.trace.observe.view import Dim, View, regrouped
 from nnopt_jax.trace.packed.rules.view import paired
+from nnopt_jax.trace.probed import split_p
 from nnopt_jax.typing import Shape
 
 Dims = Sequence[Dim]

@@ -23,7 +23,7 @@ from nnopt_jax.trace.observe.reading import SLOPES, Gauges, Reading, Totals, req
 from nnopt_jax.trace.observe.seen import Observed, observed
 from nnopt_jax.trace.observe.statistics import STATISTICS, Statistic, rows
 from nnopt_jax.trace.observe.uses import floats, names_of, noted
-from nnopt_jax.trace.traced import explained, is_array, refilled, traced
+from nnopt_jax.trace.traced import is_array, refilled, traced
 from nnopt_jax.tree.select import Where, resolve
 from nnopt_jax.typing import Array
 
@@ -184,8 +184,7 @@ class _Reader:
             found.append(Reading(given.program, names, gauges, self._slopes, self._chosen))
             return jnp.zeros(())
 
-        with explained("observe"):
-            jax.eval_shape(automatic(run, self._mesh(batch), 0), self._arrays, batch)
+        jax.eval_shape(automatic(run, self._mesh(batch), 0), self._arrays, batch)
         _require_fit(found[-1])
         return found[-1]
 

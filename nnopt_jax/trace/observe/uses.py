@@ -19,7 +19,7 @@ from nnopt_jax.trace.observe.mesh import automatic, mesh_of
 from nnopt_jax.trace.observe.statistics import Statistic
 from nnopt_jax.trace.observe.view import Level, Place, View, own_dims
 from nnopt_jax.trace.observe.walk import Extras, walk
-from nnopt_jax.trace.traced import Traced, explained, is_array, refilled, traced
+from nnopt_jax.trace.traced import Traced, is_array, refilled, traced
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array
 
@@ -278,8 +278,7 @@ def uses(function: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
         notes.append(noted(given, floats(params), ()))
         return jnp.zeros(())
 
-    with explained("uses"):
-        jax.eval_shape(automatic(run, mesh_of(arrays), 0), *arrays)
+    jax.eval_shape(automatic(run, mesh_of(arrays), 0), *arrays)
     return table(notes[-1].numbered(), list(floats(params)))
 
 

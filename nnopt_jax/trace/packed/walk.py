@@ -42,8 +42,6 @@ def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
         inside = InsidePacked(equation, lambda program, given: run(program, given, seen), seen)
         return CONTROL[equation.primitive](equation, values, inside)[0]
     try:
-        if len(packed) > 1:
-            raise Dense("two packed leaves meet")
         found = step(equation, values)
     except Dense as reason:
         for leaf in packed:
@@ -51,5 +49,6 @@ def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
         if reason.instead is not None:
             return [reason.instead]
         return bind(equation, [dense(value) for value in values])
-    seen(packed[0], equation, "")
+    for leaf in packed:
+        seen(leaf, equation, "")
     return [found]
