@@ -106,6 +106,8 @@ def on_packed(function: Callable[..., Any], *, strict: bool = False) -> OnPacked
 
 
 def _run(function: Callable[..., Any], args: Any, kwargs: Any, seen: Any) -> Any:
+    if not any(is_node(x) for x in jax.tree.leaves((args, kwargs), is_leaf=is_node)):
+        return function(*args, **kwargs)
     given = traced(function, args, kwargs)
     nodes = {p: x for p, x in zip(given.paths, given.values, strict=True) if is_node(x)}
     check(nodes, "on_packed")

@@ -77,7 +77,7 @@ def test_functions():
         CompositionError, match=r"branching: test_errors.py:.* asks for the value of what depends"
     ):
         observe(function=branching)
-    with pytest.raises(CompositionError, match="branching: .* asks for the value of what depends"):
+    with pytest.raises(CompositionError, match=r"branching: .* asks for the value of what depends"):
         nnopt.uses(branching, PARAMS, X)
     with pytest.raises(CompositionError, match="needs arrays, and a batch holds 'text'"):
         observe(batches=["text"])
