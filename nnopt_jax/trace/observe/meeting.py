@@ -116,14 +116,21 @@ def _dot(
     first = len(batch[at]) if at == 0 else out.ndim - len(free)
     outs = [(first + i, view.dims[d]) for i, d in enumerate(free) if view.dims[d]]
     kept = [(i, view.dims[w]) for i, w in enumerate(batch[at]) if view.dims[w]]
-    inputs = lambda: laid_out(x, stack, along)  # noqa: E731 - a value of the record
+
+    def inputs() -> Array:
+        return laid_out(x, stack, along)
+
+    def patches() -> Array:
+        rows = inputs()
+        return rows.reshape(*rows.shape[: -len(_factors(along))], -1)
+
     return Meeting(
         _axes(along),
         _sorted(stack),
         channels=_sorted(along),
         outs=_sorted(outs),
         inputs=inputs,
-        patches=lambda: (lambda x: x.reshape(*x.shape[: -len(_factors(along))], -1))(inputs()),
+        patches=patches,
         outputs=lambda: laid_out(out, kept, outs),
     )
 

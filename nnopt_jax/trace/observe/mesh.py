@@ -29,7 +29,7 @@ def automatic(function: Callable[..., Any], mesh: Mesh | None, out: Any) -> Call
     Args:
         function: of arrays on the mesh.
         mesh: the mesh; None for none.
-        out: the function's outcome, of which every array is to lie on all devices.
+        out: like the function's outcome, of which every array is to lie on all devices.
     """
     around = jax.sharding.get_abstract_mesh().axis_types  # Auto: inside of such a function already
     if mesh is None or all(kind == AxisType.Auto for kind in (around or mesh.axis_types)):

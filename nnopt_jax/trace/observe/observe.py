@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from nnopt_jax.errors import (
     CompositionError,
@@ -23,6 +25,7 @@ from nnopt_jax.trace.observe.statistics import STATISTICS, Statistic, rows
 from nnopt_jax.trace.observe.uses import floats, names_of, noted
 from nnopt_jax.trace.traced import is_array, refilled, traced
 from nnopt_jax.tree.select import Where, resolve
+from nnopt_jax.typing import Array
 
 Progress = Callable[[int, int | None], None]
 
@@ -156,6 +159,7 @@ class _Reader:
 
     def add(self, totals: Totals, batch: Any) -> Totals:
         """Adds what one batch shows."""
+        _require_arrays(batch)
         leaves, tree = jax.tree.flatten(jax.eval_shape(lambda x: x, batch))
         shape = tree, tuple(leaves)
         if shape not in self._steps:
@@ -170,7 +174,7 @@ class _Reader:
     def _read(self, batch: Any) -> Reading:
         found: list[Reading] = []
 
-        def run(arrays: Any, batch: Any) -> None:
+        def run(arrays: Any, batch: Any) -> Array:
             given = traced(self._function, (self._params(arrays), batch), {})
             require_scalar(given.program, self._slopes)
             notes = noted(given, self._chosen, self._statistics)
@@ -178,8 +182,9 @@ class _Reader:
             names = names_of(given, self._chosen)
             gauges = Gauges(notes.numbered(), statistics)
             found.append(Reading(given.program, names, gauges, self._slopes, self._chosen))
+            return jnp.zeros(())
 
-        jax.eval_shape(automatic(run, self._mesh(batch), None), self._arrays, batch)
+        jax.eval_shape(automatic(run, self._mesh(batch), 0), self._arrays, batch)
         _require_fit(found[-1])
         return found[-1]
 
@@ -236,6 +241,16 @@ def _require_function(function: Any) -> None:
             f"observe: {name} does not take (params, batch). Write e.g. "
             "lambda params, batch: model.apply(params, *batch)."
         )
+
+
+def _require_arrays(batch: Any) -> None:
+    """Wants batches of arrays and numbers."""
+    for x in jax.tree.leaves(batch):
+        if not (is_array(x) or isinstance(x, np.generic | bool | int | float | complex)):
+            raise CompositionError(
+                f"observe: needs arrays, and a batch holds {x!r}. What is no array belongs into "
+                "a closure: lambda params, x: apply(params, x, name)."
+            )
 
 
 def _require_fit(reading: Reading) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnopt_jax.columns import aligned
 from nnopt_jax.trace.observe.layout import Layout, folded
@@ -150,7 +151,7 @@ def _why_not(reading: Reading, path: str) -> str:
 def _drop_unmet(reading: Reading, found: Any, lacking: Any, rows: Any) -> None:
     """What no batch has reached is not known, though its state looks like something."""
     for name in reading.gauges.statistics.keys() & found:
-        for path in [path for path in found[name] if not jnp.any(rows[path])]:
+        for path in [path for path in found[name] if not np.asarray(rows[path]).any()]:
             del found[name][path]
             lacking[name][path] = "no batch has reached it"
 

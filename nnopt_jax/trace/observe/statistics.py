@@ -129,7 +129,13 @@ def input_absmax(*, channel: bool = False) -> Statistic:
 
 
 def input_range() -> Statistic:
-    """The least and the greatest value that met a leaf: `Extremes`, as `input_absmax`."""
+    """The least and the greatest value that met a leaf: `Extremes`, laid out as `input_absmax`.
+
+    Example:
+        >>> from nnopt_jax.trace import input_range
+        >>> input_range().name
+        'input_range'
+    """
 
     def show(met: Meeting) -> Extremes | None:
         if met.inputs is None:
@@ -152,26 +158,39 @@ def input_moments() -> Statistic:
     Channels are the entries along the axes that are summed over; of convolutions those of images.
     Batches are joined as Chan et al. do, without a second pass and without cancellation.
 
+    Example:
+        >>> from nnopt_jax.trace import input_moments
+        >>> input_moments().name
+        'input_moments'
+
     References:
         Chan, Golub, LeVeque 1983, Algorithms for Computing the Sample Variance, equation 2.1.
     """
 
-    def show(met):
+    def show(met: Meeting) -> _Sums | None:
         return None if met.inputs is None else _sums(met.inputs(), _rows(met))
 
-    def finish(state, lay):
+    def finish(state: _Sums, lay: Layout) -> Moments:
         return _moments(state, lay, lay.channel)
 
     return Statistic("input_moments", show, _zeros, _join, finish, ("groups", "channels"))
 
 
 def output_moments() -> Statistic:
-    """`Moments` of each channel of the products of a leaf, before anything is added to them."""
+    """`Moments` of each channel of the products of a leaf, before anything is added to them.
+
+    They broadcast to the leaf.
+
+    Example:
+        >>> from nnopt_jax.trace import output_moments
+        >>> output_moments().name
+        'output_moments'
+    """
 
     def show(met: Meeting) -> _Sums | None:
         return None if met.outputs is None else _sums(met.outputs(), len(met.stack))
 
-    def finish(state, lay):
+    def finish(state: _Sums, lay: Layout) -> Moments:
         return _moments(state, lay, lay.out)
 
     return Statistic("output_moments", show, _zeros, _join, finish, ("outs",))
@@ -186,6 +205,18 @@ def input_histogram(bins: int = 4096) -> Statistic:
     Returns:
         The statistic. It gives what `nnopt.quantization.percentile_grid` and its like take, of
         scanned leaves with a leading axis of layers.
+
+    Raises:
+        ValueRangeError: `bins` is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params, batches = {"w": jnp.ones((2, 3))}, [jnp.array([[1.0, -4.0]])]
+        >>> seen = nnopt.observe(lambda p, x: x @ p["w"], params, batches, "input_histogram")
+        >>> grid = nnopt.quantization.absmax_grid(seen["input_histogram"]["w"], bits=4)
+        >>> print(f"{7 * grid.scale:.1f}")
+        4.0
     """
     start = Range.start(bins)
 
@@ -193,7 +224,7 @@ def input_histogram(bins: int = 4096) -> Statistic:
         if met.inputs is None:
             return None
 
-        def add(x):
+        def add(x: Array) -> Range:
             return add_values(start, x)
 
         for _ in met.stack:
@@ -224,6 +255,14 @@ def input_gram(block: int | None = None) -> Statistic:
     Returns:
         The statistic. It gives `(n, n)` for a leaf, or `(n / block, block, block)`; before these
         come layers of a scan, and groups of a grouped convolution.
+
+    Raises:
+        ValueRangeError: `block` is no whole number above 0.
+
+    Example:
+        >>> from nnopt_jax.trace import input_gram
+        >>> input_gram(block=128).name
+        'input_gram'
 
     References:
         Frantar et al. 2022, GPTQ, section 3 (the Hessian of a layer's squared error).
@@ -257,12 +296,17 @@ def input_count() -> Statistic:
     """How often each row of an embedding was looked up, float32; it broadcasts to the leaf.
 
     Exact up to 2**24 for a row.
+
+    Example:
+        >>> from nnopt_jax.trace import input_count
+        >>> input_count().name
+        'input_count'
     """
 
     def show(met: Meeting) -> Array | None:
         return None if met.looked_up is None else met.looked_up()
 
-    def finish(state, lay):
+    def finish(state: Array, lay: Layout) -> Array:
         return lay.channel(state)
 
     return Statistic("input_count", show, _zeros, jnp.add, finish, ("channels",))

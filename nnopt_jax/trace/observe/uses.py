@@ -21,6 +21,7 @@ from nnopt_jax.trace.observe.view import Level, Place, View, own_dims
 from nnopt_jax.trace.observe.walk import Extras, walk
 from nnopt_jax.trace.traced import Traced, is_array, refilled, traced
 from nnopt_jax.tree.paths import flatten
+from nnopt_jax.typing import Array
 
 
 class LeafUse(NamedTuple):
@@ -271,12 +272,13 @@ def uses(function: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
     kept = [is_array(x) for x in leaves]
     arrays = [x for x, keep in zip(leaves, kept, strict=True) if keep]
 
-    def run(*arrays: Any) -> None:
+    def run(*arrays: Any) -> Array:
         params, args, kwargs = jax.tree.unflatten(tree, refilled(leaves, kept, arrays))
         given = traced(function, (params, *args), kwargs)
         notes.append(noted(given, floats(params), ()))
+        return jnp.zeros(())
 
-    jax.eval_shape(automatic(run, mesh_of(arrays), None), *arrays)
+    jax.eval_shape(automatic(run, mesh_of(arrays), 0), *arrays)
     return table(notes[-1].numbered(), list(floats(params)))
 
 
