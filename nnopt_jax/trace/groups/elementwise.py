@@ -17,9 +17,9 @@ from nnopt_jax.trace.jaxpr import Equation, primitives, probed
 
 _NAMED = (
     "abs acos acosh add_jaxvals add and asin asinh atan2 atan atanh bessel_i0e bessel_i1e cbrt "
-    "ceil clamp clz complex conj convert_element_type copy cos cosh digamma div eq eq_to erf_inv erfc "
-    "exp2 exp expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to lgamma log1p "
-    "log2 log logistic lt lt_to max min mul name ne neg nextafter not one_minus_square or "
+    "ceil clamp clz complex conj convert_element_type copy cos cosh digamma div eq eq_to erf_inv "
+    "erfc exp2 exp expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to lgamma "
+    "log1p log2 log logistic lt lt_to max min mul name ne neg nextafter not one_minus_square or "
     "polygamma population_count pow real reduce_precision rem round rsqrt select_n shift_left "
     "shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan "
     "tanh xor zeta"
