@@ -58,7 +58,8 @@ def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
         analysis: of a function.
 
     Returns:
-        In the order of the leaves; units in the order in which they lie along the first member.
+        In the order of the leaves, and of parts of an axis the outer ones first; units in the order
+        in which they lie along the first member.
     """
     places, rows = analysis.elements()
     kind = _kinds(rows)
@@ -74,7 +75,7 @@ def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
         first = np.argsort(next(iter(indices.values()))[:, 0], kind="stable")
         indices = {place: at[first] for place, at in indices.items()}
         found.append((indices, not analysis.book.is_ordered(units).any()))
-    found.sort(key=lambda each: [(place, at[0, 0]) for place, at in each[0].items()])
+    found.sort(key=lambda each: [(place, at[0, 0], -at[1, 0]) for place, at in each[0].items()])
     named = [({places[at]: x for at, x in indices.items()}, free) for indices, free in found]
     return tuple(
         Dimension(name, len(next(iter(indices.values()))), indices, free)

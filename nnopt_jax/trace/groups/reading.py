@@ -107,7 +107,7 @@ class Smaller(Protocol):
         """Computes the one program of a step as if it were written there."""
         ...
 
-    def ghost(self, variable: Any, axis: int) -> Any:
+    def ghost(self, step: Step, operand: int, axis: int) -> Any:
         """What an operand of this step would hold at one removed element, of size 1 there."""
         ...
 

@@ -40,7 +40,7 @@ def _reduce(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]
         if left == _NOTHING[primitive] or reader.book.is_fixed(labels).all():
             continue
         # What every removed unit would add is known, and added, along one axis of a sum.
-        if left is Left.ALIKE and primitive is _P.reduce_sum_p and not counted:
+        if left is not Left.UNKNOWN and primitive is _P.reduce_sum_p and not counted:
             counted = True
             continue
         text = f"{primitive.name} would count what removed units leave"
@@ -54,11 +54,10 @@ def _reduce(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]
 def _reduce_smaller(step: Step, values: list[Any], smaller: Smaller) -> list[Any]:
     """Sums count what is removed, where that is not zero."""
     (total,), (value,) = bind(step.equation, values), step.ins
-    (variable,) = step.equation.invars
     for axis in step.equation.params["axes"]:
         kept, labels = smaller.kept(value.axes[axis]), value.axes[axis]
-        if kept is not None and value.remains(axis) is Left.ALIKE:
-            (each,) = bind(step.equation, [smaller.ghost(variable, axis)])
+        if kept is not None and value.remains(axis) != _NOTHING[step.equation.primitive]:
+            (each,) = bind(step.equation, [smaller.ghost(step, 0, axis)])
             total = total + (len(labels) - len(kept)) * each
     return [total]
 
