@@ -105,13 +105,14 @@ def _kinds(rows: np.ndarray) -> np.ndarray:
 
 
 def _names(analysis: Analysis, found: Sequence[tuple[Mapping[Place, np.ndarray], bool]]):
-    """By the member of most axes, along one of which lie no other units; else the first."""
+    """By a kernel that makes the units, rather than by one that reads them."""
     names: list[str] = []
     for indices, _ in found:
 
-        def least(place: Place, indices: Mapping[Place, np.ndarray] = indices) -> tuple[bool, int]:
+        def least(place: Place, indices: Mapping[Place, np.ndarray] = indices) -> tuple[int, ...]:
             shape = analysis.shapes[place[0]]
-            return np.unique(indices[place]).size < shape[place[1]], -len(shape)
+            part = np.unique(indices[place]).size < shape[place[1]]
+            return analysis.book.is_consumed(analysis.labels[place]), part, -len(shape)
 
         path, axis = min(indices, key=least)
         names.append(f"{path}:{axis}")

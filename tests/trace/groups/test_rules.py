@@ -104,9 +104,9 @@ CASES = {
     "stopped": (lambda p, x: lax.stop_gradient(hidden(p, x)) @ p["b"], [8]),
     "inner gradient": (
         lambda p, x: jax.grad(lambda x: (jnp.tanh(hidden(p, x)) @ p["b"]).sum())(x),
-        [8],
+        [8, 2],  # outputs are added up, and may go, too
     ),
-    "convolution": (lambda p, x: repeated_conv(p, x)[:, 0] @ p["b"], [8]),
+    "convolution": (lambda p, x: repeated_conv(p, x)[:, 0] @ p["b"], [8, 8]),
 }
 
 

@@ -143,10 +143,10 @@ def transformer(tied: bool):
     attention = "params/Block_0/MultiHeadDotProductAttention_0"
     found = {
         "params/Block_0/Dense_0/kernel:1": 10,
-        f"{attention}/key/kernel:0": 8,  # the residual stream
+        f"{attention}/out/kernel:2": 8,  # the residual stream
         f"{attention}/key/kernel:1": 2,  # heads
         f"{attention}/key/kernel:2": 4,  # dimensions of queries and keys
-        f"{attention}/out/kernel:1": 4,  # dimensions of values
+        f"{attention}/value/kernel:2": 4,  # dimensions of values
     }
     return linen(Net(), (tokens(2, 5),), (tokens(1, 7),), found)
 
@@ -167,7 +167,7 @@ def stack():
             x, _ = layers(name="layers")(nn.Dense(6)(x), None)
             return nn.Dense(2)(x)
 
-    found = {"params/layers/Dense_0/kernel:1": 6, "params/layers/Dense_0/kernel:2": 8}
+    found = {"params/layers/Dense_1/kernel:2": 6, "params/layers/Dense_0/kernel:2": 8}
     return linen(Net(), (drawn(2, 5),), (drawn(3, 5),), found)
 
 
@@ -177,7 +177,8 @@ def recurrent(cell, name):
         def __call__(self, x):
             return nn.Dense(3)(nn.RNN(cell(6))(x)[:, -1])
 
-    return linen(Net(), (drawn(2, 4, 3),), (drawn(1, 6, 3),), {name: 6})
+    found = {f"params/{cell.__name__}_0/{name}/kernel:1": 6}
+    return linen(Net(), (drawn(2, 4, 3),), (drawn(1, 6, 3),), found)
 
 
 def fused():
@@ -199,8 +200,8 @@ def fused():
         "params/Dense_0/kernel:1": 12,
         "params/glu/kernel:1": 10,  # a column of each half
         "params/qkv/kernel:1": 2,  # heads
-        "params/qkv/kernel:1#2": 6,  # dimensions of queries and keys
-        "params/out/kernel:0": 6,  # dimensions of values
+        "params/qkv/kernel:1#2": 6,  # dimensions of values
+        "params/qkv/kernel:1#3": 6,  # dimensions of queries and keys
     }
     return linen(Net(), (drawn(2, 4, 5),), (drawn(1, 3, 5),), found)
 
@@ -240,12 +241,12 @@ def llama():
         "down": drawn(hidden, width), **{f"norm{i}": drawn(width, seed=i) for i in (1, 2, 3)},
     }  # fmt: skip
     found = {
-        "down:0": hidden,
+        "gate:1": hidden,
         "down:1": width,
         "k:1": pairs,  # a key and value head with its queries
         "k:1#2": size // 2,  # a pair of dimensions that turn together, in all heads
-        "o:0": heads // pairs,  # the same query head of every key head
-        "o:0#2": size,  # dimensions of values
+        "q:1": heads // pairs,  # the same query head of every key head
+        "v:1": size,  # dimensions of values
     }
     return Model(apply, params, (tokens(2, 5),), (tokens(1, 6),), found, ("k:1#2",))
 
@@ -262,7 +263,7 @@ def unet():
 
     found = {
         "params/ConvTranspose_0/kernel:3": 5,
-        "params/ConvTranspose_0/kernel:2": 6,
+        "params/Conv_1/kernel:3": 6,
         "params/Conv_0/kernel:3": 4,
         "params/Conv_2/kernel:3": 7,
     }
@@ -287,7 +288,7 @@ def vit():
         "params/Conv_0/kernel:3": 8,
         f"{attention}/key/kernel:1": 2,
         f"{attention}/key/kernel:2": 4,
-        f"{attention}/out/kernel:1": 4,
+        f"{attention}/value/kernel:2": 4,
     }
     return linen(Net(), (drawn(2, 4, 4, 2),), (drawn(1, 4, 6, 2),), found)
 
@@ -306,7 +307,7 @@ def mixer():
 
     found = {
         "params/Dense_0/kernel:1": 8,
-        "params/over/kernel:0": 6,  # of tokens,
+        "params/tokens/kernel:1": 6,
         "params/channels/kernel:1": 10,
     }
     return linen(Net(), (drawn(2, 5, 4),), (drawn(3, 5, 4),), found)
@@ -325,7 +326,7 @@ def experts():
         "gate": drawn(5, 4), "in": drawn(5, 6), "up": drawn(4, 6, 8), "down": drawn(4, 8, 7),
         "out": drawn(7, 3),
     }  # fmt: skip
-    found = {"down:1": 8, "down:2": 7, "up:1": 6}
+    found = {"up:2": 8, "down:2": 7, "in:1": 6}
     return Model(apply, params, (drawn(2, 5),), (drawn(4, 5),), found)
 
 
@@ -352,11 +353,11 @@ def nnx_attention():
         return nnx.merge(graph, new)(ids)
 
     found = {
-        "attend/key/kernel:0": 8,
+        "attend/out/kernel:2": 8,
         "attend/key/kernel:1": 2,
         "attend/key/kernel:2": 4,
-        "attend/out/kernel:1": 4,
-        "head/kernel:0": 6,
+        "attend/value/kernel:2": 4,
+        "up/kernel:1": 6,
     }
     params = filled(nnx.to_pure_dict(state))
     return Model(apply, params, (tokens(2, 4),), (tokens(1, 5),), found)
@@ -400,8 +401,8 @@ ZOO = {
     "transformer": lambda: transformer(False),
     "tied": lambda: transformer(True),
     "stack": stack,
-    "lstm": lambda: recurrent(nn.OptimizedLSTMCell, "params/Dense_0/kernel:0"),
-    "gru": lambda: recurrent(nn.GRUCell, "params/Dense_0/kernel:0"),
+    "lstm": lambda: recurrent(nn.OptimizedLSTMCell, "hf"),
+    "gru": lambda: recurrent(nn.GRUCell, "hn"),
     "fused": fused,
     "llama": llama,
     "unet": unet,

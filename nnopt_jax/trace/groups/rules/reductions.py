@@ -8,7 +8,6 @@ from typing import Any
 from nnopt_jax.trace.groups.elementwise import met
 from nnopt_jax.trace.groups.reading import (
     Reader,
-    Reason,
     Rule,
     Smaller,
     Step,
@@ -44,7 +43,7 @@ def _reduce(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]
             counted = True
             continue
         text = f"{primitive.name} would count what removed units leave"
-        reader.book.fix(labels, Reason(text, equation))
+        reader.book.fix(labels, reader.reason(text))
     kept = [axis for axis in range(len(value.axes)) if axis not in over]
     found = picked(value, kept)
     left = tuple(x if x == 0.0 or x is Left.ALIKE else Left.UNKNOWN for x in found.left)
@@ -66,7 +65,7 @@ def _arg(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
     over = equation.params["axes"]
     for axis in over:
         text = f"{equation.primitive.name} counts along it"
-        reader.book.fix(ins[0].axes[axis], Reason(text, equation))
+        reader.book.fix(ins[0].axes[axis], reader.reason(text))
     kept = [axis for axis in range(len(ins[0].axes)) if axis not in over]
     return [Value(picked(ins[0], kept).axes, (Left.UNKNOWN,) * len(kept))]
 
@@ -75,12 +74,12 @@ def _along(reader: Reader, equation: Equation, ins: list[Value], axis: int) -> l
     """Arrays that meet, where one axis is needed whole; zeros stay zeros along the others."""
     rank, found = len(ins[0].axes), []
     joined = [met(reader, ins, rank, at) for at in range(rank)]
-    reader.book.fix(joined[axis], Reason(f"{equation.primitive.name} along it", equation))
+    reader.book.fix(joined[axis], reader.reason(f"{equation.primitive.name} along it"))
     zeros = [all(value.remains(at) == 0.0 for value in ins) for at in range(rank)]
     for out in equation.outvars:
         axes = list(joined)
         if len(axes[axis]) != (size := shape_of(out)[axis]):
-            axes[axis] = reader.book.fixed(size, Reason(equation.primitive.name, equation))
+            axes[axis] = reader.book.fixed(size, reader.reason(equation.primitive.name))
         left = tuple(0.0 if zero and at != axis else Left.UNKNOWN for at, zero in enumerate(zeros))
         found.append(Value(tuple(axes), left))
     return found
@@ -113,7 +112,7 @@ def _window(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]
         if (size, stride, low, high, base) == (1, 1, 0, 0, 1):
             continue
         within &= base == 1 and max(low, high) < (size - 1) * spread + 1
-        reader.book.fix(axes[axis], Reason("a window moves along it", equation))
+        reader.book.fix(axes[axis], reader.reason("a window moves along it"))
         axes[axis] = reader.book.fixed(shape_of(equation.outvars[0])[axis], "a place of an image")
     # A window that holds nothing but padding is not zero where its array is.
     left = tuple(0.0 if x == 0.0 and within else Left.UNKNOWN for x in value.left)
