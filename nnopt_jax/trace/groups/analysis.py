@@ -92,7 +92,7 @@ def analyse(
 def _parameter(book: Book, shape: Shape, dtype: Any) -> Value:
     if jnp.issubdtype(dtype, jax.dtypes.extended):
         return unknown(book, shape, "no numbers")
-    value = Value(tuple(book.fresh(n) for n in shape), (0.0,) * len(shape))
+    value = Value(tuple(map(book.fresh, shape)), (0.0,) * len(shape), parameter=True)
     for labels in value.axes:
         if len(labels) == 1:
             book.fix(labels, "a single element")

@@ -58,7 +58,8 @@ def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
         analysis: of a function.
 
     Returns:
-        In the order of the leaves; units in the order in which they lie along the first member.
+        In the order of the leaves, and of parts of an axis the outer ones first; units in the order
+        in which they lie along the first member.
     """
     places, rows = analysis.elements()
     kind = _kinds(rows)
@@ -74,7 +75,7 @@ def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
         first = np.argsort(next(iter(indices.values()))[:, 0], kind="stable")
         indices = {place: at[first] for place, at in indices.items()}
         found.append((indices, not analysis.book.is_ordered(units).any()))
-    found.sort(key=lambda each: [(place, at[0, 0]) for place, at in each[0].items()])
+    found.sort(key=lambda each: [(place, at[0, 0], -at[1, 0]) for place, at in each[0].items()])
     named = [({places[at]: x for at, x in indices.items()}, free) for indices, free in found]
     return tuple(
         Dimension(name, len(next(iter(indices.values()))), indices, free)
@@ -104,13 +105,14 @@ def _kinds(rows: np.ndarray) -> np.ndarray:
 
 
 def _names(analysis: Analysis, found: Sequence[tuple[Mapping[Place, np.ndarray], bool]]):
-    """By the member of most axes, along one of which lie no other units; else the first."""
+    """By a kernel that makes the units, rather than by one that reads them."""
     names: list[str] = []
     for indices, _ in found:
 
-        def least(place: Place, indices: Mapping[Place, np.ndarray] = indices) -> tuple[bool, int]:
+        def least(place: Place, indices: Mapping[Place, np.ndarray] = indices) -> tuple[int, ...]:
             shape = analysis.shapes[place[0]]
-            return np.unique(indices[place]).size < shape[place[1]], -len(shape)
+            part = np.unique(indices[place]).size < shape[place[1]]
+            return analysis.book.is_consumed(analysis.labels[place]), part, -len(shape)
 
         path, axis = min(indices, key=least)
         names.append(f"{path}:{axis}")

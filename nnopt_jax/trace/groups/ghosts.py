@@ -76,10 +76,11 @@ class Ghosts(NamedTuple):
             return self._repeated(frame, step, axis)
         given = [read(frame.values, x) for x in equation.invars]
         for at, own in _origins(step, axis):
-            given[at] = self._operand(frame, step, at, own)
+            given[at] = self.operand(frame, step, at, own)
         return bind(equation, given)[which]
 
-    def _operand(self, frame: Frame, step: Step, at: int, axis: int) -> Array:
+    def operand(self, frame: Frame, step: Step, at: int, axis: int) -> Array:
+        """Likewise of an operand of a step, by its number."""
         variable, value = step.equation.invars[at], step.ins[at]
         x = read(frame.values, variable)
         if len(value.axes[axis]) == 1:  # repeated along it
@@ -96,7 +97,7 @@ class Ghosts(NamedTuple):
         shape[axis] = 1
         x = read(frame.values, variable)
         if axis in targets and len(step.ins[0].axes[targets.index(axis)]) != 1:
-            x = self._operand(frame, step, 0, targets.index(axis))
+            x = self.operand(frame, step, 0, targets.index(axis))
         return resized(step, [x], self.running, shape=tuple(shape))[0]
 
 

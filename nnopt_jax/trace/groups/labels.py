@@ -45,6 +45,7 @@ class Book:
         self._ordered = np.zeros(1, bool)
         self._reasons: list[Any] = [None, "always kept"]
         self._fixed: dict[Any, int] = {}
+        self._consumed: dict[int, Labels] = {}
 
     @property
     def size(self) -> int:
@@ -106,6 +107,14 @@ class Book:
     def read(self, labels: Labels) -> None:
         """Something adds up over these elements."""
         self._read[self.find(labels)] = True
+
+    def consume(self, axis: Labels) -> None:
+        """A parameter is multiplied with units along this axis; it does not make them."""
+        self._consumed[id(axis)] = axis
+
+    def is_consumed(self, axis: Labels) -> bool:
+        """Whether it is such an axis: this very vector."""
+        return id(axis) in self._consumed
 
     def order(self, labels: Labels) -> None:
         """These elements cannot change places."""

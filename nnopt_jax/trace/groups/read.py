@@ -35,15 +35,21 @@ class Walk:
     Args:
         book: of labels.
         depth: how many derivative rules the program lies in.
+        around: the steps it lies in, the outermost first.
     """
 
-    def __init__(self, book: Book, depth: int = 0) -> None:
+    def __init__(self, book: Book, depth: int = 0, around: Sequence[Equation] = ()) -> None:
         self.book = book
         self.depth = depth
+        self.around = list(around)
+
+    def reason(self, text: str) -> Reason:
+        """Why the step that is read wants elements to stay."""
+        return Reason(text, tuple(reversed(self.around)))
 
     def deeper(self) -> Walk:
         """For derivative rules."""
-        return Walk(self.book, self.depth + 1)
+        return Walk(self.book, self.depth + 1, self.around)
 
     def program(self, program: Program, inputs: Sequence[Value], inline: bool = False) -> Reading:
         """Reads a program.
@@ -69,12 +75,15 @@ class Walk:
 
     def _step(self, equation: Equation, ins: list[Value]) -> Step:
         rule = RULES.get(equation.primitive)
+        self.around.append(equation)
         try:
             if rule is None:
                 raise NoRule(equation.primitive.name)
             found = rule.read(self, equation, ins)
         except NoRule as missing:
             found = self._whole(equation, ins, str(missing))
+        finally:
+            self.around.pop()
         if isinstance(found, Inside):
             outs, inner, lazy = found
         else:
@@ -85,7 +94,7 @@ class Walk:
 
     def _whole(self, equation: Equation, ins: list[Value], what: str) -> list[Value]:
         """What is not understood keeps all that it touches."""
-        reason = Reason(f"no rule for {what}", equation)
+        reason = self.reason(f"no rule for {what}")
         for value in ins:
             for labels in value.axes:
                 self.book.fix(labels, reason)

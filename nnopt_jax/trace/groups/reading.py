@@ -21,15 +21,16 @@ class Reason:
 
     Args:
         text: in words.
-        equation: the step that wants it.
+        equations: the step that wants it, and those it lies in.
     """
 
     text: str
-    equation: Equation
+    equations: tuple[Equation, ...]
 
     def __str__(self) -> str:
         """With the user's line, where it is known."""
-        at = line(self.equation)
+        # Programs that JAX has kept from another call do not know who calls them now.
+        at = next(filter(None, map(line, self.equations)), "")
         return f"{self.text} at {at}" if at else self.text
 
 
@@ -83,6 +84,10 @@ class Reader(Protocol):
         """Reads a program inside of a step; inline where it runs as if it were written there."""
         ...
 
+    def reason(self, text: str) -> Reason:
+        """Why the step that is read wants elements to stay."""
+        ...
+
     def deeper(self) -> Reader:
         """For programs that may never run, and hold further ones."""
         ...
@@ -107,7 +112,7 @@ class Smaller(Protocol):
         """Computes the one program of a step as if it were written there."""
         ...
 
-    def ghost(self, variable: Any, axis: int) -> Any:
+    def ghost(self, step: Step, operand: int, axis: int) -> Any:
         """What an operand of this step would hold at one removed element, of size 1 there."""
         ...
 

@@ -85,15 +85,16 @@ class Running:
         self._frame = outside
         return [read(known, variable) for variable in program.jaxpr.outvars]
 
-    def ghost(self, variable: Any, axis: int) -> Array:
-        """What a variable of the running program would hold at one removed element.
+    def ghost(self, step: Step, operand: int, axis: int) -> Array:
+        """What an operand of the step that runs would hold at one removed element.
 
         Args:
-            variable: an operand of the step that runs.
+            step: the step.
+            operand: its number.
             axis: where units are removed.
 
         Returns:
-            An array of the shape of the variable, of size 1 along the axis.
+            An array of the shape of the operand, of size 1 along the axis.
         """
         assert self._frame is not None
-        return Ghosts(self).of(self._frame, variable, axis)
+        return Ghosts(self).operand(self._frame, step, operand, axis)

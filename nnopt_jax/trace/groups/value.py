@@ -26,6 +26,7 @@ class Value(NamedTuple):
         axes: the labels along each axis.
         left: for each axis what the array holds at removed elements of it.
         constant: what every element is, where that is known.
+        parameter: whether it is a parameter, or but moved or cast.
 
     Example:
         >>> Value((), (), 2.0).remains(0)
@@ -35,6 +36,7 @@ class Value(NamedTuple):
     axes: tuple[Labels, ...]
     left: tuple[Remains, ...]
     constant: float | None = None
+    parameter: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from nnopt_jax.trace.groups.labels import Labels
 from nnopt_jax.trace.groups.reading import (
     NoRule,
     Reader,
-    Reason,
     Rule,
     Smaller,
     Step,
@@ -33,22 +32,24 @@ def _product(*remains: Remains) -> Remains:
     return Left.UNKNOWN if Left.UNKNOWN in remains else Left.ALIKE
 
 
-def _add_up(reader: Reader, equation: Equation, pairs: Sequence[tuple[Labels, Labels, Remains]]):
+def _add_up(reader: Reader, pairs: Sequence[tuple[Labels, Labels, Remains]]) -> None:
     """Axes that are added up over: one of the two factors must be zero where units are removed."""
     for ours, theirs, left in pairs:
         reader.book.join(ours, theirs)
         reader.book.read(ours)
         if left != 0.0:
             text = "a product would count what removed units leave in both factors"
-            reader.book.fix(ours, Reason(text, equation))
+            reader.book.fix(ours, reader.reason(text))
 
 
 def _dot(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
     (ours, theirs), (our_batch, their_batch) = equation.params["dimension_numbers"]
     x, y = ins
+    for value, summed in ((x, ours), (y, theirs)):
+        for axis in summed if value.parameter else ():
+            reader.book.consume(value.axes[axis])
     _add_up(
         reader,
-        equation,
         [
             (x.axes[a], y.axes[b], _zero(x.remains(a), y.remains(b)))
             for a, b in zip(ours, theirs, strict=True)
@@ -77,7 +78,7 @@ def _convolution(reader: Reader, equation: Equation, ins: list[Value]) -> list[V
     shape = shape_of(equation.outvars[0])
     text = "a convolution moves along it"
     for labels in (*(x.axes[p] for p in places), *(kernel.axes[p] for p in window)):
-        book.fix(labels, Reason(text, equation))
+        book.fix(labels, reader.reason(text))
     groups, wanted = k["feature_group_count"], kernel.axes[inward]
     made = kernel.axes[outward]
     if groups == 1:
@@ -88,7 +89,9 @@ def _convolution(reader: Reader, equation: Equation, ins: list[Value]) -> list[V
         other, _ = book.parted(made, groups)
         book.join(group, other)
     left = _zero(x.remains(features), kernel.remains(inward))
-    _add_up(reader, equation, [(given, wanted, left)])
+    _add_up(reader, [(given, wanted, left)])
+    if kernel.parameter:
+        book.consume(wanted)
     axes: list[Labels] = [book.fixed(n, "a place of an image") for n in shape]
     remains: list[Remains] = [Left.UNKNOWN] * len(shape)
     axes[numbers.out_spec[0]], axes[numbers.out_spec[1]] = x.axes[batch], made

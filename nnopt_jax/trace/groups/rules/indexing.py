@@ -7,7 +7,6 @@ from typing import Any
 from nnopt_jax.trace.groups.labels import Labels
 from nnopt_jax.trace.groups.reading import (
     Reader,
-    Reason,
     Rule,
     Smaller,
     Step,
@@ -21,7 +20,7 @@ from nnopt_jax.trace.jaxpr import Equation, primitives
 
 def _looked_along(reader: Reader, equation: Equation, labels: Labels) -> None:
     text = f"{equation.primitive.name} looks along it"
-    reader.book.fix(labels, Reason(text, equation))
+    reader.book.fix(labels, reader.reason(text))
 
 
 def _whole(value: Value, window: Any, axis: int) -> bool:
@@ -34,7 +33,7 @@ def _dynamic_slice(reader: Reader, equation: Equation, ins: list[Value]) -> list
     for axis, size in enumerate(window):
         if not _whole(value, window, axis):
             _looked_along(reader, equation, axes[axis])
-            axes[axis] = reader.book.fixed(size, Reason("looked up", equation))
+            axes[axis] = reader.book.fixed(size, reader.reason("looked up"))
     return [Value(tuple(axes), value.left, value.constant)]
 
 
@@ -72,7 +71,7 @@ def _gather(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]
         for axis in range(len(value.axes))
         if axis not in numbers.collapsed_slice_dims and axis not in own
     ]
-    axes: list[Labels] = [reader.book.fixed(n, Reason("looked up", equation)) for n in shape]
+    axes: list[Labels] = [reader.book.fixed(n, reader.reason("looked up")) for n in shape]
     left: list[Remains] = [Left.UNKNOWN] * len(shape)
     for axis in numbers.collapsed_slice_dims:
         _looked_along(reader, equation, value.axes[axis])

@@ -14,7 +14,6 @@ from nnopt_jax.trace.groups.elementwise import met
 from nnopt_jax.trace.groups.labels import KEPT, Book, Labels
 from nnopt_jax.trace.groups.reading import (
     Reader,
-    Reason,
     Rule,
     Smaller,
     Step,
@@ -35,6 +34,7 @@ def picked(value: Value, axes: Sequence[int]) -> Value:
         tuple(value.axes[axis] for axis in axes),
         tuple(value.left[axis] for axis in axes),
         value.constant,
+        value.parameter,
     )
 
 
@@ -48,7 +48,7 @@ def with_axis(value: Value, axis: int, labels: Labels, left: Remains | None = No
     axes, lefts = list(value.axes), list(value.left)
     axes[axis] = labels
     lefts[axis] = lefts[axis] if left is None else left
-    return Value(tuple(axes), tuple(lefts), value.constant)
+    return Value(tuple(axes), tuple(lefts), value.constant, value.parameter)
 
 
 def _transpose(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
@@ -58,7 +58,7 @@ def _transpose(reader: Reader, equation: Equation, ins: list[Value]) -> list[Val
 def _squeeze(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
     gone = {axis % len(ins[0].axes) for axis in equation.params["dimensions"]}
     for axis in gone:
-        reader.book.fix(ins[0].axes[axis], Reason("one of its elements alone is taken", equation))
+        reader.book.fix(ins[0].axes[axis], reader.reason("one of its elements alone is taken"))
     return [picked(ins[0], [axis for axis in range(len(ins[0].axes)) if axis not in gone])]
 
 
@@ -119,7 +119,7 @@ def _reshape(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value
     for labels in value.axes:
         if len(labels) == 1:
             reader.book.fix(labels, "a single element")
-    return [Value(tuple(axes), tuple(left), value.constant)]
+    return [Value(tuple(axes), tuple(left), value.constant, value.parameter)]
 
 
 def _flat(book: Book, axes: Sequence[Labels]) -> Labels:
@@ -214,9 +214,9 @@ def _pad(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
             continue
         padded.append(axis)
         if interior or low < 0 or high < 0:
-            reader.book.fix(axes[axis], Reason("its elements are spread apart", equation))
+            reader.book.fix(axes[axis], reader.reason("its elements are spread apart"))
             size = shape_of(equation.outvars[0])[axis]
-            axes[axis] = reader.book.fixed(size, Reason("padded", equation))
+            axes[axis] = reader.book.fixed(size, reader.reason("padded"))
         else:
             kept = [reader.book.fixed(n, "padded") for n in (low, high)]
             axes[axis] = np.concatenate([kept[0], axes[axis], kept[1]])
@@ -257,7 +257,7 @@ def _made(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
     """Positions and random bits: computed in full, and cut where units are removed."""
     for value in ins:
         for labels in value.axes:
-            reader.book.fix(labels, Reason(f"{equation.primitive.name} needs it whole", equation))
+            reader.book.fix(labels, reader.reason(f"{equation.primitive.name} needs it whole"))
     value = made(reader.book, shape_of(equation.outvars[0]))
     for labels in value.axes:
         reader.book.order(labels)

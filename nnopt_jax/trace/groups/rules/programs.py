@@ -9,7 +9,7 @@ import jax
 from jax import lax
 from jax.sharding import Sharding
 
-from nnopt_jax.trace.groups.reading import Inside, Reader, Reading, Reason, Rule, Smaller, Step
+from nnopt_jax.trace.groups.reading import Inside, Reader, Reading, Rule, Smaller, Step
 from nnopt_jax.trace.groups.rules.moves import picked
 from nnopt_jax.trace.groups.value import Left, Value
 from nnopt_jax.trace.jaxpr import Equation, closed, primitives, scanned
@@ -97,7 +97,7 @@ def _scan(reader: Reader, equation: Equation, ins: list[Value]) -> Inside:
     consts, count = scanned(equation)
     rows = ins[consts + count :]
     for value in rows:
-        reader.book.fix(value.axes[0], Reason("a loop goes along it", equation))
+        reader.book.fix(value.axes[0], reader.reason("a loop goes along it"))
     reading, carry = _looped(
         reader,
         equation.params["jaxpr"],

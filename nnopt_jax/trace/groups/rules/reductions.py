@@ -8,7 +8,6 @@ from typing import Any
 from nnopt_jax.trace.groups.elementwise import met
 from nnopt_jax.trace.groups.reading import (
     Reader,
-    Reason,
     Rule,
     Smaller,
     Step,
@@ -40,11 +39,11 @@ def _reduce(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]
         if left == _NOTHING[primitive] or reader.book.is_fixed(labels).all():
             continue
         # What every removed unit would add is known, and added, along one axis of a sum.
-        if left is Left.ALIKE and primitive is _P.reduce_sum_p and not counted:
+        if left is not Left.UNKNOWN and primitive is _P.reduce_sum_p and not counted:
             counted = True
             continue
         text = f"{primitive.name} would count what removed units leave"
-        reader.book.fix(labels, Reason(text, equation))
+        reader.book.fix(labels, reader.reason(text))
     kept = [axis for axis in range(len(value.axes)) if axis not in over]
     found = picked(value, kept)
     left = tuple(x if x == 0.0 or x is Left.ALIKE else Left.UNKNOWN for x in found.left)
@@ -54,11 +53,10 @@ def _reduce(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]
 def _reduce_smaller(step: Step, values: list[Any], smaller: Smaller) -> list[Any]:
     """Sums count what is removed, where that is not zero."""
     (total,), (value,) = bind(step.equation, values), step.ins
-    (variable,) = step.equation.invars
     for axis in step.equation.params["axes"]:
         kept, labels = smaller.kept(value.axes[axis]), value.axes[axis]
-        if kept is not None and value.remains(axis) is Left.ALIKE:
-            (each,) = bind(step.equation, [smaller.ghost(variable, axis)])
+        if kept is not None and value.remains(axis) != _NOTHING[step.equation.primitive]:
+            (each,) = bind(step.equation, [smaller.ghost(step, 0, axis)])
             total = total + (len(labels) - len(kept)) * each
     return [total]
 
@@ -67,7 +65,7 @@ def _arg(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
     over = equation.params["axes"]
     for axis in over:
         text = f"{equation.primitive.name} counts along it"
-        reader.book.fix(ins[0].axes[axis], Reason(text, equation))
+        reader.book.fix(ins[0].axes[axis], reader.reason(text))
     kept = [axis for axis in range(len(ins[0].axes)) if axis not in over]
     return [Value(picked(ins[0], kept).axes, (Left.UNKNOWN,) * len(kept))]
 
@@ -76,12 +74,12 @@ def _along(reader: Reader, equation: Equation, ins: list[Value], axis: int) -> l
     """Arrays that meet, where one axis is needed whole; zeros stay zeros along the others."""
     rank, found = len(ins[0].axes), []
     joined = [met(reader, ins, rank, at) for at in range(rank)]
-    reader.book.fix(joined[axis], Reason(f"{equation.primitive.name} along it", equation))
+    reader.book.fix(joined[axis], reader.reason(f"{equation.primitive.name} along it"))
     zeros = [all(value.remains(at) == 0.0 for value in ins) for at in range(rank)]
     for out in equation.outvars:
         axes = list(joined)
         if len(axes[axis]) != (size := shape_of(out)[axis]):
-            axes[axis] = reader.book.fixed(size, Reason(equation.primitive.name, equation))
+            axes[axis] = reader.book.fixed(size, reader.reason(equation.primitive.name))
         left = tuple(0.0 if zero and at != axis else Left.UNKNOWN for at, zero in enumerate(zeros))
         found.append(Value(tuple(axes), left))
     return found
@@ -114,7 +112,7 @@ def _window(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]
         if (size, stride, low, high, base) == (1, 1, 0, 0, 1):
             continue
         within &= base == 1 and max(low, high) < (size - 1) * spread + 1
-        reader.book.fix(axes[axis], Reason("a window moves along it", equation))
+        reader.book.fix(axes[axis], reader.reason("a window moves along it"))
         axes[axis] = reader.book.fixed(shape_of(equation.outvars[0])[axis], "a place of an image")
     # A window that holds nothing but padding is not zero where its array is.
     left = tuple(0.0 if x == 0.0 and within else Left.UNKNOWN for x in value.left)
