@@ -1,12 +1,12 @@
 """The one reading: what a function does with each of its parameters."""
 
-from nnopt_jax.trace.cost import (
+from nnopt_jax.trace.costed import (
     Cost as Cost,
     CostComparison as CostComparison,
     CostRow as CostRow,
     cost as cost,
 )
-from nnopt_jax.trace.groups import (
+from nnopt_jax.trace.grouped import (
     Dimension as Dimension,
     Groups as Groups,
     Shrunk as Shrunk,
@@ -14,7 +14,7 @@ from nnopt_jax.trace.groups import (
     groups as groups,
     shrink as shrink,
 )
-from nnopt_jax.trace.observe import (
+from nnopt_jax.trace.observed import (
     Extremes as Extremes,
     LeafUse as LeafUse,
     LeafUses as LeafUses,

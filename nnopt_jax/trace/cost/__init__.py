@@ -1,5 +1,0 @@
-"""What a function costs: FLOPs, bytes and milliseconds, for each leaf of its parameters."""
-
-from nnopt_jax.trace.cost.comparison import CostComparison as CostComparison
-from nnopt_jax.trace.cost.cost import cost as cost
-from nnopt_jax.trace.cost.table import Cost as Cost, CostRow as CostRow
