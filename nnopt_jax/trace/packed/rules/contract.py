@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 
 from nnopt_jax.arrays.base import Field, is_node, show
 from nnopt_jax.arrays.factored import Factored
@@ -17,7 +16,7 @@ from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.ops.levels import level_values
-from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after, spread
+from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after, whole_codes
 from nnopt_jax.trace.packed.rules.grouped import grouped
 from nnopt_jax.trace.packed.rules.planes import planes_product
 from nnopt_jax.trace.packed.rules.rounded import rounded, rounded_product
@@ -47,14 +46,7 @@ def _quantized(x: Array, weight: Quantized, how: Contraction) -> Array:
         found = planes_product(x, weight.replace(scale=scale), how)
     if found is not None:
         return found
-    dtype = jnp.dtype(weight.dtype)
-    codes = show(weight.codes).astype(dtype)
-    if weight.zero is not None:
-        codes = codes - lax.broadcast_in_dim(
-            spread(show(weight.zero).astype(dtype), weight.shape), weight.shape,
-            tuple(range(weight.ndim)),
-        )  # fmt: skip
-    return _scaled(x, codes, scale, how)
+    return _scaled(x, whole_codes(weight), scale, how)
 
 
 def _levels(x: Array, weight: Levels, how: Contraction) -> Array:

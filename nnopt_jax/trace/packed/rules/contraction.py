@@ -9,6 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from nnopt_jax.arrays.base import show
+from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.typing import Array
 
 Axes = tuple[int, ...]
@@ -131,3 +133,14 @@ def spread(grid: Array, shape: Sequence[int]) -> Array:
         if grid.shape[axis] not in (1, size):
             grid = jnp.repeat(grid, size // grid.shape[axis], axis)
     return grid
+
+
+def whole_codes(weight: Quantized) -> Array:
+    """`q - z`, in the dtype of the weight, which holds such integers."""
+    dtype = jnp.dtype(weight.dtype)
+    codes = show(weight.codes).astype(dtype)
+    if weight.zero is None:
+        return codes
+    return codes - jnp.broadcast_to(
+        spread(show(weight.zero).astype(dtype), weight.shape), weight.shape
+    )

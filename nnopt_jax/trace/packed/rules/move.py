@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.arrays.base import Field, Node, is_node
@@ -66,9 +67,7 @@ def _moved(field: Field, shape: Shape, view: View) -> Field | None:
     if not is_node(field):
         return view.apply(field, shape)
     if isinstance(field, Bits | Trits):
-        if field.layout != "rows" or view.kept < 1:
-            return None
-        return field.replace(words=view.apply(field.words, shape), shape=view.shape)
+        return _packed_codes(field, shape, view)
     if isinstance(field, Factored):
         return _factors(field, view)
     if isinstance(field, Reshaped):
@@ -78,6 +77,16 @@ def _moved(field: Field, shape: Shape, view: View) -> Field | None:
     shared = SHARED[type(field)]
     parts = {name: _moved(part, shape, view) for name, part in field.fields() if name not in shared}
     return None if any(part is None for part in parts.values()) else field.replace(**parts)
+
+
+def _packed_codes(field: Bits | Trits, shape: Shape, view: View) -> Field | None:
+    """Words move where the axis that they lie along stays; else codes do, in a byte or two each."""
+    if field.layout == "rows" and view.kept >= 1:
+        return field.replace(words=view.apply(field.words, shape), shape=view.shape)
+    top = field.low + (2**field.width - 1 if isinstance(field, Bits) else 2)
+    narrow = next(kind for kind in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint16)
+                  if jnp.iinfo(kind).min <= field.low and top <= jnp.iinfo(kind).max)  # fmt: skip
+    return view.apply(field.materialize().astype(narrow), shape)
 
 
 def _factors(field: Factored, view: View) -> Factored | None:
