@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnopt_jax.errors import ShapeError
 from nnopt_jax.trace.grouped.labels import Book, Labels
 from nnopt_jax.trace.grouped.read import Walk
 from nnopt_jax.trace.grouped.reading import Reading, unknown
@@ -72,7 +73,7 @@ def analyse(
     for path, argument, variable in zip(
         given.paths, given.arguments, given.program.jaxpr.invars, strict=True
     ):
-        shape = tuple(variable.aval.shape)
+        shape = _numbers(path, variable.aval.shape)
         if argument == 0:
             value = _parameter(book, shape, variable.aval.dtype)
             shapes[path] = shape
@@ -87,6 +88,15 @@ def analyse(
             book.fix(found, "output")
     book.settle()
     return Analysis(given, book, reading, shapes, labels)
+
+
+def _numbers(path: Path, shape: Any) -> Shape:
+    if not all(isinstance(size, int) for size in shape):
+        raise ShapeError(
+            f"groups: {path}: has shape {shape}, and elements are followed one by one. Give sizes "
+            "that are numbers; export a shrunk function for each batch size."
+        )
+    return tuple(shape)
 
 
 def _parameter(book: Book, shape: Shape, dtype: Any) -> Value:

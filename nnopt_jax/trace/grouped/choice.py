@@ -18,6 +18,7 @@ from nnopt_jax.errors import (
     nearest,
 )
 from nnopt_jax.trace.grouped.dimension import Dimension
+from nnopt_jax.trace.traced import is_array
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Params, Path, Shape
 
@@ -65,7 +66,8 @@ def chosen(who: str, known: Sequence[Dimension], keep: Keep) -> list[tuple[Dimen
 
 def checked(who: str, shapes: Mapping[Path, Shape], params: Params) -> dict[Path, Any]:
     """The leaves of a tree, which must be arrays of these shapes."""
-    leaves = {path: x for path, x in flatten(params, is_node).items() if hasattr(x, "shape")}
+    every = flatten(params, is_node)
+    leaves = {path: x for path, x in every.items() if is_array(x) or is_node(x)}
     lost, nodes, misfit = Problems(who), Problems(who), Problems(who)
     for path in shapes:
         if path not in leaves:

@@ -129,7 +129,6 @@ def frozen(analysis: Analysis, known: Sequence[Dimension]) -> dict[Place, str]:
     found = {}
     for place, labels in analysis.labels.items():
         if place not in free:
-            reasons = [why for why in analysis.book.reasons(labels) if why is not None]
-            alone = "all its elements go together"
-            found[place] = str(reasons[0]) if reasons else alone
+            reason = analysis.book.reason(labels)
+            found[place] = "all its elements go together" if reason is None else str(reason)
     return found

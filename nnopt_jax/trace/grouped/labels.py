@@ -100,9 +100,10 @@ class Book:
         """Of each label whether it stays."""
         return self._why[self.find(labels)] > 0
 
-    def reasons(self, labels: Labels) -> list[Any]:
-        """Why each stays; None for the others."""
-        return [self._reasons[why] for why in self._why[self.find(labels)]]
+    def reason(self, labels: Labels) -> Any:
+        """Why the first of those stays that do; None where none does."""
+        why = self._why[self.find(labels)]
+        return self._reasons[why[why > 0][0]] if why.any() else None
 
     def read(self, labels: Labels) -> None:
         """Something adds up over these elements."""

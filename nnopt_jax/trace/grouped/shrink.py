@@ -99,8 +99,8 @@ class SmallerFunction:
             kept = self.kept.get(place)
             left = ~found[labels]
             if not (left.all() if kept is None else np.array_equal(left, kept)):
-                reasons = [str(x) for x in analysis.book.reasons(labels) if x is not None]
-                why = f" ({reasons[0]})" if reasons else ""
+                reason = analysis.book.reason(labels)
+                why = "" if reason is None else f" ({reason})"
                 text = f"axis {place[1]} does not go with the rest at these arguments{why}."
                 wrong.add(place[0], text)
         wrong.raise_as(CompositionError)

@@ -36,6 +36,11 @@ def looped(p, x):
     return lax.fori_loop(0, x.shape[0] + 1, body, hidden(p, x)) @ p["b"]
 
 
+def until(p, x):
+    body = lambda state: (state[0] + 1, jnp.tanh(state[1] * p["c"][None]) + x[:, :1])  # noqa: E731
+    return lax.while_loop(lambda s: s[0] < 3, body, (0, hidden(p, x)))[1] @ p["b"]
+
+
 def branched(p, x):
     h = hidden(p, x)
     return lax.cond(x[0, 0] > 0, lambda h: h * p["c"][None], jnp.sin, h) @ p["b"]
@@ -83,6 +88,7 @@ CASES = {
         [2, 2, 2],
     ),
     "loop": (looped, [8]),
+    "until": (until, [8]),
     "branches": (branched, [8]),
     "cache": (cached, [8]),
     "taken": (lambda p, x: jnp.take(hidden(p, x), jnp.array([1, 0, 1]), 0) @ p["b"], [8]),
@@ -92,6 +98,10 @@ CASES = {
     "running sum": (lambda p, x: jnp.cumsum(hidden(p, x), 0) @ p["b"], [8]),
     "sum": (lambda p, x: (hidden(p, x) * p["c"][None]).sum(-1), [8]),
     "mean": (lambda p, x: jnp.tanh(hidden(p, x)).mean(-1), [8]),
+    "two sums": (  # a half for each that is gone, along one axis; columns stay
+        lambda p, x: jax.nn.sigmoid(hidden(p, x)).reshape(-1, 2, 4).sum((1, 2)),
+        [2],
+    ),
     "variance": (lambda p, x: jnp.var(hidden(p, x) + p["c"][None], -1), [8]),
     "sum of exponentials": (lambda p, x: jnp.exp(hidden(p, x)).sum(-1), [8]),
     "constants": (lambda p, x: (hidden(p, x) * jnp.arange(8.0)[None]) @ p["b"], [8]),

@@ -177,7 +177,7 @@ def recurrent(cell, name):
         def __call__(self, x):
             return nn.Dense(3)(nn.RNN(cell(6))(x)[:, -1])
 
-    found = {f"params/{cell.__name__}_0/{name}/kernel:1": 6}
+    found = {f"params/{cell.__name__}_0/{name}": 6}
     return linen(Net(), (drawn(2, 4, 3),), (drawn(1, 6, 3),), found)
 
 
@@ -401,8 +401,8 @@ ZOO = {
     "transformer": lambda: transformer(False),
     "tied": lambda: transformer(True),
     "stack": stack,
-    "lstm": lambda: recurrent(nn.OptimizedLSTMCell, "hf"),
-    "gru": lambda: recurrent(nn.GRUCell, "hn"),
+    "lstm": lambda: recurrent(nn.OptimizedLSTMCell, "hf/kernel:0"),
+    "gru": lambda: recurrent(nn.GRUCell, "hn/kernel:1"),
     "fused": fused,
     "llama": llama,
     "unet": unet,

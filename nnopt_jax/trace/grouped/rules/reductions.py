@@ -46,7 +46,8 @@ def _reduce(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]
         reader.book.fix(labels, reader.reason(text))
     kept = [axis for axis in range(len(value.axes)) if axis not in over]
     found = picked(value, kept)
-    left = tuple(x if x == 0.0 or x is Left.ALIKE else Left.UNKNOWN for x in found.left)
+    followed = 0.0 if counted else Left.ALIKE
+    left = tuple(x if x in (0.0, followed) else Left.UNKNOWN for x in found.left)
     return [Value(found.axes, left, 0.0 if value.constant == 0.0 else None)]
 
 
