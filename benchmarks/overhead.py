@@ -51,13 +51,16 @@ def plain(case: Case) -> tuple[Step, Any]:
     return step, (params, OPTIMIZER.init(params))
 
 
-def transformed(make: Callable[[], nnopt.Transform], case: Case) -> tuple[Step, Any]:
-    """The loop of the README."""
+def transformed(
+    make: Callable[[], nnopt.Transform], case: Case, packed: bool = False
+) -> tuple[Step, Any]:
+    """The loop of the README; of a loss that takes packed leaves, where it is told so."""
     tx = make()
+    loss = nnopt.on_packed(case.loss) if packed else case.loss
 
     def step(carry: Any, batch: Any) -> Any:
         params, state, opt_state = carry
-        _, grads = nnopt.value_and_grad(case.loss, tx)(params, state, batch)
+        _, grads = nnopt.value_and_grad(loss, tx)(params, state, batch)
         movable = nnopt.trainable(tx, params, state)
         updates, opt_state = OPTIMIZER.update(grads.train, opt_state, movable)
         params, state = nnopt.step(tx, params, state, updates, grads)
@@ -94,6 +97,17 @@ def int8(every: int) -> Callable[[Case], tuple[Step, Any]]:
     return functools.partial(transformed, make)
 
 
+def activations(every: int) -> Callable[[Case], tuple[Step, Any]]:
+    """8-bit weights and activations; products are those of int8 where the library so chooses."""
+    uniform, both = nnopt.quantization.uniform, nnopt.quantization.quantize_activations
+
+    def make() -> nnopt.Transform:
+        weights = uniform(8, where=KERNELS, granularity="channel", every=every)
+        return nnopt.chain(weights, both(8, where=KERNELS))
+
+    return functools.partial(transformed, make, packed=True)
+
+
 ROWS: dict[str, Callable[[Case], tuple[Step, Any]]] = {
     "plain": plain,
     "plain again": plain,
@@ -105,6 +119,8 @@ ROWS: dict[str, Callable[[Case], tuple[Step, Any]]] = {
     "mask in forward": magnitude(None, "soft"),
     "int8 weights": int8(1),
     "int8 range every 10": int8(10),
+    "int8 weights and activations": activations(1),
+    "int8 both, range every 10": activations(10),
     "qwix int8 weights": qwix,
 }
 

@@ -17,7 +17,18 @@ from nnopt_jax import (
 )
 from nnopt_jax.arrays.base import materialize as materialize
 from nnopt_jax.artifact import inspect as inspect, load as load, save as save
-from nnopt_jax.trace import OnPacked as OnPacked, on_packed as on_packed
+from nnopt_jax.trace import (
+    Cost as Cost,
+    Groups as Groups,
+    Observed as Observed,
+    OnPacked as OnPacked,
+    cost as cost,
+    groups as groups,
+    observe as observe,
+    on_packed as on_packed,
+    shrink as shrink,
+    uses as uses,
+)
 from nnopt_jax.transform import (
     Grads as Grads,
     Plan as Plan,

@@ -10,6 +10,7 @@ from nnopt_jax.arrays.bits import Bits as Bits
 from nnopt_jax.arrays.codebook import Codebook as Codebook
 from nnopt_jax.arrays.factored import Factored as Factored
 from nnopt_jax.arrays.input_quantized import InputQuantized as InputQuantized
+from nnopt_jax.arrays.layout import lay_out as lay_out
 from nnopt_jax.arrays.levels import Levels as Levels
 from nnopt_jax.arrays.manifest import abstract as abstract, check as check, describe as describe
 from nnopt_jax.arrays.masked import Masked as Masked

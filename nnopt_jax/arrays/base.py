@@ -12,6 +12,7 @@ import jax
 from jax import export
 from jax.sharding import PartitionSpec
 
+from nnopt_jax.errors import CompositionError
 from nnopt_jax.tree.bits import tree_bits
 
 Field = Any
@@ -172,6 +173,14 @@ class Node:
         """What lies inside, on one line."""
         inner = ", ".join(f"{name} {summary(field)}" for name, field in self.fields())
         return f"{type(self).__name__}({inner})"
+
+    def __jax_array__(self) -> jax.Array:
+        """Refuses: an expression is an array only where somebody says so."""
+        raise CompositionError(
+            f"{self.outline()} is an expression, no array. Give it to nnopt.on_packed(function) "
+            "as an argument: what a function closes over, and modules that were put together "
+            "outside of it, stay what they are. Or make it dense: nnopt.materialize(tree)."
+        )
 
     def __repr__(self) -> str:
         """The outline and, where it lists fields, what they cost for each logical element."""

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
+from nnopt_jax.arrays.masked import without_carry
 
 
 @node
@@ -94,3 +95,38 @@ def inputs_above(field: Field) -> Field:
     if not isinstance(below, InputQuantized):
         return field
     return below.replace(values=field.replace(values=below.values))
+
+
+def rounds_inputs(field: Field) -> bool:
+    """Whether there is a weight in it that says how its inputs are rounded.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import InputQuantized, Sum
+        >>> from nnopt_jax.arrays.input_quantized import rounds_inputs
+        >>> rounds_inputs(Sum(InputQuantized(jnp.ones(2)), jnp.ones(2))), rounds_inputs(jnp.ones(2))
+        (True, False)
+    """
+    if not is_node(field) or isinstance(field, InputQuantized):
+        return is_node(field)
+    return any(rounds_inputs(inner) for _, inner in field.fields())
+
+
+def for_products(field: Field) -> InputQuantized | None:
+    """What products in training need of a weight: its codes, which get no gradient.
+
+    Give it the dense weight that gradients are taken at as `shown`. None where the rounding is of
+    a part of the weight only, as of the base below adapters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import InputQuantized, Quantized
+        >>> from nnopt_jax.arrays.input_quantized import for_products
+        >>> grid = Quantized(jnp.ones((2, 2)), jnp.ones((1, 1)), carry=jnp.ones((2, 2)))
+        >>> print(for_products(InputQuantized(grid)).values.carry)
+        None
+    """
+    above = inputs_above(field)
+    if not isinstance(above, InputQuantized):
+        return None
+    return jax.tree.map(jax.lax.stop_gradient, without_carry(above))

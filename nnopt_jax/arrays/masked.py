@@ -119,7 +119,7 @@ class Masked(Node):
             )
         count = self._count(mask)
         kept = jnp.nonzero(mask.ravel(), size=count, fill_value=0)[0]
-        values = map_elementwise(_without_carry(self.values), lambda x: x.ravel()[kept])
+        values = map_elementwise(without_carry(self.values), lambda x: x.ravel()[kept])
         return Sparse(store_field(values), support_of(mask, self.format), mask.shape)
 
     def _count(self, mask: jax.Array) -> int:
@@ -157,11 +157,19 @@ def raised(field: Field) -> Field:
     return below.replace(values=field.replace(**{name: below.values}))
 
 
-def _without_carry(field: Field) -> Field:
-    """Drops what only gradients need, at any depth, so that it is neither cut nor stored."""
+def without_carry(field: Field) -> Field:
+    """Drops what only gradients need, at any depth, so that it is neither cut nor stored.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Masked, Quantized
+        >>> grid = Quantized(jnp.ones(2), jnp.ones(1), carry=jnp.ones(2))
+        >>> without_carry(Masked(grid, jnp.ones(2, bool))).outline()
+        'Masked(values Quantized(codes float32[2], scale float32[1]), mask bool[2])'
+    """
     if not is_node(field):
         return field
-    dropped = {name: _without_carry(inner) for name, inner in field.fields() if is_node(inner)}
+    dropped = {name: without_carry(inner) for name, inner in field.fields() if is_node(inner)}
     if "carry" in field.names():
         dropped["carry"] = None
     return field.replace(**dropped)

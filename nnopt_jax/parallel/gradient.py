@@ -18,6 +18,9 @@ from nnopt_jax.transform.given import described
 from nnopt_jax.transform.training import filled, floats
 from nnopt_jax.typing import Array, ArrayLike, Key
 
+Given = Callable[[Any], Any]
+"""What a loss takes, of the dense parameters that it is differentiated with regard to."""
+
 
 class Weighted(NamedTuple):
     """What a loss may return in place of a mean: a sum, and what to divide it by.
@@ -67,30 +70,31 @@ def gradient(
         has_aux: as `train_step` takes it.
 
     Returns:
-        `f(shown, batch, args, key) -> (value, slope)`; the slope has the parameters' float
-        leaves, None for the others, and lies as the parameters do between steps.
+        `f(shown, given, batch, args, key) -> (value, slope)`, where `given(shown)` is what the
+        loss takes; the slope has the parameters' float leaves, None for the others, and lies as
+        the parameters do between steps.
     """
 
-    def of_batch(moving: Any, shown: Any, batch: Any, args: Any, key: Key | None) -> Any:
-        dense = constrain(filled(shown, moving), plan.devices, plan.logical_used)
-        value, aux = _returned(loss(dense, batch, *args, *(() if key is None else (key,))), has_aux)
-        return value.total, (jax.lax.stop_gradient(value.weight), aux)
+    def sums(shown: Any, given: Given, batch: Any, args: Any, key: Key | None) -> _Sums:
+        def of_batch(moving: Any, shown: Any, batch: Any, args: Any, key: Key | None) -> Any:
+            dense = constrain(filled(shown, moving), plan.devices, plan.logical_used)
+            found = loss(given(dense), batch, *args, *(() if key is None else (key,)))
+            value, aux = _returned(found, has_aux)
+            return value.total, (jax.lax.stop_gradient(value.weight), aux)
 
-    if remat:
-        policy = remat if callable(remat) else jax.checkpoint_policies.dots_saveable
-        of_batch = jax.checkpoint(of_batch, policy=policy)
-
-    def sums(shown: Any, batch: Any, args: Any, key: Key | None) -> _Sums:
+        if remat:
+            policy = remat if callable(remat) else jax.checkpoint_policies.dots_saveable
+            of_batch = jax.checkpoint(of_batch, policy=policy)
         differentiate = jax.value_and_grad(of_batch, has_aux=True)
         (total, (weight, aux)), slope = differentiate(floats(shown), shown, batch, args, key)
         return _Sums(total, weight, aux, constrain(slope, plan.devices, plan.logical))
 
-    def of_all(shown: Any, batch: Any, args: Any, key: Key | None) -> tuple[Any, Any]:
+    def of_all(shown: Any, given: Given, batch: Any, args: Any, key: Key | None) -> tuple[Any, Any]:
         if accumulate == 1:
-            found = sums(shown, batch, args, key)
+            found = sums(shown, given, batch, args, key)
         else:
             found = _accumulate(
-                lambda micro, own: sums(shown, micro, args, own),
+                lambda micro, own: sums(shown, given, micro, args, own),
                 micro_batches(batch, accumulate, plan.devices, rows),
                 key,
             )

@@ -138,7 +138,7 @@ def train_step(
     Args:
         loss: `loss(params, batch, *args) -> scalar`, the mean over the rows it is given; or
             `Weighted`, whose mean over all rows is exact where rows do not count alike. It sees
-            dense parameters, as `tx` shows them.
+            dense parameters, as `tx` shows them; of `nnopt.on_packed`, see `nnopt.value_and_grad`.
         optimizer: of optax; one that takes `value`, such as `reduce_on_plateau`, gets the loss.
         tx: the transform; default none.
         plan: what `nnopt.parallel.specs` returned.
@@ -197,8 +197,8 @@ def train_step(
     differentiate = gradient(loss, plan, rows, accumulate, remat, has_aux)
 
     def one(now: TrainState, batch: Any, args: Any, key: Key | None) -> tuple[TrainState, Any]:
-        shown, pull_back = show(tx, _gathered(now.params, plan), now.state)
-        value, slope = differentiate(shown, batch, args, key)
+        shown, pull_back, given = show(tx, _gathered(now.params, plan), now.state, loss)
+        value, slope = differentiate(shown, given, batch, args, key)
         grads = pull_back(slope)
         moved = trainable(tx, now.params, now.state)
         cost = value[0] if has_aux else value

@@ -24,3 +24,4 @@ from nnopt_jax.pruning.sparsity.measured import (
 )
 from nnopt_jax.pruning.sparsity.proximal import proximal as proximal
 from nnopt_jax.pruning.sparsity.soft_threshold import soft_threshold as soft_threshold
+from nnopt_jax.pruning.units import kept_units as kept_units, structured as structured

@@ -11,6 +11,7 @@ import jax
 from nnopt_jax.interop.flax import Model
 from nnopt_jax.recipe import resolve
 from nnopt_jax.recipe.schema import Recipe, Stage
+from nnopt_jax.trace import on_packed
 from nnopt_jax.transform import Transform, chain, step, trainable, value_and_grad
 from nnopt_jax.typing import Array, ArrayLike, Key
 
@@ -167,6 +168,7 @@ def make_step(
     """
     tx = phase.tx
 
+    @on_packed  # leaves may round what they are multiplied with
     def objective(params: Any, extra: Any, x: Array, y: Array, key: Key, taught: Any) -> Any:
         logits, extra = model.apply(params, extra, x, train=True, key=key)
         alone = loss(logits, y)

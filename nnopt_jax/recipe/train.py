@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.arrays.base import is_node, materialize, show
+from nnopt_jax.arrays.input_quantized import rounds_inputs
 from nnopt_jax.errors import CheckpointError, NonFiniteError
 from nnopt_jax.interop.orbax import Checkpoints
 from nnopt_jax.recipe.data import batches
@@ -123,7 +125,7 @@ class _Log:
     def __init__(self, setup: Setup, phase: Phase, rows: JsonLines, watch: Watch) -> None:
         self.setup, self.phase, self.rows, self.watch = setup, phase, rows, watch
         self.forward = forward(setup.model)
-        self.show = jax.jit(phase.tx.apply)
+        self.show = jax.jit(lambda params, state: _in_use(phase.tx.encode(params, state)))
         self.sparsity = jax.jit(_sparsity)
         self.since: tuple[int, float] | None = None  # the first steps compile, and do not count
 
@@ -193,7 +195,12 @@ def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
     return {path: jnp.isfinite(leaf).all() for path, leaf in floats.items()}
 
 
+def _in_use(encoded: Any) -> Any:
+    """Dense parameters, but for leaves that round what they are multiplied with."""
+    return jax.tree.map(lambda x: x if rounds_inputs(x) else show(x), encoded, is_leaf=is_node)
+
+
 def _sparsity(shown: Any) -> Array:
-    leaves = jax.tree.leaves(shown)
+    leaves = jax.tree.leaves(materialize(shown))
     zeros = jnp.stack([(leaf == 0).sum() for leaf in leaves]).sum()
     return zeros / sum(leaf.size for leaf in leaves)

@@ -31,6 +31,11 @@ ENTRIES: dict[str, Entry] = {
         ),
         quantizes=True,
     ),
+    "quantization.quantize_activations": Entry(
+        "nnopt_jax.quantization:quantize_activations",
+        "wrap",
+        ({"bits": 8}, {"bits": 4, "scale": "static"}),
+    ),
     "quantization.binary_connect": Entry(
         "nnopt_jax.quantization:binary_connect",
         "refine",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sysconfig
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from jax.extend.core import primitives as primitives
 
 Program = core.ClosedJaxpr
 """A traced function."""
+
+Var = core.Var
+"""A name of a value in a program."""
 
 Equation = Any
 """One step of a program: a primitive, what it takes, what it gives."""
@@ -59,10 +63,25 @@ def line(equation: Equation) -> str:
     """
     trace = getattr(equation.source_info, "traceback", None)
     for frame in trace.frames if trace is not None else ():
-        name = frame.file_name
-        if not name.startswith((*_INSTALLED, _OURS, "<frozen")):
-            return f"{pathlib.Path(name).name}:{frame.line_num} ({frame.function_name})"
+        if _is_users(frame.file_name):
+            return _told(frame.file_name, frame.line_num, frame.function_name)
     return ""
+
+
+def line_of(error: BaseException) -> str:
+    """Likewise, of the user's line that an error came out of."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _is_users(frame.filename):
+            return _told(frame.filename, frame.lineno, frame.name)
+    return ""
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith((*_INSTALLED, _OURS, "<frozen"))
+
+
+def _told(file: str, number: int | None, name: str) -> str:
+    return f"{pathlib.Path(file).name}:{number} ({name})"
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ import jax
 import numpy as np
 
 from nnopt_jax.arrays.base import is_node
-from nnopt_jax.trace.jaxpr import Program, abstract
+from nnopt_jax.errors import CompositionError
+from nnopt_jax.trace.jaxpr import Program, abstract, line_of
 from nnopt_jax.tree.paths import path_string
 
 
@@ -47,6 +49,9 @@ def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
             else reaches the function as it is.
         kwargs: likewise.
 
+    Raises:
+        CompositionError: the function asks for values, of which there are none yet.
+
     Example:
         >>> import jax.numpy as jnp
         >>> found = traced(
@@ -64,15 +69,39 @@ def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
         return function(*args, **kwargs)
 
     inputs = [(keys, x) for (keys, x), keep in zip(with_paths, kept, strict=True) if keep]
-    program, shapes = jax.make_jaxpr(flat, return_shape=True)(
-        *(abstract(x) if is_node(x) else x for _, x in inputs)
-    )
+    paths = tuple(_path(keys) for keys, _ in inputs)
+    try:
+        program, shapes = jax.make_jaxpr(flat, return_shape=True)(
+            *(abstract(x) if is_node(x) else x for _, x in inputs)
+        )
+    except _NEEDS_VALUES as error:
+        raise _explained(function, paths, error) from error
     return Traced(
         program,
-        tuple(_path(keys) for keys, _ in inputs),
+        paths,
         tuple(x for _, x in inputs),
         tuple(_argument(keys) for keys, _ in inputs),
         jax.tree.structure(shapes),
+    )
+
+
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def _explained(function: Any, paths: Sequence[str], error: Exception) -> CompositionError:
+    """JAX knows inputs by number, users by path."""
+    numbers = dict.fromkeys(re.findall(r"\barrays\[(\d+)\]", str(error)))
+    inputs = ", ".join(paths[int(number)] for number in numbers) or "an input"
+    name, at = getattr(function, "__name__", "the function"), line_of(error)
+    return CompositionError(
+        f"{name}: {at or 'some line'} asks for the value of what depends on {inputs}, while the "
+        "function is traced and there are shapes alone. Use jnp and lax (jnp.where, lax.cond) "
+        "there, or give what it asks for as a number of Python's own."
     )
 
 

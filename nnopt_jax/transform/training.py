@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import is_node, materialize
+from nnopt_jax.arrays.input_quantized import InputQuantized, for_products, rounds_inputs
+from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.transform.base import Grads, State, Transform
 from nnopt_jax.tree.paths import flatten, unflatten
 
@@ -94,6 +96,8 @@ def value_and_grad(
 
     Args:
         loss: `loss(params, *args) -> scalar` (or `(scalar, aux)`); it is given dense parameters.
+            One that takes expressions, as `nnopt.on_packed(loss)` does, rounds activations where
+            `quantization.quantize_activations` says so.
         tx: the transform.
         has_aux: whether `loss` returns something beside the scalar.
 
@@ -112,10 +116,10 @@ def value_and_grad(
     """
 
     def value_and_grads(params: Any, state: Any, *args: Any) -> tuple[Any, Grads]:
-        shown, pull_back = show(tx, params, state)
+        shown, pull_back, given = show(tx, params, state, loss)
 
         def of_floats(moving: Any) -> Any:
-            return loss(filled(shown, moving), *args)
+            return loss(given(filled(shown, moving)), *args)
 
         value, slope = jax.value_and_grad(of_floats, has_aux=has_aux)(floats(shown))
         return value, pull_back(slope)
@@ -123,17 +127,48 @@ def value_and_grad(
     return value_and_grads
 
 
-def show(tx: Transform, params: Any, state: Any) -> tuple[Any, Callable[[Any], Grads]]:
+class Shown(NamedTuple):
+    """What the model sees while training, and the way back for gradients.
+
+    Args:
+        params: dense.
+        pull_back: from the gradient at their float leaves (None for the others) to both `Grads`.
+        given: from such dense parameters to what the loss takes: they themselves or, where it
+            takes expressions, with leaves that round what they are multiplied with.
+    """
+
+    params: Any
+    pull_back: Callable[[Any], Grads]
+    given: Callable[[Any], Any]
+
+
+def takes_expressions(loss: Any) -> bool:
+    """Whether a loss is to be given leaves that are no arrays, as it says by an attribute.
+
+    `nnopt.on_packed` makes such functions; one that wraps them says `f.takes_expressions = True`.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> takes_expressions(nnopt.on_packed(len)), takes_expressions(len)
+        (True, False)
+    """
+    return getattr(loss, "takes_expressions", False) is True
+
+
+def show(tx: Transform, params: Any, state: Any, loss: Any = None) -> Shown:
     """What the model sees while training, and the way back for gradients.
 
     Args:
         tx: the transform.
         params: the parameters.
         state: the transform's state.
+        loss: what the parameters are for.
 
     Returns:
-        The dense parameters, and a function from the gradient at their float leaves (None for the
-        others) to both `Grads`.
+        The `Shown`.
+
+    Raises:
+        CompositionError: a loss that takes expressions cannot round what a leaf meets.
 
     Example:
         >>> import jax.numpy as jnp
@@ -141,22 +176,42 @@ def show(tx: Transform, params: Any, state: Any) -> tuple[Any, Callable[[Any], G
         >>> from nnopt_jax.transform.training import show
         >>> tx = nnopt.pruning.magnitude(0.5)
         >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
-        >>> shown, pull_back = show(tx, params, tx.init(params))
+        >>> shown, pull_back, _ = show(tx, params, tx.init(params))
         >>> shown, pull_back({"kernel": jnp.ones((1, 2))}).train.params
         ({'kernel': Array([[3., 0.]], dtype=float32)}, {'kernel': Array([[1., 0.]], dtype=float32)})
     """
 
-    def dense(moved: Trainable) -> Any:
+    def dense(moved: Trainable) -> tuple[Any, dict[str, InputQuantized]]:
         now, then = _put(params, state, moved)
-        return materialize(tx.encode(now, then, train=True))
+        encoded = tx.encode(now, then, train=True)
+        return materialize(encoded), _rounding(encoded) if takes_expressions(loss) else {}
 
-    shown, pull = jax.vjp(dense, trainable(tx, params, state))
+    shown, pull, rounding = jax.vjp(dense, trainable(tx, params, state), has_aux=True)
 
     def pull_back(slope: Any) -> Grads:
         (train,) = pull(jax.tree.map(_cotangent, shown, slope, is_leaf=lambda x: x is None))
         return Grads(train, slope)
 
-    return shown, pull_back
+    def given(now: Any) -> Any:
+        leaves = flatten(now)
+        held = {path: node.replace(shown=leaves[path]) for path, node in rounding.items()}
+        return unflatten(now, leaves | held) if held else now
+
+    return Shown(shown, pull_back, given)
+
+
+def _rounding(encoded: Any) -> dict[str, InputQuantized]:
+    """The leaves that round what they are multiplied with."""
+    problems, found = Problems("value_and_grad"), {}
+    for path, leaf in flatten(encoded, is_node).items():
+        if rounds_inputs(leaf) and (node := for_products(leaf)) is not None:
+            found[path] = node
+        elif rounds_inputs(leaf):
+            problems.add(path, "activations cannot be rounded for a part of it; put "
+                               "quantization.quantize_activations last"
+                         )  # fmt: skip
+    problems.raise_as(CompositionError)
+    return found
 
 
 def _cotangent(shown: jax.Array, slope: jax.Array | None) -> Any:

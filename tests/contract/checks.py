@@ -18,6 +18,7 @@ import nnopt_jax as nnopt
 from nnopt_jax.arrays import (
     Codebook,
     Factored,
+    InputQuantized,
     Levels,
     Masked,
     Normalized,
@@ -74,6 +75,7 @@ def begin(tx: nnopt.Transform, params: Any) -> Any:
     """The first state, with a key and all statistics there are."""
     dense = nnopt.materialize(params)
     stats = {name: slopes(dense, 1.0 + i) for i, name in enumerate(KINDS)}
+    stats["input_absmax"] = jax.tree.map(lambda x: jnp.float32(2.0), dense)
     return tx.init(params, stats=stats, key=jax.random.key(KEY))
 
 
@@ -340,6 +342,8 @@ def _passes(field: Any) -> np.ndarray:
     """Where the gradient reaches the raw leaf below an expression, told from its nodes alone."""
     if not is_node(field) or field.CODES:
         return np.ones(field.shape, bool)
+    if isinstance(field, InputQuantized):
+        return _passes(field.values)
     assert isinstance(field, Masked)
     below = _passes(field.values)
     selects = field.mode == "select" or (field.mode == "applied" and is_node(field.values))

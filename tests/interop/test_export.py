@@ -15,6 +15,7 @@ import nnopt_jax as nnopt
 from nnopt_jax.arrays import (
     Codebook,
     Factored,
+    InputQuantized,
     Levels,
     Masked,
     Normalized,
@@ -54,6 +55,7 @@ def trees():
         "soft": SoftCodebook(w, jnp.array([-1.0, 1.0]), jnp.float32(0.5)),
         "view": Reshaped.of(w.T, (1, 0)),
         "levels": Masked(Levels((w > 0) * 1.0, Powers(jnp.full((4, 8), 125, jnp.uint8))), few),
+        "inputs": InputQuantized(grid, jnp.full((1, 1), 0.5)),
         "ternary": Levels(jnp.sign(w) + 1, jnp.ones((1, 8)), levels=(-1.0, 0.0, 1.0)),
     }
     return {"training": training, "stored": store(training)}

@@ -6,8 +6,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from nnopt_jax.arrays.input_quantized import InputQuantized
+from nnopt_jax.errors import Problems, StatisticsError
 from nnopt_jax.ops.grid import grid_of_range
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
@@ -51,7 +53,7 @@ def quantize_activations(
 
     Raises:
         ValueRangeError: a setting is out of range.
-        StatisticsError: at `init`, where static ranges lack a leaf.
+        StatisticsError: at `init`, where static ranges lack a leaf, or are none.
 
     Example:
         >>> import jax.numpy as jnp
@@ -80,7 +82,8 @@ def quantize_activations(
     def init(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
         if scale == "dynamic":
             return {}, dict.fromkeys(leaves, ())
-        seen = start.stats[STATISTIC]
+        seen = {path: jnp.asarray(start.stats[STATISTIC][path]) for path in leaves}
+        _check_seen(seen, leaves)
         return {}, {path: _scale(seen[path], leaf, bits) for path, leaf in leaves.items()}
 
     def encode(leaves: Leaves, state: State, train: bool) -> Leaves:
@@ -95,8 +98,26 @@ def quantize_activations(
     return wrapping(_NAME, where, init=init, encode=encode, needs=needs)
 
 
+def _check_seen(seen: Leaves, leaves: Leaves) -> None:
+    problems = Problems(_NAME)
+    for path, top in seen.items():
+        shape = leaves[path].shape
+        if top.shape not in (shape, shape[: top.ndim]):
+            problems.add(path, f"{STATISTIC} has shape {top.shape}, the leaf {shape}; give one "
+                               "magnitude, or one for each of its layers"
+                         )  # fmt: skip
+        elif not isinstance(top, Tracer) and not bool((jnp.isfinite(top) & (top >= 0)).all()):
+            problems.add(path, f"{STATISTIC} is {top.tolist()}; give magnitudes")
+    problems.raise_as(StatisticsError)
+
+
 def _scale(seen: Array, leaf: Array, bits: int) -> Array:
-    """Of one magnitude for a leaf, or one for each of its layers."""
+    """Of one magnitude for a leaf, or one for each of its layers; of one for each weight the top.
+
+    (Whoever wants to know shapes alone may have no better statistic at hand than one of the shape
+    of the leaf.)
+    """
     top = jnp.asarray(seen, jnp.float32)
+    top = top.max(initial=0.0) if top.ndim == leaf.ndim else top
     scale, _ = grid_of_range(-top, top, bits)
     return jax.lax.stop_gradient(scale.reshape(scale.shape + (1,) * (leaf.ndim - scale.ndim)))

@@ -2,78 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
-from jax import lax
-
 from nnopt_jax.errors import ShapeError
+from nnopt_jax.ops.growing import Range as Range, add_values, joined
 from nnopt_jax.quantization.activation import floats, require_seen
-from nnopt_jax.settings import Settings
-from nnopt_jax.typing import Array, ArrayLike
-
-_LEAST = -100  # exponent of the narrowest histogram
-
-
-class Range(NamedTuple):
-    """What was seen of an activation: a small pytree, to be carried through jit, scan and vmap.
-
-    The histogram spans `-2**exponent` to `2**exponent`. Where values lie beyond, it doubles: pairs
-    of bins become one, so that no count ever moves to a bin that does not hold it.
-
-    Args:
-        counts: float32 `(bins,)`, from the least values to the greatest.
-        exponent: int32.
-        low: float32, the least value seen; infinity before the first.
-        high: float32, the greatest; minus infinity before the first.
-        ignored: float32, how many were NaN or infinite, which nothing else here knows of.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> seen = observe(Range.start(), jnp.array([-0.5, 3.0, jnp.nan]))
-        >>> print(seen.low, seen.high, seen.exponent, seen.ignored)
-        -0.5 3.0 2 1.0
-    """
-
-    counts: Array
-    exponent: Array
-    low: Array
-    high: Array
-    ignored: Array
-
-    @classmethod
-    def start(cls, bins: int = 4096) -> Range:
-        """Nothing seen yet.
-
-        Args:
-            bins: a power of two from 256 to 65,536.
-
-        Raises:
-            ValueRangeError: `bins` is none.
-        """
-        settings = Settings("quantization.Range")
-        settings.integer("bins", bins, 256, 65536)
-        if isinstance(bins, int) and bins & (bins - 1):
-            settings.wrong("bins", bins, "is not a power of two.")
-        settings.done()
-        return cls(
-            jnp.zeros(bins, jnp.float32),
-            jnp.int32(_LEAST),
-            jnp.float32(jnp.inf),
-            jnp.float32(-jnp.inf),
-            jnp.float32(0),
-        )
-
-    @property
-    def width(self) -> Array:
-        """How wide a bin is: a power of two."""
-        return _power_of_two(self.exponent + 1 - (self.counts.size.bit_length() - 1))
-
-    def ends(self) -> tuple[Array, Array]:
-        """The least and the greatest value, 0 before the first."""
-        some = self.low <= self.high
-        return jnp.where(some, self.low, 0.0), jnp.where(some, self.high, 0.0)
+from nnopt_jax.typing import ArrayLike
 
 
 def observe(state: Range, x: ArrayLike) -> Range:
@@ -105,22 +37,7 @@ def observe(state: Range, x: ArrayLike) -> Range:
         PyTorch's HistogramObserver, which interpolates where it grows; this one never does.
     """
     require_seen("observe", state, Range, "observe")
-    v = lax.stop_gradient(floats("observe", x)).astype(jnp.float32)
-    v = jnp.where(jnp.abs(v) < jnp.finfo(jnp.float32).tiny, 0.0, v)  # as most devices have it
-    finite = jnp.isfinite(v)
-    low = jnp.min(v, initial=jnp.inf, where=finite)
-    high = jnp.max(v, initial=-jnp.inf, where=finite)
-    top = jnp.where(low <= high, jnp.maximum(jnp.abs(low), jnp.abs(high)), 0.0)
-    bins = state.counts.size
-    exponent = jnp.maximum(state.exponent, _exponent(top))
-    per_width = _power_of_two(bins.bit_length() - 2 - exponent)
-    index = jnp.floor(jnp.where(finite, v, 0.0) * per_width).astype(jnp.int32)
-    # A product too small for a float is 0: the sign must not be lost with it.
-    index = jnp.where(v < 0, jnp.minimum(index, -1), index) + bins // 2
-    batch = jnp.zeros(bins, jnp.int32).at[index].add(finite.astype(jnp.int32))
-    bad = jnp.sum(~finite, dtype=jnp.int32).astype(jnp.float32)
-    fresh = Range(batch.astype(jnp.float32), exponent, low, high, bad)
-    return merge_ranges(state, fresh)
+    return add_values(state, floats("observe", x))
 
 
 def merge_ranges(a: Range, b: Range) -> Range:
@@ -147,30 +64,4 @@ def merge_ranges(a: Range, b: Range) -> Range:
             f"quantization.merge_ranges: {a.counts.size} bins and {b.counts.size}; start both "
             "with the same number"
         )
-    exponent = jnp.maximum(a.exponent, b.exponent)
-    return Range(
-        _doubled(a.counts, exponent - a.exponent) + _doubled(b.counts, exponent - b.exponent),
-        exponent,
-        jnp.minimum(a.low, b.low),
-        jnp.maximum(a.high, b.high),
-        a.ignored + b.ignored,
-    )
-
-
-def _doubled(counts: Array, times: Array) -> Array:
-    """Makes pairs of bins one, outwards from the middle, some times over."""
-    half = counts.size // 2
-    # The shift rounds down, below zero as above: bins of either side stay on it.
-    index = half + ((jnp.arange(counts.size) - half) >> jnp.minimum(times, 31))
-    return jnp.zeros_like(counts).at[index].add(counts)
-
-
-def _exponent(top: Array) -> Array:
-    """The least `e` with `top < 2**e`, but not below the narrowest."""
-    bits = lax.bitcast_convert_type(top, jnp.int32)
-    return jnp.maximum((bits >> 23) - 126, _LEAST)
-
-
-def _power_of_two(exponent: ArrayLike) -> Array:
-    """`2**exponent`, exactly."""
-    return jax.lax.bitcast_convert_type((jnp.asarray(exponent, jnp.int32) + 127) << 23, jnp.float32)
+    return joined(a, b)

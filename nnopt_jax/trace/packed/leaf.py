@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from nnopt_jax.arrays.base import Node
+from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
 from nnopt_jax.typing import Array
 
 
@@ -38,3 +39,11 @@ def is_leaf(x: Any) -> bool:
 def dense(x: Leaf | Array) -> Array:
     """The array that a value of a program stands for."""
     return x.node.materialize() if isinstance(x, Leaf) else x
+
+
+def loosened(leaf: Leaf) -> Leaf | Array:
+    """The array of a leaf; where the leaf says how its inputs are rounded, that is still said."""
+    above = inputs_above(leaf.node)
+    if not isinstance(above, InputQuantized):
+        return leaf.node.materialize()
+    return Leaf(above.replace(values=above.materialize(), shown=None), leaf.path)

@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
 from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.manifest import check
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Equation, line
 from nnopt_jax.trace.packed.leaf import Leaf, is_leaf
@@ -36,11 +37,16 @@ class OnPacked:
     function: Callable[..., Any]
     strict: bool = False
 
+    takes_expressions: ClassVar[bool] = True
+    """What `nnopt.value_and_grad` and `nnopt.parallel.train_step` ask of a loss."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the function; packed leaves may be anywhere in the arguments.
 
         Raises:
-            CompositionError: a leaf was made dense, and `strict` forbids it.
+            CompositionError: a leaf was made dense, and `strict` forbids it; or the function asks
+                for values while it is traced.
+            ArtifactError: the parts of a leaf do not fit each other; all such leaves are named.
         """
         if not self.strict:  # nobody asks, and lines take time to find
             return _run(self.function, args, kwargs, lambda *_: None)
@@ -100,7 +106,11 @@ def on_packed(function: Callable[..., Any], *, strict: bool = False) -> OnPacked
 
 
 def _run(function: Callable[..., Any], args: Any, kwargs: Any, seen: Any) -> Any:
+    if not any(is_node(x) for x in jax.tree.leaves((args, kwargs), is_leaf=is_node)):
+        return function(*args, **kwargs)
     given = traced(function, args, kwargs)
+    nodes = {p: x for p, x in zip(given.paths, given.values, strict=True) if is_node(x)}
+    check(nodes, "on_packed")
     values = [
         Leaf(value, path) if is_node(value) else value
         for value, path in zip(given.values, given.paths, strict=True)

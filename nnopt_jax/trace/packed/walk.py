@@ -7,6 +7,7 @@ from typing import Any
 
 from nnopt_jax.trace.control import CONTROL
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, read
+from nnopt_jax.trace.packed.inside import InsidePacked
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
 from nnopt_jax.trace.packed.rules import Dense, step
 
@@ -38,10 +39,9 @@ def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
     if not packed:
         return bind(equation, values)
     if equation.primitive in CONTROL:
-        return CONTROL[equation.primitive](equation, values, lambda p, v: run(p, v, seen), seen)
+        inside = InsidePacked(equation, lambda program, given: run(program, given, seen), seen)
+        return CONTROL[equation.primitive](equation, values, inside)[0]
     try:
-        if len(packed) > 1:
-            raise Dense("two packed leaves meet")
         found = step(equation, values)
     except Dense as reason:
         for leaf in packed:
@@ -49,5 +49,6 @@ def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
         if reason.instead is not None:
             return [reason.instead]
         return bind(equation, [dense(value) for value in values])
-    seen(packed[0], equation, "")
+    for leaf in packed:
+        seen(leaf, equation, "")
     return [found]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn, nnx
 
 import nnopt_jax as nnopt
-from nnopt_jax.errors import CompositionError
-from nnopt_jax.zoo.transformer import Transformer
+from nnopt_jax.errors import ArtifactError, CompositionError
+from tests.trace.zoo.models import MODELS
 
 KEY = jax.random.key(0)
 
@@ -31,96 +28,13 @@ KINDS = {
     "int4": nnopt.quantization.uniform(4),
     "per tensor": nnopt.quantization.uniform(8, granularity="tensor"),
     "uint8": nnopt.quantization.uniform(8, symmetric=False),
+    "4-bit groups": nnopt.quantization.uniform(4, granularity=2),
+    "nf4": nnopt.quantization.nf4(granularity=2),
+    "binary": nnopt.quantization.binary_connect(),
     "codebook": nnopt.compression.codebook(8),
     "low rank": nnopt.compression.low_rank(2),
     "pruned": nnopt.pruning.magnitude(0.5),
     "adapters": nnopt.chain(INT8, nnopt.transfer.lora(2)),
-}
-
-
-class Convolutions(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Conv(8, (3, 3))(x))
-        x = nn.relu(nn.Conv(8, (3, 3), feature_group_count=8)(x))
-        x = nn.relu(nn.ConvTranspose(4, (2, 2))(x))
-        return nn.Dense(3)(x.reshape(x.shape[0], -1))
-
-
-class Tied(nn.Module):
-    @nn.compact
-    def __call__(self, tokens):
-        embed = nn.Embed(16, 8)
-        x = nn.MultiHeadDotProductAttention(num_heads=2)(nn.LayerNorm()(embed(tokens)))
-        return embed.attend(x)
-
-
-class Layer(nn.Module):
-    @nn.compact
-    def __call__(self, carry, _):
-        return carry + nn.Dense(8)(nn.relu(nn.Dense(16)(carry))), None
-
-
-class Stacked(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x, _ = nn.scan(
-            nn.remat(Layer), variable_axes={"params": 0}, split_rngs={"params": True}, length=3
-        )()(x, None)
-        return nn.Dense(4)(x)
-
-
-class Recurrent(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(3)(nn.RNN(nn.LSTMCell(8))(x)[:, -1])
-
-
-def linen(module, *args):
-    params = module.init(KEY, *args)
-    return module.apply, params, args
-
-
-def of_nnx():
-    model = nnx.Sequential(nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.relu,
-                           nnx.Linear(16, 4, rngs=nnx.Rngs(1)))  # fmt: skip
-    graph, state = nnx.split(model)
-    return (lambda state, x: nnx.merge(graph, state)(x)), nnx.to_pure_dict(state), (drawn(5, 8),)
-
-
-def plain():
-    """Operators, three operands, transposes, inner programs, closures of control flow."""
-    params = {"a": drawn(8, 8), "b": drawn(8, 6), "c": drawn(6, 8), "e": drawn(16, 8)}
-
-    @jax.jit
-    def inner(w, x):
-        return jnp.tensordot(x, w, 1)
-
-    def apply(params, x):
-        x = x @ params["a"] + inner(params["a"].T, x)  # square, either way
-        x = jnp.einsum("bi,ij,jk->bk", x, params["b"], params["c"])
-        x = jax.lax.cond(x.sum() > 0, lambda x: x @ params["a"], lambda x: x - 1.0, x)
-        x = jax.lax.fori_loop(0, 2, lambda _, x: jnp.tanh(x @ params["a"]), x)
-        x = jax.checkpoint(lambda w, x: jnp.sin(x @ w))(params["b"], x) @ params["c"]
-        x = x + (params["e"][3] + params["a"][1:5].sum(0) * 2.0)[None]
-        return jax.vmap(lambda x: params["a"] @ x)(x)
-
-    return apply, params, (drawn(5, 8),)
-
-
-def transformer():
-    model = Transformer(inputs=16, classes=4, width=8, heads=2, hidden=16, layers=2, length=6)
-    return model, model.init(KEY), (jnp.arange(12).reshape(2, 6) % 16,)
-
-
-ZOO = {
-    "convolutions": functools.partial(linen, Convolutions(), drawn(2, 8, 8, 1)),
-    "tied": functools.partial(linen, Tied(), jnp.arange(10).reshape(2, 5) % 16),
-    "stacked": functools.partial(linen, Stacked(), drawn(4, 8)),
-    "recurrent": functools.partial(linen, Recurrent(), drawn(2, 5, 8)),
-    "nnx": of_nnx,
-    "plain": plain,
-    "transformer": transformer,
 }
 
 
@@ -129,42 +43,26 @@ def close(found, wanted, most=1e-5):
     np.testing.assert_allclose(found, wanted, atol=most * scale, rtol=0)
 
 
+SLOWLY = (
+    "linen_conv", "linen_tied_embed", "linen_scan", "linen_lstm", "nnx_transformer", "programs",
+    "llama", "experts",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        pytest.param(
-            name,
-            kind,
-            marks=() if kind in ("int8", "adapters") or name == "plain" else pytest.mark.slow,
-        )
-        for name in ZOO
-        for kind in KINDS
-    ],
+    "name", ["operators", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWLY)]
 )
 def test_packed_is_what_dense_is(name, kind):
-    apply, params, args = ZOO[name]()
-    packed = packed_by(KINDS[kind], params)
-    wanted = jax.jit(apply)(nnopt.materialize(packed), *args)
-    close(jax.jit(nnopt.on_packed(apply))(packed, *args), wanted)
+    case = MODELS[name]()
+    packed = jax.jit(lambda params: packed_by(KINDS[kind], params))(case.params)
 
+    @jax.jit
+    def both(packed, *args):
+        run = nnopt.on_packed(case.apply)
+        return run(packed, *args), case.apply(nnopt.materialize(packed), *args)
 
-@pytest.mark.parametrize("name", ZOO)
-def test_what_is_made_dense_is_known(name):
-    apply, params, args = ZOO[name]()
-    report = nnopt.on_packed(apply).report(packed_by(INT8, params), *args)
-    assert {use.primitive for use in report.dense} == DENSE[name]
-
-
-DENSE = {
-    "convolutions": set(),
-    "tied": {"add"},  # biases of heads are matrices, and packed
-    "stacked": {"add"},  # biases of layers in one stack, too
-    "recurrent": set(),
-    "nnx": set(),
-    "plain": {"add", "reduce_sum"},  # rows that are cut out and summed
-    "transformer": {"add"},  # positions
-}
-"""What meets a leaf of eight bits that has a scale for each column, and makes it dense."""
+    close(*both(packed, *case.args))
 
 
 def test_untouched_and_moved_leaves_come_back_packed():
@@ -264,3 +162,36 @@ def test_strict_names_leaf_primitive_and_line():
         run(packed)
     with pytest.raises(CompositionError, match="3 is no function"):
         nnopt.on_packed(3)
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        lambda p: float(p["deep"]["w"][0, 0]),
+        lambda p: 1 if p["deep"]["w"].sum() > 0 else 0,
+        lambda p: np.asarray(p["deep"]["w"]),
+        lambda p: list(range(p["deep"]["w"].astype(int)[0, 0])),
+    ],
+)
+def test_a_value_that_is_asked_for_while_tracing_is_named(asks):
+    packed = packed_by(INT8, {"deep": {"w": drawn(8, 4)}})
+    text = r"test_on_packed\.py:\d+ \(<lambda>\) asks for the value of what depends on deep/w"
+    with pytest.raises(CompositionError, match=text):
+        nnopt.on_packed(asks)(packed)
+
+
+@pytest.mark.parametrize(
+    "closes",
+    [lambda w: lambda x: x @ w, lambda w: lambda x: jnp.dot(w, x), lambda w: lambda x: x + w],
+)
+def test_an_expression_that_a_function_closes_over_is_refused(closes):
+    packed = packed_by(INT8, {"w": drawn(4, 4)})
+    with pytest.raises(CompositionError, match=r"Quantized\(.*\) is an expression, no array"):
+        nnopt.on_packed(closes(packed["w"]))(drawn(4, 4))
+
+
+def test_leaves_whose_parts_do_not_fit_are_named():
+    packed = packed_by(INT8, {"w": drawn(8, 4)})
+    broken = {"a": packed["w"].replace(scale=jnp.ones((3, 1))), "b": packed["w"]}
+    with pytest.raises(ArtifactError, match=r"on_packed: a: Quantized .*scale \(3, 1\)"):
+        nnopt.on_packed(lambda p, x: x @ p["a"])(broken, drawn(2, 8))

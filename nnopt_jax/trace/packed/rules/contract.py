@@ -12,12 +12,15 @@ from jax import lax
 from nnopt_jax.arrays.base import Field, is_node, show
 from nnopt_jax.arrays.factored import Factored
 from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
+from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
+from nnopt_jax.ops.levels import level_values
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after, spread
 from nnopt_jax.trace.packed.rules.grouped import grouped
-from nnopt_jax.trace.packed.rules.rounded import round_rows, rounded_product
+from nnopt_jax.trace.packed.rules.planes import planes_product
+from nnopt_jax.trace.packed.rules.rounded import rounded, rounded_product
 from nnopt_jax.typing import Array
 
 
@@ -38,9 +41,12 @@ def contract(x: Array, weight: Field, how: Contraction) -> Array:
 
 def _quantized(x: Array, weight: Quantized, how: Contraction) -> Array:
     r"""`sum_i x_i s_j (q_ij - z_j) = s_j sum_i x_i (q_ij - z_j)`."""
-    scale = show(weight.scale)
-    if any(scale.shape[axis] != 1 for axis in how.right):
-        return grouped(x, weight, how)
+    x, scale = _to_inputs(x, show(weight.scale), weight.shape, how)
+    found = None
+    if all(scale.shape[axis] == 1 for axis in how.right):
+        found = planes_product(x, weight.replace(scale=scale), how)
+    if found is not None:
+        return found
     dtype = jnp.dtype(weight.dtype)
     codes = show(weight.codes).astype(dtype)
     if weight.zero is not None:
@@ -48,9 +54,36 @@ def _quantized(x: Array, weight: Quantized, how: Contraction) -> Array:
             spread(show(weight.zero).astype(dtype), weight.shape), weight.shape,
             tuple(range(weight.ndim)),
         )  # fmt: skip
-    out = how(x, codes)
-    scale = how.over_weight(scale, weight.shape, out.ndim)
-    return (out.astype(jnp.float32) * scale).astype(out.dtype)
+    return _scaled(x, codes, scale, how)
+
+
+def _levels(x: Array, weight: Levels, how: Contraction) -> Array:
+    """As of integers; levels are of float32, and so is the product."""
+    if weight.below is not None:
+        raise Dense("values below zero have a scale of their own")
+    wide, scale = _to_inputs(x.astype(jnp.float32), show(weight.scale), weight.shape, how)
+    values = level_values(show(weight.codes), weight.levels)
+    return _scaled(wide, values, scale, how).astype(how.dtype(x))
+
+
+def _to_inputs(
+    x: Array, scale: Array, shape: tuple[int, ...], how: Contraction
+) -> tuple[Array, Array]:
+    """Scales of what is summed over alone are those of the inputs: `sum_i (x_i s_i) q_ij`."""
+    if all(scale.shape[axis] == 1 for axis in how.right):
+        return x, scale
+    if any(n != 1 for axis, n in enumerate(scale.shape) if axis not in how.right):
+        return x, scale
+    wide = x.astype(jnp.float32) * how.over_inputs(scale, shape, x.ndim)
+    return wide.astype(x.dtype), jnp.ones((1,) * len(shape), jnp.float32)
+
+
+def _scaled(x: Array, values: Array, scale: Array, how: Contraction) -> Array:
+    """A product with values, each output scaled; by groups where scales are those of groups."""
+    if any(scale.shape[axis] != 1 for axis in how.right):
+        return grouped(x, values, scale, how)
+    out = how.wide(x, values)
+    return (out * how.over_weight(scale, values.shape, out.ndim)).astype(how.dtype(x))
 
 
 def _factored(x: Array, weight: Factored, how: Contraction) -> Array:
@@ -96,20 +129,21 @@ def _reshaped(x: Array, weight: Reshaped, how: Contraction) -> Array:
 
 def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
     """The array is rounded first; the rounding stays where the weight is made dense."""
-    rows = round_rows(x, weight, how)
-    found = rounded_product(rows, weight, how)
+    found = rounded_product(x, weight, how)
     if found is not None:
         return found
+    x = rounded(x, weight, how)
     if weight.shown is not None:
-        return how(rows.shown, weight.shown)
+        return how(x, weight.shown)
     try:
-        return contract(rows.shown, weight.values, how)
+        return contract(x, weight.values, how)
     except Dense as reason:
-        raise Dense(str(reason), how(rows.shown, weight.materialize())) from reason
+        raise Dense(str(reason), how(x, weight.materialize())) from reason
 
 
 RULES: dict[type, Callable[[Array, Any, Contraction], Array]] = {
     Quantized: _quantized,
+    Levels: _levels,
     Factored: _factored,
     Sum: _sum,
     Reshaped: _reshaped,

@@ -19,10 +19,11 @@ class Dense(Exception):
 
     Args:
         reason: in a few words.
-        instead: what the step gives, where that is more than the step on the dense array.
+        instead: what the step gives, where that is more than the step on the dense array: an array,
+            or a leaf that is no longer packed.
     """
 
-    def __init__(self, reason: str, instead: Array | None = None):
+    def __init__(self, reason: str, instead: Any = None):
         super().__init__(reason)
         self.instead = instead
 
@@ -60,6 +61,16 @@ class Contraction:
         axes = (self.left, self.right), (self.left_batch, self.right_batch)
         return lax.dot_general(x, weight, axes, **self.settings)
 
+    def wide(self, x: Array, weight: Array) -> Array:
+        """The product in float32, to be scaled before it is rounded once."""
+        axes = (self.left, self.right), (self.left_batch, self.right_batch)
+        settings = self.settings | {"preferred_element_type": jnp.float32}
+        return lax.dot_general(x, weight, axes, **settings)
+
+    def dtype(self, x: Array) -> Any:
+        """Of the product."""
+        return self.settings.get("preferred_element_type") or x.dtype
+
     def free(self, ndim: int) -> Axes:
         """Axes of a weight of so many that are in the product."""
         return _others(ndim, self.right, self.right_batch)
@@ -86,6 +97,21 @@ class Contraction:
         batch = grid.shape[: len(self.right_batch)]
         own = grid.shape[len(batch) : len(batch) + len(free)]
         return grid.reshape(*batch, *(1,) * (ndim - len(batch) - len(own)), *own)
+
+    def over_inputs(self, grid: Array, shape: Sequence[int], ndim: int) -> Array:
+        """Lays factors of what is summed over so that they broadcast over the array.
+
+        Args:
+            grid: of the weight's rank, one entry along axes that are not summed over.
+            shape: of the weight.
+            ndim: of the array.
+        """
+        grid = spread(grid, [n if axis in self.right else 1 for axis, n in enumerate(shape)])
+        sizes = [grid.shape[axis] for axis in self.right]
+        grid = grid.transpose((*self.right, *_others(len(shape), self.right))).reshape(sizes)
+        order = sorted(range(len(sizes)), key=self.left.__getitem__)
+        others = [axis for axis in range(ndim) if axis not in self.left]
+        return lax.expand_dims(grid.transpose(order), others)
 
     def over_rows(self, grid: Array, ndim: int) -> Array:
         """Lays factors of the array, one along axes that are summed over, over the product."""

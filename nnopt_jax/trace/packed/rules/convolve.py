@@ -9,7 +9,7 @@ from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.trace.jaxpr import Equation, bind
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense
-from nnopt_jax.trace.packed.rules.rounded import round_rows
+from nnopt_jax.trace.packed.rules.rounded import rounded
 from nnopt_jax.typing import Array
 
 
@@ -30,7 +30,7 @@ def convolve(x: Array, kernel: Field, equation: Equation) -> Array:
     if isinstance(kernel, InputQuantized):
         batch = numbers.lhs_spec[0]
         others = tuple(axis for axis in range(x.ndim) if axis != batch)
-        shown = round_rows(x, kernel, Contraction(others, (), (), (), {})).shown
+        shown = rounded(x, kernel, Contraction(others, (), (), (), {}))
         if kernel.shown is not None:
             return bind(equation, [shown, kernel.shown])[0]
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,12 @@ from nnopt_jax.arrays.base import Field, Node, is_node
 from nnopt_jax.arrays.bits import Bits
 from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.powers import Powers
 from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.arrays.trits import Trits
 from nnopt_jax.trace.jaxpr import Equation, primitives
@@ -27,6 +30,7 @@ from nnopt_jax.trace.packed.rules.view import (
     squeezed,
     transposed,
 )
+from nnopt_jax.trace.probed import pvary_p
 from nnopt_jax.typing import Array
 
 SHARED: Mapping[type[Node], tuple[str, ...]] = {
@@ -36,6 +40,7 @@ SHARED: Mapping[type[Node], tuple[str, ...]] = {
     Powers: (),
     Masked: (),
     Sum: (),
+    InputQuantized: (),
 }
 """Nodes whose fields lie like the weight or coarser, and the fields that are for all of it."""
 
@@ -66,6 +71,8 @@ def _moved(field: Field, shape: Shape, view: View) -> Field | None:
         return field.replace(words=view.apply(field.words, shape), shape=view.shape)
     if isinstance(field, Factored):
         return _factors(field, view)
+    if isinstance(field, Reshaped):
+        return _in_memory(field, shape, view)
     if type(field) not in SHARED:
         return None
     shared = SHARED[type(field)]
@@ -82,6 +89,23 @@ def _factors(field: Factored, view: View) -> Factored | None:
     if u is None or v is None:
         return None
     return field.replace(u=v, v=u) if swapped else field.replace(u=u, v=v)
+
+
+def _in_memory(field: Reshaped, shape: Shape, view: View) -> Field | None:
+    """What lies in another order of axes stays so where its first axes are cut, or all turned."""
+    axes, count = field.axes, len(field.axes)
+    if count != field.ndim or field.split != tuple(field.base.shape):
+        return None
+    if view.axes:
+        order = tuple(axes[axis] for axis in view.axes)
+        return field.replace(axes=order, sizes=tuple(shape[axis] for axis in view.axes))
+    gone = count - len(view.shape)
+    if axes[0] == 0 and view.kept >= count - 1 and gone in (0, 1):
+        lies = tuple(field.base.shape)
+        there = dataclasses.replace(view, shape=(*view.shape[: 1 - gone], *lies[1:]))
+        base = _moved(field.base, lies, there)
+        return None if base is None else Reshaped.of(base, tuple(a - gone for a in axes[gone:]))
+    return view.apply(field.materialize(), shape)
 
 
 def view_of(equation: Equation, shape: Shape, values: list[Any]) -> View | None:
@@ -140,5 +164,8 @@ _VIEWS = {
     primitives.slice_p: _slice,
     primitives.dynamic_slice_p: _dynamic_slice,
     primitives.rev_p: lambda shape, _, k: _reversed(shape, tuple(k["dimensions"])),
+    pvary_p: lambda shape, _, k: View(
+        shape, lambda x, _: lax.pcast(x, k["axes"], to="varying"), len(shape)
+    ),
     primitives.copy_p: lambda shape, _, k: View(shape, lambda x, _: x, len(shape)),
 }

@@ -1,4 +1,4 @@
-"""Where integer products are faster than float ones."""
+"""Where products of integers are faster than those of floats."""
 
 from __future__ import annotations
 
@@ -6,68 +6,85 @@ from typing import NamedTuple
 
 import jax
 
+ANY = 1 << 62
+"""As many rows as there may be."""
+
 
 class Rule(NamedTuple):
-    """For one kind of machine, the shapes for which products of int8 are the faster ones.
+    """For one kind of machine, what is multiplied as integers.
 
     Args:
         backend: JAX's platform.
         since: the first version of JAX that it holds for.
-        laid_out: whether what is summed over lies last in the weight.
         weight: least number of entries of the weight.
-        rows: least and greatest number of rows.
-        any_weight_rows: from so many rows on the weight may be of any size.
+        rows: most rows of which codes alone are multiplied, with codes of the weight.
+        planes: most rows that are multiplied plane by plane with a weight of integers.
     """
 
     backend: str
     since: tuple[int, int]
-    laid_out: bool
     weight: int
-    rows: tuple[int, int]
-    any_weight_rows: int
+    rows: int
+    planes: int
 
 
-ANY = 1 << 62
-
-# Measured by `python benchmarks/products.py`; the newest version first.
 TABLE = (
-    Rule("cpu", (0, 12), True, 1 << 20, (1, ANY), 32),
-    Rule("cpu", (0, 12), False, 1 << 20, (2, ANY), 128),
-    Rule("cpu", (0, 0), True, 1 << 20, (1, 64), ANY),
-    Rule("cpu", (0, 0), False, 1 << 20, (ANY, ANY), ANY),
+    Rule("cpu", (0, 12), 1 << 17, ANY, ANY),
+    Rule("cpu", (0, 0), 1 << 17, ANY, 64),
 )
-"""Machines that are not in it (none of them has been measured) multiply integers."""
+"""The newest version first; from what `python benchmarks/products.py` prints on a machine with
+matrix instructions for int8 (AMX). What integers are compared with is the packed weight
+made float at each call, which costs more than the product itself below some hundred rows."""
+
+OTHERS = Rule("", (0, 0), 0, ANY, 0)
+"""Of machines that nobody has measured."""
 
 
-def integers_pay(
-    rows: int,
-    inner: int,
-    outer: int,
-    *,
-    laid_out: bool,
-    backend: str | None = None,
-    version: tuple[int, ...] | None = None,
-) -> bool:
-    """Whether a product of int8 is faster than one of float32.
+def rule_of(backend: str | None = None, version: tuple[int, ...] | None = None) -> Rule:
+    """The rule of a machine.
+
+    Args:
+        backend: JAX's platform; None: the default one.
+        version: of JAX; None: this one.
+    """
+    backend, version = backend or jax.default_backend(), version or jax.__version_info__
+    known = (rule for rule in TABLE if rule.backend == backend and version >= rule.since)
+    return next(known, OTHERS)
+
+
+def integers_pay(rows: int, inner: int, outer: int, rule: Rule | None = None) -> bool:
+    """Whether codes of activations and of a weight are multiplied as such.
 
     Args:
         rows: of the activations, for each index that goes along.
         inner: entries that are summed over.
         outer: outputs of a row.
-        laid_out: whether what is summed over lies last in the weight.
-        backend: JAX's platform; None: the default one.
-        version: of JAX; None: this one.
+        rule: None: that of this machine.
 
     Example:
-        >>> from nnopt_jax.trace.packed.rules.pays import integers_pay
-        >>> machine = {"laid_out": True, "backend": "cpu", "version": (0, 12, 0)}
-        >>> integers_pay(32, 4096, 4096, **machine), integers_pay(8, 384, 384, **machine)
+        >>> from nnopt_jax.trace.packed.rules.pays import integers_pay, rule_of
+        >>> machine = rule_of("cpu", (0, 12, 0))
+        >>> integers_pay(32, 4096, 4096, machine), integers_pay(32, 64, 64, machine)
         (True, False)
     """
-    backend = backend or jax.default_backend()
-    version = version or jax.__version_info__
-    for rule in TABLE:
-        if (rule.backend, rule.laid_out) == (backend, laid_out) and version >= rule.since:
-            enough = inner * outer >= rule.weight and rule.rows[0] <= rows <= rule.rows[1]
-            return enough or rows >= rule.any_weight_rows
-    return True
+    rule = rule or rule_of()
+    return inner * outer >= rule.weight and rows <= rule.rows
+
+
+def planes_pay(rows: int, inner: int, outer: int, rule: Rule | None = None) -> bool:
+    """Whether float activations are multiplied with a weight of integers plane by plane.
+
+    Args:
+        rows: as for `integers_pay`.
+        inner: likewise.
+        outer: likewise.
+        rule: likewise.
+
+    Example:
+        >>> from nnopt_jax.trace.packed.rules.pays import planes_pay, rule_of
+        >>> machine = rule_of("cpu", (0, 10, 2))
+        >>> planes_pay(8, 4096, 4096, machine), planes_pay(256, 4096, 4096, machine)
+        (True, False)
+    """
+    rule = rule or rule_of()
+    return inner * outer >= rule.weight and rows <= rule.planes

@@ -19,11 +19,13 @@ from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sparse import Sparse
 from nnopt_jax.trace.jaxpr import Equation, primitives
-from nnopt_jax.trace.packed.leaf import Leaf, is_leaf
+from nnopt_jax.trace.packed.leaf import Leaf, is_leaf, loosened
 from nnopt_jax.trace.packed.rules.contract import contract
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after
 from nnopt_jax.trace.packed.rules.convolve import convolve
+from nnopt_jax.trace.packed.rules.join import joined
 from nnopt_jax.trace.packed.rules.move import moved, view_of
+from nnopt_jax.trace.packed.rules.times import times
 from nnopt_jax.trace.packed.rules.view import View
 from nnopt_jax.typing import Array
 
@@ -32,11 +34,11 @@ FILL = lax.GatherScatterMode.FILL_OR_DROP
 
 
 def step(equation: Equation, values: list[Any]) -> Any:
-    """Computes one step of which one operand is packed.
+    """Computes one step of which some operands are packed.
 
     Args:
         equation: the step, of one outcome.
-        values: its operands: arrays, and one `Leaf`.
+        values: its operands: arrays, and one `Leaf` or more.
 
     Returns:
         A `Leaf` where the outcome stays packed, else an array.
@@ -47,10 +49,10 @@ def step(equation: Equation, values: list[Any]) -> Any:
     rule = RULES.get(equation.primitive)
     if rule is not None:
         return rule(equation, values)
-    if not is_leaf(values[0]):
-        raise Dense(f"no rule for {equation.primitive.name}")
-    leaf = values[0]
-    view = view_of(equation, leaf.shape, values)
+    leaf, *others = values
+    view = None
+    if is_leaf(leaf) and not any(is_leaf(other) for other in others):
+        view = view_of(equation, leaf.shape, values)
     if view is None:
         raise Dense(f"no rule for {equation.primitive.name}")
     return _seen(leaf, view)
@@ -59,7 +61,10 @@ def step(equation: Equation, values: list[Any]) -> Any:
 def _seen(leaf: Leaf, view: View) -> Leaf:
     node = moved(leaf.node, view)
     if node is None:
-        raise Dense("a part of it cannot follow")
+        loose = loosened(leaf)
+        found = moved(loose.node, view) if isinstance(loose, Leaf) else None
+        rounding = None if found is None else Leaf(found, leaf.path)
+        raise Dense("a part of it cannot follow", rounding)
     return Leaf(node, leaf.path)
 
 
@@ -67,6 +72,8 @@ def _dot(equation: Equation, values: list[Any]) -> Array:
     settings = dict(equation.params)
     (left, right), (left_batch, right_batch) = settings.pop("dimension_numbers")
     x, weight = values
+    if is_leaf(x) and is_leaf(weight):
+        raise Dense("two packed leaves are multiplied")
     if is_leaf(weight):
         return contract(x, weight.node, Contraction(left, right, left_batch, right_batch, settings))
     x, weight = weight, x
@@ -84,9 +91,35 @@ def _dot(equation: Equation, values: list[Any]) -> Array:
 
 def _convolution(equation: Equation, values: list[Any]) -> Array:
     x, weight = values
-    if not is_leaf(weight):
+    if is_leaf(x):
         raise Dense("no rule for packed images")
     return convolve(x, inputs_above(weight.node), equation)
+
+
+def _concatenate(equation: Equation, values: list[Any]) -> Leaf:
+    if not all(is_leaf(value) for value in values):
+        raise Dense("it is put beside arrays")
+    node = joined([value.node for value in values], equation.params["dimension"])
+    return Leaf(node, " and ".join(dict.fromkeys(value.path for value in values)))
+
+
+def _times(equation: Equation, values: list[Any]) -> Leaf:
+    leaf, number = values if is_leaf(values[0]) else values[::-1]
+    if is_leaf(number) or jnp.ndim(number):
+        raise Dense("it is multiplied element by element")
+    return Leaf(times(leaf.node, number), leaf.path)
+
+
+def _negated(equation: Equation, values: list[Any]) -> Leaf:
+    (leaf,) = values
+    return Leaf(times(leaf.node, jnp.asarray(-1, leaf.dtype)), leaf.path)
+
+
+def _divided(equation: Equation, values: list[Any]) -> Leaf:
+    leaf, number = values
+    if not is_leaf(leaf) or is_leaf(number) or jnp.ndim(number):
+        raise Dense("it is divided element by element")
+    return Leaf(times(leaf.node, 1 / number), leaf.path)
 
 
 def _convert(equation: Equation, values: list[Any]) -> Leaf:
@@ -155,5 +188,9 @@ RULES: dict[Any, Callable[[Equation, list[Any]], Any]] = {
     primitives.conv_general_dilated_p: _convolution,
     primitives.convert_element_type_p: _convert,
     primitives.gather_p: _rows,
+    primitives.concatenate_p: _concatenate,
+    primitives.mul_p: _times,
+    primitives.div_p: _divided,
+    primitives.neg_p: _negated,
 }
 """Steps that do more than move elements."""

@@ -1,0 +1,152 @@
+"""Histograms that grow with what they are shown: extreme values, and counts that stay exact."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nnopt_jax.settings import Settings
+from nnopt_jax.typing import Array, ArrayLike
+
+_LEAST = -100  # exponent of the narrowest histogram
+
+
+class Range(NamedTuple):
+    """What was seen of an activation: a small pytree, to be carried through jit, scan and vmap.
+
+    The histogram spans `-2**exponent` to `2**exponent`. Where values lie beyond, it doubles: pairs
+    of bins become one, so that no count ever moves to a bin that does not hold it.
+
+    Args:
+        counts: float32 `(bins,)`, from the least values to the greatest.
+        exponent: int32.
+        low: float32, the least value seen; infinity before the first.
+        high: float32, the greatest; minus infinity before the first.
+        ignored: float32, how many were NaN or infinite, which nothing else here knows of.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> seen = add_values(Range.start(), jnp.array([-0.5, 3.0, jnp.nan]))
+        >>> print(seen.low, seen.high, seen.exponent, seen.ignored)
+        -0.5 3.0 2 1.0
+    """
+
+    counts: Array
+    exponent: Array
+    low: Array
+    high: Array
+    ignored: Array
+
+    @classmethod
+    def start(cls, bins: int = 4096) -> Range:
+        """Nothing seen yet.
+
+        Args:
+            bins: a power of two from 256 to 65,536.
+
+        Raises:
+            ValueRangeError: `bins` is none.
+        """
+        settings = Settings("quantization.Range")
+        settings.integer("bins", bins, 256, 65536)
+        if isinstance(bins, int) and bins & (bins - 1):
+            settings.wrong("bins", bins, "is not a power of two.")
+        settings.done()
+        return cls(
+            jnp.zeros(bins, jnp.float32),
+            jnp.int32(_LEAST),
+            jnp.float32(jnp.inf),
+            jnp.float32(-jnp.inf),
+            jnp.float32(0),
+        )
+
+    @property
+    def width(self) -> Array:
+        """How wide a bin is: a power of two."""
+        return _power_of_two(self.exponent + 1 - (self.counts.size.bit_length() - 1))
+
+    def ends(self) -> tuple[Array, Array]:
+        """The least and the greatest value, 0 before the first."""
+        some = self.low <= self.high
+        return jnp.where(some, self.low, 0.0), jnp.where(some, self.high, 0.0)
+
+
+def add_values(state: Range, x: Array) -> Range:
+    """Adds values to what was seen.
+
+    Args:
+        state: what was seen before.
+        x: float32 array of any shape; NaN and infinities are only counted. No gradient.
+
+    Returns:
+        The new state, of the same shapes and dtypes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> seen = add_values(Range.start(), jnp.array([1.0, 5.0]))
+        >>> print(seen.low, seen.high, seen.counts.sum())
+        1.0 5.0 2.0
+    """
+    v = lax.stop_gradient(x).astype(jnp.float32)
+    v = jnp.where(jnp.abs(v) < jnp.finfo(jnp.float32).tiny, 0.0, v)  # as most devices have it
+    finite = jnp.isfinite(v)
+    low = jnp.min(v, initial=jnp.inf, where=finite)
+    high = jnp.max(v, initial=-jnp.inf, where=finite)
+    top = jnp.where(low <= high, jnp.maximum(jnp.abs(low), jnp.abs(high)), 0.0)
+    bins = state.counts.size
+    exponent = jnp.maximum(state.exponent, _exponent(top))
+    per_width = _power_of_two(bins.bit_length() - 2 - exponent)
+    index = jnp.floor(jnp.where(finite, v, 0.0) * per_width).astype(jnp.int32)
+    # A product too small for a float is 0: the sign must not be lost with it.
+    index = jnp.where(v < 0, jnp.minimum(index, -1), index) + bins // 2
+    batch = jnp.zeros(bins, jnp.int32).at[index].add(finite.astype(jnp.int32))
+    bad = jnp.sum(~finite, dtype=jnp.int32).astype(jnp.float32)
+    fresh = Range(batch.astype(jnp.float32), exponent, low, high, bad)
+    return joined(state, fresh)
+
+
+def joined(a: Range, b: Range) -> Range:
+    """What was seen in two places, as if one had seen it all.
+
+    Args:
+        a: one state, or a stack of them: all arrays with the same leading axes.
+        b: another, of the same shapes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> one, other = (add_values(Range.start(), jnp.array([x])) for x in (-1.0, 5.0))
+        >>> print(joined(one, other).counts.sum())
+        2.0
+    """
+    if a.exponent.ndim:
+        return jax.vmap(joined)(a, b)
+    exponent = jnp.maximum(a.exponent, b.exponent)
+    return Range(
+        _doubled(a.counts, exponent - a.exponent) + _doubled(b.counts, exponent - b.exponent),
+        exponent,
+        jnp.minimum(a.low, b.low),
+        jnp.maximum(a.high, b.high),
+        a.ignored + b.ignored,
+    )
+
+
+def _doubled(counts: Array, times: Array) -> Array:
+    """Makes pairs of bins one, outwards from the middle, some times over."""
+    half = counts.size // 2
+    # The shift rounds down, below zero as above: bins of either side stay on it.
+    index = half + ((jnp.arange(counts.size) - half) >> jnp.minimum(times, 31))
+    return jnp.zeros_like(counts).at[index].add(counts)
+
+
+def _exponent(top: Array) -> Array:
+    """The least `e` with `top < 2**e`, but not below the narrowest."""
+    bits = lax.bitcast_convert_type(top, jnp.int32)
+    return jnp.maximum((bits >> 23) - 126, _LEAST)
+
+
+def _power_of_two(exponent: ArrayLike) -> Array:
+    """`2**exponent`, exactly."""
+    return jax.lax.bitcast_convert_type((jnp.asarray(exponent, jnp.int32) + 127) << 23, jnp.float32)

@@ -1,0 +1,282 @@
+"""Which elements of which axes go together: sets of labels, joined by whole vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Labels = np.ndarray
+"""One label for each element along an axis."""
+
+KEPT = 0
+"""The label of what is always there."""
+
+_DEPTH = 16
+
+
+class Book:
+    """Labels, and what is known of them.
+
+    A label stands for a set of elements that are removed together or not at all. A label may be a
+    *pair* (a, b), which is removed where a or b is: the element of a flattened axis of heads goes
+    with its head, and with its dimension. A label may be *fixed*, which is never removed, with a
+    reason; *read*, where something adds up over its elements; *ordered*, where it met constants
+    that differ from element to element, so that elements cannot change places.
+
+    Args:
+        None.
+
+    Example:
+        >>> book = Book()
+        >>> hidden, rows = book.fresh(4), book.fresh(4)
+        >>> book.join(hidden, rows)
+        >>> bool((book.find(hidden) == book.find(rows)).all())
+        True
+    """
+
+    def __init__(self) -> None:
+        self._count = 1
+        self._parent = np.zeros(1, np.int64)
+        self._first = np.full(1, -1)
+        self._second = np.full(1, -1)
+        self._why = np.ones(1, np.int32)
+        self._read = np.zeros(1, bool)
+        self._ordered = np.zeros(1, bool)
+        self._reasons: list[Any] = [None, "always kept"]
+        self._fixed: dict[Any, int] = {}
+        self._consumed: dict[int, Labels] = {}
+
+    @property
+    def size(self) -> int:
+        """How many labels there are."""
+        return self._count
+
+    def fresh(self, size: int) -> Labels:
+        """New labels, all different."""
+        start, stop = self._count, self._count + size
+        if stop > len(self._parent):
+            self._grow(stop)
+        self._parent[start:stop] = made = np.arange(start, stop)
+        self._count = stop
+        return made
+
+    def _grow(self, size: int) -> None:
+        more = max(size, 2 * len(self._parent)) - len(self._parent)
+        for name, blank in (
+            ("_parent", 0), ("_first", -1), ("_second", -1),
+            ("_why", 0), ("_read", False), ("_ordered", False),
+        ):  # fmt: skip
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate([old, np.full(more, blank, old.dtype)]))
+
+    def fixed(self, size: int, reason: Any) -> Labels:
+        """Labels of elements that stay, for a reason; all the same."""
+        if reason not in self._fixed:
+            (label,) = self.fresh(1)
+            self._fixed[reason] = label
+            self.fix(np.array([label]), reason)
+        return np.full(size, self._fixed[reason])
+
+    def find(self, labels: Labels) -> Labels:
+        """The label that stands for each set."""
+        found = self._parent[labels]
+        while True:
+            above = self._parent[found]
+            if np.array_equal(above, found):
+                self._parent[labels] = found
+                return found
+            found = above
+
+    def fix(self, labels: Labels, reason: Any) -> None:
+        """Elements that must stay; the first reason counts."""
+        roots = self.find(labels)
+        free = roots[self._why[roots] == 0]
+        if free.size:
+            self._reasons.append(reason)
+            self._why[free] = len(self._reasons) - 1
+
+    def is_fixed(self, labels: Labels) -> np.ndarray:
+        """Of each label whether it stays."""
+        return self._why[self.find(labels)] > 0
+
+    def reasons(self, labels: Labels) -> list[Any]:
+        """Why each stays; None for the others."""
+        return [self._reasons[why] for why in self._why[self.find(labels)]]
+
+    def read(self, labels: Labels) -> None:
+        """Something adds up over these elements."""
+        self._read[self.find(labels)] = True
+
+    def consume(self, axis: Labels) -> None:
+        """A parameter is multiplied with units along this axis; it does not make them."""
+        self._consumed[id(axis)] = axis
+
+    def is_consumed(self, axis: Labels) -> bool:
+        """Whether it is such an axis: this very vector."""
+        return id(axis) in self._consumed
+
+    def order(self, labels: Labels) -> None:
+        """These elements cannot change places."""
+        self._ordered[self.find(labels)] = True
+
+    def is_ordered(self, labels: Labels) -> np.ndarray:
+        """Of each label whether it met constants that differ."""
+        return self._ordered[self.find(labels)]
+
+    def join(self, left: Labels, right: Labels) -> None:
+        """Makes two vectors of labels the same, element by element."""
+        if left is right:
+            return
+        waiting = [(left, right)]
+        while waiting:
+            a, b = (self.find(side) for side in waiting.pop())
+            differ = a != b
+            if not differ.any():
+                continue
+            a, b = a[differ], b[differ]
+            # What is fixed need not be one set: only the reason goes over.
+            why_a, why_b = self._why[a], self._why[b]
+            for side, other, own in ((a, why_b, why_a), (b, why_a, why_b)):
+                gets = (own == 0) & (other > 0)
+                self._why[side[gets]] = other[gets]
+            free = (why_a == 0) & (why_b == 0)
+            if free.any():
+                waiting.extend(self._merge(a[free], b[free]))
+
+    def _merge(self, a: Labels, b: Labels) -> list[tuple[Labels, Labels]]:
+        """Makes sets one; pairs whose parts must be the same now are left to the caller."""
+        lost = []
+        while True:
+            a, b = self.find(a), self.find(b)
+            differ = a != b
+            if not differ.any():
+                break
+            low, high = np.minimum(a, b)[differ], np.maximum(a, b)[differ]
+            np.minimum.at(self._parent, high, low)
+            lost.append(high)
+        gone = np.unique(np.concatenate(lost)) if lost else np.zeros(0, np.int64)
+        roots = self.find(gone)
+        np.maximum.at(self._why, roots, self._why[gone])
+        np.logical_or.at(self._read, roots, self._read[gone])
+        np.logical_or.at(self._ordered, roots, self._ordered[gone])
+        pairs = self._first[gone] >= 0
+        gone, roots = gone[pairs], roots[pairs]
+        bare = self._first[roots] < 0
+        self._first[roots[bare]] = self._first[gone[bare]]
+        self._second[roots[bare]] = self._second[gone[bare]]
+        if not gone.size:
+            return []
+        return [
+            (self._first[gone], self._first[roots]),
+            (self._second[gone], self._second[roots]),
+        ]
+
+    def paired(self, first: Labels, second: Labels) -> Labels:
+        """For each element a label that is removed where either of two is."""
+        first, second = self.find(first), self.find(second)
+        without_first, without_second = self._why[first] > 0, self._why[second] > 0
+        if without_first.all() or np.array_equal(first, second):
+            return second
+        if without_second.all():
+            return first
+        both = self.fresh(len(first))
+        self._first[both], self._second[both] = first, second
+        return np.where(without_second, first, np.where(without_first, second, both))
+
+    def merged(self, outer: Labels, inner: Labels) -> Labels:
+        """The labels of two axes made one."""
+        return self.paired(np.repeat(outer, len(inner)), np.tile(inner, len(outer)))
+
+    def parted(self, labels: Labels, rows: int) -> tuple[Labels, Labels]:
+        """The labels of one axis made two; what was no rectangle becomes one."""
+        return self._part(self.find(labels).reshape(rows, -1), 0)
+
+    def _part(self, grid: np.ndarray, depth: int) -> tuple[Labels, Labels]:
+        grid = self.find(grid)
+        rows, columns = grid.shape
+        kept = np.full(max(rows, columns), KEPT)
+        if (grid == grid[:, :1]).all():
+            return grid[:, 0], kept[:columns]
+        if (grid == grid[:1]).all():
+            return kept[:rows], grid[0]
+        if (self._why[grid] > 0).all():
+            return grid[:, 0], grid[0]
+        pair = (self._first[grid] >= 0) & (self._why[grid] == 0)
+        if pair.any() and depth < _DEPTH:
+            parts = (
+                self._part(np.where(pair, self._first[grid], grid), depth + 1),
+                self._part(np.where(pair, self._second[grid], KEPT), depth + 1),
+            )
+            (outer, inner), (more_outer, more_inner) = parts
+            return self.paired(outer, more_outer), self.paired(inner, more_inner)
+        outer, inner = self.fresh(rows), self.fresh(columns)
+        self.join(grid.ravel(), self.merged(outer, inner))
+        return outer, inner
+
+    def settle(self) -> None:
+        """What holds of a pair holds of its parts; labels that nothing reads stay."""
+        pairs, first, second = self._pairs()
+        self._untie(pairs, first, second)
+        parts, twice = np.concatenate([first, second]), np.tile(pairs, 2)
+        for known in (self._why, self._read, self._ordered):
+            while True:
+                before = known[parts]
+                gets = (before == 0) & (known[twice] != 0)
+                if not gets.any():
+                    break
+                known[parts[gets]] = known[twice[gets]]
+        every = np.arange(self._count)
+        alone = (self._first[every] < 0) & ~self._read[every] & (self.find(every) == every)
+        self.fix(np.flatnonzero(alone), "unused")
+
+    def _pairs(self) -> tuple[Labels, Labels, Labels]:
+        """All pairs, and their parts."""
+        every = np.arange(self._count)
+        pairs = np.flatnonzero((self._first[every] >= 0) & (self.find(every) == every))
+        return pairs, self.find(self._first[pairs]), self.find(self._second[pairs])
+
+    def _untie(self, pairs: Labels, first: Labels, second: Labels) -> None:
+        """Keeps pairs that are parts of themselves."""
+        known = self._first[: self._count] < 0
+        while True:
+            more = known[pairs] | (known[first] & known[second])
+            if np.array_equal(more, known[pairs]):
+                break
+            known[pairs] = more
+        tied = pairs[~known[pairs]]
+        self.fix(tied, "its elements are parts of themselves")
+        self._first[tied] = self._second[tied] = -1
+
+    def units(self, labels: Labels) -> tuple[np.ndarray, Labels, np.ndarray]:
+        """The sets that each element goes with, once labels are settled.
+
+        Returns:
+            Positions, the unit of each, and its role: which part of which part of pairs it is. One
+            position may go with several units, and with none.
+        """
+        found: list[tuple[np.ndarray, Labels, np.ndarray]] = []
+        at, label, role = np.arange(len(labels)), labels, np.ones(len(labels), np.int64)
+        while True:
+            label = self.find(label)
+            free = self._why[label] == 0
+            at, label, role = at[free], label[free], role[free]
+            pair = self._first[label] >= 0
+            found.append((at[~pair], label[~pair], role[~pair]))
+            at, label, role = at[pair], label[pair], role[pair]
+            if not at.size:
+                ats, units, roles = zip(*found, strict=True)
+                return np.concatenate(ats), np.concatenate(units), np.concatenate(roles)
+            label = np.concatenate([self._first[label], self._second[label]])
+            at, role = np.tile(at, 2), np.concatenate([2 * role, 2 * role + 1])
+
+    def removed(self, units: Labels) -> np.ndarray:
+        """Of every label whether it goes where the given units do."""
+        gone = np.zeros(self._count, bool)
+        gone[self.find(units)] = True
+        pairs, first, second = self._pairs()
+        while True:
+            more = gone[pairs] | gone[first] | gone[second]
+            if np.array_equal(more, gone[pairs]):
+                return gone[self.find(np.arange(self._count))]
+            gone[pairs] = more

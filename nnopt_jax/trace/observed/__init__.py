@@ -1,0 +1,22 @@
+"""What meets each parameter of a function."""
+
+from nnopt_jax.trace.observed.observe import observe as observe
+from nnopt_jax.trace.observed.seen import Observed as Observed
+from nnopt_jax.trace.observed.statistics import (
+    STATISTICS as STATISTICS,
+    Extremes as Extremes,
+    Moments as Moments,
+    Statistic as Statistic,
+    input_absmax as input_absmax,
+    input_count as input_count,
+    input_gram as input_gram,
+    input_histogram as input_histogram,
+    input_moments as input_moments,
+    input_range as input_range,
+    output_moments as output_moments,
+)
+from nnopt_jax.trace.observed.uses import (
+    LeafUse as LeafUse,
+    LeafUses as LeafUses,
+    uses as uses,
+)

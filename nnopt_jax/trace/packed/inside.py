@@ -1,0 +1,107 @@
+"""Programs inside of programs, on packed leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.arrays.base import Field, is_node
+from nnopt_jax.arrays.input_quantized import InputQuantized
+from nnopt_jax.trace.control import Inside, Slices
+from nnopt_jax.trace.jaxpr import Equation, Program
+from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf, loosened
+from nnopt_jax.trace.packed.rules.move import moved
+from nnopt_jax.trace.packed.rules.view import cut, squeezed
+from nnopt_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class InsidePacked(Inside):
+    """How the programs inside of a step run on packed leaves; nothing is gathered.
+
+    Args:
+        equation: the step.
+        compute: runs a program.
+        seen: is told of a leaf, the step it met, and why it was made dense there.
+    """
+
+    equation: Equation
+    compute: Callable[[Program, Sequence[Any]], list[Any]]
+    seen: Callable[[Leaf, Equation, str], None]
+
+    def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Any]:
+        """Computes a program; packed leaves may come out of it."""
+        return self.compute(program, values), ()
+
+    def dense(self, values: Sequence[Any]) -> list[Array]:
+        """The arrays of packed leaves, which loops carry and programs give."""
+        for value in values:
+            if is_leaf(value):
+                self.seen(value, self.equation, "a program inside gives or carries arrays")
+        return [dense(value) for value in values]
+
+    def slices(self, value: Any) -> Slices:
+        """Of a packed leaf the layers, packed; where a part of it cannot follow, of the array."""
+        if not is_leaf(value):
+            return Slices(value, lambda part, _: part)
+        if _layer(value, 0) is None:
+            self.seen(value, self.equation, "a part of it cannot follow")
+            value = loosened(value)
+            if not is_leaf(value):
+                return Slices(value, lambda part, _: part)
+        # What gradients are taken at goes in layer by layer, as their gradients come out.
+        stack, shown = _apart(value)
+        return Slices(shown, lambda part, number: _together(_layer(stack, number), part))
+
+    def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
+        """Packed leaves are cut part by part, where every part can be."""
+        if not is_leaf(value):
+            return value, spec
+        node = value.node
+        specs = node.specs(spec, mesh)
+        whole = node.specs(spec)  # nothing is left out of it for being of an odd size
+        same = jax.tree.leaves(specs, is_leaf=_is_spec) == jax.tree.leaves(whole, is_leaf=_is_spec)
+        if same and _knows_no_shape(node):
+            return value, Leaf(specs, value.path)
+        self.seen(value, self.equation, "a part of it cannot be cut")
+        return dense(value), spec
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
+
+
+def _knows_no_shape(field: Field) -> bool:
+    """Whether a node has the shape of its arrays and no other: then its parts are nodes, too."""
+    if not is_node(field):
+        return True
+    known = {"shape", "sizes", "split"} & set(field.names(is_static=True))
+    return not known and all(_knows_no_shape(part) for _, part in field.fields())
+
+
+def _layer(leaf: Leaf, number: Any) -> Leaf | None:
+    """One entry along the first axis; None where a part of the node cannot follow."""
+    one = (1, *leaf.shape[1:])
+    entry = cut(leaf.shape, one, lambda x, axis: lax.dynamic_slice_in_dim(x, number, 1, axis))
+    node = leaf.node if leaf.shape[0] == 1 else moved(leaf.node, entry)
+    node = None if node is None else moved(node, squeezed(one, (0,)))
+    return None if node is None else Leaf(node, leaf.path)
+
+
+def _apart(leaf: Leaf) -> tuple[Leaf, Array | None]:
+    """A leaf without the weight that gradients are taken at, and that."""
+    node = leaf.node
+    if not isinstance(node, InputQuantized) or node.shown is None:
+        return leaf, None
+    return Leaf(node.replace(shown=None), leaf.path), node.shown
+
+
+def _together(leaf: Leaf | None, shown: Array | None) -> Leaf | None:
+    if leaf is None or shown is None:
+        return leaf
+    return Leaf(leaf.node.replace(shown=shown), leaf.path)

@@ -1,0 +1,87 @@
+"""Gradients and Fisher information, use by use and joined."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import nnopt_jax as nnopt
+
+DRAW = np.random.default_rng(2)
+
+
+def drawn(*shape):
+    return DRAW.normal(size=shape).astype(np.float32)
+
+
+def tied(p, batch):
+    """A leaf looked up, multiplied with, and in the loss itself; scanned layers; a bias."""
+    tokens, wanted = batch
+    x = p["embed"][tokens]
+
+    @jax.checkpoint
+    def layer(x, w):
+        return jnp.tanh(x @ w), None
+
+    x, _ = jax.lax.scan(layer, x, p["layers"])
+    out = x @ p["embed"].T + p["bias"][None]
+    decay = 0.1 * jnp.square(p["embed"]).sum()
+    return jnp.square(out - wanted).mean() + decay
+
+
+PARAMS = {"embed": drawn(6, 4), "layers": drawn(3, 4, 4), "bias": drawn(6), "idle": drawn(2)}
+BATCHES = [(DRAW.integers(0, 6, 5), drawn(5, 6)) for _ in range(3)]
+
+
+def test_joined_slopes_are_those_of_the_loss():
+    seen = nnopt.observe(tied, PARAMS, BATCHES, ("gradient", "fisher", "input_absmax"))
+    whole = nnopt.statistics(tied, PARAMS, BATCHES, ("gradient", "fisher"))
+    for name, tree in whole.items():
+        for path in ("embed", "layers", "bias"):
+            np.testing.assert_allclose(seen[name][path], tree[path], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(seen["fisher"]["idle"], [0, 0])
+    np.testing.assert_array_equal(seen["gradient"]["idle"], [0, 0])
+    assert seen["input_absmax"]["layers"].shape == (3,)
+
+
+def test_uses_of_a_tied_leaf_have_slopes_of_their_own():
+    seen = nnopt.observe(tied, PARAMS, BATCHES, ("gradient", "fisher"), where="embed")
+
+    def apart(lookup, product, decay, batch):
+        tokens, wanted = batch
+        x = lookup[tokens]
+        for w in PARAMS["layers"]:
+            x = jnp.tanh(x @ w)
+        out = x @ product.T + PARAMS["bias"][None]
+        return jnp.square(out - wanted).mean() + 0.1 * jnp.square(decay).sum()
+
+    slopes = [jax.grad(apart, (0, 1, 2))(*[PARAMS["embed"]] * 3, batch) for batch in BATCHES]
+    found = seen.by_use["gradient"]
+    assert set(found) == {("embed", 0), ("embed", 1), ("embed", 2)}
+    assert [u.primitive for u in seen.uses][:2] == ["gather", "dot_general"]
+    for use in range(3):
+        each = np.stack([s[use] for s in slopes])
+        np.testing.assert_allclose(found["embed", use], each.mean(0), rtol=1e-4, atol=1e-6)
+        fisher = np.square(each).mean(0)
+        np.testing.assert_allclose(
+            seen.by_use["fisher"]["embed", use], fisher, rtol=1e-4, atol=1e-6
+        )
+
+
+def test_slopes_of_branches_and_parts():
+    """Each half of the leaf is used by one branch; what was cut comes back whole."""
+    w = drawn(3, 4)
+
+    def loss(p, x):
+        left, right = jnp.split(p["w"], 2, axis=1)
+        return jnp.square(
+            jax.lax.cond(x[0, 0] > 0, lambda x: x @ left, lambda x: x @ right, x)
+        ).sum()
+
+    x = np.abs(drawn(2, 3))
+    seen = nnopt.observe(loss, {"w": w}, [x, x, -x, x], "gradient")
+    wanted = np.mean([jax.grad(loss)({"w": w}, b)["w"] for b in (x, x, -x, x)], axis=0)
+    np.testing.assert_allclose(seen["gradient"]["w"], wanted, rtol=1e-5)
+    uses = [seen.by_use["gradient"]["w", n] for n in range(2)]
+    assert all(np.all(use == 0, axis=0).sum() == 2 for use in uses)
