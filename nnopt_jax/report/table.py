@@ -132,7 +132,7 @@ def latency_table(title: str, rows: Mapping[int, Latency]) -> Table:
         >>> from nnopt_jax.report import Latency, latency_table
         >>> Console(width=72).print(latency_table("demo", {8: Latency(2.0, 1.0, 1.9, 0.9, 2.0)}))
          demo         dense    least   packed    least
-        ──────────────────────────────────────────────────────────
+        ────────────────────────────────────────────────────────────
          batch of 8    2 ms   1.9 ms     1 ms   0.9 ms   2x as fast
     """
     made = _plain(title)
