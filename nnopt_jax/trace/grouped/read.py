@@ -122,7 +122,7 @@ def _apart(value: Value) -> Value:
     if Left.ALIKE not in value.left:
         return value
     left = tuple(Left.UNKNOWN if x is Left.ALIKE else x for x in value.left)
-    return Value(value.axes, left, value.constant)
+    return value._replace(left=left)
 
 
 def _operand(known: dict[Any, Value], variable: Any) -> Value:
