@@ -52,7 +52,16 @@ def test_there_are_thirty_and_more():
     assert len(MODELS) >= 30
 
 
-@pytest.mark.parametrize("name", MODELS)
+EVERYDAY = (
+    "linen_conv", "linen_tied_embed", "linen_scan", "linen_lstm", "linen_bfloat16",
+    "nnx_transformer", "equinox_mlp", "haiku_mlp", "programs", "shard_map", "llama", "experts",
+)  # fmt: skip
+"""One of each kind; compiling takes its time. What becomes of leaves is compared for all."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in EVERYDAY else pytest.mark.slow) for n in MODELS]
+)
 def test_packed_is_what_dense_is(name):
     case, packed = packed_case(name)
 
