@@ -62,7 +62,7 @@ LAYERS = st.lists(
 )
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(LAYERS, st.integers(0, 99))
 def test_random_networks(plan, seed):
     apply, params = network(plan)

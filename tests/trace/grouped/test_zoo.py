@@ -416,12 +416,17 @@ ZOO = {
 }
 
 
+# Of kinds that are above; each compiles for seconds.
+LONG = {"tied", "gru", "unet", "vit", "resnet"}
+NAMES = [pytest.param(each, marks=[pytest.mark.slow] * (each in LONG)) for each in ZOO]
+
+
 def far(found, wanted):
     """The largest difference, of the largest number."""
     return float(jnp.abs(found - wanted).max() / jnp.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_half_of_every_dimension(name):
     model = ZOO[name]()
     abstract = jax.eval_shape(lambda *args: args, model.params, *model.read)
