@@ -34,12 +34,14 @@ def leaf_calls(tree: Any, report: PackedReport) -> dict[str, str]:
         >>> leaf_calls(packed, run.report(packed))
         {'w': 'Sparse: no rule for sin'}
     """
-    found: dict[str, str] = {}
+    leaves = {path: leaf for path, leaf in flatten(tree, is_node).items() if is_node(leaf)}
+    found = dict.fromkeys(leaves, UNREAD)
     for use in report.uses:
-        if found.get(use.path, PACKED) == PACKED:
-            found[use.path] = f"{use.form}: {use.reason}" if use.reason else PACKED
-    leaves = flatten(tree, is_node)
-    return {path: found.get(path, UNREAD) for path, leaf in leaves.items() if is_node(leaf)}
+        # Leaves that were put side by side go by the names of all.
+        for path in (use.path,) if use.path in leaves else use.path.split(" and "):
+            if found.get(path) in (UNREAD, PACKED):
+                found[path] = f"{use.form}: {use.reason}" if use.reason else PACKED
+    return found
 
 
 def call_note(calls: Mapping[str, str]) -> str:

@@ -38,7 +38,7 @@ RECIPE = {
     "batch_size": 50, "optimizer": {"source": "optax:adam", "learning_rate": 0.05},
     "stages": [{"name": "quantize", "epochs": 2, "transforms": [
         {"quantization.uniform": {"bits": 8}},
-        {"nnopt_jax.quantization:quantize_activations": {"bits": 2}}]}],
+        {"quantization.quantize_activations": {"bits": 2}}]}],
 }  # fmt: skip
 
 

@@ -106,16 +106,21 @@ def test_calls_are_told_leaf_by_leaf_and_in_one_line():
         Use("tied", "dot_general", "Quantized", "its scales differ", 8, ""),
         Use("tied", "add", "Quantized", "no rule for add", 8, ""),
         Use("kernel", "dot_general", "Quantized", "", 0, ""),
+        Use("k", "concatenate", "Quantized", "", 0, ""),
+        Use("k and v", "add", "Quantized", "no rule for add", 8, ""),
         Use("argument 2/mean", "sub", "Quantized", "no rule for sub", 8, ""),
     )
     node = Masked(jnp.ones(2), jnp.ones(2, bool))
-    tree = {"tied": node, "kernel": node, "unread": node, "bias": jnp.ones(2)}
+    tree = {"tied": node, "kernel": node, "unread": node, "k": node, "v": node, "bias": jnp.ones(2)}
     calls = leaf_calls(tree, PackedReport(uses))
     assert calls == {
-        "kernel": "packed", "tied": "Quantized: its scales differ", "unread": "not read"
+        "kernel": "packed", "tied": "Quantized: its scales differ", "unread": "not read",
+        "k": "Quantized: no rule for add", "v": "Quantized: no rule for add",
     }  # fmt: skip
-    wanted = "1 of 3 packed leaves is made dense inside the call: 1 Quantized (its scales differ)."
-    assert call_note(calls) == wanted
+    assert call_note(calls) == (
+        "3 of 5 packed leaves are made dense inside the call: 2 Quantized (no rule for add), "
+        "1 Quantized (its scales differ)."
+    )
 
 
 def test_an_empty_run_has_a_page():
