@@ -134,12 +134,13 @@ def test_layers_of_a_scan():
     stack = params["params"]["stack"]
     for layer in range(3):
         one = jax.tree.map(lambda w, layer=layer: w[layer], stack)
-        hidden = nn.relu(x @ one["Dense_0"]["kernel"] + one["Dense_0"]["bias"][None])
-        for name, met in (("Dense_0", x), ("Dense_1", hidden)):
+        up, down = one["Dense_1"], one["Dense_0"]  # Flax counts as they are written
+        hidden = nn.relu(x @ up["kernel"] + up["bias"][None])
+        for name, met in (("Dense_1", x), ("Dense_0", hidden)):
             path = f"params/stack/{name}/kernel"
             close(seen["input_gram"][path][layer], gram(met))
             close(seen["input_absmax"][path][layer], np.abs(met).max())
-        x = x + hidden @ one["Dense_1"]["kernel"] + one["Dense_1"]["bias"][None]
+        x = x + hidden @ down["kernel"] + down["bias"][None]
     close(seen["input_gram"]["params/Dense_0/kernel"], gram(x))
     (use,) = nnopt.uses(model.apply, params, x).of("params/stack/Dense_0/kernel")
     assert (use.along, use.stack) == ((1,), (0,))
