@@ -235,8 +235,8 @@ def viewed(values: Sequence[Any], names: Sequence[str | None]) -> list[Any]:
     """What goes into a program: leaves that have a name are followed, all else is arrays."""
     arrays = [show(value) for value in values]
     return [
-        x if name is None else View(x, {}, name, own_dims(x.shape))
-        for x, name in zip(arrays, names, strict=True)
+        x if name is None else View(x, {}, name, own_dims(x.shape), number=number)
+        for number, (x, name) in enumerate(zip(arrays, names, strict=True))
     ]
 
 

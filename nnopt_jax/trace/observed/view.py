@@ -60,6 +60,7 @@ class View:
         path: the leaf.
         dims: for each axis of the array.
         levels: of the scans that it is inside of, from the outermost.
+        number: of the leaf among what goes into the function.
     """
 
     x: Array
@@ -67,21 +68,17 @@ class View:
     path: str = dataclasses.field(metadata={"static": True})
     dims: tuple[Dim, ...] = dataclasses.field(metadata={"static": True})
     levels: tuple[Level, ...] = dataclasses.field(default=(), metadata={"static": True})
+    number: int = dataclasses.field(default=0, metadata={"static": True})
 
     def moved(self, move: Callable[[Array], Array], dims: Sequence[Dim]) -> View:
         """The view of what was moved once more."""
         copies = {place: move(x) for place, x in self.copies.items()}
         return dataclasses.replace(self, x=move(self.x), copies=copies, dims=tuple(dims))
 
-    def within(self, place: Place) -> View:
-        """Only with the copies that are used in some part of the program."""
-        copies = {at: x for at, x in self.copies.items() if at[: len(place)] == place}
-        return dataclasses.replace(self, copies=copies)
-
     def at(self, place: Place) -> Array:
         """The array to use at a place, or in all of a part of the program."""
-        copies = self.within(place).copies
-        return copies[min(copies)] if copies else self.x
+        inside = [at for at in self.copies if at[: len(place)] == place]
+        return self.copies[min(inside)] if inside else self.x
 
     def layer(self, depth: int) -> View:
         """The view of one layer, which a scan has cut out."""

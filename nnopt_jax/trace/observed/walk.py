@@ -118,9 +118,8 @@ class _Step(Inside):
     def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Extras]:
         """Computes a program inside of the step; leaves may come out of it."""
         place = (*self.place, at)
-        inner = [value.within(place) if is_view(value) else value for value in values]
         own = self.equation.primitive in _WITH_RULES
-        return walk(program, inner, self.what, place, self.rule or (self.place if own else ()))
+        return walk(program, values, self.what, place, self.rule or (self.place if own else ()))
 
     def run_dense(
         self, program: Program, values: Sequence[Any], at: int = 0
@@ -136,14 +135,16 @@ class _Step(Inside):
         return self._arrays(values, (*self.place, -1))
 
     def _arrays(self, values: Sequence[Any], place: Place) -> list[Array]:
+        reason = f"it is carried through {self.equation.primitive.name}"
+        found = []
         for number, value in enumerate(values):
             if is_view(value):
-                reason = f"it is carried through {self.equation.primitive.name}"
-                self.what.met(value, self.equation, (*place, number), self.rule, reason)
-        return [
-            value.at((*place, number)) if is_view(value) else value
-            for number, value in enumerate(values)
-        ]
+                # Values may come one by one: the leaf's own number tells them apart.
+                at = (*place, number, value.number)
+                self.what.met(value, self.equation, at, self.rule, reason)
+                value = value.at(at)
+            found.append(value)
+        return found
 
     def slices(self, value: Any) -> Slices:
         """Of a leaf its layers, of an array its entries: the scan cuts both."""

@@ -85,3 +85,31 @@ def test_slopes_of_branches_and_parts():
     np.testing.assert_allclose(seen["gradient"]["w"], wanted, rtol=1e-5)
     uses = [seen.by_use["gradient"]["w", n] for n in range(2)]
     assert all(np.all(use == 0, axis=0).sum() == 2 for use in uses)
+
+
+def test_slopes_of_what_comes_out_of_inner_programs():
+    """Of leaves moved in a function of their own, carried through loops, and cut by shard_map."""
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
+    turned = jax.jit(lambda w: w.T)
+    whole, rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    parts = jax.shard_map(
+        lambda v, u, x: x @ v @ u, mesh=mesh, in_specs=(whole, whole, rows), out_specs=rows
+    )
+
+    def loss(p, x):
+        x = x @ turned(p["w"])
+        grown, x = jax.lax.fori_loop(0, 2, lambda _, s: (s[0] * 2, s[1] @ s[0]), (p["g"], x))
+        return jnp.square(parts(p["v"], p["u"], x)).sum() + grown.sum()
+
+    params = {"w": drawn(3, 4), "g": drawn(3, 3), "v": drawn(3, 3), "u": drawn(3, 2)}
+    x = drawn(2, 4)
+    seen = nnopt.observe(loss, params, [x], "gradient")
+    wanted = jax.jit(jax.grad(loss))(params, x)
+    for path in params:
+        np.testing.assert_allclose(seen["gradient"][path], wanted[path], rtol=2e-4)
+    assert {use.path: use.reason for use in seen.uses} == {
+        "g": "it is carried through scan",
+        "u": "it is carried through shard_map",
+        "v": "it is carried through shard_map",
+        "w": "",
+    }
