@@ -298,6 +298,18 @@ def compactable(field: Field) -> bool:
     return bool(names) and all(compactable(getattr(field, name)) for name in names)
 
 
+def is_spec(x: Any) -> bool:
+    """Says whether `x` is a `PartitionSpec`; made to be passed as `is_leaf`.
+
+    Example:
+        >>> from jax.sharding import PartitionSpec
+        >>> from nnopt_jax.arrays.base import is_spec
+        >>> is_spec(PartitionSpec("data")), is_spec(None)
+        (True, False)
+    """
+    return isinstance(x, PartitionSpec)
+
+
 def field_specs(field: Field, spec: PartitionSpec, mesh: jax.sharding.Mesh | None) -> Field:
     """Specs for one field whose array is partitioned by `spec`."""
     return field.specs(spec, mesh) if is_node(field) else fit_spec(spec, field.shape, mesh)

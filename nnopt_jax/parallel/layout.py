@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import PartitionSpec
 from jax.tree_util import GetAttrKey, tree_leaves_with_path
 
+from nnopt_jax.arrays.base import is_spec
 from nnopt_jax.parallel.mesh import named
 from nnopt_jax.parallel.parameter import optimizer_specs
 from nnopt_jax.parallel.specs import Shards, share_bytes
@@ -101,13 +101,9 @@ def layout(tx: Transform, optimizer: Any, plan: Shards) -> Layout:
     known = {
         (GetAttrKey(name), *keys): spec
         for name, tree in (("params", plan.specs), ("learned", learned))
-        for keys, spec in tree_leaves_with_path(tree, is_leaf=_is_spec)
+        for keys, spec in tree_leaves_with_path(tree, is_leaf=is_spec)
     }
     specs = TrainState(
         plan.specs, split, optimizer_specs(opt_state, moved, known, plan.split_further)
     )
     return Layout(plan.mesh, TrainState(plan.params, state, opt_state), specs)
-
-
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, PartitionSpec)

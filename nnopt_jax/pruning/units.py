@@ -24,8 +24,9 @@ from nnopt_jax.transform.leaves import (
     leaves_of_state,
     make_update,
     refresh_when,
+    settled,
 )
-from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.tree.paths import unflatten
 from nnopt_jax.tree.select import Where, resolve
 from nnopt_jax.typing import Array, ScalarOrSchedule
 
@@ -215,9 +216,7 @@ class _Structured:
         share = target(self.sparsity, now.count)
         found = refresh_when(due, lambda: self._choose(dense, at, share), old | {TOGETHER: held})
         if self.mode == "hard":
-            raw = flatten(params, is_node)
-            moved = {p: settle(raw[p], found[p]) for p, x in seen.items() if not is_node(x)}
-            params = unflatten(params, raw | moved, is_node)
+            params = settled(params, seen, settle, found)
         return params, State({}, found | {TOGETHER: found[TOGETHER] | {"at": at}}, now.count)
 
     def _choose(self, leaves: Mapping[str, Array], at: Any, share: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec, Sharding
 
-from nnopt_jax.trace.jaxpr import Equation, Program, Var, bind, closed, primitives, scanned
+from nnopt_jax.trace.jaxpr import Equation, Program, bind, closed, is_variable, primitives, scanned
 from nnopt_jax.trace.probed import shard_map_p
 from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
@@ -112,7 +112,7 @@ def _remat(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[
     k = equation.params
     program = closed(k["jaxpr"])
     through = dict(zip(program.jaxpr.invars, values, strict=True))
-    outputs = [x if isinstance(x, Var) else None for x in program.jaxpr.outvars]
+    outputs = [x if is_variable(x) else None for x in program.jaxpr.outvars]
     made = [at for at, x in enumerate(outputs) if x not in through]
 
     def inner(*given: Any) -> tuple[list[Any], Extras]:

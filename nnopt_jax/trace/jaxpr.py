@@ -15,9 +15,6 @@ from jax.extend.core import primitives as primitives
 Program = core.ClosedJaxpr
 """A traced function."""
 
-Var = core.Var
-"""A name of a value in a program."""
-
 Equation = Any
 """One step of a program: a primitive, what it takes, what it gives."""
 
@@ -27,9 +24,14 @@ def closed(program: Any) -> Program:
     return program if isinstance(program, core.ClosedJaxpr) else core.ClosedJaxpr(program, ())
 
 
+def is_variable(x: Any) -> bool:
+    """Whether an operand is a name of a value, and not a number in its place."""
+    return not isinstance(x, core.Literal)
+
+
 def read(environment: dict[Any, Any], variable: Any) -> Any:
     """The value of a variable, or of a number that stands in its place."""
-    return variable.val if isinstance(variable, core.Literal) else environment[variable]
+    return environment[variable] if is_variable(variable) else variable.val
 
 
 def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:

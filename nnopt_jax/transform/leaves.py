@@ -224,7 +224,7 @@ def wrapping(
         if update is not None:
             learned, rest = update({p: show(x) for p, x in seen.items()}, state, context)
         if settle is not None:
-            params = _settled(params, seen, settle, rest)
+            params = settled(params, seen, settle, rest)
         return params, State(learned, rest, context.count)
 
     def capacities_(params: Any) -> dict[str, int]:
@@ -233,10 +233,17 @@ def wrapping(
     return Transform(name, init_, encode_, update_, exact, capacities_, needs)
 
 
-def _settled(
+def settled(
     params: Any, seen: Leaves, settle: Callable[[jax.Array, Any], jax.Array], rest: Leaves
 ) -> Any:
-    """Moves the raw parameters that no earlier link has encoded."""
+    """Moves the raw parameters that no earlier link has encoded.
+
+    Args:
+        params: the parameters.
+        seen: by path what the links before show of the chosen leaves.
+        settle: `(raw leaf, rest) -> raw leaf`.
+        rest: of the state, by path.
+    """
     raw = flatten(params, is_node)
     moved = {p: settle(raw[p], rest[p]) for p, leaf in seen.items() if not is_node(leaf)}
     return unflatten(params, raw | moved, is_node)
@@ -328,7 +335,7 @@ def refining(
                 learned[path] = tuple(pair[0] for pair in pairs)
                 rest[path] = tuple(pair[1] for pair in pairs)
         if settle is not None:
-            params = _settled(params, seen, settle, {path: per[0] for path, per in rest.items()})
+            params = settled(params, seen, settle, {path: per[0] for path, per in rest.items()})
         return params, State(learned, rest, context.count)
 
     return Transform(name, init_, encode_, update_, exact)

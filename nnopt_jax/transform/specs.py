@@ -7,18 +7,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from nnopt_jax.arrays.base import field_specs, fit_spec, is_node
+from nnopt_jax.arrays.base import field_specs, fit_spec, is_node, is_spec
 from nnopt_jax.errors import SelectionError, nearest
 from nnopt_jax.transform.base import TOGETHER, State, Transform, abstract_state
 from nnopt_jax.tree.paths import flatten, unflatten
 
 
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, PartitionSpec)
-
-
 def _by_path(specs: Any, leaves: dict[str, Any], who: str) -> dict[str, PartitionSpec]:
-    given = flatten(specs, lambda x: x is None or _is_spec(x))
+    given = flatten(specs, lambda x: x is None or is_spec(x))
     for path in leaves:
         if path not in given:
             raise SelectionError(

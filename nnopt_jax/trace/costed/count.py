@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from nnopt_jax.trace.costed.contractions import products
-from nnopt_jax.trace.costed.live import CALLS, called, is_variable, live, over_steps
+from nnopt_jax.trace.costed.live import CALLS, called, live, over_steps
 from nnopt_jax.trace.costed.origin import (
     ACTIVATION,
     LEAF,
@@ -17,7 +17,7 @@ from nnopt_jax.trace.costed.origin import (
     outcome,
 )
 from nnopt_jax.trace.costed.work import work
-from nnopt_jax.trace.jaxpr import Equation, Program, closed, primitives, scanned
+from nnopt_jax.trace.jaxpr import Equation, Program, closed, is_variable, primitives, scanned
 from nnopt_jax.trace.probed import optimization_barrier_p, shard_map_p
 from nnopt_jax.tree.bits import tree_bits
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jax.extend.core import Literal
-
-from nnopt_jax.trace.jaxpr import Equation, Program, closed, primitives, scanned
+from nnopt_jax.trace.jaxpr import Equation, Program, closed, is_variable, primitives, scanned
 from nnopt_jax.trace.probed import shard_map_p
 
 CALLS: dict[Any, str] = {
@@ -52,11 +50,6 @@ def live(program: Program, wanted: Sequence[bool]) -> Live:
         used = zip(equation.invars, _inputs(equation, out), strict=True)
         needed |= {x for x, use in used if use and is_variable(x)}
     return Live(steps[::-1], [x in needed for x in jaxpr.invars])
-
-
-def is_variable(x: Any) -> bool:
-    """Whether an operand is a variable, and not a number."""
-    return not isinstance(x, Literal)
 
 
 def called(equation: Equation) -> Program:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend import core
 
 from nnopt_jax.trace.grouped.ghosts import FOLLOWED
 from nnopt_jax.trace.grouped.labels import Book
@@ -26,7 +25,7 @@ from nnopt_jax.trace.grouped.reading import (
 )
 from nnopt_jax.trace.grouped.rules import RULES
 from nnopt_jax.trace.grouped.value import Left, Value
-from nnopt_jax.trace.jaxpr import Equation, Program
+from nnopt_jax.trace.jaxpr import Equation, Program, is_variable
 
 
 class Walk:
@@ -126,9 +125,9 @@ def _apart(value: Value) -> Value:
 
 
 def _operand(known: dict[Any, Value], variable: Any) -> Value:
-    if isinstance(variable, core.Literal):
-        return Value((), (), _number(variable.val))
-    return known[variable]
+    if is_variable(variable):
+        return known[variable]
+    return Value((), (), _number(variable.val))
 
 
 def _number(x: Any) -> float | None:

@@ -10,7 +10,7 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, is_node
+from nnopt_jax.arrays.base import Field, is_node, is_spec
 from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.trace.control import Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program
@@ -65,15 +65,11 @@ class InsidePacked(Inside):
         node = value.node
         specs = node.specs(spec, mesh)
         whole = node.specs(spec)  # nothing is left out of it for being of an odd size
-        same = jax.tree.leaves(specs, is_leaf=_is_spec) == jax.tree.leaves(whole, is_leaf=_is_spec)
+        same = jax.tree.leaves(specs, is_leaf=is_spec) == jax.tree.leaves(whole, is_leaf=is_spec)
         if same and _knows_no_shape(node):
             return value, Leaf(specs, value.path)
         self.seen(value, self.equation, "a part of it cannot be cut")
         return dense(value), spec
-
-
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, PartitionSpec)
 
 
 def _knows_no_shape(field: Field) -> bool:

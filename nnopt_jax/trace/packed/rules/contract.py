@@ -19,7 +19,7 @@ from nnopt_jax.ops.levels import level_values
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after, whole_codes
 from nnopt_jax.trace.packed.rules.grouped import grouped
 from nnopt_jax.trace.packed.rules.planes import planes_product
-from nnopt_jax.trace.packed.rules.rounded import rounded, rounded_product
+from nnopt_jax.trace.packed.rules.rounded import below, rounded, rounded_product
 from nnopt_jax.typing import Array
 
 
@@ -41,11 +41,10 @@ def contract(x: Array, weight: Field, how: Contraction) -> Array:
 def _quantized(x: Array, weight: Quantized, how: Contraction) -> Array:
     r"""`sum_i x_i s_j (q_ij - z_j) = s_j sum_i x_i (q_ij - z_j)`."""
     x, scale = _to_inputs(x, show(weight.scale), weight.shape, how)
-    found = None
     if all(scale.shape[axis] == 1 for axis in how.right):
         found = planes_product(x, weight.replace(scale=scale), how)
-    if found is not None:
-        return found
+        if found is not None:
+            return found
     return _scaled(x, whole_codes(weight), scale, how)
 
 
@@ -125,12 +124,7 @@ def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
     if found is not None:
         return found
     x = rounded(x, weight, how)
-    if weight.shown is not None:
-        return how(x, weight.shown)
-    try:
-        return contract(x, weight.values, how)
-    except Dense as reason:
-        raise Dense(str(reason), how(x, weight.materialize())) from reason
+    return below(weight, lambda w: how(x, w), lambda w: contract(x, w, how))
 
 
 RULES: dict[type, Callable[[Array, Any, Contraction], Array]] = {

@@ -11,6 +11,7 @@ from jax import lax
 
 from nnopt_jax.arrays.base import show
 from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.ops.grid import expand
 from nnopt_jax.typing import Array
 
 Axes = tuple[int, ...]
@@ -65,9 +66,8 @@ class Contraction:
 
     def wide(self, x: Array, weight: Array) -> Array:
         """The product in float32, to be scaled before it is rounded once."""
-        axes = (self.left, self.right), (self.left_batch, self.right_batch)
         settings = self.settings | {"preferred_element_type": jnp.float32}
-        return lax.dot_general(x, weight, axes, **settings)
+        return dataclasses.replace(self, settings=settings)(x, weight)
 
     def dtype(self, x: Array) -> Any:
         """Of the product."""
@@ -141,6 +141,4 @@ def whole_codes(weight: Quantized) -> Array:
     codes = show(weight.codes).astype(dtype)
     if weight.zero is None:
         return codes
-    return codes - jnp.broadcast_to(
-        spread(show(weight.zero).astype(dtype), weight.shape), weight.shape
-    )
+    return codes - expand(show(weight.zero).astype(dtype), weight.shape)

@@ -11,7 +11,7 @@ from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.ops.levels import level_values
 from nnopt_jax.trace.jaxpr import Equation, bind
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, whole_codes
-from nnopt_jax.trace.packed.rules.rounded import rounded
+from nnopt_jax.trace.packed.rules.rounded import below, rounded
 from nnopt_jax.typing import Array
 
 
@@ -35,13 +35,11 @@ def convolve(x: Array, kernel: Field, equation: Equation) -> Array:
         batch = numbers.lhs_spec[0]
         others = tuple(axis for axis in range(x.ndim) if axis != batch)
         shown = rounded(x, kernel, Contraction(others, (), (), (), {}))
-        if kernel.shown is not None:
-            return bind(equation, [shown, kernel.shown])[0]
-        try:
-            return convolve(shown, kernel.values, equation)
-        except Dense as reason:
-            dense = bind(equation, [shown, kernel.materialize()])[0]
-            raise Dense(str(reason), dense) from reason
+        return below(
+            kernel,
+            lambda w: bind(equation, [shown, w])[0],
+            lambda w: convolve(shown, w, equation),
+        )
     if isinstance(kernel, Levels) and kernel.below is None:
         wide = x.astype(jnp.float32)  # levels are of float32
         values = level_values(show(kernel.codes), kernel.levels)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
-from nnopt_jax.arrays.base import show
+from nnopt_jax.arrays.base import Field, show
 from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.ops.grid import dequantize, fit_grid, integer_range, quantize
 from nnopt_jax.ops.straight_through import gate, straight_through
-from nnopt_jax.trace.packed.rules.contraction import Contraction
+from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense
 from nnopt_jax.trace.packed.rules.integers import (
     Integers,
     differentiated_as,
@@ -75,6 +76,27 @@ def rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
     _, high = integer_range(weight.input_bits)
     size = jnp.abs(lax.stop_gradient(x).astype(jnp.float32))
     return straight_through(shown, gate(x, size * (1 / scale) <= high))
+
+
+def below(
+    weight: InputQuantized, dense: Callable[[Array], Array], packed: Callable[[Field], Array]
+) -> Array:
+    """The product of what is rounded already with the weight below.
+
+    Args:
+        weight: the weight.
+        dense: multiplies with an array.
+        packed: multiplies with an array or a node.
+
+    Raises:
+        Dense: `packed` does; the product, of what is rounded, comes instead.
+    """
+    if weight.shown is not None:
+        return dense(weight.shown)
+    try:
+        return packed(weight.values)
+    except Dense as reason:
+        raise Dense(str(reason), dense(weight.materialize())) from reason
 
 
 def rounded_product(x: Array, weight: InputQuantized, how: Contraction) -> Array | None:
