@@ -27,6 +27,10 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+# Loaded before pytest does, which loads a module of doctests by its file and then names it in its
+# package, in place of a function of the same name.
+import nnopt_jax.cli.commands  # noqa: E402, F401
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The draws are the same in every run, so that a red test stays red until it is mended.

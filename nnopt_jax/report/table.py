@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from nnopt_jax.report.leaves import compare
 from nnopt_jax.report.summary import Latency, LeafRow, Summary, amount
@@ -131,11 +132,13 @@ def latency_table(title: str, rows: Mapping[int, Latency]) -> Table:
         >>> from rich.console import Console
         >>> from nnopt_jax.report import Latency, latency_table
         >>> Console(width=72).print(latency_table("demo", {8: Latency(2.0, 1.0, 1.9, 0.9, 2.0)}))
-         demo         dense    least   packed    least
+        demo
+                      dense    least   packed    least
         ────────────────────────────────────────────────────────────
          batch of 8    2 ms   1.9 ms     1 ms   0.9 ms   2x as fast
     """
-    made = _plain(title)
+    made = _plain("")
+    made.title, made.title_justify = Text(title), "left"  # a column of that name takes its width
     for name in ("dense", "least", "packed", "least", ""):
         made.add_column(name, justify="right", no_wrap=True)
     for batch, took in rows.items():
