@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NoReturn, Self, TypeVar, dataclass_transform
 
 import jax
 from jax import export
@@ -174,13 +174,17 @@ class Node:
         inner = ", ".join(f"{name} {summary(field)}" for name, field in self.fields())
         return f"{type(self).__name__}({inner})"
 
-    def __jax_array__(self) -> jax.Array:
+    def __jax_array__(self, *_: Any) -> NoReturn:
         """Refuses: an expression is an array only where somebody says so."""
         raise CompositionError(
             f"{self.outline()} is an expression, no array. Give it to nnopt.on_packed(function) "
             "as an argument: what a function closes over, and modules that were put together "
             "outside of it, stay what they are. Or make it dense: nnopt.materialize(tree)."
         )
+
+    __getitem__ = __neg__ = __jax_array__
+    __add__ = __sub__ = __mul__ = __truediv__ = __matmul__ = __pow__ = __jax_array__
+    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rmatmul__ = __rpow__ = __jax_array__
 
     def __repr__(self) -> str:
         """The outline and, where it lists fields, what they cost for each logical element."""

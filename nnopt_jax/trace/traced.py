@@ -69,17 +69,20 @@ def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
         return function(*args, **kwargs)
 
     inputs = [(keys, x) for (keys, x), keep in zip(with_paths, kept, strict=True) if keep]
-    paths = tuple(_path(keys) for keys, _ in inputs)
+    paths, values = tuple(_path(keys) for keys, _ in inputs), tuple(x for _, x in inputs)
     try:
         program, shapes = jax.make_jaxpr(flat, return_shape=True)(
-            *(abstract(x) if is_node(x) else x for _, x in inputs)
+            *(abstract(x) if is_node(x) else x for x in values)
         )
     except _NEEDS_VALUES as error:
         raise _explained(function, paths, error) from error
+    except Exception as error:
+        error.add_note(_noted(function, zip(paths, values, strict=True), error))
+        raise
     return Traced(
         program,
         paths,
-        tuple(x for _, x in inputs),
+        values,
         tuple(_argument(keys) for keys, _ in inputs),
         jax.tree.structure(shapes),
     )
@@ -97,12 +100,29 @@ def _explained(function: Any, paths: Sequence[str], error: Exception) -> Composi
     """JAX knows inputs by number, users by path."""
     numbers = dict.fromkeys(re.findall(r"\barrays\[(\d+)\]", str(error)))
     inputs = ", ".join(paths[int(number)] for number in numbers) or "an input"
-    name, at = getattr(function, "__name__", "the function"), line_of(error)
     return CompositionError(
-        f"{name}: {at or 'some line'} asks for the value of what depends on {inputs}, while the "
-        "function is traced and there are shapes alone. Use jnp and lax (jnp.where, lax.cond) "
-        "there, or give what it asks for as a number of Python's own."
+        f"{_name(function)}: {line_of(error) or 'some line'} asks for the value of what depends on "
+        f"{inputs}, while the function is traced and there are shapes alone. Use jnp and lax "
+        "(jnp.where, lax.cond) there, or give what it asks for as a number of Python's own."
     )
+
+
+def _noted(function: Any, given: Iterable[tuple[str, Any]], error: Exception) -> str:
+    """What JAX does not know: whose function was traced, and which inputs are packed."""
+    leaves = [f"{p} {x.dtype}{list(x.shape)}" for p, x in given if is_node(x)]
+    told = f"nnopt_jax: while {_name(function)} was traced, at {line_of(error) or 'some line'}."
+    if not leaves:
+        return told
+    more = f" and {len(leaves) - _TOLD} more" if len(leaves) > _TOLD else ""
+    return f"{told} Packed leaves are plain arrays inside it: {', '.join(leaves[:_TOLD])}{more}."
+
+
+_TOLD = 8
+"""Leaves that a note names."""
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", "the function")
 
 
 def is_array(x: Any) -> bool:

@@ -182,12 +182,38 @@ def test_a_value_that_is_asked_for_while_tracing_is_named(asks):
 
 @pytest.mark.parametrize(
     "closes",
-    [lambda w: lambda x: x @ w, lambda w: lambda x: jnp.dot(w, x), lambda w: lambda x: x + w],
+    [
+        lambda w: lambda x: x @ w,
+        lambda w: lambda x: jnp.dot(w, x),
+        lambda w: lambda x: x + w,
+        lambda w: lambda x: w * 2 + x,
+        lambda w: lambda x: x + w[0],
+        lambda w: lambda x: -w,
+        lambda w: lambda x: w @ x,
+    ],
 )
 def test_an_expression_that_a_function_closes_over_is_refused(closes):
     packed = packed_by(INT8, {"w": drawn(4, 4)})
     with pytest.raises(CompositionError, match=r"Quantized\(.*\) is an expression, no array"):
         nnopt.on_packed(closes(packed["w"]))(drawn(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (lambda p, x: x[:, :3] @ p["deep"]["w"], TypeError),
+        (lambda p, x: x @ p["deep"]["w"].materialize(), AttributeError),
+        (lambda p, x: x @ p["deep"]["w"].codes, AttributeError),
+        (lambda p, x: "text", TypeError),
+    ],
+)
+def test_an_error_inside_tells_the_function_and_its_packed_leaves(wrong, error):
+    packed = packed_by(INT8, {"deep": {"w": drawn(8, 4)}, "b": drawn(4)})
+    with pytest.raises(error) as caught:
+        nnopt.on_packed(wrong)(packed, drawn(2, 8))
+    told = caught.value.__notes__[-1]
+    assert "while <lambda> was traced, at " in told
+    assert told.endswith("Packed leaves are plain arrays inside it: deep/w float32[8, 4].")
 
 
 def test_leaves_whose_parts_do_not_fit_are_named():
