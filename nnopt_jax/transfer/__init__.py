@@ -36,6 +36,7 @@ from nnopt_jax.transfer.parameter.task_arithmetic import task_arithmetic as task
 from nnopt_jax.transfer.parameter.ties import ties as ties
 from nnopt_jax.transfer.structure.capture import capture as capture
 from nnopt_jax.transfer.structure.deepen import deepen as deepen
+from nnopt_jax.transfer.structure.grow import grow as grow
 from nnopt_jax.transfer.structure.layers import (
     layer_map as layer_map,
     select_layers as select_layers,

@@ -21,6 +21,10 @@ class Dimension:
         indices: by (path, axis) an integer array (units, elements): where each unit lies.
         exchangeable: whether units may change places: constants that differ from unit to unit, as
             the angles of rotary embeddings do, forbid it.
+        consumed: the members that read the units, as rows of the next kernel do; with zeros there
+            alone nothing is left of a unit.
+        counted: whether anything but products with weights adds up over the units, as layer
+            normalization and scores of attention do: with more units, that is another number.
 
     Example:
         >>> import numpy as np
@@ -33,6 +37,8 @@ class Dimension:
     size: int
     indices: Mapping[Place, np.ndarray]
     exchangeable: bool = True
+    consumed: frozenset[Place] = frozenset()
+    counted: bool = False
 
     @property
     def members(self) -> tuple[Place, ...]:
@@ -74,12 +80,24 @@ def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
         indices = {part[0, _PLACE]: part[:, _AT].reshape(len(units), -1) for part in parts}
         first = np.argsort(next(iter(indices.values()))[:, 0], kind="stable")
         indices = {place: at[first] for place, at in indices.items()}
-        found.append((indices, not analysis.book.is_ordered(units).any()))
+        found.append((indices, units))
     found.sort(key=lambda each: [(place, at[0, 0], -at[1, 0]) for place, at in each[0].items()])
-    named = [({places[at]: x for at, x in indices.items()}, free) for indices, free in found]
-    return tuple(
-        Dimension(name, len(next(iter(indices.values()))), indices, free)
-        for name, (indices, free) in zip(_names(analysis, named), named, strict=True)
+    named = [({places[at]: x for at, x in indices.items()}, units) for indices, units in found]
+    names = _names(analysis, [indices for indices, _ in named])
+    return tuple(_dimension(analysis, name, *each) for name, each in zip(names, named, strict=True))
+
+
+def _dimension(
+    analysis: Analysis, name: str, indices: Mapping[Place, np.ndarray], units: np.ndarray
+) -> Dimension:
+    book = analysis.book
+    return Dimension(
+        name,
+        len(units),
+        indices,
+        exchangeable=not book.is_ordered(units).any(),
+        consumed=frozenset(p for p in indices if book.is_consumed(analysis.labels[p])),
+        counted=bool(book.is_counted(units).any()),
     )
 
 
@@ -104,10 +122,10 @@ def _kinds(rows: np.ndarray) -> np.ndarray:
     return kind[np.searchsorted(units, rows[:, _UNIT])]
 
 
-def _names(analysis: Analysis, found: Sequence[tuple[Mapping[Place, np.ndarray], bool]]):
+def _names(analysis: Analysis, found: Sequence[Mapping[Place, np.ndarray]]) -> list[str]:
     """By a kernel that makes the units, rather than by one that reads them."""
     names: list[str] = []
-    for indices, _ in found:
+    for indices in found:
 
         def least(place: Place, indices: Mapping[Place, np.ndarray] = indices) -> tuple[int, ...]:
             shape = analysis.shapes[place[0]]

@@ -140,8 +140,7 @@ def _read(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
     if None not in constants:
         whole = remaining(equation, constants)  # type: ignore[arg-type]
         found = None if isinstance(whole, Left) else whole
-    parameter = len(ins) == 1 and ins[0].parameter
-    return [Value(tuple(axes), tuple(left), found, parameter) for _ in equation.outvars]
+    return [Value(tuple(axes), tuple(left), found) for _ in equation.outvars]
 
 
 def _reinterpreted(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:

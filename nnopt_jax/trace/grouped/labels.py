@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ class Book:
     A label stands for a set of elements that are removed together or not at all. A label may be a
     *pair* (a, b), which is removed where a or b is: the element of a flattened axis of heads goes
     with its head, and with its dimension. A label may be *fixed*, which is never removed, with a
-    reason; *read*, where something adds up over its elements; *ordered*, where it met constants
+    reason; *read*, where something adds up over its elements; *counted*, where that is no product
+    with weights, and more elements would be another number; *ordered*, where it met constants
     that differ from element to element, so that elements cannot change places.
 
     Args:
@@ -42,10 +44,12 @@ class Book:
         self._second = np.full(1, -1)
         self._why = np.ones(1, np.int32)
         self._read = np.zeros(1, bool)
+        self._counted = np.zeros(1, bool)
         self._ordered = np.zeros(1, bool)
         self._reasons: list[Any] = [None, "always kept"]
         self._fixed: dict[Any, int] = {}
         self._consumed: dict[int, Labels] = {}
+        self._sources: dict[int, tuple[Labels, list[Labels]]] = {}
 
     @property
     def size(self) -> int:
@@ -65,7 +69,7 @@ class Book:
         more = max(size, 2 * len(self._parent)) - len(self._parent)
         for name, blank in (
             ("_parent", 0), ("_first", -1), ("_second", -1),
-            ("_why", 0), ("_read", False), ("_ordered", False),
+            ("_why", 0), ("_read", False), ("_counted", False), ("_ordered", False),
         ):  # fmt: skip
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.full(more, blank, old.dtype)]))
@@ -105,13 +109,42 @@ class Book:
         why = self._why[self.find(labels)]
         return self._reasons[why[why > 0][0]] if why.any() else None
 
-    def read(self, labels: Labels) -> None:
-        """Something adds up over these elements."""
-        self._read[self.find(labels)] = True
+    def read(self, labels: Labels, *, by_weights: bool = False) -> None:
+        """Something adds up over these elements: a product with weights, or anything else."""
+        roots = self.find(labels)
+        self._read[roots] = True
+        if not by_weights:
+            self._counted[roots] = True
+
+    def is_counted(self, labels: Labels) -> np.ndarray:
+        """Of each label whether something but weights adds up over it."""
+        return self._counted[self.find(labels)]
+
+    def derive(self, axis: Labels, sources: Iterable[Labels]) -> None:
+        """An axis of what is made of parameters: what consumes it consumes theirs.
+
+        Those of them, that is, with which it shares elements.
+        """
+        own = self._parts(axis)
+        shared = [x for x in sources if x is not axis and np.isin(self._parts(x), own).any()]
+        self._sources.setdefault(id(axis), (axis, []))[1].extend(shared)
+
+    def _parts(self, labels: Labels) -> Labels:
+        """The sets that elements go with, of pairs both parts; not what stays."""
+        found, depth = self.find(np.unique(labels)), 0
+        while depth < _DEPTH and (pairs := found[self._first[found] >= 0]).size:
+            more = np.union1d(self.find(self._first[pairs]), self.find(self._second[pairs]))
+            found, depth = np.union1d(found[self._first[found] < 0], more), depth + 1
+        return found[self._why[found] == 0]
 
     def consume(self, axis: Labels) -> None:
         """A parameter is multiplied with units along this axis; it does not make them."""
-        self._consumed[id(axis)] = axis
+        waiting = [axis]
+        while waiting:
+            axis = waiting.pop()
+            if id(axis) not in self._consumed:
+                self._consumed[id(axis)] = axis
+                waiting += self._sources.get(id(axis), (axis, []))[1]
 
     def is_consumed(self, axis: Labels) -> bool:
         """Whether it is such an axis: this very vector."""
@@ -160,6 +193,7 @@ class Book:
         roots = self.find(gone)
         np.maximum.at(self._why, roots, self._why[gone])
         np.logical_or.at(self._read, roots, self._read[gone])
+        np.logical_or.at(self._counted, roots, self._counted[gone])
         np.logical_or.at(self._ordered, roots, self._ordered[gone])
         pairs = self._first[gone] >= 0
         gone, roots = gone[pairs], roots[pairs]
@@ -220,7 +254,7 @@ class Book:
         pairs, first, second = self._pairs()
         self._untie(pairs, first, second)
         parts, twice = np.concatenate([first, second]), np.tile(pairs, 2)
-        for known in (self._why, self._read, self._ordered):
+        for known in (self._why, self._read, self._counted, self._ordered):
             while True:
                 before = known[parts]
                 gets = (before == 0) & (known[twice] != 0)

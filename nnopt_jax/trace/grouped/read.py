@@ -89,7 +89,14 @@ class Walk:
             outs, inner, lazy = found, (), None
         if equation.primitive not in FOLLOWED:
             outs = [_apart(out) for out in outs]
+        if any(x.parameter for x in ins) and all(map(_brings_no_units, ins)):
+            outs = [self._of_parameters(out, ins) for out in outs]
         return Step(equation, tuple(ins), tuple(outs), inner, lazy)
+
+    def _of_parameters(self, out: Value, ins: Sequence[Value]) -> Value:
+        for labels in out.axes:
+            self.book.derive(labels, (x for value in ins for x in value.axes))
+        return out._replace(parameter=True)
 
     def _whole(self, equation: Equation, ins: list[Value], what: str) -> list[Value]:
         """What is not understood keeps all that it touches."""
@@ -114,6 +121,10 @@ class Walk:
             if not alike and (array != array.take([0], axis)).any():
                 self.book.order(labels)
         return value
+
+
+def _brings_no_units(value: Value) -> bool:
+    return value.parameter or not value.axes or value.constant is not None
 
 
 def _apart(value: Value) -> Value:

@@ -26,7 +26,7 @@ class Value(NamedTuple):
         axes: the labels along each axis.
         left: for each axis what the array holds at removed elements of it.
         constant: what every element is, where that is known.
-        parameter: whether it is a parameter, or but moved or cast.
+        parameter: whether it is made of parameters alone.
 
     Example:
         >>> Value((), (), 2.0).remains(0)

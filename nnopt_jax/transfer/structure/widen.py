@@ -100,18 +100,74 @@ def widen(
     settings.done()
     noise = (0.1 if outgoing == "zero" else 0.0) if noise is None else noise
     draw, *keys = jax.random.split(key, 1 + len(produced))
-    copied = jnp.resize(jax.random.permutation(draw, units), (width - units,))
+    copied = drawn_units(draw, units, width)
     named = {path: show(leaves[path]) for path in leaves if path in {*produced, *consumed}}
     for (path, axis), own in zip(sorted(produced.items()), keys, strict=True):
-        named[path] = whole(named[path], axis)
-        added = jnp.take(named[path], copied, axis)
-        if named[path].ndim > 1 and jnp.issubdtype(added.dtype, jnp.floating):
-            added = _parted(own, named[path], added, 1.0 if incoming == "random" else noise,
-                            keep=incoming == "copy")  # fmt: skip
-        named[path] = jnp.concatenate([named[path], added], axis)
+        noisy = noise if named[path].ndim > 1 else None
+        named[path] = with_copies(own, whole(named[path], axis), copied, axis, incoming, noisy)
     for path, axis in consumed.items():
-        named[path] = _heard(whole(named[path], axis), copied, axis, outgoing)
+        named[path] = with_readers(whole(named[path], axis), copied, axis, outgoing)
     return unflatten(params, leaves | named, is_node)
+
+
+def drawn_units(key: Key, units: int, width: int) -> Array:
+    """Which unit each new one copies: drawn at random, each as often as the others.
+
+    Example:
+        >>> drawn_units(jax.random.key(0), 1, 3)
+        Array([0, 0], dtype=int32)
+    """
+    return jnp.resize(jax.random.permutation(key, units), (width - units,))
+
+
+def with_copies(
+    key: Key, leaf: Array, copied: Array, axis: int, incoming: str, noise: float | None
+) -> Array:
+    """What makes units, with that of the new ones behind.
+
+    Args:
+        key: draws the noise.
+        leaf: floats, or anything else, which is copied as it is.
+        copied: which unit each new one copies.
+        axis: where units lie.
+        incoming: `"copy"`, or `"random"` for draws like the leaf.
+        noise: added to copies, times the deviation of the leaf; None for what has no kernel's
+            axes: copies.
+
+    Example:
+        >>> with_copies(jax.random.key(0), jnp.ones(2), jnp.array([0]), 0, "copy", None)
+        Array([1., 1., 1.], dtype=float32)
+    """
+    added = jnp.take(leaf, copied, axis)
+    if noise is not None and jnp.issubdtype(leaf.dtype, jnp.floating):
+        keep, wide = incoming == "copy", leaf.astype(jnp.float32)
+        center = added.astype(jnp.float32) if keep else wide.mean()
+        drawn = jax.random.normal(key, added.shape, jnp.float32)
+        added = (center + (noise if keep else 1.0) * wide.std() * drawn).astype(leaf.dtype)
+    return jnp.concatenate([leaf, added], axis)
+
+
+def with_readers(leaf: Array, copied: Array, axis: int, outgoing: str) -> Array:
+    """What reads units, with that of the new ones behind.
+
+    Args:
+        leaf: weights.
+        copied: which unit each new one copies.
+        axis: where units lie.
+        outgoing: `"zero"`, or `"split"`: a unit and its copies have equal parts.
+
+    Example:
+        >>> with_readers(jnp.array([3.0, 4.0]), jnp.array([1]), 0, "split")
+        Array([3., 2., 2.], dtype=float32)
+    """
+    added = jnp.take(leaf, copied, axis)
+    if outgoing == "zero":
+        return jnp.concatenate([leaf, jnp.zeros_like(added)], axis)
+    copies = 1 + jnp.bincount(copied, length=leaf.shape[axis])
+    counts = jnp.concatenate([copies, copies[copied]]).astype(jnp.float32)
+    all_units = jnp.moveaxis(jnp.concatenate([leaf, added], axis), axis, -1).astype(jnp.float32)
+    counts = counts.reshape((1,) * (all_units.ndim - 1) + (-1,))
+    return jnp.moveaxis(all_units / counts, -1, axis).astype(leaf.dtype)
 
 
 def _units(
@@ -139,24 +195,3 @@ def _units(
         misfit.add("", f"leaves disagree on the units: {said}")
     misfit.raise_as(ShapeError)
     return next(iter(sizes))
-
-
-def _parted(key: Key, leaf: Array, added: Array, noise: float, *, keep: bool) -> Array:
-    """New weights: copies with noise, or draws that are like the leaf."""
-    wide = leaf.astype(jnp.float32)
-    center = added.astype(jnp.float32) if keep else wide.mean()
-    drawn = jax.random.normal(key, added.shape, jnp.float32)
-    return (center + noise * wide.std() * drawn).astype(leaf.dtype)
-
-
-def _heard(leaf: Array, copied: Array, axis: int, outgoing: str) -> Array:
-    """Weights that read the units, with those of the new ones."""
-    added = jnp.take(leaf, copied, axis)
-    if outgoing == "zero":
-        return jnp.concatenate([leaf, jnp.zeros_like(added)], axis)
-    units = leaf.shape[axis]
-    copies = 1 + jnp.bincount(copied, length=units)
-    counts = jnp.concatenate([copies, copies[copied]]).astype(jnp.float32)
-    whole = jnp.moveaxis(jnp.concatenate([leaf, added], axis), axis, -1).astype(jnp.float32)
-    counts = counts.reshape((1,) * (whole.ndim - 1) + (-1,))
-    return jnp.moveaxis(whole / counts, -1, axis).astype(leaf.dtype)

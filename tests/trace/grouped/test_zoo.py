@@ -401,7 +401,7 @@ ZOO = {
     "transformer": lambda: transformer(False),
     "tied": lambda: transformer(True),
     "stack": stack,
-    "lstm": lambda: recurrent(nn.OptimizedLSTMCell, "hf/kernel:0"),
+    "lstm": lambda: recurrent(nn.OptimizedLSTMCell, "hf/kernel:1"),
     "gru": lambda: recurrent(nn.GRUCell, "hn/kernel:1"),
     "fused": fused,
     "llama": llama,
@@ -426,6 +426,19 @@ def far(found, wanted):
     return float(jnp.abs(found - wanted).max() / jnp.abs(wanted).max())
 
 
+def unheard(graph, params, keep, dimensions):
+    """Units that go are anything, and what reads them is zero."""
+    leaves = dict(nnopt.tree.flatten(params))
+    for to, consumes in ((0.7, False), (0.0, True)):
+        for each in dimensions:
+            gone = np.setdiff1d(np.arange(each.size), keep[each.name])
+            for (path, axis), at in each.indices.items():
+                if ((path, axis) in each.consumed) is consumes:
+                    where = (*(slice(None),) * axis, at[gone].ravel())
+                    leaves[path] = jnp.asarray(leaves[path]).at[where].set(to)
+    return nnopt.tree.unflatten(params, leaves)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_half_of_every_dimension(name):
     model = ZOO[name]()
@@ -438,6 +451,8 @@ def test_half_of_every_dimension(name):
     rng = np.random.default_rng(0)
     keep = {each: np.sort(rng.permutation(n)[: n // 2]) for each, n in model.sizes.items()}
     order = {each: rng.permutation(n) for each, n in model.sizes.items() if each not in ordered}
+    # With more units these are the same function where what reads the new ones is zero.
+    grows = [each for each in graph.dimensions if each.consumed and not each.counted]
 
     @jax.jit
     def outcomes(params, *args):
@@ -449,9 +464,12 @@ def test_half_of_every_dimension(name):
             model.apply(graph.mask(params, keep), *args),
             small.apply(small.params, *args),
             model.apply(graph.permute(params, order), *args),
+            model.apply(graph.mask(params, {each.name: keep[each.name] for each in grows}), *args),
+            model.apply(unheard(graph, params, keep, grows), *args),
         )
 
-    whole, masked, shrunk, permuted = outcomes(model.params, *model.run)
+    whole, masked, shrunk, permuted, fewer, silent = outcomes(model.params, *model.run)
+    assert far(silent, fewer) < 2e-6
     assert far(shrunk, masked) < 2e-6
     assert far(permuted, whole) < 2e-6
     assert far(masked, whole) > 1e-2

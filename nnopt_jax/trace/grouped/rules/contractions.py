@@ -32,11 +32,13 @@ def _product(*remains: Remains) -> Remains:
     return Left.UNKNOWN if Left.UNKNOWN in remains else Left.ALIKE
 
 
-def _add_up(reader: Reader, pairs: Sequence[tuple[Labels, Labels, Remains]]) -> None:
+def _add_up(
+    reader: Reader, pairs: Sequence[tuple[Labels, Labels, Remains]], *, by_weights: bool
+) -> None:
     """Axes that are added up over: one of the two factors must be zero where units are removed."""
     for ours, theirs, left in pairs:
         reader.book.join(ours, theirs)
-        reader.book.read(ours)
+        reader.book.read(ours, by_weights=by_weights)
         if left != 0.0:
             text = "a product would count what removed units leave in both factors"
             reader.book.fix(ours, reader.reason(text))
@@ -54,6 +56,7 @@ def _dot(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
             (x.axes[a], y.axes[b], _zero(x.remains(a), y.remains(b)))
             for a, b in zip(ours, theirs, strict=True)
         ],
+        by_weights=x.parameter or y.parameter,
     )
     axes, left = [], []
     for a, b in zip(our_batch, their_batch, strict=True):
@@ -89,7 +92,7 @@ def _convolution(reader: Reader, equation: Equation, ins: list[Value]) -> list[V
         other, _ = book.parted(made, groups)
         book.join(group, other)
     left = _zero(x.remains(features), kernel.remains(inward))
-    _add_up(reader, [(given, wanted, left)])
+    _add_up(reader, [(given, wanted, left)], by_weights=kernel.parameter)
     if kernel.parameter:
         book.consume(wanted)
     axes: list[Labels] = [book.fixed(n, "a place of an image") for n in shape]

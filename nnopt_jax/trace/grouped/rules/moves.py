@@ -119,7 +119,7 @@ def _reshape(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value
     for labels in value.axes:
         if len(labels) == 1:
             reader.book.fix(labels, "a single element")
-    return [Value(tuple(axes), tuple(left), value.constant, value.parameter)]
+    return [Value(tuple(axes), tuple(left), value.constant)]
 
 
 def _flat(book: Book, axes: Sequence[Labels]) -> Labels:

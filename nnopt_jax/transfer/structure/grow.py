@@ -1,0 +1,223 @@
+"""More units in the dimensions that the function itself shows, and what it computes stays."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnopt_jax.arrays.base import is_node, show, summary
+from nnopt_jax.errors import (
+    CompositionError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    ValueRangeError,
+)
+from nnopt_jax.settings import Settings
+from nnopt_jax.trace import Dimension, Groups
+from nnopt_jax.transfer.structure.place import whole
+from nnopt_jax.transfer.structure.widen import drawn_units, with_copies, with_readers
+from nnopt_jax.transform.given import require_key, require_values
+from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.typing import Array, Key, Params
+
+_NAME = "transfer.grow"
+
+
+def grow(
+    params: Params,
+    graph: Groups,
+    widths: Mapping[str, int],
+    *,
+    key: Key,
+    incoming: Literal["copy", "random"] = "copy",
+    noise: float = 0.1,
+) -> Params:
+    """Adds units to dimensions that `nnopt.groups` found; at first nobody listens to them.
+
+    It is `widen` with all leaves found by themselves: what makes the units (kernels, biases,
+    scales and statistics of a batch normalization, both halves of a gated layer) gets copies of
+    units drawn at random, what reads them gets zeros. The network of the new widths computes
+    what the old one did, but for the order in which the backend adds up longer sums, as long as it
+    takes no other numbers from its widths.
+
+    Args:
+        params: arrays or expressions; leaves that grow become arrays.
+        graph: what `nnopt.groups` found for these shapes.
+        widths: by name of a dimension the units there shall be.
+        key: draws the copies and the noise.
+        incoming: as for `widen`.
+        noise: added to copied kernels, times their deviation, so that copies part in training.
+
+    Returns:
+        Parameters of the new shapes, for the model built with the new widths. Along an axis that
+        several parts share (heads, halves of a gate, channels flattened with places) new units lie
+        behind the old ones of each part.
+
+    Raises:
+        SelectionError: a dimension is not known.
+        ShapeError: a leaf has another shape than was read.
+        ValueRangeError: a width is not above the units there are, or a setting is wrong.
+        CompositionError: more units would change what is computed: no weights read them, a
+            statistic is taken over them (layer normalization, scores of attention), or they meet
+            constants that differ; or two dimensions lie within each other. All are named.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
+        >>> params = {"up": jnp.ones((3, 4)), "bias": jnp.ones(4), "down": jnp.ones((4, 2))}
+        >>> graph = nnopt.groups(apply, params, jnp.ones(3))
+        >>> wide = nnopt.transfer.grow(params, graph, {"up:1": 6}, key=jax.random.key(0))
+        >>> jax.tree.map(jnp.shape, wide)
+        {'bias': (6,), 'down': (6, 2), 'up': (3, 6)}
+        >>> apply(wide, jnp.ones(3))
+        Array([16., 16.], dtype=float32)
+
+    References:
+        Chen et al. 2016, Net2Net, arXiv:1511.05641, section 2.2; Evci et al. 2022, GradMax,
+        arXiv:2201.05125, section 3. The dimensions: see `nnopt.groups`.
+    """
+    settings = Settings(_NAME)
+    settings.choice("incoming", incoming, ("copy", "random"))
+    settings.number("noise", noise, 0)
+    settings.done()
+    require_key(_NAME, key)
+    if not isinstance(graph, Groups):
+        raise CompositionError(
+            f"{_NAME}: graph is a {type(graph).__name__}; give nnopt.groups(apply, params, inputs)."
+        )
+    chosen, every = {name: graph[name] for name in widths}, flatten(params, is_node)
+    named = sorted({path for dimension in chosen.values() for path, _ in dimension.indices})
+    _check_leaves(every, graph, named)
+    _check_widths(chosen, widths)
+    spans, copied, keys = _spans(chosen, named), {}, jax.random.split(key, 1 + len(named))
+    for at, (name, dimension) in enumerate(chosen.items()):
+        draw = jax.random.fold_in(keys[0], at)
+        copied[name] = drawn_units(draw, dimension.size, widths[name])
+    grown = {
+        path: _grown(
+            own,
+            show(every[path]),
+            spans[path],
+            copied,
+            incoming,
+            noise if every[path].ndim > 1 else None,
+        )
+        for path, own in zip(named, keys[1:], strict=True)
+    }
+    return unflatten(params, every | grown, is_node)
+
+
+class _Span(NamedTuple):
+    """Where units lie along an axis: that of shape (outer, units, inner), from `start` on."""
+
+    axis: int
+    start: int
+    outer: int
+    units: int
+    inner: int
+    name: str
+    reads: bool
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.outer * self.units * self.inner
+
+
+def _spans(chosen: Mapping[str, Dimension], paths: Sequence[str]) -> dict[str, list[_Span]]:
+    """By path, along each axis from its start."""
+    found: dict[str, list[_Span]] = {path: [] for path in paths}
+    wrong = Problems(_NAME)
+    for name, dimension in chosen.items():
+        for (path, axis), at in dimension.indices.items():
+            at = np.sort(at, 1)
+            start, units, each = int(at.min()), *at.shape
+            inner = int((np.diff(at[0], append=-1) != 1).argmax()) + 1
+            span = _Span(axis, start, each // inner, units, inner, name,
+                         (path, axis) in dimension.consumed)  # fmt: skip
+            whole_run = np.arange(start, span.stop).reshape(span.outer, units, -1)
+            if np.array_equal(whole_run.swapaxes(0, 1).reshape(units, -1), at):
+                found[path].append(span)
+            else:
+                wrong.add(name, f"its units lie in no even order along axis {axis} of {path}.")
+    for path, spans in found.items():
+        spans.sort()
+        for one, other in itertools.pairwise(spans):
+            if one.axis == other.axis and other.start < one.stop:
+                wrong.add(path, f"{one.name} and {other.name} lie within each other along axis "
+                                f"{one.axis}; let one grow, and read the new network.")  # fmt: skip
+    wrong.raise_as(CompositionError)
+    return found
+
+
+def _grown(
+    key: Key,
+    leaf: Array,
+    spans: Sequence[_Span],
+    copied: Mapping[str, Array],
+    incoming: str,
+    noise: float | None,
+) -> Array:
+    """A leaf with the new units along all of its axes."""
+    axes = [list(own) for _, own in itertools.groupby(spans, key=lambda span: span.axis)]
+    # What reads new units is zero in what new ones make, too: so that comes last.
+    for own in sorted(axes, key=lambda own: own[0].reads):
+        axis = own[0].axis
+        leaf, parts, done = whole(leaf, axis), [], 0
+        for span in own:
+            key, draw = jax.random.split(key)
+            part = jax.lax.slice_in_dim(leaf, span.start, span.stop, axis=axis)
+            part = _wider(draw, part, span, copied[span.name], incoming, noise)
+            parts += [jax.lax.slice_in_dim(leaf, done, span.start, axis=axis), part]
+            done = span.stop
+        rest = jax.lax.slice_in_dim(leaf, done, leaf.shape[axis], axis=axis)
+        leaf = jnp.concatenate([*parts, rest], axis)
+    return leaf
+
+
+def _wider(
+    key: Key, part: Array, span: _Span, copied: Array, incoming: str, noise: float | None
+) -> Array:
+    """The part of a leaf where units lie, with the new ones."""
+    before, after = part.shape[: span.axis], part.shape[span.axis + 1 :]
+    part, axis = part.reshape(*before, *span[2:5], *after), span.axis + 1
+    if span.reads:
+        part = with_readers(part, copied, axis, "zero")
+    else:
+        part = with_copies(key, part, copied, axis, incoming, noise)
+    return part.reshape(*before, -1, *after)
+
+
+def _check_leaves(leaves: Mapping[str, Any], graph: Groups, paths: Sequence[str]) -> None:
+    lost, misfit = Problems(_NAME), Problems(_NAME)
+    for path in paths:
+        if path not in leaves:
+            lost.add(path, "is missing; give the tree that was read.")
+        elif tuple(jnp.shape(leaves[path])) != graph.shapes[path]:
+            misfit.add(path, f"is {summary(leaves[path])}, and {graph.shapes[path]} was read.")
+    lost.raise_as(SelectionError)
+    misfit.raise_as(ShapeError)
+    require_values(_NAME, {path: leaves[path] for path in paths})
+
+
+def _check_widths(chosen: Mapping[str, Dimension], widths: Mapping[str, int]) -> None:
+    small, fixed = Problems(_NAME), Problems(_NAME)
+    for name, dimension in chosen.items():
+        if type(widths[name]) is not int or widths[name] <= dimension.size:
+            small.add(name, f"width {widths[name]!r} is not above the {dimension.size} units "
+                            "there are.")  # fmt: skip
+        if dimension.counted:
+            fixed.add(name, "something takes a number over all of its units (layer normalization, "
+                            "scores of attention), which more units would change.")  # fmt: skip
+        elif not dimension.consumed:
+            fixed.add(name, "no weights read its units; nothing would keep new ones silent.")
+        elif not dimension.exchangeable:
+            fixed.add(name, "its units meet constants that differ, of which new ones have none.")
+    small.raise_as(ValueRangeError)
+    fixed.raise_as(CompositionError)
