@@ -11,6 +11,7 @@ from flax import linen as nn
 import nnopt_jax as nnopt
 from nnopt_jax.errors import CompositionError, SelectionError, ShapeError, ValueRangeError
 from nnopt_jax.transfer import grow
+from nnopt_jax.zoo.lenet import lenet_300_100
 
 KEY = jax.random.key(0)
 
@@ -135,6 +136,22 @@ def test_old_units_stay_as_they_were_and_new_ones_are_copies():
     assert sorted(np.bincount(copies)) == [1, 1, 2, 2]
     np.testing.assert_array_equal(wide["a"][:, 4:], params["a"][:, np.array(copies)])
     np.testing.assert_array_equal(wide["b"][4:], 0)
+
+
+def test_lenet_grows_to_its_full_width():
+    half, full = lenet_300_100(width=0.5), lenet_300_100()
+    x = jnp.abs(drawn(5, 28, 28, 1))
+    params = half.init(KEY, x)
+    graph = nnopt.groups(half.apply, params, x)
+    assert {each.name: each.size for each in graph.dimensions} == {
+        "params/fc1/kernel:1": 150, "params/fc2/kernel:1": 50,
+    }  # fmt: skip
+    widths = {name: 2 * graph[name].size for name in graph.names}
+    grown = grow(params, graph, widths, key=KEY)
+    assert jax.tree.map(jnp.shape, grown) == jax.tree.map(
+        jnp.shape, jax.eval_shape(full.init, KEY, x)
+    )
+    np.testing.assert_allclose(full.apply(grown, x), half.apply(params, x), atol=2e-6)
 
 
 def test_parts_of_one_axis_grow_side_by_side():
