@@ -37,7 +37,7 @@ from nnopt_jax.typing import Array
 SHARED: Mapping[type[Node], tuple[str, ...]] = {
     Quantized: (),
     Codebook: ("table",),
-    Levels: ("below",),
+    Levels: (),
     Powers: (),
     Masked: (),
     Sum: (),
