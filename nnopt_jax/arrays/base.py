@@ -174,7 +174,7 @@ class Node:
         inner = ", ".join(f"{name} {summary(field)}" for name, field in self.fields())
         return f"{type(self).__name__}({inner})"
 
-    def __jax_array__(self, *_: Any) -> NoReturn:
+    def __jax_array__(self, *_: Any, **__: Any) -> NoReturn:
         """Refuses: an expression is an array only where somebody says so."""
         raise CompositionError(
             f"{self.outline()} is an expression, no array. Give it to nnopt.on_packed(function) "
@@ -182,6 +182,8 @@ class Node:
             "outside of it, stay what they are. Or make it dense: nnopt.materialize(tree)."
         )
 
+    __array__ = __jax_array__
+    __array_ufunc__ = None  # lets NumPy's operators leave it to those below
     __getitem__ = __neg__ = __jax_array__
     __add__ = __sub__ = __mul__ = __truediv__ = __matmul__ = __pow__ = __jax_array__
     __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rmatmul__ = __rpow__ = __jax_array__

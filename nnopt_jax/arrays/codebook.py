@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
 from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.ops.lookup import lookup
 from nnopt_jax.ops.straight_through import straight_through
 
 
@@ -55,7 +56,7 @@ class Codebook(Node):
     def materialize(self) -> jax.Array:
         """`table[indices]`, cast once."""
         indices = show(self.indices).astype(jnp.int32)
-        dense = jnp.take(show(self.table), indices, mode="clip").astype(self.dtype)
+        dense = lookup(show(self.table), indices).astype(self.dtype)
         return dense if self.carry is None else straight_through(dense, self.carry)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -69,6 +72,14 @@ def pack_bits(codes: ArrayLike, width: int, axis: int = -1) -> Array:
     codes = jnp.asarray(codes)
     if codes.ndim == 0:
         raise ShapeError("pack_bits: codes is a scalar; give it an axis, codes[None]")
+    _planes(width)  # told before anything is traced
+    return _packed(codes, width, axis)
+
+
+# One program for each shape, where nothing else is compiled around it: a dozen small ones take
+# longer to compile.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _packed(codes: Array, width: int, axis: int) -> Array:
     codes = jnp.moveaxis(codes.astype(jnp.uint16), axis, -1)
     words = [_pack_plane(codes >> shift, bits) for shift, bits in _planes(width)]
     return jnp.moveaxis(jnp.concatenate(words, -1), -1, axis)
@@ -102,6 +113,11 @@ def unpack_bits(words: ArrayLike, width: int, size: int, axis: int = -1) -> Arra
             f"unpack_bits: words of shape {words.shape} on axis {axis}; "
             f"{size} codes of {width} bits need {wanted} there"
         )
+    return _unpacked(words, width, size, axis)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _unpacked(words: Array, width: int, size: int, axis: int) -> Array:
     words = jnp.moveaxis(words, axis, -1)
     dtype = jnp.uint8 if width <= 8 else jnp.uint16
     codes, start = jnp.zeros((*words.shape[:-1], size), dtype), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -59,6 +60,7 @@ def join_groups(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.moveaxis(groups, -1, group_axis(shape) + 1).reshape(shape)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def keep_n_of_m(scores: jax.Array, n: int, m: int) -> jax.Array:
     """Marks the `n` greatest scores of each group; of equal ones the earlier.
 
@@ -84,6 +86,7 @@ def keep_n_of_m(scores: jax.Array, n: int, m: int) -> jax.Array:
     return join_groups(beaten.sum(-1) < n, scores.shape)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def subset_rank(kept: jax.Array, n: int) -> jax.Array:
     r"""Numbers the ways to keep `n` of `m`, without gaps.
 
@@ -110,6 +113,7 @@ def subset_rank(kept: jax.Array, n: int) -> jax.Array:
     return jnp.where(kept, terms, jnp.uint32(0)).sum(-1, dtype=jnp.uint32)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def subset_of_rank(rank: jax.Array, n: int, m: int) -> jax.Array:
     """Undoes `subset_rank`.
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
+
+from nnopt_jax.ops.lookup import lookup
 
 BINARY = (-1.0, 1.0)
 """Signs."""
@@ -63,7 +67,12 @@ def nearest_level(v: ArrayLike, levels: Sequence[float]) -> Array:
         >>> print(nearest_level(np.array([-0.4, 0.25, 0.3, 9.0]), (-1.0, 0.0, 0.5, 1.0)))
         [1. 1. 2. 3.]
     """
-    v = lax.stop_gradient(jnp.asarray(v)).astype(jnp.float32)
+    return _nearest(jnp.asarray(v), tuple(map(float, levels)))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _nearest(v: Array, levels: tuple[float, ...]) -> Array:
+    v = lax.stop_gradient(v).astype(jnp.float32)
     code = jnp.zeros(v.shape, jnp.float32)
     table = np.asarray(levels, np.float32).astype(np.float64)
     for middle in ((table[:-1] + table[1:]) / 2).astype(np.float32):
@@ -88,14 +97,17 @@ def level_values(codes: ArrayLike, levels: Sequence[float]) -> Array:
         >>> print(level_values(np.array([2, 0, 1]), (-1.0, 0.0, 1.0)))
         [ 1. -1.  0.]
     """
-    codes = jnp.asarray(codes)
+    return _values(jnp.asarray(codes), tuple(map(float, levels)))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _values(codes: Array, levels: tuple[float, ...]) -> Array:
     if len(levels) <= 4:  # choosing is faster than looking up
         values = jnp.full(codes.shape, levels[0], jnp.float32)
         for k, level in enumerate(levels[1:], 1):
             values = jnp.where(codes >= k, jnp.float32(level), values)
     else:
-        table = jnp.asarray(levels, jnp.float32)
-        values = jnp.take(table, codes.astype(jnp.int32), mode="clip")
+        values = lookup(jnp.asarray(levels, jnp.float32), codes.astype(jnp.int32))
     if jnp.issubdtype(codes.dtype, jnp.floating):
         values = jnp.where(jnp.isnan(codes), jnp.float32(jnp.nan), values)
     return values

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -36,6 +39,11 @@ def pack_trits(codes: ArrayLike, axis: int = -1) -> Array:
     codes = jnp.asarray(codes)
     if codes.ndim == 0:
         raise ShapeError("pack_trits: codes is a scalar; give it an axis, codes[None]")
+    return _packed(codes, axis)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _packed(codes: Array, axis: int) -> Array:
     codes = jnp.moveaxis(codes.astype(jnp.uint32), axis, -1)
     size = codes.shape[-1]
     count = -(-size // _DIGITS)
@@ -72,6 +80,11 @@ def unpack_trits(words: ArrayLike, size: int, axis: int = -1) -> Array:
             f"unpack_trits: words of shape {words.shape} on axis {axis}; "
             f"{size} codes need {wanted} there"
         )
+    return _unpacked(words, size, axis)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _unpacked(words: Array, size: int, axis: int) -> Array:
     rest, digits = jnp.moveaxis(words, axis, -1).astype(jnp.uint16), []
     for _ in range(_DIGITS):
         rest = 3 * rest

@@ -191,6 +191,11 @@ class _Structured:
                 f"{_NAME}: has no graph; give tx.init(params, graph=nnopt.groups(apply, params, "
                 "inputs)), or graph= to the method."
             )
+        if not hasattr(graph, "dimensions"):
+            raise CompositionError(
+                f"{_NAME}: a {type(graph).__name__} is no graph; give nnopt.groups(apply, params, "
+                "inputs)."
+            )
         known = {dimension.name: dimension for dimension in graph.dimensions}
         chosen = resolve(self.where, known, _NAME)
         return {name: known[name].indices for name in chosen}

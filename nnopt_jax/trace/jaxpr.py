@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.extend import core
 from jax.extend.core import primitives as primitives
+from jax.sharding import AxisType
 
 Program = core.ClosedJaxpr
 """A traced function."""
@@ -35,11 +36,12 @@ def read(environment: dict[Any, Any], variable: Any) -> Any:
 
 
 def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
-    """Computes one step as it was traced."""
+    """Computes one step as it was traced, under the mesh and settings that it was traced under."""
     given = equation.primitive.get_bind_params(equation.params)
     # Programs inside of the step come apart from its settings in jax 0.10.
     functions, settings = given if isinstance(given, tuple) else ((), given)
-    found = equation.primitive.bind(*functions, *values, **settings)
+    with equation.ctx.manager:
+        found = equation.primitive.bind(*functions, *values, **settings)
     return list(found) if equation.primitive.multiple_results else [found]
 
 
@@ -87,5 +89,13 @@ def _told(file: str, number: int | None, name: str) -> str:
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """What a traced function sees of a packed leaf."""
+    """What a traced function sees of a packed leaf; over Explicit axes of a mesh, how it lies."""
+    if any(map(_is_explicit, jax.tree.leaves(x))):
+        return jax.eval_shape(lambda x: x.materialize(), x)
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _is_explicit(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array):
+        return False
+    return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types

@@ -125,6 +125,23 @@ def _name(function: Any) -> str:
     return getattr(function, "__name__", "the function")
 
 
+def require_function(who: str, function: Any) -> None:
+    """Refuses what is no function.
+
+    Raises:
+        CompositionError: it is none.
+
+    Example:
+        >>> require_function("demo", {"w": 1})
+        Traceback (most recent call last):
+        nnopt_jax.errors.CompositionError: demo: a dict is no function; it comes before parameters.
+    """
+    if not callable(function):
+        raise CompositionError(
+            f"{who}: a {type(function).__name__} is no function; it comes before parameters."
+        )
+
+
 def is_array(x: Any) -> bool:
     """Whether a traced function has a tracer for it; numbers of Python's own stay what they are."""
     return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)

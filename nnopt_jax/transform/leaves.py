@@ -30,7 +30,7 @@ from nnopt_jax.transform.given import (
 )
 from nnopt_jax.transform.statistics import KINDS
 from nnopt_jax.tree.paths import flatten, unflatten
-from nnopt_jax.tree.select import Where, resolve
+from nnopt_jax.tree.select import Where, resolve, selector
 
 Leaves = dict[str, Any]
 
@@ -101,7 +101,14 @@ def chosen_leaves(where: Where, params: Any, who: str) -> Leaves:
     leaves = flatten(params, is_node)
     require_arrays(who, leaves)
     floats = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    return {path: floats[path] for path in resolve(where, floats, who)}
+    try:
+        return {path: floats[path] for path in resolve(where, floats, who)}
+    except SelectionError:
+        rule = selector(where)
+        others = [f"{p} {x.dtype}" for p, x in leaves.items() if p not in floats and rule(p, x)]
+        if not others:
+            raise
+    raise SelectionError(f"{who}: takes floats, and rule {rule.text} selects {', '.join(others)}.")
 
 
 def leaves_of_state(
@@ -142,8 +149,9 @@ def make_start(
     for name in needs:
         lacking = [path for path in leaves if path not in given.get(name, {})]
         if lacking:
+            measured = "statistics(loss" if name in KINDS else "observe(apply"
             problems.add("", f"needs the {name} of {', '.join(lacking)}; give tx.init(params, "
-                             "stats=nnopt.statistics(loss, params, batches, names=tx.needs))"
+                             f"stats=nnopt.{measured}, params, batches, tx.needs))"
                          )  # fmt: skip
     problems.raise_as(StatisticsError)
     # Others are a method's own, of whatever shape it wants.
@@ -161,6 +169,7 @@ def wrapping(
     update: Callable[[Leaves, State, Update], tuple[Leaves, Leaves]] | None = None,
     settle: Callable[[jax.Array, Any], jax.Array] | None = None,
     check: Callable[[str, Any], str | None] | None = None,
+    refuses: Callable[[Any], str | None] | None = None,
     exact: bool = True,
     needs: tuple[str, ...] = (),
     capacities: Callable[[Leaves], dict[str, int]] | None = None,
@@ -176,6 +185,7 @@ def wrapping(
         settle: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
             leaves are moved, because a leaf that an earlier link encoded is that link's to move.
         check: `(path, abstract leaf) -> problem or None`, from shape and dtype alone.
+        refuses: `leaf -> problem or None`: what an earlier link made of it that rules this one out.
         exact: see `Transform`.
         needs: names of the statistics that `init` cannot do without.
         capacities: `abstract leaves by path -> values kept in the end`, as far as they are known.
@@ -203,11 +213,14 @@ def wrapping(
     def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
         del graph
         leaves = chosen_leaves(where, params, name)
-        problems = Problems(name)
+        composition, shape = Problems(name), Problems(name)
         for path, leaf in leaves.items():
-            if check is not None and (text := check(path, leaf)):
-                problems.add(path, text)
-        problems.raise_as(ShapeError)
+            if refuses is not None and (text := refuses(leaf)):
+                composition.add(path, text)
+            elif check is not None and (text := check(path, leaf)):
+                shape.add(path, text)
+        composition.raise_as(CompositionError)
+        shape.raise_as(ShapeError)
         dense = {path: show(leaf) for path, leaf in leaves.items()}
         return State(*init(dense, make_start(name, leaves, key, stats, needs)), jnp.int32(0))
 

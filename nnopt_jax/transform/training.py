@@ -96,13 +96,16 @@ def value_and_grad(
 
     Args:
         loss: `loss(params, *args) -> scalar` (or `(scalar, aux)`); it is given dense parameters.
-            One that takes expressions, as `nnopt.on_packed(loss)` does, rounds activations where
-            `quantization.quantize_activations` says so.
+            Where `quantization.quantize_activations` rounds activations, it must take
+            expressions, as `nnopt.on_packed(loss)` does.
         tx: the transform.
         has_aux: whether `loss` returns something beside the scalar.
 
     Returns:
         `f(params, state, *args) -> (value, Grads)`, with `((value, aux), Grads)` where `has_aux`.
+
+    Raises:
+        CompositionError: when called: activations are to be rounded, and the loss takes arrays.
 
     Example:
         >>> import jax.numpy as jnp
@@ -142,17 +145,24 @@ class Shown(NamedTuple):
     given: Callable[[Any], Any]
 
 
-def takes_expressions(loss: Any) -> bool:
-    """Whether a loss is to be given leaves that are no arrays, as it says by an attribute.
+def takes_expressions(loss: Any) -> bool | None:
+    """Whether a loss is to be given leaves that are no arrays; None where it does not say.
 
-    `nnopt.on_packed` makes such functions; one that wraps them says `f.takes_expressions = True`.
+    `nnopt.on_packed` makes such functions. What `jax.jit`, `jax.checkpoint` or
+    `functools.partial` makes of one is one; any other that wraps one says
+    `f.takes_expressions = True`, or False where it wants arrays.
 
     Example:
         >>> import nnopt_jax as nnopt
-        >>> takes_expressions(nnopt.on_packed(len)), takes_expressions(len)
-        (True, False)
+        >>> takes_expressions(jax.jit(nnopt.on_packed(len))), takes_expressions(len)
+        (True, None)
     """
-    return getattr(loss, "takes_expressions", False) is True
+    while loss is not None:
+        said = getattr(loss, "takes_expressions", None)
+        if isinstance(said, bool):
+            return said
+        loss = getattr(loss, "__wrapped__", getattr(loss, "func", None))
+    return None
 
 
 def show(tx: Transform, params: Any, state: Any, loss: Any = None) -> Shown:
@@ -168,7 +178,8 @@ def show(tx: Transform, params: Any, state: Any, loss: Any = None) -> Shown:
         The `Shown`.
 
     Raises:
-        CompositionError: a loss that takes expressions cannot round what a leaf meets.
+        CompositionError: what a leaf meets is to be rounded, and that cannot be done, or the loss
+            takes arrays.
 
     Example:
         >>> import jax.numpy as jnp
@@ -184,7 +195,7 @@ def show(tx: Transform, params: Any, state: Any, loss: Any = None) -> Shown:
     def dense(moved: Trainable) -> tuple[Any, dict[str, InputQuantized]]:
         now, then = _put(params, state, moved)
         encoded = tx.encode(now, then, train=True)
-        return materialize(encoded), _rounding(encoded) if takes_expressions(loss) else {}
+        return materialize(encoded), _rounding(encoded, loss)
 
     shown, pull, rounding = jax.vjp(dense, trainable(tx, params, state), has_aux=True)
 
@@ -200,16 +211,24 @@ def show(tx: Transform, params: Any, state: Any, loss: Any = None) -> Shown:
     return Shown(shown, pull_back, given)
 
 
-def _rounding(encoded: Any) -> dict[str, InputQuantized]:
-    """The leaves that round what they are multiplied with."""
-    problems, found = Problems("value_and_grad"), {}
+def _rounding(encoded: Any, loss: Any) -> dict[str, InputQuantized]:
+    """The leaves that round what they are multiplied with, where the loss is to see that."""
+    problems, found, takes = Problems("value_and_grad"), {}, takes_expressions(loss)
+    if loss is None or takes is False:
+        return {}
     for path, leaf in flatten(encoded, is_node).items():
-        if rounds_inputs(leaf) and (node := for_products(leaf)) is not None:
-            found[path] = node
-        elif rounds_inputs(leaf):
+        if not rounds_inputs(leaf):
+            continue
+        node = for_products(leaf)
+        if takes is None:
+            problems.add(path, "rounds what it is multiplied with, and a loss of arrays cannot; "
+                               "give nnopt.on_packed(loss), or say loss.takes_expressions = False "
+                               "to train without rounding")  # fmt: skip
+        elif node is None:
             problems.add(path, "activations cannot be rounded for a part of it; put "
-                               "quantization.quantize_activations last"
-                         )  # fmt: skip
+                               "quantization.quantize_activations last")  # fmt: skip
+        else:
+            found[path] = node
     problems.raise_as(CompositionError)
     return found
 

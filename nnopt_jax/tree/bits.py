@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def dtype_bits(dtype: Any) -> int:
-    """Bits of one element: 4 for int4, 8 for bool (one byte each), 32 for float32.
+    """Bits of one element: 4 for int4, 8 for bool (one byte each), 32 for float32, 0 for float0.
 
     `.nbytes` counts a whole byte for an int4 element on some backends; this does not.
 
@@ -30,6 +30,8 @@ def dtype_bits(dtype: Any) -> int:
         key = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
         return 32 * math.prod(key.shape)
     dtype = jnp.dtype(dtype)
+    if dtype == jax.dtypes.float0:
+        return 0
     if dtype == jnp.bool_ or dtype.kind == "c":
         return 8 * dtype.itemsize
     info = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo

@@ -98,6 +98,8 @@ def refusal(key: str) -> str | None:
     before, after = (entry(part) for part in PAIRS[key])
     if before.quantizes and after.quantizes:
         return "is quantized already; quantize it once"
+    if {SINGLE[part][0] for part in PAIRS[key]} == {"quantization.quantize_activations"}:
+        return "rounds what it is multiplied with already; do it once"
     if before.kind == "refine" and after.comes_first:
         return "already; put"
     if before.replaces and after.replaces:

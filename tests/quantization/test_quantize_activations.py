@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -201,11 +203,35 @@ def test_a_loss_can_say_that_it_takes_expressions():
     def value_of(loss):
         return jax.jit(nnopt.value_and_grad(loss, tx))(params, state, *batch)[0]
 
-    value, unsaid = value_of(packed_loss), value_of(wrapped)
+    value = value_of(packed_loss)
+    with pytest.raises(
+        CompositionError, match=r"a: rounds what it .* give nnopt\.on_packed\(loss\)"
+    ):
+        value_of(wrapped)
     wrapped.takes_expressions = True
-    said = value_of(wrapped)
-    np.testing.assert_allclose(said, 2 * value, rtol=1e-6)
-    assert abs(unsaid - said) > 1e-5 * abs(said)
+    np.testing.assert_allclose(value_of(wrapped), 2 * value, rtol=1e-6)
+    wrapped.takes_expressions = False
+    assert abs(value_of(wrapped) - 2 * value) > 1e-5 * abs(value)
+
+
+def test_what_jax_makes_of_a_packed_loss_rounds_as_well():
+    model, params, tx, *batch = begun("mlp", "quantized")
+    packed_loss = nnopt.on_packed(loss_of(model))
+    state = jax.jit(tx.init)(params)
+    found = [
+        nnopt.value_and_grad(loss, tx)(params, state, *batch)[0]
+        for loss in (
+            packed_loss, jax.jit(packed_loss), jax.checkpoint(packed_loss),
+            functools.partial(packed_loss),
+        )
+    ]  # fmt: skip
+    np.testing.assert_allclose(found, found[0], rtol=1e-6)
+
+
+def test_inputs_are_rounded_once():
+    tx = nnopt.chain(uniform(8), quantize_activations(8), quantize_activations(4))
+    with pytest.raises(CompositionError, match="w: rounds what it is multiplied with already"):
+        tx.init({"w": drawn(4, 4)})
 
 
 def test_gradients_at_what_the_model_saw_are_dense():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from nnopt_jax.arrays.input_quantized import InputQuantized
+from nnopt_jax.arrays.input_quantized import InputQuantized, rounds_inputs
 from nnopt_jax.errors import Problems, StatisticsError
 from nnopt_jax.ops.grid import grid_of_range
 from nnopt_jax.settings import Settings
@@ -95,7 +95,11 @@ def quantize_activations(
             for path, leaf in leaves.items()
         }
 
-    return wrapping(_NAME, where, init=init, encode=encode, needs=needs)
+    return wrapping(_NAME, where, init=init, encode=encode, refuses=_refuses, needs=needs)
+
+
+def _refuses(leaf: Any) -> str | None:
+    return "rounds what it is multiplied with already; do it once" if rounds_inputs(leaf) else None
 
 
 def _check_seen(seen: Leaves, leaves: Leaves) -> None:

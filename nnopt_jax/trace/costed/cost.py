@@ -8,14 +8,14 @@ from typing import Any
 import jax
 
 from nnopt_jax.arrays.base import is_node, summary
-from nnopt_jax.errors import CompositionError, Problems, ValueRangeError
+from nnopt_jax.errors import Problems, ValueRangeError
 from nnopt_jax.trace.costed.count import ACTIVATIONS, ELEMENTWISE, Tally, count
 from nnopt_jax.trace.costed.latency import milliseconds
 from nnopt_jax.trace.costed.origin import FLOWING, LEAF, Origin
 from nnopt_jax.trace.costed.table import Cost, CostRow
 from nnopt_jax.trace.packed.leaf import Leaf
 from nnopt_jax.trace.packed.walk import run
-from nnopt_jax.trace.traced import Traced, traced
+from nnopt_jax.trace.traced import Traced, require_function, traced
 from nnopt_jax.tree.bits import tree_bits
 
 
@@ -66,8 +66,7 @@ def cost(
         down 512 2048 1024 2048
         up 512 1024 1024 2048
     """
-    if not callable(apply):
-        raise CompositionError(f"cost: {apply!r} is no function.")
+    require_function("cost", apply)
     given = traced(apply, (params, *args), kwargs)
     if latency:
         _require_arrays(given)

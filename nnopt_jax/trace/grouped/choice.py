@@ -41,6 +41,11 @@ def dimensions_of(
 def chosen(who: str, known: Sequence[Dimension], keep: Keep) -> list[tuple[Dimension, np.ndarray]]:
     """Each dimension that is named, and for each of its units whether it stays."""
     found, wrong = [], Problems(who)
+    if not isinstance(keep, Mapping):
+        raise ValueRangeError(
+            f"{who}: keep is a {type(keep).__name__}; give units by name of a dimension, as "
+            "graph.choose(graph.scores(params), 0.5) does."
+        )
     for name, dimension in dimensions_of(who, known, keep).items():
         given = np.asarray(keep[name])
         units = np.zeros(dimension.size, bool)

@@ -104,10 +104,12 @@ def remaining(equation: Equation, given: Sequence[Remains]) -> Remains:
     if len(numbers) == len(given):
         try:
             found = NUMBERS[primitive](equation, *numbers)
-        except (ArithmeticError, ValueError, KeyError, IndexError):
+        except (KeyError, IndexError):
             return Left.ALIKE
+        except (ArithmeticError, ValueError):
+            return Left.BROKEN
         if not math.isfinite(found):
-            return Left.ALIKE
+            return Left.BROKEN
         whole = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.inexact) or found == int(found)
         return found if whole else Left.ALIKE
     return Left.UNKNOWN if Left.UNKNOWN in given else Left.ALIKE
@@ -136,6 +138,12 @@ def _read(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
         ]
         left.append(remaining(equation, given))
     constants = [x.constant for x in ins]
+    if None in constants:
+        for axis, remains in enumerate(left):
+            if remains is Left.BROKEN:
+                text = f"{equation.primitive.name} gives no finite number where units are removed"
+                reader.book.fix(axes[axis], reader.reason(text))
+    left = [Left.ALIKE if remains is Left.BROKEN else remains for remains in left]
     found = None
     if None not in constants:
         whole = remaining(equation, constants)  # type: ignore[arg-type]

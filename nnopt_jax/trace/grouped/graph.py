@@ -14,6 +14,7 @@ from nnopt_jax.errors import Problems, ValueRangeError
 from nnopt_jax.trace.grouped.analysis import Outputs, Place, analyse
 from nnopt_jax.trace.grouped.choice import Keep, checked, chosen, dimensions_of
 from nnopt_jax.trace.grouped.dimension import Dimension, dimensions, frozen
+from nnopt_jax.trace.traced import require_function
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Array, Params, Path, PyTree, Shape
 
@@ -72,6 +73,7 @@ def groups(
     Source: Fang et al. 2023, DepGraph: Towards Any Structural Pruning, arXiv:2301.12900; here by
     elements, of the traced program.
     """
+    require_function("groups", apply)
     found = analyse(apply, (params, *args), kwargs, outputs)
     known = dimensions(found)
     return Groups(known, frozen(found, known), found.shapes, outputs)
@@ -308,8 +310,8 @@ class Groups:
             part, values = parts[name], np.asarray(scores.get(name, ()))
             if values.shape != (dimension.size,):
                 wrong.add(name, f"has {dimension.size} units, and scores of shape {values.shape}.")
-            elif not 0 < part <= 1:
-                wrong.add(name, f"keep={part} is no part of the whole; give one in (0, 1].")
+            elif not isinstance(part, int | float) or not 0 < part <= 1:
+                wrong.add(name, f"keep={part!r} is no part of the whole; give one in (0, 1].")
             else:
                 count = max(1, round(part * dimension.size))
                 count = min(dimension.size, -(-count // multiple) * multiple)

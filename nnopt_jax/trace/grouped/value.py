@@ -13,6 +13,7 @@ class Left(enum.Enum):
 
     ALIKE = "the same for every removed unit"
     UNKNOWN = "anything"
+    BROKEN = "no finite number, as 0/0 is none"
 
 
 Remains = float | Left

@@ -23,7 +23,7 @@ from nnopt_jax.trace.observed.reading import SLOPES, Gauges, Reading, Totals, re
 from nnopt_jax.trace.observed.seen import Observed, observed
 from nnopt_jax.trace.observed.statistics import STATISTICS, Statistic, rows
 from nnopt_jax.trace.observed.uses import floats, names_of, noted
-from nnopt_jax.trace.traced import is_array, refilled, traced
+from nnopt_jax.trace.traced import is_array, refilled, require_function, traced
 from nnopt_jax.tree.select import Where, resolve
 from nnopt_jax.typing import Array
 
@@ -75,7 +75,7 @@ def observe(
             where `strict`, something could not be measured.
         SelectionError: a statistic is unknown, or the rule selects no leaf of floats.
         ShapeError: a block of `input_gram` does not divide what is summed over.
-        CompositionError: the function cannot be traced.
+        CompositionError: the function cannot be traced, or batches are an array.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,6 +100,10 @@ def observe(
     """
     wanted, slopes = _wanted(statistics)
     _require_function(function)
+    if is_array(batches):
+        raise CompositionError(
+            "observe: batches are an array; give [batch] for one, list(array) for its rows."
+        )
     leaves = floats(params)
     paths = resolve(where, leaves, "observe")
     chosen = {path: leaves[path] for path in paths}
@@ -233,8 +237,7 @@ def _wanted(
 
 
 def _require_function(function: Any) -> None:
-    if not callable(function):
-        raise CompositionError(f"observe: {function!r} is no function.")
+    require_function("observe", function)
     if not takes(function, "params", "batch"):
         name = getattr(function, "__name__", repr(function))
         raise CompositionError(

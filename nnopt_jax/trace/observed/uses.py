@@ -19,7 +19,7 @@ from nnopt_jax.trace.observed.mesh import automatic, mesh_of
 from nnopt_jax.trace.observed.statistics import Statistic
 from nnopt_jax.trace.observed.view import Level, Place, View, own_dims
 from nnopt_jax.trace.observed.walk import Extras, walk
-from nnopt_jax.trace.traced import Traced, is_array, refilled, traced
+from nnopt_jax.trace.traced import Traced, is_array, refilled, require_function, traced
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array
 
@@ -267,6 +267,7 @@ def uses(function: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
         0 gather (0,)
         1 dot_general (1,)
     """
+    require_function("uses", function)
     notes: list[Notes] = []
     leaves, tree = jax.tree.flatten((params, args, kwargs))
     kept = [is_array(x) for x in leaves]

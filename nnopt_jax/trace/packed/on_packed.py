@@ -17,7 +17,7 @@ from nnopt_jax.trace.jaxpr import Equation, line
 from nnopt_jax.trace.packed.leaf import Leaf, is_leaf
 from nnopt_jax.trace.packed.report import PackedReport, Use
 from nnopt_jax.trace.packed.walk import run
-from nnopt_jax.trace.traced import is_array, refilled, traced
+from nnopt_jax.trace.traced import is_array, refilled, require_function, traced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,8 +100,7 @@ def on_packed(function: Callable[..., Any], *, strict: bool = False) -> OnPacked
         >>> jax.jit(nnopt.on_packed(lambda params, x: x @ params["w"]))(packed, jnp.arange(4.0))
         Array([0., 1., 2., 3.], dtype=float32)
     """
-    if not callable(function):
-        raise CompositionError(f"on_packed: {function!r} is no function.")
+    require_function("on_packed", function)
     return OnPacked(function, strict)
 
 
@@ -133,4 +132,5 @@ def _require_packed(uses: dict[Use, None]) -> None:
             f"{use.reason}"
             for use in lost
         )
-        raise CompositionError(f"on_packed: {len(lost)} packed leaves are made dense\n{told}")
+        many = "1 packed leaf is" if len(lost) == 1 else f"{len(lost)} packed leaves are"
+        raise CompositionError(f"on_packed: {many} made dense\n{told}")

@@ -42,7 +42,8 @@ def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
         inside = InsidePacked(equation, lambda program, given: run(program, given, seen), seen)
         return CONTROL[equation.primitive](equation, values, inside)[0]
     try:
-        found = step(equation, values)
+        with equation.ctx.manager:  # the mesh that it was traced under
+            found = step(equation, values)
     except Dense as reason:
         for leaf in packed:
             seen(leaf, equation, str(reason))

@@ -199,6 +199,23 @@ def test_an_expression_that_a_function_closes_over_is_refused(closes):
 
 
 @pytest.mark.parametrize(
+    "asks",
+    [np.asarray, np.sum, lambda w: np.ones((2, 4), np.float32) @ w, lambda w: np.exp(w)],
+)
+def test_numpy_takes_no_expression(asks):
+    packed = packed_by(INT8, {"w": drawn(4, 4)})
+    with pytest.raises((CompositionError, TypeError), match=r"is an expression|not support ufuncs"):
+        asks(packed["w"])
+
+
+def test_gradients_of_integers_can_be_printed():
+    packed = packed_by(INT8, {"w": drawn(4, 4)})
+    run = nnopt.on_packed(lambda p, x: jnp.square(x @ p["w"]).sum())
+    slopes = jax.grad(run, allow_int=True)(packed, drawn(2, 4))
+    assert repr(slopes["w"]).startswith("Quantized(codes float0[4,4], scale float32[1,1]")
+
+
+@pytest.mark.parametrize(
     ("wrong", "error"),
     [
         (lambda p, x: x[:, :3] @ p["deep"]["w"], TypeError),
