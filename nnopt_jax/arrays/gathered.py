@@ -41,10 +41,10 @@ class Gathered(Node):
     shape: tuple[int, ...] = static(default=())  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @classmethod
-    def of(cls, dense: jax.Array, mask: jax.Array | None = None) -> Gathered:
+    def of(cls, dense: jax.Array, mask: jax.Array | np.ndarray | None = None) -> Gathered:
         """Lists the weights of a concrete matrix that a mask keeps; default: all but zeros."""
-        matrix = np.asarray(dense)
-        lists = _lists(matrix != 0 if mask is None else np.asarray(mask))
+        matrix, kept = _concrete(dense, mask)
+        lists = _lists(kept)
         indices = np.ascontiguousarray(lists.T)
         values = np.take_along_axis(matrix, indices, 0)
         return cls(jnp.asarray(indices), jnp.asarray(values), tuple(matrix.shape))
@@ -107,11 +107,10 @@ class GatheredBlocks(Node):
 
     @classmethod
     def of(
-        cls, dense: jax.Array, sizes: tuple[int, int], mask: jax.Array | None = None
+        cls, dense: jax.Array, sizes: tuple[int, int], mask: jax.Array | np.ndarray | None = None
     ) -> GatheredBlocks:
         """Lists the blocks of a concrete matrix of which a mask keeps some; default: not zero."""
-        matrix = np.asarray(dense)
-        kept = matrix != 0 if mask is None else np.asarray(mask)
+        matrix, kept = _concrete(dense, mask)
         (inputs, outputs), (tall, wide) = matrix.shape, sizes
         split = inputs // tall, tall, outputs // wide, wide
         indices = _lists(_grid(kept, sizes))
@@ -161,7 +160,17 @@ def longest_list(mask: np.ndarray, sizes: tuple[int, int]) -> int:
 def _grid(mask: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
     """Which blocks a mask keeps some of."""
     (inputs, outputs), (tall, wide) = mask.shape, sizes
-    return mask.reshape(inputs // tall, tall, outputs // wide, wide).any((1, 3))
+    split = mask.reshape(inputs // tall, tall, outputs // wide, wide)
+    return np.asarray(split.any((1, 3)))
+
+
+def _concrete(
+    dense: jax.Array, mask: jax.Array | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix, zero where a mask has nothing, and the mask."""
+    matrix = np.asarray(dense)
+    kept = matrix != 0 if mask is None else np.asarray(mask)
+    return np.where(kept, matrix, matrix.dtype.type(0)), kept
 
 
 def _lists(kept: np.ndarray) -> np.ndarray:
