@@ -31,8 +31,8 @@ TABLE = (
 )
 """The newest version first; from what `python benchmarks/products.py --forms "laid out"` prints for
 1, 8 and 32 rows. At 90 % zeros, where the longest of 1,024 lists holds 13 % of the inputs, products
-take 0.7 to 1.3 of the time of dense ones, and at 85 % most are slower; of a matrix of 4,096 x 4,096
-they are the faster from 85 % on. Of blocks the limit is between 50 % and 75 %. Smaller weights are
+are 0.8 to 1.3 times as fast as dense ones (medians), and at 85 % most are slower; of a matrix of
+4,096 x 4,096 they are 1.0 to 4.6 times as fast at 90 %, and slower for one row at 85 %. Of blocks the limit is between 50 % and 75 %. Smaller weights are
 not worth the lists: a call takes longer than the product."""
 
 OTHERS = Rule("", (0, 0), 0, 0.0, 0.0)
