@@ -32,8 +32,9 @@ TABLE = (
 """The newest version first; from what `python benchmarks/products.py --forms "laid out"` prints for
 1, 8 and 32 rows. At 90 % zeros, where the longest of 1,024 lists holds 13 % of the inputs, products
 are 0.8 to 1.3 times as fast as dense ones (medians), and at 85 % most are slower; of a matrix of
-4,096 x 4,096 they are 1.0 to 4.6 times as fast at 90 %, and slower for one row at 85 %. Of blocks the limit is between 50 % and 75 %. Smaller weights are
-not worth the lists: a call takes longer than the product."""
+4,096 x 4,096 they are 1.0 to 4.6 times as fast at 90 %, and slower for one row at 85 %. Of blocks
+the limit is between 50 % and 75 %. One row of a small matrix (512 x 512) is slower to 95 %, eight
+are not."""
 
 OTHERS = Rule("", (0, 0), 0, 0.0, 0.0)
 """Of machines that nobody has measured."""
