@@ -6,14 +6,16 @@ A number is how many times as fast a product is as the better of `x @ w` in floa
 stored (in, out) and (out, in): the ratio of the medians over rounds in which all forms take turns
 in one process, and after the stroke that of the least times. Forms that end on "turned" are laid
 out by `nnopt.arrays.lay_out`; "as integers" and "as floats" are told which they are to be, and a
-star marks the one that the library chooses there by its table
-(nnopt_jax/trace/packed/rules/pays.py), which is made from what this prints.
+star marks the one that the library chooses there by its tables
+(nnopt_jax/trace/packed/rules/pays.py; for lists of sparse weights, "laid out", rather than arrays,
+nnopt_jax/arrays/pays.py), which are made from what this prints.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -24,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import lay_out
+from nnopt_jax.arrays import Gathered, GatheredBlocks, Sparse, lay_out
+from nnopt_jax.arrays.pays import gathers_pay
 from nnopt_jax.trace.packed.rules import pays, planes, rounded
 
 Make = Callable[[jax.Array], Any]
@@ -68,6 +71,17 @@ ONE: dict[str, Make] = {
     "structured, turned": turned(lambda w: w[:, ::2].copy()),
     "codebook of 16": by(nnopt.compression.codebook(16)),
     "sparse, 90 %": by(nnopt.pruning.magnitude(0.9)),
+    **{
+        f"sparse, {part} %, laid out": turned(by(nnopt.pruning.magnitude(part / 100)))
+        for part in (85, 90, 95, 99)
+    },
+    **{
+        f"blocks of {n}, {part} %, laid out": turned(
+            by(nnopt.pruning.magnitude(part / 100, pattern=(n, n)))
+        )
+        for n in (8, 32)
+        for part in (50, 75, 90)
+    },
 }
 """Forms of which there is one."""
 
@@ -89,6 +103,17 @@ def compiled(packed: Any, x: jax.Array, integers: bool | None = None) -> Callabl
     return lambda: run(packed, x)
 
 
+def is_chosen(packed: Any) -> bool:
+    """Whether `lay_out(..., dense=True)` makes lists of what these are lists of."""
+    if isinstance(packed, Gathered):
+        part = len(packed.indices) / packed.shape[0]
+        return gathers_pay(packed.size, part, blocks=False)
+    if isinstance(packed, GatheredBlocks):
+        part = math.prod(packed.values.shape[2:]) / packed.shape[0]
+        return gathers_pay(packed.size, part, blocks=True)
+    return not isinstance(packed, Sparse)
+
+
 def measure(rows: int, size: int, forms: str | None, rounds: int) -> dict[str, tuple[Timing, bool]]:
     """Times all forms in turns; and whether the library chooses them."""
     x = jax.random.normal(jax.random.key(0), (rows, size))
@@ -101,7 +126,7 @@ def measure(rows: int, size: int, forms: str | None, rounds: int) -> dict[str, t
             continue
         packed = jax.jit(make)(w) if name in EITHER else make(w)
         if name in ONE:
-            timed[name], chosen[name] = compiled(packed, x), True
+            timed[name], chosen[name] = compiled(packed, x), is_chosen(packed)
             continue
         for integers in (True, False):
             label = f"{name}, as {'integers' if integers else 'floats'}"

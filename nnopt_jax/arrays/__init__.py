@@ -9,6 +9,7 @@ from nnopt_jax.arrays.base import (
 from nnopt_jax.arrays.bits import Bits as Bits
 from nnopt_jax.arrays.codebook import Codebook as Codebook
 from nnopt_jax.arrays.factored import Factored as Factored
+from nnopt_jax.arrays.gathered import Gathered as Gathered, GatheredBlocks as GatheredBlocks
 from nnopt_jax.arrays.input_quantized import InputQuantized as InputQuantized
 from nnopt_jax.arrays.layout import lay_out as lay_out
 from nnopt_jax.arrays.levels import Levels as Levels

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax import artifact
-from nnopt_jax.arrays.base import materialize
+from nnopt_jax.arrays.base import is_node, materialize
+from nnopt_jax.arrays.layout import lay_out
 from nnopt_jax.errors import Problems, RecipeError
 from nnopt_jax.recipe.data import open_data
 from nnopt_jax.recipe.earlier import left
@@ -33,7 +34,7 @@ class Bench:
 
     Args:
         rows: times, by the size of the batch.
-        notes: which leaves a call makes dense.
+        notes: which leaves a call makes dense, and what it takes once kernels are laid out.
     """
 
     rows: dict[int, Latency]
@@ -71,15 +72,28 @@ def bench(path: str | Path, batches: Sequence[int] = (1, 8, 128), rounds: int = 
     settings.done()
     which = _network(Path(path))
     dense, compiled = materialize(which.params), jax.jit(which.run)
-    rows, told = {}, {}
+    laid_out = lay_out(which.params, dense=True)
+    rows, told, after = {}, {}, []
     for batch in batches:
         rest = which.inputs(batch)
         rows[batch] = latency(compiled, dense, which.params, *rest, rounds=rounds)
         calls = leaf_calls(which.params, which.run.report(which.params, *rest))
         told.setdefault(call_note(calls), []).append(str(batch))
+        if _changed(which.params, laid_out):
+            took = latency(compiled, dense, laid_out, *rest, rounds=rounds)
+            after.append(f"{batch}: {took.packed:.3g} ms, {took.ratio:.3g}x as fast as dense")
     apart = len(told) > 1
-    notes = (f"Batch of {', '.join(of)}: {note}" if apart else note for note, of in told.items())
+    notes = [f"Batch of {', '.join(of)}: {note}" if apart else note for note, of in told.items()]
+    if after:
+        notes.append(f"Laid out (nnopt.arrays.lay_out, dense=True), by batch: {'; '.join(after)}.")
     return Bench(rows, tuple(notes))
+
+
+def _changed(packed: Any, laid_out: Any) -> bool:
+    pairs = zip(
+        *(jax.tree.leaves(tree, is_leaf=is_node) for tree in (packed, laid_out)), strict=True
+    )
+    return any(one is not other for one, other in pairs)
 
 
 class _Network(NamedTuple):

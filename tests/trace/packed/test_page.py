@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import re
 
@@ -34,12 +35,14 @@ USES = {
 
 
 def table():
-    rows = [line.strip("| \n").split(" | ") for line in TEXT.splitlines() if line.startswith("| ")]
+    below = TEXT.partition("<!-- tests/trace/packed/test_page.py -->")[2].strip().splitlines()
+    lines = itertools.takewhile(lambda line: line.startswith("| "), below)
+    rows = [line.strip("| \n").split(" | ") for line in lines]
     return rows[0][1:], {row[0].strip("`"): row[1:] for row in rows[2:]}
 
 
 def test_the_code_runs_and_prints_the_report(capsys):
-    first, second = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    first, second, third = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     scope = {}
     exec(compile(first, "model.py", "exec"), scope)
     printed = re.search(r"```text\n(.*?)```", TEXT, re.DOTALL)[1]
@@ -54,6 +57,10 @@ def test_the_code_runs_and_prints_the_report(capsys):
     shown = np.rint(hidden / scale) * scale
     np.testing.assert_allclose(scope["logits"], shown @ down, rtol=1e-4, atol=1e-4)
     assert np.abs(shown @ down - hidden @ down).max() > 1e-2
+    exec(compile(third, "model.py", "exec"), scope)
+    np.testing.assert_allclose(scope["logits"], wanted, rtol=1e-4, atol=1e-4)
+    report = nnopt.on_packed(scope["apply"]).report(scope["ready"], scope["tokens"])
+    assert not report.dense
 
 
 @pytest.mark.parametrize("name", table()[1])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, is_node, show
 from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.gathered import Gathered, GatheredBlocks
 from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
 from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.quantized import Quantized
@@ -17,6 +18,7 @@ from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.ops.levels import level_values
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after, whole_codes
+from nnopt_jax.trace.packed.rules.gathers import gathered, gathered_blocks
 from nnopt_jax.trace.packed.rules.grouped import grouped
 from nnopt_jax.trace.packed.rules.planes import planes_product
 from nnopt_jax.trace.packed.rules.rounded import below, rounded, rounded_product
@@ -134,5 +136,7 @@ RULES: dict[type, Callable[[Array, Any, Contraction], Array]] = {
     Sum: _sum,
     Reshaped: _reshaped,
     InputQuantized: _rounded,
+    Gathered: gathered,
+    GatheredBlocks: gathered_blocks,
 }
 """How each kind of node is multiplied; others are made dense."""

@@ -13,6 +13,7 @@ from nnopt_jax.arrays.base import Field, Node, is_node
 from nnopt_jax.arrays.bits import Bits
 from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.gathered import Gathered, GatheredBlocks
 from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.masked import Masked
@@ -70,6 +71,8 @@ def _moved(field: Field, shape: Shape, view: View) -> Field | None:
         return _packed_codes(field, shape, view)
     if isinstance(field, Factored):
         return _factors(field, view)
+    if isinstance(field, Gathered | GatheredBlocks):
+        return Reshaped.of(field, view.axes) if view.axes else None
     if isinstance(field, Reshaped):
         return _in_memory(field, shape, view)
     if type(field) not in SHARED:

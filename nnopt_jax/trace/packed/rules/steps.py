@@ -12,6 +12,7 @@ from jax import lax
 from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.gathered import Gathered, GatheredBlocks
 from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
 from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.masked import Masked
@@ -31,6 +32,10 @@ from nnopt_jax.typing import Array
 
 FILL = lax.GatherScatterMode.FILL_OR_DROP
 """Rows beyond the end are such as the program says, NaN by custom."""
+
+
+_HOLD_VALUES = Masked | Sparse | InputQuantized | Gathered | GatheredBlocks
+"""Nodes that are cast as their values are."""
 
 
 def step(equation: Equation, values: list[Any]) -> Any:
@@ -137,7 +142,7 @@ def _cast(field: Field, dtype: Any) -> Field:
     if isinstance(field, Quantized | Codebook | Factored | Levels):
         return field.replace(dtype=str(dtype))
     inner = "base" if isinstance(field, Reshaped) else "values"
-    if not isinstance(field, Reshaped | Masked | Sparse | InputQuantized):
+    if not isinstance(field, _HOLD_VALUES | Reshaped):
         raise Dense("its parts have dtypes of their own")
     parts = {inner: _cast(getattr(field, inner), dtype)}
     if isinstance(field, InputQuantized) and field.shown is not None:

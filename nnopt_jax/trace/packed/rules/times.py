@@ -5,6 +5,7 @@ from __future__ import annotations
 from nnopt_jax.arrays.base import Field, is_node, show
 from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.gathered import Gathered, GatheredBlocks
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
@@ -20,6 +21,8 @@ _LINEAR = {
     Sum: ("base", "delta"),
     Masked: ("values",),
     Sparse: ("values",),
+    Gathered: ("values",),
+    GatheredBlocks: ("values",),
     Reshaped: ("base",),
 }
 """Fields that the whole is linear in, by kind of node."""

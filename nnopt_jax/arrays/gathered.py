@@ -1,0 +1,189 @@
+"""Sparse weights as products read them: for each output, the inputs that it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnopt_jax.arrays.base import Node, node, static
+
+
+@node
+class Gathered(Node):
+    r"""A matrix of few weights: for each output as many inputs as the fullest one has.
+
+    .. math:: W_{a_{kj}, j} = v_{kj}, \qquad (x W)_j = \sum_k x_{a_{kj}} v_{kj}
+
+    No output lists an input twice. Outputs that have fewer weights list further inputs, with
+    weights of zero: every entry of a list is one of the matrix, and no place needs a mark.
+
+    Args:
+        indices: `a`, int32, `(longest list, outputs)`: inputs, ascending along axis 0.
+        values: `v`, float, likewise.
+        shape: `(inputs, outputs)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Gathered
+        >>> few = Gathered.of(jnp.array([[0.0, 7.0], [5.0, 0.0], [0.0, 0.0]]))
+        >>> few, few.indices
+        (Gathered(indices int32[1,2], values float32[1,2], 21.33 bits/weight), Array([[1, 0]], dtype=int32))
+
+    References:
+        Kincaid et al. 1989, ITPACKV 2D User's Guide (ELLPACK, stored by columns).
+    """  # noqa: E501 - printed by the doctest
+
+    indices: jax.Array
+    values: jax.Array
+    shape: tuple[int, ...] = static(default=())  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    @classmethod
+    def of(cls, dense: jax.Array, mask: jax.Array | np.ndarray | None = None) -> Gathered:
+        """Lists the weights of a concrete matrix that a mask keeps; default: all but zeros."""
+        matrix, kept = _concrete(dense, mask)
+        lists = _lists(kept)
+        indices = np.ascontiguousarray(lists.T)
+        values = np.take_along_axis(matrix, indices, 0)
+        return cls(jnp.asarray(indices), jnp.asarray(values), tuple(matrix.shape))
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the values."""
+        return self.values.dtype
+
+    def materialize(self) -> jax.Array:
+        """Each value at its place, zeros elsewhere."""
+        empty = jnp.zeros(self.shape, self.dtype)
+        places = self.indices, jnp.arange(self.shape[1])
+        return empty.at[places].set(self.values, mode="drop", unique_indices=True)
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """The lists are matrices alike, no longer than there are inputs."""
+        inputs, outputs = self.shape
+        lists = longest, count = self.indices.shape
+        fits = self.values.shape == lists and count == outputs and longest <= inputs
+        return [] if fits and _is_integer(self.indices) else _misfit(self)
+
+    def store(self) -> Gathered:
+        """Already in storage form."""
+        return self
+
+
+@node
+class GatheredBlocks(Node):
+    r"""A matrix of few blocks: for each block of outputs as many as the fullest one has.
+
+    .. math:: W_{[a_{jk}], [j]} = v_{jk}^T, \qquad (x W)_{[j]} = \sum_k v_{jk} \, x_{[a_{jk}]}
+
+    No block of outputs lists a block of inputs twice; short lists are filled by further ones, of
+    zeros, as those of `Gathered`.
+
+    Args:
+        indices: `a`, int32, `(blocks of outputs, longest list)`: blocks of inputs, ascending along
+            axis 1.
+        values: `v`, float, `(blocks of outputs, outputs of a block, longest list, inputs of a
+            block)`, such that what an output sums over lies together.
+        shape: `(inputs, outputs)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import GatheredBlocks
+        >>> weight = jnp.array([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0], [0.0, 0.0]])
+        >>> few = GatheredBlocks.of(weight, (2, 2))
+        >>> few.indices, few.values.shape
+        (Array([[0]], dtype=int32), (1, 2, 1, 2))
+
+    References:
+        Choi et al. 2010, Model-driven autotuning of sparse matrix-vector multiply on GPUs (blocked
+        ELLPACK).
+    """
+
+    indices: jax.Array
+    values: jax.Array
+    shape: tuple[int, ...] = static(default=())  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    @classmethod
+    def of(
+        cls, dense: jax.Array, sizes: tuple[int, int], mask: jax.Array | np.ndarray | None = None
+    ) -> GatheredBlocks:
+        """Lists the blocks of a concrete matrix of which a mask keeps some; default: not zero."""
+        matrix, kept = _concrete(dense, mask)
+        (inputs, outputs), (tall, wide) = matrix.shape, sizes
+        split = inputs // tall, tall, outputs // wide, wide
+        indices = _lists(_grid(kept, sizes))
+        blocks = matrix.reshape(split).transpose(2, 0, 3, 1)
+        values = blocks[np.arange(len(indices))[:, None], indices].transpose(0, 2, 1, 3)
+        values = jnp.asarray(np.ascontiguousarray(values))
+        return cls(jnp.asarray(indices), values, tuple(matrix.shape))
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the values."""
+        return self.values.dtype
+
+    def materialize(self) -> jax.Array:
+        """Each block at its place, zeros elsewhere."""
+        count, wide, _, tall = self.values.shape
+        empty = jnp.zeros((count, self.shape[0] // tall, wide, tall), self.dtype)
+        places = jnp.arange(count)[:, None], self.indices
+        blocks = self.values.transpose(0, 2, 1, 3)
+        filled = empty.at[places].set(blocks, mode="drop", unique_indices=True)
+        return filled.transpose(1, 3, 0, 2).reshape(self.shape)
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """Blocks divide the matrix, and the lists are no longer than there are blocks of inputs."""
+        inputs, outputs = self.shape
+        count, wide, longest, tall = self.values.shape
+        fits = self.indices.shape == (count, longest) and count * wide == outputs
+        fits = fits and tall > 0 and inputs % tall == 0 and longest * tall <= inputs
+        return [] if fits and _is_integer(self.indices) else _misfit(self)
+
+    def store(self) -> GatheredBlocks:
+        """Already in storage form."""
+        return self
+
+
+def longest_list(mask: np.ndarray, sizes: tuple[int, int]) -> int:
+    """How many blocks of inputs that block of outputs takes which takes most; 1 at least.
+
+    Example:
+        >>> import numpy as np
+        >>> longest_list(np.array([[True, False], [True, True]]), (1, 1))
+        2
+    """
+    return max(int(_grid(mask, sizes).sum(0).max(initial=0)), 1)
+
+
+def _grid(mask: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
+    """Which blocks a mask keeps some of."""
+    (inputs, outputs), (tall, wide) = mask.shape, sizes
+    split = mask.reshape(inputs // tall, tall, outputs // wide, wide)
+    return np.asarray(split.any((1, 3)))
+
+
+def _concrete(
+    dense: jax.Array, mask: jax.Array | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix, zero where a mask has nothing, and the mask."""
+    matrix = np.asarray(dense)
+    kept = matrix != 0 if mask is None else np.asarray(mask)
+    return np.where(kept, matrix, matrix.dtype.type(0)), kept
+
+
+def _lists(kept: np.ndarray) -> np.ndarray:
+    """Which inputs each output takes: all that are kept, and of the others as many as it lacks."""
+    longest = longest_list(kept, (1, 1))
+    first = np.argsort(~kept.T, axis=1, kind="stable")[:, :longest]
+    return np.sort(first, axis=1).astype(np.int32)
+
+
+def _is_integer(indices: jax.Array) -> bool:
+    return bool(jnp.issubdtype(indices.dtype, jnp.integer))
+
+
+def _misfit(field: Gathered | GatheredBlocks) -> list[str]:
+    """Arrays of shapes that are none of a matrix of this shape."""
+    return [f"of shape {field.shape} has {field.outline()}"]
