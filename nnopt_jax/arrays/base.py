@@ -356,6 +356,7 @@ def summary(field: Field) -> str:
     if is_node(field):
         return field.outline()
     try:
-        return f"{field.dtype}[{','.join(map(str, field.shape))}]"
+        name = "float0" if field.dtype == jax.dtypes.float0 else field.dtype
+        return f"{name}[{','.join(map(str, field.shape))}]"
     except AttributeError:
         return repr(field)

@@ -71,7 +71,7 @@ def nearest_level(v: ArrayLike, levels: Sequence[float]) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _nearest(v: Array, levels: tuple[float, ...]) -> Array:
+def _nearest(v: Array, levels: Sequence[float]) -> Array:
     v = lax.stop_gradient(v).astype(jnp.float32)
     code = jnp.zeros(v.shape, jnp.float32)
     table = np.asarray(levels, np.float32).astype(np.float64)
@@ -101,7 +101,7 @@ def level_values(codes: ArrayLike, levels: Sequence[float]) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _values(codes: Array, levels: tuple[float, ...]) -> Array:
+def _values(codes: Array, levels: Sequence[float]) -> Array:
     if len(levels) <= 4:  # choosing is faster than looking up
         values = jnp.full(codes.shape, levels[0], jnp.float32)
         for k, level in enumerate(levels[1:], 1):

@@ -134,11 +134,11 @@ def require_function(who: str, function: Any) -> None:
     Example:
         >>> require_function("demo", {"w": 1})
         Traceback (most recent call last):
-        nnopt_jax.errors.CompositionError: demo: a dict is no function; it comes before parameters.
+        nnopt_jax.errors.CompositionError: demo: dict is no function; it comes before parameters.
     """
     if not callable(function):
         raise CompositionError(
-            f"{who}: a {type(function).__name__} is no function; it comes before parameters."
+            f"{who}: {type(function).__name__} is no function; it comes before parameters."
         )
 
 

@@ -101,14 +101,12 @@ def chosen_leaves(where: Where, params: Any, who: str) -> Leaves:
     leaves = flatten(params, is_node)
     require_arrays(who, leaves)
     floats = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    try:
-        return {path: floats[path] for path in resolve(where, floats, who)}
-    except SelectionError:
-        rule = selector(where)
-        others = [f"{p} {x.dtype}" for p, x in leaves.items() if p not in floats and rule(p, x)]
-        if not others:
-            raise
-    raise SelectionError(f"{who}: takes floats, and rule {rule.text} selects {', '.join(others)}.")
+    rule = selector(where)
+    meant = {path: x for path, x in leaves.items() if rule(path, x)}
+    if meant and not meant.keys() & floats.keys():
+        others = ", ".join(f"{path} {x.dtype}" for path, x in meant.items())
+        raise SelectionError(f"{who}: takes floats, and rule {rule.text} selects {others}.")
+    return {path: floats[path] for path in resolve(where, floats, who)}
 
 
 def leaves_of_state(
@@ -169,7 +167,7 @@ def wrapping(
     update: Callable[[Leaves, State, Update], tuple[Leaves, Leaves]] | None = None,
     settle: Callable[[jax.Array, Any], jax.Array] | None = None,
     check: Callable[[str, Any], str | None] | None = None,
-    refuses: Callable[[Any], str | None] | None = None,
+    refuses: Callable[[str, Any], str | None] | None = None,
     exact: bool = True,
     needs: tuple[str, ...] = (),
     capacities: Callable[[Leaves], dict[str, int]] | None = None,
@@ -185,7 +183,7 @@ def wrapping(
         settle: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
             leaves are moved, because a leaf that an earlier link encoded is that link's to move.
         check: `(path, abstract leaf) -> problem or None`, from shape and dtype alone.
-        refuses: `leaf -> problem or None`: what an earlier link made of it that rules this one out.
+        refuses: likewise: what an earlier link made of a leaf that rules this one out.
         exact: see `Transform`.
         needs: names of the statistics that `init` cannot do without.
         capacities: `abstract leaves by path -> values kept in the end`, as far as they are known.
@@ -213,14 +211,12 @@ def wrapping(
     def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
         del graph
         leaves = chosen_leaves(where, params, name)
-        composition, shape = Problems(name), Problems(name)
-        for path, leaf in leaves.items():
-            if refuses is not None and (text := refuses(leaf)):
-                composition.add(path, text)
-            elif check is not None and (text := check(path, leaf)):
-                shape.add(path, text)
-        composition.raise_as(CompositionError)
-        shape.raise_as(ShapeError)
+        for ask, kind in ((refuses, CompositionError), (check, ShapeError)):
+            problems = Problems(name)
+            for path, leaf in leaves.items():
+                if ask is not None and (text := ask(path, leaf)):
+                    problems.add(path, text)
+            problems.raise_as(kind)
         dense = {path: show(leaf) for path, leaf in leaves.items()}
         return State(*init(dense, make_start(name, leaves, key, stats, needs)), jnp.int32(0))
 

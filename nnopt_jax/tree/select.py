@@ -144,7 +144,7 @@ def resolve(where: Where, leaves: Mapping[str, Any], who: str) -> list[str]:
     written = where if isinstance(where, str) else rule.text
     raise SelectionError(
         f"{who}: rule {rule.text} matched no leaf.{_nearest(written, leaves)} "
-        f"{len(leaves)} leaves considered; nnopt.tree.flatten(params) shows them, of a recipe "
+        f"{len(leaves)} leaves considered; nnopt.tree.flatten(params) shows them, as does "
         "'nnopt plan RECIPE --list'."
     )
 

@@ -206,6 +206,7 @@ def test_arrays_that_no_node_would_make_come_back_all_the_same(path):
         round_trip({"x": tree, "y": store(pruned())}, path)
 
 
+@pytest.mark.slow
 def test_files_of_pruned_layers_beat_the_entropy_of_each(path):
     tree = {f"fc{i}": store(pruned(i, (80, 100), 0.05)) for i in range(2)}
     artifact.save(path, tree)
@@ -217,6 +218,7 @@ def test_files_of_pruned_layers_beat_the_entropy_of_each(path):
     assert path.stat().st_size < 1.02 * total + tables + 200  # nothing to find, nothing wasted
 
 
+@pytest.mark.slow
 def test_one_layer_tells_about_the_next():
     rng = np.random.default_rng(0)
     alive = rng.random(60) < 0.5

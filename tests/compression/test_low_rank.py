@@ -209,7 +209,7 @@ def test_what_is_refined_already_is_not_factored(before, word):
         tx.init({"kernel": DENSE})
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.bfloat16, marks=pytest.mark.slow), jnp.float32])
 @pytest.mark.parametrize("form", ["channel", "spatial"])
 def test_kernels_obey_the_law_with_later_links(form, dtype):
     tx = nnopt.chain(

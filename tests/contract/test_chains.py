@@ -53,7 +53,13 @@ def test_a_pair_without_meaning_is_an_error(key):
 
 
 @pytest.mark.parametrize("order", cases.ORDERS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(jnp.float32, id="float32"),
+        pytest.param(jnp.bfloat16, id="bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_orders_obey(order, dtype):
     links = {
         "pruning.magnitude": nnopt.pruning.magnitude(0.5),

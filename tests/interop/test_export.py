@@ -74,7 +74,7 @@ def apply(params, x):
     return {name: x @ w for name, w in nnopt.materialize(params).items()}
 
 
-@pytest.mark.parametrize("form", ["training", "stored"])
+@pytest.mark.parametrize("form", [pytest.param("training", marks=pytest.mark.slow), "stored"])
 def test_a_serialized_program_keeps_the_type_of_its_parameters(trees, form):
     x = jnp.ones((4, 32))
     program = export.deserialize(export.export(jax.jit(apply))(trees[form], x).serialize())

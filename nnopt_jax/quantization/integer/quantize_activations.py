@@ -98,7 +98,8 @@ def quantize_activations(
     return wrapping(_NAME, where, init=init, encode=encode, refuses=_refuses, needs=needs)
 
 
-def _refuses(leaf: Any) -> str | None:
+def _refuses(path: str, leaf: Any) -> str | None:
+    del path
     return "rounds what it is multiplied with already; do it once" if rounds_inputs(leaf) else None
 
 

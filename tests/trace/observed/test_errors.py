@@ -65,7 +65,7 @@ def test_blocks_must_divide():
 
 
 def test_functions():
-    with pytest.raises(CompositionError, match="3 is no function"):
+    with pytest.raises(CompositionError, match="int is no function"):
         nnopt.observe(3, PARAMS, [X])
     with pytest.raises(CompositionError, match=r"does not take \(params, batch\)"):
         observe(function=lambda p: p)
