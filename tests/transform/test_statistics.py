@@ -83,7 +83,7 @@ def test_what_lacks_is_named_at_once():
         _by_gradient().init(params)
     assert str(error.value) == (
         "demo: needs the gradient of a, b; give tx.init(params, stats=nnopt.statistics(loss, "
-        "params, batches, names=tx.needs))"
+        "params, batches, tx.needs))"
     )
 
 

@@ -127,6 +127,14 @@ def test_wrong_orders_parts_and_names(graph):
         graph["fc9"]
     with pytest.raises(CompositionError, match="is no function"):
         nnopt.shrink(3, graph, PARAMS, {})  # type: ignore[arg-type]
+    with pytest.raises(CompositionError, match="groups: dict is no function; it comes before"):
+        nnopt.groups(PARAMS, lambda p: p)  # type: ignore[arg-type]
+    with pytest.raises(ValueRangeError, match="keep is a float; give units by name"):
+        graph.mask(PARAMS, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueRangeError, match="keep='half' is no part of the whole"):
+        graph.choose(graph.scores(PARAMS), "half")  # type: ignore[arg-type]
+    with pytest.raises(CompositionError, match=r"a int is no graph; give nnopt\.groups"):
+        nnopt.pruning.structured(0.5, graph=3).init(PARAMS)
 
 
 def test_units_that_meet_different_constants_keep_their_order():

@@ -24,6 +24,11 @@ def hidden(p, x):
     return x @ p["a"]
 
 
+def normed(p, x):
+    """Columns of zeros have no direction: 0/0."""
+    return x @ (p["a"] / jnp.linalg.norm(p["a"], axis=0, keepdims=True)) @ p["b"]
+
+
 def repeated_conv(p, x):
     kernel = jnp.ones((1, 8, 8)) * p["c"][None, None]
     return lax.conv_general_dilated(
@@ -163,6 +168,7 @@ FROZEN = {
         "in both factors",
     ),
     "unknown": (lambda p, x: jnp.fft.fft(hidden(p, x)).real @ p["b"], "no rule for fft"),
+    "columns of length one": (normed, "no finite number where units are removed"),
     "output": (hidden, "output"),
 }
 
