@@ -15,6 +15,8 @@ import nnopt_jax as nnopt
 from nnopt_jax.arrays import (
     Codebook,
     Factored,
+    Gathered,
+    GatheredBlocks,
     InputQuantized,
     Levels,
     Masked,
@@ -56,6 +58,8 @@ def trees():
         "view": Reshaped.of(w.T, (1, 0)),
         "levels": Masked(Levels((w > 0) * 1.0, Powers(jnp.full((4, 8), 125, jnp.uint8))), few),
         "inputs": InputQuantized(grid, jnp.full((1, 1), 0.5)),
+        "lists": Gathered.of(w, few),
+        "lists of blocks": GatheredBlocks.of(w, (4, 8), few),
         "ternary": Levels(jnp.sign(w) + 1, jnp.ones((1, 8)), levels=(-1.0, 0.0, 1.0)),
     }
     return {"training": training, "stored": store(training)}
