@@ -532,6 +532,3 @@ CHECKS: dict[str, Callable[[nnopt.Transform, Any], None]] = {
     "mismatched_state": check_mismatched_state,
 }
 """Every check of one transform, by name."""
-
-COMPILED = ("law", "fixed_point", "vmap", "mesh", "abstract", "deterministic", "infinity")
-"""Those that compile much, or say of a second case what they said of the first."""

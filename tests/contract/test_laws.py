@@ -10,7 +10,7 @@ PAIRS = [
     pytest.param(
         case,
         check,
-        marks=() if cases.first(case) or check not in checks.COMPILED else pytest.mark.slow,
+        marks=() if cases.first(case) else pytest.mark.slow,
     )
     for case in cases.SINGLE
     for check in checks.CHECKS

@@ -101,6 +101,7 @@ def test_memory_does_not_grow_with_values_times_clusters():
     assert small < 100 * 2**20
 
 
+@pytest.mark.slow
 def test_a_pool_of_arrays_is_fitted_as_one():
     """Large arrays by their atoms: the table comes as near as that of all values."""
     rng = np.random.default_rng(1)

@@ -114,6 +114,7 @@ def test_what_they_saved_is_the_same_on_any_mesh(two, axes):
     assert_equal(restored(two, axes), restored(two, {"data": 1}))
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_were(two, tmp_path):
     job = worker.Job(str(tmp_path / "one"), {"fsdp": 2, "model": 2}, 5, every=5)
     _, losses = worker.train(job, devices=jax.devices()[:4])

@@ -151,6 +151,7 @@ def test_optimizers_of_any_kind_keep_their_state_in_shares(name):
     assert state.params["kernel"].sharding == plan.shardings["kernel"]
 
 
+@pytest.mark.slow
 def test_nodes_are_split_array_by_array():
     params = {"kernel": jax.random.normal(jax.random.key(0), (64, 128))}
     tx = nnopt.chain(nnopt.pruning.magnitude(0.5), nnopt.compression.codebook(16))

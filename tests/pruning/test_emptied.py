@@ -18,7 +18,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["all", *(pytest.param(way, marks=pytest.mark.slow) for way in list(WAYS)[1:])]
+)
 def test_a_layer_that_is_gone(way, tmp_path):
     tx = nnopt.chain(WAYS[way], nnopt.quantization.uniform(8))
     params, state = PARAMS, tx.init(PARAMS, stats={"gradient": PARAMS})

@@ -72,6 +72,7 @@ def test_settings_are_checked_at_once():
         fake_quant(X, 1.0, bits=32)
 
 
+@pytest.mark.slow
 def test_a_model_learns_with_weights_and_activations_of_8_bits():
     """Weights by a transform, activations by functions in the model, ranges carried beside it."""
     tx = nnopt.quantization.uniform(8, granularity="channel")

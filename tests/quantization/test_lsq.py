@@ -142,7 +142,7 @@ def test_errors_are_told_at_once():
         lsq_activation(jnp.ones(3), 1.0, bits=1)
 
 
-@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("signed", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_activations_by_the_formula(signed):
     low, high = (-4, 3) if signed else (0, 7)
     x = np.random.default_rng(1).normal(size=(5, 40)).astype(F32)

@@ -29,6 +29,7 @@ def test_value_and_gradients_by_the_formula(bits):
     assert not np.signbit(np.asarray(shown)).any()
 
 
+@pytest.mark.slow
 def test_odd_values():
     x = jnp.array([jnp.nan, jnp.inf, -jnp.inf, 1.0])
     np.testing.assert_allclose(pact(x, 1.5), [np.nan, 1.5, 0, 1], rtol=1e-6)

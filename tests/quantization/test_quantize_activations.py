@@ -13,6 +13,7 @@ import pytest
 import nnopt_jax as nnopt
 from nnopt_jax.errors import CompositionError, StatisticsError, ValueRangeError
 from nnopt_jax.quantization import dynamic, fake_quant, quantize_activations, uniform
+from nnopt_jax.transform.training import takes_expressions
 
 KEY = jax.random.key(11)
 RULE = "nnopt_jax.trace.packed.rules.rounded.integers_pay"
@@ -123,6 +124,7 @@ def test_gradients_are_those_of_a_model_that_rounds_by_hand(name, chain, pays):
     assert integers is (pays and chain != "activations alone")
 
 
+@pytest.mark.slow
 def test_a_static_range_clips_gradients(as_integers):
     model, params, tx, *batch = begun("mlp", "quantized", scale="static")
     tops = {"a": 0.7, "b": 0.4}
@@ -148,6 +150,7 @@ def test_what_is_trained_is_what_is_packed(as_integers):
     assert_close(trained, packed)
 
 
+@pytest.mark.slow
 def test_training_goes_on_through_steps(as_integers):
     """The loop of the README, compiled; the loss falls, and what is stored is as good."""
     model, params, tx, x, y = begun("mlp", "pruned and quantized")
@@ -220,18 +223,17 @@ def test_a_loss_can_say_that_it_takes_expressions():
     assert abs(value_of(wrapped) - 2 * value) > 1e-5 * abs(value)
 
 
-def test_what_jax_makes_of_a_packed_loss_rounds_as_well():
-    model, params, tx, *batch = begun("mlp", "quantized")
-    packed_loss = nnopt.on_packed(loss_of(model))
+def test_what_jax_makes_of_a_packed_loss_takes_expressions_too():
+    loss = nnopt.on_packed(loss_of(MODELS["mlp"][0]))
+    for made in (loss, jax.jit(loss), jax.checkpoint(loss), functools.partial(loss)):
+        assert takes_expressions(made) is True
+    _, params, tx, *batch = begun("mlp", "quantized")
     state = jax.jit(tx.init)(params)
-    found = [
-        nnopt.value_and_grad(loss, tx)(params, state, *batch)[0]
-        for loss in (
-            packed_loss, jax.jit(packed_loss), jax.checkpoint(packed_loss),
-            functools.partial(packed_loss),
-        )
-    ]  # fmt: skip
-    np.testing.assert_allclose(found, found[0], rtol=1e-6)
+    values = [
+        jax.jit(nnopt.value_and_grad(each, tx))(params, state, *batch)[0]
+        for each in (loss, jax.jit(loss))
+    ]
+    np.testing.assert_allclose(*values, rtol=1e-6)
 
 
 def test_inputs_are_rounded_once():

@@ -104,7 +104,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("incoming", ["copy", "random"])
+@pytest.mark.parametrize("incoming", ["copy", pytest.param("random", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_the_wider_network_computes_the_same(name, incoming):
     how, make, small, large, x, widths = CASES[name]

@@ -77,7 +77,7 @@ def close(found, wanted, rtol=1e-5):
     np.testing.assert_allclose(found, wanted, atol=rtol * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", ["images", "attention"])
+@pytest.mark.parametrize("name", [pytest.param("images", marks=pytest.mark.slow), "attention"])
 def test_layers_of_linen(name):
     model, x = {
         "images": (Images(), drawn(2, 6, 6, 2)),
@@ -111,6 +111,7 @@ def test_a_transposed_kernel_is_told_in_its_own_order():
     close(seen["output_moments"]["params/kernel"].mean.squeeze(), out.mean())
 
 
+@pytest.mark.slow
 def test_an_embedding_that_is_the_head_too():
     model, tokens = Attention(), jnp.arange(10).reshape(2, 5) % 16
     params = model.init(KEY, tokens)
