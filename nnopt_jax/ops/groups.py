@@ -8,6 +8,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+from nnopt_jax.ops.lookup import lookup
 
 MOST_CHOICES = 2**31
 """Ways to choose n of m that a number of 32 bits tells apart with ease."""
@@ -130,17 +133,21 @@ def subset_of_rank(rank: jax.Array, n: int, m: int) -> jax.Array:
         Array([[ True,  True, False, False],
                [False, False,  True,  True]], dtype=bool)
     """
-    rest = rank.astype(jnp.uint32)
-    left = jnp.full(rank.shape, n, jnp.int32)
-    choices, kept = _choices(m, n), []
-    for place in reversed(range(m)):
-        term = jnp.asarray(choices[place])[left]
+
+    def place(
+        state: tuple[jax.Array, jax.Array], choices: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        rest, left = state
+        term = lookup(choices, left)
         # Where nothing is left to place, the term is 1 and no rank reaches it.
         here = (left > 0) & (rest >= term)
-        rest = jnp.where(here, rest - term, rest)
-        left = left - here.astype(jnp.int32)
-        kept.append(here)
-    return jnp.stack(kept[::-1], axis=-1)
+        return (jnp.where(here, rest - term, rest), left - here.astype(jnp.int32)), here
+
+    rest = rank.astype(jnp.uint32)
+    left = (rest & 0).astype(jnp.int32) + n  # lies over a mesh as the ranks do
+    # As one loop: written out, large groups take the compiler minutes.
+    _, kept = lax.scan(place, (rest, left), jnp.asarray(_choices(m, n)), reverse=True)
+    return jnp.moveaxis(kept, 0, -1)
 
 
 def _choices(m: int, n: int) -> np.ndarray:

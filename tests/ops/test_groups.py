@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nnopt_jax.ops import keep_n_of_m
 from nnopt_jax.ops.groups import join_groups, split_groups, subset_of_rank, subset_rank
@@ -43,6 +45,19 @@ def test_every_choice_has_its_number(n, m):
     ranks = np.arange(math.comb(m, n))
     np.testing.assert_array_equal(subset_rank(jnp.asarray(kept), n), ranks)
     np.testing.assert_array_equal(subset_of_rank(jnp.asarray(ranks), n, m), kept)
+
+
+def test_parts_of_a_mesh_are_decoded_where_they_lie():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    rank = jnp.arange(8, dtype=jnp.uint32) % 6
+    here = jax.shard_map(
+        lambda rank: subset_of_rank(rank, 2, 4),
+        mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"),
+    )  # fmt: skip
+    np.testing.assert_array_equal(jax.jit(here)(rank), subset_of_rank(rank, 2, 4))
+    explicit = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    split = jax.device_put(rank, NamedSharding(explicit, PartitionSpec("data")))
+    np.testing.assert_array_equal(subset_of_rank(split, 2, 4), subset_of_rank(rank, 2, 4))
 
 
 @pytest.mark.parametrize(("n", "m"), [(16, 32), (60, 64)])
