@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
+from nnopt_jax.ops.machine import row_of
 
 
 class Rule(NamedTuple):
@@ -54,11 +54,5 @@ def gathers_pay(size: int, part: float, *, blocks: bool, rule: Rule | None = Non
         >>> [gathers_pay(2**20, part, blocks=False, rule=TABLE[0]) for part in (0.1, 0.5)]
         [True, False]
     """
-    rule = rule or _rule()
+    rule = rule or row_of(TABLE, OTHERS)
     return size >= rule.weight and part <= (rule.blocks if blocks else rule.single)
-
-
-def _rule() -> Rule:
-    backend, version = jax.default_backend(), jax.__version_info__
-    known = (rule for rule in TABLE if rule.backend == backend and version >= rule.since)
-    return next(known, OTHERS)

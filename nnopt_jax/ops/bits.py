@@ -72,7 +72,6 @@ def pack_bits(codes: ArrayLike, width: int, axis: int = -1) -> Array:
     codes = jnp.asarray(codes)
     if codes.ndim == 0:
         raise ShapeError("pack_bits: codes is a scalar; give it an axis, codes[None]")
-    _planes(width)  # told before anything is traced
     return _packed(codes, width, axis)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 
+from nnopt_jax.tree.explicit import is_explicit
 from nnopt_jax.typing import Array
 
 
@@ -25,7 +25,7 @@ def lookup(table: Array, indices: Array) -> Array:
         Array([[2. , 0.5],
                [2. , 2. ]], dtype=float32)
     """
-    sharding = jax.typeof(indices).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
+    if not is_explicit(indices):
         return jnp.take(table, indices, mode="clip")
+    sharding = jax.typeof(indices).sharding
     return table.at[jnp.maximum(indices, 0)].get(mode="clip", out_sharding=sharding)

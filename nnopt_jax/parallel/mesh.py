@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -164,23 +164,6 @@ def require_mesh(who: str, mesh: Any) -> None:
             f"{who}: mesh is {described(mesh)}; give nnopt.parallel.mesh(data=-1), or any "
             "jax.sharding.Mesh."
         )
-
-
-def automatic(function: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..., Any]:
-    """Lets the compiler place what a function computes, on a mesh with Explicit axes too.
-
-    Args:
-        function: of arrays on the mesh.
-        mesh: the mesh.
-        out: a `NamedSharding` for each array that it returns.
-
-    Returns:
-        The function, to be compiled.
-    """
-    around = jax.sharding.get_abstract_mesh().axis_types  # Auto: inside of such a function already
-    if all(kind == AxisType.Auto for kind in (around or mesh.axis_types)):
-        return function
-    return jax.sharding.auto_axes(function, out_sharding=out)
 
 
 def inside(mesh: Mesh) -> AbstractContextManager[Any]:

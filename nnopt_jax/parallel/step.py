@@ -16,13 +16,14 @@ from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.data import require_divisible
 from nnopt_jax.parallel.gradient import gradient
 from nnopt_jax.parallel.layout import Layout, TrainState, layout
-from nnopt_jax.parallel.mesh import automatic, batch_spec, constrain, inside, named, settled, shares
+from nnopt_jax.parallel.mesh import batch_spec, constrain, inside, named, settled, shares
 from nnopt_jax.parallel.shard import require_planned
 from nnopt_jax.parallel.specs import Shards, require_plan
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform import Transform, chain, step, trainable
 from nnopt_jax.transform.given import described, require_transforms
 from nnopt_jax.transform.training import show
+from nnopt_jax.tree.explicit import automatic
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.place import place
 from nnopt_jax.typing import Key

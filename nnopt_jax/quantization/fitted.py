@@ -11,7 +11,8 @@ from nnopt_jax.arrays.base import Node
 from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.quantization.granularity import Granularity, block_of, misfit
 from nnopt_jax.transform.base import Transform
-from nnopt_jax.transform.leaves import Update, refining, refresh_when
+from nnopt_jax.transform.leaves import Update, refresh_when
+from nnopt_jax.transform.refining import refining
 from nnopt_jax.tree.select import Where
 
 Fit = Callable[[jax.Array, Sequence[int], jax.Array | None], Any]

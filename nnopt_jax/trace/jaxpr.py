@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from jax.extend import core
 from jax.extend.core import primitives as primitives
-from jax.sharding import AxisType
+
+from nnopt_jax.tree.explicit import is_explicit
 
 Program = core.ClosedJaxpr
 """A traced function."""
@@ -90,12 +91,6 @@ def _told(file: str, number: int | None, name: str) -> str:
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
     """What a traced function sees of a packed leaf; over Explicit axes of a mesh, how it lies."""
-    if any(map(_is_explicit, jax.tree.leaves(x))):
+    if any(isinstance(leaf, jax.Array) and is_explicit(leaf) for leaf in jax.tree.leaves(x)):
         return jax.eval_shape(lambda x: x.materialize(), x)
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def _is_explicit(leaf: Any) -> bool:
-    if not isinstance(leaf, jax.Array):
-        return False
-    return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types

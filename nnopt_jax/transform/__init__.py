@@ -6,11 +6,11 @@ from nnopt_jax.transform.leaves import (
     Start as Start,
     Update as Update,
     matrices as matrices,
-    refining as refining,
     refresh_when as refresh_when,
     wrapping as wrapping,
 )
 from nnopt_jax.transform.plan import Plan as Plan, PlanRow as PlanRow, plan as plan
+from nnopt_jax.transform.refining import refining as refining
 from nnopt_jax.transform.specs import packed_specs as packed_specs, state_specs as state_specs
 from nnopt_jax.transform.statistics import statistics as statistics
 from nnopt_jax.transform.together import refining_together as refining_together

@@ -18,9 +18,9 @@ from nnopt_jax.transform.leaves import (
     leaves_of_state,
     make_start,
     make_update,
-    open_slots,
     slot_key,
 )
+from nnopt_jax.transform.refining import open_slots
 from nnopt_jax.tree.paths import unflatten
 from nnopt_jax.tree.select import Where
 

@@ -16,26 +16,11 @@ from nnopt_jax.quantization import dynamic, fake_quant, quantize_activations, un
 from nnopt_jax.transform.training import takes_expressions
 
 KEY = jax.random.key(11)
-RULE = "nnopt_jax.trace.packed.rules.rounded.integers_pay"
 
 
 def drawn(*shape, seed=0):
     draws = np.random.default_rng([seed, *shape])
     return jnp.asarray(draws.standard_normal(shape), jnp.float32)
-
-
-@pytest.fixture(
-    params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["integers", "floats"]
-)
-def pays(request, monkeypatch):
-    """Small products as integers and as floats, whatever the table says of them."""
-    monkeypatch.setattr(RULE, lambda *_, **__: request.param)
-    return request.param
-
-
-@pytest.fixture
-def as_integers(monkeypatch):
-    monkeypatch.setattr(RULE, lambda *_, **__: True)
 
 
 def plain(x, name=""):

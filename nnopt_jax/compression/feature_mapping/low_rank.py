@@ -18,7 +18,8 @@ from nnopt_jax.errors import CapacityError, NonFiniteError, ShapeError, ValueRan
 from nnopt_jax.ops.svd import Method, factorize, rank_for_energy
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
-from nnopt_jax.transform.leaves import Start, matrices, refining
+from nnopt_jax.transform.leaves import Start, matrices
+from nnopt_jax.transform.refining import refining
 from nnopt_jax.tree.bits import dtype_bits
 from nnopt_jax.tree.select import Where
 

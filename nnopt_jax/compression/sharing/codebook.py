@@ -16,7 +16,8 @@ from nnopt_jax.ops.kmeans import assign, kmeans
 from nnopt_jax.ops.rounding import round_clip
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
-from nnopt_jax.transform.leaves import Start, Update, matrices, refining, refresh_when
+from nnopt_jax.transform.leaves import Start, Update, matrices, refresh_when
+from nnopt_jax.transform.refining import refining
 from nnopt_jax.transform.together import refining_together
 from nnopt_jax.tree.select import Where
 

@@ -15,7 +15,8 @@ from nnopt_jax.ops.kmeans import kmeans
 from nnopt_jax.ops.soft_kmeans import soft_kmeans
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
-from nnopt_jax.transform.leaves import Start, Update, matrices, refining
+from nnopt_jax.transform.leaves import Start, Update, matrices
+from nnopt_jax.transform.refining import refining
 from nnopt_jax.tree.select import Where
 
 _NAME = "compression.dkm"

@@ -13,7 +13,6 @@ from nnopt_jax.arrays.base import summary
 from nnopt_jax.errors import CompositionError, Problems, ShapeError
 from nnopt_jax.parallel.data import micro_batches, require_divisible
 from nnopt_jax.parallel.mesh import (
-    automatic,
     batch_spec,
     named,
     require_mesh,
@@ -22,6 +21,7 @@ from nnopt_jax.parallel.mesh import (
 )
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.given import described
+from nnopt_jax.tree.explicit import automatic
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array
 

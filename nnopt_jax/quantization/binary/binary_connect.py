@@ -15,7 +15,8 @@ from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.levels import BINARY, nearest_level
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
-from nnopt_jax.transform.leaves import Start, Update, matrices, refining
+from nnopt_jax.transform.leaves import Start, Update, matrices
+from nnopt_jax.transform.refining import refining
 from nnopt_jax.tree.select import Where
 
 _NAME = "quantization.binary_connect"

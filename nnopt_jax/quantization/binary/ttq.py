@@ -16,7 +16,8 @@ from nnopt_jax.ops.straight_through import scale_gradient
 from nnopt_jax.quantization.granularity import Granularity, block_of, check_granularity, misfit
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
-from nnopt_jax.transform.leaves import Update, matrices, refining
+from nnopt_jax.transform.leaves import Update, matrices
+from nnopt_jax.transform.refining import refining
 from nnopt_jax.tree.select import Where
 
 _NAME = "quantization.ttq"

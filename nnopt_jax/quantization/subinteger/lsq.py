@@ -21,7 +21,8 @@ from nnopt_jax.quantization.granularity import (
 )
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
-from nnopt_jax.transform.leaves import Start, Update, matrices, refining
+from nnopt_jax.transform.leaves import Start, Update, matrices
+from nnopt_jax.transform.refining import refining
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 

@@ -137,17 +137,16 @@ def _read(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:
             for x in ins
         ]
         left.append(remaining(equation, given))
-    constants = [x.constant for x in ins]
-    if None in constants:
-        for axis, remains in enumerate(left):
-            if remains is Left.BROKEN:
-                text = f"{equation.primitive.name} gives no finite number where units are removed"
-                reader.book.fix(axes[axis], reader.reason(text))
-    left = [Left.ALIKE if remains is Left.BROKEN else remains for remains in left]
-    found = None
+    constants, found = [x.constant for x in ins], None
     if None not in constants:
         whole = remaining(equation, constants)  # type: ignore[arg-type]
         found = None if isinstance(whole, Left) else whole
+    elif Left.BROKEN in left:
+        text = f"{equation.primitive.name} gives no finite number where units are removed"
+        for labels, remains in zip(axes, left, strict=True):
+            if remains is Left.BROKEN:
+                reader.book.fix(labels, reader.reason(text))
+    left = [Left.ALIKE if remains is Left.BROKEN else remains for remains in left]
     return [Value(tuple(axes), tuple(left), found) for _ in equation.outvars]
 
 

@@ -15,6 +15,7 @@ from nnopt_jax.trace.grouped.analysis import Analysis, Outputs, Place, analyse
 from nnopt_jax.trace.grouped.choice import Keep, checked
 from nnopt_jax.trace.grouped.graph import Groups
 from nnopt_jax.trace.grouped.run import Running
+from nnopt_jax.trace.traced import require_function
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Params, Path, Shape
 
@@ -166,8 +167,7 @@ def shrink(apply: Callable[..., Any], graph: Groups, params: Params, keep: Keep)
         >>> jax.jit(small.apply)(small.params, jnp.ones((5, 3)))[0]
         Array([12.], dtype=float32)
     """
-    if not callable(apply):
-        raise CompositionError(f"{_NAME}: {apply!r} is no function.")
+    require_function(_NAME, apply)
     kept = graph.kept(keep, _NAME)
     leaves = dict(graph.leaves(params, _NAME))
     for (path, axis), left in kept.items():

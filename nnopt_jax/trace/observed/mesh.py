@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from nnopt_jax.tree.explicit import automatic
 
 
 def mesh_of(tree: Any) -> Mesh | None:
@@ -23,17 +25,14 @@ def replicated(mesh: Mesh | None) -> NamedSharding | None:
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
-def automatic(function: Callable[..., Any], mesh: Mesh | None, out: Any) -> Callable[..., Any]:
-    """Lets the compiler place what a function computes, on a mesh with Explicit axes too.
+def replicating(function: Callable[..., Any], mesh: Mesh | None, out: Any) -> Callable[..., Any]:
+    """`automatic`, of a function whose outcome is to lie on all devices.
 
     Args:
         function: of arrays on the mesh.
         mesh: the mesh; None for none.
-        out: like the function's outcome, of which every array is to lie on all devices.
+        out: like the function's outcome.
     """
-    around = jax.sharding.get_abstract_mesh().axis_types  # Auto: inside of such a function already
-    if mesh is None or all(kind == AxisType.Auto for kind in (around or mesh.axis_types)):
+    if mesh is None:
         return function
-    return jax.sharding.auto_axes(
-        function, out_sharding=jax.tree.map(lambda _: replicated(mesh), out)
-    )
+    return automatic(function, mesh, jax.tree.map(lambda _: replicated(mesh), out))

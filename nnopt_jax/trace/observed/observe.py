@@ -18,7 +18,7 @@ from nnopt_jax.errors import (
     nearest,
 )
 from nnopt_jax.settings import takes
-from nnopt_jax.trace.observed.mesh import automatic, mesh_of, replicated
+from nnopt_jax.trace.observed.mesh import mesh_of, replicated, replicating
 from nnopt_jax.trace.observed.reading import SLOPES, Gauges, Reading, Totals, require_scalar
 from nnopt_jax.trace.observed.seen import Observed, observed
 from nnopt_jax.trace.observed.statistics import STATISTICS, Statistic, rows
@@ -188,7 +188,7 @@ class _Reader:
             found.append(Reading(given.program, names, gauges, self._slopes, self._chosen))
             return jnp.zeros(())
 
-        jax.eval_shape(automatic(run, self._mesh(batch), 0), self._arrays, batch)
+        jax.eval_shape(replicating(run, self._mesh(batch), 0), self._arrays, batch)
         _require_fit(found[-1])
         return found[-1]
 
@@ -209,7 +209,7 @@ class _Reader:
             return {**totals, **reading.step(totals, self._params(arrays), batch)}
 
         def placed(totals: Totals, arrays: Any, batch: Any) -> Totals:
-            return automatic(step, mesh, totals)(totals, arrays, batch)
+            return replicating(step, mesh, totals)(totals, arrays, batch)
 
         return jax.jit(placed, donate_argnums=0, out_shardings=replicated(mesh))
 

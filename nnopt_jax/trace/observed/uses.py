@@ -15,7 +15,7 @@ from nnopt_jax.columns import aligned
 from nnopt_jax.trace.jaxpr import Equation, line
 from nnopt_jax.trace.observed.layout import Layout
 from nnopt_jax.trace.observed.meeting import Factors, Meeting
-from nnopt_jax.trace.observed.mesh import automatic, mesh_of
+from nnopt_jax.trace.observed.mesh import mesh_of, replicating
 from nnopt_jax.trace.observed.statistics import Statistic
 from nnopt_jax.trace.observed.view import Level, Place, View, own_dims
 from nnopt_jax.trace.observed.walk import Extras, walk
@@ -279,7 +279,7 @@ def uses(function: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
         notes.append(noted(given, floats(params), ()))
         return jnp.zeros(())
 
-    jax.eval_shape(automatic(run, mesh_of(arrays), 0), *arrays)
+    jax.eval_shape(replicating(run, mesh_of(arrays), 0), *arrays)
     return table(notes[-1].numbered(), list(floats(params)))
 
 

@@ -15,7 +15,6 @@ import nnopt_jax as nnopt
 from nnopt_jax.arrays import Codebook, InputQuantized, Masked, Quantized, Reshaped
 
 KEY = jax.random.key(5)
-RULE = "nnopt_jax.trace.packed.rules.rounded.integers_pay"
 
 
 def drawn(*shape, seed=0):
@@ -36,20 +35,6 @@ def zeros_of(*shape):
 def whole(x):
     """Codes of eight bits."""
     return jnp.asarray(np.clip(np.round(40 * np.asarray(x)), -127, 127))
-
-
-@pytest.fixture(
-    params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["integers", "floats"]
-)
-def pays(request, monkeypatch):
-    """Small products as integers and as floats, whatever the table says of them."""
-    monkeypatch.setattr(RULE, lambda *_, **__: request.param)
-    return request.param
-
-
-@pytest.fixture
-def as_integers(monkeypatch):
-    monkeypatch.setattr(RULE, lambda *_, **__: True)
 
 
 def rounded(x, axes, bits=8, scale=None):

@@ -30,11 +30,9 @@ from nnopt_jax.trace.probed import optimization_barrier_p, split_p, tile_p
 
 def picked(value: Value, axes: Sequence[int]) -> Value:
     """An array with some of the axes of another, in any order."""
-    return Value(
-        tuple(value.axes[axis] for axis in axes),
-        tuple(value.left[axis] for axis in axes),
-        value.constant,
-        value.parameter,
+    return value._replace(
+        axes=tuple(value.axes[axis] for axis in axes),
+        left=tuple(value.left[axis] for axis in axes),
     )
 
 
@@ -48,7 +46,7 @@ def with_axis(value: Value, axis: int, labels: Labels, left: Remains | None = No
     axes, lefts = list(value.axes), list(value.left)
     axes[axis] = labels
     lefts[axis] = lefts[axis] if left is None else left
-    return Value(tuple(axes), tuple(lefts), value.constant, value.parameter)
+    return value._replace(axes=tuple(axes), left=tuple(lefts))
 
 
 def _transpose(reader: Reader, equation: Equation, ins: list[Value]) -> list[Value]:

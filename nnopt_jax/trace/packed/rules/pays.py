@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
+from nnopt_jax.ops.machine import row_of
 
 ANY = 1 << 62
 """As many rows as there may be."""
@@ -47,9 +47,7 @@ def rule_of(backend: str | None = None, version: tuple[int, ...] | None = None) 
         backend: JAX's platform; None: the default one.
         version: of JAX; None: this one.
     """
-    backend, version = backend or jax.default_backend(), version or jax.__version_info__
-    known = (rule for rule in TABLE if rule.backend == backend and version >= rule.since)
-    return next(known, OTHERS)
+    return row_of(TABLE, OTHERS, backend, version)
 
 
 def integers_pay(rows: int, inner: int, outer: int, rule: Rule | None = None) -> bool:
