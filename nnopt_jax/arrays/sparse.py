@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.base import Field, Node, is_node, map_elementwise, node, show, static
 from nnopt_jax.arrays.bits import Bits
 from nnopt_jax.arrays.supports.base import Support
+from nnopt_jax.ops.mask_rank import mask_rank
 
 
 @node
@@ -48,12 +49,12 @@ class Sparse(Node):
     def expanded(self) -> tuple[Field, jax.Array]:
         """The expression at full size, anything where nothing was kept, and the mask."""
         mask = show(self.support).astype(bool)
-        position = jnp.cumsum(mask.ravel()) - 1
+        place = mask_rank(mask)
 
         def expand(kept: jax.Array) -> jax.Array:
             if not kept.size:
                 return jnp.zeros(self.shape, kept.dtype)
-            return jnp.take(kept, position, mode="clip").reshape(self.shape)
+            return jnp.take(kept, place, mode="clip").reshape(self.shape)
 
         return map_elementwise(self.values, expand), mask
 
