@@ -14,8 +14,10 @@ from jax.extend.core import primitives as primitives
 
 from nnopt_jax.tree.explicit import is_explicit
 
-Program = core.ClosedJaxpr
-"""A traced function."""
+_CORE: Any = core  # its types are not the same ones in all versions
+
+Program = Any
+"""A traced function, a closed jaxpr."""
 
 Equation = Any
 """One step of a program: a primitive, what it takes, what it gives."""
@@ -23,7 +25,7 @@ Equation = Any
 
 def closed(program: Any) -> Program:
     """A program with its constants; those of `remat` come without."""
-    return program if isinstance(program, core.ClosedJaxpr) else core.ClosedJaxpr(program, ())
+    return program if isinstance(program, _CORE.ClosedJaxpr) else _CORE.ClosedJaxpr(program, ())
 
 
 def is_variable(x: Any) -> bool:

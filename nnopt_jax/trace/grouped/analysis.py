@@ -94,7 +94,8 @@ def _numbers(path: Path, shape: Any) -> Shape:
     if not all(isinstance(size, int) for size in shape):
         raise ShapeError(
             f"groups: {path}: has shape {shape}, and elements are followed one by one. Give sizes "
-            "that are numbers; export a shrunk function for each batch size."
+            "that are numbers; to export a shrunk function for batches of any size, map it: "
+            "jax.vmap(lambda row: small.apply(params, row[None])[0])(rows)."
         )
     return tuple(shape)
 

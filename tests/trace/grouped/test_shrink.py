@@ -11,7 +11,7 @@ import pytest
 from jax import export
 
 import nnopt_jax as nnopt
-from nnopt_jax.errors import CompositionError
+from nnopt_jax.errors import CompositionError, ShapeError
 
 
 def drawn(*shape, seed=0):
@@ -115,6 +115,20 @@ def test_exported_and_loaded_it_computes_the_same():
     _, small = halves(network)
     sent = export.export(jax.jit(small.apply))(small.params, X).serialize()
     close(export.deserialize(sent).call(small.params, X), by_hand(PARAMS, X))
+
+
+def test_mapped_over_rows_it_is_exported_for_any_number_of_them():
+    _, small = halves(network)
+    rows = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), 3), jnp.float32)
+    with pytest.raises(ShapeError, match=r"argument 2: has shape \(b, 3\).*map it: jax\.vmap"):
+        export.export(jax.jit(small.apply))(small.params, rows)
+
+    def mapped(params, rows):
+        return jax.vmap(lambda row: small.apply(params, row[None])[0])(rows)
+
+    sent = export.export(jax.jit(mapped))(small.params, rows)
+    for count in (1, 4):
+        close(sent.call(small.params, X[:count]), by_hand(PARAMS, X[:count]))
 
 
 def test_parameters_may_change_their_dtype():

@@ -1,0 +1,79 @@
+"""Pruning that removes units: a network of half the channels, in a file that runs by itself.
+
+    python examples/18_smaller_network.py [--steps 400] [--file smaller.nnopt]
+
+Trains LeNet-5, masks half of the units of each layer while it trains on, takes them out, trains
+what is left, rounds it to 8 bits, and writes program and parameters.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import nnopt_jax as nnopt
+from nnopt_jax.zoo import data, lenet, losses
+
+
+def train(apply, tx, params, split, steps):
+    """Trains under a transform; returns parameters and state."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+    state = tx.init(params)
+    opt_state = optimizer.init(nnopt.trainable(tx, params, state))
+
+    @jax.jit
+    def train_step(params, state, opt_state, images, labels):
+        def loss_fn(params):
+            return losses.cross_entropy(apply(params, images), labels)
+
+        _, grads = nnopt.value_and_grad(loss_fn, tx)(params, state)
+        moving = nnopt.trainable(tx, params, state)
+        updates, opt_state = optimizer.update(grads.train, opt_state, moving)
+        return *nnopt.step(tx, params, state, updates, grads), opt_state
+
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        i = rng.integers(len(split), size=64)
+        params, state, opt_state = train_step(params, state, opt_state, split.x[i], split.y[i])
+    return params, state
+
+
+def main(steps: int, file: str) -> None:
+    digits, network = data.digits(), lenet.lenet5()
+    x, y = jnp.asarray(digits.test.x), jnp.asarray(digits.test.y)
+
+    def apply(params, images):
+        return network.apply({"params": params}, images)
+
+    params = jax.jit(network.init)(jax.random.key(0), x[:1])["params"]
+    dense, _ = train(apply, nnopt.chain(), params, digits.train, steps)
+    graph = nnopt.groups(apply, dense, x[:1])  # what goes together, read off the function
+    print(graph)
+    schedule = nnopt.pruning.cubic(0.5, steps=max(1, steps // 2))
+    tx = nnopt.pruning.structured(schedule, graph=graph)
+    masked, state = train(apply, tx, dense, digits.train, steps)
+    small = nnopt.shrink(apply, graph, masked, nnopt.pruning.kept_units(state))
+    print(nnopt.cost(apply, dense, x[:64]).against(nnopt.cost(small.apply, small.params, x[:64])))
+
+    tx = nnopt.quantization.uniform(8, granularity="channel", where="**/kernel")
+    packed = tx.pack(*train(small.apply, tx, small.params, digits.train, steps // 2))
+
+    def one_by_one(params, images):  # the smaller function, for a number of images left open
+        return jax.vmap(lambda image: small.apply(params, image[None])[0])(images)
+
+    structure = nnopt.transfer.capture(one_by_one, packed, x[:1], shapes=["b, ..."])
+    nnopt.transfer.save_model(file, structure, packed)
+    loaded = nnopt.transfer.load_model(file)  # needs neither flax nor the network
+    a, b = (100 * losses.error_rate(z, y) for z in (jax.jit(apply)(dense, x), loaded(x)))
+    was, told = sum(leaf.nbytes for leaf in jax.tree.leaves(dense)), nnopt.inspect(file)
+    size = f"{was:,} -> {told.file_bytes:,} bytes, {told.program_bytes:,} of them program"
+    print(f"test error {a:.1f} -> {b:.1f} %, {size}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--file", default="smaller.nnopt")
+    main(**vars(parser.parse_args()))
