@@ -93,7 +93,12 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("name", NAMED)
+LONG = "low rank, share, quantize"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == LONG else ()) for name in NAMED]
+)
 def test_named_chains_on_meshes(name):
     checks.check_mesh(nnopt.chain(*NAMED[name]), DENSE | {"steps": ALL["steps"]})
 

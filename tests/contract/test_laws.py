@@ -6,12 +6,22 @@ import pytest
 
 from tests.contract import cases, checks
 
+LONG = {
+    "mesh": {"compression.dkm", "pruning.sparse_evolution", "pruning.proximal", "pruning.taylor"}
+    | {f"pruning.{name}" for name in ("saliency", "fisher", "movement", "snip", "grasp")},
+    "vmap": {"compression.dkm", "pruning.sparse_evolution"},
+    "fixed_point": {"compression.dkm"},
+}
+"""Methods whose check takes long, and is made of another of their kind in every run."""
+
+
+def marks(case, check):
+    often = cases.first(case) and cases.SINGLE[case][0] not in LONG.get(check, ())
+    return () if often else pytest.mark.slow
+
+
 PAIRS = [
-    pytest.param(
-        case,
-        check,
-        marks=() if cases.first(case) else pytest.mark.slow,
-    )
+    pytest.param(case, check, marks=marks(case, check))
     for case in cases.SINGLE
     for check in checks.CHECKS
     if (cases.entry(case).straight_through or check != "gradients")

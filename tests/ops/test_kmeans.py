@@ -89,7 +89,14 @@ def test_masks_and_weights(x, weight, mask) -> None:
     assert distortion(known, weighed, table) <= 1.02 * best + 1e-4
 
 
-@pytest.mark.parametrize("init", ["density", "linear", "quantile", "random"])
+@pytest.mark.parametrize(
+    "init",
+    [
+        "linear",
+        "random",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("density", "quantile")),
+    ],
+)
 def test_starts_never_get_worse_and_stay_finite(init) -> None:
     x = samples(300)["laplace"]
     key = jax.random.key(0)

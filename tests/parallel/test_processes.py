@@ -128,6 +128,7 @@ def test_one_process_goes_on_where_two_were(two, tmp_path):
         np.testing.assert_allclose(value, losses[step], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_survivor_ends_with_a_clear_message(tmp_path):
     folder = tmp_path / "run"
     run = start(folder, {"fsdp": 2, "model": 2}, 2, 2, steps=10_000, every=2, pause=0.3)

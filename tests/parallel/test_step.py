@@ -29,7 +29,17 @@ def first_step(plan, loss=networks.loss, batch=None, params=None, **settings):
     return value, networks.gradients(state)
 
 
-@pytest.mark.parametrize("name", networks.MESHES)
+SIMPLE = ("dp8", "dp2 x tp4", "dp2 x fsdp4")
+"""Meshes whose axes are all among those of others."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SIMPLE else ())
+        for name in networks.MESHES
+    ],
+)
 def test_gradients_are_those_of_one_device(name):
     value, found = first_step(networks.plan(networks.MESHES[name]))
     wanted_value, wanted = networks.reference()

@@ -30,6 +30,7 @@ def test_an_error_of_one_is_told_to_the_other(failing):
     assert told in survivor[2]
 
 
+@pytest.mark.slow
 def test_one_that_waits_in_a_barrier_for_a_killed_one_ends():
     run = pair(BARRIER, SLEEP, heartbeat=2)
     run[1].send_signal(signal.SIGKILL)

@@ -155,9 +155,8 @@ assert "begun" not in sys.modules and "flax" not in sys.modules
 """
 
 
-@pytest.mark.parametrize(
-    "model", ["begun:net", pytest.param("begun:Normalized", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["begun:net", "begun:Normalized"])
 def test_the_file_runs_without_the_code(model, place):
     prune = {"pruning.magnitude": {"sparsity": 0.5, "where": "**/kernel"}}
     stages = [{"name": "train", "epochs": 1, "transforms": [prune]}]

@@ -81,7 +81,7 @@ def test_training_starts_at_the_base():
     np.testing.assert_allclose(found, tree["fc"]["kernel"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("adapter", [lora, dora])
+@pytest.mark.parametrize("adapter", [lora, pytest.param(dora, marks=pytest.mark.slow)])
 def test_over_a_packed_base_adapters_alone_train(adapter):
     """The bytes of an int4 base stay, the optimizer has no state for them, and the loss falls."""
     tree = params((64, 32))

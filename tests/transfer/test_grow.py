@@ -104,8 +104,13 @@ CASES = {
 }  # fmt: skip
 
 
+LONG = ("net", "stack", "heads")
+
+
 @pytest.mark.parametrize("incoming", ["copy", pytest.param("random", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in CASES]
+)
 def test_the_wider_network_computes_the_same(name, incoming):
     how, make, small, large, x, widths = CASES[name]
     apply, wide, params, x = how(make, small, large, x)

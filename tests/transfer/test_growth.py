@@ -21,6 +21,7 @@ from nnopt_jax.transfer import (
 
 KEY = jax.random.key(0)
 SHAPE = jax.ShapeDtypeStruct((2,), "float32")
+DTYPES = [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
 
 
 def same(left, right):
@@ -201,7 +202,7 @@ def scanned(params, x):
     return jax.lax.scan(lambda x, one: (block(one, x), None), x, params["blocks"])[0]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("how", ["stack", "even"])
 def test_new_blocks_change_nothing(dtype, how):
     params = {"blocks": blocks(2, dtype)}
@@ -247,7 +248,7 @@ def perceive(params, x):
 UNITS = {"up/kernel": 1, "up/bias": 0, "mean": -1}, {"down/kernel": 0}
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("incoming", ["copy", "random"])
 def test_new_units_with_zero_weights_change_nothing(dtype, incoming):
     # Whole numbers, of which sums are exact in any order: that is the backend's, and may differ.
