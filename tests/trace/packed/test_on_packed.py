@@ -238,3 +238,24 @@ def test_leaves_whose_parts_do_not_fit_are_named():
     broken = {"a": packed["w"].replace(scale=jnp.ones((3, 1))), "b": packed["w"]}
     with pytest.raises(ArtifactError, match=r"on_packed: a: Quantized .*scale \(3, 1\)"):
         nnopt.on_packed(lambda p, x: x @ p["a"])(broken, drawn(2, 8))
+
+
+@pytest.mark.parametrize("rounds", [False, True], ids=["weights", "activations too"])
+def test_what_is_multiplied_many_times_alike_is_traced_once(as_integers, rounds, monkeypatch):
+    monkeypatch.setattr("nnopt_jax.trace.packed.rules.planes.planes_pay", lambda *_: True)
+    links = [nnopt.quantization.uniform(8, granularity="channel")]
+    if rounds:
+        links.append(nnopt.quantization.quantize_activations(8))
+    tx = nnopt.chain(*links)
+    params = {name: jax.random.normal(jax.random.key(i), (8, 8)) for i, name in enumerate("abcd")}
+    packed = tx.pack(params, tx.init(params))
+
+    def apply(params, x):
+        for kernel in params.values():
+            x = jnp.tanh(x @ kernel)
+        return x
+
+    found = jax.make_jaxpr(nnopt.on_packed(apply))(packed, jnp.ones((2, 8)))
+    inner = [step.params["jaxpr"] for step in found.jaxpr.eqns if "jaxpr" in step.params]
+    assert len(inner) == len(params)
+    assert len({id(program) for program in inner}) == 1

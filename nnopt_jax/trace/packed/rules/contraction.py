@@ -50,28 +50,28 @@ class Contraction:
         right: those of the weight, in the same order.
         left_batch: axes of the array that go along with axes of the weight.
         right_batch: those of the weight.
-        settings: precision, dtype and what else `dot_general` takes.
+        settings: precision, dtype and what else `dot_general` takes, by name.
     """
 
     left: Axes
     right: Axes
     left_batch: Axes
     right_batch: Axes
-    settings: dict[str, Any]
+    settings: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, x: Array, weight: Array) -> Array:
         """The product: axes that go along, those of the array, those of the weight."""
         axes = (self.left, self.right), (self.left_batch, self.right_batch)
-        return lax.dot_general(x, weight, axes, **self.settings)
+        return lax.dot_general(x, weight, axes, **dict(self.settings))
 
     def wide(self, x: Array, weight: Array) -> Array:
         """The product in float32, to be scaled before it is rounded once."""
-        settings = self.settings | {"preferred_element_type": jnp.float32}
-        return dataclasses.replace(self, settings=settings)(x, weight)
+        settings = dict(self.settings) | {"preferred_element_type": jnp.float32}
+        return dataclasses.replace(self, settings=tuple(settings.items()))(x, weight)
 
     def dtype(self, x: Array) -> Any:
         """Of the product."""
-        return self.settings.get("preferred_element_type") or x.dtype
+        return dict(self.settings).get("preferred_element_type") or x.dtype
 
     def free(self, ndim: int) -> Axes:
         """Axes of a weight of so many that are in the product."""

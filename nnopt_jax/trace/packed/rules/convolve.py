@@ -34,7 +34,7 @@ def convolve(x: Array, kernel: Field, equation: Equation) -> Array:
     if isinstance(kernel, InputQuantized):
         batch = numbers.lhs_spec[0]
         others = tuple(axis for axis in range(x.ndim) if axis != batch)
-        shown = rounded(x, kernel, Contraction(others, (), (), (), {}))
+        shown = rounded(x, kernel, Contraction(others, (), (), ()))
         return below(
             kernel,
             lambda w: bind(equation, [shown, w])[0],

@@ -10,7 +10,7 @@ from jax import lax
 
 from nnopt_jax.arrays.gathered import Gathered, GatheredBlocks
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense
-from nnopt_jax.trace.packed.rules.integers import differentiated_as, in_rows
+from nnopt_jax.trace.packed.rules.integers import dense_product, differentiated_as, in_rows
 from nnopt_jax.typing import Array
 
 UNROLLED = 8
@@ -24,20 +24,7 @@ def gathered(x: Array, weight: Gathered, how: Contraction) -> Array:
     Raises:
         Dense: other axes are summed over.
     """
-
-    def exact(x: Array, weight: Gathered) -> Array:
-        columns, dtype = _columns(x, weight, how)
-
-        def add(total: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
-            index, value = place
-            taken = columns.at[index].get(mode="promise_in_bounds")
-            return total + taken * value.astype(dtype)[:, None], None
-
-        nothing = jnp.zeros((weight.shape[1], columns.shape[1]), dtype)
-        places = weight.indices, weight.values
-        return lax.scan(add, nothing, places, unroll=UNROLLED)[0]
-
-    return _product(x, weight, how, exact)
+    return _product(x, weight, how, _by_places)
 
 
 def gathered_blocks(x: Array, weight: GatheredBlocks, how: Contraction) -> Array:
@@ -49,27 +36,42 @@ def gathered_blocks(x: Array, weight: GatheredBlocks, how: Contraction) -> Array
     Raises:
         Dense: other axes are summed over.
     """
+    return _product(x, weight, how, _by_blocks)
+
+
+def _by_places(how: Contraction, x: Array, weight: Gathered) -> Array:
+    columns, dtype = _columns(x, weight, how)
+
+    def add(total: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
+        index, value = place
+        taken = columns.at[index].get(mode="promise_in_bounds")
+        return total + taken * value.astype(dtype)[:, None], None
+
+    nothing = jnp.zeros((weight.shape[1], columns.shape[1]), dtype)
+    found, _ = lax.scan(add, nothing, (weight.indices, weight.values), unroll=UNROLLED)
+    return _in_its_axes(found, x, how)
+
+
+def _by_blocks(how: Contraction, x: Array, weight: GatheredBlocks) -> Array:
     count, wide, longest, tall = weight.values.shape
+    columns, dtype = _columns(x, weight, how)
+    rows = columns.shape[1]
+    blocks = columns.reshape(-1, tall, rows)
+    values = weight.values.astype(dtype).reshape(count, wide, longest * tall)
+    precision = dict(how.settings).get("precision")
 
-    def exact(x: Array, weight: GatheredBlocks) -> Array:
-        columns, dtype = _columns(x, weight, how)
-        rows = columns.shape[1]
-        blocks = columns.reshape(-1, tall, rows)
-        values = weight.values.astype(dtype).reshape(count, wide, longest * tall)
+    def one(block: tuple[Array, Array]) -> Array:
+        index, value = block
+        taken = blocks.at[index].get(mode="promise_in_bounds")
+        return jnp.matmul(value, taken.reshape(-1, rows), precision=precision)
 
-        def one(block: tuple[Array, Array]) -> Array:
-            index, value = block
-            taken = blocks.at[index].get(mode="promise_in_bounds")
-            return jnp.matmul(value, taken.reshape(-1, rows), precision=precision)
-
-        precision = how.settings.get("precision")
-        if rows >= wide:
-            return lax.map(one, (weight.indices, values)).reshape(count * wide, rows)
+    if rows >= wide:
+        found = lax.map(one, (weight.indices, values))
+    else:
         taken = blocks.at[weight.indices].get(mode="promise_in_bounds")
         taken = taken.reshape(count, longest * tall, rows)
-        return jnp.matmul(values, taken, precision=precision).reshape(count * wide, rows)
-
-    return _product(x, weight, how, exact)
+        found = jnp.matmul(values, taken, precision=precision)
+    return _in_its_axes(found.reshape(count * wide, rows), x, how)
 
 
 def _columns(x: Array, weight: Gathered | GatheredBlocks, how: Contraction) -> tuple[Array, Any]:
@@ -78,10 +80,14 @@ def _columns(x: Array, weight: Gathered | GatheredBlocks, how: Contraction) -> t
     return in_rows(x, how).T.astype(dtype), dtype
 
 
-def _product(
-    x: Array, weight: Any, how: Contraction, exact: Callable[[Array, Any], Array]
-) -> Array:
-    """What `exact` gives, outputs first, in the axes of the product.
+def _in_its_axes(found: Array, x: Array, how: Contraction) -> Array:
+    """What was found, outputs first, in the axes of the product."""
+    free = [x.shape[axis] for axis in how.left_free(x.ndim)]
+    return found.T.reshape(*free, found.shape[0]).astype(how.dtype(x))
+
+
+def _product(x: Array, weight: Any, how: Contraction, exact: Callable[..., Array]) -> Array:
+    """What `exact` gives.
 
     Slopes are those of the dense product: that with regard to the array is one with the transposed
     weight, which the lists do not tell.
@@ -90,12 +96,4 @@ def _product(
         raise Dense("it is laid out for sums over its first axis")
     if not x.size:
         raise Dense("nothing is multiplied")
-    free = [x.shape[axis] for axis in how.left_free(x.ndim)]
-
-    def lists(x: Array, weight: Any) -> Array:
-        return exact(x, weight).T.reshape(*free, weight.shape[1]).astype(how.dtype(x))
-
-    def floats(x: Array, weight: Any) -> Array:
-        return how(x, weight.materialize())
-
-    return differentiated_as(floats, lists, x, weight)
+    return differentiated_as(dense_product, exact, how, x, weight)

@@ -53,10 +53,15 @@ def integers(field: Field) -> Integers | None:
         return None if below is None else _masked(below, show(field.mask).astype(bool))
     if isinstance(field, Codebook):
         return _of_table(field)
-    if not isinstance(field, Quantized) or not -128 <= field.low <= field.high <= 127:
+    if not isinstance(field, Quantized) or not fits_int8(field):
         return None
     zero = None if field.zero is None else show(field.zero)
     return Integers(show(field.codes).astype(jnp.int8), show(field.scale), zero)
+
+
+def fits_int8(grid: Quantized) -> bool:
+    """Whether all codes of a grid are of eight bits or fewer."""
+    return -128 <= grid.low <= grid.high <= 127
 
 
 def _masked(grid: Integers, mask: Array) -> Integers | None:
@@ -139,13 +144,13 @@ def integer_product(rows: Array, codes: Array, how: Contraction, lies: tuple[int
 
 
 def weighed(
-    summed: Array, totals: Array, grid: Integers, x_shape: tuple[int, ...], how: Contraction
+    summed: Array, totals: Array | None, grid: Integers, x_shape: tuple[int, ...], how: Contraction
 ) -> Array:
     r"""`s_j (sum_i a_ri q_ij - z_j sum_i a_ri)` of what was summed, in the axes of the product.
 
     Args:
         summed: float32 or int32, `sum_i a_ri q_ij`: axes that go along, of rows, of outputs.
-        totals: `sum_i a_ri`, likewise, of one output; not looked at without zero points.
+        totals: `sum_i a_ri`, likewise, of one output; None where there are no zero points.
         grid: the weight.
         x_shape: of the array.
         how: the contraction.
@@ -155,31 +160,42 @@ def weighed(
     outer = [shape[axis] for axis in how.free(len(shape))]
     batch = summed.shape[: len(how.right_batch)]
     out = summed.reshape(*batch, *rows, *outer)
-    if grid.zero is not None:
+    if grid.zero is not None and totals is not None:
         totals = totals.reshape(*batch, *rows, *(1 for _ in outer))
         out = out - totals * how.over_weight(grid.zero.astype(out.dtype), shape, out.ndim)
     return out.astype(jnp.float32) * how.over_weight(grid.scale, shape, out.ndim)
 
 
+def dense_product(how: Contraction, x: Array, weight: Any, *_: Any) -> Array:
+    """The product with a node as an array."""
+    return how(x, weight.materialize())
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def differentiated_as(
-    floats: Callable[..., Array], exact: Callable[..., Array], *given: Any
+    floats: Callable[..., Array], exact: Callable[..., Array], how: Any, *given: Any
 ) -> Array:
-    """`exact(*given)`, with the derivatives of `floats`, which is not computed without need.
+    """`exact(how, *given)`, with the derivatives of `floats`, not computed without need.
+
+    Compiled, so that what a model multiplies many times alike is traced once: both functions are
+    to be the same objects in each call.
 
     Args:
         floats: a function that has the derivatives.
         exact: one of the same arguments and, rounding apart, of the same values.
+        how: hashable, their first argument.
         *given: pytrees of arrays.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> print(jax.grad(lambda x: differentiated_as(lambda x: 2 * x, jnp.round, x))(0.3))
+        >>> floats, exact = lambda how, x: how * x, lambda how, x: jnp.round(how * x)
+        >>> print(jax.grad(lambda x: differentiated_as(floats, exact, 2, x))(0.3))
         2.0
     """
 
     @jax.custom_jvp
     def product(*given: Any) -> Array:
-        return exact(*given)
+        return exact(how, *given)
 
     @functools.partial(product.defjvp, symbolic_zeros=True)
     def _slope(given: Any, slopes: Any) -> tuple[Array, Array]:
@@ -189,7 +205,7 @@ def differentiated_as(
 
         def of_moving(*new: Array) -> Array:
             filled = dict(enumerate(arrays)) | dict(zip(moving, new, strict=True))
-            return floats(*jax.tree.unflatten(tree, list(filled.values())))
+            return floats(how, *jax.tree.unflatten(tree, list(filled.values())))
 
         primals, tangents = [arrays[at] for at in moving], [known[at] for at in moving]
         return product(*given), jax.jvp(of_moving, primals, tangents)[1]

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.arrays.quantized import Quantized
-from nnopt_jax.ops.grid import fit_grid, quantize
 from nnopt_jax.trace.packed.rules.contraction import Contraction
 from nnopt_jax.trace.packed.rules.integers import (
-    Integers,
+    dense_product,
     differentiated_as,
+    fits_int8,
     in_rows,
     integer_product,
     integers,
@@ -36,38 +36,37 @@ def planes_product(x: Array, weight: Quantized, how: Contraction) -> Array | Non
     once, at a byte an entry. A row that holds NaN or infinity gives NaN.
     """
     rows, inner, outer = sizes(weight.shape, x.shape, how)
-    lies = order_in_memory(weight)
     if not x.size or inner * 2**15 >= 2**31:
         return None
-    if not planes_pay(rows, inner, outer):
+    if not fits_int8(weight) or not planes_pay(rows, inner, outer):
         return None
-    grid = integers(weight)
-    if grid is None:
-        return None
+    return differentiated_as(dense_product, _exact, how, x, weight)
 
-    def floats(x: Array, weight: Quantized, grid: Integers) -> Array:
-        return how(x, weight.materialize())
 
+def _exact(how: Contraction, x: Array, weight: Quantized) -> Array:
+    grid = integers(weight)  # in here: where codes lie turned, it is turned back at once
+    assert grid is not None
     count = 3 if jnp.dtype(x.dtype).itemsize > 2 else 2
+    flat = in_rows(x, how).astype(jnp.float32)
+    scale = _steps(flat, 127 * 2 ** (BITS * (count - 1)))
+    codes = jnp.round(flat / scale).astype(jnp.int32)
+    planes = jnp.concatenate(_split(codes, count), axis=-2)
+    summed = _joined(integer_product(planes, grid.codes, how, order_in_memory(weight)), count)
+    totals = None
+    if grid.zero is not None:
+        totals = _joined(planes.sum(-1, keepdims=True, dtype=jnp.int32), count) * scale
+    out = weighed(summed * scale, totals, grid, x.shape, how)
+    return out.astype(how.dtype(x))
 
-    def exact(x: Array, weight: Quantized, grid: Integers) -> Array:
-        flat = in_rows(x, how).astype(jnp.float32)
-        most = 127 * 2 ** (BITS * (count - 1))
-        scale, _ = fit_grid(flat, 16, (*(1,) * (flat.ndim - 1), flat.shape[-1]))
-        scale = scale * jnp.float32((2**15 - 1) / most)
-        codes = quantize(flat, scale, None, -most, most)
-        known = jnp.isfinite(flat).all(-1, keepdims=True)
-        planes = jnp.concatenate(_split(codes.astype(jnp.int32), count), axis=-2)
-        summed = integer_product(planes, grid.codes, how, lies)
-        summed, totals = (
-            _joined(part, count)
-            for part in (summed, planes.sum(-1, keepdims=True, dtype=jnp.int32))
-        )
-        scale = jnp.where(known, scale, jnp.nan)
-        out = weighed(summed * scale, totals * scale, grid, x.shape, how)
-        return out.astype(how.dtype(x))
 
-    return differentiated_as(floats, exact, x, weight, grid)
+def _steps(rows: Array, most: int) -> Array:
+    """Of each row the step by which its largest entry is `most`; NaN where an entry is not finite.
+
+    In a few primitives: this is traced for each shape that a model multiplies.
+    """
+    largest = jnp.abs(rows).max(-1, keepdims=True)
+    step = jnp.maximum(largest / most, jnp.finfo(jnp.float32).tiny)
+    return jnp.where(jnp.isfinite(largest), step, jnp.nan)
 
 
 def _split(codes: Array, count: int) -> list[Array]:

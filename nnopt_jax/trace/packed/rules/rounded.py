@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -14,7 +15,6 @@ from nnopt_jax.ops.grid import dequantize, fit_grid, integer_range, quantize
 from nnopt_jax.ops.straight_through import gate, straight_through
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense
 from nnopt_jax.trace.packed.rules.integers import (
-    Integers,
     differentiated_as,
     in_rows,
     integer_product,
@@ -106,25 +106,27 @@ def rounded_product(x: Array, weight: InputQuantized, how: Contraction) -> Array
     those of the product of what the codes stand for.
     """
     rows, inner, outer = sizes(weight.shape, x.shape, how)
-    lies = order_in_memory(weight.values)
     most = 2 ** (weight.input_bits - 1) * 256 * inner
     if most >= 2**31 or not integers_pay(rows, inner, outer):
         return None
-    grid = integers(weight.values)
+    grid = jax.eval_shape(integers, weight.values)
     if grid is None or any(grid.scale.shape[axis] != 1 for axis in how.right):
         return None
+    return differentiated_as(_floats, _exact, how, x, weight)
 
-    def floats(x: Array, weight: InputQuantized, grid: Integers) -> Array:
-        return how(rounded(x, weight, how), weight.materialize())
 
-    def exact(x: Array, weight: InputQuantized, grid: Integers) -> Array:
-        codes, scale = rows_of(x, weight, how)
-        known = ~jnp.isnan(codes).any(how.left, keepdims=True)
-        codes = in_rows(codes.astype(jnp.int8), how)
-        summed = integer_product(codes, grid.codes, how, lies)
-        totals = codes.sum(-1, keepdims=True, dtype=jnp.int32)
-        out = weighed(summed, totals, grid, x.shape, how)
-        out = out * how.over_rows(jnp.where(known, scale, jnp.nan), out.ndim)
-        return out.astype(how.dtype(x))
+def _floats(how: Contraction, x: Array, weight: InputQuantized) -> Array:
+    return how(rounded(x, weight, how), weight.materialize())
 
-    return differentiated_as(floats, exact, x, weight, grid)
+
+def _exact(how: Contraction, x: Array, weight: InputQuantized) -> Array:
+    grid = integers(weight.values)  # in here: where codes lie turned, it is turned back at once
+    assert grid is not None
+    codes, scale = rows_of(x, weight, how)
+    known = ~jnp.isnan(codes).any(how.left, keepdims=True)
+    codes = in_rows(codes.astype(jnp.int8), how)
+    summed = integer_product(codes, grid.codes, how, order_in_memory(weight.values))
+    totals = None if grid.zero is None else codes.sum(-1, keepdims=True, dtype=jnp.int32)
+    out = weighed(summed, totals, grid, x.shape, how)
+    out = out * how.over_rows(jnp.where(known, scale, jnp.nan), out.ndim)
+    return out.astype(how.dtype(x))

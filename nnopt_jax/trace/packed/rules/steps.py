@@ -76,13 +76,14 @@ def _seen(leaf: Leaf, view: View) -> Leaf:
 def _dot(equation: Equation, values: list[Any]) -> Array:
     settings = dict(equation.params)
     (left, right), (left_batch, right_batch) = settings.pop("dimension_numbers")
+    others = tuple(settings.items())
     x, weight = values
     if is_leaf(x) and is_leaf(weight):
         raise Dense("two packed leaves are multiplied")
     if is_leaf(weight):
-        return contract(x, weight.node, Contraction(left, right, left_batch, right_batch, settings))
+        return contract(x, weight.node, Contraction(left, right, left_batch, right_batch, others))
     x, weight = weight, x
-    swapped = Contraction(right, left, right_batch, left_batch, settings)
+    swapped = Contraction(right, left, right_batch, left_batch, others)
     own = len(swapped.free(len(weight.shape)))
 
     def turned(out: Array) -> Array:
