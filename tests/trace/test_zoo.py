@@ -149,3 +149,28 @@ def test_a_mesh_changes_nothing_and_gathers_no_codes(name, kind):
     close(found, wanted, 2 * case.most)
     gathered = re.findall(r"= [su]8\[[\d,]*\]\S* all-gather", compiled.as_text())
     assert not gathered
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in ("llama", "decoding", "linen_lstm") else pytest.mark.slow)
+        for n in MODELS
+    ],
+)
+def test_without_half_of_all_units_it_is_as_with_zeros_there(name):
+    case = MODELS[name]()
+    params = jax.tree.map(jnp.asarray, case.params)
+    graph = nnopt.groups(case.apply, params, *case.args)
+    rng = np.random.default_rng(0)
+    keep = {
+        each.name: np.sort(rng.permutation(each.size)[: max(1, each.size // 2)])
+        for each in graph.dimensions
+    }
+
+    @jax.jit
+    def both(params, *args):
+        small = nnopt.shrink(case.apply, graph, params, keep)
+        return small.apply(small.params, *args), case.apply(graph.mask(params, keep), *args)
+
+    close(*both(params, *case.args), 1e-6 if case.most == 1e-5 else case.most)
