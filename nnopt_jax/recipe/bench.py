@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax import artifact
-from nnopt_jax.arrays.base import is_node, materialize
-from nnopt_jax.arrays.layout import lay_out
+from nnopt_jax.arrays.base import materialize
 from nnopt_jax.errors import Problems, RecipeError
 from nnopt_jax.recipe.data import open_data
 from nnopt_jax.recipe.earlier import left
 from nnopt_jax.recipe.evaluate import network
 from nnopt_jax.recipe.folder import Folder
-from nnopt_jax.recipe.latency import ROUNDS, latency
+from nnopt_jax.recipe.latency import ROUNDS, laid_out, latency
 from nnopt_jax.recipe.schema import Recipe
 from nnopt_jax.report import Latency, call_note, leaf_calls
 from nnopt_jax.settings import Settings
@@ -72,28 +71,21 @@ def bench(path: str | Path, batches: Sequence[int] = (1, 8, 128), rounds: int = 
     settings.done()
     which = _network(Path(path))
     dense, compiled = materialize(which.params), jax.jit(which.run)
-    laid_out = lay_out(which.params, dense=True)
+    ready = laid_out(which.params)
     rows, told, after = {}, {}, []
     for batch in batches:
         rest = which.inputs(batch)
         rows[batch] = latency(compiled, dense, which.params, *rest, rounds=rounds)
         calls = leaf_calls(which.params, which.run.report(which.params, *rest))
         told.setdefault(call_note(calls), []).append(str(batch))
-        if _changed(which.params, laid_out):
-            took = latency(compiled, dense, laid_out, *rest, rounds=rounds)
+        if ready is not None:
+            took = latency(compiled, dense, ready, *rest, rounds=rounds)
             after.append(f"{batch}: {took.packed:.3g} ms, {took.ratio:.3g}x as fast as dense")
     apart = len(told) > 1
     notes = [f"Batch of {', '.join(of)}: {note}" if apart else note for note, of in told.items()]
     if after:
         notes.append(f"Laid out (nnopt.arrays.lay_out, dense=True), by batch: {'; '.join(after)}.")
     return Bench(rows, tuple(notes))
-
-
-def _changed(packed: Any, laid_out: Any) -> bool:
-    pairs = zip(
-        *(jax.tree.leaves(tree, is_leaf=is_node) for tree in (packed, laid_out)), strict=True
-    )
-    return any(one is not other for one, other in pairs)
 
 
 class _Network(NamedTuple):

@@ -15,7 +15,7 @@ from nnopt_jax.arrays.base import materialize
 from nnopt_jax.errors import ArtifactError
 from nnopt_jax.recipe.evaluate import evaluate, forward, network
 from nnopt_jax.recipe.folder import Folder
-from nnopt_jax.recipe.latency import latency
+from nnopt_jax.recipe.latency import laid_out, latency
 from nnopt_jax.recipe.load import unbuild
 from nnopt_jax.recipe.phases import Carry
 from nnopt_jax.recipe.program import in_file
@@ -105,10 +105,10 @@ def _measures(
     run = forward(setup.model)
     error = evaluate(run, setup.metric, params, extra, setup.data.test)
     on_disk, in_memory = to.artifact.stat().st_size, -(-tree_bits(params) // 8)
-    took = latency(run, shown, params, extra, sample)
+    took, ready = latency(run, shown, params, extra, sample), laid_out(params)
     zeros = sum(int((leaf == 0).sum()) for leaf in jax.tree.leaves(shown))
     last = setup.phases[-1].stage.name
-    return [
+    measures = [
         _percent("test error", _last(rows, before, "test_error"), error, "read from the file"),
         Measure("on disk", "bytes", 4 * size, on_disk, f"{4 * size / on_disk:.1f}x smaller"),
         Measure(
@@ -123,6 +123,11 @@ def _measures(
         Measure("step", "ms", _median(rows, before), _median(rows, last), _stages(before, last)),
         Measure("latency", "ms", took.dense, took.packed, _speed(took, len(sample))),
     ]
+    if ready is not None:
+        took = latency(run, shown, ready, extra, sample)
+        note = f"by arrays.lay_out before serving, {took.ratio:.2f}x as fast"
+        measures.append(Measure("laid out", "ms", took.dense, took.packed, note))
+    return measures
 
 
 def _percent(name: str, before: float | None, after: float, note: str = "") -> Measure:

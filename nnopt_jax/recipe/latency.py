@@ -1,4 +1,4 @@
-"""How long a call of a network takes: dense against packed, in turns."""
+"""How long a call of a network takes: dense against packed, in turns, and as it is served."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.layout import lay_out
 from nnopt_jax.report.summary import Latency
 from nnopt_jax.typing import Params
 
@@ -65,3 +67,20 @@ def latency(
         min(theirs),
         statistics.median(a / max(b, 1e-9) for a, b in zip(ours, theirs, strict=True)),
     )
+
+
+def laid_out(packed: Params) -> Params | None:
+    """Packed parameters as `nnopt.arrays.lay_out` readies them for serving.
+
+    Returns:
+        What `lay_out(packed, dense=True)` makes; None where it changes no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.recipe.latency import laid_out
+        >>> laid_out({"bias": jnp.zeros(3)}) is None
+        True
+    """
+    ready = lay_out(packed, dense=True)
+    pairs = zip(*(jax.tree.leaves(tree, is_leaf=is_node) for tree in (packed, ready)), strict=True)
+    return ready if any(one is not other for one, other in pairs) else None

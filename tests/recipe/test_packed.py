@@ -68,6 +68,8 @@ def test_the_error_is_that_of_the_packed_network(tmp_path, monkeypatch):
     assert min(abs(errors(x)[0] - bound) for bound in (least, most)) > 1  # the dense one is another
     assert measures["latency"].before > 0
     assert measures["latency"].note.startswith("batch of 128, packed ")
+    assert measures["laid out"].after > 0
+    assert measures["laid out"].note.startswith("by arrays.lay_out before serving, ")
     assert summary.notes[0] == "No packed leaf is made dense inside the call."
     assert [leaf.call for leaf in summary.leaves] == ["packed"]
 
