@@ -20,10 +20,8 @@ import numpy as np
 
 import nnopt_jax as nnopt
 from nnopt_jax.columns import aligned
-from tests.trace.zoo.case import Case
+from tests.trace.zoo.case import Case, half_of, pack
 from tests.trace.zoo.models import MODELS
-
-INT8 = nnopt.quantization.uniform(8, granularity="channel")
 
 
 def far(found: Any, wanted: Any) -> float:
@@ -38,7 +36,7 @@ def far(found: Any, wanted: Any) -> float:
 
 def packed(case: Case) -> tuple[int, list[str], float]:
     """Uses that stay packed, why others do not, and the error."""
-    leaves = jax.jit(lambda params: INT8.pack(params, INT8.init(params)))(case.params)
+    leaves = jax.jit(pack)(case.params)
     report = nnopt.on_packed(case.apply).report(leaves, *case.args)
     dense = [f"{use.path} in {use.primitive}: {use.reason}" for use in report.dense]
     found = jax.jit(nnopt.on_packed(case.apply))(leaves, *case.args)
@@ -49,11 +47,7 @@ def packed(case: Case) -> tuple[int, list[str], float]:
 def halved(case: Case) -> tuple[int, int, float]:
     """Dimensions, the units in them, and how far the half is from the masked whole."""
     graph = nnopt.groups(case.apply, case.params, *case.args)
-    rng = np.random.default_rng(0)
-    keep = {
-        each.name: np.sort(rng.permutation(each.size)[: max(1, each.size // 2)])
-        for each in graph.dimensions
-    }
+    keep = half_of(graph)
     params = jax.tree.map(jnp.asarray, case.params)
     small = nnopt.shrink(case.apply, graph, params, keep)
     found = jax.jit(small.apply)(small.params, *case.args)

@@ -27,13 +27,13 @@ def main() -> None:
     import jax
 
     import nnopt_jax as nnopt
+    from tests.trace.zoo.case import pack
     from tests.trace.zoo.models import MODELS
 
     FOLDER.mkdir(exist_ok=True)
     for name, make in MODELS.items():
         case = make()
-        tx = nnopt.quantization.uniform(8, granularity="channel")
-        packed = jax.eval_shape(lambda params, tx=tx: tx.pack(params, tx.init(params)), case.params)
+        packed = jax.eval_shape(pack, case.params)
         report = nnopt.on_packed(case.apply).report(packed, *case.args)
         (FOLDER / f"{name}.txt").write_text(told(report))
         print(name, file=sys.stderr)

@@ -12,13 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import nnopt_jax as nnopt
 from tests.trace import golden
+from tests.trace.zoo.case import half_of, pack
 from tests.trace.zoo.models import MODELS
-
-INT8 = nnopt.quantization.uniform(8, granularity="channel")
-
-
-def pack(params):
-    return INT8.pack(params, INT8.init(params))
 
 
 def packed_case(name):
@@ -162,11 +157,7 @@ def test_without_half_of_all_units_it_is_as_with_zeros_there(name):
     case = MODELS[name]()
     params = jax.tree.map(jnp.asarray, case.params)
     graph = nnopt.groups(case.apply, params, *case.args)
-    rng = np.random.default_rng(0)
-    keep = {
-        each.name: np.sort(rng.permutation(each.size)[: max(1, each.size // 2)])
-        for each in graph.dimensions
-    }
+    keep = half_of(graph)
 
     @jax.jit
     def both(params, *args):

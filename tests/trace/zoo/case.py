@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import nnopt_jax as nnopt
+
 KEY = jax.random.key(0)
+INT8 = nnopt.quantization.uniform(8, granularity="channel")
 
 
 class Case(NamedTuple):
@@ -30,6 +33,20 @@ class Case(NamedTuple):
     most: float = 1e-5
     batched: bool = True
     differentiable: bool = True
+
+
+def pack(params: Any) -> Any:
+    """All leaves of the zoo are integers of eight bits."""
+    return INT8.pack(params, INT8.init(params))
+
+
+def half_of(graph: nnopt.trace.Groups) -> dict[str, np.ndarray]:
+    """Half of the units of every dimension, in the order of their numbers."""
+    rng = np.random.default_rng(0)
+    return {
+        each.name: np.sort(rng.permutation(each.size)[: max(1, each.size // 2)])
+        for each in graph.dimensions
+    }
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
