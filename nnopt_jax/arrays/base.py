@@ -13,6 +13,7 @@ from jax import export
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.errors import CompositionError
+from nnopt_jax.ops.axes import Axes, assumed_axes
 from nnopt_jax.tree.bits import tree_bits
 
 Field = Any
@@ -118,6 +119,16 @@ class Node:
             bool, of the field's shape, or None for all.
         """
         return outer if name in self.ELEMENTWISE else None
+
+    def slot_axes(self, name: str, axes: Axes | None) -> Axes | None:
+        """Return the axes of a slot.
+
+        Args:
+            name: the slot's field.
+            axes: of the node; None where they are not known.
+        """
+        inner = tuple(getattr(self, name).shape)
+        return axes if inner == tuple(self.shape) else assumed_axes(inner)
 
     def kept(self) -> Field:
         """The mask of the node: bool array or node, False where zeros stay; None for no mask."""

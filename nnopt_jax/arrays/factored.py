@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static
+from nnopt_jax.ops.axes import Axes, matrix_axes
 
 
 @node
@@ -40,6 +41,11 @@ class Factored(Node):
     def shape(self) -> tuple[int, ...]:
         """`(..., m, n)`."""
         return (*self.u.shape[:-1], self.v.shape[-1])
+
+    def slot_axes(self, name: str, axes: Axes | None) -> Axes | None:
+        """Each factor is a stack of matrices: `(in, rank)`, and `(rank, out)`."""
+        del axes
+        return matrix_axes(getattr(self, name).ndim)
 
     def materialize(self) -> jax.Array:
         """`u @ v` in float32, cast once."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, field_specs, kept, node, show, static
+from nnopt_jax.ops.axes import Axes, matrix_axes
 
 
 @node
@@ -86,6 +87,18 @@ class Reshaped(Node):
         back = sorted(range(len(self.axes)), key=self.axes.__getitem__)
         moved = outer.reshape(tuple(self.split[axis] for axis in self.axes))
         return jnp.transpose(moved, back).reshape(self.base.shape)
+
+    def slot_axes(self, name: str, axes: Axes | None) -> Axes | None:
+        """Axes of the base: permuted back, or those of the matrix that a kernel is a view of."""
+        del name
+        if not self.axes:
+            return axes
+        if self.split != tuple(self.base.shape) or len(self.axes) != len(self.sizes):
+            return matrix_axes(self.base.ndim) if self.base.ndim > 1 else None
+        if axes is None:
+            return None
+        roles = (axes.contracted, axes.output, axes.batch)
+        return Axes(*(tuple(self.axes[axis] for axis in role) for role in roles), axes.lookup)
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Reshaped:
         """Where the view but permutes axes, the base is split as they are; else it is whole."""

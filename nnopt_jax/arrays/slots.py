@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, is_node, summary
 from nnopt_jax.errors import CompositionError
+from nnopt_jax.ops.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Slot:
         array: the float array itself.
         kind: `"value"`, or `"code"` for integers (held as floats) on a quantization grid.
         mask: bool, of the array's shape: the entries an enclosing `Masked` keeps; None for all.
+        axes: which of the array's axes a product sums over; None where that is not known.
+        path: of the leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -33,14 +36,20 @@ class Slot:
     array: jax.Array
     kind: str
     mask: jax.Array | None
+    axes: Axes | None = None
+    path: str = ""
 
 
-def refine(expression: Field, function: Callable[[Slot], Field]) -> Field:
+def refine(
+    expression: Field, function: Callable[[Slot], Field], axes: Axes | None = None, path: str = ""
+) -> Field:
     """Replaces every float slot of an expression, and never a node above one.
 
     Args:
         expression: an array or a node.
         function: takes a `Slot` and returns what stands in its place.
+        axes: of the expression, where they are known.
+        path: of the leaf.
 
     Returns:
         The expression with its slots replaced; integers and stored nodes stay as they are.
@@ -52,7 +61,7 @@ def refine(expression: Field, function: Callable[[Slot], Field]) -> Field:
         >>> refine(tree, lambda slot: slot.array * 3).materialize()
         Array([3., 0.], dtype=float32)
     """
-    return _refine(expression, function, Slot("", expression, "value", None))
+    return _refine(expression, function, Slot("", expression, "value", None, axes, path))
 
 
 def _refine(field: Field, function: Callable[[Slot], Field], at: Slot) -> Field:
@@ -66,12 +75,14 @@ def _refine(field: Field, function: Callable[[Slot], Field], at: Slot) -> Field:
             array=getattr(field, name),
             kind=at.kind if kind == "inherit" else kind,
             mask=field.slot_mask(name, at.mask),
+            axes=field.slot_axes(name, at.axes),
+            path=at.path,
         )
         replaced[name] = _refine(inner.array, function, inner)
     return field.replace(**replaced)
 
 
-def slots(expression: Field) -> list[Slot]:
+def slots(expression: Field, axes: Axes | None = None, path: str = "") -> list[Slot]:
     """Lists the float slots of an expression, in the order `refine` visits them.
 
     Example:
@@ -81,7 +92,7 @@ def slots(expression: Field) -> list[Slot]:
         ['u', 'v']
     """
     found: list[Slot] = []
-    refine(expression, lambda slot: (found.append(slot), slot.array)[1])
+    refine(expression, lambda slot: (found.append(slot), slot.array)[1], axes, path)
     return found
 
 

@@ -13,6 +13,8 @@ from jax.core import Tracer
 from nnopt_jax.arrays.base import Field, is_node, materialize
 from nnopt_jax.arrays.store import store
 from nnopt_jax.errors import NonFiniteError, Problems, ShapeError
+from nnopt_jax.ops.axes import Axes
+from nnopt_jax.transform.binding import UNBOUND, Binding, Build, Misfit, ModelGraph, binding_of
 from nnopt_jax.tree.paths import flatten
 
 TOGETHER = "*"
@@ -112,6 +114,9 @@ class Transform:
         frozen: paths of the parameters that no optimizer is to move.
         back: from the gradients at what the model saw to those that the links before are to judge
             by: a leaf that stands for several takes what all of them got.
+        check: raises all errors of selection, axes and shapes, from the shapes of parameters.
+        binding: the model whose weights it is made for.
+        build: makes the same transform for the weights of another model.
 
     Example:
         >>> import jax.numpy as jnp
@@ -135,6 +140,54 @@ class Transform:
     needs: tuple[str, ...] = ()
     frozen: Callable[[Any], frozenset[str]] = lambda params: frozenset()
     back: Callable[[Any], Any] = lambda shown: shown
+    check: Callable[[Any], None] = lambda params: None
+    binding: Binding = UNBOUND
+    build: Build | None = None
+
+    def bind(
+        self,
+        graph: ModelGraph | None = None,
+        *,
+        axes: Mapping[str, Axes] | None = None,
+        misfit: Misfit = "raise",
+    ) -> Transform:
+        """Return the same transform, which knows the axes of a model's weights.
+
+        Scales of channels then lie over output axes; groups, N:M patterns and factors follow the
+        contracted axes; and by default the weights of products and convolutions are taken, without
+        embeddings and the last product. Unbound, weights of two axes are `(in, out)`.
+
+        Args:
+            graph: what `nnopt.graph(apply, params, *inputs)` made.
+            axes: by rule (see `nnopt_jax.tree.selector`), where there is no graph, or where the
+                uses of a leaf disagree.
+            misfit: `"raise"`: leaves that groups or patterns do not fit are an error. `"skip"`:
+                they stay as they are, and the plan says so.
+
+        Raises:
+            NnoptError: selection, axes or shapes are wrong; all problems of one kind at once.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import nnopt_jax as nnopt
+            >>> params = {"weight": jnp.array([[1.0, 2.0], [8.0, 0.5]])}  # (out, in)
+            >>> tx = nnopt.quantization.uniform(8, granularity="channel")
+            >>> tx = tx.bind(axes={"weight": nnopt.Axes(in_axis=1, out_axis=0)})
+            >>> tx.init(params).rest["weight"][0]["scale"].shape
+            (2, 1)
+        """
+        if self.build is None:
+            return self
+        settings = binding_of(self.name, graph, axes, misfit)
+        bound = self.build(settings)
+        if graph is not None:
+            bound.check(graph.params)
+        return bound
+
+    def __repr__(self) -> str:
+        """Show the name, and how many leaves it is bound to."""
+        count = len(self.binding.axes) or len(self.binding.rules)
+        return f"{self.name}(bound to {count} leaves)" if self.binding.is_bound else self.name
 
     def apply(self, params: Any, state: Any) -> Any:
         """The dense parameters that the model sees."""
@@ -158,6 +211,25 @@ class Transform:
         _require_same_shapes(self.name, params, encoded)
         _require_finite(self.name, params, encoded)
         return store(encoded, capacities=capacities)
+
+
+def bindable(build: Build) -> Transform:
+    """Make a transform that can be bound: unbound at first.
+
+    Args:
+        build: `build(binding) -> Transform`.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> from nnopt_jax.transform.base import bindable
+        >>> bindable(lambda binding: nnopt.quantization.uniform(8)).binding.is_bound
+        False
+    """
+
+    def bound(binding: Binding) -> Transform:
+        return dataclasses.replace(build(binding), binding=binding, build=bound)
+
+    return bound(UNBOUND)
 
 
 def _has_codes(field: Field) -> bool:

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 
 from nnopt_jax.arrays.base import is_node
-from nnopt_jax.transform.base import Grads, Transform
+from nnopt_jax.errors import CapacityError
+from nnopt_jax.transform.base import Grads, Transform, abstract_state, bindable
+from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.given import (
     require_grads,
     require_key,
@@ -47,6 +49,19 @@ def chain(*transforms: Transform) -> Transform:
     References:
         The composition of gradient transformations in optax (`optax.chain`).
     """
+    require_transforms("chain", transforms)
+    return bindable(lambda binding: _chain(*(_bound(one, binding) for one in transforms)))
+
+
+def _bound(transform: Transform, binding: Binding) -> Transform:
+    """The transform for the weights of a model; one that needs to know none stays as it is."""
+    if not binding.is_bound and binding.misfit == "raise":
+        return transform  # it may be bound already
+    return transform if transform.build is None else transform.build(binding)
+
+
+def _chain(*transforms: Transform) -> Transform:
+    """Make a chain of transforms that are bound, or not to be bound."""
 
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> tuple:
         states = []
@@ -95,11 +110,18 @@ def chain(*transforms: Transform) -> Transform:
     def frozen(params: Any) -> frozenset[str]:
         return frozenset().union(*(transform.frozen(params) for transform in transforms))
 
-    require_transforms("chain", transforms)
+    def check(params: Any) -> None:
+        for transform in transforms:
+            transform.check(params)
+            try:
+                params = jax.eval_shape(transform.encode, params, abstract_state(transform, params))
+            except CapacityError:  # sizes that depend on weights: later links are checked by init
+                return
+
     name = f"chain({', '.join(transform.name for transform in transforms)})"
     exact = all(transform.exact for transform in transforms)
     needs = tuple(dict.fromkeys(need for transform in transforms for need in transform.needs))
-    return Transform(name, init, encode, update, exact, capacities, needs, frozen, back)
+    return Transform(name, init, encode, update, exact, capacities, needs, frozen, back, check)
 
 
 def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
@@ -140,6 +162,18 @@ def at(where: Where, transform: Transform) -> Transform:
         ['head/kernel']
     """
     require_transforms("at", [transform])
+
+    def build(binding: Binding) -> Transform:
+        named = binding
+        if binding.graph is not None:
+            named = binding.including(where, flatten(binding.graph.params, is_node))
+        return _at(where, _bound(transform, named))
+
+    return bindable(build)
+
+
+def _at(where: Where, transform: Transform) -> Transform:
+    """Restrict a transform that is bound, or not to be bound."""
     name = f"at({where!r}, {transform.name})"
 
     def part(tree: Any) -> dict[str, Any]:
@@ -178,8 +212,11 @@ def at(where: Where, transform: Transform) -> Transform:
     def back(shown: Any) -> Any:
         return merge(shown, transform.back(part(shown)))
 
+    def check(params: Any) -> None:
+        transform.check(part(params))
+
     exact, needs = transform.exact, transform.needs
-    return Transform(name, init, encode, update, exact, capacities, needs, frozen, back)
+    return Transform(name, init, encode, update, exact, capacities, needs, frozen, back, check)
 
 
 def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from nnopt_jax.errors import (
     nearest,
 )
 from nnopt_jax.transform.base import Grads, State, Transform
+from nnopt_jax.transform.binding import UNBOUND, Binding
 from nnopt_jax.transform.given import (
     require_arrays,
     require_grads,
@@ -95,10 +96,20 @@ def matrices(path: str, leaf: Any) -> bool:
     return leaf.ndim >= 2
 
 
-def chosen_leaves(where: Where, params: Any, who: str) -> Leaves:
-    """The float leaves that a rule selects, by path."""
+def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUND) -> Leaves:
+    """Return the float leaves that a rule selects, by path.
+
+    Args:
+        where: the rule; the default one means the weights of the model that a transform is bound
+            to.
+        params: the parameters.
+        who: the caller, for errors.
+        binding: see `Binding`.
+    """
     leaves = flatten(params, is_node)
     require_arrays(who, leaves)
+    if where is matrices and binding.weights is not None:
+        where = binding.default_where
     floats = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     rule = selector(where)
     meant = {path: x for path, x in leaves.items() if rule(path, x)}
@@ -170,6 +181,8 @@ def wrapping(
     exact: bool = True,
     needs: tuple[str, ...] = (),
     capacities: Callable[[Leaves], dict[str, int]] | None = None,
+    needs_axes: bool = False,
+    binding: Binding = UNBOUND,
 ) -> Transform:
     """Makes a transform that wraps whole leaves and sees their dense values.
 
@@ -186,6 +199,9 @@ def wrapping(
         exact: see `Transform`.
         needs: names of the statistics that `init` cannot do without.
         capacities: `abstract leaves by path -> values kept in the end`, as far as they are known.
+        needs_axes: whether the method cannot do without the axes of a leaf.
+        binding: the model it is made for; a method whose functions depend on it is made anew for
+            each by `bindable`.
 
     Returns:
         The transform.
@@ -207,15 +223,28 @@ def wrapping(
         {'w': Array([1., 0.], dtype=float32)}
     """
 
+    def build(binding: Binding) -> Transform:
+        return wrapping(
+            name, where, init=init, encode=encode, update=update, settle=settle, check=check,
+            refuses=refuses, exact=exact, needs=needs, capacities=capacities,
+            needs_axes=needs_axes, binding=binding,
+        )  # fmt: skip
+
+    def faults(path: str, leaf: Any) -> Faults:
+        if refuses is not None and (text := refuses(path, leaf)):
+            return Faults(refused=[(path, text)])
+        if needs_axes and binding.of(path, leaf.shape) is None:
+            return Faults(misfit=[(path, binding.why_unknown(path, leaf.shape))])
+        text = check(path, leaf) if check is not None else None
+        return Faults(misfit=[(path, text)] if text else [])
+
+    def mine(params: Any) -> Leaves:
+        leaves = chosen_leaves(where, params, name, binding)
+        return fitting(name, leaves, {p: faults(p, x) for p, x in leaves.items()}, binding)
+
     def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
         del graph
-        leaves = chosen_leaves(where, params, name)
-        for ask, kind in ((refuses, CompositionError), (check, ShapeError)):
-            problems = Problems(name)
-            for path, leaf in leaves.items():
-                if ask is not None and (text := ask(path, leaf)):
-                    problems.add(path, text)
-            problems.raise_as(kind)
+        leaves = mine(params)
         dense = {path: show(leaf) for path, leaf in leaves.items()}
         return State(*init(dense, make_start(name, leaves, key, stats, needs)), jnp.int32(0))
 
@@ -236,9 +265,50 @@ def wrapping(
         return params, State(learned, rest, context.count)
 
     def capacities_(params: Any) -> dict[str, int]:
-        return {} if capacities is None else capacities(chosen_leaves(where, params, name))
+        return {} if capacities is None else capacities(mine(params))
 
-    return Transform(name, init_, encode_, update_, exact, capacities_, needs)
+    return Transform(
+        name, init_, encode_, update_, exact, capacities_, needs,
+        check=lambda params: (mine(params), None)[1], binding=binding, build=build,
+    )  # fmt: skip
+
+
+class Faults(NamedTuple):
+    """What rules a method out for one leaf, from shape and dtype alone.
+
+    Args:
+        refused: (leaf, problem): what an earlier link made of it.
+        misfit: (leaf, problem): axes, groups or patterns that do not fit.
+    """
+
+    refused: Sequence[tuple[str, str]] = ()
+    misfit: Sequence[tuple[str, str]] = ()
+
+
+def fitting(who: str, leaves: Leaves, faults: Mapping[str, Faults], binding: Binding) -> Leaves:
+    """Return the leaves that a method fits; report all others at once.
+
+    Args:
+        who: the method, for errors.
+        leaves: by path.
+        faults: by path, what was found.
+        binding: says whether leaves that do not fit are skipped.
+
+    Raises:
+        CompositionError: earlier links rule the method out; all leaves are named.
+        ShapeError: leaves do not fit and are not to be skipped, or none does; all are named.
+    """
+    refused, wrong = Problems(who), Problems(who)
+    for found in faults.values():
+        for label, text in found.refused:
+            refused.add(label, text)
+        for label, text in found.misfit:
+            wrong.add(label, text)
+    refused.raise_as(CompositionError)
+    fit = {path: leaf for path, leaf in leaves.items() if not faults[path].misfit}
+    if binding.misfit == "raise" or not fit:
+        wrong.raise_as(ShapeError)
+    return fit
 
 
 def settled(

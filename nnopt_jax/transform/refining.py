@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,19 +10,21 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.slots import Slot, refine, require_unstored, slots
-from nnopt_jax.errors import CompositionError, Problems, ShapeError
 from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.binding import UNBOUND, Binding
 from nnopt_jax.transform.leaves import (
+    Faults,
     Start,
     Update,
     chosen_leaves,
+    fitting,
     leaves_of_state,
     make_start,
     make_update,
     settled,
     slot_key,
 )
-from nnopt_jax.tree.paths import unflatten
+from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where
 
 
@@ -38,6 +40,8 @@ def refining(
     refuses: Callable[[Slot], str | None] | None = None,
     kinds: tuple[str, ...] = ("value", "code"),
     exact: bool = True,
+    needs_axes: Callable[[Slot], bool] = lambda slot: False,
+    binding: Binding = UNBOUND,
 ) -> Transform:
     """Makes a transform that refines the float slots inside leaves, and keeps what is above them.
 
@@ -54,6 +58,8 @@ def refining(
         refuses: `slot -> problem or None`: what an earlier link made of it that rules this one out.
         kinds: the kinds of slots the method may refine.
         exact: see `Transform`.
+        needs_axes: `slot -> bool`: whether the method cannot do without the axes of a slot.
+        binding: the model it is made for; slots have the axes that it knows.
 
     Returns:
         The transform.
@@ -73,12 +79,39 @@ def refining(
         {'w': Array([ 1., -1.], dtype=float32)}
     """
 
+    def build(binding: Binding) -> Transform:
+        return refining(
+            name, where, init=init, encode=encode, refresh=refresh, settle=settle, check=check,
+            refuses=refuses, kinds=kinds, exact=exact, needs_axes=needs_axes, binding=binding,
+        )  # fmt: skip
+
+    def faults(path: str, slot: Slot) -> Faults:
+        label = f"{path} ({slot.name})" if slot.name else path
+        if slot.kind not in kinds:
+            return Faults(refused=[(path, "is quantized already; quantize it once")])
+        if refuses is not None and (text := refuses(slot)):
+            return Faults(refused=[(path, text)])
+        if needs_axes(slot) and slot.axes is None:
+            return Faults(misfit=[(label, binding.why_unknown(path, slot.array.shape))])
+        text = check(slot) if check is not None else None
+        return Faults(misfit=[(label, text)] if text else [])
+
+    def mine(params: Any) -> dict[str, list[Slot]]:
+        leaves = chosen_leaves(where, params, name, binding)
+        inside = {path: open_slots(leaf, path, name, binding) for path, leaf in leaves.items()}
+        found = {path: [faults(path, slot) for slot in some] for path, some in inside.items()}
+        return fitting(
+            name, inside, {path: _together(each) for path, each in found.items()}, binding
+        )
+
+    def slots_of(path: str, leaf: Field) -> list[Slot]:
+        return slots(leaf, binding.of(path, leaf.shape), path)
+
     def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
         del graph
-        leaves = chosen_leaves(where, params, name)
-        chosen = {path: open_slots(leaf, path, name) for path, leaf in leaves.items()}
-        _check_slots(name, chosen, kinds, check, refuses)
-        start = make_start(name, leaves, key, stats, ())
+        chosen = mine(params)
+        leaves = flatten(params, is_node)
+        start = make_start(name, {path: leaves[path] for path in chosen}, key, stats, ())
         made = {
             path: [
                 init(slot, start._replace(key=slot_key(key, path, i), path=path))
@@ -95,7 +128,12 @@ def refining(
         encoded = {}
         for path, leaf in mine.items():
             per_slot = iter(zip(state.learned[path], state.rest[path], strict=True))
-            encoded[path] = refine(leaf, lambda slot, it=per_slot: encode(slot, *next(it), train))
+            encoded[path] = refine(
+                leaf,
+                lambda slot, it=per_slot: encode(slot, *next(it), train),
+                binding.of(path, leaf.shape),
+                path,
+            )
         return unflatten(params, leaves | encoded, is_node)
 
     def update_(
@@ -107,7 +145,7 @@ def refining(
         if refresh is not None:
             learned, rest = {}, {}
             for path, leaf in seen.items():
-                olds = zip(slots(leaf), state.learned[path], state.rest[path], strict=True)
+                olds = zip(slots_of(path, leaf), state.learned[path], state.rest[path], strict=True)
                 pairs = [refresh(slot, old, others, context) for slot, old, others in olds]
                 learned[path] = tuple(pair[0] for pair in pairs)
                 rest[path] = tuple(pair[1] for pair in pairs)
@@ -115,31 +153,21 @@ def refining(
             params = settled(params, seen, settle, {path: per[0] for path, per in rest.items()})
         return params, State(learned, rest, context.count)
 
-    return Transform(name, init_, encode_, update_, exact)
+    return Transform(
+        name, init_, encode_, update_, exact,
+        check=lambda params: (mine(params), None)[1], binding=binding, build=build,
+    )  # fmt: skip
 
 
-def open_slots(leaf: Field, path: str, who: str) -> list[Slot]:
-    """The slots of a leaf; that there are none is an error."""
+def open_slots(leaf: Field, path: str, who: str, binding: Binding = UNBOUND) -> list[Slot]:
+    """Return the slots of a leaf; that there are none is an error."""
     require_unstored(leaf, f"{who}: {path}")
-    return slots(leaf)
+    return slots(leaf, binding.of(path, leaf.shape), path)
 
 
-def _check_slots(
-    who: str,
-    chosen: Mapping[str, list[Slot]],
-    kinds: tuple[str, ...],
-    check: Callable[[Slot], str | None] | None,
-    refuses: Callable[[Slot], str | None] | None,
-) -> None:
-    """Reports everything that kinds, shapes and dtypes alone show to be wrong."""
-    composition, shape = Problems(who), Problems(who)
-    for path, inside in chosen.items():
-        for slot in inside:
-            if slot.kind not in kinds:
-                composition.add(path, "is quantized already; quantize it once")
-            elif refuses is not None and (text := refuses(slot)):
-                composition.add(path, text)
-            elif check is not None and (text := check(slot)):
-                shape.add(path if not slot.name else f"{path} ({slot.name})", text)
-    composition.raise_as(CompositionError)
-    shape.raise_as(ShapeError)
+def _together(faults: Sequence[Faults]) -> Faults:
+    """Join what was found of the slots of one leaf."""
+    return Faults(
+        [each for one in faults for each in one.refused],
+        [each for one in faults for each in one.misfit],
+    )

@@ -11,6 +11,7 @@ from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.slots import Slot, refine, slots
 from nnopt_jax.errors import CompositionError, ShapeError
 from nnopt_jax.transform.base import TOGETHER, State, Transform
+from nnopt_jax.transform.binding import UNBOUND, Binding
 from nnopt_jax.transform.leaves import (
     Start,
     Update,
@@ -21,7 +22,7 @@ from nnopt_jax.transform.leaves import (
     slot_key,
 )
 from nnopt_jax.transform.refining import open_slots
-from nnopt_jax.tree.paths import unflatten
+from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where
 
 
@@ -34,6 +35,7 @@ def refining_together(
     refresh: Callable[[list[Slot], Any, Any, Update], tuple[Any, Any]] | None = None,
     check: Callable[[list[Slot]], str | None] | None = None,
     exact: bool = True,
+    binding: Binding = UNBOUND,
 ) -> Transform:
     """Makes a transform that refines the float slots of all chosen leaves with one state.
 
@@ -48,6 +50,7 @@ def refining_together(
         refresh: `(all slots, learned, rest, Update) -> (learned, rest)`; None to keep them.
         check: `all slots -> problem or None`, from shapes and dtypes alone.
         exact: see `Transform`.
+        binding: the model it is made for; slots have the axes that it knows.
 
     Returns:
         The transform.
@@ -72,14 +75,26 @@ def refining_together(
         {'a': Array([2., 0.], dtype=float32), 'b': Array([2.], dtype=float32)}
     """
 
-    def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
-        del graph
-        leaves = chosen_leaves(where, params, name)
-        inside = {path: open_slots(leaf, path, name) for path, leaf in leaves.items()}
+    def build(binding: Binding) -> Transform:
+        return refining_together(
+            name, where, init=init, encode=encode, refresh=refresh, check=check, exact=exact,
+            binding=binding,
+        )  # fmt: skip
+
+    def mine(params: Any) -> dict[str, list[Slot]]:
+        leaves = chosen_leaves(where, params, name, binding)
+        inside = {path: open_slots(leaf, path, name, binding) for path, leaf in leaves.items()}
         _require_one_kind(name, inside)
         every = [slot for some in inside.values() for slot in some]
         if check is not None and (text := check(every)):
             raise ShapeError(f"{name}: {', '.join(leaves)}: {text}")
+        return inside
+
+    def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
+        del graph
+        inside = mine(params)
+        every = [slot for some in inside.values() for slot in some]
+        leaves = {p: x for p, x in flatten(params, is_node).items() if p in inside}
         start = make_start(name, leaves, key, stats, ())
         learned, rest = init(every, start._replace(key=slot_key(key, TOGETHER, 0)))
         named = dict.fromkeys(leaves)
@@ -89,7 +104,12 @@ def refining_together(
         leaves, mine = leaves_of_state(params, state, name, TOGETHER)
         learned, rest = state.learned[TOGETHER], state.rest[TOGETHER]
         encoded = {
-            path: refine(leaf, lambda slot: encode(slot, learned, rest, train))
+            path: refine(
+                leaf,
+                lambda slot: encode(slot, learned, rest, train),
+                binding.of(path, leaf.shape),
+                path,
+            )
             for path, leaf in mine.items()
         }
         return unflatten(params, leaves | encoded, is_node)
@@ -101,11 +121,18 @@ def refining_together(
         now = make_update(name, seen, state, grads, step)
         learned, rest = state.learned[TOGETHER], state.rest[TOGETHER]
         if refresh is not None:
-            every = [slot for leaf in seen.values() for slot in slots(leaf)]
+            every = [
+                slot
+                for path, leaf in seen.items()
+                for slot in slots(leaf, binding.of(path, leaf.shape), path)
+            ]
             learned, rest = refresh(every, learned, rest, now)
         return params, State({TOGETHER: learned}, state.rest | {TOGETHER: rest}, now.count)
 
-    return Transform(name, init_, encode_, update_, exact)
+    return Transform(
+        name, init_, encode_, update_, exact,
+        check=lambda params: (mine(params), None)[1], binding=binding, build=build,
+    )  # fmt: skip
 
 
 def _require_one_kind(who: str, inside: Mapping[str, list[Slot]]) -> None:

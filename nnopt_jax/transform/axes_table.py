@@ -1,0 +1,67 @@
+"""The axes of all weights of a model, leaf by leaf."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from nnopt_jax.columns import aligned
+from nnopt_jax.ops.axes import Axes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AxesTable(Mapping[str, Axes]):
+    """Axes by path, and which leaves are weights: `nnopt.graph(...).axes`.
+
+    Args:
+        found: by path, the axes of each leaf that a product sums over or that is looked up. Where
+            a leaf is looked up and multiplied (a tied embedding), the axes of its product.
+        uses: by path, the axes of every use, in the order of the program.
+        left_out: weights that methods leave out by default, and why: embeddings that are looked
+            up alone, and the last product before the output.
+        unknown: leaves that have no axes, and why.
+
+    Example:
+        >>> from nnopt_jax.transform.axes_table import AxesTable
+        >>> print(AxesTable({"fc/kernel": Axes(0, 1)}, {}, {}, {"fc/bias": "is added"}))
+        leaf       contracted  output  batch  by default
+        fc/kernel  0           1       -      taken
+        fc/bias    -           -       -      left alone: is added
+    """
+
+    found: Mapping[str, Axes]
+    uses: Mapping[str, tuple[Axes, ...]]
+    left_out: Mapping[str, str]
+    unknown: Mapping[str, str]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Leaves that methods take by default: weights of products and convolutions."""
+        return tuple(path for path in self.found if path not in self.left_out)
+
+    def __getitem__(self, path: str) -> Axes:
+        """Return the axes of a leaf."""
+        return self.found[path]
+
+    def __iter__(self) -> Iterator[str]:
+        """The leaves that have axes."""
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        """How many leaves have axes."""
+        return len(self.found)
+
+    def __str__(self) -> str:
+        """The table."""
+        cells = [("leaf", "contracted", "output", "batch", "by default")]
+        for path, axes in self.found.items():
+            roles = [_listed(role) for role in (axes.contracted, axes.output, axes.batch)]
+            why = self.left_out.get(path)
+            cells.append((path, *roles, "taken" if why is None else f"left out: {why}"))
+        for path, why in self.unknown.items():
+            cells.append((path, "-", "-", "-", f"left alone: {why}"))
+        return "\n".join(aligned(cells))
+
+
+def _listed(axes: Sequence[int]) -> str:
+    return ",".join(map(str, axes)) or "-"

@@ -1,0 +1,195 @@
+"""What a transform knows of the model whose weights it is bound to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, TypeAlias
+
+from nnopt_jax.arrays.base import is_node
+from nnopt_jax.errors import Problems, SelectionError, ShapeError
+from nnopt_jax.ops.axes import Axes, assumed_axes
+from nnopt_jax.transform.axes_table import AxesTable
+from nnopt_jax.tree.paths import flatten
+from nnopt_jax.tree.select import Selector, Where, resolve, selector
+
+Misfit: TypeAlias = Literal["raise", "skip"]
+"""What becomes of leaves that a method's groups or patterns do not fit."""
+
+Rules = tuple[tuple[str, Axes], ...]
+"""Axes by a rule that selects leaves, in the order they were given."""
+
+
+class ModelGraph(Protocol):
+    """What binding asks of a graph; `nnopt.graph` makes one."""
+
+    @property
+    def params(self) -> Any:
+        """The parameters as `jax.ShapeDtypeStruct`s."""
+        ...
+
+    @property
+    def axes(self) -> AxesTable:
+        """The axes of each weight."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Binding:
+    """The axes of a model's weights, and which of the weights a method takes by default.
+
+    Args:
+        axes: by path, as the graph has them.
+        rules: axes by rule, as the user gave them; they come before those of the graph.
+        weights: what is taken by default; None for leaves of two axes or more.
+        left_out: weights that are left out by default, and why.
+        unknown: leaves without axes, and why.
+        misfit: what becomes of leaves that groups or patterns do not fit.
+        graph: what it was made of; None where there is none.
+
+    Example:
+        >>> from nnopt_jax.ops.axes import Axes
+        >>> from nnopt_jax.transform.binding import Binding
+        >>> Binding(rules=(("**/kernel", Axes(1, 0)),)).of("fc/kernel", (4, 8))
+        Axes(1, 0)
+    """
+
+    axes: Mapping[str, Axes] = dataclasses.field(default_factory=dict)
+    rules: Rules = ()
+    weights: frozenset[str] | None = None
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unknown: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    misfit: Misfit = "raise"
+    graph: ModelGraph | None = None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether axes come from a graph or from the user."""
+        return self.graph is not None or bool(self.rules)
+
+    def of(self, path: str, shape: tuple[int, ...]) -> Axes | None:
+        """Return the axes of a leaf; None where they are not known.
+
+        Args:
+            path: of the leaf.
+            shape: of the leaf.
+        """
+        for rule, axes in self.rules:
+            if selector(rule)(path, None):
+                return axes.normalized(len(shape))
+        if self.graph is not None:
+            return self.axes.get(path)
+        return assumed_axes(shape)
+
+    def is_assumed(self, path: str) -> bool:
+        """Whether the axes of a leaf are a convention, and nobody's word."""
+        return self.graph is None and not any(selector(rule)(path, None) for rule, _ in self.rules)
+
+    def why_unknown(self, path: str, shape: tuple[int, ...]) -> str:
+        """Say why a leaf has no axes, and what to type."""
+        ways = f"tx.bind(axes={{{path!r}: nnopt.Axes(in_axis=..., out_axis=...)}})"
+        if self.graph is not None:
+            reason = self.unknown.get(path, "the graph has no such leaf")
+            return f"has no known axes: {reason}; give {ways}"
+        return (
+            f"has shape {tuple(shape)}, and which of its axes a product sums over is not known; "
+            f"give tx.bind(nnopt.graph(apply, params, *inputs)) or {ways}"
+        )
+
+    @property
+    def default_where(self) -> Selector:
+        """The rule that selects what is taken by default."""
+        weights = self.weights or frozenset()
+        text = "the weights of products and convolutions but the last"
+        return Selector(text, lambda path, leaf: path in weights)
+
+    def including(self, where: Where, leaves: Mapping[str, Any]) -> Binding:
+        """Take by default also what was left out and a rule names.
+
+        Args:
+            where: the rule.
+            leaves: the parameters by path.
+        """
+        if self.weights is None or not self.left_out:
+            return self
+        named = {
+            path for path in self.left_out if path in leaves and selector(where)(path, leaves[path])
+        }
+        left = {path: why for path, why in self.left_out.items() if path not in named}
+        return dataclasses.replace(self, weights=self.weights | named, left_out=left)
+
+
+UNBOUND = Binding()
+"""Of a transform that knows no model: axes are those of conventions."""
+
+
+def binding_of(
+    who: str, graph: ModelGraph | None, axes: Mapping[str, Axes] | None, misfit: Misfit
+) -> Binding:
+    """Make a binding of a graph, of axes that a user gives, or of both.
+
+    Args:
+        who: the transform, for errors.
+        graph: what `nnopt.graph` made.
+        axes: by rule, see `nnopt_jax.tree.selector`.
+        misfit: see `Binding`.
+
+    Raises:
+        SelectionError: a rule selects no leaf of the graph.
+        ShapeError: axes do not fit a leaf, or contradict the graph; all are named.
+    """
+    rules = tuple((axes or {}).items())
+    if graph is None:
+        return Binding(rules=rules, misfit=misfit)
+    table = graph.axes
+    found = Binding(
+        dict(table),
+        rules,
+        frozenset(table.weights),
+        table.left_out,
+        table.unknown,
+        misfit,
+        graph,
+    )
+    _check_rules(who, found)
+    return found
+
+
+def _check_rules(who: str, binding: Binding) -> None:
+    """Raise if a user's axes select nothing, do not fit, or contradict the graph."""
+    assert binding.graph is not None
+    leaves = {
+        p: x for p, x in flatten(binding.graph.params, is_node).items() if hasattr(x, "shape")
+    }
+    lost, wrong = Problems(f"{who}.bind"), Problems(f"{who}.bind")
+    for rule, axes in binding.rules:
+        try:
+            paths = resolve(rule, leaves, f"{who}.bind")
+        except SelectionError as error:
+            lost.add("", str(error).partition(": ")[2])
+            continue
+        for path in paths:
+            shape = tuple(leaves[path].shape)
+            known = binding.axes.get(path)
+            if text := axes.misfit(shape):
+                wrong.add(path, f"{text}; name every axis once")
+            elif known is not None and not _agree(axes.normalized(len(shape)), known):
+                wrong.add(path, f"axes={axes} contradicts the graph, where it has {known}; "
+                                "leave it out, or bind without the graph"
+                         )  # fmt: skip
+    lost.raise_as(SelectionError)
+    wrong.raise_as(ShapeError)
+
+
+def _agree(ours: Axes, graphs: Axes) -> bool:
+    """Whether two have the same roles; of a lookup the user may say what a product would sum."""
+    if graphs.lookup:
+        return True
+    return all(
+        sorted(getattr(ours, role)) == sorted(getattr(graphs, role))
+        for role in ("contracted", "output", "batch")
+    )
+
+
+Build = Callable[[Binding], Any]
+"""`build(binding) -> Transform`: a method made for the weights of one model."""
