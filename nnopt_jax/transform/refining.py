@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,43 +79,52 @@ def refining(
         >>> tx.apply(params, tx.init(params))
         {'w': Array([ 1., -1.], dtype=float32)}
     """
-
-    def build(binding: Binding) -> Transform:
-        return refining(
+    way = _Refining(
+        name, where, init, encode, refresh, settle, check, refuses, kinds, needs_axes, binding
+    )
+    return Transform(
+        name,
+        way.init_all,
+        way.encode_all,
+        way.update_all,
+        exact,
+        check=way.check_all,
+        binding=binding,
+        build=lambda binding: refining(
             name, where, init=init, encode=encode, refresh=refresh, settle=settle, check=check,
             refuses=refuses, kinds=kinds, exact=exact, needs_axes=needs_axes, binding=binding,
-        )  # fmt: skip
+        ),
+    )  # fmt: skip
 
-    def faults(path: str, slot: Slot) -> Faults:
-        label = f"{path} ({slot.name})" if slot.name else path
-        if slot.kind not in kinds:
-            return Faults(refused=[(path, "is quantized already; quantize it once")])
-        if refuses is not None and (text := refuses(slot)):
-            return Faults(refused=[(path, text)])
-        if needs_axes(slot) and slot.axes is None:
-            return Faults(misfit=[(label, binding.why_unknown(path, slot.array.shape))])
-        text = check(slot) if check is not None else None
-        return Faults(misfit=[(label, text)] if text else [])
 
-    def mine(params: Any) -> dict[str, list[Slot]]:
-        leaves = chosen_leaves(where, params, name, binding)
-        inside = {path: open_slots(leaf, path, name, binding) for path, leaf in leaves.items()}
-        found = {path: [faults(path, slot) for slot in some] for path, some in inside.items()}
-        return fitting(
-            name, inside, {path: _together(each) for path, each in found.items()}, binding
-        )
+@dataclasses.dataclass(frozen=True)
+class _Refining:
+    """The functions of a transform over whole trees, made of those of one slot."""
 
-    def slots_of(path: str, leaf: Field) -> list[Slot]:
-        return slots(leaf, binding.of(path, leaf.shape), path)
+    name: str
+    where: Where
+    init: Callable[[Slot, Start], tuple[Any, Any]]
+    encode: Callable[[Slot, Any, Any, bool], Field]
+    refresh: Callable[[Slot, Any, Any, Update], tuple[Any, Any]] | None
+    settle: Callable[[jax.Array, Any], jax.Array] | None
+    check: Callable[[Slot], str | None] | None
+    refuses: Callable[[Slot], str | None] | None
+    kinds: tuple[str, ...]
+    needs_axes: Callable[[Slot], bool]
+    binding: Binding
 
-    def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
+    def check_all(self, params: Any) -> None:
+        self._chosen(params)
+
+    def init_all(
+        self, params: Any, *, stats: Any = None, graph: Any = None, key: Any = None
+    ) -> State:
         del graph
-        chosen = mine(params)
-        leaves = flatten(params, is_node)
-        start = make_start(name, {path: leaves[path] for path in chosen}, key, stats, ())
+        chosen, leaves = self._chosen(params), flatten(params, is_node)
+        start = make_start(self.name, {path: leaves[path] for path in chosen}, key, stats, ())
         made = {
             path: [
-                init(slot, start._replace(key=slot_key(key, path, i), path=path))
+                self.init(slot, start._replace(key=slot_key(key, path, i), path=path))
                 for i, slot in enumerate(inside)
             ]
             for path, inside in chosen.items()
@@ -123,40 +133,60 @@ def refining(
         rest = {path: tuple(pair[1] for pair in pairs) for path, pairs in made.items()}
         return State(learned, rest, jnp.int32(0))
 
-    def encode_(params: Any, state: State, *, train: bool = False) -> Any:
-        leaves, mine = leaves_of_state(params, state, name, slots=True)
+    def encode_all(self, params: Any, state: State, *, train: bool = False) -> Any:
+        leaves, mine = leaves_of_state(params, state, self.name, slots=True)
         encoded = {}
         for path, leaf in mine.items():
             per_slot = iter(zip(state.learned[path], state.rest[path], strict=True))
             encoded[path] = refine(
                 leaf,
-                lambda slot, it=per_slot: encode(slot, *next(it), train),
-                binding.of(path, leaf.shape),
+                lambda slot, it=per_slot: self.encode(slot, *next(it), train),
+                self.binding.of(path, leaf.shape),
                 path,
             )
         return unflatten(params, leaves | encoded, is_node)
 
-    def update_(
-        params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
+    def update_all(
+        self, params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
     ) -> tuple[Any, State]:
-        _, seen = leaves_of_state(params if view is None else view, state, name, slots=True)
-        context = make_update(name, seen, state, grads, step)
+        shown = params if view is None else view
+        _, seen = leaves_of_state(shown, state, self.name, slots=True)
+        now = make_update(self.name, seen, state, grads, step)
         learned, rest = state.learned, state.rest
-        if refresh is not None:
+        if self.refresh is not None:
             learned, rest = {}, {}
             for path, leaf in seen.items():
-                olds = zip(slots_of(path, leaf), state.learned[path], state.rest[path], strict=True)
-                pairs = [refresh(slot, old, others, context) for slot, old, others in olds]
+                olds = zip(
+                    self._slots(path, leaf), state.learned[path], state.rest[path], strict=True
+                )
+                pairs = [self.refresh(slot, old, others, now) for slot, old, others in olds]
                 learned[path] = tuple(pair[0] for pair in pairs)
                 rest[path] = tuple(pair[1] for pair in pairs)
-        if settle is not None:
-            params = settled(params, seen, settle, {path: per[0] for path, per in rest.items()})
-        return params, State(learned, rest, context.count)
+        if self.settle is not None:
+            each = {path: per[0] for path, per in rest.items()}
+            params = settled(params, seen, self.settle, each)
+        return params, State(learned, rest, now.count)
 
-    return Transform(
-        name, init_, encode_, update_, exact,
-        check=lambda params: (mine(params), None)[1], binding=binding, build=build,
-    )  # fmt: skip
+    def _chosen(self, params: Any) -> dict[str, list[Slot]]:
+        """The slots of the leaves that the method takes and fits."""
+        leaves = chosen_leaves(self.where, params, self.name, self.binding)
+        inside = {p: open_slots(x, p, self.name, self.binding) for p, x in leaves.items()}
+        found = {p: _joined([self._faults(slot) for slot in some]) for p, some in inside.items()}
+        return fitting(self.name, inside, found, self.binding)
+
+    def _slots(self, path: str, leaf: Field) -> list[Slot]:
+        return slots(leaf, self.binding.of(path, leaf.shape), path)
+
+    def _faults(self, slot: Slot) -> Faults:
+        path, label = slot.path, f"{slot.path} ({slot.name})" if slot.name else slot.path
+        if slot.kind not in self.kinds:
+            return Faults(refused=[(path, "is quantized already; quantize it once")])
+        if self.refuses is not None and (text := self.refuses(slot)):
+            return Faults(refused=[(path, text)])
+        if self.needs_axes(slot) and slot.axes is None:
+            return Faults(misfit=[(label, self.binding.why_unknown(path, slot.array.shape))])
+        text = self.check(slot) if self.check is not None else None
+        return Faults(misfit=[(label, text)] if text else [])
 
 
 def open_slots(leaf: Field, path: str, who: str, binding: Binding = UNBOUND) -> list[Slot]:
@@ -165,7 +195,7 @@ def open_slots(leaf: Field, path: str, who: str, binding: Binding = UNBOUND) -> 
     return slots(leaf, binding.of(path, leaf.shape), path)
 
 
-def _together(faults: Sequence[Faults]) -> Faults:
+def _joined(faults: Sequence[Faults]) -> Faults:
     """Join what was found of the slots of one leaf."""
     return Faults(
         [each for one in faults for each in one.refused],
