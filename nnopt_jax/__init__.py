@@ -20,15 +20,11 @@ from nnopt_jax.artifact import inspect as inspect, load as load, save as save
 from nnopt_jax.ops.axes import Axes as Axes
 from nnopt_jax.trace import (
     Cost as Cost,
-    Groups as Groups,
+    Graph as Graph,
     Observed as Observed,
     OnPacked as OnPacked,
-    cost as cost,
-    groups as groups,
-    observe as observe,
+    graph as graph,
     on_packed as on_packed,
-    shrink as shrink,
-    uses as uses,
 )
 from nnopt_jax.transform import (
     Grads as Grads,
@@ -48,3 +44,19 @@ from nnopt_jax.transform import (
 )
 
 __version__ = "0.1.0"
+
+_RENAMED = {
+    "Groups": "the type of nnopt.graph(apply, params, *inputs).coupled, nnopt.trace.CoupledAxes",
+    "cost": "nnopt.graph(apply, params, *inputs).cost()",
+    "groups": "nnopt.graph(apply, params, *inputs).coupled",
+    "observe": "nnopt.graph(apply, params, *inputs).observe(params, batches, names)",
+    "shrink": "nnopt.graph(apply, params, *inputs).shrink(params, keep)",
+    "uses": "nnopt.graph(apply, params, *inputs).uses",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Say what became of a name."""
+    if name in _RENAMED:
+        raise AttributeError(f"nnopt_jax.{name} is now {_RENAMED[name]}")
+    raise AttributeError(f"module 'nnopt_jax' has no attribute {name!r}")

@@ -1,20 +1,20 @@
-"""The one reading: what a function does with each of its parameters."""
+"""The one analysis: what a function does with each of its parameters."""
 
-from nnopt_jax.trace.costed import (
+from nnopt_jax.trace.cost import (
     Cost as Cost,
     CostComparison as CostComparison,
     CostRow as CostRow,
-    cost as cost,
 )
-from nnopt_jax.trace.grouped import (
+from nnopt_jax.trace.coupling import (
+    CoupledAxes as CoupledAxes,
     Dimension as Dimension,
-    Groups as Groups,
-    Shrunk as Shrunk,
+    ShrunkModel as ShrunkModel,
     SmallerFunction as SmallerFunction,
-    groups as groups,
-    shrink as shrink,
 )
-from nnopt_jax.trace.observed import (
+from nnopt_jax.trace.model_graph import Graph as Graph, graph as graph
+from nnopt_jax.trace.packed.on_packed import OnPacked as OnPacked, on_packed as on_packed
+from nnopt_jax.trace.packed.report import PackedReport as PackedReport, Use as Use
+from nnopt_jax.trace.statistics import (
     Extremes as Extremes,
     LeafUse as LeafUse,
     LeafUses as LeafUses,
@@ -27,9 +27,5 @@ from nnopt_jax.trace.observed import (
     input_histogram as input_histogram,
     input_moments as input_moments,
     input_range as input_range,
-    observe as observe,
     output_moments as output_moments,
-    uses as uses,
 )
-from nnopt_jax.trace.packed.on_packed import OnPacked as OnPacked, on_packed as on_packed
-from nnopt_jax.trace.packed.report import PackedReport as PackedReport, Use as Use

@@ -19,7 +19,7 @@ from nnopt_jax.errors import (
     ValueRangeError,
 )
 from nnopt_jax.settings import Settings
-from nnopt_jax.trace import Dimension, Groups
+from nnopt_jax.trace import CoupledAxes, Dimension, Graph
 from nnopt_jax.transfer.structure.place import whole
 from nnopt_jax.transfer.structure.widen import drawn_units, with_copies, with_readers
 from nnopt_jax.transform.given import require_key, require_values
@@ -30,15 +30,15 @@ _NAME = "transfer.grow"
 
 
 def grow(
+    graph: Graph,
     params: Params,
-    graph: Groups,
     widths: Mapping[str, int],
     *,
     key: Key,
     incoming: Literal["copy", "random"] = "copy",
     noise: float = 0.1,
 ) -> Params:
-    """Adds units to dimensions that `nnopt.groups` found; at first nobody listens to them.
+    """Add units to coupled axes; at first the network computes what it did before.
 
     It is `widen` with all leaves found by themselves: what makes the units (kernels, biases,
     scales and statistics of a batch normalization, both halves of a gated layer) gets copies of
@@ -47,9 +47,9 @@ def grow(
     takes no other numbers from its widths.
 
     Args:
-        params: arrays or expressions; leaves that grow become arrays.
-        graph: what `nnopt.groups` found for these shapes.
-        widths: by name of a dimension the units there shall be.
+        graph: what `nnopt.graph` made of the function and these parameters.
+        params: arrays or packed leaves; leaves that grow become arrays.
+        widths: by name of a dimension of `graph.coupled` the units there shall be.
         key: draws the copies and the noise.
         incoming: as for `widen`.
         noise: added to copied kernels, times their deviation, so that copies part in training.
@@ -72,8 +72,8 @@ def grow(
         >>> import nnopt_jax as nnopt
         >>> apply = lambda p, x: jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
         >>> params = {"up": jnp.ones((3, 4)), "bias": jnp.ones(4), "down": jnp.ones((4, 2))}
-        >>> graph = nnopt.groups(apply, params, jnp.ones(3))
-        >>> wide = nnopt.transfer.grow(params, graph, {"up:1": 6}, key=jax.random.key(0))
+        >>> graph = nnopt.graph(apply, params, jnp.ones(3))
+        >>> wide = nnopt.transfer.grow(graph, params, {"up:1": 6}, key=jax.random.key(0))
         >>> jax.tree.map(jnp.shape, wide)
         {'bias': (6,), 'down': (6, 2), 'up': (3, 6)}
         >>> apply(wide, jnp.ones(3))
@@ -81,20 +81,21 @@ def grow(
 
     References:
         Chen et al. 2016, Net2Net, arXiv:1511.05641, section 2.2; Evci et al. 2022, GradMax,
-        arXiv:2201.05125, section 3. The dimensions: see `nnopt.groups`.
+        arXiv:2201.05125, section 3. The dimensions: see `nnopt.graph`.
     """
     settings = Settings(_NAME)
     settings.choice("incoming", incoming, ("copy", "random"))
     settings.number("noise", noise, 0)
     settings.done()
     require_key(_NAME, key)
-    if not isinstance(graph, Groups):
+    if not isinstance(graph, Graph):
         raise CompositionError(
-            f"{_NAME}: graph is a {type(graph).__name__}; give nnopt.groups(apply, params, inputs)."
+            f"{_NAME}: graph is a {type(graph).__name__}; give nnopt.graph(apply, params, *inputs)."
         )
-    chosen, every = {name: graph[name] for name in widths}, flatten(params, is_node)
+    coupled = graph.coupled
+    chosen, every = {name: coupled[name] for name in widths}, flatten(params, is_node)
     named = sorted({path for dimension in chosen.values() for path, _ in dimension.indices})
-    _check_leaves(every, graph, named)
+    _check_leaves(every, coupled, named)
     _check_widths(chosen, widths)
     spans, copied, keys = _spans(chosen, named), {}, jax.random.split(key, 1 + len(named))
     for at, (name, dimension) in enumerate(chosen.items()):
@@ -194,13 +195,13 @@ def _wider(
     return part.reshape(*before, -1, *after)
 
 
-def _check_leaves(leaves: Mapping[str, Any], graph: Groups, paths: Sequence[str]) -> None:
+def _check_leaves(leaves: Mapping[str, Any], coupled: CoupledAxes, paths: Sequence[str]) -> None:
     lost, misfit = Problems(_NAME), Problems(_NAME)
     for path in paths:
         if path not in leaves:
-            lost.add(path, "is missing; give the tree that was read.")
-        elif tuple(jnp.shape(leaves[path])) != graph.shapes[path]:
-            misfit.add(path, f"is {summary(leaves[path])}, and {graph.shapes[path]} was read.")
+            lost.add(path, "is missing; give the parameters that the graph was made of.")
+        elif tuple(jnp.shape(leaves[path])) != coupled.shapes[path]:
+            misfit.add(path, f"is {summary(leaves[path])}, and {coupled.shapes[path]} in the graph.")
     lost.raise_as(SelectionError)
     misfit.raise_as(ShapeError)
     require_values(_NAME, {path: leaves[path] for path in paths})

@@ -1,0 +1,343 @@
+"""The axes of a model's weights: which of them the products sum over, keep, and go along with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.ops.axes import Axes
+from nnopt_jax.trace.abstract_walk import Location, Site, Walk
+from nnopt_jax.trace.jaxpr import Equation, line
+from nnopt_jax.trace.primitives import (
+    TABLE,
+    Dim,
+    Kind,
+    MeshCut,
+    Place,
+    Rule,
+    Start,
+    Table,
+    factors_of,
+)
+from nnopt_jax.trace.traced import Traced
+from nnopt_jax.transform.axes_table import AxesTable
+from nnopt_jax.typing import Shape
+
+CONTRACTED, OUTPUT, BATCH, LOOKUP = "contracted", "output", "batch", "lookup"
+
+Parts = tuple[tuple[int, int], ...]
+"""What an axis of a moved leaf is made of: (axis of the leaf, entries), from major to minor."""
+
+
+class LeafView(NamedTuple):
+    """A leaf as it comes to a step: moved, cast, cut or combined with other parameters.
+
+    Args:
+        path: of the leaf.
+        dims: for each axis of the array what it is made of.
+        layers: axes of the leaf that scans go along.
+    """
+
+    path: str
+    dims: tuple[Parts, ...]
+    layers: tuple[int, ...] = ()
+
+
+class Held(NamedTuple):
+    """What the analysis knows of an array.
+
+    Args:
+        views: the leaves that it is made of, as long as no product has used them.
+        varies: whether it depends on the inputs beside the parameters.
+        last: location and path of the latest product with a leaf that it comes from.
+    """
+
+    views: tuple[LeafView, ...] = ()
+    varies: bool = False
+    last: tuple[Location, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisUse:
+    """One use of a leaf.
+
+    Args:
+        primitive: the step.
+        line: the user's line.
+        roles: of each axis of the leaf.
+    """
+
+    primitive: str
+    line: str
+    roles: Mapping[int, frozenset[str]]
+
+
+@dataclasses.dataclass
+class AxisRoles:
+    """The domain of the abstract walk that finds the roles of leaves' axes.
+
+    Args:
+        uses: by path and location, what was found: bodies of loops are walked more than once.
+    """
+
+    uses: dict[tuple[str, Location], AxisUse] = dataclasses.field(default_factory=dict)
+
+    def constant(self, x: Any) -> Held:
+        """Constants hold no leaf."""
+        return Held()
+
+    def join(self, one: Held, other: Held) -> Held:
+        """The views of both."""
+        views = tuple(dict.fromkeys((*one.views, *other.views)))
+        return Held(views, one.varies or other.varies, _later(one.last, other.last))
+
+    def same(self, one: Held, other: Held) -> bool:
+        """Whether nothing was added."""
+        return one == other
+
+    def layer(self, value: Held, site: Site) -> Held:
+        """The axis that a scan goes along numbers weights."""
+        views = (
+            LeafView(v.path, v.dims[1:], (*v.layers, *(axis for axis, _ in v.dims[0])))
+            for v in value.views
+        )
+        return value._replace(views=tuple(views))
+
+    def stack(self, value: Held, times: int, site: Site) -> Held:
+        """A new axis is of no leaf."""
+        return value._replace(views=tuple(v._replace(dims=((), *v.dims)) for v in value.views))
+
+    def part(self, value: Held, cut: MeshCut, mesh: Any, site: Site) -> Held:
+        """A part has the axes of the whole."""
+        return value
+
+    def whole(self, value: Held, cut: MeshCut, mesh: Any, site: Site) -> Held:
+        """The whole has the axes of its parts."""
+        return value
+
+    def step(
+        self, equation: Equation, rule: Rule, values: list[Held], site: Site
+    ) -> Sequence[Held]:
+        """Note uses; move what is still made of parameters alone."""
+        values = [Held() if value is None else value for value in values]
+        varies = any(values[i].varies for i in range(len(values)))
+        last = None
+        for value in values:
+            last = _later(last, value.last)
+        outs: list[list[LeafView]] = [[] for _ in rule.outcomes]
+        for at, value in enumerate(values):
+            if at in rule.chooses or not value.views:
+                continue
+            if self._is_use(rule, values, at):
+                for view in value.views:
+                    found = self._use(equation, rule, at, view, site)
+                    if found and rule.kind is Kind.CONTRACTION:
+                        last = _later(last, (site.location, view.path))
+            elif not value.varies:
+                for view in value.views:
+                    for outcome, dims in enumerate(_moved(rule, at, view)):
+                        if dims is not None:
+                            outs[outcome].append(view._replace(dims=dims))
+        return [Held(tuple(dict.fromkeys(views)), varies, last) for views in outs]
+
+    def _is_use(self, rule: Rule, values: Sequence[Held], at: int) -> bool:
+        """Whether a leaf is combined there with what varies, or contracted."""
+        if rule.kind is Kind.CONTRACTION:
+            return True
+        if rule.kind in (Kind.LOOKUP, Kind.UPDATE, Kind.MOVEMENT):
+            looked_up = any(isinstance(p.start, Start) for d in rule.operands[at] for p in d)
+            return looked_up and any(values[i].varies for i in rule.chooses)
+        others = (values[i].varies for i in rule.data if i != at)
+        return rule.kind is Kind.ELEMENTWISE and any(others)
+
+    def _use(self, equation: Equation, rule: Rule, at: int, view: LeafView, site: Site) -> bool:
+        roles: dict[int, set[str]] = {}
+        for axis in view.layers:
+            roles.setdefault(axis, set()).add(BATCH)
+        if rule.kind is not Kind.ELEMENTWISE:
+            for axis, role in _roles(rule, at, view):
+                roles.setdefault(axis, set()).add(role)
+        key = view.path, (*site.location, at)
+        before = self.uses[key].roles if key in self.uses else {}
+        merged = {
+            axis: frozenset({*before.get(axis, ()), *roles.get(axis, ())})
+            for axis in {*before, *roles}
+        }
+        where = next(filter(None, map(line, reversed(site.around))), "")
+        self.uses[key] = AxisUse(equation.primitive.name, where, merged)
+        return rule.kind is not Kind.ELEMENTWISE
+
+
+def _later(
+    one: tuple[Location, str] | None, other: tuple[Location, str] | None
+) -> tuple[Location, str] | None:
+    return max(filter(None, (one, other)), default=None)
+
+
+def _roles(rule: Rule, at: int, view: LeafView) -> Iterable[tuple[int, str]]:
+    """The roles of the leaf's axes in a product or a lookup."""
+    others = factors_of(*(rule.operands[i] for i in rule.data if i != at))
+    reduced, parts = rule.reduced, _parts_of_factors(rule, at, view)
+    for dim, own in zip(rule.operands[at], view.dims, strict=True):
+        if any(isinstance(place.start, Start) for place in dim):
+            # Chosen by indices: rows of an embedding, or the expert of a group of rows.
+            role = BATCH if rule.kind is Kind.CONTRACTION else LOOKUP
+            yield from ((axis, role) for axis, _ in own)
+            continue
+        for factor in factors_of([dim]):
+            role = CONTRACTED if factor in reduced else BATCH if factor in others else OUTPUT
+            role = OUTPUT if rule.kind is not Kind.CONTRACTION else role
+            yield from ((axis, role) for axis, _ in parts.get(factor, ()))
+
+
+def _moved(rule: Rule, at: int, view: LeafView) -> Iterable[tuple[Parts, ...] | None]:
+    """What the axes of each outcome are made of; None where the leaf does not go on."""
+    parts = _parts_of_factors(rule, at, view)
+    for flat in rule.flat:  # the same entries without common factors: each may be any of them
+        own = tuple(part for axis in flat.operand for part in view.dims[axis])
+        for axis in flat.outcome:
+            parts |= dict.fromkeys(factors_of([rule.outcomes[0][axis]]), own)
+    for outcome, dims in enumerate(rule.outcomes):
+        if rule.sources is not None and at not in rule.sources[outcome]:
+            yield None
+        elif rule.kind in (Kind.OPAQUE, Kind.MADE):
+            yield None
+        else:
+            yield tuple(_joined(dim, parts) for dim in dims)
+
+
+def _joined(dim: Dim, parts: Mapping[int, Parts]) -> Parts:
+    """What a dimension is made of: the parts of its factors, of several places side by side once."""
+    found = [part for place in dim for factor in place.names for part in parts.get(factor, ())]
+    return tuple(dict.fromkeys(found)) if len(dim) > 1 else tuple(found)
+
+
+def _parts_of_factors(rule: Rule, at: int, view: LeafView) -> dict[int, Parts]:
+    """What each factor of an operand is made of."""
+    found: dict[int, Parts] = {}
+    shape = rule.operand_shapes[at]
+    for dim, own, size in zip(rule.operands[at], view.dims, shape, strict=True):
+        for place in dim:
+            for factor, part in zip(place.names, _divided(rule, place, own, size), strict=True):
+                found[factor] = tuple(dict.fromkeys((*found.get(factor, ()), *part)))
+    return found
+
+
+def _divided(rule: Rule, place: Place, own: Parts, size: int) -> list[Parts]:
+    """The parts of an axis by the factors that a place cuts it into.
+
+    Where factors and parts do not fit each other, as after odd slices, each factor is made of all
+    of them: roles then still cover the right axes.
+    """
+    sizes = [rule.sizes[factor] for factor in place.names]
+    if math.prod(sizes) != size or len(own) < 2:
+        return [own] * len(sizes)
+    left, found = list(own), []
+    for count in sizes:
+        mine: list[tuple[int, int]] = []
+        while left and (count > 1 or left[0][1] == 1):
+            axis, entries = left.pop(0)
+            if count % entries == 0:
+                count //= entries
+            elif entries % count == 0:
+                left.insert(0, (axis, entries // count))
+                entries, count = count, 1
+            else:
+                return [own] * len(sizes)
+            mine.append((axis, entries))
+        found.append(tuple(mine))
+    if left and found:
+        found[-1] = (*found[-1], *left)
+    return found
+
+
+def axes_of(
+    given: Traced, outputs: Callable[[Any], Any], table: Table = TABLE
+) -> AxesTable:
+    """Find the axes of every float leaf of a function's parameters.
+
+    Args:
+        given: the function.
+        outputs: the part of what it returns that counts as its output.
+        table: where primitives are described.
+    """
+    domain, shapes, inputs = AxisRoles(), {}, []
+    for path, argument, variable in zip(
+        given.paths, given.arguments, given.program.jaxpr.invars, strict=True
+    ):
+        shape, dtype = tuple(variable.aval.shape), variable.aval.dtype
+        if argument != 0:
+            inputs.append(Held(varies=True))
+        elif jnp.issubdtype(dtype, jnp.floating):
+            shapes[path] = shape
+            dims = tuple(((axis, size),) for axis, size in enumerate(shape))
+            inputs.append(Held((LeafView(path, dims),)))
+        else:
+            inputs.append(Held())
+    found = Walk(domain, table).run(given.program, inputs)
+    numbered = given.outcome(range(len(found)))
+    kept = [found[number] for number in jax.tree.leaves(outputs(numbered))]
+    last = {value.last[1] for value in kept if value is not None and value.last is not None}
+    return _table(shapes, domain.uses, last)
+
+
+def _table(
+    shapes: Mapping[str, Shape], uses: Mapping[tuple[str, Location], AxisUse], last: set[str]
+) -> AxesTable:
+    found, every, unknown, lookups = {}, {}, {}, {}
+    for path, shape in shapes.items():
+        mine = [uses[key] for key in sorted(k for k in uses if k[0] == path)]
+        known = [(use, _axes(use, len(shape))) for use in mine]
+        axes = [one for _, one in known if isinstance(one, Axes)]
+        products = list(dict.fromkeys(one for one in axes if not one.lookup))
+        every[path] = tuple(axes)
+        if len(products) > 1:
+            unknown[path] = _disagreement(known)
+        elif axes:
+            found[path] = products[0] if products else axes[0]
+        else:
+            unknown[path] = _why_not(known)
+        if axes and not products:
+            lookups[path] = "it is only looked up"
+    left_out = dict(lookups)
+    ends = {path: "the last product" for path in found if path in last and path not in lookups}
+    if len(left_out) + len(ends) < len(found):  # a model of one product has no other weight
+        left_out |= ends
+    return AxesTable(found, every, left_out, unknown)
+
+
+def _axes(use: AxisUse, ndim: int) -> Axes | str:
+    """The axes in one use, or why it has none."""
+    kinds = {role for roles in use.roles.values() for role in roles}
+    if not kinds & {CONTRACTED, LOOKUP}:
+        return f"{use.primitive} sums over none of it"
+    roles: dict[str, list[int]] = {CONTRACTED: [], OUTPUT: [], BATCH: []}
+    for axis in range(ndim):
+        mine = use.roles.get(axis, frozenset({OUTPUT}))  # of one entry, or reduced before
+        summed = mine & {CONTRACTED, LOOKUP}
+        if summed and mine - summed:
+            return f"{use.primitive} sums over a part of its axis {axis} only"
+        name = CONTRACTED if summed else OUTPUT if OUTPUT in mine else BATCH
+        roles[name].append(axis)
+    return Axes(
+        tuple(roles[CONTRACTED]), tuple(roles[OUTPUT]), tuple(roles[BATCH]), LOOKUP in kinds
+    )
+
+
+def _disagreement(known: Sequence[tuple[AxisUse, Axes | str]]) -> str:
+    each = dict.fromkeys(
+        f"{axes} in {use.primitive}{' at ' + use.line if use.line else ''}"
+        for use, axes in known
+        if isinstance(axes, Axes) and not axes.lookup
+    )
+    return f"its uses disagree: {', '.join(each)}"
+
+
+def _why_not(known: Sequence[tuple[AxisUse, Axes | str]]) -> str:
+    reasons = dict.fromkeys(text for _, text in known if isinstance(text, str))
+    return "; ".join(reasons) or "no product uses it"

@@ -1,0 +1,156 @@
+"""What a function costs, as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from nnopt_jax.columns import aligned
+from nnopt_jax.trace.cost.amounts import amount, digits
+from nnopt_jax.trace.cost.comparison import CostComparison
+
+
+@dataclasses.dataclass(frozen=True)
+class CostRow:
+    """What one leaf costs.
+
+    Args:
+        path: of the leaf, or `(activations)` for products that no leaf takes part in, or
+            `(elementwise)` for steps that are no contractions and not done for one leaf alone.
+        form: how it is stored, on one line; empty where there is no leaf.
+        parameters: elements of the array it stands for.
+        bytes: of all that it is stored as.
+        macs: multiplications that contractions with it sum.
+        flops: two for each of those, and one for each entry of other steps done for it alone, such
+            as casts, and codes made floats.
+        transcendentals: exponentials, roots and so on, one for each entry.
+        bytes_read: of the activations that contractions with it take.
+        bytes_written: of those that contractions with it, and lookups in it, give.
+
+    Example:
+        >>> from nnopt_jax.trace import CostRow
+        >>> CostRow("kernel", "float32[4,4]", 16, 64, 32, 64, 0, 32, 32).intensity
+        0.5
+    """
+
+    path: str
+    form: str
+    parameters: int
+    bytes: int
+    macs: int
+    flops: int
+    transcendentals: int
+    bytes_read: int
+    bytes_written: int
+
+    @property
+    def intensity(self) -> float | None:
+        """FLOPs for each byte that moves, the leaf once; None where nothing moves."""
+        return _intensity(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a call of a function costs, for each leaf and in total.
+
+    Args:
+        rows: of leaves in the order of the tree, then those of no leaf.
+        latency: milliseconds of a call, where it was asked for.
+        notes: what must be known to read the numbers.
+
+    Example:
+        >>> import jax
+        >>> import nnopt_jax as nnopt
+        >>> shape = jax.ShapeDtypeStruct
+        >>> params = {"w": shape((8, 4), "float32"), "b": shape((4,), "float32")}
+        >>> x = shape((2, 8), "float32")
+        >>> cost = nnopt.graph(lambda p, x: x @ p["w"] + p["b"][None], params, x).cost()
+        >>> cost.flops, cost.macs, cost.bytes, cost.rows[1].path
+        (136, 64, 144, 'w')
+    """
+
+    rows: tuple[CostRow, ...]
+    latency: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all leaves."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Of all that the leaves are stored as."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def macs(self) -> int:
+        """Multiplications that contractions sum."""
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def flops(self) -> int:
+        """Two for each of those, and one for each entry of other steps."""
+        return sum(row.flops for row in self.rows)
+
+    @property
+    def transcendentals(self) -> int:
+        """Exponentials, roots and so on, which are no FLOPs here, as for XLA."""
+        return sum(row.transcendentals for row in self.rows)
+
+    @property
+    def bytes_read(self) -> int:
+        """Of the activations that contractions take."""
+        return sum(row.bytes_read for row in self.rows)
+
+    @property
+    def bytes_written(self) -> int:
+        """Of the activations that contractions and lookups give."""
+        return sum(row.bytes_written for row in self.rows)
+
+    @property
+    def intensity(self) -> float | None:
+        """FLOPs for each byte that moves, every leaf once."""
+        return _intensity(self)
+
+    def share(self, row: CostRow) -> float:
+        """Percent of all FLOPs that are those of a row."""
+        return 100 * row.flops / max(self.flops, 1)
+
+    def against(self, after: Cost) -> CostComparison:
+        """This cost and one of after a change: FLOPs, bytes and times, each by themselves."""
+        return CostComparison(self, after)
+
+    def asdict(self) -> dict[str, Any]:
+        """Dictionaries, lists, strings and numbers, for JSON."""
+        rows = [
+            dataclasses.asdict(row) | {"intensity": row.intensity, "share": self.share(row)}
+            for row in self.rows
+        ]
+        totals = {name: getattr(self, name) for name in (*_SUMMED, "intensity", "latency")}
+        return {"rows": rows, "total": totals, "notes": list(self.notes)}
+
+    def __str__(self) -> str:
+        """The table."""
+        lines = [_HEADER, *(self._cells(row, row.path, row.form) for row in self.rows)]
+        lines.append(self._cells(self, "total", ""))
+        if self.latency is not None:
+            ends = ["ms", *([""] * len(self.rows)), digits(self.latency)]
+            lines = [(*line, end) for line, end in zip(lines, ends, strict=True)]
+        return "\n".join([*aligned(lines, numbers=len(lines[0]) - 2), *self.notes])
+
+    def _cells(self, of: CostRow | Cost, name: str, form: str) -> tuple[str, ...]:
+        share = self.share(of) if isinstance(of, CostRow) else 100.0
+        intensity = "" if of.intensity is None else digits(of.intensity)
+        counts = [amount(getattr(of, name)) for name in _SUMMED]
+        return (name, form, *counts[:4], f"{share:.1f}", *counts[4:], intensity)
+
+
+_SUMMED = ("parameters", "bytes", "macs", "flops", "transcendentals", "bytes_read", "bytes_written")
+_HEADER = ("leaf", "form", "parameters", "bytes", "MACs", "FLOPs", "%", "transc.",
+           "bytes read", "written", "FLOPs/byte")  # fmt: skip
+
+
+def _intensity(of: CostRow | Cost) -> float | None:
+    moved = of.bytes + of.bytes_read + of.bytes_written
+    return of.flops / moved if moved else None

@@ -1,0 +1,8 @@
+"""Which elements of the leaves change together, and the function without some of them."""
+
+from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes as CoupledAxes
+from nnopt_jax.trace.coupling.dimension import Dimension as Dimension
+from nnopt_jax.trace.coupling.shrink import (
+    ShrunkModel as ShrunkModel,
+    SmallerFunction as SmallerFunction,
+)

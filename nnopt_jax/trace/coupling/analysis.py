@@ -1,0 +1,106 @@
+"""A function of parameters, analyzed: which elements of which leaves go together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnopt_jax.errors import ShapeError
+from nnopt_jax.trace.coupling.labels import Book, Labels
+from nnopt_jax.trace.coupling.read import Walk
+from nnopt_jax.trace.coupling.reading import Reading, unknown
+from nnopt_jax.trace.coupling.value import Value
+from nnopt_jax.trace.traced import Traced
+from nnopt_jax.typing import Path, Shape
+
+Outputs = Callable[[Any], Any]
+"""Of what a function returns, the part that must keep its widths."""
+
+Place = tuple[Path, int]
+"""An axis of a leaf."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Analysis:
+    """What was read of a function.
+
+    Args:
+        traced: the function.
+        book: of labels, settled.
+        reading: of its program.
+        shapes: of the leaves of the first argument.
+        labels: of each of their axes.
+    """
+
+    traced: Traced
+    book: Book
+    reading: Reading
+    shapes: dict[Path, Shape]
+    labels: dict[Place, Labels]
+
+    def elements(self) -> tuple[list[Place], np.ndarray]:
+        """All meetings of elements and units.
+
+        Returns:
+            The places, and a row for each meeting: the unit, the place, the role of the unit there,
+            and the position.
+        """
+        places, found = list(self.labels), []
+        for number, labels in enumerate(self.labels.values()):
+            at, unit, role = self.book.units(labels)
+            found.append(np.stack([unit, np.full(len(at), number), role, at], 1))
+        return places, np.concatenate(found) if found else np.zeros((0, 4), np.int64)
+
+
+def analyse(given: Traced, outputs: Outputs) -> Analysis:
+    """Find the labels of all leaves of a function; nothing is computed.
+
+    Args:
+        given: the function; its parameters are the first argument.
+        outputs: the part of what it returns that must keep its widths.
+    """
+    book = Book()
+    inputs, shapes, labels = [], {}, {}
+    for path, argument, variable in zip(
+        given.paths, given.arguments, given.program.jaxpr.invars, strict=True
+    ):
+        shape = _numbers(path, variable.aval.shape)
+        if argument == 0:
+            value = _parameter(book, shape, variable.aval.dtype)
+            shapes[path] = shape
+            labels |= {(path, axis): found for axis, found in enumerate(value.axes)}
+        else:
+            value = unknown(book, shape, f"input {path}")
+        inputs.append(value)
+    reading = Walk(book).program(given.program, inputs)
+    numbered = given.outcome(range(len(reading.outputs)))
+    for number in jax.tree.leaves(outputs(numbered)):
+        for found in reading.outputs[number].axes:
+            book.fix(found, "output")
+    book.settle()
+    return Analysis(given, book, reading, shapes, labels)
+
+
+def _numbers(path: Path, shape: Any) -> Shape:
+    if not all(isinstance(size, int) for size in shape):
+        raise ShapeError(
+            f"graph.coupled: {path}: has shape {shape}, and elements are followed one by one. "
+            "Give sizes that are numbers; to export a shrunk function for any batch, map it: "
+            "jax.vmap(lambda row: small.apply(params, row[None])[0])(rows)."
+        )
+    return tuple(shape)
+
+
+def _parameter(book: Book, shape: Shape, dtype: Any) -> Value:
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
+        return unknown(book, shape, "no numbers")
+    value = Value(tuple(map(book.fresh, shape)), (0.0,) * len(shape), parameter=True)
+    for labels in value.axes:
+        if len(labels) == 1:
+            book.fix(labels, "a single element")
+    return value

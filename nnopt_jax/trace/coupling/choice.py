@@ -1,0 +1,94 @@
+"""What users choose, and what fits: clear errors before any weight moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nnopt_jax.arrays.base import is_node
+from nnopt_jax.errors import (
+    CompositionError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    ValueRangeError,
+    nearest,
+)
+from nnopt_jax.trace.coupling.dimension import Dimension
+from nnopt_jax.trace.traced import is_array
+from nnopt_jax.tree.paths import flatten
+from nnopt_jax.typing import Params, Path, Shape
+
+Keep = Mapping[str, Any]
+"""By name of a dimension the units that stay: booleans for all of them, or their numbers."""
+
+
+def dimensions_of(
+    who: str, known: Sequence[Dimension], names: Iterable[str]
+) -> dict[str, Dimension]:
+    """Dimensions by name; unknown names are an error that names all of them."""
+    by_name, lost = {dimension.name: dimension for dimension in known}, Problems(who)
+    for name in names:
+        if name not in by_name:
+            lost.add("", f"{name!r} is not a dimension.{nearest(str(name), by_name)}")
+    lost.raise_as(SelectionError)
+    return {name: by_name[name] for name in names}
+
+
+def chosen(who: str, known: Sequence[Dimension], keep: Keep) -> list[tuple[Dimension, np.ndarray]]:
+    """Each dimension that is named, and for each of its units whether it stays."""
+    found, wrong = [], Problems(who)
+    if not isinstance(keep, Mapping):
+        raise ValueRangeError(
+            f"{who}: keep is a {type(keep).__name__}; give units by name of a dimension, as "
+            "coupled.choose(coupled.scores(params), 0.5) does."
+        )
+    for name, dimension in dimensions_of(who, known, keep).items():
+        given = np.asarray(keep[name])
+        units = np.zeros(dimension.size, bool)
+        if given.size == 0 or (given.dtype == bool and not given.any()):
+            wrong.add(name, f"no unit of {dimension.size} is left; keep at least one.")
+        elif given.dtype == bool:
+            if given.shape != units.shape:
+                shape = f"{given.shape}, where ({dimension.size},) is needed"
+                wrong.add(name, f"booleans of shape {shape}.")
+            else:
+                units = given
+        elif given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
+            text = f"give booleans ({dimension.size},) or numbers of units"
+            wrong.add(name, f"{given.dtype} of shape {given.shape}; {text}.")
+        elif ((given < 0) | (given >= dimension.size)).any():
+            wrong.add(name, f"units {given} are not all in 0..{dimension.size - 1}.")
+        else:
+            units[given] = True
+        found.append((dimension, units))
+    wrong.raise_as(ValueRangeError)
+    return found
+
+
+def checked(who: str, shapes: Mapping[Path, Shape], params: Params) -> dict[Path, Any]:
+    """The leaves of a tree, which must be arrays of these shapes."""
+    every = flatten(params, is_node)
+    leaves = {path: x for path, x in every.items() if is_array(x) or is_node(x)}
+    lost, nodes, misfit = Problems(who), Problems(who), Problems(who)
+    for path in shapes:
+        if path not in leaves:
+            lost.add(path, "is missing; give the parameters that the graph was made of.")
+    for path, leaf in leaves.items():
+        if path not in shapes:
+            lost.add(path, f"is not a leaf of the graph.{nearest(path, shapes)}")
+        elif is_node(leaf):
+            nodes.add(path, f"is a {type(leaf).__name__}; give nnopt.materialize(params).")
+        elif jnp.shape(leaf) != shapes[path]:
+            misfit.add(
+                path,
+                f"has shape {jnp.shape(leaf)}, and {shapes[path]} in the graph; "
+                "make a graph of these parameters.",
+            )
+    lost.raise_as(SelectionError)
+    nodes.raise_as(CompositionError)
+    misfit.raise_as(ShapeError)
+    return leaves

@@ -1,0 +1,221 @@
+"""Which axes of which leaves change together, read off a function of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nnopt_jax.columns import aligned
+from nnopt_jax.errors import Problems, ValueRangeError
+from nnopt_jax.trace.coupling.analysis import Outputs, Place, analyse
+from nnopt_jax.trace.coupling.choice import Keep, checked, chosen, dimensions_of
+from nnopt_jax.trace.coupling.dimension import Dimension, dimensions, frozen
+from nnopt_jax.trace.traced import Traced
+from nnopt_jax.typing import Array, Params, Path, PyTree, Shape
+
+
+def coupled_axes(given: Traced, outputs: Outputs) -> CoupledAxes:
+    """Find which axes of the parameters of a function change together.
+
+    Args:
+        given: the function; nothing is computed.
+        outputs: the part of what it returns that must keep its widths.
+    """
+    found = analyse(given, outputs)
+    known = dimensions(found)
+    return CoupledAxes(known, frozen(found, known), found.shapes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CoupledAxes:
+    """The dependency graph: which axes of which leaves change together, `graph.coupled`.
+
+    A unit is a set of elements (leaf, axis, index) that can be removed only together: column j of
+    a kernel, element j of its bias, row j of the next kernel; a channel with its normalization; a
+    head. Removing a unit means zeros in place of all its elements, and only those units are listed
+    whose removal from all arrays computes the same as those zeros. What reaches the output, an
+    input, or a step that needs an axis whole is frozen, with the reason.
+
+    Numbers that the program brings stay: a mean over a layer still divides by the number of units
+    it had, as it does in the model with zeros.
+
+    Args:
+        dimensions: units that are alike, which can be made fewer.
+        frozen: why other axes cannot, by (path, axis).
+        shapes: of the leaves.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"fc1": jnp.ones((3, 4)), "fc2": jnp.ones((4, 2))}
+        >>> apply = lambda p, x: jax.nn.relu(x @ p["fc1"]) @ p["fc2"]
+        >>> print(nnopt.graph(apply, params, jnp.ones((1, 3))).coupled)
+        dimension  units  each  members
+        fc1:1      4      2     fc1:1 fc2:0
+        frozen  because
+        fc1:0   input argument 2
+        fc2:1   output
+
+    References:
+        Fang et al. 2023, DepGraph: Towards Any Structural Pruning, arXiv:2301.12900; here by
+        elements, of the traced program.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    frozen: Mapping[Place, str]
+    shapes: Mapping[Path, Shape]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the dimensions."""
+        return tuple(dimension.name for dimension in self.dimensions)
+
+    def __getitem__(self, name: str) -> Dimension:
+        """A dimension by name.
+
+        Raises:
+            SelectionError: there is none of this name; the nearest are named.
+        """
+        return dimensions_of("graph.coupled", self.dimensions, [name])[name]
+
+    def __str__(self) -> str:
+        """The table: what can be made smaller, then what cannot, and why."""
+        cells = [("dimension", "units", "each", "members")]
+        for found in self.dimensions:
+            told = [f"{path}:{axis}" for path, axis in found.members]
+            more = f" and {len(told) - 4} more" if len(told) > 5 else ""
+            told = told[:4] if more else told
+            cells.append((found.name, str(found.size), str(found.elements), " ".join(told) + more))
+        kept = [("frozen", "because")]
+        kept += [(f"{path}:{axis}", why) for (path, axis), why in self.frozen.items()]
+        return "\n".join([*aligned(cells), *(aligned(kept) if len(kept) > 1 else [])])
+
+    def kept(self, keep: Keep, who: str = "graph.coupled") -> dict[Place, np.ndarray]:
+        """Where elements are left, of the axes that lose some.
+
+        Args:
+            keep: by name of a dimension the units that stay, as booleans for all or as numbers.
+            who: asks, for errors.
+
+        Returns:
+            By (path, axis) a boolean array.
+
+        Raises:
+            SelectionError: a dimension is not known; all are named.
+            ValueRangeError: units are given wrongly, or none would be left; all are named.
+        """
+        found: dict[Place, np.ndarray] = {}
+        for dimension, units in chosen(who, self.dimensions, keep):
+            for place, at in dimension.indices.items():
+                if place not in found:
+                    found[place] = np.ones(self.shapes[place[0]][place[1]], bool)
+                found[place][at[~units].ravel()] = False
+        return {place: kept for place, kept in found.items() if not kept.all()}
+
+    def leaves(self, params: Params, who: str = "graph.coupled") -> dict[Path, Any]:
+        """The leaves by path.
+
+        Args:
+            params: a tree.
+            who: asks, for errors.
+
+        Raises:
+            SelectionError: leaves are missing, or are too many; all are named.
+            ShapeError: a leaf has another shape than was read; all are named.
+            CompositionError: a leaf is no array but an expression; all are named.
+        """
+        return checked(who, self.shapes, params)
+
+    def scores(self, tree: PyTree, reduce: str = "sum") -> dict[str, Array]:
+        """One number for each unit, of numbers for each element.
+
+        Args:
+            tree: of the structure of the parameters: a score for each element, as `abs(weight)`.
+            reduce: `"sum"`, `"mean"` or `"max"` over all elements of a unit.
+
+        Returns:
+            By name of the dimension an array (units,).
+
+        Raises:
+            SelectionError: leaves are missing, or are too many; all are named.
+            ShapeError: a leaf has another shape than was read; all are named.
+            ValueRangeError: `reduce` is not known.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import nnopt_jax as nnopt
+            >>> params = {"a": jnp.ones((3, 2)), "b": jnp.array([[1.0], [2.0]])}
+            >>> coupled = nnopt.graph(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones(3)).coupled
+            >>> coupled.scores(params)
+            {'a:1': Array([4., 5.], dtype=float32)}
+        """
+        if reduce not in ("sum", "mean", "max"):
+            raise ValueRangeError(
+                f"graph.coupled.scores: reduce={reduce!r} is not known; "
+                "give 'sum', 'mean' or 'max'."
+            )
+        leaves = self.leaves(tree, "graph.coupled.scores")
+        return {d.name: self._score(d, leaves, reduce) for d in self.dimensions}
+
+    def _score(self, dimension: Dimension, leaves: Mapping[Path, Any], reduce: str) -> Array:
+        parts, count = [], 0
+        for (path, axis), at in dimension.indices.items():
+            leaf = jnp.asarray(leaves[path])
+            others = tuple(x for x in range(leaf.ndim) if x != axis)
+            lines = leaf.max(others) if reduce == "max" else leaf.sum(others)
+            parts.append(lines[at].max(1) if reduce == "max" else lines[at].sum(1))
+            count += at.shape[1] * leaf.size // leaf.shape[axis]
+        if reduce == "max":
+            return jnp.stack(parts).max(0)
+        return jnp.stack(parts).sum(0) / (count if reduce == "mean" else 1)
+
+    def choose(
+        self, scores: Mapping[str, Any], keep: float | Mapping[str, float], multiple: int = 1
+    ) -> dict[str, np.ndarray]:
+        """The units of highest score.
+
+        Args:
+            scores: by name of a dimension an array (units,).
+            keep: which part of the units stays, in (0, 1]; by name of a dimension, or one for all.
+            multiple: counts that stay are rounded up to a multiple of it, as far as there are so
+                many; hardware likes multiples of 8 or 128.
+
+        Returns:
+            By name a boolean array (units,), as `graph.mask` and `graph.shrink` take it; at
+            least one unit stays.
+
+        Raises:
+            SelectionError: a dimension is not known; all are named.
+            ValueRangeError: a part lies outside of (0, 1], or scores are of another length; all are
+                named.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import nnopt_jax as nnopt
+            >>> params = {"a": jnp.ones((3, 2)), "b": jnp.array([[1.0], [2.0]])}
+            >>> coupled = nnopt.graph(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones(3)).coupled
+            >>> coupled.choose(coupled.scores(params), keep=0.5)
+            {'a:1': array([False,  True])}
+        """
+        parts = keep if isinstance(keep, Mapping) else dict.fromkeys(scores, keep)
+        dimensions_of("graph.coupled.choose", self.dimensions, scores)
+        wrong, found = Problems("graph.coupled.choose"), {}
+        for name, dimension in dimensions_of(
+            "graph.coupled.choose", self.dimensions, parts
+        ).items():
+            part, values = parts[name], np.asarray(scores.get(name, ()))
+            if values.shape != (dimension.size,):
+                wrong.add(name, f"has {dimension.size} units, and scores of shape {values.shape}.")
+            elif not isinstance(part, int | float) or not 0 < part <= 1:
+                wrong.add(name, f"keep={part!r} is no part of the whole; give one in (0, 1].")
+            else:
+                count = max(1, round(part * dimension.size))
+                count = min(dimension.size, -(-count // multiple) * multiple)
+                found[name] = np.zeros(dimension.size, bool)
+                found[name][np.argsort(-values, kind="stable")[:count]] = True
+        wrong.raise_as(ValueRangeError)
+        return found

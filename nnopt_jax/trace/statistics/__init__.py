@@ -1,0 +1,20 @@
+"""What each parameter of a function is multiplied with, measured."""
+
+from nnopt_jax.trace.statistics.seen import Observed as Observed
+from nnopt_jax.trace.statistics.statistics import (
+    STATISTICS as STATISTICS,
+    Extremes as Extremes,
+    Moments as Moments,
+    Statistic as Statistic,
+    input_absmax as input_absmax,
+    input_count as input_count,
+    input_gram as input_gram,
+    input_histogram as input_histogram,
+    input_moments as input_moments,
+    input_range as input_range,
+    output_moments as output_moments,
+)
+from nnopt_jax.trace.statistics.uses import (
+    LeafUse as LeafUse,
+    LeafUses as LeafUses,
+)

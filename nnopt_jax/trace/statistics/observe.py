@@ -1,0 +1,229 @@
+"""What meets each parameter of a function, measured batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence, Sized
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnopt_jax.errors import (
+    CompositionError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    StatisticsError,
+    nearest,
+)
+from nnopt_jax.trace.statistics.mesh import mesh_of, replicated, replicating
+from nnopt_jax.trace.statistics.reading import SLOPES, Gauges, Reading, Totals, require_scalar
+from nnopt_jax.trace.statistics.seen import Observed, observed
+from nnopt_jax.trace.statistics.statistics import STATISTICS, Statistic, rows
+from nnopt_jax.trace.statistics.uses import floats, names_of, noted
+from nnopt_jax.trace.traced import is_array, refilled, traced
+from nnopt_jax.tree.select import Where, resolve
+from nnopt_jax.typing import Array
+
+Progress = Callable[[int, int | None], None]
+
+
+def observe(
+    function: Callable[[Any, Any], Any],
+    params: Any,
+    batches: Iterable[Any],
+    statistics: str | Statistic | Iterable[str | Statistic] = ("input_absmax",),
+    *,
+    where: Where = "**",
+    progress: Progress | None = None,
+    strict: bool = False,
+) -> Observed:
+    """Run a function on batches and measure what its parameters are multiplied with.
+
+    Args:
+        function: `function(params, batch)`.
+        params: a pytree of arrays and packed leaves.
+        batches: any iterable of batches, pytrees of arrays.
+        statistics: what to measure, by name or made with settings.
+        where: which leaves.
+        progress: `progress(done, total)` is called after each batch.
+        strict: makes a chosen leaf of which something could not be measured an error.
+    """
+    wanted, slopes = _wanted(statistics)
+    if is_array(batches):
+        raise CompositionError(
+            "graph.observe: batches are an array; give [batch] for one, list(array) for its rows."
+        )
+    leaves = floats(params)
+    paths = resolve(where, leaves, "graph.observe")
+    chosen = {path: leaves[path] for path in paths}
+    reader = _Reader(function, params, chosen, wanted, slopes)
+    totals = _added(reader, batches, progress)
+    seen = observed(reader.first, totals)
+    if strict:
+        _require_all(seen)
+    return seen
+
+
+def _added(reader: _Reader, batches: Iterable[Any], progress: Progress | None) -> Totals:
+    """The totals of all batches. The next one is made while the last is computed."""
+    total = len(batches) if isinstance(batches, Sized) else None
+    totals: Totals = {}
+    done = 0
+
+    def wait() -> None:
+        jax.block_until_ready(totals)
+        if done and progress is not None:
+            progress(done, total)
+
+    for batch in batches:
+        wait()
+        totals = reader.add(totals, batch)
+        done += 1
+    wait()
+    if not done:
+        raise StatisticsError("graph.observe: there is no batch; give at least one.")
+    return totals
+
+
+class _Reader:
+    """Reads the function once for each shape of batches."""
+
+    def __init__(
+        self,
+        function: Callable[[Any, Any], Any],
+        params: Any,
+        chosen: dict[str, Any],
+        statistics: Sequence[Statistic],
+        slopes: tuple[str, ...],
+    ) -> None:
+        self._function = function
+        self._leaves, self._tree = jax.tree.flatten(params)
+        self._kept = [is_array(x) for x in self._leaves]
+        self._arrays = [x for x, keep in zip(self._leaves, self._kept, strict=True) if keep]
+        self._chosen = chosen
+        self._statistics = statistics
+        self._slopes = slopes
+        self._steps: dict[Any, tuple[Reading, Callable[..., Totals]]] = {}
+
+    @property
+    def first(self) -> Reading:
+        """Of the first batch."""
+        return next(iter(self._steps.values()))[0]
+
+    def add(self, totals: Totals, batch: Any) -> Totals:
+        """Adds what one batch shows."""
+        _require_arrays(batch)
+        leaves, tree = jax.tree.flatten(jax.eval_shape(lambda x: x, batch))
+        shape = tree, tuple(leaves)
+        if shape not in self._steps:
+            reading = self._read(batch)
+            self._steps[shape] = reading, self._compiled(reading, batch)
+            totals = self._started(reading, totals, batch)
+        return self._steps[shape][1](totals, self._arrays, batch)
+
+    def _params(self, arrays: Iterable[Any]) -> Any:
+        return jax.tree.unflatten(self._tree, refilled(self._leaves, self._kept, arrays))
+
+    def _read(self, batch: Any) -> Reading:
+        found: list[Reading] = []
+
+        def run(arrays: Any, batch: Any) -> Array:
+            given = traced(self._function, (self._params(arrays), batch), {})
+            require_scalar(given.program, self._slopes)
+            notes = noted(given, self._chosen, self._statistics)
+            statistics = {one.name: one for one in self._statistics}
+            names = names_of(given, self._chosen)
+            gauges = Gauges(notes.numbered(), statistics)
+            found.append(Reading(given.program, names, gauges, self._slopes, self._chosen))
+            return jnp.zeros(())
+
+        jax.eval_shape(replicating(run, self._mesh(batch), 0), self._arrays, batch)
+        _require_fit(found[-1])
+        return found[-1]
+
+    def _mesh(self, batch: Any) -> Any:
+        return mesh_of((batch, self._arrays))
+
+    def _started(self, reading: Reading, totals: Totals, batch: Any) -> Totals:
+        """Totals with all that this shape of batches adds to."""
+        at = replicated(self._mesh(batch))
+        fresh = jax.jit(reading.start, out_shardings=at)()
+        _require_same(totals, fresh)
+        return {**fresh, **totals}
+
+    def _compiled(self, reading: Reading, batch: Any) -> Callable[..., Totals]:
+        mesh = self._mesh(batch)
+
+        def step(totals: Totals, arrays: Any, batch: Any) -> Totals:
+            return {**totals, **reading.step(totals, self._params(arrays), batch)}
+
+        def placed(totals: Totals, arrays: Any, batch: Any) -> Totals:
+            return replicating(step, mesh, totals)(totals, arrays, batch)
+
+        return jax.jit(placed, donate_argnums=0, out_shardings=replicated(mesh))
+
+
+def _wanted(
+    statistics: str | Statistic | Iterable[str | Statistic],
+) -> tuple[list[Statistic], tuple[str, ...]]:
+    """The statistics of uses, rows among them, and the names of those of slopes."""
+    given = [statistics] if isinstance(statistics, str | Statistic) else list(statistics)
+    known = (*STATISTICS, *SLOPES)
+    problems = Problems("graph.observe")
+    for one in given:
+        if not isinstance(one, Statistic) and one not in known:
+            hint = nearest(one, known) if isinstance(one, str) else f" Known: {', '.join(known)}."
+            problems.add("", f"no statistic {one!r}.{hint}")
+    names = [one if isinstance(one, str) else getattr(one, "name", one) for one in given]
+    for name in sorted({str(name) for name in names if names.count(name) > 1}):
+        problems.add("", f"statistic {name!r} is asked for twice.")
+    if not given:
+        problems.add("", f"no statistic is asked for. Known: {', '.join(known)}.")
+    problems.raise_as(SelectionError)
+    found = [one for one in given if isinstance(one, Statistic)]
+    found += [STATISTICS[one]() for one in given if isinstance(one, str) and one in STATISTICS]
+    return [*found, rows()], tuple(name for name in SLOPES if name in names)
+
+
+def _require_arrays(batch: Any) -> None:
+    """Wants batches of arrays and numbers."""
+    for x in jax.tree.leaves(batch):
+        if not (is_array(x) or isinstance(x, np.generic | bool | int | float | complex)):
+            raise CompositionError(
+                f"graph.observe: needs arrays, and a batch holds {x!r}. Close over what is not "
+                "an array: lambda params, x: apply(params, x, name)."
+            )
+
+
+def _require_fit(reading: Reading) -> None:
+    """Wants settings of statistics that fit what they measure."""
+    problems = Problems("graph.observe")
+    for site in reading.gauges.sites.values():
+        for name, state in site.states.items():
+            text = reading.gauges.statistics[name].check(state)
+            if text:
+                problems.add(site.use.path, f"{name}: {text}")
+    problems.raise_as(ShapeError)
+
+
+def _require_same(totals: Totals, fresh: Totals) -> None:
+    """Wants batches of another shape to be used in the same way as the first."""
+    problems = Problems("graph.observe")
+    for name, path, number in totals.keys() & fresh:
+        key = name, path, number
+        shapes = [[x.shape for x in jax.tree.leaves(one[key])] for one in (totals, fresh)]
+        if shapes[0] != shapes[1]:
+            problems.add(path, f"its use {number} is another one for batches of another shape: "
+                               f"{name} of {shapes[1]}, and of {shapes[0]} before"
+                         )  # fmt: skip
+    problems.raise_as(CompositionError)
+
+
+def _require_all(seen: Observed) -> None:
+    problems = Problems("graph.observe")
+    for name, lacking in seen.lacking.items():
+        for path, reason in lacking.items():
+            problems.add(path, f"has no {name}: {reason}")
+    problems.raise_as(StatisticsError)
