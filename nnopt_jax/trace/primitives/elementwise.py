@@ -53,7 +53,7 @@ def _plain(equation: Equation) -> Rule:
     primitive = equation.primitive
     operations = int(primitive in _ONE_OPERATION)
     absorbs = _ABSORBING.get(primitive, (0,) if primitive in _ZERO_TO_ZERO else ())
-    return elementwise(
+    return elementwise_rule(
         equation,
         flops=_FLOPS.get(primitive, Flops(operations, int(primitive in _TRANSCENDENTAL))),
         absorbs=absorbs,

@@ -9,10 +9,9 @@ from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, Rule
 
 
 def _filled(equation: Equation) -> Rule:
-    return opaque(
-        equation, kind=Kind.MADE, flops=Flops(),
-        resize=lambda _, outcomes: {"shape": tuple(outcomes[0])},
-    )  # fmt: skip
+    has_shape = "shape" in equation.params
+    resize = (lambda _, outcomes: {"shape": tuple(outcomes[0])}) if has_shape else None
+    return opaque_rule(equation, kind=Kind.MADE, flops=Flops(), resize=resize)
 
 
 def _for_each_key(equation: Equation) -> Rule:
@@ -45,7 +44,7 @@ def _entrywise(equation: Equation) -> Rule:
 
 def _drawn(equation: Equation) -> Rule:
     """Draws of a generator that has no keys."""
-    return opaque(
+    return opaque_rule(
         equation, kind=Kind.MADE, resize=lambda _, outcomes: {"shape": tuple(outcomes[-1])}
     )
 
