@@ -1,0 +1,123 @@
+"""How a rule is written: factors first, then the dimensions that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nnopt_jax.trace.jaxpr import Equation
+from nnopt_jax.trace.primitives.places import Dim, Factor, Place, axis
+from nnopt_jax.trace.primitives.primitive_rule import Kind, Rule, Shape
+
+
+def shape_of(variable: Any) -> Shape:
+    """Return the shape of an operand or outcome; tokens have none and count as single numbers."""
+    return tuple(getattr(variable.aval, "shape", ()))
+
+
+class Draft:
+    """Collects the factors of a rule.
+
+    Args:
+        equation: what the rule is for.
+
+    Example:
+        A primitive that sums its operand over the last axis.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from nnopt_jax.trace.primitives import Draft, Kind, axis
+        >>> equation = jax.make_jaxpr(lambda x: x.sum(-1))(jnp.ones((2, 3))).jaxpr.eqns[0]
+        >>> draft = Draft(equation)
+        >>> rows, columns = draft.factors(draft.operand_shapes[0])
+        >>> rule = draft.rule(Kind.REDUCTION, [[axis(rows), axis(columns)]], [[axis(rows)]])
+        >>> print(rule)
+        reduction: (0, 1) -> (0); sizes 2, 3
+    """
+
+    def __init__(self, equation: Equation):
+        self.equation = equation
+        self.operand_shapes = tuple(map(shape_of, equation.invars))
+        self.outcome_shapes = tuple(map(shape_of, equation.outvars))
+        self.sizes: list[int] = []
+
+    def factor(self, size: int) -> Factor:
+        """Add a factor."""
+        self.sizes.append(int(size))
+        return len(self.sizes) - 1
+
+    def factors(self, shape: Sequence[int]) -> list[Factor]:
+        """Add a factor for each axis of a shape."""
+        return [self.factor(size) for size in shape]
+
+    def mixed(self, *factors: Factor) -> Dim:
+        """Return a dimension that several factors make up, from major to minor."""
+        places, stride = [], 1
+        for factor in reversed(factors):
+            places.append((factor, stride))
+            stride *= self.sizes[factor]
+        return (Place(tuple(reversed(places))),)
+
+    def unread(self, operand: int) -> list[Dim]:
+        """Return the dimensions of an operand that is needed as a whole: new factors."""
+        return axes(self.factors(self.operand_shapes[operand]))
+
+    def rule(
+        self,
+        kind: Kind,
+        operands: Sequence[Sequence[Dim]],
+        outcomes: Sequence[Sequence[Dim]],
+        **facts: Any,
+    ) -> Rule:
+        """Return the rule.
+
+        Args:
+            kind: what the primitive computes.
+            operands: the dimensions of each operand.
+            outcomes: the dimensions of each outcome.
+            **facts: the other fields of `Rule`.
+
+        Raises:
+            ValueError: the dimensions are not as many as the shapes have axes.
+        """
+        for dims, shapes, what in (
+            (operands, self.operand_shapes, "operand"),
+            (outcomes, self.outcome_shapes, "outcome"),
+        ):
+            if [len(each) for each in dims] != [len(shape) for shape in shapes]:
+                raise ValueError(
+                    f"{self.equation.primitive.name}: the rule has {what}s of "
+                    f"{[len(each) for each in dims]} dimensions, the equation of "
+                    f"{[len(shape) for shape in shapes]}; give each {what} one entry for each axis"
+                )
+        return Rule(
+            kind,
+            tuple(self.sizes),
+            tuple(map(tuple, operands)),
+            tuple(map(tuple, outcomes)),
+            self.operand_shapes,
+            self.outcome_shapes,
+            **facts,
+        )
+
+
+def axes(factors: Sequence[Factor]) -> list[Dim]:
+    """Return one dimension for each factor."""
+    return [axis(factor) for factor in factors]
+
+
+def opaque_rule(equation: Equation, shared: int = 0, **facts: Any) -> Rule:
+    """Return the rule of an equation of which little is known.
+
+    Args:
+        equation: any.
+        shared: how many leading axes go through all operands and outcomes (batches).
+        **facts: further fields of `Rule`; `kind` takes the place of `Kind.OPAQUE`.
+    """
+    draft = Draft(equation)
+    first = draft.factors((draft.operand_shapes or draft.outcome_shapes or ((),))[0][:shared])
+    sides = [
+        [axes(first + draft.factors(shape[shared:])) for shape in shapes]
+        for shapes in (draft.operand_shapes, draft.outcome_shapes)
+    ]
+    whole = frozenset(range(len(first), len(draft.sizes)))
+    return draft.rule(facts.pop("kind", Kind.OPAQUE), *sides, whole=whole, **facts)

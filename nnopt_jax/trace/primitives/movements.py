@@ -1,0 +1,265 @@
+"""Primitives that keep, drop, repeat or reorder the entries of arrays."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from nnopt_jax.trace.jaxpr import Equation
+from nnopt_jax.trace.primitives.draft import Draft, axes
+from nnopt_jax.trace.primitives.places import ONE, Dim, Start, axis
+from nnopt_jax.trace.primitives.primitive_names import named
+from nnopt_jax.trace.primitives.primitive_rule import Flat, Flops, Kind, Rule, Same, Shape
+
+
+def _moved(
+    draft: Draft, operands: Sequence[Sequence[Dim]], outcomes: Sequence[Sequence[Dim]], **facts: Any
+) -> Rule:
+    facts = {"same": Same.IDENTITY, "flops": Flops(), **facts}
+    return draft.rule(Kind.MOVEMENT, operands, outcomes, **facts)
+
+
+def _transpose(equation: Equation) -> Rule:
+    draft = Draft(equation)
+    dims = axes(draft.factors(draft.operand_shapes[0]))
+    return _moved(draft, [dims], [[dims[a] for a in equation.params["permutation"]]])
+
+
+def _squeeze(equation: Equation) -> Rule:
+    draft = Draft(equation)
+    shape = draft.operand_shapes[0]
+    removed = {a % len(shape) for a in equation.params["dimensions"]}
+    dims = [ONE if a in removed else axis(draft.factor(n)) for a, n in enumerate(shape)]
+    return _moved(draft, [dims], [[dim for a, dim in enumerate(dims) if a not in removed]])
+
+
+def _broadcast(equation: Equation) -> Rule:
+    """New axes of one entry have no factor: nothing is repeated along them."""
+    draft = Draft(equation)
+    (shape, *extra), (target,) = draft.operand_shapes, draft.outcome_shapes
+    places = equation.params["broadcast_dimensions"]
+    outcome = [
+        ONE if n == 1 and a not in places else axis(draft.factor(n)) for a, n in enumerate(target)
+    ]
+    operand = [outcome[to] if target[to] == n else ONE for to, n in zip(places, shape, strict=True)]
+    return _moved(
+        draft, [operand, *([ONE] * len(other) for other in extra)], [outcome],
+        resize=lambda _, outcomes: {"shape": tuple(outcomes[0])},
+    )  # fmt: skip
+
+
+def _reshape(equation: Equation) -> Rule:
+    """Bounds that both shapes have cut the axes into factors; where bounds cross, `flat` links."""
+    draft = Draft(equation)
+    (shape,), (target,) = draft.operand_shapes, draft.outcome_shapes
+    order = equation.params.get("dimensions") or range(len(shape))
+    shape = tuple(shape[a] for a in order)
+    resize = lambda _, outcomes: {"new_sizes": tuple(outcomes[0])}  # noqa: E731
+    before: list[Dim] = [ONE] * len(shape)
+    after: list[Dim] = [ONE] * len(target)
+    flat, whole = [], set[int]()
+    for ours, theirs in blocks(shape, target):
+        sides = [
+            ([shape[a] for a in ours], before, ours),
+            ([target[a] for a in theirs], after, theirs),
+        ]
+        marks = sorted({m for sizes, *_ in sides for m in _bounds(sizes)}, reverse=True)
+        if marks[-1] == 0 or any(a % b for a, b in itertools.pairwise(marks)):
+            flat.append(Flat(tuple(order[a] for a in ours), tuple(theirs)))
+            for sizes, dims, own in sides:
+                factors = draft.factors(sizes)
+                whole.update(factors)
+                for a, factor in zip(own, factors, strict=True):
+                    dims[a] = axis(factor)
+            continue
+        factors = {low: draft.factor(high // low) for high, low in itertools.pairwise(marks)}
+        for sizes, dims, own in sides:
+            bounds = _bounds(sizes)
+            for a, high, low in zip(own, bounds, bounds[1:], strict=False):
+                inside = [f for mark, f in factors.items() if high > mark >= low]
+                dims[a] = draft.mixed(*inside)
+    _pair_single(draft, shape, target, before, after)
+    back = dict(zip(order, before, strict=True))
+    return _moved(
+        draft, [[back[a] for a in range(len(shape))]], [after],
+        flat=tuple(flat), whole=frozenset(whole), resize=resize,
+    )  # fmt: skip
+
+
+def blocks(shape: Shape, target: Shape) -> list[tuple[list[int], list[int]]]:
+    """Return the finest pairs of axes of two shapes that hold the same entries.
+
+    Axes of one entry are left out.
+
+    Example:
+        >>> from nnopt_jax.trace.primitives.movements import blocks
+        >>> blocks((8, 6, 5), (8, 30)), blocks((12, 1, 5), (3, 4, 5))
+        ([([0], [0]), ([1, 2], [1])], [([0], [0, 1]), ([2], [2])])
+    """
+    left = [a for a, n in enumerate(shape) if n != 1]
+    right = [a for a, n in enumerate(target) if n != 1]
+    if 0 in shape:
+        return [(left, right)]
+    found = []
+    while left and right:
+        ours, theirs = [left.pop(0)], [right.pop(0)]
+        while (a := math.prod(shape[x] for x in ours)) != (
+            b := math.prod(target[x] for x in theirs)
+        ):
+            if a < b:
+                ours.append(left.pop(0))
+            else:
+                theirs.append(right.pop(0))
+        found.append((ours, theirs))
+    return found
+
+
+def _bounds(sizes: Sequence[int]) -> list[int]:
+    """Return how many entries lie at or after the beginning of each axis, and 1."""
+    return [math.prod(sizes[a:]) for a in range(len(sizes) + 1)]
+
+
+def _pair_single(
+    draft: Draft, shape: Shape, target: Shape, before: list[Dim], after: list[Dim]
+) -> None:
+    """Give axes of one entry at the same bound a common factor, so that they keep their roles."""
+    if 0 in shape:
+        return
+    singles = []
+    for sizes in (shape, target):
+        bounds = _bounds(sizes)
+        at: dict[int, list[int]] = {}
+        for a in reversed(range(len(sizes))):
+            if sizes[a] == 1:
+                at.setdefault(bounds[a], []).append(a)
+        singles.append(at)
+    for bound, ours in singles[0].items():
+        for a, b in zip(ours, singles[1].get(bound, ()), strict=False):
+            before[a] = after[b] = axis(draft.factor(1))
+
+
+def _slice(equation: Equation) -> Rule:
+    draft, k = Draft(equation), equation.params
+    (shape,), (target,) = draft.operand_shapes, draft.outcome_shapes
+    factors, starts = draft.factors(target), k["start_indices"]
+    strides = k["strides"] or (1,) * len(shape)
+
+    def resize(operands: Sequence[Shape], _: Sequence[Shape]) -> dict[str, Any]:
+        kept = zip(starts, k["limit_indices"], shape, operands[0], strict=True)
+        limits = [new if (low, high) == (0, old) else high for low, high, old, new in kept]
+        return {"limit_indices": tuple(limits)}
+
+    operand = [axis(f, s, t) for f, s, t in zip(factors, starts, strides, strict=True)]
+    return _moved(draft, [operand], [axes(factors)], resize=resize)
+
+
+def _split(equation: Equation) -> Rule:
+    draft, cut = Draft(equation), equation.params["axis"]
+    operand, parts = _side_by_side(draft, cut, draft.operand_shapes[0], draft.outcome_shapes)
+    return _moved(
+        draft, [operand], parts,
+        resize=lambda _, outcomes: {"sizes": tuple(shape[cut] for shape in outcomes)},
+    )  # fmt: skip
+
+
+def _concatenate(equation: Equation) -> Rule:
+    draft, at = Draft(equation), equation.params["dimension"]
+    outcome, parts = _side_by_side(draft, at, draft.outcome_shapes[0], draft.operand_shapes)
+    return _moved(draft, parts, [outcome])
+
+
+def _side_by_side(
+    draft: Draft, at: int, shape: Shape, parts: Sequence[Shape]
+) -> tuple[list[Dim], list[list[Dim]]]:
+    """Return the dimensions of an array, and of the parts that it has along one axis."""
+    others = {a: axis(draft.factor(n)) for a, n in enumerate(shape) if a != at}
+    places, found, start = (), [], 0
+    for part in parts:
+        factor = draft.factor(part[at])
+        places += axis(factor, start)
+        start += part[at]
+        found.append([others.get(a, axis(factor)) for a in range(len(shape))])
+    return [others.get(a, places) for a in range(len(shape))], found
+
+
+def _pad(equation: Equation) -> Rule:
+    """Padding below zero removes entries; padding inside spreads them."""
+    draft = Draft(equation)
+    operand, outcome = [], []
+    settings = zip(
+        draft.operand_shapes[0], draft.outcome_shapes[0], equation.params["padding_config"],
+        strict=True,
+    )  # fmt: skip
+    for size, target, (low, _, interior) in settings:
+        step = interior + 1
+        first = -(min(low, 0) // step)
+        last = min(size - 1, (target - 1 - low) // step)
+        factor = draft.factor(max(last - first + 1, 0))
+        operand.append(axis(factor, first))
+        outcome.append(axis(factor, low + first * step, step))
+    return _moved(draft, [operand, []], [outcome], fills=1)
+
+
+def _reverse(equation: Equation) -> Rule:
+    draft = Draft(equation)
+    shape = draft.operand_shapes[0]
+    factors = draft.factors(shape)
+    outcome = [
+        axis(f, n - 1, -1) if a in equation.params["dimensions"] else axis(f)
+        for a, (f, n) in enumerate(zip(factors, shape, strict=True))
+    ]
+    return _moved(draft, [axes(factors)], [outcome])
+
+
+def _tile(equation: Equation) -> Rule:
+    draft = Draft(equation)
+    factors = draft.factors(draft.operand_shapes[0])
+    outcome = [
+        axis(f) if times == 1 else draft.mixed(draft.factor(times), f)
+        for f, times in zip(factors, equation.params["reps"], strict=True)
+    ]
+
+    def resize(operands: Sequence[Shape], outcomes: Sequence[Shape]) -> dict[str, Any]:
+        pairs = zip(outcomes[0], operands[0], strict=True)
+        return {"reps": tuple(after // max(before, 1) for after, before in pairs)}
+
+    return _moved(draft, [axes(factors)], [outcome], resize=resize)
+
+
+def _dynamic_slice(equation: Equation) -> Rule:
+    draft = Draft(equation)
+    (shape, *_), (target,) = draft.operand_shapes, draft.outcome_shapes
+    factors = draft.factors(target)
+    operand = [
+        axis(f, 0 if n == m else Start(1 + a))
+        for a, (f, n, m) in enumerate(zip(factors, shape, target, strict=True))
+    ]
+    return _moved(
+        draft, [operand, *([] for _ in shape)], [axes(factors)],
+        chooses=tuple(range(1, len(shape) + 1)),
+        resize=lambda operands, _: {"slice_sizes": whole_windows(target, shape, operands[0])},
+    )  # fmt: skip
+
+
+def whole_windows(window: Sequence[int], before: Shape, after: Shape) -> Shape:
+    """Return a window at another shape of the operand: where it was whole it is whole again."""
+    each = zip(window, before, after, strict=True)
+    return tuple(new if size == old else size for size, old, new in each)
+
+
+MOVEMENTS = {
+    **dict.fromkeys(named("transpose"), _transpose),
+    **dict.fromkeys(named("squeeze"), _squeeze),
+    **dict.fromkeys(named("broadcast_in_dim"), _broadcast),
+    **dict.fromkeys(named("reshape"), _reshape),
+    **dict.fromkeys(named("slice"), _slice),
+    **dict.fromkeys(named("split"), _split),
+    **dict.fromkeys(named("concatenate"), _concatenate),
+    **dict.fromkeys(named("pad"), _pad),
+    **dict.fromkeys(named("rev"), _reverse),
+    **dict.fromkeys(named("tile"), _tile),
+    **dict.fromkeys(named("dynamic_slice"), _dynamic_slice),
+}
+"""Rules of movements."""

@@ -1,0 +1,96 @@
+"""Where the entries of an array lie: indices as sums of strides over factors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+Factor = int
+"""A loop index of an equation, by its position in `Rule.sizes`."""
+
+
+class Start(NamedTuple):
+    """A start that is known only at run time, because an operand holds it.
+
+    Args:
+        operand: the operand that holds the start.
+        entry: the position along the last axis of that operand. None where the operand is a
+            single number, or where the start is computed from it (the sizes of ragged groups).
+
+    Example:
+        >>> from nnopt_jax.trace.primitives import Start
+        >>> Start(operand=1, entry=0)  # of the two operands of a gather: column 0 of the indices
+        Start(operand=1, entry=0)
+    """
+
+    operand: int
+    entry: int | None = None
+
+
+class Place(NamedTuple):
+    """The indices `start + sum(stride * i)` along one dimension, `i` running over factors.
+
+    Args:
+        factors: pairs of a factor and its stride, from major to minor. Without factors the place
+            is the single index `start`.
+        start: the index where all factors are zero: a number, or what an operand holds.
+        holes: the dilation of the dimension: only indices that it divides exist, and the array has
+            the entry `index // holes` there. Indices outside of the array are padding.
+
+    Example:
+        >>> from nnopt_jax.trace.primitives import Place
+        >>> Place(((0, 2),), start=1).indices([3])  # x[1::2] of six entries
+        array([1, 3, 5])
+        >>> Place(((0, 3), (1, 1))).indices([2, 3])  # an axis of six as two rows of three
+        array([[0, 1, 2],
+               [3, 4, 5]])
+    """
+
+    factors: tuple[tuple[Factor, int], ...] = ()
+    start: int | Start = 0
+    holes: int = 1
+
+    @property
+    def names(self) -> tuple[Factor, ...]:
+        """The factors alone, from major to minor."""
+        return tuple(factor for factor, _ in self.factors)
+
+    def indices(self, sizes: tuple[int, ...] | list[int]) -> np.ndarray:
+        """Return the index for each combination of the factors, one axis for each of them.
+
+        Args:
+            sizes: the size of every factor of the rule.
+
+        Raises:
+            ValueError: an operand holds the start.
+        """
+        if isinstance(self.start, Start):
+            raise ValueError(f"{self}: the start is known at run time; pass it yourself")
+        found = np.asarray(self.start)
+        for factor, stride in self.factors:
+            found = found[..., None] + stride * np.arange(sizes[factor])
+        return found
+
+    def count(self, sizes: tuple[int, ...] | list[int]) -> int:
+        """Return how many indices the place has."""
+        return int(np.prod([sizes[factor] for factor in self.names], dtype=int))
+
+
+Dim = tuple[Place, ...]
+"""The places that lie side by side along one dimension; later ones win where they overlap."""
+
+
+def axis(factor: Factor, start: int | Start = 0, stride: int = 1) -> Dim:
+    """Return a dimension that one factor runs over.
+
+    Example:
+        >>> from nnopt_jax.trace.primitives import axis
+        >>> axis(2)
+        (Place(factors=((2, 1),), start=0, holes=1),)
+    """
+    return (Place(((factor, stride),), start),)
+
+
+ONE: Dim = (Place(),)
+"""A dimension of which the single index 0 takes part."""

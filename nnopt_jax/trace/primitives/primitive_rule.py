@@ -1,0 +1,351 @@
+"""What one equation does, as factors and places: the facts that all analyses share."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from nnopt_jax.trace.jaxpr import Equation
+from nnopt_jax.trace.primitives.places import Dim, Factor, Place
+
+Shape = tuple[int, ...]
+Dims = tuple[Dim, ...]
+
+
+class Kind(enum.Enum):
+    """What a primitive computes.
+
+    Example:
+        >>> from nnopt_jax.trace.primitives import Kind
+        >>> Kind("contraction")
+        <Kind.CONTRACTION: 'contraction'>
+    """
+
+    ELEMENTWISE = "elementwise"
+    """An entry of the outcome depends on the entries of the operands with the same factors."""
+    MOVEMENT = "movement"
+    """An entry of the outcome is an entry of an operand, at an index that is mostly known."""
+    CONTRACTION = "contraction"
+    """Products are summed."""
+    REDUCTION = "reduction"
+    """Entries are combined in any order."""
+    ORDERED = "ordered"
+    """An axis is needed whole and in its order: sort, cumulative sums, windows."""
+    LOOKUP = "lookup"
+    """Indices choose entries."""
+    UPDATE = "update"
+    """Indices choose the entries that are replaced or changed."""
+    MADE = "made"
+    """Entries are computed from positions or random keys."""
+    OPAQUE = "opaque"
+    """Nothing is known beyond the factors that operands and outcomes share."""
+
+
+class Same(enum.Enum):
+    """How the entries of an outcome relate to the entries of the operand that they come from."""
+
+    IDENTITY = "identity"
+    """They are the same."""
+    CAST = "cast"
+    """They are rounded to another dtype or precision."""
+    SCALED = "scaled"
+    """They are multiplied by one number that all entries share."""
+    NO = "no"
+    """They are other values."""
+
+
+class Flops(NamedTuple):
+    """What XLA counts for each of `Rule.points`.
+
+    Args:
+        operations: additions, multiplications, comparisons, casts.
+        transcendentals: exponentials, roots and the like.
+    """
+
+    operations: int = 0
+    transcendentals: int = 0
+
+
+class Flat(NamedTuple):
+    """Axes that hold the same entries in row-major order, but share no factors.
+
+    Args:
+        operand: consecutive axes of the operand.
+        outcome: consecutive axes of the outcome.
+    """
+
+    operand: tuple[int, ...]
+    outcome: tuple[int, ...]
+
+
+Resize = Callable[[Sequence[Shape], Sequence[Shape]], dict[str, Any]]
+"""`resize(operand shapes, outcome shapes)` returns the parameters that differ at these shapes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """The facts of one equation.
+
+    Along each dimension an entry has the index `start + sum(stride * i)`, where `i` runs over
+    factors. A factor in an operand and in an outcome passes; one that is in no outcome is reduced;
+    one that is in no operand is repeated; one of two operands and of the outcome is a batch.
+
+    Args:
+        kind: what the primitive computes.
+        sizes: the size of each factor.
+        operands: the dimensions of each operand.
+        outcomes: the dimensions of each outcome.
+        operand_shapes: the shape of each operand.
+        outcome_shapes: the shape of each outcome.
+        whole: factors that are needed whole and in their order.
+        chooses: operands that only choose: indices, predicates, starts, group sizes.
+        absorbs: operands whose zeros make zeros, whatever the (finite, nonzero) others are.
+        neutral: what a reduction may leave out. None where it may leave out nothing.
+        flops: what one of `points` costs; None where that is not known.
+        flat: axes that hold the same entries and share no factors.
+        same: how entries of the outcome relate to the operand's.
+        fills: the operand that holds what no place reaches (the value of a pad).
+        sources: for each outcome the operands it depends on; None: all.
+        mesh: names of the mesh axes whose devices exchange entries.
+        resize: parameters of the equation at other shapes; None where they hold no sizes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nnopt_jax.trace.primitives import rule_of
+        >>> product = jax.make_jaxpr(jnp.matmul)(jnp.ones((2, 3)), jnp.ones((3, 4)))
+        >>> rule = rule_of(product.jaxpr.eqns[0])
+        >>> rule.sizes, rule.reduced, rule.operations
+        ((2, 3, 4), frozenset({1}), 48)
+        >>> print(rule)
+        contraction: (0, 1), (1, 2) -> (0, 2); sizes 2, 3, 4
+    """
+
+    kind: Kind
+    sizes: tuple[int, ...]
+    operands: tuple[Dims, ...]
+    outcomes: tuple[Dims, ...]
+    operand_shapes: tuple[Shape, ...]
+    outcome_shapes: tuple[Shape, ...]
+    whole: frozenset[Factor] = frozenset()
+    chooses: tuple[int, ...] = ()
+    absorbs: tuple[int, ...] = ()
+    neutral: float | None = None
+    flops: Flops | None = None
+    flat: tuple[Flat, ...] = ()
+    same: Same = Same.NO
+    fills: int | None = None
+    sources: tuple[tuple[int, ...], ...] | None = None
+    mesh: tuple[str, ...] = ()
+    resize: Resize | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        sides = (", ".join(map(_text, side)) for side in (self.operands, self.outcomes))
+        return f"{self.kind.value}: {' -> '.join(sides)}; sizes {', '.join(map(str, self.sizes))}"
+
+    @property
+    def data(self) -> tuple[int, ...]:
+        """The operands whose entries reach the outcome: all that do not only choose."""
+        return tuple(i for i in range(len(self.operands)) if i not in self.chooses)
+
+    @property
+    def reduced(self) -> frozenset[Factor]:
+        """The factors of the data that are in no outcome."""
+        kept = factors_of(*self.outcomes) | self._flat_factors
+        return factors_of(*(self.operands[i] for i in self.data)) - kept
+
+    @property
+    def repeated(self) -> frozenset[Factor]:
+        """The factors of outcomes that are in no operand."""
+        return factors_of(*self.outcomes) - factors_of(*self.operands) - self._flat_factors
+
+    @property
+    def batch(self) -> frozenset[Factor]:
+        """The factors that several data operands and an outcome have."""
+        each = [factors_of(self.operands[i]) for i in self.data]
+        return frozenset(f for f in factors_of(*self.outcomes) if sum(f in own for own in each) > 1)
+
+    @property
+    def points(self) -> int:
+        """How often `flops` count.
+
+        - A contraction: once for each product that it sums, without those at holes.
+        - A reduction or window: once for each step that combines `n` entries in `n - 1`.
+        - An update: once for each entry of the updates (the last operand).
+        - All others: once for each entry of the first outcome.
+        """
+        size = math.prod(self.outcome_shapes[0]) if self.outcome_shapes else 0
+        if self.kind is Kind.UPDATE:
+            return math.prod(self.operand_shapes[-1])
+        if self.kind is Kind.CONTRACTION:
+            return self._products()
+        if self.kind is Kind.REDUCTION or (self.kind is Kind.ORDERED and self.reduced):
+            every = math.prod(self.sizes[f] for f in self._iterated)
+            return max(every - size, 0) * len(self.outcomes)
+        return size
+
+    @property
+    def products(self) -> int:
+        """How many products a contraction sums; zero for all other kinds."""
+        return self.points if self.kind is Kind.CONTRACTION else 0
+
+    @property
+    def operations(self) -> int | None:
+        """All operations of the equation; None where they are not known."""
+        return None if self.flops is None else self.points * self.flops.operations
+
+    @property
+    def transcendentals(self) -> int | None:
+        """All transcendental functions of the equation; None where they are not known."""
+        return None if self.flops is None else self.points * self.flops.transcendentals
+
+    def pair(self, operand: int = 0, outcome: int = 0) -> tuple[tuple[Place, ...], ...] | None:
+        """Return the places of an operand and of an outcome that hold the same entries.
+
+        An outcome of a concatenation has one place for each operand side by side; here is the one
+        of this operand. Where a later operand reaches the same index its entry wins.
+
+        Args:
+            operand: the position of the operand.
+            outcome: the position of the outcome.
+
+        Returns:
+            One place for each dimension of the operand and one for each of the outcome; None where
+            the outcome does not depend on the operand.
+
+        Example:
+            >>> import jax, jax.numpy as jnp
+            >>> from nnopt_jax.trace.primitives import rule_of
+            >>> beside = jax.make_jaxpr(lambda x, y: jnp.concatenate([x, y]))
+            >>> rule = rule_of(beside(jnp.ones(2), jnp.ones(3)).jaxpr.eqns[0])
+            >>> rule.pair(1)[1]
+            (Place(factors=((1, 1),), start=2, holes=1),)
+        """
+        if self.sources is not None and operand not in self.sources[outcome]:
+            return None
+        ours, theirs = self.operands[operand], self.outcomes[outcome]
+        mine, its = factors_of(ours), factors_of(theirs)
+        before = [_belonging(dim, its, mine & factors_of(*self.outcomes)) for dim in ours]
+        after = [_belonging(dim, mine, its & factors_of(*self.operands)) for dim in theirs]
+        if any(place is None for place in (*before, *after)):
+            return None
+        return tuple(before), tuple(after)  # pyright: ignore[reportReturnType]
+
+    @property
+    def permutation(self) -> Shape | None:
+        """The order of the operand's axes in the outcome, where nothing else happens to them."""
+        if self.same is not Same.IDENTITY or self.sources is not None or self.whole:
+            return None
+        if len(self.data) != 1 or len(self.outcomes) != 1 or self.flat:
+            return None
+        ours, theirs = self.operands[self.data[0]], self.outcomes[0]
+        shape = self.operand_shapes[self.data[0]]
+        if not all(_is_full(dim, n, self.sizes) for dim, n in zip(ours, shape, strict=True)):
+            return None
+        if len(set(ours)) != len(ours) or len(ours) != len(theirs) or set(ours) != set(theirs):
+            return None
+        return tuple(ours.index(dim) for dim in theirs)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether each outcome is the operand of the same position, entry by entry."""
+        count = len(self.outcomes)
+        return (
+            self.same is Same.IDENTITY
+            and self.operands[:count] == self.outcomes
+            and self.operand_shapes[:count] == self.outcome_shapes
+        )
+
+    def kept_last(self, operand: int = 0, outcome: int = 0) -> int:
+        """Return how many of the last axes stay the last ones, whole and in their order.
+
+        Example:
+            >>> import jax, jax.numpy as jnp
+            >>> from nnopt_jax.trace.primitives import rule_of
+            >>> turned = jax.make_jaxpr(lambda x: x.transpose(1, 0, 2))(jnp.ones((2, 3, 4)))
+            >>> rule_of(turned.jaxpr.eqns[0]).kept_last()
+            1
+        """
+        ours = zip(self.operands[operand], self.operand_shapes[operand], strict=True)
+        theirs = zip(self.outcomes[outcome], self.outcome_shapes[outcome], strict=True)
+        count = 0
+        for (dim, n), (other, m) in zip(reversed([*ours]), reversed([*theirs]), strict=False):
+            if dim != other or n != m or not _is_full(dim, n, self.sizes):
+                break
+            count += 1
+        return count
+
+    def resized(
+        self, equation: Equation, operands: Sequence[Shape], outcomes: Sequence[Shape]
+    ) -> Equation:
+        """Return the equation with the parameters that it has at other shapes.
+
+        Args:
+            equation: the equation that the rule was made from.
+            operands: the new shapes of the operands.
+            outcomes: the new shapes of the outcomes.
+        """
+        if self.resize is None:
+            return equation
+        changed: Mapping[str, Any] = self.resize(operands, outcomes)
+        return equation.replace(params={**equation.params, **changed})
+
+    @property
+    def _iterated(self) -> frozenset[Factor]:
+        return factors_of(*(self.operands[i] for i in self.data), *self.outcomes)
+
+    @property
+    def _flat_factors(self) -> frozenset[Factor]:
+        ours = [self.operands[0][a] for flat in self.flat for a in flat.operand]
+        theirs = [self.outcomes[0][a] for flat in self.flat for a in flat.outcome]
+        return factors_of(ours, theirs)
+
+    def _products(self) -> int:
+        """Count pairs of a position and a tap that fall on an entry, not on a hole between."""
+        left, count = set(self._iterated), 1
+        for dim in self.operands[0]:
+            for place in dim:
+                if place.holes != 1:
+                    count *= int((place.indices(self.sizes) % place.holes == 0).sum())
+                    left -= set(place.names)
+        return count * math.prod(self.sizes[f] for f in left)
+
+
+def factors_of(*arrays: Sequence[Dim]) -> frozenset[Factor]:
+    """Return the factors that the dimensions of some arrays have.
+
+    Example:
+        >>> from nnopt_jax.trace.primitives import axis, factors_of
+        >>> factors_of([axis(0), axis(2)])
+        frozenset({0, 2})
+    """
+    return frozenset(f for dims in arrays for dim in dims for place in dim for f in place.names)
+
+
+def _belonging(dim: Dim, shared: frozenset[Factor], elsewhere: frozenset[Factor]) -> Place | None:
+    """Return the place whose factors the other side has; else one whose factors nobody else has."""
+    if len(dim) == 1:
+        return dim[0]
+    own = [place for place in dim if place.factors and shared.issuperset(place.names)]
+    free = [place for place in dim if not elsewhere.intersection(place.names)]
+    mixed = [place for place in dim if shared.intersection(place.names)]
+    return next(iter((*own, *mixed, *free)), None)
+
+
+def _is_full(dim: Dim, size: int, sizes: tuple[int, ...]) -> bool:
+    """Return whether a dimension is one place that covers all of it in order."""
+    if len(dim) != 1 or dim[0].start != 0 or dim[0].holes != 1:
+        return False
+    covered = 1
+    for factor, stride in reversed(dim[0].factors):
+        if sizes[factor] != 1 and stride != covered:
+            return False
+        covered *= sizes[factor]
+    return covered == size
+
+
+def _text(dims: Dims) -> str:
+    each = ("+".join("*".join(map(str, place.names)) or "1" for place in dim) for dim in dims)
+    return f"({', '.join(each)})"

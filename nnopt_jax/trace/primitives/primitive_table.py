@@ -1,0 +1,149 @@
+"""The one table of primitives: each is described once, for every analysis."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from nnopt_jax.trace.jaxpr import Equation
+from nnopt_jax.trace.primitives.contractions import CONTRACTIONS
+from nnopt_jax.trace.primitives.draft import opaque_rule
+from nnopt_jax.trace.primitives.elementwise import ELEMENTWISE
+from nnopt_jax.trace.primitives.generators import GENERATORS
+from nnopt_jax.trace.primitives.identities import IDENTITIES
+from nnopt_jax.trace.primitives.linear_algebra import LINEAR_ALGEBRA
+from nnopt_jax.trace.primitives.lookups import LOOKUPS
+from nnopt_jax.trace.primitives.mesh_exchange import MESH_EXCHANGES
+from nnopt_jax.trace.primitives.movements import MOVEMENTS
+from nnopt_jax.trace.primitives.primitive_rule import Rule
+from nnopt_jax.trace.primitives.programs import PROGRAMS, MakePrograms, Programs
+from nnopt_jax.trace.primitives.reductions import REDUCTIONS
+from nnopt_jax.trace.primitives.windows import WINDOWS
+
+MakeRule = Callable[[Equation], Rule]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """An immutable table of primitives.
+
+    Args:
+        rules: makes the rule of an equation, by primitive.
+        programs: finds the programs of an equation, by primitive.
+
+    Example:
+        Every analysis takes a table, so that a primitive of your own is described in one place.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from jax.extend.core import Primitive
+        >>> from nnopt_jax.trace.primitives import TABLE, elementwise_rule
+        >>> swish_p = Primitive("swish")
+        >>> mine = TABLE.with_rule(swish_p, elementwise_rule)
+        >>> swish_p in mine, swish_p in TABLE
+        (True, False)
+    """
+
+    rules: Mapping[Any, MakeRule]
+    programs: Mapping[Any, MakePrograms]
+
+    def __post_init__(self) -> None:
+        for name in ("rules", "programs"):
+            object.__setattr__(self, name, types.MappingProxyType(dict(getattr(self, name))))
+
+    def __contains__(self, primitive: Any) -> bool:
+        return primitive in self.rules or primitive in self.programs
+
+    def __len__(self) -> int:
+        return len({*self.rules, *self.programs})
+
+    def __repr__(self) -> str:
+        return f"Table({len(self)} primitives)"
+
+    def rule_of(self, equation: Equation) -> Rule:
+        """Return the rule of an equation; an unknown primitive is opaque.
+
+        Args:
+            equation: one equation of a program.
+        """
+        return self.rules.get(equation.primitive, opaque_rule)(equation)
+
+    def programs_of(self, equation: Equation) -> Programs | None:
+        """Return the programs that an equation holds; None where it holds none.
+
+        Args:
+            equation: one equation of a program.
+        """
+        make = self.programs.get(equation.primitive)
+        return None if make is None else make(equation)
+
+    def with_rule(self, primitive: Any, make: MakeRule) -> Self:
+        """Return a table in which a primitive has this rule.
+
+        Args:
+            primitive: the primitive.
+            make: `make(equation)` returns the `Rule`; `Draft` helps to write it.
+        """
+        return dataclasses.replace(self, rules={**self.rules, primitive: make})
+
+    def with_programs(self, primitive: Any, make: MakePrograms) -> Self:
+        """Return a table in which the programs of a primitive are entered.
+
+        Args:
+            primitive: the primitive.
+            make: `make(equation)` returns the `Programs`.
+        """
+        return dataclasses.replace(self, programs={**self.programs, primitive: make})
+
+
+TABLE = Table(
+    {
+        **ELEMENTWISE,
+        **IDENTITIES,
+        **MOVEMENTS,
+        **LOOKUPS,
+        **CONTRACTIONS,
+        **REDUCTIONS,
+        **WINDOWS,
+        **GENERATORS,
+        **LINEAR_ALGEBRA,
+        **MESH_EXCHANGES,
+    },
+    PROGRAMS,
+)
+"""The primitives of JAX."""
+
+
+def rule_of(equation: Equation, table: Table = TABLE) -> Rule:
+    """Return the rule of an equation; an unknown primitive is opaque.
+
+    Args:
+        equation: one equation of a program.
+        table: where primitives are described.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nnopt_jax.trace.primitives import rule_of
+        >>> turned = jax.make_jaxpr(jnp.transpose)(jnp.ones((2, 3))).jaxpr.eqns[0]
+        >>> print(rule_of(turned))
+        movement: (0, 1) -> (1, 0); sizes 2, 3
+    """
+    return table.rule_of(equation)
+
+
+def programs_of(equation: Equation, table: Table = TABLE) -> Programs | None:
+    """Return the programs that an equation holds; None where it holds none.
+
+    Args:
+        equation: one equation of a program.
+        table: where primitives are described.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nnopt_jax.trace.primitives import programs_of
+        >>> called = jax.make_jaxpr(jax.jit(jnp.sin))(jnp.ones(3)).jaxpr.eqns[0]
+        >>> programs_of(called).body.inputs
+        (0,)
+    """
+    return table.programs_of(equation)

@@ -1,0 +1,181 @@
+"""Primitives that hold programs, and how their operands reach the inputs of these."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from nnopt_jax.trace.jaxpr import Equation, Program, closed, scanned
+from nnopt_jax.trace.primitives.primitive_names import named
+
+
+class Flow(enum.Enum):
+    """How an equation runs its programs."""
+
+    CALL = "call"
+    """One program, once."""
+    LOOP = "loop"
+    """One program again and again (`scan`), or a test and a body in turns (`while`)."""
+    BRANCH = "branch"
+    """One of several programs, which the first operand chooses."""
+
+
+class Inner(NamedTuple):
+    """One program of an equation.
+
+    Args:
+        program: the program.
+        inputs: for each input of the program the operand of the equation that it comes from.
+        outputs: for each output of the program the outcome of the equation that it becomes; empty
+            for the test of a loop.
+    """
+
+    program: Program
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+MeshCut = tuple[tuple[str, ...], ...]
+"""For each axis of an array the mesh axes that cut it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The programs of one equation.
+
+    Args:
+        flow: how they run.
+        inner: the programs: the one that is called, every branch, the body, or the test and the
+            body.
+        times: how often the body of a loop runs; None where that is not known (`while`).
+        carried: pairs of an operand and an outcome. The operand is the input of the first turn, an
+            output of each turn is the input of the next one, and the last is the outcome.
+        sliced: operands of which each turn gets one entry along axis 0.
+        stacked: outcomes that hold the outputs of all turns along axis 0.
+        mesh: the mesh of `shard_map`, each device of which runs the program on its part; else None.
+        operand_cuts: for each operand the mesh axes that cut its axes; empty without a mesh.
+        outcome_cuts: likewise for each outcome.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jax import lax
+        >>> from nnopt_jax.trace.primitives import programs_of
+        >>> turn = lambda total, x: (total + x, total)
+        >>> found = programs_of(
+        ...     jax.make_jaxpr(lambda x: lax.scan(turn, x[0], x))(jnp.ones((5, 3))).jaxpr.eqns[-1]
+        ... )
+        >>> found.flow, found.times, found.carried, found.sliced, found.stacked
+        (<Flow.LOOP: 'loop'>, 5, ((0, 0),), (1,), (1,))
+    """
+
+    flow: Flow
+    inner: tuple[Inner, ...]
+    times: int | None = 1
+    carried: tuple[tuple[int, int], ...] = ()
+    sliced: tuple[int, ...] = ()
+    stacked: tuple[int, ...] = ()
+    mesh: Any = None
+    operand_cuts: tuple[MeshCut, ...] = ()
+    outcome_cuts: tuple[MeshCut, ...] = ()
+
+    @property
+    def body(self) -> Inner:
+        """The program that is called, or the body of a loop."""
+        return self.inner[-1]
+
+    @property
+    def chooses(self) -> tuple[int, ...]:
+        """The operands that choose a branch."""
+        return (0,) if self.flow is Flow.BRANCH else ()
+
+
+MakePrograms = Callable[[Equation], Programs]
+
+
+def _calling(*keys: str) -> MakePrograms:
+    """Return a maker for equations that call the program under the first of these parameters."""
+
+    def make(equation: Equation) -> Programs:
+        key = next(key for key in keys if key in equation.params)
+        return Programs(Flow.CALL, (_whole(equation, equation.params[key]),))
+
+    return make
+
+
+def _whole(equation: Equation, program: Any) -> Inner:
+    """Return a program that has the operands and outcomes of its equation."""
+    counts = len(equation.invars), len(equation.outvars)
+    return Inner(closed(program), *(tuple(range(count)) for count in counts))
+
+
+def _scan(equation: Equation) -> Programs:
+    consts, count = scanned(equation)
+    first = consts + count
+    return Programs(
+        Flow.LOOP,
+        (_whole(equation, equation.params["jaxpr"]),),
+        times=equation.params["length"],
+        carried=tuple((consts + i, i) for i in range(count)),
+        sliced=tuple(range(first, len(equation.invars))),
+        stacked=tuple(range(count, len(equation.outvars))),
+    )
+
+
+def _while(equation: Equation) -> Programs:
+    k, count = equation.params, len(equation.outvars)
+    tests, bodies = k["cond_nconsts"], k["cond_nconsts"] + k["body_nconsts"]
+    carry = range(bodies, bodies + count)
+    return Programs(
+        Flow.LOOP,
+        (
+            Inner(closed(k["cond_jaxpr"]), (*range(tests), *carry), ()),
+            Inner(closed(k["body_jaxpr"]), (*range(tests, bodies), *carry), tuple(range(count))),
+        ),
+        times=None,
+        carried=tuple((bodies + i, i) for i in range(count)),
+    )
+
+
+def _cond(equation: Equation) -> Programs:
+    inputs, outputs = range(1, len(equation.invars)), range(len(equation.outvars))
+    return Programs(
+        Flow.BRANCH,
+        tuple(
+            Inner(closed(branch), tuple(inputs), tuple(outputs))
+            for branch in equation.params["branches"]
+        ),
+    )
+
+
+def _shard_map(equation: Equation) -> Programs:
+    k = equation.params
+    return Programs(
+        Flow.CALL,
+        (_whole(equation, k["jaxpr"]),),
+        mesh=k["mesh"],
+        operand_cuts=tuple(map(_cut, k["in_specs"], equation.invars)),
+        outcome_cuts=tuple(map(_cut, k["out_specs"], equation.outvars)),
+    )
+
+
+def _cut(spec: Any, variable: Any) -> MeshCut:
+    """Return the mesh axes of each axis of an array; a spec may leave the last axes out."""
+    names = [() if x is None else (x,) if isinstance(x, str) else tuple(x) for x in spec]
+    return (*names, *[()] * (len(variable.aval.shape) - len(names)))
+
+
+PROGRAMS: dict[Any, MakePrograms] = {
+    **dict.fromkeys(
+        named(
+            "jit remat closed_call call core_call custom_jvp_call custom_vjp_call composite"
+        ),
+        _calling("jaxpr", "call_jaxpr"),
+    ),
+    **dict.fromkeys(named("scan"), _scan),
+    **dict.fromkeys(named("while"), _while),
+    **dict.fromkeys(named("cond"), _cond),
+    **dict.fromkeys(named("shard_map"), _shard_map),
+}  # fmt: skip
+"""Makers of `Programs`. An exported call holds compiled code and no program: it is opaque."""

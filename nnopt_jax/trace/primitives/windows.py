@@ -1,0 +1,80 @@
+"""Primitives that slide a window over an array."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nnopt_jax.trace.jaxpr import Equation
+from nnopt_jax.trace.primitives.draft import Draft, axes
+from nnopt_jax.trace.primitives.places import Dim, Factor, Place, axis
+from nnopt_jax.trace.primitives.primitive_names import named
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, Rule, Shape
+from nnopt_jax.trace.primitives.reductions import NEUTRAL
+
+
+def _windows(draft: Draft, shape: Shape, positions: Shape, k: Mapping[str, Any]) -> tuple:
+    """Return the dimensions that windows cover, those of their positions, and whole factors.
+
+    Args:
+        draft: where factors are added.
+        shape: of the array that windows cover.
+        positions: how many windows there are along each axis.
+        k: the settings of the windows.
+    """
+    ones = (1,) * len(shape)
+    factors = draft.factors(positions)
+    covered: list[Dim] = []
+    windowed = set[Factor]()
+    for f, n, size, stride, (low, _), base, dilation in zip(
+        factors, shape, k["window_dimensions"], k["window_strides"], k["padding"],
+        k.get("base_dilation", ones), k.get("window_dilation", ones), strict=True,
+    ):  # fmt: skip
+        if size == stride == base == 1 and n == draft.sizes[f]:
+            covered.append(axis(f))
+            continue
+        tap = draft.factor(size)
+        windowed |= {f, tap}
+        covered.append((Place(((f, stride), (tap, dilation)), -low, base),))
+    return covered, axes(factors), frozenset(windowed)
+
+
+def _reduce_window(equation: Equation) -> Rule:
+    """Windows of one entry combine nothing, and a combination by a function is of unknown cost."""
+    draft = Draft(equation)
+    shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
+    covered, positions, whole = _windows(draft, shape, target, equation.params)
+    neutral = NEUTRAL.get(equation.primitive)
+    flops = None if neutral is None else Flops(int(len(draft.sizes) > len(target)))
+    operands = [covered if own == shape and shape else [] for own in draft.operand_shapes]
+    return draft.rule(
+        Kind.ORDERED, operands, [positions] * len(draft.outcome_shapes),
+        whole=whole, neutral=neutral, flops=flops,
+    )  # fmt: skip
+
+
+def _scattered_back(equation: Equation) -> Rule:
+    """The gradient of a pooling: an entry of each window gets what its position has."""
+    draft = Draft(equation)
+    given, shape = draft.operand_shapes
+    covered, positions, whole = _windows(draft, shape, given, equation.params)
+    return draft.rule(Kind.ORDERED, [positions, covered], [covered], whole=whole)
+
+
+def _gathered(equation: Equation) -> Rule:
+    """The derivative of a pooling: a position has what is at the chosen entry of its window."""
+    draft = Draft(equation)
+    shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
+    covered, positions, whole = _windows(draft, shape, target, equation.params)
+    return draft.rule(Kind.ORDERED, [covered, covered], [positions], whole=whole)
+
+
+WINDOWS = {
+    **dict.fromkeys(
+        named("reduce_window reduce_window_max reduce_window_min reduce_window_sum"),
+        _reduce_window,
+    ),
+    **dict.fromkeys(named("select_and_scatter_add"), _scattered_back),
+    **dict.fromkeys(named("select_and_gather_add"), _gathered),
+}
+"""Rules of windows."""
