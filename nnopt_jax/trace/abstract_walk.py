@@ -113,7 +113,7 @@ class Walk(Generic[Value]):
         program: Program,
         inputs: Sequence[Value],
         wanted: Sequence[bool] | None = None,
-        site: Site = Site(),  # noqa: B008 - frozen
+        site: Site = Site(),
     ) -> list[Value]:
         """Return the values of the outputs.
 
@@ -156,7 +156,12 @@ class Walk(Generic[Value]):
         return self._call(programs, values, needed, site)
 
     def _inner(
-        self, programs: Programs, inner: Inner, values: Sequence[Any], needed: list[bool], site: Site
+        self,
+        programs: Programs,
+        inner: Inner,
+        values: Sequence[Any],
+        needed: list[bool],
+        site: Site,
     ) -> list[Any]:
         """The outcomes of the equation that one of its programs gives."""
         wanted = outputs_needed(programs, inner, needed, self.table)

@@ -212,7 +212,7 @@ def _moved(rule: Rule, at: int, view: LeafView) -> Iterable[tuple[Parts, ...] | 
 
 
 def _joined(dim: Dim, parts: Mapping[int, Parts]) -> Parts:
-    """What a dimension is made of: the parts of its factors, of several places side by side once."""
+    """What a dimension is made of: the parts of its factors, each once where places join."""
     found = [part for place in dim for factor in place.names for part in parts.get(factor, ())]
     return tuple(dict.fromkeys(found)) if len(dim) > 1 else tuple(found)
 
@@ -256,9 +256,7 @@ def _divided(rule: Rule, place: Place, own: Parts, size: int) -> list[Parts]:
     return found
 
 
-def axes_of(
-    given: Traced, outputs: Callable[[Any], Any], table: Table = TABLE
-) -> AxesTable:
+def axes_of(given: Traced, outputs: Callable[[Any], Any], table: Table = TABLE) -> AxesTable:
     """Find the axes of every float leaf of a function's parameters.
 
     Args:

@@ -357,7 +357,8 @@ class Graph:
         for dimension in self.coupled.dimensions:
             for path, _ in dimension.members:
                 names.setdefault(path, []).append(dimension.name)
-        cells = [("leaf", "shape", "used by", "contracted", "output", "batch", "coupled")]
+        header = ("leaf", "shape", "used by", "contracted", "output", "batch", "coupled")
+        cells: list[tuple[str, ...]] = [header]
         for path, leaf in _arrays_of(self.params).items():
             steps = dict.fromkeys(use.primitive for use in self.uses.of(path))
             roles = ["-"] * 3

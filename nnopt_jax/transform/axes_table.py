@@ -53,7 +53,7 @@ class AxesTable(Mapping[str, Axes]):
 
     def __str__(self) -> str:
         """The table."""
-        cells = [("leaf", "contracted", "output", "batch", "by default")]
+        cells: list[tuple[str, ...]] = [("leaf", "contracted", "output", "batch", "by default")]
         for path, axes in self.found.items():
             roles = [_listed(role) for role in (axes.contracted, axes.output, axes.batch)]
             why = self.left_out.get(path)

@@ -201,7 +201,9 @@ def _check_leaves(leaves: Mapping[str, Any], coupled: CoupledAxes, paths: Sequen
         if path not in leaves:
             lost.add(path, "is missing; give the parameters that the graph was made of.")
         elif tuple(jnp.shape(leaves[path])) != coupled.shapes[path]:
-            misfit.add(path, f"is {summary(leaves[path])}, and {coupled.shapes[path]} in the graph.")
+            misfit.add(
+                path, f"is {summary(leaves[path])}, and {coupled.shapes[path]} in the graph."
+            )
     lost.raise_as(SelectionError)
     misfit.raise_as(ShapeError)
     require_values(_NAME, {path: leaves[path] for path in paths})
