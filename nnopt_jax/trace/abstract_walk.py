@@ -86,6 +86,10 @@ class Domain(Protocol[Value]):
         """Of the array whose parts devices have."""
         ...
 
+    def leave(self, programs: Programs, site: Site) -> None:
+        """Is called when the programs of a step have been walked."""
+        ...
+
     def step(
         self, equation: Equation, rule: Rule, values: list[Value], site: Site
     ) -> Sequence[Value]:
@@ -145,15 +149,19 @@ class Walk(Generic[Value]):
         programs = self.table.programs_of(equation)
         if programs is None:
             return self.domain.step(equation, self.table.rule_of(equation), values, site)
-        if programs.flow is Flow.LOOP:
-            return self._loop(programs, values, needed, site)
-        if programs.flow is Flow.BRANCH:
-            each = [
-                self._inner(programs, inner, values, needed, site.inner(number))
-                for number, inner in enumerate(programs.inner)
-            ]
-            return [self._joined(outs) for outs in zip(*each, strict=True)]
-        return self._call(programs, values, needed, site)
+        enter = {Flow.LOOP: self._loop, Flow.BRANCH: self._branch, Flow.CALL: self._call}
+        found = enter[programs.flow](programs, values, needed, site)
+        self.domain.leave(programs, site)
+        return found
+
+    def _branch(
+        self, programs: Programs, values: list[Any], needed: list[bool], site: Site
+    ) -> list[Any]:
+        each = [
+            self._inner(programs, inner, values, needed, site.inner(number))
+            for number, inner in enumerate(programs.inner)
+        ]
+        return [self._joined(outs) for outs in zip(*each, strict=True)]
 
     def _inner(
         self,

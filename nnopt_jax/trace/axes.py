@@ -19,6 +19,7 @@ from nnopt_jax.trace.primitives import (
     Kind,
     MeshCut,
     Place,
+    Programs,
     Rule,
     Start,
     Table,
@@ -119,6 +120,9 @@ class AxisRoles:
     def whole(self, value: Held, cut: MeshCut, mesh: Any, site: Site) -> Held:
         """The whole has the axes of its parts."""
         return value
+
+    def leave(self, programs: Programs, site: Site) -> None:
+        """Inner programs need nothing more."""
 
     def step(
         self, equation: Equation, rule: Rule, values: list[Held], site: Site

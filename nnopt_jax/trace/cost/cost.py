@@ -33,7 +33,7 @@ def count_cost(given: Traced, *, latency: bool = False) -> Cost:
         for value, origin in zip(given.values, _origins(given), strict=True)
         for _ in jax.tree.leaves(value)
     ]
-    found = count(program, origins, [True] * len(program.jaxpr.outvars))
+    found = count(program, origins)
     rows = [
         _row(path, value, found.rows.get(path, Tally()))
         for path, value, which in zip(given.paths, given.values, given.arguments, strict=True)

@@ -1,28 +1,22 @@
-"""Walks through a program and adds up what its steps cost, by the leaf they are done for."""
+"""Adds up what the steps of a program cost, by the leaf they are done for."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from nnopt_jax.trace.cost.contractions import products
-from nnopt_jax.trace.cost.live import CALLS, called, live, over_steps
-from nnopt_jax.trace.cost.origin import (
-    ACTIVATION,
-    LEAF,
-    NUMBER,
-    Origin,
-    contracted,
-    outcome,
-)
-from nnopt_jax.trace.cost.work import work
-from nnopt_jax.trace.jaxpr import Equation, Program, closed, is_variable, primitives, scanned
-from nnopt_jax.trace.probed import optimization_barrier_p, shard_map_p
+from nnopt_jax.trace.abstract_walk import Location, Site, Walk
+from nnopt_jax.trace.cost.origin import FLOWING, LEAF, NUMBER, Origin, contracted, outcome
+from nnopt_jax.trace.jaxpr import Equation, Program
+from nnopt_jax.trace.primitives import TABLE, Flow, Kind, MeshCut, Programs, Rule, Table
 from nnopt_jax.tree.bits import tree_bits
 
 ACTIVATIONS, ELEMENTWISE = "(activations)", "(elementwise)"
 """Rows of contractions that no leaf takes part in, and of all else that no leaf alone does."""
+
+_WHILE = "while: how often it runs is not known; its body is counted once"
+_DEAREST = "cond: of branches that cost different the dearest is counted"
 
 
 class Tally(NamedTuple):
@@ -43,12 +37,26 @@ class Tally(NamedTuple):
     written: int = 0
 
     def plus(self, other: Tally) -> Tally:
-        """Both together."""
+        """Add two."""
         return Tally(*(a + b for a, b in zip(self, other, strict=True)))
 
     def times(self, count: int) -> Tally:
-        """As often as that."""
+        """Count as often as that."""
         return Tally(*(count * a for a in self))
+
+
+class Entry(NamedTuple):
+    """What one step costs.
+
+    Args:
+        row: a leaf's path, or one of the rows of no leaf.
+        tally: all its runs.
+        note: what must be known to read the numbers.
+    """
+
+    row: str
+    tally: Tally
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,155 +64,128 @@ class Counted:
     """What a program costs.
 
     Args:
-        origins: where its outputs come from.
         rows: by the path of a leaf, or one of the rows of no leaf.
         notes: what must be known to read the numbers.
     """
 
-    origins: tuple[Origin, ...]
-    rows: Mapping[str, Tally] = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def flops(self) -> int:
-        """Of all rows."""
-        return sum(tally.flops for tally in self.rows.values())
-
-    def times(self, count: int) -> Self:
-        """As often as that."""
-        rows = {path: tally.times(count) for path, tally in self.rows.items()}
-        return dataclasses.replace(self, rows=rows)
+    rows: Mapping[str, Tally]
+    notes: tuple[str, ...]
 
 
-def together(origins: Sequence[Origin], parts: Iterable[Counted], *notes: str) -> Counted:
-    """What several parts cost.
-
-    Args:
-        origins: where the outputs of the whole come from.
-        parts: what it is made of.
-        *notes: further ones.
-    """
-    rows: dict[str, Tally] = {}
-    said: dict[str, None] = {}
-    for part in parts:
-        said.update(dict.fromkeys(part.notes))
-        for path, tally in part.rows.items():
-            rows[path] = rows[path].plus(tally) if path in rows else tally
-    return Counted(tuple(origins), rows, tuple(dict.fromkeys((*said, *notes))))
-
-
-def count(program: Program, origins: Sequence[Origin], wanted: Sequence[bool]) -> Counted:
-    """Counts what a program costs.
+def count(program: Program, origins: Sequence[Origin], table: Table = TABLE) -> Counted:
+    """Count what a program costs.
 
     Args:
         program: any.
         origins: where its inputs come from.
-        wanted: for each output whether it is needed; what only others depend on is not counted.
+        table: where primitives are described.
     """
-    jaxpr = program.jaxpr
-    known = dict.fromkeys(jaxpr.constvars, NUMBER)
-    known.update(zip(jaxpr.invars, origins, strict=True))
-    steps = []
-    for equation, needed in live(program, wanted).steps:
-        given = [_origin(known, x) for x in equation.invars]
-        found = _STEPS.get(equation.primitive, _single)(equation, given, needed)
-        known.update(zip(equation.outvars, found.origins, strict=True))
-        steps.append(found)
-    return together([_origin(known, x) for x in jaxpr.outvars], steps)
+    domain = Counting()
+    Walk(domain, table).run(program, origins)
+    entries = [domain.entries[location] for location in sorted(domain.entries)]
+    rows = _rows(entries)
+    return Counted(rows, tuple(dict.fromkeys(entry.note for entry in entries if entry.note)))
 
 
-def _origin(known: Mapping[Any, Origin], x: Any) -> Origin:
-    """Of an operand; one that nothing needs has none."""
-    return known.get(x, NUMBER) if is_variable(x) else NUMBER
+def _rows(entries: Iterable[Entry]) -> dict[str, Tally]:
+    rows: dict[str, Tally] = {}
+    for row, tally, _ in entries:
+        if any(tally):
+            rows[row] = rows.get(row, Tally()).plus(tally)
+    return rows
 
 
-def _single(equation: Equation, given: list[Origin], needed: list[bool]) -> Counted:
-    """A step that holds no program."""
-    macs = products(equation)
-    if macs is not None:
-        return _contraction(equation, given, macs)
-    made = outcome(equation.primitive, given)
-    out = (made,) * len(equation.outvars)
-    if equation.primitive is optimization_barrier_p:
-        out = tuple(given)
-    lookup = equation.primitive is primitives.gather_p and given[0].kind == LEAF and made.moves
-    if lookup:
-        return Counted(out, {given[0].path: Tally(written=_bits(equation.outvars))})
-    cost = work(equation)
-    if cost is None:
-        return Counted(out, notes=(f"not counted: {equation.primitive.name}",))
-    row = made.path if made.kind == LEAF else ELEMENTWISE
-    tally = Tally(flops=cost.flops, transcendentals=cost.transcendentals)
-    return Counted(out, {row: tally} if any(cost) else {})
+@dataclasses.dataclass
+class Counting:
+    """The domain of the abstract walk that counts: values are the origins of arrays.
+
+    Args:
+        entries: by location, since bodies of loops are walked more than once.
+    """
+
+    entries: dict[Location, Entry] = dataclasses.field(default_factory=dict)
+
+    def constant(self, x: Any) -> Origin:
+        """Numbers come from no leaf."""
+        return NUMBER
+
+    def join(self, one: Origin, other: Origin) -> Origin:
+        """The last of the two in the order of origins."""
+        return max(one, other)
+
+    def same(self, one: Origin, other: Origin) -> bool:
+        """Whether nothing has changed."""
+        return one == other
+
+    def layer(self, value: Origin, site: Site) -> Origin:
+        """A layer comes from where the stack does."""
+        return value
+
+    def stack(self, value: Origin, times: int, site: Site) -> Origin:
+        """A stack comes from where its entries do."""
+        return value
+
+    def part(self, value: Origin, cut: MeshCut, mesh: Any, site: Site) -> Origin:
+        """A part comes from where the whole does."""
+        return value
+
+    def whole(self, value: Origin, cut: MeshCut, mesh: Any, site: Site) -> Origin:
+        """The whole comes from where its parts do."""
+        return value
+
+    def leave(self, programs: Programs, site: Site) -> None:
+        """Keep the dearest of branches; note loops of unknown length."""
+        if programs.flow is Flow.LOOP and programs.times is None:
+            self.entries[site.location] = Entry(ELEMENTWISE, Tally(), _WHILE)
+        if programs.flow is not Flow.BRANCH:
+            return
+        each = [self._inside((*site.location, at)) for at in range(len(programs.inner))]
+        costs = [_rows(branch.values()) for branch in each]
+        flops = [sum(tally.flops for tally in rows.values()) for rows in costs]
+        dearest = flops.index(max(flops))
+        for at, branch in enumerate(each):
+            if at != dearest:
+                notes = {at: Entry(x.row, Tally(), x.note) for at, x in branch.items()}
+                self.entries |= notes
+        if any(rows != costs[dearest] for rows in costs):
+            self.entries[site.location] = Entry(ELEMENTWISE, Tally(), _DEAREST)
+
+    def _inside(self, location: Location) -> dict[Location, Entry]:
+        depth = len(location)
+        return {at: x for at, x in self.entries.items() if at[:depth] == location}
+
+    def step(
+        self, equation: Equation, rule: Rule, values: list[Origin], site: Site
+    ) -> Sequence[Origin]:
+        """Note what a step costs."""
+        values = [NUMBER if value is None else value for value in values]
+        every = tuple(range(len(values)))
+        sources = rule.sources or (every,) * len(rule.outcomes)
+        outs = [outcome(rule.chooses, values, operands) for operands in sources]
+        if rule.kind is Kind.CONTRACTION:
+            entry, outs = _contraction(equation, rule, values, outs[0])
+        elif rule.kind is Kind.LOOKUP and values[0].kind == LEAF and outs[0].moves:
+            entry = Entry(values[0].path, Tally(written=_bits(equation.outvars)))
+        elif rule.flops is None:
+            entry = Entry(ELEMENTWISE, Tally(), f"not counted: {equation.primitive.name}")
+        else:
+            tally = Tally(0, rule.operations or 0, rule.transcendentals or 0)
+            made = outs[0] if outs else NUMBER
+            entry = Entry(made.path if made.kind == LEAF else ELEMENTWISE, tally)
+        self.entries[site.location] = entry._replace(tally=entry.tally.times(site.times))
+        return outs
 
 
-def _contraction(equation: Equation, given: list[Origin], macs: int) -> Counted:
-    operands = given[:2]
-    made = outcome(equation.primitive, given)
+def _contraction(
+    equation: Equation, rule: Rule, values: list[Origin], made: Origin
+) -> tuple[Entry, list[Origin]]:
+    operands = values[:2]
     moving = [x for x, at in zip(equation.invars[:2], operands, strict=True) if at.moves]
-    if made.moves:
-        made = Origin(ACTIVATION)
     written = _bits(equation.outvars) if made.moves else 0
-    tally = Tally(macs, 2 * macs, 0, _bits(moving), written)
-    return Counted((made,), {contracted(*operands) or ACTIVATIONS: tally})
+    tally = Tally(rule.products, 2 * rule.products, 0, _bits(moving), written)
+    entry = Entry(contracted(*operands) or ACTIVATIONS, tally)
+    return entry, [FLOWING if made.moves else made]
 
 
 def _bits(variables: Sequence[Any]) -> int:
     return tree_bits([x.aval for x in variables])
-
-
-def _call(equation: Equation, given: list[Origin], needed: list[bool]) -> Counted:
-    found = count(called(equation), given, needed)
-    if equation.primitive is not shard_map_p:
-        return found
-    return found.times(equation.params["mesh"].size)
-
-
-def _scan(equation: Equation, given: list[Origin], needed: list[bool]) -> Counted:
-    """What is carried may come from more and more with each step."""
-    body, wanted = closed(equation.params["jaxpr"]), over_steps(equation, needed)
-    consts, carried = scanned(equation)
-    first, last = consts, consts + carried
-    while True:
-        found = count(body, given, wanted)
-        after = list(map(max, given[first:last], found.origins))
-        if after == given[first:last]:
-            return found.times(equation.params["length"])
-        given = [*given[:first], *after, *given[last:]]
-
-
-def _while(equation: Equation, given: list[Origin], needed: list[bool]) -> Counted:
-    k = equation.params
-    tests, bodies = k["cond_nconsts"], k["cond_nconsts"] + k["body_nconsts"]
-    body, test = closed(k["body_jaxpr"]), closed(k["cond_jaxpr"])
-    carry = given[bodies:]
-    while True:
-        found = count(body, [*given[tests:bodies], *carry], [True] * len(carry))
-        after = list(map(max, carry, found.origins))
-        if after == carry:
-            break
-        carry = after
-    tested = count(test, [*given[:tests], *carry], [True])
-    note = "while: how often it runs is not known; its body is counted once"
-    return together(carry, [found, tested], note)
-
-
-def _cond(equation: Equation, given: list[Origin], needed: list[bool]) -> Counted:
-    each = [count(closed(b), given[1:], needed) for b in equation.params["branches"]]
-    dearest = max(each, key=lambda found: found.flops)
-    out = [max(every) for every in zip(*(found.origins for found in each), strict=True)]
-    silent = [dataclasses.replace(found, rows={}) for found in each if found is not dearest]
-    alike = all(found.rows == dearest.rows for found in each)
-    return together(out, [dearest, *silent], *([] if alike else [_DEAREST]))
-
-
-_DEAREST = "cond: of branches that cost different the dearest is counted"
-
-Step = Callable[[Equation, list[Origin], list[bool]], Counted]
-_STEPS: dict[Any, Step] = {
-    **dict.fromkeys(CALLS, _call),
-    primitives.scan_p: _scan,
-    primitives.while_p: _while,
-    primitives.cond_p: _cond,
-}
-"""Steps that hold programs."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-from nnopt_jax.trace.jaxpr import primitives
+from typing import NamedTuple
 
 CONSTANT, LEAF, CHOSEN, ACTIVATION = range(4)
 """Of numbers of the program alone; of a leaf; entries of a leaf that an activation chose; all
@@ -43,25 +41,17 @@ class Origin(NamedTuple):
 
 NUMBER, FLOWING = Origin(CONSTANT), Origin(ACTIVATION)
 
-_MOST = 100  # operands of a step
-_CHOOSING = {
-    primitives.gather_p: range(1, _MOST),
-    primitives.dynamic_slice_p: range(1, _MOST),
-    primitives.select_n_p: range(1),
-}
-"""Operands that say which entries of the others are taken."""
 
-
-def outcome(primitive: Any, given: Sequence[Origin]) -> Origin:
-    """Where the outcome of a step comes from.
+def outcome(chooses: Sequence[int], given: Sequence[Origin], operands: Sequence[int]) -> Origin:
+    """Return where an outcome of a step comes from.
 
     Args:
-        primitive: the step.
-        given: where its operands come from.
+        chooses: operands that only say which entries of the others are taken.
+        given: where all operands come from.
+        operands: those that the outcome depends on.
     """
-    choosing = _CHOOSING.get(primitive, range(0))
-    data = max((at for i, at in enumerate(given) if i not in choosing), default=NUMBER)
-    chosen = max((at for i, at in enumerate(given) if i in choosing), default=NUMBER)
+    data = max((given[i] for i in operands if i not in chooses), default=NUMBER)
+    chosen = max((given[i] for i in operands if i in chooses), default=NUMBER)
     if not chosen.moves:
         return max(data, chosen)
     return Origin(CHOSEN, data.size, data.path) if data.owned else FLOWING
