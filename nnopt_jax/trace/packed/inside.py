@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
@@ -16,7 +17,9 @@ from nnopt_jax.trace.control import Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf, loosened
 from nnopt_jax.trace.packed.rules.move import moved
-from nnopt_jax.trace.packed.rules.view import cut, squeezed
+from nnopt_jax.trace.packed.rules.movement import Movement
+from nnopt_jax.trace.primitives import rule_of
+from nnopt_jax.trace.probed import probed
 from nnopt_jax.typing import Array
 
 
@@ -82,10 +85,17 @@ def _knows_no_shape(field: Field) -> bool:
 
 def _layer(leaf: Leaf, number: Any) -> Leaf | None:
     """One entry along the first axis; None where a part of the node cannot follow."""
-    one = (1, *leaf.shape[1:])
-    entry = cut(leaf.shape, one, lambda x, axis: lax.dynamic_slice_in_dim(x, number, 1, axis))
-    node = leaf.node if leaf.shape[0] == 1 else moved(leaf.node, entry)
-    node = None if node is None else moved(node, squeezed(one, (0,)))
+    one, node = (1, *leaf.shape[1:]), leaf.node
+    starts = (number, *[0] * (len(one) - 1))
+    array = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    if leaf.shape[0] != 1:
+        index = jax.ShapeDtypeStruct((), jnp.int32)
+        cut = probed(lambda x, *at: lax.dynamic_slice(x, at, one), array, *[index] * len(one))
+        node = moved(node, Movement(cut, rule_of(cut), [None, *starts], 0))
+    if node is not None:
+        entry = jax.ShapeDtypeStruct(one, leaf.dtype)
+        squeeze = probed(lambda x: lax.squeeze(x, [0]), entry)
+        node = moved(node, Movement(squeeze, rule_of(squeeze), [None], 0))
     return None if node is None else Leaf(node, leaf.path)
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+from jax.core import Tracer
+
 from nnopt_jax.trace.control import CONTROL
-from nnopt_jax.trace.jaxpr import Equation, Program, bind, read
+from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives, read
 from nnopt_jax.trace.packed.inside import InsidePacked
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
 from nnopt_jax.trace.packed.rules import Dense, step
@@ -37,6 +41,10 @@ def run(program: Program, values: Sequence[Any], seen: Seen) -> list[Any]:
 def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
     packed = [value for value in values if is_leaf(value)]
     if not packed:
+        if _is_scalar_constant(equation, values):
+            # A filler or a factor stays a number that rules can read, under `jax.jit` too.
+            with jax.ensure_compile_time_eval():
+                return bind(equation, values)
         return bind(equation, values)
     if equation.primitive in CONTROL:
         inside = InsidePacked(equation, lambda program, given: run(program, given, seen), seen)
@@ -52,4 +60,10 @@ def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
         return bind(equation, [dense(value) for value in values])
     for leaf in packed:
         seen(leaf, equation, "")
-    return [found]
+    return found
+
+
+def _is_scalar_constant(equation: Equation, values: list[Any]) -> bool:
+    """Whether a step casts a number that the program brings."""
+    cast = equation.primitive is primitives.convert_element_type_p
+    return cast and not isinstance(values[0], Tracer) and np.ndim(values[0]) == 0

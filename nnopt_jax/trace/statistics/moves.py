@@ -8,7 +8,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from nnopt_jax.trace.jaxpr import Equation, primitives
-from nnopt_jax.trace.packed.rules.view import paired
 from nnopt_jax.trace.probed import split_p
 from nnopt_jax.trace.statistics.view import Dim, View, regrouped
 from nnopt_jax.typing import Shape
@@ -134,3 +133,28 @@ _KEPT = {
     primitives.device_put_p,
 }
 _SCALED = {primitives.mul_p, primitives.div_p}
+
+
+def paired(shape: Shape, sizes: Shape) -> list[tuple[list[int], list[int]]]:
+    """Which axes of one shape become which of another: the finest pairs of equal size.
+
+    Example:
+        >>> from nnopt_jax.trace.packed.rules.view import paired
+        >>> paired((8, 6, 5), (8, 30)), paired((12, 5), (3, 4, 5))
+        ([([0], [0]), ([1, 2], [1])], [([0], [0, 1]), ([1], [2])])
+    """
+    if 0 in shape:
+        return [(list(range(len(shape))), list(range(len(sizes))))]
+    pairs, i, j = [], 0, 0
+    while i < len(shape) or j < len(sizes):
+        first, second = i, j
+        mine = shape[i] if i < len(shape) else 1
+        theirs = sizes[j] if j < len(sizes) else 1
+        i, j = min(i + 1, len(shape)), min(j + 1, len(sizes))
+        while mine != theirs:
+            if mine < theirs:
+                mine, i = mine * shape[i], i + 1
+            else:
+                theirs, j = theirs * sizes[j], j + 1
+        pairs.append((list(range(first, i)), list(range(second, j))))
+    return pairs

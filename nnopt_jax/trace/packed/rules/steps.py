@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.codebook import Codebook
@@ -19,16 +20,17 @@ from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sparse import Sparse
-from nnopt_jax.trace.jaxpr import Equation, primitives
+from nnopt_jax.trace.jaxpr import Equation, bind, primitives
 from nnopt_jax.trace.packed.leaf import Leaf, is_leaf, loosened
 from nnopt_jax.trace.packed.rules.contract import contract
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after
 from nnopt_jax.trace.packed.rules.convolve import convolve
 from nnopt_jax.trace.packed.rules.join import joined
-from nnopt_jax.trace.packed.rules.move import moved, view_of
+from nnopt_jax.trace.packed.rules.move import Moves, moved
+from nnopt_jax.trace.packed.rules.movement import Movement, movements_of
 from nnopt_jax.trace.packed.rules.times import times
-from nnopt_jax.trace.packed.rules.view import View
-from nnopt_jax.typing import Array
+from nnopt_jax.trace.primitives import TABLE, Table, rule_of
+from nnopt_jax.typing import Array, Shape
 
 FILL = lax.GatherScatterMode.FILL_OR_DROP
 """Rows beyond the end are such as the program says, NaN by custom."""
@@ -38,39 +40,78 @@ _HOLD_VALUES = Masked | Sparse | InputQuantized | Gathered | GatheredBlocks
 """Nodes that are cast as their values are."""
 
 
-def step(equation: Equation, values: list[Any]) -> Any:
-    """Computes one step of which some operands are packed.
+def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[Any]:
+    """Compute one step of which some operands are packed.
 
     Args:
-        equation: the step, of one outcome.
+        equation: the step.
         values: its operands: arrays, and one `Leaf` or more.
+        table: where primitives are described.
 
     Returns:
-        A `Leaf` where the outcome stays packed, else an array.
+        For each outcome a `Leaf` where it stays packed, else an array.
 
     Raises:
-        Dense: the leaf must be made dense for it.
+        Dense: the leaf must be materialized for it.
     """
-    rule = RULES.get(equation.primitive)
-    if rule is not None:
-        return rule(equation, values)
-    leaf, *others = values
-    view = None
-    if is_leaf(leaf) and not any(is_leaf(other) for other in others):
-        view = view_of(equation, leaf.shape, values)
-    if view is None:
+    own = RULES.get(equation.primitive)
+    if own is not None:
+        return [own(equation, values)]
+    rule = table.rule_of(equation)
+    if rule.is_identity or _keeps_precision(equation):
+        return _unchanged(equation, values)
+    movements = None
+    if is_leaf(values[0]) and not any(map(is_leaf, values[1:])):
+        movements = movements_of(equation, rule, values)
+    if movements is None:
         raise Dense(f"no rule for {equation.primitive.name}")
-    return _seen(leaf, view)
+    return [_moved(values[0], movement) for movement in movements]
 
 
-def _seen(leaf: Leaf, view: View) -> Leaf:
-    node = moved(leaf.node, view)
+def _unchanged(equation: Equation, values: list[Any]) -> list[Any]:
+    """Packed leaves as they are; arrays still go through the step."""
+    arrays = [x for x in values if not is_leaf(x)]
+    packed = [x for x in values if is_leaf(x)]
+    if len(values) == 1:
+        move = Movement(equation, rule_of(equation), values, 0)
+        return [_moved(packed[0], move)] if rule_of(equation).is_identity else packed
+    found = iter(bind(equation, arrays) if arrays else ())
+    return [x if is_leaf(x) else next(found) for x in values]
+
+
+def _keeps_precision(equation: Equation) -> bool:
+    """Whether a step rounds to the precision that its operand has, as `jax.checkpoint` does."""
+    if equation.primitive is not primitives.reduce_precision_p:
+        return False
+    (operand,), k = equation.invars, equation.params
+    info = jnp.finfo(operand.aval.dtype)
+    return k["exponent_bits"] >= info.nexp and k["mantissa_bits"] >= info.nmant
+
+
+def _moved(leaf: Leaf, move: Moves) -> Leaf:
+    node = moved(leaf.node, move)
     if node is None:
         loose = loosened(leaf)
-        found = moved(loose.node, view) if isinstance(loose, Leaf) else None
+        found = moved(loose.node, move) if isinstance(loose, Leaf) else None
         rounding = None if found is None else Leaf(found, leaf.path)
         raise Dense("a part of it cannot follow", rounding)
-    return Leaf(node, leaf.path)
+    return Leaf(_padded(leaf, node, move) if move.fills else node, leaf.path)
+
+
+def _padded(leaf: Leaf, node: Any, move: Moves) -> Any:
+    """Zeros around a weight: codes of zero, or a mask where its codes have none."""
+    if not isinstance(move, Movement) or not _is_zero(move.values[1]):
+        raise Dense("it is padded with what is not known to be zero")
+    if isinstance(node, Masked) or (isinstance(node, Quantized) and node.zero is None):
+        return node
+    mask = move.apply(jnp.ones(leaf.shape, bool), leaf.shape)
+    if mask is None:
+        raise Dense("a part of it cannot follow")
+    return Masked(node, mask)
+
+
+def _is_zero(x: Any) -> bool:
+    return not isinstance(x, Tracer) and not np.asarray(x).any()
 
 
 def _dot(equation: Equation, values: list[Any]) -> Array:
@@ -151,6 +192,16 @@ def _cast(field: Field, dtype: Any) -> Field:
     return field.replace(**parts)
 
 
+class _Rows(NamedTuple):
+    """A lookup, as a movement of the fields of a node."""
+
+    shape: Shape
+    kept: int
+    apply: Callable[..., Array | None]
+    axes: Shape = ()
+    fills: bool = False
+
+
 def _rows(equation: Equation, values: list[Any]) -> Array:
     """Rows of an embedding: of the codes, then of the scales, and only those are made dense."""
     leaf, indices, *_ = values
@@ -160,7 +211,8 @@ def _rows(equation: Equation, values: list[Any]) -> Array:
         raise Dense("no rule for this gather")
     looked_up, filled = numbers.start_index_map, settings["mode"] is FILL
 
-    def apply(x: Array, shape: tuple[int, ...]) -> Array | None:
+    def apply(x: Array, shape: Shape, fill: float = 0) -> Array | None:
+        del fill  # what lies outside is replaced in the end
         if any(x.shape[axis] not in (1, shape[axis]) for axis in looked_up):
             return None
         # Where there is one entry for all rows, every row has that one.
@@ -175,7 +227,7 @@ def _rows(equation: Equation, values: list[Any]) -> Array:
 
     shape, last = tuple(equation.outvars[0].aval.shape), len(leaf.shape) - 1
     kept = last not in looked_up and numbers.offset_dims[-1:] == (len(shape) - 1,)
-    rows = _seen(leaf, View(shape, apply, int(kept))).node.materialize()
+    rows = _moved(leaf, _Rows(shape, int(kept), apply)).node.materialize()
     if not filled:
         return rows
     most = np.array([leaf.shape[axis] - sizes[axis] for axis in looked_up])

@@ -1,0 +1,243 @@
+"""What a movement does to a weight, and to arrays that are coarser than it, such as scales."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from nnopt_jax.trace.jaxpr import Equation, bind, primitives
+from nnopt_jax.trace.primitives import Place, Rule, Start, factors_of
+from nnopt_jax.typing import Array, Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Movement:
+    """One outcome of a step that moves the entries of its first operand.
+
+    It moves arrays that are as coarse as the fields of packed leaves are: along each axis they have
+    one entry for every index, one for each group of indices, or one for all.
+
+    Args:
+        equation: the step.
+        rule: its rule.
+        values: its operands; the first is what is moved.
+        outcome: which of its outcomes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nnopt_jax.trace.packed.rules.movement import Movement
+        >>> from nnopt_jax.trace.primitives import rule_of
+        >>> turned = jax.make_jaxpr(jnp.transpose)(jnp.ones((4, 3))).jaxpr.eqns[0]
+        >>> move = Movement(turned, rule_of(turned), [None], 0)
+        >>> move.shape, move.apply(jnp.ones((4, 1)), (4, 3)).shape
+        ((3, 4), (1, 4))
+    """
+
+    equation: Equation
+    rule: Rule
+    values: Sequence[Any]
+    outcome: int
+
+    @property
+    def before(self) -> Shape:
+        """Shape of what is moved."""
+        return self.rule.operand_shapes[0]
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the outcome."""
+        return self.rule.outcome_shapes[self.outcome]
+
+    @property
+    def kept(self) -> int:
+        """How many of the last axes stay the last ones, whole and in their order."""
+        return self.rule.kept_last(0, self.outcome)
+
+    @property
+    def axes(self) -> Shape:
+        """The order of axes in the outcome, where nothing else happens; else none."""
+        return self.rule.permutation or ()
+
+    @property
+    def fills(self) -> bool:
+        """Whether the outcome has entries that are in no operand but the filler."""
+        return self.rule.fills is not None and self.shape != self.before
+
+    def apply(self, x: Array, shape: Shape, fill: float = 0) -> Array | None:
+        """Move an array that is the weight's, or coarser.
+
+        Args:
+            x: its sizes divide those of `shape`.
+            shape: of the weight, or of one whose last axes, which stay, have other sizes.
+            fill: what entries hold that come from nowhere.
+
+        Returns:
+            An array whose sizes divide those of the outcome; None where groups are cut across.
+        """
+        if self.axes:
+            return x.transpose(self.axes)
+        if self.rule.is_identity:
+            return self._identity(x)
+        if tuple(shape) != self.before:
+            return self._of(tuple(shape)).apply(x, shape, fill)
+        if tuple(x.shape) == self.before and not self.fills:
+            return bind(self.equation, [x, *self.values[1:]])[self.outcome]
+        pair = self.rule.pair(0, self.outcome)
+        if pair is None or self._crosses_flat(x):
+            return None
+        taken = _taken(x, self.before, pair[0], self.rule.sizes, self.values)
+        if taken is None:
+            return None
+        x, entries = taken
+        return _placed(x, entries, pair, self.shape, self.rule.sizes, fill)
+
+    def _of(self, shape: Shape) -> Movement:
+        """The same movement where the last axes, which it leaves alone, have other sizes."""
+        count = self.kept
+        assert shape[: len(shape) - count] == self.before[: len(shape) - count], (shape, self)
+        sizes = list(self.rule.sizes)
+        for dim, size in zip(self.rule.operands[0][-count:], shape[-count:], strict=True):
+            for factor in factors_of([dim]):
+                sizes[factor] = size
+        operands = (shape, *self.rule.operand_shapes[1:])
+        outcomes = list(self.rule.outcome_shapes)
+        outcomes[self.outcome] = (*self.shape[:-count], *shape[-count:])
+        rule = dataclasses.replace(
+            self.rule,
+            sizes=tuple(sizes),
+            operand_shapes=operands,
+            outcome_shapes=tuple(outcomes),
+        )
+        equation = self.rule.resized(self.equation, operands, outcomes)
+        return Movement(equation, rule, self.values, self.outcome)
+
+    def _identity(self, x: Array) -> Array:
+        """Constraints on where an array lies are for the whole array alone."""
+        if self.equation.primitive is primitives.sharding_constraint_p and x.shape != self.before:
+            return x
+        return bind(self.equation, [x] * len(self.values))[0]
+
+    def _crosses_flat(self, x: Array) -> bool:
+        """Whether the array has entries along axes that a reshape tears apart."""
+        return any(x.shape[axis] != 1 for flat in self.rule.flat for axis in flat.operand)
+
+
+Entries = dict[int, int]
+"""For each factor, how many entries a coarse array has along it."""
+
+
+def _taken(
+    x: Array, full: Shape, places: Sequence[Place], sizes: tuple[int, ...], values: Sequence[Any]
+) -> tuple[Array, Entries] | None:
+    """The entries of an array that lie in the places, and how many there are along each factor."""
+    entries: Entries = {}
+    for axis, (place, size) in enumerate(zip(places, full, strict=True)):
+        have = x.shape[axis]
+        if have == 1:
+            entries |= dict.fromkeys(place.names, 1)
+            continue
+        group, count = size // have, place.count(sizes)
+        stride = place.factors[-1][1] if place.factors else 1
+        if isinstance(place.start, Start):
+            if group > 1:
+                return None
+            start = values[place.start.operand]
+            x = lax.dynamic_slice_in_dim(x, start, count, axis)
+        elif (place.start, count) != (0, size):
+            if group > 1 and (stride != 1 or place.start % group or count % group):
+                return None
+            first, last = place.start // group, (place.start + (count - 1) * stride) // group
+            x = lax.slice_in_dim(x, first, last + 1, stride, axis)
+        for factor in reversed(place.names):
+            shared = math.gcd(group, sizes[factor])
+            group //= shared
+            entries[factor] = sizes[factor] // shared
+            if group > 1 and entries[factor] > 1:
+                return None
+        if group > 1:
+            return None
+    order = [factor for place in places for factor in place.names]
+    return x.reshape([entries[factor] for factor in order]), entries
+
+
+def _placed(
+    x: Array,
+    entries: Entries,
+    pair: tuple[tuple[Place, ...], ...],
+    shape: Shape,
+    sizes: tuple[int, ...],
+    fill: float,
+) -> Array | None:
+    """The entries along their factors, brought in the axes of the outcome."""
+    order = [factor for place in pair[0] for factor in place.names]
+    wanted = [factor for place in pair[1] for factor in place.names]
+    kept = [factor for factor in order if factor in wanted]
+    x = x.reshape([entries[factor] for factor in kept])  # the others have one entry
+    x = x.transpose([kept.index(factor) for factor in wanted if factor in kept])
+    x = x.reshape([entries.get(factor, 1) for factor in wanted])
+    needed = entries | _widened(pair[1], entries, sizes)
+    for axis, factor in enumerate(wanted):
+        if x.shape[axis] != needed.get(factor, 1):
+            x = jnp.repeat(x, needed[factor] // x.shape[axis], axis)
+    x = x.reshape([math.prod(needed.get(f, 1) for f in place.names) for place in pair[1]])
+    for axis, (place, size) in enumerate(zip(pair[1], shape, strict=True)):
+        found = _along(x, axis, place, size, sizes, fill)
+        if found is None:
+            return None
+        x = found
+    return x
+
+
+def _widened(places: Sequence[Place], entries: Entries, sizes: tuple[int, ...]) -> Entries:
+    """Factors that need all their entries: a finer one follows them along the same axis."""
+    return {
+        factor: sizes[factor]
+        for place in places
+        for at, factor in enumerate(place.names)
+        if entries.get(factor, 1) < sizes[factor]
+        and any(entries.get(finer, 1) > 1 for finer in place.names[at + 1 :])
+    }
+
+
+def _along(
+    x: Array, axis: int, place: Place, size: int, sizes: tuple[int, ...], fill: float
+) -> Array | None:
+    """An axis of the outcome: backwards where the stride is, with a filler where nothing lies."""
+    have, count = x.shape[axis], place.count(sizes)
+    stride = place.factors[-1][1] if place.factors else 1
+    if stride < 0:
+        return lax.rev(x, [axis])
+    if count == size or have == 1 < count:
+        return x
+    group = count // have
+    high = size - int(place.start) - ((count - 1) * stride + 1)  # pyright: ignore[reportArgumentType]
+    low = int(place.start)  # pyright: ignore[reportArgumentType]
+    if group > 1 and (stride != 1 or low % group or high % group):
+        return None
+    padding = [(0, 0, 0)] * x.ndim
+    padding[axis] = (low // group, high // group, stride - 1)
+    return lax.pad(x, jnp.asarray(fill, x.dtype), padding)
+
+
+def movements_of(equation: Equation, rule: Rule, values: Sequence[Any]) -> list[Movement] | None:
+    """Return the movement to each outcome of a step; None where it moves more, or computes.
+
+    Args:
+        equation: the step.
+        rule: its rule.
+        values: its operands; the first is packed, the others are arrays.
+    """
+    if rule.is_identity and len(values) > 1:  # each outcome is its own operand
+        return None
+    moves = rule.is_identity or rule.kind.value == "movement"
+    if not moves or rule.data[:1] != (0,):
+        return None
+    others = [i for i in rule.data if i != 0 and i != rule.fills]
+    if any(factors_of(rule.operands[i]) for i in others):
+        return None
+    return [Movement(equation, rule, values, at) for at in range(len(rule.outcomes))]
