@@ -17,6 +17,7 @@ from nnopt_jax.trace.jaxpr import Equation, line
 from nnopt_jax.trace.packed.leaf import Leaf, is_leaf
 from nnopt_jax.trace.packed.report import PackedReport, Use
 from nnopt_jax.trace.packed.walk import run
+from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.traced import is_array, refilled, require_function, traced
 
 
@@ -27,6 +28,7 @@ class OnPacked:
     Args:
         function: of arrays.
         strict: whether a leaf that is made dense is an error.
+        table: where primitives are described.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -36,6 +38,7 @@ class OnPacked:
 
     function: Callable[..., Any]
     strict: bool = False
+    table: Table = dataclasses.field(default=TABLE, repr=False)
 
     takes_expressions: ClassVar[bool] = True
     """What `nnopt.value_and_grad` and `nnopt.parallel.train_step` ask of a loss."""
@@ -49,9 +52,9 @@ class OnPacked:
             ArtifactError: the parts of a leaf do not fit each other; all such leaves are named.
         """
         if not self.strict:  # nobody asks, and lines take time to find
-            return _run(self.function, args, kwargs, lambda *_: None)
+            return self._run(args, kwargs, lambda *_: None)
         uses: dict[Use, None] = {}
-        found = _run(self.function, args, kwargs, functools.partial(_note, uses))
+        found = self._run(args, kwargs, functools.partial(_note, uses))
         _require_packed(uses)
         return found
 
@@ -68,13 +71,29 @@ class OnPacked:
 
         def again(*arrays: Any) -> Any:
             args, kwargs = jax.tree.unflatten(tree, refilled(leaves, kept, arrays))
-            _run(self.function, args, kwargs, functools.partial(_note, uses))
+            self._run(args, kwargs, functools.partial(_note, uses))
 
         jax.eval_shape(again, *(x for x, keep in zip(leaves, kept, strict=True) if keep))
         return PackedReport(tuple(uses))
 
+    def _run(self, args: Any, kwargs: Any, seen: Any) -> Any:
+        function = self.function
+        if not any(is_node(x) for x in jax.tree.leaves((args, kwargs), is_leaf=is_node)):
+            return function(*args, **kwargs)
+        given = traced(function, args, kwargs)
+        nodes = {p: x for p, x in zip(given.paths, given.values, strict=True) if is_node(x)}
+        check(nodes, "on_packed")
+        values = [
+            Leaf(value, path) if is_node(value) else value
+            for value, path in zip(given.values, given.paths, strict=True)
+        ]
+        found = run(given.program, values, seen, self.table)
+        return given.outcome(x.node if is_leaf(x) else x for x in found)
 
-def on_packed(function: Callable[..., Any], *, strict: bool = False) -> OnPacked:
+
+def on_packed(
+    function: Callable[..., Any], *, strict: bool = False, table: Table = TABLE
+) -> OnPacked:
     """Makes a function of arrays one of packed leaves, too.
 
     The function is traced when it is called, and computed step by step: a matrix product with a
@@ -87,6 +106,7 @@ def on_packed(function: Callable[..., Any], *, strict: bool = False) -> OnPacked
             logical shapes and dtypes inside; other arguments come as they are. A packed leaf that
             the function closes over is none of its arguments, and stays what it is.
         strict: makes a leaf that is made dense an error.
+        table: where primitives are described; one with your own in it, `TABLE.with_rule(...)`.
 
     Returns:
         The `OnPacked`, a function of the same arguments. What comes out as it came in, or but
@@ -101,21 +121,7 @@ def on_packed(function: Callable[..., Any], *, strict: bool = False) -> OnPacked
         Array([0., 1., 2., 3.], dtype=float32)
     """
     require_function("on_packed", function)
-    return OnPacked(function, strict)
-
-
-def _run(function: Callable[..., Any], args: Any, kwargs: Any, seen: Any) -> Any:
-    if not any(is_node(x) for x in jax.tree.leaves((args, kwargs), is_leaf=is_node)):
-        return function(*args, **kwargs)
-    given = traced(function, args, kwargs)
-    nodes = {p: x for p, x in zip(given.paths, given.values, strict=True) if is_node(x)}
-    check(nodes, "on_packed")
-    values = [
-        Leaf(value, path) if is_node(value) else value
-        for value, path in zip(given.values, given.paths, strict=True)
-    ]
-    found = run(given.program, values, seen)
-    return given.outcome(x.node if is_leaf(x) else x for x in found)
+    return OnPacked(function, strict, table)
 
 
 def _note(uses: dict[Use, None], leaf: Leaf, equation: Equation, reason: str) -> None:

@@ -14,18 +14,20 @@ from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives, read
 from nnopt_jax.trace.packed.inside import InsidePacked
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
 from nnopt_jax.trace.packed.rules import Dense, step
+from nnopt_jax.trace.primitives import TABLE, Table
 
 Seen = Callable[[Leaf, Equation, str], None]
 """Is told of a leaf, the step it met, and why it was made dense there; empty where it was not."""
 
 
-def run(program: Program, values: Sequence[Any], seen: Seen) -> list[Any]:
+def run(program: Program, values: Sequence[Any], seen: Seen, table: Table = TABLE) -> list[Any]:
     """Computes a program.
 
     Args:
         program: what was traced.
         values: arrays and `Leaf`s, one for each input.
         seen: is told what becomes of leaves.
+        table: where primitives are described.
 
     Returns:
         Arrays, and `Leaf`s of what came through untouched or was only moved.
@@ -34,11 +36,12 @@ def run(program: Program, values: Sequence[Any], seen: Seen) -> list[Any]:
     environment.update(zip(program.jaxpr.invars, values, strict=True))
     for equation in program.jaxpr.eqns:
         given = [read(environment, variable) for variable in equation.invars]
-        environment.update(zip(equation.outvars, _compute(equation, given, seen), strict=True))
+        found = _compute(equation, given, seen, table)
+        environment.update(zip(equation.outvars, found, strict=True))
     return [read(environment, variable) for variable in program.jaxpr.outvars]
 
 
-def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
+def _compute(equation: Equation, values: list[Any], seen: Seen, table: Table) -> list[Any]:
     packed = [value for value in values if is_leaf(value)]
     if not packed:
         if _is_scalar_constant(equation, values):
@@ -47,11 +50,13 @@ def _compute(equation: Equation, values: list[Any], seen: Seen) -> list[Any]:
                 return bind(equation, values)
         return bind(equation, values)
     if equation.primitive in CONTROL:
-        inside = InsidePacked(equation, lambda program, given: run(program, given, seen), seen)
+        inside = InsidePacked(
+            equation, lambda program, given: run(program, given, seen, table), seen
+        )
         return CONTROL[equation.primitive](equation, values, inside)[0]
     try:
         with equation.ctx.manager:  # the mesh that it was traced under
-            found = step(equation, values)
+            found = step(equation, values, table)
     except Dense as reason:
         for leaf in packed:
             seen(leaf, equation, str(reason))

@@ -28,8 +28,10 @@ from nnopt_jax.trace.packed.rules.convolve import convolve
 from nnopt_jax.trace.packed.rules.join import joined
 from nnopt_jax.trace.packed.rules.move import Moves, moved
 from nnopt_jax.trace.packed.rules.movement import Movement, movements_of
+from nnopt_jax.trace.packed.rules.ragged import Ragged, ragged_product
 from nnopt_jax.trace.packed.rules.times import times
 from nnopt_jax.trace.primitives import TABLE, Table, rule_of
+from nnopt_jax.trace.probed import ragged_dot_general_p
 from nnopt_jax.typing import Array, Shape
 
 FILL = lax.GatherScatterMode.FILL_OR_DROP
@@ -143,6 +145,13 @@ def _convolution(equation: Equation, values: list[Any]) -> Array:
     return convolve(x, inputs_above(weight.node), equation)
 
 
+def _ragged(equation: Equation, values: list[Any]) -> Array:
+    x, experts, sizes = values
+    if is_leaf(x) or is_leaf(sizes):
+        raise Dense("it is not the experts of the product")
+    return ragged_product(x, experts.node, sizes, Ragged.of(equation))
+
+
 def _concatenate(equation: Equation, values: list[Any]) -> Leaf:
     if not all(is_leaf(value) for value in values):
         raise Dense("it is put beside arrays")
@@ -244,6 +253,7 @@ def _rows(equation: Equation, values: list[Any]) -> Array:
 RULES: dict[Any, Callable[[Equation, list[Any]], Any]] = {
     primitives.dot_general_p: _dot,
     primitives.conv_general_dilated_p: _convolution,
+    ragged_dot_general_p: _ragged,
     primitives.convert_element_type_p: _convert,
     primitives.gather_p: _rows,
     primitives.concatenate_p: _concatenate,
