@@ -116,6 +116,7 @@ def _reinterpreted(equation: Equation) -> Rule:
         [axes(factors[: len(before)])],
         [axes(factors[: len(after)])],
         whole=frozenset(whole),
+        absorbs=(0,),
         flops=Flops(),
     )
 

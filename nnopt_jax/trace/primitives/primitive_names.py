@@ -18,12 +18,9 @@ _KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)
 _FLOATS = jax.ShapeDtypeStruct((1,), jnp.float32)
 
 
-def _on_mesh(function: Callable[..., Any]) -> Any:
+def _on_mesh(function: Callable[..., Any], out: PartitionSpec = PartitionSpec()) -> Any:  # noqa: B008
     """Return the last primitive of a function that runs on a mesh of one device."""
-    spec = PartitionSpec("all")
-    mapped = jax.shard_map(
-        function, mesh=_MESH, in_specs=spec, out_specs=PartitionSpec(), check_vma=True
-    )
+    mapped = jax.shard_map(function, mesh=_MESH, in_specs=PartitionSpec("all"), out_specs=out)
     return probed.probed(mapped, _FLOATS).params["jaxpr"].eqns[-1].primitive
 
 
@@ -41,7 +38,10 @@ def _probes() -> list[Any]:
     ]
     if hasattr(lax, "empty"):
         found.append(probed.probed(lambda: lax.empty((1,), jnp.float32)))
-    on_mesh = [_on_mesh(lambda x: lax.psum(x, "all"))]
+    on_mesh = [
+        _on_mesh(lambda x: lax.psum(x, "all")),
+        _on_mesh(lambda x: lax.psum_scatter(x, "all", tiled=True), PartitionSpec("all")),
+    ]
     by_hand = (value for name, value in vars(probed).items() if name.endswith("_p"))
     return [*(equation.primitive for equation in found), *on_mesh, *by_hand]
 

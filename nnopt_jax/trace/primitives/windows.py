@@ -54,11 +54,21 @@ def _reduce_window(equation: Equation) -> Rule:
 
 
 def _scattered_back(equation: Equation) -> Rule:
-    """The gradient of a pooling: an entry of each window gets what its position has."""
+    """The gradient of a pooling: an entry of each window gets what its position has.
+
+    All entries of a window decide which one, so the taps of the outcome are factors of their own.
+    """
     draft = Draft(equation)
     given, shape = draft.operand_shapes
     covered, positions, whole = _windows(draft, shape, given, equation.params)
-    return draft.rule(Kind.ORDERED, [positions, covered], [covered], whole=whole)
+    outcome = list(covered)
+    for a, (place,) in enumerate(covered):
+        if len(place.factors) > 1:
+            position, (tap, stride) = place.factors
+            other = draft.factor(draft.sizes[tap])
+            outcome[a] = (place._replace(factors=(position, (other, stride))),)
+            whole |= {other}
+    return draft.rule(Kind.ORDERED, [positions, covered], [outcome], whole=whole)
 
 
 def _gathered(equation: Equation) -> Rule:
