@@ -83,7 +83,7 @@ def test_functions():
         return branching(p, x) if len(x) > 2 else apply(p, x)
 
     with pytest.raises(
-        CompositionError, match=r"branching_later: test_errors.py:.* depends on batch"
+        CompositionError, match=r"branching_later: test_errors.py:.* depends on argument 2"
     ):
         observe(function=branching_later, batches=[X, jnp.ones((3, 6))])
     with pytest.raises(CompositionError, match="needs arrays, and a batch holds 'text'"):
