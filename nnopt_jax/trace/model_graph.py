@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.columns import aligned
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
@@ -222,6 +224,7 @@ class Graph:
             2017, section 2 (the diagonal of the Fisher information).
         """
         self._check(params, "graph.observe")
+        self._check_keywords()
 
         def on_batch(params: Params, batch: Any) -> Any:
             return self._on_batch(params, batch)
@@ -328,6 +331,15 @@ class Graph:
                 "(batch,) for one."
             )
         return self.apply(params, *given, **self.kwargs)
+
+    def _check_keywords(self) -> None:
+        """Raise if a keyword argument is an array, of which the graph has the shape alone."""
+        wrong = Problems("graph.observe")
+        for name, value in self.kwargs.items():
+            if any(map(is_array, jax.tree.leaves(value))):
+                wrong.add(name, "is an array, and the graph holds no arrays; make it an entry of "
+                          "the batch: lambda params, x, y: apply(params, x, name=y)")  # fmt: skip
+        wrong.raise_as(CompositionError)
 
     def _with(self, params: Params, who: str) -> Traced:
         """The traced function with other values in place of its parameters."""

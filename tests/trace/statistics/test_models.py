@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 def observe(function, params, batches, names=("input_absmax",), **settings):
     graph = nnopt.graph(function, params, batches[0])
-    return graph.observe(params, batches, names=("input_absmax",), **settings)
+    return graph.observe(params, batches, names, **settings)
 
 
 def drawn(*shape):
