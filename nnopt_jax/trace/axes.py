@@ -322,7 +322,7 @@ def _axes(use: AxisUse, ndim: int) -> Axes | str:
         mine = use.roles.get(axis, frozenset({OUTPUT}))  # of one entry, or reduced before
         summed = mine & {CONTRACTED, LOOKUP}
         if summed and mine - summed:
-            return f"{use.primitive} sums over a part of its axis {axis} only"
+            return f"{use.primitive} both sums over its axis {axis} and keeps it"
         name = CONTRACTED if summed else OUTPUT if OUTPUT in mine else BATCH
         roles[name].append(axis)
     return Axes(
