@@ -41,11 +41,13 @@ class LeafView(NamedTuple):
         path: of the leaf.
         dims: for each axis of the array what it is made of.
         layers: axes of the leaf along which one entry is taken: by a scan, or by its number.
+        chosen: whether the inputs choose that entry: a row of an embedding, or an expert.
     """
 
     path: str
     dims: tuple[Parts, ...]
     layers: tuple[int, ...] = ()
+    chosen: bool = False
 
 
 class Held(NamedTuple):
@@ -136,27 +138,19 @@ class AxisRoles:
         products: set[tuple[Location, str]] = set()
         outs: list[list[LeafView]] = [[] for _ in rule.outcomes]
         for at in rule.data:
-            used, views = self._is_use(rule, values, at), values[at].views
-            for view in views if used else ():
-                self._note(equation, rule, at, view, site)
-                if rule.kind is Kind.CONTRACTION:
+            for view in values[at].views:
+                used, goes_on = _fate(rule, values, at, view, varies)
+                if used:
+                    self._note(equation, rule, at, view, site)
+                if used and rule.kind is Kind.CONTRACTION:
                     products.add((site.location, view.path))
-            for view in views if not used and not varies else ():
-                for outcome, moved in enumerate(_moved(rule, at, view)):
-                    outs[outcome] += [] if moved is None else [moved]
+                for outcome, moved in enumerate(_moved(rule, at, view) if goes_on else ()):
+                    if moved is not None:
+                        outs[outcome].append(moved._replace(chosen=varies))
         if products:
             self.inner |= ends
             ends = frozenset(products)
         return [Held(tuple(dict.fromkeys(views)), varies, ends) for views in outs]
-
-    def _is_use(self, rule: Rule, values: Sequence[Held], at: int) -> bool:
-        """Whether a leaf is contracted there, looked up, or combined with what varies."""
-        if rule.kind in (Kind.CONTRACTION, Kind.OPAQUE):
-            return True
-        looked_up = any(isinstance(p.start, Start) for dim in rule.operands[at] for p in dim)
-        if looked_up and any(values[i].varies for i in rule.chooses):
-            return True
-        return any(values[i].varies for i in rule.data if i != at)
 
     def _note(self, equation: Equation, rule: Rule, at: int, view: LeafView, site: Site) -> None:
         roles = {axis: {BATCH} for axis in view.layers}
@@ -173,6 +167,23 @@ class AxisRoles:
         name = equation.primitive.name
         reason = f"no rule follows it through {name}" if rule.kind is Kind.OPAQUE else ""
         self.uses[key] = AxisUse(name, where, merged, reason)
+
+
+def _fate(
+    rule: Rule, values: Sequence[Held], at: int, view: LeafView, varies: bool
+) -> tuple[bool, bool]:
+    """Whether a step uses a leaf, and whether what the step gives is still made of the leaf."""
+    hides = rule.kind in (Kind.CONTRACTION, Kind.OPAQUE)
+    if view.chosen:
+        other = any(values[i].varies for i in rule.data if i != at)
+        roles = {role for _, role in _roles(rule, at, view)}
+        # A row of an embedding is an input of the product; a matrix (an expert) is its weight.
+        is_weight = rule.kind is Kind.CONTRACTION and {CONTRACTED, OUTPUT} <= roles
+        return other and is_weight, not (hides or other)
+    used = hides or varies
+    looked_up = any(isinstance(p.start, Start) for dim in rule.operands[at] for p in dim)
+    by_inputs = looked_up and any(values[i].varies for i in rule.chooses)
+    return used, not used or (by_inputs and not hides)
 
 
 def _roles(rule: Rule, at: int, view: LeafView) -> Iterable[tuple[int, str]]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import nnopt_jax as nnopt
 from nnopt_jax import Axes
@@ -33,7 +34,7 @@ def axes_of(function, weight, *inputs):
 def conv(numbers, **settings):
     def apply(w, x):
         rank = w.ndim - 2
-        return jax.lax.conv_general_dilated(
+        return lax.conv_general_dilated(
             x, w, (1,) * rank, [(1, 1)] * rank, dimension_numbers=numbers, **settings
         )
 
@@ -41,22 +42,22 @@ def conv(numbers, **settings):
 
 
 def looped(w, x):
-    return jax.lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ w[i]), x)
+    return lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ w[i]), x)
 
 
 def nested(w, x):
     def inner(x, w):
         return x @ w, None
 
-    return jax.lax.scan(lambda x, w: (jax.lax.scan(inner, x, w)[0], None), x, w)[0]
+    return lax.scan(lambda x, w: (lax.scan(inner, x, w)[0], None), x, w)[0]
 
 
 def along_the_second(w, x):
-    return jax.lax.scan(lambda x, w: (x @ w, None), x, jnp.moveaxis(w, 1, 0))[0]
+    return lax.scan(lambda x, w: (x @ w, None), x, jnp.moveaxis(w, 1, 0))[0]
 
 
 def ragged(w, x, sizes):
-    return jax.lax.ragged_dot(x, w, sizes)
+    return lax.ragged_dot(x, w, sizes)
 
 
 def cut(w, x):
@@ -136,7 +137,7 @@ CASES = {
         conv(("NHWC", "HWIO", "NHWC"), lhs_dilation=(2, 2)), (3, 3, 4, 6), [(2, 8, 8, 4)], HWIO,
     ),
     "transposed": (  # JAX's kernel of a transposed convolution as a gradient: (h, w, out, in)
-        lambda w, x: jax.lax.conv_transpose(x, w, (2, 2), "SAME", transpose_kernel=True),
+        lambda w, x: lax.conv_transpose(x, w, (2, 2), "SAME", transpose_kernel=True),
         (3, 3, 6, 4), [(2, 8, 8, 4)], Axes((0, 1, 3), 2),
     ),
     "experts with inputs of their own": (
@@ -151,7 +152,7 @@ CASES = {
     ),
     "ragged experts": (ragged, (3, 8, 6), [(5, 8), shaped((3,), "int32")], LAYERS),
     "one scanned axis": (
-        lambda w, x: jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0], (3, 8, 8), [(5, 8)], LAYERS,
+        lambda w, x: lax.scan(lambda x, w: (x @ w, None), x, w)[0], (3, 8, 8), [(5, 8)], LAYERS,
     ),
     "two scanned axes": (nested, (2, 3, 8, 8), [(5, 8)], Axes(2, 3, batch_axis=(0, 1))),
     "the second axis scanned": (along_the_second, (8, 3, 8), [(5, 8)], Axes(0, 2, batch_axis=1)),
@@ -172,30 +173,6 @@ def test_one_leaf(name):
     assert dict(table) == {"w": expected}
     assert set(table.uses["w"]) == {expected}
     assert not table.unknown
-
-
-def test_gates_of_other_libraries():
-    """Equinox multiplies from the left; haiku has one kernel for inputs and states."""
-    import equinox as eqx
-    import haiku as hk
-
-    for cell in (eqx.nn.LSTMCell(4, 8, key=jax.random.key(0)),
-                 eqx.nn.GRUCell(4, 8, key=jax.random.key(0))):  # fmt: skip
-        lstm = isinstance(cell, eqx.nn.LSTMCell)
-
-        def run(cell, xs, lstm=lstm):
-            first = (jnp.zeros(8), jnp.zeros(8)) if lstm else jnp.zeros(8)
-            return jax.lax.scan(lambda s, x: (cell(x, s), None), first, xs)[0]
-
-        table = nnopt.graph(run, cell, shaped((5, 4))).axes
-        assert dict(table) == {"weight_ih": OUT_IN, "weight_hh": OUT_IN}
-
-    net = hk.without_apply_rng(
-        hk.transform(lambda x: hk.dynamic_unroll(hk.LSTM(8), x, hk.LSTM(8).initial_state(2))[0])
-    )
-    x = shaped((5, 2, 4))
-    table = nnopt.graph(net.apply, jax.eval_shape(net.init, jax.random.key(0), x), x).axes
-    assert dict(table) == {"lstm/linear/w": IN_OUT}
 
 
 def test_two_kernels_in_one():
@@ -222,6 +199,27 @@ def test_tied_embeddings_have_the_axes_of_their_product():
     assert dict(table) == {"embed": OUT_IN, "w": IN_OUT}
     assert table.uses["embed"] == (LOOKED_UP, OUT_IN)
     assert dict(table.left_out) == {"embed": "the last product"}
+
+
+def test_experts_that_the_inputs_choose():
+    """A matrix for each token is its weight; a row of an embedding is not one of what reads it."""
+    params = {"up": shaped((3, 8, 6)), "down": shaped((6, 3, 8)), "one": shaped((3, 8, 8)),
+              "embed": shaped((9, 8)), "user": shaped((9, 8)), "w": shaped((8, 4))}  # fmt: skip
+
+    def model(p, tokens, which):
+        x = p["embed"][tokens]
+        hidden = jnp.einsum("td,tdf->tf", x, p["up"].astype(jnp.bfloat16)[which])
+        x = jnp.einsum("tf,tfd->td", hidden, jnp.take(p["down"], which, axis=1).swapaxes(0, 1))
+        x = x @ lax.dynamic_index_in_dim(p["one"], which[0], keepdims=False).T
+        likes = jnp.einsum("td,td->t", x, p["user"][tokens])
+        return likes[:, None] * (x @ p["w"])
+
+    table = nnopt.graph(model, params, INTS, INTS).axes
+    assert dict(table) == {
+        "up": LAYERS, "down": Axes(0, 2, batch_axis=1), "one": Axes(2, 1, batch_axis=0),
+        "embed": LOOKED_UP, "user": LOOKED_UP, "w": IN_OUT,
+    }  # fmt: skip
+    assert set(table.weights) == {"up", "down", "one"}
 
 
 def test_embeddings_that_are_only_looked_up_are_left_out():
@@ -313,7 +311,7 @@ def test_generated_tokens_do_not_hide_the_last_product():
             logits = jnp.tanh(p["embed"][token] @ p["w"]) @ p["head"]
             return logits.argmax(-1).astype(token.dtype), logits
 
-        return jax.lax.scan(step, token, None, length=3)[1]
+        return lax.scan(step, token, None, length=3)[1]
 
     table = nnopt.graph(write, params, INTS).axes
     assert dict(table.left_out) == {"embed": "it is only looked up", "head": "the last product"}
@@ -323,7 +321,7 @@ def test_a_weight_that_a_condition_chooses():
     params = {"a": shaped((4, 4)), "b": shaped((4, 4)), "c": shaped((4, 4))}
 
     def model(p, x):
-        one = jax.lax.cond(x[0, 0] > 0, lambda: p["a"].T, lambda: p["b"])
+        one = lax.cond(x[0, 0] > 0, lambda: p["a"].T, lambda: p["b"])
         return x @ jnp.where(x[0, 0] > 1, one, p["c"]).T
 
     table = nnopt.graph(model, params, shaped((2, 4))).axes
@@ -337,7 +335,7 @@ def test_products_over_a_mesh(split):
     rows, columns = spec("model", None), spec(None, "model")
 
     def product(x, w):
-        return jax.lax.psum(x @ w, "model") if split == "rows" else x @ w
+        return lax.psum(x @ w, "model") if split == "rows" else x @ w
 
     run = jax.shard_map(
         product, mesh=mesh,
@@ -346,31 +344,6 @@ def test_products_over_a_mesh(split):
     )  # fmt: skip
     assert dict(axes_of(lambda w, x: run(x, w), (8, 6), (5, 8))) == {"w": IN_OUT}
     assert dict(axes_of(lambda w, x: run(x, w.T), (6, 8), (5, 8))) == {"w": OUT_IN}
-
-
-def test_annotations_of_flax_change_nothing():
-    from flax import linen as nn
-
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
-            x = nn.relu(nn.Dense(8, kernel_init=init, name="up")(x))
-            x = nn.with_logical_constraint(x, ("batch", "out"))
-            x = jax.lax.with_sharding_constraint(x, named)
-            return nn.Dense(2, kernel_init=init, name="down")(x)
-
-    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    named = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", "model"))
-    x, rules = jnp.ones((4, 6)), [("batch", "data"), ("out", "model"), ("in", None)]
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-        boxed = jax.jit(Net().init)(jax.random.key(0), x)
-        for params in (boxed, nn.unbox(boxed)):
-            table = nnopt.graph(Net().apply, params, x).axes
-            assert sorted(table.values(), key=repr) == [IN_OUT, IN_OUT]
-            assert len(table.weights) == 1
-            assert "up" in table.weights[0]
-            assert sum("kernel" in path for path in table) == 2
 
 
 def test_one_weight_of_random_orders_is_found_by_its_labels():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import equinox as eqx
+import haiku as hk
+import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
 import nnopt_jax as nnopt
 from nnopt_jax import Axes
@@ -19,7 +23,7 @@ LAYERS = Axes(1, 2, batch_axis=0)  # (layers, in, out)
 LOOKED_UP = Axes(0, 1, lookup=True)  # rows of an embedding
 
 
-def linen(axes):
+def flax(axes):
     return {f"params/{path}": each for path, each in axes.items()}
 
 
@@ -37,31 +41,31 @@ def each(axes, *paths):
 # in between. Flax numbers layers as they are written: of `Dense(4)(Dense(8)(x))` the outer is 0.
 TABLES = {
     "linen_dense": (
-        linen(each(IN_OUT, "Dense_0/kernel", "Dense_1/kernel", "Dense_2/kernel")),
+        flax(each(IN_OUT, "Dense_0/kernel", "Dense_1/kernel", "Dense_2/kernel")),
         {"params/Dense_0/kernel"},
     ),
     "linen_dense_general": (
-        linen({"DenseGeneral_0/kernel": HEADS_OUT, "DenseGeneral_1/kernel": HEADS_IN}),
+        flax({"DenseGeneral_0/kernel": HEADS_OUT, "DenseGeneral_1/kernel": HEADS_IN}),
         {"params/DenseGeneral_1/kernel"},
     ),
     # By channels, the kernel is (3, 3, 1, 8): one input each, the axis of features is an output.
     "linen_conv": (
-        linen({**each(HWIO, *(f"Conv_{i}/kernel" for i in range(3))), "Dense_0/kernel": IN_OUT}),
+        flax({**each(HWIO, *(f"Conv_{i}/kernel" for i in range(3))), "Dense_0/kernel": IN_OUT}),
         {"params/Dense_0/kernel"},
     ),
     "linen_conv_transpose": (
-        linen(each(HWIO, "ConvTranspose_0/kernel", "Conv_0/kernel")),
+        flax(each(HWIO, "ConvTranspose_0/kernel", "Conv_0/kernel")),
         {"params/Conv_0/kernel"},
     ),
     # The running statistics come out, too; the product before them is not the last one.
     "linen_norms": (
-        linen({**each(HWIO, "Conv_0/kernel", "Conv_1/kernel"), "Dense_0/kernel": IN_OUT}),
+        flax({**each(HWIO, "Conv_0/kernel", "Conv_1/kernel"), "Dense_0/kernel": IN_OUT}),
         {"params/Dense_0/kernel"},
     ),
     # (tokens, features): rows are looked up, the head sums over features. The only weight is kept.
-    "linen_tied_embed": (linen({"Embed_0/embedding": OUT_IN}), set()),
+    "linen_tied_embed": (flax({"Embed_0/embedding": OUT_IN}), set()),
     "linen_attention": (
-        linen({
+        flax({
             **attention("MultiHeadDotProductAttention_0"),
             **each(IN_OUT, "Dense_0/kernel", "Dense_1/kernel"),
         }),
@@ -69,31 +73,31 @@ TABLES = {
     ),
     # Four gates, whose kernels the cell puts side by side.
     "linen_lstm": (
-        linen({
+        flax({
             **each(IN_OUT, *(f"OptimizedLSTMCell_0/{a}{b}/kernel" for a in "ih" for b in "ifgo")),
             "Dense_0/kernel": IN_OUT,
         }),
         {"params/Dense_0/kernel"},
     ),
     "linen_gru": (
-        linen({
+        flax({
             **each(IN_OUT, *(f"GRUCell_0/{a}{b}/kernel" for a in "ih" for b in "rzn")),
             "Dense_0/kernel": IN_OUT,
         }),
         {"params/Dense_0/kernel"},
     ),
     "linen_scan": (
-        linen({
+        flax({
             **each(LAYERS, *(f"ScanCheckpointLayer_0/Dense_{i}/kernel" for i in range(2))),
             "Dense_0/kernel": IN_OUT,
         }),
         {"params/Dense_0/kernel"},
     ),
     # All members take the same input: their number is one more output axis.
-    "linen_vmap": (linen({"VmapDense_0/kernel": Axes(1, (0, 2))}), set()),
+    "linen_vmap": (flax({"VmapDense_0/kernel": Axes(1, (0, 2))}), set()),
     # The scale of a column is multiplied into the kernel, and sums nothing.
     "linen_weight_norm": (
-        linen(each(IN_OUT, "Dense_0/kernel", "Dense_1/kernel")),
+        flax(each(IN_OUT, "Dense_0/kernel", "Dense_1/kernel")),
         {"params/Dense_0/kernel"},
     ),
     "nnx_linear": (
@@ -207,3 +211,51 @@ def test_reasons_of_the_zoo():
         unknown = nnopt.graph(case.apply, case.params, *case.args).axes.unknown
         for path in (path for other, path in expected if other == name):
             assert unknown[path] == expected[name, path]
+
+
+def shaped(shape, dtype="float32"):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def test_gates_of_other_libraries():
+    """Equinox multiplies from the left; haiku has one kernel for inputs and states."""
+    for cell in (eqx.nn.LSTMCell(4, 8, key=jax.random.key(0)),
+                 eqx.nn.GRUCell(4, 8, key=jax.random.key(0))):  # fmt: skip
+        lstm = isinstance(cell, eqx.nn.LSTMCell)
+
+        def run(cell, xs, lstm=lstm):
+            first = (jnp.zeros(8), jnp.zeros(8)) if lstm else jnp.zeros(8)
+            return jax.lax.scan(lambda s, x: (cell(x, s), None), first, xs)[0]
+
+        table = nnopt.graph(run, cell, shaped((5, 4))).axes
+        assert dict(table) == {"weight_ih": OUT_IN, "weight_hh": OUT_IN}
+
+    net = hk.without_apply_rng(
+        hk.transform(lambda x: hk.dynamic_unroll(hk.LSTM(8), x, hk.LSTM(8).initial_state(2))[0])
+    )
+    x = shaped((5, 2, 4))
+    table = nnopt.graph(net.apply, jax.eval_shape(net.init, jax.random.key(0), x), x).axes
+    assert dict(table) == {"lstm/linear/w": IN_OUT}
+
+
+def test_annotations_of_flax_change_nothing():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+            x = nn.relu(nn.Dense(8, kernel_init=init, name="up")(x))
+            x = nn.with_logical_constraint(x, ("batch", "out"))
+            x = jax.lax.with_sharding_constraint(x, named)
+            return nn.Dense(2, kernel_init=init, name="down")(x)
+
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    named = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", "model"))
+    x, rules = jnp.ones((4, 6)), [("batch", "data"), ("out", "model"), ("in", None)]
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        boxed = jax.jit(Net().init)(jax.random.key(0), x)
+        for params in (boxed, nn.unbox(boxed)):
+            table = nnopt.graph(Net().apply, params, x).axes
+            assert sorted(table.values(), key=repr) == [IN_OUT, IN_OUT]
+            assert len(table.weights) == 1
+            assert "up" in table.weights[0]
+            assert sum("kernel" in path for path in table) == 2
