@@ -22,6 +22,7 @@ from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.arrays.trits import Trits
+from nnopt_jax.arrays.uneven_groups import UnevenGroups
 from nnopt_jax.trace.jaxpr import Equation, primitives
 from nnopt_jax.trace.packed.rules.view import (
     Shape,
@@ -75,6 +76,8 @@ def _moved(field: Field, shape: Shape, view: View) -> Field | None:
         return Reshaped.of(field, view.axes) if view.axes else None
     if isinstance(field, Reshaped):
         return _in_memory(field, shape, view)
+    if isinstance(field, UnevenGroups):
+        return _uneven(field, shape, view)
     if type(field) not in SHARED:
         return None
     shared = SHARED[type(field)]
@@ -90,6 +93,17 @@ def _packed_codes(field: Bits | Trits, shape: Shape, view: View) -> Field | None
     narrow = next(kind for kind in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint16)
                   if jnp.iinfo(kind).min <= field.low and top <= jnp.iinfo(kind).max)  # fmt: skip
     return view.apply(field.materialize().astype(narrow), shape)
+
+
+def _uneven(field: UnevenGroups, shape: Shape, view: View) -> UnevenGroups | None:
+    """Groups follow where their axis stays whole: among those that are kept, or reordered."""
+    axis = field.axis
+    if view.axes:
+        axis = view.axes.index(len(shape) + axis) - len(shape)
+    elif view.kept < -axis:
+        return None
+    values = _moved(field.values, shape, view)
+    return None if values is None else field.replace(values=values, axis=axis)
 
 
 def _factors(field: Factored, view: View) -> Factored | None:
