@@ -44,8 +44,8 @@ def binary_connect(
         where: which leaves; default: those of two axes or more.
         scale: `H`, a number above 0, or `"glorot"`: `sqrt(1.5 / (fan in + fan out))`, for
             networks without normalization. Fan in counts the indices of the contracted axes, fan
-            out those of the output axes (for convolutions the authors' code multiplies fan out
-            with the size of the kernel, which axes do not say).
+            out those of the output axes; of three contracted axes or more, as convolutions have
+            them, all but the last count for fan out, too.
         stochastic: training draws the signs anew at each update (needs `tx.init(..., key=)`);
             what is applied and stored is decided by the sign. Running statistics of a
             normalization then belong to drawn signs: measure them anew with the decided ones.
@@ -122,9 +122,11 @@ def _height(slot: Slot, scale: float | str) -> jax.Array:
     if not isinstance(scale, str):
         return jnp.float32(scale)
     shape, axes = slot.array.shape, slot.axes
-    roles = ((), range(len(shape))) if axes is None else (axes.contracted, axes.output)
-    fans = sum(math.prod(shape[axis] for axis in role) for role in roles)
-    return jnp.float32(math.sqrt(1.5 / max(fans, 1)))
+    roles = ((), tuple(range(len(shape)))) if axes is None else (axes.contracted, axes.output)
+    inputs, outputs = (math.prod(shape[axis] for axis in role) for role in roles)
+    if len(roles[0]) > 2:  # the authors' code: an input has a weight for each place of the kernel
+        outputs *= math.prod(shape[axis] for axis in roles[0][:-1])
+    return jnp.float32(math.sqrt(1.5 / max(inputs + outputs, 1)))
 
 
 def _drawn(x: jax.Array, rest: Any) -> jax.Array:
