@@ -35,3 +35,4 @@ from nnopt_jax.arrays.supports import (
     smallest_support as smallest_support,
 )
 from nnopt_jax.arrays.trits import Trits as Trits
+from nnopt_jax.arrays.uneven_groups import UnevenGroups as UnevenGroups

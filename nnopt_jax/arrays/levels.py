@@ -29,7 +29,8 @@ class Levels(Node):
         codes: `c`, indices into the levels, of the logical shape: float32 holding integers in
             training, so that they can be refined; packed integers in storage.
         scale: `s`, array or node, as it is stored; each of its axes divides that of the codes
-            (one entry: per tensor; as many entries: per channel; between: groups).
+            (one entry: per tensor; as many entries: per channel; between: groups). Groups that do
+            not divide an axis are `UnevenGroups`.
         below: the scale of levels below zero, where they have their own; of the shape of `scale`.
         carry: the float array the codes replaced; it only takes the gradient, and is not stored.
         levels: `l`, ascending.

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
 from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.arrays.uneven_groups import UnevenGroups
 from nnopt_jax.ops.grid import covers, dequantize
 from nnopt_jax.ops.straight_through import straight_through
 
@@ -24,7 +25,8 @@ class Quantized(Node):
         codes: `q`, of the logical shape: float32 holding integers in training, so that they can
             be refined; packed integers in storage.
         scale: `s`, already in the dtype it is stored in; each of its axes divides that of the
-            codes (one entry: per tensor; as many entries: per channel; between: groups).
+            codes (one entry: per tensor; as many entries: per channel; between: groups). Groups
+            that do not divide an axis are `UnevenGroups`.
         zero: `z`, codes of the shape of `scale`, held and stored as `codes` are; None for a
             symmetric grid.
         carry: the float array the codes replaced; it only takes the gradient, and is not stored.
@@ -72,10 +74,15 @@ class Quantized(Node):
             if is_node(self.codes)
             else pack_integers(self.codes, self.low, self.high)
         )
-        zero = self.zero
-        if zero is not None and not is_node(zero) and jnp.issubdtype(zero.dtype, jnp.floating):
-            zero = pack_integers(zero, self.low, self.high)
+        zero = self._stored_zero(self.zero)
         return self.replace(codes=codes, scale=store_field(self.scale), zero=zero, carry=None)
+
+    def _stored_zero(self, zero: Field) -> Field:
+        if isinstance(zero, UnevenGroups):
+            return zero.replace(values=self._stored_zero(zero.values))
+        if zero is None or is_node(zero) or not jnp.issubdtype(zero.dtype, jnp.floating):
+            return zero
+        return pack_integers(zero, self.low, self.high)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Every axis of the scale (and of the zero point) must divide that of the codes."""

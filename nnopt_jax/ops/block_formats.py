@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from nnopt_jax.ops.blocks import reduce_blocks
+from nnopt_jax.ops.blocks import reduce_blocks, repeat_uneven
 from nnopt_jax.ops.grid import expand
 
 _TINY = float(np.finfo(np.float32).tiny)
@@ -20,12 +20,12 @@ def block_largest(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = N
 
     Args:
         x: float array.
-        block: size of a block along each axis, which it divides.
+        block: size of a block along each axis; the last one may be shorter.
         mask: bool of the shape of `x`, False for entries to ignore.
 
     Returns:
-        float32, of shape `x.shape[i] // block[i]`: `max|x|`, 0 where nothing counts; NaN where the
-        block holds one.
+        float32, of shape `ceil(x.shape[i] / block[i])`: `max|x|`, 0 where nothing counts; NaN
+        where the block holds one.
 
     Example:
         >>> import numpy as np
@@ -43,12 +43,12 @@ def block_mean(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None
 
     Args:
         x: float array.
-        block: size of a block along each axis, which it divides.
+        block: size of a block along each axis; the last one may be shorter.
         mask: bool of the shape of `x`, False for entries to ignore.
 
     Returns:
-        float32, of shape `x.shape[i] // block[i]`: the mean of `|x|` over the entries that count,
-        0 where none does.
+        float32, of shape `ceil(x.shape[i] / block[i])`: the mean of `|x|` over the entries that
+        count, 0 where none does.
 
     Example:
         >>> import numpy as np
@@ -58,7 +58,8 @@ def block_mean(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None
     """
     size = _magnitude(x, mask)
     # Divided before they are added: the sum of large weights may overflow.
-    share = size / expand(block_count(size.shape, block, mask), size.shape)
+    count = repeat_uneven(block_count(size.shape, block, mask), size.shape, block)
+    share = size / expand(count, size.shape)
     return reduce_blocks("block_mean", _sum, share, block)
 
 
@@ -67,11 +68,11 @@ def block_count(shape: Sequence[int], block: Sequence[int], mask: ArrayLike | No
 
     Args:
         shape: of the array.
-        block: size of a block along each axis, which it divides.
+        block: size of a block along each axis; the last one may be shorter.
         mask: bool of that shape, False for entries to ignore.
 
     Returns:
-        float32, of shape `shape[i] // block[i]`.
+        float32, of shape `ceil(shape[i] / block[i])`.
 
     Example:
         >>> import numpy as np

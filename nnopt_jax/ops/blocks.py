@@ -1,11 +1,11 @@
-"""Reductions of equal blocks of an array."""
+"""Reductions of the blocks of an array, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from nnopt_jax.errors import Problems, ShapeError
@@ -17,26 +17,28 @@ def reduce_blocks(
     x: ArrayLike,
     block: Sequence[int],
 ) -> Array:
-    """Reduces each block of an array to one number.
+    """Reduces each block of an array to one number; the last block of an axis may be shorter.
 
     Args:
         who: the caller, as errors name it.
         reduce: `(array, axes) -> array` without these axes.
         x: any array.
-        block: size of a block along each axis, which it divides.
+        block: size of a block along each axis, at most that of the axis.
 
     Returns:
-        An array of shape `x.shape[i] // block[i]`; an empty axis that makes one block counts as 1.
+        An array of shape `ceil(x.shape[i] / block[i])`; an empty axis that makes one block counts
+        as 1.
 
     Raises:
-        ShapeError: if a block does not divide its axis.
+        ShapeError: if a block is larger than its axis.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> x = jnp.arange(8).reshape(4, 2)
+        >>> x = jnp.arange(10).reshape(5, 2)
         >>> print(reduce_blocks("demo", jnp.max, x, (2, 1)))
         [[2 3]
-         [6 7]]
+         [6 7]
+         [8 9]]
     """
     x, block = jnp.asarray(x), tuple(block)
     problems = Problems(who)
@@ -44,12 +46,56 @@ def reduce_blocks(
         problems.add("", f"block {block} for an array of shape {x.shape}; give one size an axis")
         problems.raise_as(ShapeError)
     for axis, (size, part) in enumerate(zip(x.shape, block, strict=True)):
-        if part != size and (part < 1 or size % part):
-            problems.add("", f"block {part} does not divide axis {axis} of size {size}")
+        if part != size and (part < 1 or part > size > 0):
+            problems.add("", f"block {part} does not fit axis {axis} of size {size}")
     problems.raise_as(ShapeError)
+    return _reduced(reduce, x, block)
+
+
+def _reduced(
+    reduce: Callable[[Array, tuple[int, ...]], Array], x: Array, block: tuple[int, ...]
+) -> Array:
+    for axis, (size, part) in enumerate(zip(x.shape, block, strict=True)):
+        if part and (rest := size % part):
+            # By itself, not filled up: no filling is neutral to every reduction.
+            even = lax.slice_in_dim(x, 0, size - rest, axis=axis)
+            last = lax.slice_in_dim(x, size - rest, size, axis=axis)
+            short = (*block[:axis], rest, *block[axis + 1 :])
+            parts = [_reduced(reduce, even, block), _reduced(reduce, last, short)]
+            return lax.concatenate(parts, axis)
     counts = [1 if n == b else n // b for n, b in zip(x.shape, block, strict=True)]
     split, axes = _split(x.shape, counts)
     return reduce(x.reshape(split), axes).reshape(counts)
+
+
+def repeat_uneven(values: Array, shape: Sequence[int], block: Sequence[int]) -> Array:
+    """Repeats one number a block along the axes whose last block is shorter; others stay coarse.
+
+    Args:
+        values: what `reduce_blocks` returned.
+        shape: of the array that was reduced.
+        block: size of a block along each axis.
+
+    Example:
+        >>> print(repeat_uneven(jnp.array([[1, 2, 3], [4, 5, 6]]), (4, 5), (2, 2)))
+        [[1 1 2 2 3]
+         [4 4 5 5 6]]
+    """
+    for axis, (size, part) in enumerate(zip(shape, block, strict=True)):
+        if part and size % part:
+            values = lax.slice_in_dim(jnp.repeat(values, part, axis), 0, size, axis=axis)
+    return values
+
+
+def fill_up(x: Array, block: Sequence[int]) -> Array:
+    """Appends zeros to each axis, so that the last block is as long as the others.
+
+    Example:
+        >>> fill_up(jnp.array([1, 2, 3]), (2,))
+        Array([1, 2, 3, 0], dtype=int32)
+    """
+    more = [-size % part if part else 0 for size, part in zip(x.shape, block, strict=True)]
+    return jnp.pad(x, [(0, n) for n in more]) if any(more) else x
 
 
 def _split(shape: tuple[int, ...], counts: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:

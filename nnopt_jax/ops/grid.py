@@ -61,18 +61,19 @@ def fit_grid(
     Args:
         x: float array.
         bits: 2 to 16.
-        block: size of a block along each axis, which it divides. `x.shape` makes one grid for the
-            whole; 1 on an axis and full elsewhere one for each channel; `g` on an axis groups.
+        block: size of a block along each axis, the last one may be shorter. `x.shape` makes one
+            grid for the whole; 1 on an axis and full elsewhere one for each channel; `g` on an axis
+            groups.
         symmetric: whether the grid mirrors at zero.
         mask: bool of the shape of `x`, False for entries to ignore.
         scale_dtype: dtype in which scales are kept.
 
     Returns:
-        `(scale, zero)`, of shape `x.shape[i] // block[i]`; `zero` is None where symmetric, else
-        integers held in float32.
+        `(scale, zero)`, of shape `ceil(x.shape[i] / block[i])`; `zero` is None where symmetric,
+        else integers held in float32.
 
     Raises:
-        ShapeError: if a block does not divide its axis.
+        ShapeError: if a block is larger than its axis.
         ValueRangeError: if `bits` is not one of 2 to 16.
 
     Example:

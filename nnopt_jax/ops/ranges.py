@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from nnopt_jax.ops.blocks import reduce_blocks
+from nnopt_jax.ops.blocks import fill_up, reduce_blocks, repeat_uneven
 from nnopt_jax.ops.grid import dequantize, grid_of_range, integer_range, quantize
 
 _FACTORS = 80  # of the range that is searched: 1, 79/80, ..., 1/80
@@ -32,17 +32,17 @@ def percentile_range(
 
     Args:
         x: float array; NaN ranks above infinity.
-        block: size of a block along each axis, which it divides; a tuple.
+        block: size of a block along each axis, the last one may be shorter; a tuple.
         percent: 50 to 100; 100 gives the extreme values.
         symmetric: whether the range mirrors at zero.
         mask: bool of the shape of `x`, False for entries to ignore.
 
     Returns:
-        `(bottom, top)`, float32 of shape `x.shape[i] // block[i]`, for `grid_of_range`; 0 where a
-        block has no entry. No gradient flows through them.
+        `(bottom, top)`, float32 of shape `ceil(x.shape[i] / block[i])`, for `grid_of_range`; 0
+        where a block has no entry. No gradient flows through them.
 
     Raises:
-        ShapeError: if a block does not divide its axis.
+        ShapeError: if a block is larger than its axis.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,7 +61,8 @@ def percentile_range(
     rank = jnp.minimum(beyond + 1, count)
 
     def at_rank(v: Array) -> Array:
-        keys = jnp.where(kept, _keys(v), jnp.uint32(0))
+        # Zero is the least key and never found: there are at least `rank` others.
+        keys = fill_up(jnp.where(kept, _keys(v), jnp.uint32(0)), block)
         found = reduce_blocks(
             "percentile_range", lambda keys, axes: _kth_largest(keys, rank, axes), keys, block
         )
@@ -91,17 +92,17 @@ def mse_range(
     Args:
         x: float array.
         bits: 2 to 16.
-        block: size of a block along each axis, which it divides; a tuple.
+        block: size of a block along each axis, the last one may be shorter; a tuple.
         symmetric: whether the grid mirrors at zero.
         mask: bool of the shape of `x`, False for entries to ignore.
         scale_dtype: dtype in which scales are kept, and therefore tried.
 
     Returns:
-        `(bottom, top)`, float32 of shape `x.shape[i] // block[i]`, for `grid_of_range`; the
+        `(bottom, top)`, float32 of shape `ceil(x.shape[i] / block[i])`, for `grid_of_range`; the
         extremes where an entry is NaN or infinite, or errors overflow. No gradient flows through.
 
     Raises:
-        ShapeError: if a block does not divide its axis.
+        ShapeError: if a block is larger than its axis.
         ValueRangeError: if `bits` is not one of 2 to 16.
 
     Example:
@@ -129,6 +130,8 @@ def mse_range(
         scale, zero = grid_of_range(
             factor * bottom, factor * top, bits, symmetric=symmetric, scale_dtype=scale_dtype
         )
+        scale = repeat_uneven(scale, x.shape, block)
+        zero = None if zero is None else repeat_uneven(zero, x.shape, block)
         shown = dequantize(quantize(x, scale, zero, low, high), scale, zero)
         error = reduce_blocks("mse_range", _total, (x - shown) ** 2, block)
         better = error < best[0]

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
-
-import jax
 
 from nnopt_jax.arrays.base import Node
 from nnopt_jax.arrays.slots import Slot
-from nnopt_jax.quantization.granularity import Granularity, block_of, misfit
+from nnopt_jax.quantization.granularity import Blocked, Sharing
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Update, refresh_when
 from nnopt_jax.transform.refining import refining
 from nnopt_jax.tree.select import Where
 
-Fit = Callable[[jax.Array, Sequence[int], jax.Array | None], Any]
-"""`(array, block, mask) -> state`; the mask tells which entries have a say."""
+Fit = Callable[[Blocked], Any]
+"""`blocked -> state`; the mask of what is blocked says which entries have a say."""
 
 
 def fitted(
     name: str,
     where: Where,
-    granularity: Granularity,
-    axis: int,
+    sharing: Sharing,
     *,
     fit: Fit,
-    encode: Callable[[jax.Array, Any], Node],
+    encode: Callable[[Blocked, Any], Node],
     every: int = 1,
     exact: bool = True,
 ) -> Transform:
@@ -35,10 +32,9 @@ def fitted(
     Args:
         name: the method's public name.
         where: which leaves; see `nnopt_jax.tree.selector`.
-        granularity: which weights share a state; see `Granularity`.
-        axis: the channel axis.
+        sharing: which weights share a state.
         fit: makes the state, at `init` and after updates.
-        encode: `(array, state) -> expression`.
+        encode: `(blocked, state) -> expression` of the blocked array.
         every: updates between two fits.
         exact: see `Transform`.
 
@@ -47,7 +43,12 @@ def fitted(
     """
 
     def fit_slot(slot: Slot) -> Any:
-        return fit(slot.array, block_of(slot.array.shape, granularity, axis), slot.mask)
+        return fit(sharing.blocked(slot))
+
+    def encode_slot(slot: Slot, learned: Any, state: Any, train: bool) -> Node:
+        del learned, train
+        part = sharing.blocked(slot)
+        return part.in_place(encode(part, state))
 
     def refresh(slot: Slot, learned: Any, state: Any, now: Update) -> tuple[Any, Any]:
         due = every == 1 or now.count % every == 0
@@ -57,9 +58,10 @@ def fitted(
         name,
         where,
         init=lambda slot, start: (None, fit_slot(slot)),
-        encode=lambda slot, learned, state, train: encode(slot.array, state),
+        encode=encode_slot,
         refresh=refresh,
-        check=lambda slot: misfit(slot.array.shape, granularity, axis),
+        check=sharing.misfit,
         kinds=("value",),
         exact=exact,
+        needs_axes=sharing.needs_axes,
     )

@@ -2,67 +2,220 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+import jax
+
+from nnopt_jax.arrays.base import Field, Node
+from nnopt_jax.arrays.reshaped import Reshaped
+from nnopt_jax.arrays.slots import Slot
+from nnopt_jax.arrays.uneven_groups import UnevenGroups
+from nnopt_jax.ops.axes import Axes, matrix_axes
+from nnopt_jax.ops.blocks import repeat_uneven
+from nnopt_jax.ops.grid import expand
 from nnopt_jax.settings import Settings
 
 Granularity: TypeAlias = Literal["tensor", "channel"] | int
-"""`"tensor"`: one scale. `"channel"`: one for each index of an axis. A number `g`: one for each
-group of `g` entries along the axis before the last. Arrays of one axis take one scale."""
+"""`"tensor"`: one scale for each index of the batch axes. `"channel"`: one for each index of the
+output and batch axes. A number: groups of so many entries along the contracted axes, flattened in
+their order, the last one perhaps shorter. Arrays of one axis take one scale."""
 
 
-def block_of(shape: tuple[int, ...], granularity: Granularity, axis: int) -> tuple[int, ...]:
-    """The sizes of the blocks that share a scale.
+@dataclasses.dataclass(frozen=True)
+class Blocked:
+    """An array whose entries share scales block by block.
 
     Args:
-        shape: of the weights.
+        array: a slot or, where groups run across its axes, its matrix `(*batch, in, out)`.
+        block: size of a block along each axis of the array; the last one may be shorter.
+        mask: bool, of the shape of the array: the entries that have a say; None for all.
+        axes: of the array; None where they are not known.
+        leaf: axes and shape of the slot that the array is the matrix of; None where it is the slot.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> part = Blocked(jnp.ones((5, 2)), (2, 1))
+        >>> part.expand(jnp.arange(6.0).reshape(3, 2))[:, 0]
+        Array([0., 0., 2., 2., 4.], dtype=float32)
+    """
+
+    array: jax.Array
+    block: tuple[int, ...]
+    mask: jax.Array | None = None
+    axes: Axes | None = None
+    leaf: tuple[Axes, tuple[int, ...]] | None = None
+
+    def expand(self, scale: jax.Array) -> jax.Array:
+        """Repeat one number a block to the whole array."""
+        return expand(repeat_uneven(scale, self.array.shape, self.block), self.array.shape)
+
+    def field(self, scale: Field) -> Field:
+        """Return scales as a node of codes holds them; None stays None."""
+        return scale if scale is None else UnevenGroups.of(scale, self.array.shape, self.block)
+
+    def in_place(self, node: Node) -> Node:
+        """Return the node that stands for the slot, given that of the array."""
+        if self.leaf is None:
+            return node
+        axes, shape = self.leaf
+        return Reshaped(node, tuple(shape[axis] for axis in axes.order), axes.inverse, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """Which weights of a slot share a scale, given its axes.
+
+    Args:
         granularity: see `Granularity`.
-        axis: the channel axis.
+        axis: the channel axis; None: the output and batch axes.
+        even: whether the format cannot hold a last group that is shorter.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> slot = Slot("", jnp.ones((128, 8, 16)), "value", None, Axes(0, (1, 2)))
+        >>> Sharing("channel").blocked(slot).block, Sharing(64).blocked(slot).block
+        ((128, 1, 1), (64, 1, 1))
+    """
+
+    granularity: Granularity
+    axis: int | None = None
+    even: bool = False
+
+    def needs_axes(self, slot: Slot) -> bool:
+        """Whether the blocks of a slot depend on its axes."""
+        return slot.array.ndim > 1 and self.granularity != "tensor" and self.axis is None
+
+    def misfit(self, slot: Slot) -> str | None:
+        """Say why a slot cannot be divided into blocks; None where it can."""
+        shape, axes = slot.array.shape, slot.axes
+        if len(shape) < 2:
+            return None
+        if axes is not None and (text := axes.misfit(shape)):
+            return f"{text}; give each of its axes one role"
+        if self.axis is not None and not -len(shape) <= self.axis < len(shape):
+            return f"axis {self.axis} is not one of the axes of shape {shape}"
+        if isinstance(self.granularity, str) or axes is None or not self.even:
+            return None
+        size = math.prod(shape[axis] for axis in axes.contracted)
+        if size % self.granularity == 0:
+            return None
+        along = "axis" if len(axes.contracted) == 1 else "axes"
+        where = f"{along} {', '.join(map(str, axes.contracted))} of shape {shape}"
+        return (
+            f"groups of {self.granularity} do not divide {where}, and its format holds whole "
+            f"groups only; give a group that divides {size}"
+        )
+
+    def blocked(self, slot: Slot) -> Blocked:
+        """Return the array to quantize, and its blocks.
+
+        Args:
+            slot: one in which `misfit` finds nothing.
+        """
+        shape, axes, mask = slot.array.shape, slot.axes, slot.mask
+        if len(shape) < 2 or isinstance(self.granularity, str) or axes is None:
+            return Blocked(slot.array, self._whole(shape, axes), mask, axes)
+        block = group_block(shape, axes.contracted, self.granularity)
+        if block is not None:
+            return Blocked(slot.array, block, mask, axes)
+        matrix = axes.to_matrix(slot.array)
+        block = (*(1 for _ in axes.batch), min(self.granularity, matrix.shape[-2]), 1)
+        mask = None if mask is None else axes.to_matrix(mask)
+        return Blocked(matrix, block, mask, matrix_axes(matrix.ndim), (axes, shape))
+
+    def _whole(self, shape: tuple[int, ...], axes: Axes | None) -> tuple[int, ...]:
+        """The blocks of `"tensor"` and `"channel"`."""
+        apart: tuple[int, ...] = ()
+        if len(shape) > 1 and axes is not None:
+            apart = axes.batch
+        if len(shape) > 1 and self.granularity == "channel":
+            assert self.axis is not None or axes is not None
+            channels = (*apart, *axes.output) if axes is not None else ()
+            apart = channels if self.axis is None else (self.axis % len(shape),)
+        return tuple(1 if axis in apart else size for axis, size in enumerate(shape))
+
+
+def group_block(
+    shape: Sequence[int], contracted: Sequence[int], group: int
+) -> tuple[int, ...] | None:
+    """Return the block of a group along flattened axes; None where groups run across axes.
+
+    Args:
+        shape: of the weight.
+        contracted: the axes that groups run along, flattened in this order.
+        group: entries of a group.
 
     Returns:
-        One size for each axis, which it divides where `misfit` finds nothing.
+        One size for each axis: whole inner axes, and a divisor of the next one; of the outermost
+        axis any part, since its last group may be shorter.
 
     Example:
-        >>> block_of((6, 4), "channel", -1), block_of((6, 4), 3, -1), block_of((6, 4), "tensor", -1)
-        ((6, 1), (3, 1), (6, 4))
+        >>> [group_block((8, 16, 64), (0, 1), group) for group in (8, 48, 24)]
+        [(1, 8, 1), (3, 16, 1), None]
     """
-    if granularity == "tensor" or len(shape) < 2:
-        return shape
-    if granularity == "channel":
-        return tuple(1 if i == axis % len(shape) else n for i, n in enumerate(shape))
-    return tuple(int(granularity) if i == len(shape) - 2 else 1 for i in range(len(shape)))
+    block = [1] * len(shape)
+    left = group
+    for place in reversed(range(len(contracted))):
+        axis, outer = contracted[place], contracted[:place]
+        size, others = shape[axis], math.prod(shape[a] for a in outer)
+        if left >= size * others:  # one group holds all that is left
+            for a in (axis, *outer):
+                block[a] = max(shape[a], 1)
+            break
+        if others == 1 or size % left == 0:
+            block[axis] = left
+            left = 1
+        elif left % size == 0:
+            block[axis] = size
+            left //= size
+        else:
+            return None
+    return tuple(block)
 
 
-def misfit(shape: tuple[int, ...], granularity: Granularity, axis: int) -> str | None:
-    """What is wrong with a granularity for weights of a shape, or None.
+def sharing(
+    settings: Settings,
+    granularity: Granularity | None,
+    group: int | None,
+    axis: int | None,
+    *,
+    default: Granularity,
+    even: bool = False,
+) -> Sharing:
+    """Return what the settings of a method say; what is wrong with them is added to the others.
 
-    Example:
-        >>> misfit((6, 4), 4, -1)
-        'groups of 4 do not divide axis 0 of shape (6, 4)'
-    """
-    if len(shape) < 2 or granularity == "tensor":
-        return None
-    if granularity == "channel":
-        fits = -len(shape) <= axis < len(shape)
-        return None if fits else f"axis {axis} is not one of the axes of shape {shape}"
-    if shape[-2] % int(granularity) == 0:
-        return None
-    return f"groups of {granularity} do not divide axis {len(shape) - 2} of shape {shape}"
-
-
-def check_granularity(settings: Settings, granularity: Granularity, axis: int) -> None:
-    """Adds what is wrong with the two settings to the others.
+    Args:
+        settings: of the method.
+        granularity: see `Granularity`; None: not given.
+        group: entries of a group; None: not given.
+        axis: see `Sharing`.
+        default: the granularity where neither is given.
+        even: see `Sharing`.
 
     Example:
         >>> from nnopt_jax.settings import Settings
         >>> settings = Settings("demo")
-        >>> check_granularity(settings, 0, -1)
+        >>> sharing(settings, None, 64, None, default="tensor").granularity
+        64
+        >>> found = sharing(settings, 32, 64, None, default="tensor")
         >>> settings.done()
         Traceback (most recent call last):
-        nnopt_jax.errors.ValueRangeError: demo: granularity=0 is not a whole number of 1 or more.
+        nnopt_jax.errors.ValueRangeError: demo: group=64 is given beside granularity=32; give \
+group=64 alone.
     """
     if isinstance(granularity, str):
         settings.choice("granularity", granularity, ("tensor", "channel"))
     else:
-        settings.integer("granularity", granularity, 1)
-    settings.integer("axis", axis, -32, 31)
+        settings.integer("granularity", granularity, 1, none=True)
+    settings.integer("group", group, 1, none=True)
+    if group is not None and granularity is not None:
+        settings.wrong("group", group, f"is given beside granularity={granularity!r}; give "
+                                       f"group={group!r} alone.")  # fmt: skip
+    found = group if group is not None else default if granularity is None else granularity
+    settings.integer("axis", axis, -32, 31, none=True)
+    if axis is not None and found != "channel":
+        settings.wrong("axis", axis, "is of granularity='channel' alone; leave it out.")
+    return Sharing(found, axis, even)

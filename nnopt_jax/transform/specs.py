@@ -73,10 +73,17 @@ def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None
 def _like(
     shape: tuple[int, ...], leaf: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | None
 ) -> PartitionSpec:
-    alike = len(shape) == len(leaf) and all(
-        n == m or (n and m % n == 0) for n, m in zip(shape, leaf, strict=True)
-    )
-    return fit_spec(spec, shape, mesh) if alike else PartitionSpec()
+    if len(shape) != len(leaf) or not all(map(_is_coarser, shape, leaf)):
+        return PartitionSpec()
+    # Groups of which the last one is shorter lie on no device whole: their scales are replicated.
+    even = [n == m or (n and m % n == 0) for n, m in zip(shape, leaf, strict=True)]
+    entries = [entry if whole else None for entry, whole in zip(spec, even, strict=False)]
+    return fit_spec(PartitionSpec(*entries), shape, mesh)
+
+
+def _is_coarser(count: int, size: int) -> bool:
+    """Whether there is a group of which an axis has so many, the last one perhaps shorter."""
+    return count == size or (0 < count <= size and -(-size // -(-size // count)) == count)
 
 
 def packed_specs(packed: Any, specs: Any, mesh: Mesh | None = None) -> Any:

@@ -31,6 +31,7 @@ from nnopt_jax.arrays import (
     Sparse,
     Sum,
     Trits,
+    UnevenGroups,
     is_node,
     materialize,
     refine,
@@ -66,6 +67,7 @@ NODES = {
     "reshaped": Reshaped.of(Codebook(INDICES.T, TABLE), (1, 0)),
     "soft": SoftCodebook(0.9 * CODES, TABLE, jnp.float32(1e-3)),
     "input quantized": InputQuantized(CODES, jnp.array([[0.5]])),
+    "uneven groups": UnevenGroups(jnp.array([[0.5, 2.0], [1.0, 3.0]]), group=2, length=3),
     "sparse": Masked(Codebook(INDICES, Quantized(TABLE, jnp.ones((1,)))), MASK).store(),
 }
 
@@ -90,6 +92,7 @@ DENSE = {
     "reshaped": np.asarray(TABLE)[np.asarray(INDICES)],
     "soft": [[0, -1, 0], [2, 2, -1]],
     "input quantized": CODES,
+    "uneven groups": [[0.5, 0.5, 2], [1, 1, 3]],
     "sparse": np.where(MASK, np.asarray(TABLE)[np.asarray(INDICES)], 0),
 }
 
@@ -118,6 +121,7 @@ REPRS = {
     "soft": "SoftCodebook(values float32[2,3], table float32[3], width float32[], "
     "53.33 bits/weight)",
     "input quantized": "InputQuantized(values float32[2,3], scale float32[1,1], 37.33 bits/weight)",
+    "uneven groups": "UnevenGroups(values float32[2,2], 21.33 bits/weight)",
     "sparse": "Sparse(values Codebook(indices 1.6-bit[3], table Quantized(codes int8[3], "
     "scale float32[1])), support 1-bit[2,3], 12 bits/weight)",
 }

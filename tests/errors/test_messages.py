@@ -26,7 +26,7 @@ PARAMS = {
 }
 magnitude = nnopt.pruning.magnitude
 codebook = nnopt.compression.codebook
-uniform = nnopt.quantization.uniform
+uniform, mxfp4 = nnopt.quantization.uniform, nnopt.quantization.mxfp4
 
 
 def said(kind, function, *args, **settings):
@@ -80,11 +80,34 @@ def test_rule_of_the_wrong_type():
 
 
 def test_groups_that_do_not_divide_are_all_listed():
-    assert said(ShapeError, uniform(4, granularity=4).init, PARAMS) == (
-        "quantization.uniform: 2 problems\n"
-        "  decoder/kernel: groups of 4 do not divide axis 0 of shape (6, 4)\n"
-        "  encoder/kernel: groups of 4 do not divide axis 0 of shape (10, 6)"
+    assert said(ShapeError, mxfp4(group=4).init, PARAMS) == (
+        "quantization.mxfp4: 2 problems\n"
+        "  decoder/kernel: groups of 4 do not divide axis 0 of shape (6, 4), and its format holds "
+        "whole groups only; give a group that divides 6\n"
+        "  encoder/kernel: groups of 4 do not divide axis 0 of shape (10, 6), and its format holds "
+        "whole groups only; give a group that divides 10"
     )
+
+
+def test_leaves_of_unknown_axes_are_all_listed():
+    params = {"key": jnp.ones((8, 2, 4)), "out": {"kernel": jnp.ones((2, 4, 8))}}
+    ways = (
+        "which of its axes a product sums over is not known; give "
+        "tx.bind(nnopt.graph(apply, params, *inputs)) or tx.bind(axes={%r: "
+        "nnopt.Axes(in_axis=..., out_axis=...)})"
+    )
+    assert said(ShapeError, uniform(4, granularity="channel").init, params) == (
+        "quantization.uniform: 2 problems\n"
+        f"  key: has shape (8, 2, 4), and {ways % 'key'}\n"
+        f"  out/kernel: has shape (2, 4, 8), and {ways % 'out/kernel'}"
+    )
+
+
+def test_axes_of_another_rank():
+    tx = uniform(4).bind(axes={"encoder/kernel": nnopt.Axes(0, (1, 2))})
+    text = said(ShapeError, tx.init, PARAMS)
+    assert text.startswith("quantization.uniform: encoder/kernel: Axes(0, (1, ")
+    assert text.endswith("and shape (10, 6) has axes 0 to 1; give each of its axes one role")
 
 
 def test_axis_that_is_not_there():
@@ -251,6 +274,15 @@ SETTINGS = {
         lambda: uniform(1),
         "quantization.uniform: bits=1 is not a whole number from 2 to 16.",
     ),
+    "group beside granularity": (
+        lambda: uniform(8, granularity="channel", group=64),
+        "quantization.uniform: group=64 is given beside granularity='channel'; give group=64 "
+        "alone.",
+    ),
+    "axis": (
+        lambda: uniform(8, axis=0),
+        "quantization.uniform: axis=0 is of granularity='channel' alone; leave it out.",
+    ),
     "granularity": (
         lambda: uniform(8, granularity="row"),
         "quantization.uniform: granularity='row' is none of 'tensor', 'channel'.",
@@ -275,7 +307,7 @@ def test_setting_out_of_range(setting):
 def test_all_wrong_shapes_come_before_any_weight_moves():
     """`plan` computes nothing, and finds what `init` would."""
     shapes = jax.eval_shape(lambda: PARAMS)
-    tx = nnopt.chain(magnitude(optax.linear_schedule(0.0, 0.5, 10)), uniform(4, granularity=4))
+    tx = nnopt.chain(magnitude(optax.linear_schedule(0.0, 0.5, 10)), mxfp4(group=4))
     text = said(ShapeError, nnopt.plan, tx, shapes)
     assert text.count("do not divide") == 2
 

@@ -27,6 +27,7 @@ from nnopt_jax.arrays import (
     Shrunk,
     SoftCodebook,
     Sum,
+    UnevenGroups,
     is_node,
     store,
 )
@@ -60,6 +61,9 @@ def trees():
         "inputs": InputQuantized(grid, jnp.full((1, 1), 0.5)),
         "lists": Gathered.of(w, few),
         "lists of blocks": GatheredBlocks.of(w, (4, 8), few),
+        "uneven": Quantized(
+            jnp.round(w * 4), UnevenGroups(jnp.full((5, 8), 0.25), -2, 7, 32), low=-16, high=15
+        ),
         "ternary": Levels(jnp.sign(w) + 1, jnp.ones((1, 8)), levels=(-1.0, 0.0, 1.0)),
     }
     return {"training": training, "stored": store(training)}

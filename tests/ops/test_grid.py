@@ -177,8 +177,8 @@ def test_bad_arguments() -> None:
     x = np.ones((6, 8), np.float32)
     with pytest.raises(ValueRangeError, match="bits=1 is not one of 2 to 16"):
         fit_grid(x, 1, (6, 8))
-    with pytest.raises(ShapeError, match=r"(?s)block 4 does not divide axis 0.*block 3 .* axis 1"):
-        fit_grid(x, 8, (4, 3))
+    with pytest.raises(ShapeError, match=r"(?s)block 7 does not fit axis 0.*block 0 .* axis 1"):
+        fit_grid(x, 8, (7, 0))
     with pytest.raises(ShapeError, match="one size an axis"):
         fit_grid(x, 8, (6,))
     with pytest.raises(ShapeError, match=r"a scale of shape \(4, 1\)"):

@@ -134,8 +134,8 @@ def test_errors_are_told_at_once():
         "  bits=9 is not a whole number from 2 to 8.\n"
         "  granularity='rows' is none of 'tensor', 'channel'."
     )
-    with pytest.raises(ShapeError, match="lsq: kernel: groups of 3 do not divide axis 0 of shape"):
-        lsq(4, granularity=3).init(PARAMS)
+    with pytest.raises(ShapeError, match=r"lsq: kernel: has shape \(8, 2, 3\), and which of"):
+        lsq(4, group=3).init({"kernel": PARAMS["kernel"].reshape(8, 2, 3)})
     with pytest.raises(
         ValueRangeError, match="lsq_activation: bits=1 is not a whole number from 2"
     ):

@@ -13,6 +13,7 @@ from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.levels import BINARY, nearest_level
+from nnopt_jax.quantization.granularity import Sharing
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Start, Update, matrices
@@ -42,7 +43,9 @@ def binary_connect(
     Args:
         where: which leaves; default: those of two axes or more.
         scale: `H`, a number above 0, or `"glorot"`: `sqrt(1.5 / (fan in + fan out))`, for
-            networks without normalization.
+            networks without normalization. Fan in counts the indices of the contracted axes, fan
+            out those of the output axes; of three contracted axes or more, as convolutions have
+            them, all but the last count for fan out, too.
         stochastic: training draws the signs anew at each update (needs `tx.init(..., key=)`);
             what is applied and stored is decided by the sign. Running statistics of a
             normalization then belong to drawn signs: measure them anew with the decided ones.
@@ -52,6 +55,7 @@ def binary_connect(
 
     Raises:
         ValueRangeError: a setting is out of range; at `init`, where signs are drawn, without key.
+        ShapeError: at `init`, where axes do not fit a leaf or, for `"glorot"`, are not known.
         CompositionError: at `init`, where a leaf is quantized already.
 
     Example:
@@ -78,7 +82,7 @@ def binary_connect(
     settings.done()
 
     def init(slot: Slot, start: Start) -> tuple[Any, Any]:
-        rest = {"scale": jnp.full((1,) * slot.array.ndim, _height(slot.array.shape, scale))}
+        rest = {"scale": jnp.full((1,) * slot.array.ndim, _height(slot, scale))}
         if not stochastic:
             return None, rest
         if start.key is None:
@@ -108,15 +112,21 @@ def binary_connect(
         encode=encode,
         refresh=refresh if stochastic else None,
         settle=settle,
+        check=Sharing("tensor").misfit,
         kinds=("value",),
+        needs_axes=lambda slot: isinstance(scale, str) and slot.array.ndim > 1,
     )
 
 
-def _height(shape: tuple[int, ...], scale: float | str) -> jax.Array:
+def _height(slot: Slot, scale: float | str) -> jax.Array:
     if not isinstance(scale, str):
         return jnp.float32(scale)
-    *rest, inputs, outputs = (1, 1, *shape)
-    return jnp.float32(math.sqrt(1.5 / max(math.prod(rest) * (inputs + outputs), 1)))
+    shape, axes = slot.array.shape, slot.axes
+    roles = ((), tuple(range(len(shape)))) if axes is None else (axes.contracted, axes.output)
+    inputs, outputs = (math.prod(shape[axis] for axis in role) for role in roles)
+    if len(roles[0]) > 2:  # the authors' code: an input has a weight for each place of the kernel
+        outputs *= math.prod(shape[axis] for axis in roles[0][:-1])
+    return jnp.float32(math.sqrt(1.5 / max(inputs + outputs, 1)))
 
 
 def _drawn(x: jax.Array, rest: Any) -> jax.Array:

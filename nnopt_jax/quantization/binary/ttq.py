@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.arrays.base import Node
 from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.ops.block_formats import block_largest, block_mean, stored_scale
-from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.levels import TERNARY
 from nnopt_jax.ops.straight_through import scale_gradient
-from nnopt_jax.quantization.granularity import Granularity, block_of, check_granularity, misfit
+from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Update, matrices
@@ -27,8 +27,9 @@ def ttq(
     threshold: float = 0.05,
     *,
     where: Where = matrices,
-    granularity: Granularity = "tensor",
-    axis: int = -1,
+    granularity: Granularity | None = None,
+    group: int | None = None,
+    axis: int | None = None,
 ) -> Transform:
     r"""Brings weights to zero, a learned positive value or a learned negative one.
 
@@ -44,17 +45,19 @@ def ttq(
     Args:
         threshold: `t`, 0 to 1, of the greatest magnitude.
         where: which leaves; default: those of two axes or more.
-        granularity: which weights share threshold and scales: `"tensor"`, `"channel"`, or a number
-            for groups of so many along the axis before the last, which it must divide. Slots of
+        granularity: which weights share threshold and scales: `"tensor"` (the default);
+            `"channel"`, those of one index of the output axes; or a number, see `group`. Slots of
             one axis (a table that is made ternary after sharing) take one.
-        axis: the channel axis.
+        group: entries of a group, in place of a number as `granularity`. Groups run along the
+            contracted axes, flattened in the order of the product; the last one may be shorter.
+        axis: the one axis that counts as channels, in place of the output axes.
 
     Returns:
         The transform. It refines: masks and tables above it stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
         CompositionError: at `init`, where a leaf is quantized already.
 
     Example:
@@ -71,33 +74,36 @@ def ttq(
     """
     settings = Settings(_NAME)
     settings.number("threshold", threshold, 0, 1)
-    check_granularity(settings, granularity, axis)
+    shared = sharing(settings, granularity, group, axis, default="tensor")
     settings.done()
 
-    def limit(slot: Slot) -> jax.Array:
-        block = block_of(slot.array.shape, granularity, axis)
-        return stored_scale(jnp.float32(threshold) * block_largest(slot.array, block, slot.mask))
+    def limit(part: Blocked) -> jax.Array:
+        largest = block_largest(part.array, part.block, part.mask)
+        return stored_scale(jnp.float32(threshold) * largest)
 
     def init(slot: Slot) -> tuple[Any, Any]:
-        x, found = jax.lax.stop_gradient(slot.array).astype(jnp.float32), limit(slot)
-        block, beyond = block_of(x.shape, granularity, axis), expand(found, x.shape)
-        kept = jnp.ones(x.shape, bool) if slot.mask is None else slot.mask
+        part = shared.blocked(slot)
+        x, found = jax.lax.stop_gradient(part.array).astype(jnp.float32), limit(part)
+        beyond = part.expand(found)
+        kept = jnp.ones(x.shape, bool) if part.mask is None else part.mask
         learned = {
-            "positive": stored_scale(block_mean(x, block, kept & (x > beyond))),
-            "negative": stored_scale(block_mean(x, block, kept & (x < -beyond))),
+            "positive": stored_scale(block_mean(x, part.block, kept & (x > beyond))),
+            "negative": stored_scale(block_mean(x, part.block, kept & (x < -beyond))),
         }
         return learned, found
 
-    def encode(slot: Slot, learned: Any, found: jax.Array, train: bool) -> Levels:
+    def encode(slot: Slot, learned: Any, found: jax.Array, train: bool) -> Node:
         del train
-        x = slot.array
-        codes = _codes(x, found)
-        carry = scale_gradient(x, _slope(codes, learned))
-        return Levels(codes, learned["positive"], learned["negative"], carry, TERNARY, str(x.dtype))
+        part = shared.blocked(slot)
+        x = part.array
+        codes = _codes(x, part.expand(found))
+        carry = scale_gradient(x, _slope(codes, learned, part))
+        above, below = (part.field(learned[name]) for name in ("positive", "negative"))
+        return part.in_place(Levels(codes, above, below, carry, TERNARY, str(x.dtype)))
 
     def refresh(slot: Slot, learned: Any, found: Any, now: Update) -> tuple[Any, Any]:
         del found, now
-        return learned, limit(slot)
+        return learned, limit(shared.blocked(slot))
 
     return refining(
         _NAME,
@@ -105,24 +111,23 @@ def ttq(
         init=lambda slot, start: init(slot),
         encode=encode,
         refresh=refresh,
-        check=lambda slot: misfit(slot.array.shape, granularity, axis),
+        check=shared.misfit,
         kinds=("value",),
         exact=False,
+        needs_axes=shared.needs_axes,
     )
 
 
-def _codes(x: jax.Array, found: jax.Array) -> jax.Array:
+def _codes(x: jax.Array, beyond: jax.Array) -> jax.Array:
     """Indices of the levels, held in float32; NaN where `x` is NaN."""
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
-    beyond = expand(found, x.shape)
     code = jnp.where(x > beyond, jnp.float32(2), jnp.float32(1))
     return jnp.where(jnp.isnan(x), x, jnp.where(x < -beyond, jnp.float32(0), code))
 
 
-def _slope(codes: jax.Array, learned: Any) -> jax.Array:
+def _slope(codes: jax.Array, learned: Any, part: Blocked) -> jax.Array:
     """What the gradient of each weight is multiplied with."""
     positive, negative = (
-        expand(jax.lax.stop_gradient(learned[name]), codes.shape)
-        for name in ("positive", "negative")
+        part.expand(jax.lax.stop_gradient(learned[name])) for name in ("positive", "negative")
     )
     return jnp.where(codes == 2, positive, jnp.where(codes == 0, negative, jnp.float32(1)))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.ops.block_formats import block_mean, stored_scale
-from nnopt_jax.ops.grid import expand
 from nnopt_jax.quantization.fitted import fitted
-from nnopt_jax.quantization.granularity import Granularity, check_granularity
+from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import matrices
@@ -25,8 +22,9 @@ def twn(
     threshold: float = 0.7,
     *,
     where: Where = matrices,
-    granularity: Granularity = "tensor",
-    axis: int = -1,
+    granularity: Granularity | None = None,
+    group: int | None = None,
+    axis: int | None = None,
     scale_dtype: DTypeLike = jnp.float32,
 ) -> Transform:
     r"""Brings weights to zero or one magnitude of either sign.
@@ -41,10 +39,12 @@ def twn(
     Args:
         threshold: `t`, 0 or more; 0.7 is near the optimum for normal and uniform weights.
         where: which leaves; default: those of two axes or more.
-        granularity: which weights share threshold and scale: `"tensor"`, `"channel"`, or a number
-            for groups of so many along the axis before the last, which it must divide. Slots of
+        granularity: which weights share threshold and scale: `"tensor"` (the default);
+            `"channel"`, those of one index of the output axes; or a number, see `group`. Slots of
             one axis (a table that is made ternary after sharing) take one.
-        axis: the channel axis.
+        group: entries of a group, in place of a number as `granularity`. Groups run along the
+            contracted axes, flattened in the order of the product; the last one may be shorter.
+        axis: the one axis that counts as channels, in place of the output axes.
         scale_dtype: dtype the scales are stored and applied in.
 
     Returns:
@@ -52,7 +52,7 @@ def twn(
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
         CompositionError: at `init`, where a leaf is quantized already.
 
     Example:
@@ -69,13 +69,14 @@ def twn(
     """
     settings = Settings(_NAME)
     settings.number("threshold", threshold, 0)
-    check_granularity(settings, granularity, axis)
+    shared = sharing(settings, granularity, group, axis, default="tensor")
     settings.floating("scale_dtype", scale_dtype)
     settings.done()
 
-    def fit(x: jax.Array, block: Sequence[int], mask: jax.Array | None) -> dict[str, jax.Array]:
+    def fit(part: Blocked) -> dict[str, jax.Array]:
+        x, block, mask = part.array, part.block, part.mask
         limit = stored_scale(jnp.float32(threshold) * block_mean(x, block, mask))
-        above = jnp.abs(x.astype(jnp.float32)) > expand(limit, x.shape)
+        above = jnp.abs(x.astype(jnp.float32)) > part.expand(limit)
         above = above if mask is None else above & mask
         scale = stored_scale(block_mean(x, block, above), scale_dtype)
         dead = scale <= 0  # nothing lies above: show zeros, and have no scale of 0
@@ -84,15 +85,16 @@ def twn(
             "scale": jnp.where(dead, jnp.ones((), scale.dtype), scale),
         }
 
-    def encode(x: jax.Array, state: dict[str, jax.Array]) -> Quantized:
-        codes = _codes(x, state["threshold"])
-        return Quantized(codes, state["scale"], None, x, -1, 1, str(x.dtype))
+    def encode(part: Blocked, state: dict[str, jax.Array]) -> Quantized:
+        x, scale = part.array, part.field(state["scale"])
+        codes = _codes(x, part.expand(state["threshold"]))
+        return Quantized(codes, scale, None, x, -1, 1, str(x.dtype))
 
-    return fitted(_NAME, where, granularity, axis, fit=fit, encode=encode, exact=False)
+    return fitted(_NAME, where, shared, fit=fit, encode=encode, exact=False)
 
 
 def _codes(x: jax.Array, threshold: jax.Array) -> jax.Array:
     """Signs beyond the threshold, held in float32; NaN where `x` is NaN."""
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
-    inside = jnp.abs(x) <= expand(threshold, x.shape)
+    inside = jnp.abs(x) <= threshold
     return jnp.where(inside, jnp.float32(0), jnp.sign(x))

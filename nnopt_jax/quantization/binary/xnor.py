@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nnopt_jax.ops.block_formats import block_count, block_mean, stored_scale
-from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.levels import BINARY
 from nnopt_jax.ops.straight_through import scale_gradient
-from nnopt_jax.quantization.granularity import Granularity
+from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.quantization.leveled import leveled
+from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import matrices
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 
+_NAME = "quantization.xnor"
+
 
 def xnor(
     *,
     where: Where = matrices,
-    granularity: Granularity = "channel",
-    axis: int = -1,
+    granularity: Granularity | None = None,
+    group: int | None = None,
+    axis: int | None = None,
     scale_dtype: DTypeLike = jnp.float32,
 ) -> Transform:
     r"""Shows the signs of the weights times the mean magnitude of each block.
@@ -40,10 +42,12 @@ def xnor(
 
     Args:
         where: which leaves; default: those of two axes or more.
-        granularity: which weights share a scale: `"channel"` (the paper's filters), `"tensor"`, or
-            a number for groups of so many along the axis before the last, which it must divide.
-            Slots of one axis (a table that is made binary after sharing) take one scale.
-        axis: the channel axis.
+        granularity: which weights share a scale: `"channel"` (the default, the paper's filters),
+            one for each index of the output axes; `"tensor"`; or a number, see `group`. Slots of
+            one axis (a table that is made binary after sharing) take one scale.
+        group: entries of a group, in place of a number as `granularity`. Groups run along the
+            contracted axes, flattened in the order of the product; the last one may be shorter.
+        axis: the one axis that counts as channels, in place of the output axes.
         scale_dtype: dtype the scales are stored and applied in.
 
     Returns:
@@ -51,7 +55,7 @@ def xnor(
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
         CompositionError: at `init`, where a leaf is quantized already.
 
     Example:
@@ -66,29 +70,30 @@ def xnor(
     References:
         Rastegari et al. 2016, XNOR-Net, section 3.1 (binary weights) and its gradient.
     """
+    settings = Settings(_NAME)
+    shared = sharing(settings, granularity, group, axis, default="channel")
+    settings.floating("scale_dtype", scale_dtype)
+    settings.done()
 
-    def fit(x: jax.Array, block: Sequence[int], mask: jax.Array | None) -> Any:
-        return {
-            "scale": stored_scale(block_mean(x, block, mask), scale_dtype),
-            "count": block_count(x.shape, block, mask),
-        }
+    def fit(part: Blocked) -> Any:
+        mean = block_mean(part.array, part.block, part.mask)
+        count = block_count(part.array.shape, part.block, part.mask)
+        return {"scale": stored_scale(mean, scale_dtype), "count": count}
 
-    def carry(x: jax.Array, fitted: Any) -> jax.Array:
-        value = jax.lax.stop_gradient(x).astype(jnp.float32)
-        alpha = expand(fitted["scale"].astype(jnp.float32), x.shape)
-        slope = 1 / expand(fitted["count"], x.shape)
+    def carry(part: Blocked, fitted: Any) -> jax.Array:
+        value = jax.lax.stop_gradient(part.array).astype(jnp.float32)
+        alpha = part.expand(fitted["scale"].astype(jnp.float32))
+        slope = 1 / part.expand(fitted["count"])
         slope += jnp.where(jnp.abs(value) <= 1, alpha, jnp.float32(0))
-        return scale_gradient(x, slope)
+        return scale_gradient(part.array, slope)
 
     return leveled(
-        "quantization.xnor",
+        _NAME,
         BINARY,
         where,
-        granularity,
-        axis,
+        shared,
         fit=fit,
         scale=lambda fitted: fitted["scale"],
         carry=carry,
-        scale_dtype=scale_dtype,
         exact=False,
     )

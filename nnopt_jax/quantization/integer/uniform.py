@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.arrays.base import show
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.ops.grid import expand, fit_grid, grid_of_range, integer_range, quantize
 from nnopt_jax.ops.ranges import mse_range, percentile_range
 from nnopt_jax.ops.straight_through import gate
 from nnopt_jax.quantization.fitted import fitted
-from nnopt_jax.quantization.granularity import (
-    Granularity,
-    check_granularity,
-)
+from nnopt_jax.quantization.granularity import Blocked, Granularity, Sharing, sharing
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import matrices
@@ -34,8 +31,9 @@ def uniform(
     *,
     where: Where = matrices,
     symmetric: bool = True,
-    granularity: Granularity = "tensor",
-    axis: int = -1,
+    granularity: Granularity | None = None,
+    group: int | None = None,
+    axis: int | None = None,
     range: Range = "absmax",
     percent: float = 99.9,
     scale_dtype: DTypeLike = jnp.float32,
@@ -55,10 +53,12 @@ def uniform(
         where: which leaves; default: those of two axes or more.
         symmetric: codes mirror at zero and there is no zero point; otherwise an integer zero
             point makes zero exact.
-        granularity: `"tensor"`: one scale. `"channel"`: one for each index of `axis`. A number
-            `g`: one for each group of `g` entries along the axis before the last, which it must
-            divide. Slots of one axis (a table that is quantized after sharing) take one scale.
-        axis: the channel axis.
+        granularity: `"tensor"` (the default): one scale for each weight; a leaf with batch axes
+            holds several. `"channel"`: one for each index of the output axes. A number: see
+            `group`. Slots of one axis (a table that is quantized after sharing) take one scale.
+        group: entries of a group, in place of a number as `granularity`. Groups run along the
+            contracted axes, flattened in the order of the product; the last one may be shorter.
+        axis: the one axis that counts as channels, in place of the output axes.
         range: `"absmax"`: the extreme values of a block. `"percentile"`: without the share of
             outliers that `percent` leaves. `"mse"`: of 80 shares of the extreme values, the one
             of least squared error; that takes 80 passes over the weights, so raise `every`.
@@ -72,7 +72,7 @@ def uniform(
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
         CompositionError: at `init`, where a leaf is quantized already.
 
     Example:
@@ -88,12 +88,13 @@ def uniform(
         Jacob et al. 2018, Quantization and Training of Neural Networks, section 2.1; percentiles:
         McKinstry et al. 2018, section 3; squared error: Banner et al. 2019, section 3.
     """
-    _check(bits, symmetric, granularity, axis, range, percent, every, scale_dtype)
+    shared = _check(bits, symmetric, (granularity, group, axis), range, percent, every, scale_dtype)
     covers = range == "absmax" and every == 1  # then no weight is ever clipped
     low, high = integer_range(bits, symmetric=symmetric)
 
-    def fit(x: jax.Array, block: Sequence[int], mask: jax.Array | None) -> dict[str, Any]:
-        options: Any = {"symmetric": symmetric, "mask": mask}
+    def fit(part: Blocked) -> dict[str, Any]:
+        x, block = part.array, part.block
+        options: Any = {"symmetric": symmetric, "mask": part.mask}
         if range == "percentile":
             bottom, top = percentile_range(x, block, percent, **options)
         elif range == "mse":
@@ -105,14 +106,14 @@ def uniform(
         scale, zero = grid_of_range(bottom, top, bits, symmetric=symmetric, scale_dtype=scale_dtype)
         return {"scale": scale, "zero": zero}
 
-    def encode(x: jax.Array, grid: dict[str, Any]) -> Quantized:
-        scale, zero = grid["scale"], grid["zero"]
-        codes = quantize(jax.lax.stop_gradient(x), scale, zero, low, high)
-        carry = x if covers else _unclipped(x, scale, zero, low, high)
+    def encode(part: Blocked, grid: dict[str, Any]) -> Quantized:
+        x, scale, zero = part.array, part.field(grid["scale"]), part.field(grid["zero"])
+        codes = quantize(jax.lax.stop_gradient(x), show(scale), show(zero), low, high)
+        carry = x if covers else _unclipped(x, show(scale), show(zero), low, high)
         return Quantized(codes, scale, zero, carry, low, high, str(x.dtype))
 
     exact = range != "mse"  # which compares sums
-    return fitted(_NAME, where, granularity, axis, fit=fit, encode=encode, every=every, exact=exact)
+    return fitted(_NAME, where, shared, fit=fit, encode=encode, every=every, exact=exact)
 
 
 def _unclipped(x: jax.Array, scale: jax.Array, zero: Any, low: int, high: int) -> jax.Array:
@@ -130,19 +131,19 @@ def _unclipped(x: jax.Array, scale: jax.Array, zero: Any, low: int, high: int) -
 def _check(
     bits: int,
     symmetric: bool,
-    granularity: Granularity,
-    axis: int,
+    given: tuple[Granularity | None, int | None, int | None],
     range: str,
     percent: float,
     every: int,
     scale_dtype: DTypeLike,
-) -> None:
+) -> Sharing:
     settings = Settings(_NAME)
     settings.integer("bits", bits, 2, 16)
     settings.flag("symmetric", symmetric)
-    check_granularity(settings, granularity, axis)
+    shared = sharing(settings, *given, default="tensor")
     settings.choice("range", range, ("absmax", "percentile", "mse"))
     settings.number("percent", percent, 50, 100)
     settings.integer("every", every, 1)
     settings.floating("scale_dtype", scale_dtype)
     settings.done()
+    return shared

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
 from nnopt_jax.ops.block_formats import block_largest, stored_scale
 from nnopt_jax.ops.levels import E2M1
-from nnopt_jax.quantization.granularity import Granularity
+from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.quantization.leveled import leveled
+from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import matrices
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 
+_NAME = "quantization.fp4"
+
 
 def fp4(
     *,
     where: Where = matrices,
-    granularity: Granularity = 32,
-    axis: int = -1,
+    granularity: Granularity | None = None,
+    group: int | None = None,
+    axis: int | None = None,
     scale_dtype: DTypeLike = jnp.float32,
 ) -> Transform:
     r"""Rounds weights to floats of 4 bits (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4 and 6, of either sign.
@@ -34,10 +36,12 @@ def fp4(
 
     Args:
         where: which leaves; default: those of two axes or more.
-        granularity: which weights share a scale: `"tensor"`, `"channel"`, or a number for groups
-            of so many along the axis before the last, which it must divide. Slots of one axis (a
-            table that is quantized after sharing) take one scale.
-        axis: the channel axis.
+        granularity: which weights share a scale: `"tensor"`; `"channel"`, one for each index of
+            the output axes; or a number, see `group`. Slots of one axis (a table that is quantized
+            after sharing) take one scale. Default: groups of 32.
+        group: entries of a group, in place of a number as `granularity`. Groups run along the
+            contracted axes, flattened in the order of the product; the last one may be shorter.
+        axis: the one axis that counts as channels, in place of the output axes.
         scale_dtype: dtype the scales are stored and applied in.
 
     Returns:
@@ -45,7 +49,7 @@ def fp4(
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
         CompositionError: at `init`, where a leaf is quantized already.
 
     Example:
@@ -61,10 +65,13 @@ def fp4(
         Rouhani et al. 2023, OCP Microscaling Formats (MX) Specification 1.0, section 5.3.3 (the
         elements); Dettmers et al. 2023, QLoRA, section 3 (a scale for each block).
     """
+    settings = Settings(_NAME)
+    shared = sharing(settings, granularity, group, axis, default=32)
+    settings.floating("scale_dtype", scale_dtype)
+    settings.done()
 
-    def fit(x: jax.Array, block: Sequence[int], mask: jax.Array | None) -> jax.Array:
-        return stored_scale(block_largest(x, block, mask) * jnp.float32(1 / E2M1[-1]), scale_dtype)
+    def fit(part: Blocked) -> jax.Array:
+        largest = block_largest(part.array, part.block, part.mask)
+        return stored_scale(largest * jnp.float32(1 / E2M1[-1]), scale_dtype)
 
-    return leveled(
-        "quantization.fp4", E2M1, where, granularity, axis, fit=fit, scale_dtype=scale_dtype
-    )
+    return leveled(_NAME, E2M1, where, shared, fit=fit)

@@ -18,7 +18,7 @@ from nnopt_jax.ops.block_formats import (
     stored_scale,
 )
 from nnopt_jax.quantization.fitted import fitted
-from nnopt_jax.quantization.granularity import Granularity, check_granularity
+from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import matrices
@@ -32,8 +32,9 @@ def grouped(
     format: Literal["q4_0", "q8_0"] = "q4_0",
     *,
     where: Where = matrices,
-    granularity: Granularity = 32,
-    axis: int = -1,
+    granularity: Granularity | None = None,
+    group: int | None = None,
+    axis: int | None = None,
 ) -> Transform:
     r"""Rounds weights in groups, with the steps and the rounding of GGUF's Q4_0 and Q8_0.
 
@@ -50,17 +51,19 @@ def grouped(
         format: `"q4_0"`: the greatest weight has code -8 and is exact, all 16 codes are used.
             `"q8_0"`: 8 bits, symmetric.
         where: which leaves; default: those of two axes or more.
-        granularity: which weights share a step: a number for groups of so many along the axis
-            before the last, which it must divide (32 in files, whose matrices lie transposed),
-            `"channel"` or `"tensor"`. Slots of one axis take one step.
-        axis: the channel axis.
+        granularity: which weights share a step: a number, see `group` (default: 32, as in files);
+            `"channel"`, one for each index of the output axes; or `"tensor"`. Slots of one axis
+            take one step.
+        group: entries of a group, in place of a number as `granularity`. Groups run along the
+            contracted axes, flattened in the order of the product; all of them whole.
+        axis: the one axis that counts as channels, in place of the output axes.
 
     Returns:
         The transform. It refines: masks and tables above it stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
         CompositionError: at `init`, where a leaf is quantized already.
 
     Example:
@@ -77,11 +80,15 @@ def grouped(
     """
     settings = Settings(_NAME)
     settings.choice("format", format, ("q4_0", "q8_0"))
-    check_granularity(settings, granularity, axis)
+    shared = sharing(settings, granularity, group, axis, default=32, even=True)
     settings.done()
     fit_step = q4_0_step if format == "q4_0" else q8_0_step
 
-    def encode(x: jax.Array, step: jax.Array) -> Node:
+    def fit(part: Blocked) -> jax.Array:
+        return fit_step(part.array, part.block, part.mask)
+
+    def encode(part: Blocked, step: jax.Array) -> Node:
+        x = part.array
         scale = stored_scale(step, jnp.float16)
         if format == "q8_0":
             step = jnp.where(scale == 0, jnp.float32(0), step)  # codes of 0 show no -0
@@ -89,4 +96,4 @@ def grouped(
         # Steps have a sign here, and levels show no -0.
         return Levels(q4_0_codes(x, step) + 8, scale, None, x, _SIGNED, str(x.dtype))
 
-    return fitted(_NAME, where, granularity, axis, fit=fit_step, encode=encode)
+    return fitted(_NAME, where, shared, fit=fit, encode=encode)

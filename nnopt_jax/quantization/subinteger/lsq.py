@@ -8,17 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nnopt_jax.arrays.base import Node, show
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.ops.blocks import reduce_blocks
-from nnopt_jax.ops.grid import expand, integer_range, quantize
+from nnopt_jax.ops.grid import integer_range, quantize
 from nnopt_jax.ops.straight_through import gate, straight_through
-from nnopt_jax.quantization.granularity import (
-    Granularity,
-    block_of,
-    check_granularity,
-    misfit,
-)
+from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Start, Update, matrices
@@ -33,8 +29,9 @@ def lsq(
     bits: int = 4,
     *,
     where: Where = matrices,
-    granularity: Granularity = "tensor",
-    axis: int = -1,
+    granularity: Granularity | None = None,
+    group: int | None = None,
+    axis: int | None = None,
     scale_dtype: DTypeLike = jnp.float32,
 ) -> Transform:
     r"""Rounds weights to a grid whose step the optimizer learns beside them (LSQ).
@@ -55,10 +52,12 @@ def lsq(
     Args:
         bits: `b`, 2 to 8.
         where: which leaves; default: those of two axes or more.
-        granularity: which weights share a step: `"tensor"` (as in the paper), `"channel"`, or a
-            number for groups of so many along the axis before the last, which it must divide.
-            Slots of one axis (a table that is quantized after sharing) take one step.
-        axis: the channel axis.
+        granularity: which weights share a step: `"tensor"` (the default, as in the paper);
+            `"channel"`, those of one index of the output axes; or a number, see `group`. Slots of
+            one axis (a table that is quantized after sharing) take one step.
+        group: entries of a group, in place of a number as `granularity`. Groups run along the
+            contracted axes, flattened in the order of the product; the last one may be shorter.
+        axis: the one axis that counts as channels, in place of the output axes.
         scale_dtype: dtype the step is stored, and therefore applied, in; it is learned in float32.
 
     Returns:
@@ -67,7 +66,7 @@ def lsq(
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
         CompositionError: at `init`, where a leaf is quantized already.
 
     Example:
@@ -84,23 +83,24 @@ def lsq(
     """
     settings = Settings(_NAME)
     settings.integer("bits", bits, 2, 8)
-    check_granularity(settings, granularity, axis)
+    shared = sharing(settings, granularity, group, axis, default="tensor")
     settings.floating("scale_dtype", scale_dtype)
     settings.done()
     low, high = integer_range(bits, symmetric=False)
 
     def fit(slot: Slot) -> jax.Array:
-        mean = _mean_magnitude(slot, block_of(slot.array.shape, granularity, axis))
+        mean = _mean_magnitude(shared.blocked(slot))
         return _positive(2 * mean / jnp.sqrt(jnp.float32(high)), jnp.float32(1), scale_dtype)
 
-    def encode(slot: Slot, step: Any, rest: Any, train: bool) -> Quantized:
+    def encode(slot: Slot, step: Any, rest: Any, train: bool) -> Node:
         del rest, train
-        x = slot.array
+        part = shared.blocked(slot)
         scale = lax.stop_gradient(step).astype(scale_dtype)
-        codes = quantize(lax.stop_gradient(x), scale, None, low, high)
-        block = block_of(x.shape, granularity, axis)
-        carry = _carry(slot, step, codes, scale, low, high, _count(slot, block))
-        return Quantized(codes, scale, None, carry, low, high, str(x.dtype))
+        stored = part.field(scale)
+        codes = quantize(lax.stop_gradient(part.array), show(stored), None, low, high)
+        carry = _carry(part, step, codes, scale, low, high)
+        grid = Quantized(codes, stored, None, carry, low, high, str(part.array.dtype))
+        return part.in_place(grid)
 
     def init(slot: Slot, start: Start) -> tuple[Any, Any]:
         del start
@@ -116,46 +116,45 @@ def lsq(
         init=init,
         encode=encode,
         refresh=refresh,
-        check=lambda slot: misfit(slot.array.shape, granularity, axis),
+        check=shared.misfit,
         kinds=("value",),
         exact=False,  # means are sums
+        needs_axes=shared.needs_axes,
     )
 
 
 def _carry(
-    slot: Slot,
+    part: Blocked,
     step: jax.Array,
     codes: jax.Array,
     scale: jax.Array,
     low: int,
     high: int,
-    count: jax.Array,
 ) -> jax.Array:
     """The weights, with the gradients of weights and step: what the codes stand for has none."""
-    x = lax.stop_gradient(slot.array)
-    v = x.astype(jnp.float32) * expand(1 / scale.astype(jnp.float32), x.shape)
+    x = lax.stop_gradient(part.array)
+    v = x.astype(jnp.float32) * part.expand(1 / scale.astype(jnp.float32))
     inside = (low <= v) & (v <= high)
     slope = jnp.where((low < v) & (v < high), codes - v, codes)
-    slope *= expand(lax.rsqrt(jnp.maximum(count, 1.0) * high), x.shape)
-    slope = slope if slot.mask is None else jnp.where(slot.mask, slope, 0.0)
-    way = gate(slot.array, inside).astype(jnp.float32) + slope * expand(step, x.shape)
+    slope *= part.expand(lax.rsqrt(jnp.maximum(_count(part), 1.0) * high))
+    slope = slope if part.mask is None else jnp.where(part.mask, slope, 0.0)
+    way = gate(part.array, inside).astype(jnp.float32) + slope * part.expand(step)
     return straight_through(x, way)
 
 
-def _count(slot: Slot, block: tuple[int, ...]) -> jax.Array:
+def _count(part: Blocked) -> jax.Array:
     """How many weights share each step."""
-    kept = jnp.ones(slot.array.shape, jnp.float32)
-    kept = kept if slot.mask is None else slot.mask.astype(jnp.float32)
-    return reduce_blocks(_NAME, lambda x, axes: jnp.sum(x, axis=axes), kept, block)
+    kept = jnp.ones(part.array.shape, jnp.float32)
+    kept = kept if part.mask is None else part.mask.astype(jnp.float32)
+    return reduce_blocks(_NAME, lambda x, axes: jnp.sum(x, axis=axes), kept, part.block)
 
 
-def _mean_magnitude(slot: Slot, block: tuple[int, ...]) -> jax.Array:
-    size = jnp.abs(lax.stop_gradient(slot.array)).astype(jnp.float32)
-    size = size if slot.mask is None else jnp.where(slot.mask, size, 0.0)
-    count = jnp.maximum(_count(slot, block), 1.0)
+def _mean_magnitude(part: Blocked) -> jax.Array:
+    size = jnp.abs(lax.stop_gradient(part.array)).astype(jnp.float32)
+    size = size if part.mask is None else jnp.where(part.mask, size, 0.0)
     # Divided first: the sum of the largest floats would overflow.
-    shares = size / expand(count, size.shape)
-    return reduce_blocks(_NAME, lambda x, axes: jnp.sum(x, axis=axes), shares, block)
+    shares = size / part.expand(jnp.maximum(_count(part), 1.0))
+    return reduce_blocks(_NAME, lambda x, axes: jnp.sum(x, axis=axes), shares, part.block)
 
 
 def _positive(step: jax.Array, other: jax.Array, dtype: DTypeLike) -> jax.Array:

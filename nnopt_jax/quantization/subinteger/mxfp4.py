@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 
 from nnopt_jax.arrays.powers import Powers
 from nnopt_jax.ops.block_formats import block_largest, shared_exponent
 from nnopt_jax.ops.levels import E2M1
-from nnopt_jax.quantization.granularity import Granularity
+from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.quantization.leveled import leveled
+from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import matrices
 from nnopt_jax.tree.select import Where
 
+_NAME = "quantization.mxfp4"
 
-def mxfp4(*, where: Where = matrices, granularity: Granularity = 32, axis: int = -1) -> Transform:
+
+def mxfp4(
+    *,
+    where: Where = matrices,
+    granularity: Granularity | None = None,
+    group: int | None = None,
+    axis: int | None = None,
+) -> Transform:
     r"""Rounds weights to floats of 4 bits (E2M1) whose blocks share a power of two.
 
     .. math:: \hat w = 2^{e}\, l_c, \qquad e = \lfloor \log_2 \max_{block} |w| \rfloor - 2, \qquad
@@ -28,17 +35,19 @@ def mxfp4(*, where: Where = matrices, granularity: Granularity = 32, axis: int =
 
     Args:
         where: which leaves; default: those of two axes or more.
-        granularity: which weights share an exponent: a number for groups of so many along the axis
-            before the last, which it must divide (32 in the standard), `"channel"` or `"tensor"`.
-            Slots of one axis (a table that is quantized after sharing) take one exponent.
-        axis: the channel axis.
+        granularity: which weights share an exponent: a number, see `group` (default: 32, as in the
+            standard); `"channel"`, one for each index of the output axes; or `"tensor"`. Slots of
+            one axis (a table that is quantized after sharing) take one exponent.
+        group: entries of a group, in place of a number as `granularity`. Groups run along the
+            contracted axes, flattened in the order of the product; all of them whole.
+        axis: the one axis that counts as channels, in place of the output axes.
 
     Returns:
         The transform. It refines: masks and tables above it stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
         CompositionError: at `init`, where a leaf is quantized already.
 
     Example:
@@ -53,8 +62,11 @@ def mxfp4(*, where: Where = matrices, granularity: Granularity = 32, axis: int =
     References:
         Rouhani et al. 2023, OCP Microscaling Formats (MX) Specification 1.0, sections 5 and 6.3.
     """
+    settings = Settings(_NAME)
+    shared = sharing(settings, granularity, group, axis, default=32, even=True)
+    settings.done()
 
-    def fit(x: jax.Array, block: Sequence[int], mask: jax.Array | None) -> jax.Array:
-        return shared_exponent(block_largest(x, block, mask))
+    def fit(part: Blocked) -> jax.Array:
+        return shared_exponent(block_largest(part.array, part.block, part.mask))
 
-    return leveled("quantization.mxfp4", E2M1, where, granularity, axis, fit=fit, scale=Powers)
+    return leveled(_NAME, E2M1, where, shared, fit=fit, scale=Powers)

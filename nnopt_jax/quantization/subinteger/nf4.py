@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field
 from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.ops.axes import Axes
 from nnopt_jax.ops.block_formats import block_largest, stored_scale
 from nnopt_jax.ops.grid import quantize
 from nnopt_jax.ops.levels import NF4
-from nnopt_jax.quantization.granularity import Granularity
+from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.quantization.leveled import leveled
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
@@ -29,8 +28,9 @@ _MOST = 256  # scales that share a second scale, as in QLoRA
 def nf4(
     *,
     where: Where = matrices,
-    granularity: Granularity = 64,
-    axis: int = -1,
+    granularity: Granularity | None = None,
+    group: int | None = None,
+    axis: int | None = None,
     scale_dtype: DTypeLike = jnp.float32,
     double: bool = False,
 ) -> Transform:
@@ -43,20 +43,23 @@ def nf4(
 
     Args:
         where: which leaves; default: those of two axes or more.
-        granularity: which weights share a scale: `"tensor"`, `"channel"`, or a number for groups
-            of so many along the axis before the last, which it must divide. Slots of one axis (a
-            table that is quantized after sharing) take one scale.
-        axis: the channel axis.
+        granularity: which weights share a scale: `"tensor"`; `"channel"`, one for each index of
+            the output axes; or a number, see `group`. Slots of one axis (a table that is quantized
+            after sharing) take one scale. Default: groups of 64.
+        group: entries of a group, in place of a number as `granularity`. Groups run along the
+            contracted axes, flattened in the order of the product; the last one may be shorter.
+        axis: the one axis that counts as channels, in place of the output axes.
         scale_dtype: dtype the scales (or, where double, their scales) are stored and applied in.
         double: scales are quantized as well, to 8 bits with a scale for each run of at most 256
-            of them along the last axis (the longest that divides it).
+            of them along the output axes (whole inner axes, and of the next one the longest part
+            that divides it).
 
     Returns:
         The transform. It refines: masks and tables above it stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where a group or an axis does not fit a leaf.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
         CompositionError: at `init`, where a leaf is quantized already.
 
     Example:
@@ -73,16 +76,17 @@ def nf4(
         second quantization is to 8-bit floats around the mean).
     """
     settings = Settings(_NAME)
+    shared = sharing(settings, granularity, group, axis, default=64)
     settings.flag("double", double)
     settings.floating("scale_dtype", scale_dtype)
     settings.done()
 
-    def fit(x: jax.Array, block: Sequence[int], mask: jax.Array | None) -> Any:
-        largest = block_largest(x, block, mask)
+    def fit(part: Blocked) -> Any:
+        largest = block_largest(part.array, part.block, part.mask)
         if not double:
             return stored_scale(largest, scale_dtype)
         largest = stored_scale(largest)
-        step = block_largest(largest, _runs(largest.shape)) * jnp.float32(1 / _TOP)
+        step = block_largest(largest, _runs(largest.shape, part.axes)) * jnp.float32(1 / _TOP)
         step = stored_scale(jnp.where(step > 0, step, jnp.float32(1)), scale_dtype)
         return {"codes": quantize(largest, step, None, 0, _TOP), "step": step}
 
@@ -91,12 +95,26 @@ def nf4(
             return fitted
         return Quantized(fitted["codes"], fitted["step"], low=0, high=_TOP)
 
-    return leveled(_NAME, NF4, where, granularity, axis, fit=fit, scale=scale)
+    return leveled(_NAME, NF4, where, shared, fit=fit, scale=scale)
 
 
-def _runs(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Blocks along the last axis, as long as they may be."""
-    if not shape or not shape[-1]:
+def _runs(shape: tuple[int, ...], axes: Axes | None) -> tuple[int, ...]:
+    """Return blocks of scales along the output axes, as long as they may be.
+
+    Where all scales are of one output they run along the others; batch axes they never cross, so
+    that each layer of a stack keeps its own.
+    """
+    if 0 in shape:
         return shape
-    longest = max(n for n in range(1, min(_MOST, shape[-1]) + 1) if shape[-1] % n == 0)
-    return (*(1 for _ in shape[:-1]), longest)
+    along = tuple(range(len(shape)))
+    if axes is not None:
+        several = any(shape[axis] > 1 for axis in axes.output)
+        along = axes.output if several else axes.contracted
+    block, room = [1] * len(shape), _MOST
+    for axis in reversed(along):
+        size = shape[axis]
+        block[axis] = max(n for n in range(1, min(room, size) + 1) if size % n == 0)
+        if block[axis] < size:
+            break
+        room //= size
+    return tuple(block)

@@ -79,7 +79,7 @@ def _knows_no_shape(field: Field) -> bool:
     """Whether a node has the shape of its arrays and no other: then its parts are nodes, too."""
     if not is_node(field):
         return True
-    known = {"shape", "sizes", "split"} & set(field.names(is_static=True))
+    known = {"shape", "sizes", "split", "length"} & set(field.names(is_static=True))
     return not known and all(_knows_no_shape(part) for _, part in field.fields())
 
 

@@ -16,10 +16,11 @@ from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
+from nnopt_jax.arrays.uneven_groups import UnevenGroups
 from nnopt_jax.ops.levels import level_values
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after, whole_codes
 from nnopt_jax.trace.packed.rules.gathers import gathered, gathered_blocks
-from nnopt_jax.trace.packed.rules.grouped import grouped
+from nnopt_jax.trace.packed.rules.grouped import filled_up, grouped
 from nnopt_jax.trace.packed.rules.planes import planes_product
 from nnopt_jax.trace.packed.rules.rounded import below, rounded, rounded_product
 from nnopt_jax.typing import Array
@@ -43,11 +44,12 @@ def contract(x: Array, weight: Field, how: Contraction) -> Array:
 def _quantized(x: Array, weight: Quantized, how: Contraction) -> Array:
     r"""`sum_i x_i s_j (q_ij - z_j) = s_j sum_i x_i (q_ij - z_j)`."""
     x, scale = _to_inputs(x, show(weight.scale), weight.shape, how)
-    if all(scale.shape[axis] == 1 for axis in how.right):
+    coarse = (scale,) if weight.zero is None else (scale, weight.zero)
+    if all(grid.shape[axis] == 1 for grid in coarse for axis in how.right):
         found = planes_product(x, weight.replace(scale=scale), how)
         if found is not None:
             return found
-    return _scaled(x, whole_codes(weight), scale, how)
+    return _scaled(x, whole_codes(weight), scale, how, weight.scale)
 
 
 def _levels(x: Array, weight: Levels, how: Contraction) -> Array:
@@ -56,7 +58,7 @@ def _levels(x: Array, weight: Levels, how: Contraction) -> Array:
         raise Dense("values below zero have a scale of their own")
     wide, scale = _to_inputs(x.astype(jnp.float32), show(weight.scale), weight.shape, how)
     values = level_values(show(weight.codes), weight.levels)
-    return _scaled(wide, values, scale, how).astype(how.dtype(x))
+    return _scaled(wide, values, scale, how, weight.scale).astype(how.dtype(x))
 
 
 def _to_inputs(
@@ -71,9 +73,19 @@ def _to_inputs(
     return wide.astype(x.dtype), jnp.ones((1,) * len(shape), jnp.float32)
 
 
-def _scaled(x: Array, values: Array, scale: Array, how: Contraction) -> Array:
-    """A product with values, each output scaled; by groups where scales are those of groups."""
+def _scaled(x: Array, values: Array, scale: Array, how: Contraction, field: Field) -> Array:
+    """A product with values, each output scaled; by groups where scales are those of groups.
+
+    Args:
+        x: the array.
+        values: of the weight, before they are scaled.
+        scale: of the weight's rank.
+        how: the product.
+        field: the node of the scales, if they are in one.
+    """
     if any(scale.shape[axis] != 1 for axis in how.right):
+        if isinstance(field, UnevenGroups):
+            return grouped(*filled_up(x, values, field, how), how)
         return grouped(x, values, scale, how)
     out = how.wide(x, values)
     return (out * how.over_weight(scale, values.shape, out.ndim)).astype(how.dtype(x))

@@ -20,6 +20,7 @@ from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.arrays.trits import Trits
+from nnopt_jax.arrays.uneven_groups import UnevenGroups
 from nnopt_jax.typing import Array, Shape
 
 SHARED: Mapping[type[Node], tuple[str, ...]] = {
@@ -92,6 +93,8 @@ def _moved(field: Field, shape: Shape, move: Moves) -> Field | None:
         return Reshaped.of(field, move.axes) if move.axes else None
     if isinstance(field, Reshaped):
         return _in_memory(field, shape, move)
+    if isinstance(field, UnevenGroups):
+        return _uneven(field, shape, move)
     if type(field) not in SHARED:
         return None
     shared = SHARED[type(field)]
@@ -107,6 +110,19 @@ def _packed_codes(field: Bits | Trits, shape: Shape, move: Moves) -> Field | Non
     narrow = next(kind for kind in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint16)
                   if jnp.iinfo(kind).min <= field.low and top <= jnp.iinfo(kind).max)  # fmt: skip
     return move.apply(field.materialize().astype(narrow), shape)
+
+
+def _uneven(field: UnevenGroups, shape: Shape, move: Moves) -> UnevenGroups | None:
+    """Groups follow where their axis stays whole: among those that are kept, or reordered."""
+    axis = field.axis
+    if move.axes:
+        axis = move.axes.index(len(shape) + axis) - len(shape)
+    elif move.kept < -axis:
+        return None
+    sizes = list(shape)
+    sizes[field.axis] = field.values.shape[field.axis]
+    values = _moved(field.values, tuple(sizes), move)
+    return None if values is None else field.replace(values=values, axis=axis)
 
 
 def _factors(field: Factored, move: Moves) -> Factored | None:

@@ -11,6 +11,7 @@ from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sparse import Sparse
 from nnopt_jax.arrays.sum_ import Sum
+from nnopt_jax.arrays.uneven_groups import UnevenGroups
 from nnopt_jax.trace.packed.rules.contraction import Dense
 from nnopt_jax.typing import Array
 
@@ -50,8 +51,14 @@ def times(field: Field, number: Array) -> Field:
         return (field * number).astype(field.dtype)
     if type(field) not in _LINEAR:
         raise Dense("it is scaled, and has no scale of its own")
-    if isinstance(field, Quantized):  # scales of other forms have few entries
-        return field.replace(scale=show(field.scale) * number)
+    if isinstance(field, Quantized):
+        return field.replace(scale=_times_scale(field.scale, number))
     return field.replace(
         **{name: times(getattr(field, name), number) for name in _LINEAR[type(field)]}
     )
+
+
+def _times_scale(scale: Field, number: Array) -> Field:
+    if isinstance(scale, UnevenGroups):
+        return scale.replace(values=_times_scale(scale.values, number))
+    return show(scale) * number  # of other forms there are few entries

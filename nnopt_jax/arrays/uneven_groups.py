@@ -1,0 +1,91 @@
+"""One number for each group of entries along an axis, where the last group is shorter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static
+from nnopt_jax.ops.blocks import repeat_uneven
+
+
+@node
+class UnevenGroups(Node):
+    r"""Scales of groups that do not divide an axis: as an array, a scale for each entry.
+
+    .. math:: s_i = v_{\lfloor i / g \rfloor}, \qquad i < n
+
+    Groups that divide an axis need no node: their scales are arrays that are coarser than the
+    weight.
+
+    Args:
+        values: `v`, array or node, of `ceil(n / g)` entries along the axis.
+        axis: counted from the end, -1 or less.
+        group: `g`, entries of a group.
+        length: `n`, entries along the axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import UnevenGroups
+        >>> UnevenGroups(jnp.array([0.5, 2.0]), group=3, length=4).materialize()
+        Array([0.5, 0.5, 0.5, 2. ], dtype=float32)
+    """
+
+    values: Field
+    axis: int = static(default=-1)
+    group: int = static(default=1)
+    length: int = static(default=0)
+
+    @classmethod
+    def of(cls, values: Field, shape: Sequence[int], block: Sequence[int]) -> Field:
+        """Return the values themselves where all blocks are of equal size.
+
+        Args:
+            values: array or node, one entry for each block.
+            shape: of the weight.
+            block: size of a block along each axis of the weight.
+        """
+        for axis, (size, part) in enumerate(zip(shape, block, strict=True)):
+            if part and size % part:
+                values = cls(values, axis - len(shape), part, size)
+        return values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array of all scales."""
+        sizes = list(self.values.shape)
+        sizes[self.axis] = self.length
+        return tuple(sizes)
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the values."""
+        return self.values.dtype
+
+    def materialize(self) -> jax.Array:
+        """The values, each as often as its group has entries."""
+        values = show(self.values)
+        block = [1] * values.ndim
+        block[self.axis] = self.group
+        return repeat_uneven(values, self.shape, block)
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """There must be as many values as the axis has groups."""
+        del shape
+        found = self.values.problems(self.values.shape) if is_node(self.values) else []
+        sizes = self.values.shape
+        if not -len(sizes) <= self.axis < 0 or self.group < 1:
+            return [*found, f"of shape {sizes} has groups of {self.group} along axis {self.axis}"]
+        if -(-self.length // self.group) != sizes[self.axis]:
+            groups = f"groups of {self.group} along an axis of {self.length}"
+            found.append(f"has {sizes[self.axis]} values for {groups}")
+        return found
+
+    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> UnevenGroups:
+        """Values are replicated along the axis of the groups, of which no device has whole ones."""
+        at = len(self.values.shape) + self.axis
+        entries = [None if axis == at else entry for axis, entry in enumerate(spec)]
+        return self.replace(values=field_specs(self.values, PartitionSpec(*entries), mesh))
