@@ -104,20 +104,27 @@ def _factors(field: Factored, view: View) -> Factored | None:
 
 
 def _in_memory(field: Reshaped, shape: Shape, view: View) -> Field | None:
-    """What lies in another order of axes stays so where its first axes are cut, or all turned."""
-    axes, count = field.axes, len(field.axes)
-    if count != field.ndim or field.split != tuple(field.base.shape):
+    """What lies in other axes stays so where its first axis is cut, or all are permuted."""
+    runs = field.runs()
+    if runs is None or not field.axes:
         return None
+    axes, count = field.axes, len(field.axes)
     if view.axes:
         order = tuple(axes[axis] for axis in view.axes)
         return field.replace(axes=order, sizes=tuple(shape[axis] for axis in view.axes))
-    gone = count - len(view.shape)
-    if axes[0] == 0 and view.kept >= count - 1 and gone in (0, 1):
-        lies = tuple(field.base.shape)
-        there = dataclasses.replace(view, shape=(*view.shape[: 1 - gone], *lies[1:]))
+    gone, lies = count - len(view.shape), tuple(field.base.shape)
+    permutes = field.split == lies
+    if axes[0] == 0 and runs[0] == (0,) and view.kept >= count - 1 and gone in (0, 1):
+        first, rest = view.shape[: 1 - gone], tuple(a - gone for a in axes[gone:])
+        kept = view.kept - count + len(lies)
+        there = dataclasses.replace(view, shape=(*first, *lies[1:]), kept=kept)
         base = _moved(field.base, lies, there)
-        return None if base is None else Reshaped.of(base, tuple(a - gone for a in axes[gone:]))
-    return view.apply(field.materialize(), shape)
+        if base is None or permutes:
+            return None if base is None else Reshaped.of(base, rest)
+        return field.replace(
+            base=base, split=(*first, *field.split[1:]), axes=rest, sizes=view.shape
+        )
+    return view.apply(field.materialize(), shape) if permutes else None
 
 
 def view_of(equation: Equation, shape: Shape, values: list[Any]) -> View | None:

@@ -59,7 +59,9 @@ def expanded(shape: Shape, sizes: Shape, places: Sequence[int]) -> View | None:
         return None
     new = [axis for axis in range(len(sizes)) if axis not in places]
 
-    def apply(x: Array, _: Shape) -> Array:
+    def apply(x: Array, _: Shape) -> Array | None:
+        if x.ndim != len(shape):  # of a matrix that the weight is a view of
+            return None
         wide = [1] * len(sizes)
         for to, size in zip(places, x.shape, strict=True):
             wide[to] = size
@@ -91,9 +93,11 @@ def cut(shape: Shape, sizes: Shape, take: Callable[[Array, int], Array]) -> View
 
 def reshaped(shape: Shape, sizes: Shape) -> View:
     """The same elements in another shape."""
-    pairs = paired(shape, sizes)
+    pairs, count = paired(shape, sizes), len(shape)
 
     def apply(x: Array, shape: Shape) -> Array | None:
+        if x.ndim != count:  # of a matrix that the weight is a view of
+            return None
         wanted = [1] * len(sizes)
         for ours, theirs in pairs:
             ours = [axis for axis in ours if shape[axis] != 1]
