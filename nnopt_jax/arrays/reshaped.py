@@ -155,7 +155,9 @@ class Reshaped(Node):
         if axes is None:
             return None
         roles = (axes.contracted, axes.output, axes.batch)
-        return Axes(*(tuple(self.axes[axis] for axis in role) for role in roles), axes.lookup)
+        return Axes(
+            *(tuple(self.axes[axis] for axis in role) for role in roles), lookup=axes.lookup
+        )
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Reshaped:
         """Axes of the base that are axes of the view are split like them, others are whole."""

@@ -81,19 +81,6 @@ class Binding:
             return self.axes.get(path)
         return assumed_axes(shape)
 
-    def misfit_of(self, path: str, shape: tuple[int, ...]) -> str | None:
-        """Say why the axes that a user gives are not those of a leaf; None where they are.
-
-        Args:
-            path: of the leaf.
-            shape: of the leaf.
-        """
-        for rule, axes in self.rules:
-            if selector(rule)(path, None):
-                text = axes.misfit(shape)
-                return text and f"{text}; name every axis once"
-        return None
-
     def is_assumed(self, path: str) -> bool:
         """Whether the axes of a leaf are a convention, and nobody's word."""
         return self.graph is None and not any(selector(rule)(path, None) for rule, _ in self.rules)
@@ -184,8 +171,8 @@ def _check_rules(who: str, binding: Binding) -> None:
         for path in paths:
             shape = tuple(leaves[path].shape)
             known = binding.axes.get(path)
-            if text := binding.misfit_of(path, shape):
-                wrong.add(path, text)
+            if text := axes.misfit(shape):
+                wrong.add(path, f"{text}; name every axis once")
             elif known is not None and not _agree(axes.normalized(len(shape)), known):
                 wrong.add(path, f"axes={axes} contradicts the graph, where it has {known}; "
                                 "leave it out, or bind without the graph"

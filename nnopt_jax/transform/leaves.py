@@ -105,10 +105,6 @@ def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUN
         params: the parameters.
         who: the caller, for errors.
         binding: see `Binding`.
-
-    Raises:
-        SelectionError: no float leaf is selected.
-        ShapeError: axes that a user gives are not those of a leaf; all are named.
     """
     leaves = flatten(params, is_node)
     require_arrays(who, leaves)
@@ -120,13 +116,7 @@ def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUN
     if meant and not meant.keys() & floats.keys():
         others = ", ".join(f"{path} {x.dtype}" for path, x in meant.items())
         raise SelectionError(f"{who}: takes floats, and rule {rule.text} selects {others}.")
-    chosen = {path: floats[path] for path in resolve(where, floats, who)}
-    problems = Problems(who)
-    for path, leaf in chosen.items():
-        if text := binding.misfit_of(path, tuple(leaf.shape)):
-            problems.add(path, text)
-    problems.raise_as(ShapeError)
-    return chosen
+    return {path: floats[path] for path in resolve(where, floats, who)}
 
 
 def leaves_of_state(

@@ -66,7 +66,7 @@ def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None
         axes = tx.binding.of(path, shape)
 
         def of_array(names: Any, x: Any) -> PartitionSpec:
-            side = _SIDES.get(getattr(names[-1], "key", None)) if names else None
+            side = _SIDES.get(getattr(names[-1], "key", "")) if names else None
             if side is None:
                 return _like(x.shape, shape, spec, mesh)
             return (

@@ -209,14 +209,65 @@ def test_three_axes_without_roles_are_an_error_with_both_ways_out():
     assert set(found.rest) == {"fc"}
 
 
-def test_axes_that_are_not_those_of_a_leaf_are_named():
-    with pytest.raises(ShapeError, match=r"w: Axes\(0, 1\) gives roles to axes 0, 1, and shape"):
-        bound(low_rank(1), Axes(0, 1)).init({"w": jnp.zeros((8, 2, 4))})
-
-
 def test_ties_are_still_checked_and_handed_back_once_they_are_bound():
     tx = nnopt.compression.tie({"b": "a"}).bind(axes={"**": Axes(0, 1)})
     with pytest.raises(SelectionError, match="there is no leaf 'b'"):
         tx.init({"a": jnp.ones((2, 3))})
     slopes = tx.back({"a": jnp.ones((2, 3)), "b": jnp.full((2, 3), 2.0)})
     np.testing.assert_array_equal(slopes["a"], np.full((2, 3), 3.0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "learned"),
+    [((3, 24), Axes(1, 0), True), ((2, 12, 3), Axes((1, 0), 2), False)],
+)
+def test_codebooks_of_channels_are_those_of_each_channel_alone(shape, axes, learned, tmp_path):
+    """Each output is shared as a leaf of its own would be, and the file gives all bits back."""
+    leaf = np.round(weight(shape) * 8) / 8
+    tx = bound(nnopt.compression.codebook(4, scope="channel", learned=learned), axes)
+    params = {"w": jnp.asarray(leaf)}
+    state = jax.jit(tx.init)(params)
+    found = np.asarray(tx.apply(params, state)["w"])
+    alone = nnopt.compression.codebook(4, where="**")
+    shared = jax.jit(lambda p: alone.apply(p, alone.init(p)))
+    for number in range(3):
+        part = np.take(leaf, number, axes.out_axis).ravel()
+        wanted = shared({"w": jnp.asarray(part)})["w"]
+        ours = np.take(found, number, axes.out_axis).ravel()
+        np.testing.assert_allclose(ours, wanted, atol=1e-6)
+    packed = tx.pack(params, state)
+    sizes = [3 if axis == axes.out_axis else 1 for axis in range(len(shape))]
+    assert packed["w"].table.shape == (*sizes, 4)
+    nnopt.save(tmp_path / "w.nnopt", packed)
+    np.testing.assert_array_equal(nnopt.load(tmp_path / "w.nnopt")["w"].materialize(), found)
+    spec = P(*("model" if size == 3 else None for size in sizes))
+    assert tuple(nnopt.packed_specs(packed, {"w": spec})["w"].table) == (*spec, None)
+
+
+def test_masks_and_grids_go_with_codebooks_of_channels():
+    tx = nnopt.chain(
+        nnopt.pruning.magnitude(0.5),
+        nnopt.compression.codebook(3, scope="channel", learned=True),
+        nnopt.quantization.uniform(8),
+    ).bind(axes={"w": Axes(1, 0)})
+    params = {"w": jnp.asarray(weight((3, 24)))}
+    state = jax.jit(tx.init)(params)
+    shown = np.asarray(tx.apply(params, state)["w"])
+    assert (shown == 0).sum() >= 36
+    assert all(len(set(row[row != 0])) <= 3 for row in shown)
+    np.testing.assert_array_equal(nnopt.materialize(tx.pack(params, state))["w"], shown)
+
+
+def test_gradients_of_a_channels_table_are_sums_over_its_clusters():
+    tx = bound(nnopt.compression.codebook(2, scope="channel", learned=True), Axes(1, 0))
+    leaf = np.array([[0.0, 0.0, 8.0, 8.0], [1.0, 5.0, 5.0, 5.0]], np.float32)
+    params, slopes = {"w": jnp.asarray(leaf)}, np.arange(8.0, dtype=np.float32).reshape(2, 4)
+    state = tx.init(params)
+    _, grads = nnopt.value_and_grad(lambda p: (p["w"] * slopes).sum(), tx)(params, state)
+    np.testing.assert_array_equal(grads.train.learned["w"][0], [[[1.0, 5.0]], [[4.0, 18.0]]])
+
+
+def test_too_few_weights_of_a_channel_are_named():
+    tx = bound(nnopt.compression.codebook(16, scope="channel"), Axes(1, 0))
+    with pytest.raises(ShapeError, match="w: has 8 entries in a channel for 16 clusters"):
+        tx.init({"w": jnp.zeros((64, 8))})

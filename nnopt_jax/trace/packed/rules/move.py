@@ -77,6 +77,8 @@ def _moved(field: Field, shape: Shape, view: View) -> Field | None:
         return _in_memory(field, shape, view)
     if type(field) not in SHARED:
         return None
+    if isinstance(field, Codebook) and field.table.ndim > 1:
+        return None
     shared = SHARED[type(field)]
     parts = {name: _moved(part, shape, view) for name, part in field.fields() if name not in shared}
     return None if any(part is None for part in parts.values()) else field.replace(**parts)
