@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
+from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static, store_field
 from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.ops.axes import Axes, assumed_axes
 from nnopt_jax.ops.lookup import lookup
 from nnopt_jax.ops.straight_through import straight_through
 
@@ -21,7 +23,9 @@ class Codebook(Node):
 
     Args:
         indices: `a`, integers of the logical shape; packed in storage.
-        table: `t`, float, `(clusters,)`; a later link may quantize it.
+        table: `t`, float, `(clusters,)`; or a table for each channel, of the axes of the weight
+            and `clusters`, with one entry along axes that share a table: `(1, out, clusters)`. A
+            later link may quantize it.
         carry: the float array the indices replaced; it only takes the gradient (the table takes
             its own, summed over each cluster), and is not stored.
         dtype: dtype of the array the node stands for.
@@ -34,6 +38,10 @@ class Codebook(Node):
         Array([[-1.,  2.,  2.]], dtype=float32)
         >>> shared.store()
         Codebook(indices 1-bit[1,3], table float32[2], 24 bits/weight)
+        >>> tables = jnp.array([[[-1.0, 2.0], [0.0, 4.0]]])
+        >>> Codebook(jnp.array([[1, 0], [0, 1]]), tables).materialize()
+        Array([[ 2.,  0.],
+               [-1.,  4.]], dtype=float32)
 
     References:
         Han et al. 2016, Deep Compression, section 3.
@@ -55,22 +63,42 @@ class Codebook(Node):
 
     def materialize(self) -> jax.Array:
         """`table[indices]`, cast once."""
-        indices = show(self.indices).astype(jnp.int32)
-        dense = lookup(show(self.table), indices).astype(self.dtype)
+        indices, table = show(self.indices).astype(jnp.int32), show(self.table)
+        if table.ndim > 1:  # all tables one after another
+            first = jnp.arange(table.size // table.shape[-1], dtype=jnp.int32) * table.shape[-1]
+            indices = jnp.clip(indices, 0, table.shape[-1] - 1) + first.reshape(table.shape[:-1])
+        dense = lookup(table.ravel(), indices).astype(self.dtype)
         return dense if self.carry is None else straight_through(dense, self.carry)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The table is one flat run of at least one entry."""
+        """The table is one flat run of at least one entry, or there is one for each channel."""
         found = [] if not is_node(self.table) else self.table.problems(self.table.shape)
         if is_node(self.indices):
             found += self.indices.problems(shape)
-        if self.table.ndim != 1 or not self.table.shape[0]:
+        *lead, entries = self.table.shape or (0,)
+        fits = not lead or len(lead) == len(shape)
+        fits = fits and all(one in (1, n) for one, n in zip(lead, shape, strict=False))
+        if not (entries and fits):
             found.append(f"has a table of shape {self.table.shape}")
         return found
 
+    def slot_axes(self, name: str, axes: Axes | None) -> Axes | None:
+        """The entries of a table belong together, as what a product sums over does."""
+        del name, axes
+        last = self.table.ndim - 1
+        return Axes(last, tuple(range(last))) if last else assumed_axes(self.table.shape)
+
+    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Node:
+        """Indices are split like the weight, and tables of channels along their axes."""
+        found = super().specs(spec, mesh)
+        if self.table.ndim == 1:
+            return found
+        axes = (*spec, *(None for _ in range(self.table.ndim - len(spec))))
+        return found.replace(table=field_specs(self.table, PartitionSpec(*axes), mesh))
+
     def store(self) -> Codebook:
         """Packs the indices and drops the carry."""
-        entries = self.table.shape[0]
+        entries = self.table.shape[-1]
         indices = (
             self.indices if is_node(self.indices) else pack_integers(self.indices, 0, entries - 1)
         )

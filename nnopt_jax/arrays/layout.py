@@ -94,6 +94,8 @@ def _laid_out(field: Field, dense: bool) -> Field:
         return _codes_laid_out(field)
     if isinstance(field, Factored):
         return field.replace(u=_laid_out(field.u, dense), v=_laid_out(field.v, dense))
+    if isinstance(field, Reshaped) and isinstance(field.base, Factored):
+        return field.replace(base=_laid_out(field.base, dense))
     if isinstance(field, Sum):
         base, delta = _laid_out(field.base, dense), _laid_out(field.delta, dense)
         return field.replace(base=base, delta=delta)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -52,6 +53,62 @@ class Reshaped(Node):
         shape = tuple(base.shape)
         return cls(base, shape, axes, tuple(shape[axis] for axis in axes))
 
+    @classmethod
+    def of_matrix(cls, matrix: Field, axes: Axes, shape: Sequence[int]) -> Field:
+        """Return the weight that a matrix `(*batch, in, out)` stands for.
+
+        Args:
+            matrix: array or node.
+            axes: of the weight, counted from the front.
+            shape: of the weight.
+
+        Returns:
+            The view; the matrix itself where the weight lies like it.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from nnopt_jax.arrays import Reshaped
+            >>> from nnopt_jax.ops.axes import Axes
+            >>> Reshaped.of_matrix(jnp.ones((8, 6)), Axes(1, (0, 2)), (3, 8, 2)).shape
+            (3, 8, 2)
+        """
+        if axes.is_matrix():
+            return matrix
+        split = tuple(shape[axis] for axis in axes.order)
+        return cls(matrix, split, axes.inverse, tuple(shape))
+
+    def runs(self) -> tuple[tuple[int, ...], ...] | None:
+        """Return for each axis of the base the axes of the view that it is split into, in order.
+
+        Returns:
+            The axes; None where an axis of the view is made of several.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from nnopt_jax.arrays import Reshaped
+            >>> from nnopt_jax.ops.axes import Axes
+            >>> Reshaped.of_matrix(jnp.ones((8, 6)), Axes(1, (0, 2)), (3, 8, 2)).runs()
+            ((1,), (0, 2))
+        """
+        shape = tuple(self.base.shape)
+        if not self.axes:
+            return tuple((axis,) for axis in range(len(shape)))
+        if self.sizes != tuple(self.split[axis] for axis in self.axes):
+            return None
+        if self.split == shape:
+            return tuple((self.axes.index(axis),) for axis in range(len(shape)))
+        runs, end = [], 0
+        for number, size in enumerate(shape):
+            first, found = end, 1
+            one = size == 1 and self.split[end : end + 1] == (1,)
+            # The last axis takes also what is left of axes of one entry.
+            while end < len(self.split) and (found < size or one or number == len(shape) - 1):
+                found, end, one = found * self.split[end], end + 1, False
+            if found != size:
+                return None
+            runs.append(tuple(self.axes.index(axis) for axis in range(first, end)))
+        return tuple(runs)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the view."""
@@ -98,17 +155,17 @@ class Reshaped(Node):
         if axes is None:
             return None
         roles = (axes.contracted, axes.output, axes.batch)
-        return Axes(*(tuple(self.axes[axis] for axis in role) for role in roles), axes.lookup)
+        return Axes(
+            *(tuple(self.axes[axis] for axis in role) for role in roles), lookup=axes.lookup
+        )
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Reshaped:
-        """Where the view but permutes axes, the base is split as they are; else it is whole."""
+        """Axes of the base that are axes of the view are split like them, others are whole."""
         if not self.axes:
             return self.replace(base=field_specs(self.base, spec, mesh))
         axes = (*spec, *(None for _ in range(self.ndim - len(spec))))
-        below = PartitionSpec()
-        if self.split == tuple(self.base.shape) and len(self.axes) == len(self.shape):
-            back = sorted(range(len(self.axes)), key=self.axes.__getitem__)
-            below = PartitionSpec(*(axes[axis] for axis in back))
+        runs = self.runs() or ()
+        below = PartitionSpec(*(axes[run[0]] if len(run) == 1 else None for run in runs))
         return self.replace(base=field_specs(self.base, below, mesh))
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:

@@ -81,7 +81,8 @@ class Stream:
 def _zero(about: Any, arrays: Arrays) -> int:
     """The code that stands for zero."""
     if isinstance(about, Codebook) and isinstance(about.table, Slot):
-        return int((arrays[about.table.index] < 0).sum())
+        table = arrays[about.table.index]  # of several tables, what they have in the mean
+        return round((table < 0).sum() * table.shape[-1] / max(table.size, 1))
     if isinstance(about, Levels):
         return sum(level < 0 for level in about.levels)
     if (

@@ -9,8 +9,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.arrays.base import field_specs, fit_spec, is_node, is_spec
 from nnopt_jax.errors import SelectionError, nearest
+from nnopt_jax.ops.axes import Axes
 from nnopt_jax.transform.base import TOGETHER, State, Transform, abstract_state
 from nnopt_jax.tree.paths import flatten, unflatten
+
+_SIDES = {"a": "in", "u": "in", "b": "out", "v": "out"}
+"""The side of a weight that a factor has, by its name in a state."""
 
 
 def _by_path(specs: Any, leaves: dict[str, Any], who: str) -> dict[str, PartitionSpec]:
@@ -27,8 +31,9 @@ def _by_path(specs: Any, leaves: dict[str, Any], who: str) -> dict[str, Partitio
 def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None) -> Any:
     """Partitions a transform's state as its parameters are.
 
-    A mask lies like its leaf; a scale keeps the axes along which it has entries; a table, a count
-    and anything of another shape is replicated.
+    A mask lies like its leaf; a scale keeps the axes along which it has entries; a factor (an array
+    named `a`, `b`, `u` or `v`) those of the one contracted or output axis that it has; a table, a
+    count and anything of another shape is replicated.
 
     Args:
         tx: the transform.
@@ -57,8 +62,18 @@ def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None
     def of_leaf(path: str, tree: Any) -> Any:
         if path == TOGETHER:
             return jax.tree.map(lambda x: PartitionSpec(), tree)
-        shape, spec = leaves[path].shape, by_path[path]
-        return jax.tree.map(lambda x: _like(x.shape, shape, spec, mesh), tree)
+        shape, spec = tuple(leaves[path].shape), by_path[path]
+        axes = tx.binding.of(path, shape)
+
+        def of_array(names: Any, x: Any) -> PartitionSpec:
+            side = _SIDES.get(getattr(names[-1], "key", "")) if names else None
+            if side is None:
+                return _like(x.shape, shape, spec, mesh)
+            return (
+                PartitionSpec() if axes is None else _factor(x.shape, side, axes, shape, spec, mesh)
+            )
+
+        return jax.tree_util.tree_map_with_path(of_array, tree)
 
     def of_part(part: dict[str, Any]) -> dict[str, Any]:
         return {path: of_leaf(path, tree) for path, tree in part.items()}
@@ -84,6 +99,26 @@ def _like(
 def _is_coarser(count: int, size: int) -> bool:
     """Whether there is a group of which an axis has so many, the last one perhaps shorter."""
     return count == size or (0 < count <= size and -(-size // -(-size // count)) == count)
+
+
+def _factor(
+    shape: tuple[int, ...],
+    side: str,
+    axes: Axes,
+    leaf: tuple[int, ...],
+    spec: PartitionSpec,
+    mesh: Mesh | None,
+) -> PartitionSpec:
+    """The spec of a factor `(*batch, in, rank)` or `(*batch, rank, out)`; the rank is whole."""
+    *batch, rows, columns = axes.matrix_shape(leaf)
+    fits = shape[:-1] == (*batch, rows) if side == "in" else shape == (*batch, shape[-2], columns)
+    if len(shape) != len(batch) + 2 or not fits:
+        return PartitionSpec()
+    split = (*spec, *(None for _ in range(len(leaf) - len(spec))))
+    role = axes.contracted if side == "in" else axes.output
+    own = split[role[0]] if len(role) == 1 else None
+    last = (own, None) if side == "in" else (None, own)
+    return fit_spec(PartitionSpec(*(split[axis] for axis in axes.batch), *last), shape, mesh)
 
 
 def packed_specs(packed: Any, specs: Any, mesh: Mesh | None = None) -> Any:

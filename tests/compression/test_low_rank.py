@@ -73,7 +73,7 @@ def test_spatial_factors_are_a_column_and_a_row_of_filters():
 
 def test_stacked_matrices_have_factors_of_their_own():
     stack = jnp.stack([DENSE, 5 * DENSE[::-1]])
-    got = shown(low_rank(2, stacked=1), stack)
+    got = shown(low_rank(2).bind(axes={"kernel": nnopt.Axes(1, 2, 0)}), stack)
     for i in range(2):
         np.testing.assert_allclose(got[i], best(stack[i], 2), atol=1e-4)
 
@@ -183,6 +183,11 @@ def test_budgets_below_rank_one_are_named_with_their_leaves():
         ({"energy": 1.5}, "energy=1.5 is not a number above 0 and at most 1."),
         ({"ratio": 1}, "ratio=1 is not a number above 1."),
         ({"rank": 2, "form": "row"}, "form='row' is none of 'channel', 'spatial'."),
+        (
+            {"rank": 2, "stacked": 1},
+            "stacked=1 is gone; batch axes say it: "
+            "tx.bind(axes={path: nnopt.Axes(in_axis=1, out_axis=2, batch_axis=0)}).",
+        ),
         (
             {"energy": 0.5, "method": "randomized"},
             "method='randomized' finds a rank that is given; with energy= use 'svd'.",

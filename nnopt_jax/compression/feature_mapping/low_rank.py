@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ from nnopt_jax.arrays.factored import Factored
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.errors import CapacityError, NonFiniteError, ShapeError, ValueRangeError
+from nnopt_jax.ops.axes import Axes
 from nnopt_jax.ops.svd import Method, factorize, rank_for_energy
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.base import State, Transform, bindable
+from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import Start, matrices
 from nnopt_jax.transform.refining import refining
 from nnopt_jax.tree.bits import dtype_bits
@@ -25,6 +27,10 @@ from nnopt_jax.tree.select import Where
 
 _NAME = "compression.low_rank"
 _REFINED = {"table": "shared", "codes": "quantized", "u": "factored", "v": "factored"}
+_BATCH_AXES = (
+    "is gone; batch axes say it: "
+    "tx.bind(axes={path: nnopt.Axes(in_axis=1, out_axis=2, batch_axis=0)})."
+)
 Form: TypeAlias = Literal["channel", "spatial"]
 
 
@@ -37,17 +43,22 @@ def low_rank(
     where: Where = matrices,
     method: Method = "svd",
     form: Form = "channel",
-    stacked: int = 0,
+    stacked: None = None,
 ) -> Transform:
-    r"""Replaces matrices and kernels by two factors, which an optimizer goes on training.
+    r"""Replaces weights by two factors, which an optimizer goes on training.
 
     .. math:: \hat W = U V, \qquad
         \min_{U, V} \lVert W - U V \rVert_F, \quad U \in R^{m \times r}, V \in R^{r \times n}
 
+    `W` is the matrix of contracted times output axes (see `nnopt.Axes`), each flattened to one;
+    where a weight has batch axes (experts, scanned layers), each of its matrices has factors of its
+    own, of one rank. `tx.bind` gives the axes; unbound, leaves of two axes are `(in, out)` and
+    those of four or five the kernels of Flax's convolutions.
+
     The factors are learned arrays of the state; the parameters they were made of are used no
     more. Entries that a mask of an earlier link prunes count as 0, and the mask stays above the
-    product. A leaf whose factors would not be smaller than itself stays as it is; `nnopt.plan`
-    tells.
+    product. A leaf whose factors would not be smaller than itself stays as it is, and `nnopt.plan`
+    says so.
 
     Args:
         rank: `r`, the same for all leaves. Give exactly one of this and the next three.
@@ -58,23 +69,25 @@ def low_rank(
         where: which leaves; default: those of two axes or more.
         method: `"svd"`, or `"randomized"` (needs `tx.init(..., key=)`), far faster where the rank
             is small and the matrix large.
-        form: the matrix that a kernel of more axes is read as. `"channel"`: all axes but the last
-            times the last, `(kh kw cin, cout)`: a convolution with fewer channels, then one of
-            1x1. `"spatial"`: `(kh cin, kw cout)`, for kernels `(kh, kw, cin, cout)` only: a
-            column of filters, then a row.
-        stacked: leading axes that number matrices or kernels, each with factors of its own.
+        form: the matrix that a weight is read as. `"channel"`: contracted times output axes, of a
+            convolution `(kh kw cin, cout)`: a convolution with fewer channels, then one of 1x1.
+            `"spatial"`: `(kh cin, kw cout)`, for kernels with three contracted axes and one output
+            axis only, others are read as with `"channel"`: a column of filters, then a row.
+        stacked: is gone: the batch axes of a weight say which of its axes number matrices.
 
     Returns:
         The transform. It refines: masks above it stay.
 
     Raises:
         ValueRangeError: a setting is out of range; at `init`, where `"randomized"` gets no key.
-        ShapeError: at `init`, where rank 1 takes more than asked for, or no leaf gets smaller.
+        ShapeError: at `init`, where the axes of a leaf are not known, where rank 1 takes more than
+            asked for, or no leaf gets smaller.
         CompositionError: at `init`, where a leaf is shared, quantized or factored already.
         NonFiniteError: at `init`, where a leaf holds NaN or infinity.
         CapacityError: at `init` or in `plan`, where `energy` is given and values are unknown.
 
     Example:
+        >>> import jax
         >>> import jax.numpy as jnp
         >>> import nnopt_jax as nnopt
         >>> tx = nnopt.compression.low_rank(1)
@@ -82,78 +95,62 @@ def low_rank(
         >>> tx.pack(params, tx.init(params))
         {'kernel': Factored(u float32[4,1], v float32[1,3], 18.67 bits/weight)}
 
+        The kernel of an attention's queries, `(in, heads, head_dim)`:
+
+        >>> tx = tx.bind(axes={"query": nnopt.Axes(in_axis=0, out_axis=(1, 2))})
+        >>> params = {"query": jnp.ones((6, 2, 3))}
+        >>> jax.tree.map(jnp.shape, tx.init(params).learned["query"][0])
+        {'u': (6, 1), 'v': (1, 6)}
+
     References:
         Zhang et al. 2016, Accelerating Very Deep Convolutional Networks, section 3.1 (channel);
         Jaderberg et al. 2014, Speeding up Convolutional Neural Networks with Low Rank Expansions,
         section 2 (spatial).
     """
     _check(rank, energy, bytes, ratio, method, form, stacked)
-    way = _LowRank(rank, energy, bytes, ratio, method, form, stacked)
-    tx = refining(
-        _NAME,
-        where,
-        init=way.init,
-        encode=way.encode,
-        check=way.misfit,
-        refuses=_refined,
-        exact=False,
-    )
+    way = _LowRank(rank, energy, bytes, ratio, method, form)
 
-    def init(params: Any, **given: Any) -> State:
-        state = tx.init(params, **given)
-        if not jax.tree.leaves(state.learned):
-            raise ShapeError(
-                f"{_NAME}: {', '.join(state.rest)}: no factors of two would be smaller than "
-                "the leaf. Give a smaller rank, or where= for larger leaves of two axes or more."
-            )
-        return state
+    def build(binding: Binding) -> Transform:
+        tx = refining(
+            _NAME,
+            where,
+            init=way.init,
+            encode=way.encode,
+            check=way.misfit,
+            refuses=_refined,
+            exact=False,
+            needs_axes=lambda slot: slot.array.ndim > 1,
+            binding=binding,
+        )
 
-    return dataclasses.replace(tx, init=init)
+        def init(params: Any, **given: Any) -> State:
+            state = tx.init(params, **given)
+            _require_some(state)
+            return state
+
+        return dataclasses.replace(tx, init=init)
+
+    return bindable(build)
 
 
-class _Matrix(NamedTuple):
-    """The matrices a leaf is read as.
+def _require_some(state: State) -> None:
+    """Raises if no leaf has factors."""
+    if not jax.tree.leaves(state.learned):
+        raise ShapeError(
+            f"{_NAME}: {', '.join(state.rest)}: no factors of two would be smaller than "
+            "the leaf. Give a smaller rank, or where= for larger leaves of two axes or more."
+        )
 
-    Args:
-        lead: how many there are, by axis.
-        split: the leaf with the axes of each side apart, as it lies.
-        axes: their order in the matrix; empty where the leaf is the matrix.
-        rows: of one matrix.
-        columns: of one matrix.
-    """
 
-    lead: tuple[int, ...]
-    split: tuple[int, ...]
-    axes: tuple[int, ...]
-    rows: int
-    columns: int
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...], form: Form, stacked: int) -> _Matrix | None:
-        """None where the leaf has no two sides."""
-        lead, own = shape[:stacked], shape[stacked:]
-        if len(own) < 2:
-            return None
-        first, axes = range(stacked), tuple(range(len(shape)))
-        if form == "spatial" and len(own) == 4:
-            height, width, inputs, outputs = own
-            swapped = (*first, stacked, stacked + 2, stacked + 1, stacked + 3)
-            return cls(lead, shape, swapped, height * inputs, width * outputs)
-        rows = math.prod(own[:-1])
-        return cls(lead, shape, axes if len(own) > 2 else (), rows, own[-1])
-
-    def read(self, x: jax.Array) -> jax.Array:
-        """The matrices, stacked."""
-        x = x.transpose(self.axes) if self.axes else x
-        return x.reshape(*self.lead, self.rows, self.columns)
-
-    def shown(self, product: Factored) -> Field:
-        """The leaf, made of the product of its factors."""
-        if not self.axes:
-            return product
-        # To swap two axes is undone by swapping them again.
-        seen = tuple(self.split[axis] for axis in self.axes)
-        return Reshaped(product, seen, self.axes, self.split)
+def _sides(slot: Slot, form: Form) -> Axes | None:
+    """The axes of the two sides of the matrix that a leaf is read as; None where it has none."""
+    axes = slot.axes
+    if axes is None or slot.array.ndim < 2:
+        return None
+    if form == "spatial" and len(axes.contracted) == 3 and len(axes.output) == 1:
+        height, width, inputs = axes.contracted
+        return Axes((height, inputs), (width, *axes.output), axes.batch)
+    return axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,20 +163,17 @@ class _LowRank:
     ratio: float | None
     method: Method
     form: Form
-    stacked: int
-
-    def matrix(self, slot: Slot) -> _Matrix | None:
-        return _Matrix.of(slot.array.shape, self.form, self.stacked)
 
     def init(self, slot: Slot, start: Start) -> tuple[Any, Any]:
-        matrix = self.matrix(slot)
-        if matrix is None or not slot.array.size:
+        axes = _sides(slot, self.form)
+        if axes is None or not slot.array.size:
             return None, None
         array = jax.lax.stop_gradient(slot.array)
-        dense = matrix.read(array if slot.mask is None else jnp.where(slot.mask, array, 0))
+        dense = axes.to_matrix(array if slot.mask is None else jnp.where(slot.mask, array, 0))
         _require_finite(dense, start.path)
-        rank = self._rank_by_energy(dense, start) if self.energy else self._rank(slot, matrix)
-        if rank * (matrix.rows + matrix.columns) >= matrix.rows * matrix.columns:
+        rank = self._rank_by_energy(dense, start) if self.energy else self._rank(slot, axes)
+        rows, columns = dense.shape[-2:]
+        if rank * (rows + columns) >= rows * columns:
             return None, None
         if self.method == "randomized" and start.key is None:
             raise ValueRangeError(
@@ -190,25 +184,26 @@ class _LowRank:
 
     def encode(self, slot: Slot, factors: Any, rest: Any, train: bool) -> Field:
         del rest, train
-        matrix = self.matrix(slot)
-        if factors is None or matrix is None:
+        axes = _sides(slot, self.form)
+        if factors is None or axes is None:
             return slot.array
-        return matrix.shown(Factored(factors["u"], factors["v"], str(slot.array.dtype)))
+        product = Factored(factors["u"], factors["v"], str(slot.array.dtype))
+        return Reshaped.of_matrix(product, axes, slot.array.shape)
 
     def misfit(self, slot: Slot) -> str | None:
         """Where a budget is too small for rank 1."""
-        matrix = self.matrix(slot)
-        if matrix is None or not slot.array.size or self._rank(slot, matrix):
+        axes = _sides(slot, self.form)
+        if axes is None or not slot.array.size or self._rank(slot, axes):
             return None
-        least = self._bits_of_rank(slot, matrix)
+        least = self._bits_of_rank(slot, axes)
         if self.bytes is not None:
             return f"of rank 1 takes {-(-least // 8)} bytes, more than bytes={self.bytes}"
         whole = slot.array.size * dtype_bits(slot.array.dtype)
         return f"of rank 1 is {whole / least:.3g} times smaller, less than ratio={self.ratio}"
 
-    def _rank(self, slot: Slot, matrix: _Matrix) -> int:
-        """As settings and shape tell it; 0 where rank 1 is too much."""
-        bits = self._bits_of_rank(slot, matrix)
+    def _rank(self, slot: Slot, axes: Axes) -> int:
+        """The rank that settings and shape give; 0 where rank 1 is too much."""
+        bits = self._bits_of_rank(slot, axes)
         whole = slot.array.size * dtype_bits(slot.array.dtype)
         if self.bytes is not None:  # what is small enough already stays
             return 8 * self.bytes // bits if 8 * self.bytes < whole else whole
@@ -216,9 +211,9 @@ class _LowRank:
             return int(whole / self.ratio) // bits
         return self.rank or 1
 
-    def _bits_of_rank(self, slot: Slot, matrix: _Matrix) -> int:
-        numbers = math.prod(matrix.lead) * (matrix.rows + matrix.columns)
-        return numbers * dtype_bits(slot.array.dtype)
+    def _bits_of_rank(self, slot: Slot, axes: Axes) -> int:
+        *batch, rows, columns = axes.matrix_shape(slot.array.shape)
+        return math.prod(batch) * (rows + columns) * dtype_bits(slot.array.dtype)
 
     def _rank_by_energy(self, dense: jax.Array, start: Start) -> int:
         if isinstance(dense, Tracer):
@@ -263,5 +258,6 @@ def _check(
     if method == "randomized" and energy is not None:
         settings.wrong("method", method, "finds a rank that is given; with energy= use 'svd'.")
     settings.choice("form", form, ("channel", "spatial"))
-    settings.integer("stacked", stacked, 0)
+    if stacked is not None:
+        settings.wrong("stacked", stacked, _BATCH_AXES)
     settings.done()

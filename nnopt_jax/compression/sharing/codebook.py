@@ -10,6 +10,11 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.arrays.slots import Slot
+from nnopt_jax.compression.sharing.channels import (
+    assign_channels,
+    channel_tables,
+    too_few_in_channels,
+)
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.histogram import pool
 from nnopt_jax.ops.kmeans import assign, kmeans
@@ -28,7 +33,7 @@ def codebook(
     clusters: int = 16,
     *,
     where: Where = matrices,
-    scope: Literal["leaf", "tree"] = "leaf",
+    scope: Literal["channel", "leaf", "tree"] = "leaf",
     learned: bool = False,
     init: Literal["density", "linear", "quantile", "random"] = "density",
     iterations: int = 50,
@@ -44,7 +49,9 @@ def codebook(
     Args:
         clusters: entries of the table, 1 to 65,536.
         where: which leaves; default: those of two axes or more.
-        scope: `"leaf"`: each leaf (each factor of a leaf of low rank) has a table of its own.
+        scope: `"channel"`: each output (each index of the output and batch axes, see `nnopt.Axes`
+            and `tx.bind`) has a table of its own. `"leaf"`: each leaf (each factor of a leaf of low
+            rank) has one.
             `"tree"`: one table serves all chosen leaves, fitted on all their values and stored
             once; leaves on a grid share a table of codes. A later link refines the table at each
             leaf by itself.
@@ -61,7 +68,8 @@ def codebook(
 
     Raises:
         ValueRangeError: a setting is out of range; at `init`, where `"random"` gets no key.
-        ShapeError: at `init`, where there are fewer entries than clusters.
+        ShapeError: at `init`, where there are fewer entries than clusters, or tables of channels
+            are asked for and the axes of a leaf are not known.
         CompositionError: at `init`, where one table would serve both codes of a grid and values.
 
     Example:
@@ -78,7 +86,7 @@ def codebook(
     """
     settings = Settings(_NAME)
     settings.integer("clusters", clusters, 1, 65536)
-    settings.choice("scope", scope, ("leaf", "tree"))
+    settings.choice("scope", scope, ("channel", "leaf", "tree"))
     settings.flag("learned", learned)
     settings.choice("init", init, ("density", "linear", "quantile", "random"))
     settings.integer("iterations", iterations, 0)
@@ -87,6 +95,8 @@ def codebook(
 
     def fit(slots: Sequence[Slot], key: jax.Array | None = None) -> jax.Array:
         start = "density" if init == "random" and key is None else init  # a refit draws no more
+        if scope == "channel":
+            return channel_tables(slots[0], clusters, start, iterations, key)
         values, mask, weights = _joined(slots)
         return kmeans(
             values,
@@ -115,6 +125,8 @@ def codebook(
         return table, refresh_when(now.count % every == 0, lambda: fit(slots), fitted)
 
     def check(slots: Sequence[Slot]) -> str | None:
+        if scope == "channel":
+            return too_few_in_channels(slots[0], clusters)
         return too_few(slots, clusters)
 
     later = None if learned else refresh
@@ -130,6 +142,7 @@ def codebook(
         refresh=later and (lambda slot, table, fitted, now: later([slot], table, fitted, now)),
         check=lambda slot: check([slot]),
         exact=False,
+        needs_axes=lambda slot: scope == "channel",
     )
 
 
@@ -146,7 +159,8 @@ def shared(slot: Slot, table: jax.Array) -> Codebook:
     """A slot whose entries are the nearest of an ascending table; the gradient passes through."""
     # Clusters of codes are codes: the grid below must survive.
     table = round_clip(table, -jnp.inf, jnp.inf) if slot.kind == "code" else table
-    indices = assign(jax.lax.stop_gradient(slot.array), jax.lax.stop_gradient(table))
+    values, entries = jax.lax.stop_gradient((slot.array, table))
+    indices = assign(values, entries) if table.ndim == 1 else assign_channels(values, entries)
     return Codebook(indices, table, slot.array, str(slot.array.dtype))
 
 

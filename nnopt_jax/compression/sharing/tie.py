@@ -10,7 +10,8 @@ from nnopt_jax.arrays.base import is_node, summary
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.base import State, Transform, bindable
+from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import Leaves, wrapping
 from nnopt_jax.tree.paths import flatten, unflatten
 
@@ -67,17 +68,6 @@ def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
         del state, train
         return {target: _view(leaves[source], transpose) for target, source in pairs.items()}
 
-    tx = wrapping(
-        _NAME,
-        lambda path, leaf: path in named,
-        init=lambda leaves, start: ({}, dict.fromkeys(leaves)),
-        encode=encode,
-    )
-
-    def init(params: Any, **given: Any) -> State:
-        _check_leaves(flatten(params, is_node), pairs, transpose)
-        return tx.init(params, **given)
-
     def back(shown: Any) -> Any:
         slopes = flatten(shown)
         for target, source in pairs.items():
@@ -86,7 +76,25 @@ def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
                 slopes[source] = slopes[source] + more
         return unflatten(shown, slopes)
 
-    return dataclasses.replace(tx, init=init, back=back)
+    def build(binding: Binding) -> Transform:
+        tx = wrapping(
+            _NAME,
+            lambda path, leaf: path in named,
+            init=lambda leaves, start: ({}, dict.fromkeys(leaves)),
+            encode=encode,
+            binding=binding,
+        )
+
+        def check(params: Any) -> None:
+            _check_leaves(flatten(params, is_node), pairs, transpose)
+
+        def init(params: Any, **given: Any) -> State:
+            check(params)
+            return tx.init(params, **given)
+
+        return dataclasses.replace(tx, init=init, back=back, check=check)
+
+    return bindable(build)
 
 
 def _view(source: Any, transpose: bool) -> Reshaped:

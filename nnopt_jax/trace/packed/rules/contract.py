@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from nnopt_jax.trace.packed.rules.gathers import gathered, gathered_blocks
 from nnopt_jax.trace.packed.rules.grouped import filled_up, grouped
 from nnopt_jax.trace.packed.rules.planes import planes_product
 from nnopt_jax.trace.packed.rules.rounded import below, rounded, rounded_product
+from nnopt_jax.trace.packed.rules.through import through
 from nnopt_jax.typing import Array
 
 
@@ -114,22 +114,14 @@ def _sum(x: Array, weight: Sum, how: Contraction) -> Array:
 
 
 def _reshaped(x: Array, weight: Reshaped, how: Contraction) -> Array:
-    """The base, read in its own order of axes; what comes out is brought in that of the view."""
+    """The base, read in its own axes; what comes out is brought in those of the view."""
     if not weight.axes:
         return contract(x, weight.base, how)
-    shape = tuple(weight.base.shape)
-    if weight.split != shape or weight.sizes != tuple(shape[axis] for axis in weight.axes):
+    seen = through(weight.runs(), weight.shape, x.ndim, how)
+    if seen is None:
         raise Dense("it is a view of another shape")
-    right, batch = (tuple(weight.axes[i] for i in axes) for axes in (how.right, how.right_batch))
-    there = dataclasses.replace(how, right=right, right_batch=batch)
-    own = there.free(weight.ndim)
-
-    def in_order(out: Array) -> Array:
-        before = out.ndim - len(own)
-        order = [before + own.index(weight.axes[axis]) for axis in how.free(weight.ndim)]
-        return out.transpose((*range(before), *order))
-
-    return after(lambda: contract(x, weight.base, there), in_order)
+    inputs, there, outputs = seen
+    return after(lambda: contract(inputs(x), weight.base, there), outputs)
 
 
 def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:

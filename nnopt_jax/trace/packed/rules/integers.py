@@ -76,7 +76,7 @@ def _masked(grid: Integers, mask: Array) -> Integers | None:
 
 def _of_table(field: Codebook) -> Integers | None:
     table = integers(field.table) if is_node(field.table) else None
-    if table is None or table.scale.size != 1:
+    if table is None or table.scale.size != 1 or field.table.ndim > 1:
         return None
     codes = jnp.take(table.codes, show(field.indices).astype(jnp.int32), axis=0)
     one = (1,) * field.ndim

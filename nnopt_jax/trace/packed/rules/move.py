@@ -97,6 +97,8 @@ def _moved(field: Field, shape: Shape, move: Moves) -> Field | None:
         return _uneven(field, shape, move)
     if type(field) not in SHARED:
         return None
+    if isinstance(field, Codebook) and field.table.ndim > 1:
+        return None
     shared = SHARED[type(field)]
     parts = {name: _moved(part, shape, move) for name, part in field.fields() if name not in shared}
     return None if any(part is None for part in parts.values()) else field.replace(**parts)
@@ -137,15 +139,22 @@ def _factors(field: Factored, move: Moves) -> Factored | None:
 
 
 def _in_memory(field: Reshaped, shape: Shape, move: Moves) -> Field | None:
-    """What lies in another order of axes stays so where its first axes are cut, or all turned."""
-    axes, count = field.axes, len(field.axes)
-    if count != field.ndim or field.split != tuple(field.base.shape):
+    """What lies in other axes stays so where its first axis is cut, or all are permuted."""
+    runs = field.runs()
+    if runs is None or not field.axes:
         return None
+    axes, count = field.axes, len(field.axes)
     if move.axes:
         order = tuple(axes[axis] for axis in move.axes)
         return field.replace(axes=order, sizes=tuple(shape[axis] for axis in move.axes))
-    gone = count - len(move.shape)
-    if axes[0] == 0 and move.kept >= count - 1 and gone in (0, 1):
-        base = _moved(field.base, tuple(field.base.shape), move)
-        return None if base is None else Reshaped.of(base, tuple(a - gone for a in axes[gone:]))
-    return move.apply(field.materialize(), shape)
+    gone, lies = count - len(move.shape), tuple(field.base.shape)
+    permutes = field.split == lies
+    if axes[0] == 0 and runs[0] == (0,) and move.kept >= count - 1 and gone in (0, 1):
+        first, rest = move.shape[: 1 - gone], tuple(a - gone for a in axes[gone:])
+        base = _moved(field.base, lies, move)
+        if base is None or permutes:
+            return None if base is None else Reshaped.of(base, rest)
+        return field.replace(
+            base=base, split=(*first, *field.split[1:]), axes=rest, sizes=move.shape
+        )
+    return move.apply(field.materialize(), shape) if permutes else None

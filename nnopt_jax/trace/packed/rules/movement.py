@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.trace.jaxpr import Equation, bind, primitives
-from nnopt_jax.trace.primitives import Place, Rule, Start, factors_of
+from nnopt_jax.trace.primitives import Place, Rule, Start, axes, factors_of
 from nnopt_jax.typing import Array, Shape
 
 
@@ -27,6 +27,7 @@ class Movement:
         rule: its rule.
         values: its operands; the first is what is moved.
         outcome: which of its outcomes.
+        is_step: whether the step itself moves an array of the whole shape.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -42,6 +43,7 @@ class Movement:
     rule: Rule
     values: Sequence[Any]
     outcome: int
+    is_step: bool = True
 
     @property
     def before(self) -> Shape:
@@ -84,8 +86,9 @@ class Movement:
         if self.rule.is_identity:
             return self._identity(x)
         if tuple(shape) != self.before:
-            return self._of(tuple(shape)).apply(x, shape, fill)
-        if tuple(x.shape) == self.before and not self.fills:
+            there = self._of(tuple(shape))
+            return None if there is None else there.apply(x, shape, fill)
+        if self.is_step and tuple(x.shape) == self.before and not self.fills:
             return bind(self.equation, [x, *self.values[1:]])[self.outcome]
         pair = self.rule.pair(0, self.outcome)
         if pair is None or self._crosses_flat(x):
@@ -96,25 +99,26 @@ class Movement:
         x, entries = taken
         return _placed(x, entries, pair, self.shape, self.rule.sizes, fill)
 
-    def _of(self, shape: Shape) -> Movement:
-        """The same movement where the last axes, which it leaves alone, have other sizes."""
-        count = self.kept
-        assert shape[: len(shape) - count] == self.before[: len(shape) - count], (shape, self)
-        sizes = list(self.rule.sizes)
-        for dim, size in zip(self.rule.operands[0][-count:], shape[-count:], strict=True):
-            for factor in factors_of([dim]):
-                sizes[factor] = size
-        operands = (shape, *self.rule.operand_shapes[1:])
-        outcomes = list(self.rule.outcome_shapes)
-        outcomes[self.outcome] = (*self.shape[:-count], *shape[-count:])
+    def _of(self, shape: Shape) -> Movement | None:
+        """The same movement where the last axes, which it leaves alone, are others."""
+        lead = len(self.before) - self.kept
+        if shape[:lead] != self.before[:lead]:
+            return None
+        first = len(self.rule.sizes)
+        dims = tuple(axes(range(first, first + len(shape) - lead)))
+        after, outs = len(self.shape) - self.kept, list(self.rule.outcomes)
+        shapes = list(self.rule.outcome_shapes)
+        outs[self.outcome] = (*outs[self.outcome][:after], *dims)
+        shapes[self.outcome] = (*self.shape[:after], *shape[lead:])
         rule = dataclasses.replace(
             self.rule,
-            sizes=tuple(sizes),
-            operand_shapes=operands,
-            outcome_shapes=tuple(outcomes),
+            sizes=(*self.rule.sizes, *shape[lead:]),
+            operands=((*self.rule.operands[0][:lead], *dims), *self.rule.operands[1:]),
+            outcomes=tuple(outs),
+            operand_shapes=(shape, *self.rule.operand_shapes[1:]),
+            outcome_shapes=tuple(shapes),
         )
-        equation = self.rule.resized(self.equation, operands, outcomes)
-        return Movement(equation, rule, self.values, self.outcome)
+        return Movement(self.equation, rule, self.values, self.outcome, is_step=False)
 
     def _identity(self, x: Array) -> Array:
         """Constraints on where an array lies are for the whole array alone."""
@@ -136,8 +140,8 @@ def _taken(
 ) -> tuple[Array, Entries] | None:
     """The entries of an array that lie in the places, and how many there are along each factor."""
     entries: Entries = {}
-    for axis, (place, size) in enumerate(zip(places, full, strict=True)):
-        have = x.shape[axis]
+    for at, (place, size) in enumerate(zip(places, full, strict=True)):
+        have = x.shape[at]
         if have == 1:
             entries |= dict.fromkeys(place.names, 1)
             continue
@@ -147,12 +151,12 @@ def _taken(
             if group > 1:
                 return None
             start = values[place.start.operand]
-            x = lax.dynamic_slice_in_dim(x, start, count, axis)
+            x = lax.dynamic_slice_in_dim(x, start, count, at)
         elif (place.start, count) != (0, size):
             if group > 1 and (stride != 1 or place.start % group or count % group):
                 return None
             first, last = place.start // group, (place.start + (count - 1) * stride) // group
-            x = lax.slice_in_dim(x, first, last + 1, stride, axis)
+            x = lax.slice_in_dim(x, first, last + 1, stride, at)
         for factor in reversed(place.names):
             shared = math.gcd(group, sizes[factor])
             group //= shared

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field
 from nnopt_jax.arrays.normalized import Normalized, norm_like
-from nnopt_jax.transfer.parameter.adapters.factors import adapting, make_factors
+from nnopt_jax.ops.axes import Axes
+from nnopt_jax.transfer.parameter.adapters.factors import Factors, adapting, make_factors
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Leaves, Start, matrices
 from nnopt_jax.tree.select import Where
@@ -31,9 +32,9 @@ def dora(
 
     .. math:: W = m \, \frac{W_0 + s\, A B}{\lVert W_0 + s\, A B \rVert}
 
-    The norm is that of the weights of one output (of one index of the last axis), and passes no
-    gradient. `m` starts as the norm of :math:`W_0`: training starts at :math:`W_0`, but for
-    rounding. All else is as in `lora`.
+    The norm is that of the weights of one output, summed over the contracted axes for each index
+    of output and batch axes (see `lora`), and passes no gradient. `m` starts as the norm of
+    :math:`W_0`: training starts at :math:`W_0`, but for rounding. All else is as in `lora`.
 
     Args:
         rank: `r`.
@@ -48,7 +49,7 @@ def dora(
 
     Raises:
         ValueRangeError: a setting is out of range; by `init`: there is no key.
-        ShapeError: by `init`, where a leaf has fewer than two axes.
+        ShapeError: by `init`, where a leaf has fewer than two axes, or its axes are not known.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -64,17 +65,19 @@ def dora(
     """
     factors = make_factors(_NAME, rank, alpha, rank_stabilized, dtype)
 
-    def init(leaves: Leaves, start: Start) -> Leaves:
-        made = factors.begin(leaves, start)
-        return {p: made[p] | {"magnitude": _lengths(x, dtype)} for p, x in leaves.items()}
+    def init(bound: Factors, leaves: Leaves, start: Start) -> Leaves:
+        made = bound.begin(leaves, start)
+        lengths = {p: _lengths(x, bound.axes_of(p, x), dtype) for p, x in leaves.items()}
+        return {path: made[path] | {"magnitude": lengths[path]} for path in leaves}
 
-    def encode(leaf: Field, learned: Any) -> Normalized:
-        return Normalized(factors.added(leaf, learned), learned["magnitude"])
+    def encode(bound: Factors, path: str, leaf: Field, learned: Any) -> Normalized:
+        return Normalized(bound.added(path, leaf, learned), learned["magnitude"])
 
     # Norms are sums, whose order a mesh decides.
     return adapting(factors, where, freeze, init=init, encode=encode, exact=False)
 
 
-def _lengths(leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
+def _lengths(leaf: jax.Array, axes: Axes, dtype: DTypeLike) -> jax.Array:
     """The norm of the weights of each output."""
-    return norm_like(leaf, (*(1,) * (leaf.ndim - 1), leaf.shape[-1])).astype(dtype)
+    sizes = (1 if axis in axes.contracted else size for axis, size in enumerate(leaf.shape))
+    return norm_like(leaf, tuple(sizes)).astype(dtype)

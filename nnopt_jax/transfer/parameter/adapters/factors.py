@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import zlib
 from collections.abc import Callable
@@ -17,9 +16,11 @@ from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.errors import ValueRangeError
+from nnopt_jax.ops.axes import Axes
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.adapters.freeze import frozen_paths
-from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transfer.parameter.adapters.freeze import freezing
+from nnopt_jax.transform.base import State, Transform, bindable
+from nnopt_jax.transform.binding import UNBOUND, Binding
 from nnopt_jax.transform.leaves import Leaves, Start, wrapping
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
@@ -33,12 +34,28 @@ class Factors(NamedTuple):
         rank: columns of the first, rows of the second factor.
         scale: what their product is multiplied with.
         dtype: of the factors.
+        binding: the model whose weights get adapters.
     """
 
     who: str
     rank: int
     scale: float
     dtype: Any
+    binding: Binding = UNBOUND
+
+    def axes_of(self, path: str, leaf: Any) -> Axes:
+        """Return the axes of a leaf that has them."""
+        axes = self.binding.of(path, tuple(leaf.shape))
+        assert axes is not None
+        return axes
+
+    def misfit(self, path: str, leaf: Any) -> str | None:
+        """Say why a leaf cannot have an adapter."""
+        if leaf.ndim < 2:
+            return f"has shape {leaf.shape}; an adapter needs two axes"
+        if self.binding.of(path, tuple(leaf.shape)) is None:
+            return self.binding.why_unknown(path, tuple(leaf.shape))
+        return None
 
     def begin(self, leaves: Leaves, start: Start) -> Leaves:
         """Uniform numbers in the first factors, zeros in the second: nothing is added yet."""
@@ -47,23 +64,27 @@ class Factors(NamedTuple):
                 f"{self.who}: draws its first factors; give tx.init(params, key=jax.random.key(0))."
             )
         # By path and not by number, so that other leaves beside it change nothing for a leaf.
-        return {path: self._factors(jax.random.fold_in(start.key, _number(path)), x.shape)
-                for path, x in leaves.items()}  # fmt: skip
+        return {
+            path: self._factors(
+                jax.random.fold_in(start.key, _number(path)),
+                self.axes_of(path, x).matrix_shape(x.shape),
+            )
+            for path, x in leaves.items()
+        }
 
     def _factors(self, key: jax.Array, shape: tuple[int, ...]) -> dict[str, jax.Array]:
-        rows, columns = _sides(shape)
+        *batch, rows, columns = shape
         bound = max(rows, 1) ** -0.5  # He's initialization with a slope of sqrt(5), as PEFT has it
-        a = jax.random.uniform(key, (rows, self.rank), self.dtype, -bound, bound)
-        return {"a": a, "b": jnp.zeros((self.rank, columns), self.dtype)}
+        a = jax.random.uniform(key, (*batch, rows, self.rank), self.dtype, -bound, bound)
+        return {"a": a, "b": jnp.zeros((*batch, self.rank, columns), self.dtype)}
 
-    def added(self, leaf: Field, factors: Any) -> Field:
+    def added(self, path: str, leaf: Field, factors: Any) -> Field:
         """The leaf plus the product, under the mask of the leaf: zeros stay zero."""
         if isinstance(leaf, Masked):  # whose gradients and format stay as they are
-            return leaf.replace(values=self.added(leaf.values, factors))
+            return leaf.replace(values=self.added(path, leaf.values, factors))
         scaled = (factors["b"] * self.scale).astype(self.dtype)
         product = Factored(factors["a"], scaled, str(leaf.dtype))
-        if leaf.ndim > 2:
-            product = Reshaped(product, leaf.shape, tuple(range(leaf.ndim)), leaf.shape)
+        product = Reshaped.of_matrix(product, self.axes_of(path, leaf), tuple(leaf.shape))
         whole, mask = Sum(leaf, product), kept(leaf)
         return whole if mask is None else Masked(whole, mask)
 
@@ -73,8 +94,8 @@ def adapting(
     where: Where,
     freeze: Where | None,
     *,
-    init: Callable[[Leaves, Start], Leaves],
-    encode: Callable[[Field, Any], Field],
+    init: Callable[[Factors, Leaves, Start], Leaves],
+    encode: Callable[[Factors, str, Field, Any], Field],
     exact: bool = True,
 ) -> Transform:
     """Makes a transform that learns something beside each leaf.
@@ -83,27 +104,33 @@ def adapting(
         factors: how factors are made.
         where: which leaves.
         freeze: which parameters stop training.
-        init: `(dense leaves, Start) -> what is learned`, by path.
-        encode: `(leaf, what is learned) -> expression`.
+        init: `(bound factors, dense leaves, Start) -> what is learned`, by path.
+        encode: `(bound factors, path, leaf, what is learned) -> expression`.
         exact: see `Transform`.
 
     Returns:
-        The transform. It wraps.
+        The transform. It wraps, and binds.
     """
 
-    def shown(leaves: Leaves, state: State, train: bool) -> Leaves:
-        del train
-        return {path: encode(leaf, state.learned[path]) for path, leaf in leaves.items()}
+    def build(binding: Binding) -> Transform:
+        bound = factors._replace(binding=binding)
 
-    tx = wrapping(
-        factors.who,
-        where,
-        init=lambda leaves, start: (init(leaves, start), dict.fromkeys(leaves)),
-        encode=shown,
-        check=_misfit,
-        exact=exact,
-    )
-    return dataclasses.replace(tx, frozen=lambda params: frozen_paths(freeze, params, factors.who))
+        def shown(leaves: Leaves, state: State, train: bool) -> Leaves:
+            del train
+            return {path: encode(bound, path, x, state.learned[path]) for path, x in leaves.items()}
+
+        tx = wrapping(
+            factors.who,
+            where,
+            init=lambda leaves, start: (init(bound, leaves, start), dict.fromkeys(leaves)),
+            encode=shown,
+            check=bound.misfit,
+            exact=exact,
+            binding=binding,
+        )
+        return freezing(tx, freeze)
+
+    return bindable(build)
 
 
 def make_factors(
@@ -118,17 +145,6 @@ def make_factors(
     settings.done()
     over = math.sqrt(rank) if rank_stabilized else rank
     return Factors(who, rank, (rank if alpha is None else alpha) / over, jnp.dtype(dtype))
-
-
-def _misfit(path: str, leaf: Any) -> str | None:
-    """Why a leaf has no two sides."""
-    del path
-    return None if leaf.ndim >= 2 else f"has shape {leaf.shape}; an adapter needs two axes"
-
-
-def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A leaf read as one matrix: all axes but the last, times the last."""
-    return math.prod(shape[:-1]), shape[-1]
 
 
 def _number(path: str) -> int:

@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from nnopt_jax.arrays.base import is_node
-from nnopt_jax.transform.base import Transform
+from nnopt_jax.transform.base import Transform, bindable
+from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import wrapping
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Where, resolve
@@ -39,13 +40,35 @@ def freeze(where: Where = "**") -> Transform:
     References:
         Yosinski et al. 2014, How transferable are features in deep neural networks?, section 2.
     """
-    tx = wrapping(
-        _NAME,
-        where,
-        init=lambda leaves, start: ({}, dict.fromkeys(leaves)),
-        encode=lambda leaves, state, train: {},
-    )
-    return dataclasses.replace(tx, frozen=lambda params: frozen_paths(where, params, _NAME))
+
+    def build(binding: Binding) -> Transform:
+        tx = wrapping(
+            _NAME,
+            where,
+            init=lambda leaves, start: ({}, dict.fromkeys(leaves)),
+            encode=lambda leaves, state, train: {},
+            binding=binding,
+        )
+        return freezing(tx, where)
+
+    return bindable(build)
+
+
+def freezing(tx: Transform, where: Where | None) -> Transform:
+    """Return a transform that also keeps parameters from training.
+
+    Args:
+        tx: the transform.
+        where: which parameters; None for none.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> from nnopt_jax.transfer.parameter.adapters.freeze import freezing
+        >>> tx = freezing(nnopt.compression.codebook(4), "a")
+        >>> tx.frozen({"a": 1, "b": 2})
+        frozenset({'a'})
+    """
+    return dataclasses.replace(tx, frozen=lambda params: frozen_paths(where, params, tx.name))
 
 
 def frozen_paths(where: Where | None, params: Any, who: str) -> frozenset[str]:
