@@ -26,9 +26,7 @@ def identity_rule(equation: Equation) -> Rule:
 
 
 IDENTITIES = dict.fromkeys(
-    named(
-        "copy copy_p device_put name optimization_barrier pvary sharding_constraint stop_gradient"
-    ),
+    named("copy device_put name optimization_barrier pvary sharding_constraint stop_gradient"),
     identity_rule,
 )
 """Rules of identities."""

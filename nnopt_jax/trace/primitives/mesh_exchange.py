@@ -28,7 +28,7 @@ def _combined(equation: Equation) -> Rule:
 
 
 def _exchanged(equation: Equation) -> Rule:
-    """Entries move along the axes that change; an array that keeps its shape changes them all."""
+    """Entries move along the named axes; where an axis is new, no axis keeps its entries."""
     draft, k = Draft(equation), equation.params
     shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
     changed = {
@@ -38,16 +38,13 @@ def _exchanged(equation: Equation) -> Rule:
     }
     factors = draft.factors(shape)
     if len(shape) == len(target):
-        whole = [f for a, f in enumerate(factors) if a in changed]
         after = [
             draft.factor(n) if a in changed else f
             for a, (f, n) in enumerate(zip(factors, target, strict=True))
         ]
-        whole += [f for f in after if f not in factors]
     else:
-        whole = factors
         after = draft.factors(target)
-        whole = [*factors, *after]
+    whole = {*factors} ^ {*after}
     return draft.rule(
         Kind.MOVEMENT, [axes(factors)], [axes(after)], whole=frozenset(whole),
         mesh=_mesh_axes(equation),
