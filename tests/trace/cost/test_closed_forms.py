@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 import nnopt_jax as nnopt
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.trace.cost.contractions import products
+from nnopt_jax.trace.primitives import rule_of
 
 
 def shape(*sizes, dtype="float32"):
@@ -84,7 +84,7 @@ def test_convolutions_position_by_position(name):
         for tap in itertools.product(range(3), range(2)):
             where = [at[i] * strides[i] + tap[i] * apart[i] - pads[i][0] for i in range(2)]
             count += all(where[i] % holes[i] == 0 for i in range(2))
-    assert products(equation) == count * batch * outputs * (6 // groups)
+    assert rule_of(equation).products == count * batch * outputs * (6 // groups)
 
 
 def test_leaves_are_followed_through_movements():
