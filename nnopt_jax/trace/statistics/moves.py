@@ -139,7 +139,7 @@ def paired(shape: Shape, sizes: Shape) -> list[tuple[list[int], list[int]]]:
     """Which axes of one shape become which of another: the finest pairs of equal size.
 
     Example:
-        >>> from nnopt_jax.trace.packed.rules.view import paired
+        >>> from nnopt_jax.trace.statistics.moves import paired
         >>> paired((8, 6, 5), (8, 30)), paired((12, 5), (3, 4, 5))
         ([([0], [0]), ([1, 2], [1])], [([0], [0, 1]), ([1], [2])])
     """
