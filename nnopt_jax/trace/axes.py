@@ -55,7 +55,7 @@ class Held(NamedTuple):
     """What the analysis knows of an array.
 
     Args:
-        views: the leaves that it is made of, as long as no product has used them.
+        views: the leaves that it is made of alone, or that the inputs choose its entries of.
         varies: whether it depends on the inputs beside the parameters.
         ends: location and path of the products with a leaf that reach it through no other one.
     """
@@ -110,7 +110,7 @@ class AxisRoles:
     def layer(self, value: Held, site: Site) -> Held:
         """The axis that a scan goes along numbers weights."""
         views = (
-            LeafView(v.path, v.dims[1:], (*v.layers, *(axis for axis, _ in v.dims[0])))
+            v._replace(dims=v.dims[1:], layers=(*v.layers, *(axis for axis, _ in v.dims[0])))
             for v in value.views
         )
         return value._replace(views=tuple(views))
@@ -133,7 +133,7 @@ class AxisRoles:
     def step(
         self, equation: Equation, rule: Rule, values: list[Held], site: Site
     ) -> Sequence[Held]:
-        """Note uses; move what is still made of parameters alone."""
+        """Note the uses of leaves, and follow what is still made of them."""
         values = [Held() if value is None else value for value in values]
         # Between two weights a predicate that varies chooses a weight; an index makes activations.
         deciding = rule.data if rule.kind is Kind.ELEMENTWISE else range(len(values))

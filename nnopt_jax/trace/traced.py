@@ -155,8 +155,8 @@ def shapes_of(tree: Any) -> Any:
         tree: any; what is neither stays as it is.
 
     Example:
-        >>> shapes_of({"w": np.ones((2, 3)), "name": "relu"})
-        {'name': 'relu', 'w': ShapeDtypeStruct(shape=(2, 3), dtype=float64)}
+        >>> shapes_of({"w": np.ones((2, 3), np.float32), "name": "relu"})
+        {'name': 'relu', 'w': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
     """
     return jax.tree.map(_shape, tree, is_leaf=is_node)
 
@@ -166,8 +166,10 @@ def _shape(x: Any) -> Any:
         return abstract(x)
     if not is_array(x) or isinstance(x, jax.ShapeDtypeStruct):
         return x
+    if isinstance(x, np.ndarray):  # what JAX makes of it: without 64 bits, float32 of float64
+        return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
     weak = getattr(x, "weak_type", False)
-    if isinstance(x, jax.Array) and is_explicit(x):
+    if is_explicit(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding, weak_type=weak)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
 

@@ -68,6 +68,7 @@ def test_its_repr_is_short_for_any_number_of_leaves(graph):
         return x
 
     large = nnopt.graph(deep, params, X[:, :2])
+    assert {leaf.dtype for leaf in jax.tree.leaves(large.params)} == {jnp.dtype("float32")}
     assert repr(large) == "Graph(deep, 40 leaves)"
     assert len(str(large).splitlines()) == 41
     assert repr(nnopt.graph(functools.partial(apply), PARAMS, X)) == "Graph(partial, 3 leaves)"
