@@ -38,6 +38,7 @@ PARAMS = {
     "layers": {"kernel": np.random.default_rng(0).normal(size=(2, 16, 8)).astype(np.float32)},
     "embed": np.random.default_rng(2).normal(size=(8, 4)).astype(np.float32),
 }
+AXES = {"layers/kernel": nnopt.Axes(1, 2, 0), "embed": nnopt.Axes(0, 1)}
 SHORTLY = (
     "quantization.uniform-1", "quantization.ttq-0", "quantization.grouped-0",
     "quantization.mxfp4-0", "quantization.twn-0", "compression.codebook-0",
@@ -54,7 +55,7 @@ SHORTLY = (
     ],
 )
 def test_a_leaf_is_moved_as_its_array(key):
-    tx = single(key)
+    tx = single(key).bind(axes=AXES)
     stats = dict.fromkeys(tx.needs, jax.tree.map(np.abs, PARAMS))
     packed = tx.pack(PARAMS, tx.init(PARAMS, stats=stats, key=jax.random.key(0)))
 
