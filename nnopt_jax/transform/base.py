@@ -15,6 +15,8 @@ from nnopt_jax.arrays.store import store
 from nnopt_jax.errors import NonFiniteError, Problems, ShapeError
 from nnopt_jax.ops.axes import Axes
 from nnopt_jax.transform.binding import UNBOUND, Binding, Build, Misfit, ModelGraph, binding_of
+from nnopt_jax.transform.inert import is_inert, without_inert
+from nnopt_jax.transform.notes import Notes
 from nnopt_jax.tree.paths import flatten
 
 TOGETHER = "*"
@@ -115,6 +117,7 @@ class Transform:
         back: from the gradients at what the model saw to those that the links before are to judge
             by: a leaf that stands for several takes what all of them got.
         check: raises all errors of selection, axes and shapes, from the shapes of parameters.
+        notes: by path, what a plan is to say about a leaf, from the shapes of parameters.
         binding: the model whose weights it is made for.
         build: makes the same transform for the weights of another model.
 
@@ -141,6 +144,7 @@ class Transform:
     frozen: Callable[[Any], frozenset[str]] = lambda params: frozenset()
     back: Callable[[Any], Any] = lambda shown: shown
     check: Callable[[Any], None] = lambda params: None
+    notes: Callable[[Any], Notes] = lambda params: {}
     binding: Binding = UNBOUND
     build: Build | None = None
 
@@ -243,7 +247,7 @@ def _require_same_shapes(who: str, params: Any, encoded: Any) -> None:
     problems = Problems(f"{who}: pack")
     leaves = flatten(params, is_node)
     for path, leaf in flatten(encoded, is_node).items():
-        if leaf.shape != leaves[path].shape:
+        if not is_inert(leaf) and leaf.shape != leaves[path].shape:
             problems.add(
                 path,
                 f"has shape {leaves[path].shape}, and the state is of shape {leaf.shape}; "
@@ -270,7 +274,7 @@ def _require_finite(who: str, params: Any, encoded: Any) -> None:
 
 
 def abstract_state(tx: Transform, params: Any) -> Any:
-    """The state that `tx.init` would make, as shapes and dtypes, without computing it.
+    """Return the state that `tx.init` would make, as shapes and dtypes, without computing it.
 
     Example:
         >>> import jax
@@ -281,5 +285,6 @@ def abstract_state(tx: Transform, params: Any) -> Any:
     """
     # Any key and any statistics will do: nothing is computed, and what a transform needs it gets.
     return jax.eval_shape(
-        lambda p: tx.init(p, stats={name: p for name in tx.needs}, key=jax.random.key(0)), params
+        lambda p: tx.init(p, stats={name: p for name in tx.needs}, key=jax.random.key(0)),
+        without_inert(params),
     )

@@ -21,9 +21,11 @@ from nnopt_jax.transform.leaves import (
     leaves_of_state,
     make_start,
     make_update,
+    matrices,
     settled,
     slot_key,
 )
+from nnopt_jax.transform.notes import Notes, leaf_notes
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where
 
@@ -104,6 +106,18 @@ def refining(
             name, inside, {path: _together(each) for path, each in found.items()}, binding
         )
 
+    def notes(params: Any) -> Notes:
+        leaves = chosen_leaves(where, params, name, binding)
+        inside = {path: open_slots(leaf, path, name, binding) for path, leaf in leaves.items()}
+        misfits = {
+            path: [text for slot in some for _, text in faults(path, slot).misfit]
+            for path, some in inside.items()
+        }
+        needs = {path for path, some in inside.items() if any(map(needs_axes, some))}
+        return leaf_notes(
+            params, misfits, needs.__contains__, binding, by_default=where is matrices
+        )
+
     def slots_of(path: str, leaf: Field) -> list[Slot]:
         return slots(leaf, binding.of(path, leaf.shape), path)
 
@@ -154,7 +168,7 @@ def refining(
         return params, State(learned, rest, context.count)
 
     return Transform(
-        name, init_, encode_, update_, exact,
+        name, init_, encode_, update_, exact, notes=notes,
         check=lambda params: (mine(params), None)[1], binding=binding, build=build,
     )  # fmt: skip
 

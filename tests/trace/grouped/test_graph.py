@@ -133,8 +133,8 @@ def test_wrong_orders_parts_and_names(graph):
         graph.mask(PARAMS, 0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueRangeError, match="keep='half' is no part of the whole"):
         graph.choose(graph.scores(PARAMS), "half")  # type: ignore[arg-type]
-    with pytest.raises(CompositionError, match=r"a int is no graph; give nnopt\.groups"):
-        nnopt.pruning.structured(0.5, graph=3).init(PARAMS)
+    with pytest.raises(CompositionError, match=r"a int is not a graph; give nnopt\.graph"):
+        nnopt.pruning.structured(0.5).init(PARAMS, graph=3)
 
 
 def test_units_that_meet_different_constants_keep_their_order():
