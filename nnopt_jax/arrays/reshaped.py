@@ -98,7 +98,9 @@ class Reshaped(Node):
         if axes is None:
             return None
         roles = (axes.contracted, axes.output, axes.batch)
-        return Axes(*(tuple(self.axes[axis] for axis in role) for role in roles), axes.lookup)
+        return Axes(
+            *(tuple(self.axes[axis] for axis in role) for role in roles), lookup=axes.lookup
+        )
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Reshaped:
         """Where the view but permutes axes, the base is split as they are; else it is whole."""

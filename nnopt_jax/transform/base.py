@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from nnopt_jax.transform.binding import UNBOUND, Binding, Build, Misfit, ModelGr
 from nnopt_jax.transform.inert import is_inert, without_inert
 from nnopt_jax.transform.notes import Notes
 from nnopt_jax.tree.paths import flatten
+
+Answer = TypeVar("Answer")
 
 TOGETHER = "*"
 """In place of a leaf path: what belongs to all leaves of a state together."""
@@ -185,7 +187,7 @@ class Transform:
         settings = binding_of(self.name, graph, axes, misfit)
         bound = self.build(settings)
         if graph is not None:
-            bound.check(graph.params)
+            abstractly(bound.check, graph.params)
         return bound
 
     def __repr__(self) -> str:
@@ -288,3 +290,20 @@ def abstract_state(tx: Transform, params: Any) -> Any:
         lambda p: tx.init(p, stats={name: p for name in tx.needs}, key=jax.random.key(0)),
         without_inert(params),
     )
+
+
+def abstractly(ask: Callable[[Any], Answer], params: Any) -> Answer:
+    """Return what a function says of the shapes of parameters, without computing anything.
+
+    Args:
+        ask: of parameters, which are traced; what it returns must hold no arrays.
+        params: the parameters, or their shapes.
+
+    Example:
+        >>> import jax
+        >>> abstractly(lambda p: p["w"].astype(int).ndim, {"w": jax.ShapeDtypeStruct((2,), "int8")})
+        1
+    """
+    found: list[Answer] = []
+    jax.eval_shape(lambda p: found.append(ask(p)), without_inert(params))
+    return found[0]

@@ -10,7 +10,7 @@ import jax
 
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.errors import CapacityError
-from nnopt_jax.transform.base import Grads, Transform, abstract_state, bindable
+from nnopt_jax.transform.base import Grads, Transform, abstract_state, abstractly, bindable
 from nnopt_jax.transform.binding import Binding, check_parameters
 from nnopt_jax.transform.given import (
     require_grads,
@@ -54,11 +54,16 @@ def chain(*transforms: Transform) -> Transform:
         The composition of gradient transformations in optax (`optax.chain`).
     """
     require_transforms("chain", transforms)
-    return bindable(lambda binding: _chain(*(_bound(one, binding) for one in transforms)))
+    return bindable(lambda binding: _chain(*(bound_to(binding, one) for one in transforms)))
 
 
-def _bound(transform: Transform, binding: Binding) -> Transform:
-    """The transform for the weights of a model; one that needs to know none stays as it is."""
+def bound_to(binding: Binding, transform: Transform) -> Transform:
+    """Return the transform for the weights of a model; one that needs to know none as it is.
+
+    Args:
+        binding: to the model; an unbound one leaves the transform what it is.
+        transform: any.
+    """
     if not binding.is_bound and binding.misfit == "raise":
         return transform  # it may be bound already
     return transform if transform.build is None else transform.build(binding)
@@ -116,10 +121,10 @@ def _chain(*transforms: Transform) -> Transform:
 
     def check(params: Any) -> None:
         for transform, shown in steps(params):
-            transform.check(shown)
+            abstractly(transform.check, shown)
 
     def notes(params: Any) -> Notes:
-        return joined(*(transform.notes(shown) for transform, shown in steps(params)))
+        return joined(*(abstractly(transform.notes, shown) for transform, shown in steps(params)))
 
     def steps(params: Any) -> Iterator[tuple[Transform, Any]]:
         """Each transform, and the shapes of what those before it make of the parameters."""
@@ -184,7 +189,7 @@ def at(where: Where, transform: Transform) -> Transform:
         named = binding
         if binding.graph is not None:
             named = binding.including(where, flatten(binding.graph.params, is_node))
-        inner = _bound(transform, dataclasses.replace(named, partial=named.is_bound))
+        inner = bound_to(dataclasses.replace(named, partial=named.is_bound), transform)
         return _at(where, inner, binding)
 
     return bindable(build)

@@ -11,7 +11,7 @@ import jax
 from nnopt_jax.arrays.base import Field, is_node, summary
 from nnopt_jax.arrays.store import find_masked
 from nnopt_jax.columns import aligned
-from nnopt_jax.transform.base import Transform, abstract_state
+from nnopt_jax.transform.base import Transform, abstract_state, abstractly
 from nnopt_jax.transform.given import require_transforms
 from nnopt_jax.transform.inert import without_inert
 from nnopt_jax.tree.bits import tree_bits
@@ -145,7 +145,7 @@ def plan(tx: Transform, params: Any) -> Plan:
     }
     packed = jax.eval_shape(lambda p, s: tx.pack(p, s, capacities=room), params, state)
     before, after = flatten(params, is_node), flatten(packed, is_node)
-    notes = {path: "; ".join(texts) for path, texts in tx.notes(params).items()}
+    notes = {path: "; ".join(texts) for path, texts in abstractly(tx.notes, params).items()}
     rows = [
         _row(path, leaf, after[path], masked.get(path), notes.get(path, ""))
         for path, leaf in before.items()

@@ -138,7 +138,8 @@ def support_of(
     """
     pair = n_of_m(format)
     if pair and roles:
-        axes = Axes(*roles)
+        contracted, output, batch = roles
+        axes = Axes(contracted, output, batch)
         split = tuple(mask.shape[axis] for axis in axes.order)
         matrix = support_of(axes.to_matrix(mask), format)
         return Reshaped(matrix, split, axes.inverse, tuple(mask.shape))

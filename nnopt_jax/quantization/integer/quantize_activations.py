@@ -100,8 +100,8 @@ def quantize_activations(
                 )
                 for path, leaf in leaves.items()
             }
-            _check_seen(start.stats[STATISTIC], found, leaves)
-            return {}, {path: _scale(seen, bits) for path, seen in found.items()}
+            fitting = _fitting(start.stats[STATISTIC], found, leaves)
+            return {}, {path: _scale(seen, bits) for path, seen in fitting.items()}
 
         def batch_of(path: str, leaf: Any) -> tuple[int, ...] | None:
             axes = binding.of(path, leaf.shape) if binding.is_bound else None
@@ -144,7 +144,8 @@ def _like_leaf(top: Array, shape: tuple[int, ...], batch: tuple[int, ...] | None
     return top.reshape(top.shape + (1,) * (len(shape) - top.ndim)) if fits else None
 
 
-def _check_seen(given: Leaves, found: Mapping[str, Array | None], leaves: Leaves) -> None:
+def _fitting(given: Leaves, found: Mapping[str, Array | None], leaves: Leaves) -> dict[str, Array]:
+    """Return magnitudes that fit their leaves; report all others at once."""
     problems = Problems(_NAME)
     for path, top in found.items():
         if top is None:
@@ -155,6 +156,7 @@ def _check_seen(given: Leaves, found: Mapping[str, Array | None], leaves: Leaves
         elif not isinstance(top, Tracer) and not bool((jnp.isfinite(top) & (top >= 0)).all()):
             problems.add(path, f"{STATISTIC} is {given[path].tolist()}; give magnitudes")
     problems.raise_as(StatisticsError)
+    return {path: top for path, top in found.items() if top is not None}
 
 
 def _scale(top: Array, bits: int) -> Array:
