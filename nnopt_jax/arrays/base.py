@@ -24,10 +24,12 @@ NODE_TYPES: dict[str, type[Node]] = {}
 """Every node class by name: what a manifest may name, and nothing else."""
 
 
-def static(**options: Any) -> Any:
+def static(*, late: bool = False, **options: Any) -> Any:
     """Declares a field that is part of a node's type: hashable, never traced.
 
     Args:
+        late: whether the field came after files were written: descriptions leave it out where it
+            has its default, and so stay what they were.
         **options: what `dataclasses.field` takes.
 
     Returns:
@@ -38,7 +40,7 @@ def static(**options: Any) -> Any:
         >>> static(default=3).metadata["static"]
         True
     """
-    return dataclasses.field(metadata={"static": True}, **options)
+    return dataclasses.field(metadata={"static": True, "late": late}, **options)
 
 
 class Node:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ def describe(tree: Any) -> Any:
         return {
             "node": type(tree).__name__,
             "version": tree.VERSION,
-            "static": {name: getattr(tree, name) for name in tree.names(is_static=True)},
+            "static": {f.name: getattr(tree, f.name) for f in _settings(tree)},
             "fields": {name: describe(field) for name, field in tree.fields()},
         }
     if hasattr(tree, "dtype") and hasattr(tree, "shape"):
@@ -53,6 +54,14 @@ def describe(tree: Any) -> Any:
     if type(tree) in (list, tuple):
         return {type(tree).__name__: [describe(child) for child in tree]}
     return {"dict": {path_string(keys): describe(child) for keys, child in keyed}}
+
+
+def _settings(node: Node) -> Iterator[dataclasses.Field[Any]]:
+    """The static fields of a node, but late ones that have their defaults."""
+    for field in dataclasses.fields(node):  # pyright: ignore[reportArgumentType]
+        late = field.metadata.get("late") and getattr(node, field.name) == field.default
+        if field.metadata.get("static") and not late:
+            yield field
 
 
 def abstract(description: Any, leaf: Callable[[str, tuple[int, ...]], Any] | None = None) -> Any:

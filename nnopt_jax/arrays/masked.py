@@ -22,7 +22,7 @@ from nnopt_jax.arrays.base import (
 )
 from nnopt_jax.arrays.bits import Bits
 from nnopt_jax.arrays.sparse import Sparse
-from nnopt_jax.arrays.supports.choose import NAMES, Format, n_of_m, support_of
+from nnopt_jax.arrays.supports.choose import NAMES, Format, Roles, n_of_m, support_of
 from nnopt_jax.ops.straight_through import straight_through
 
 
@@ -40,6 +40,8 @@ class Masked(Node):
             `"applied"`: the array of values is zero under the mask already, and no work is done.
         format: how storage writes the mask: `"smallest"`, `"bitmask"`, `"gaps"`, `"csr"`, or the
             pattern that the mask is known to have: `"2:4"`, or the sizes of blocks, `(4, 4)`.
+        roles: the contracted, output and batch axes, where the groups of `"n:m"` run along the
+            contracted axes, flattened; none where they run along the axis before the last.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,6 +58,7 @@ class Masked(Node):
     capacity: int | None = static(default=None)
     mode: str = static(default="select")
     format: Format = static(default="smallest")
+    roles: Roles = static(default=(), late=True)
 
     ELEMENTWISE = ("values",)
     COMPACTABLE = False
@@ -120,7 +123,7 @@ class Masked(Node):
         count = self._count(mask)
         kept = jnp.nonzero(mask.ravel(), size=count, fill_value=0)[0]
         values = map_elementwise(without_carry(self.values), lambda x: x.ravel()[kept])
-        return Sparse(store_field(values), support_of(mask, self.format), mask.shape)
+        return Sparse(store_field(values), support_of(mask, self.format, self.roles), mask.shape)
 
     def _count(self, mask: jax.Array) -> int:
         """How many values storage has room for."""

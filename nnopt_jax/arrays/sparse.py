@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, Node, is_node, map_elementwise, node, show, static
 from nnopt_jax.arrays.bits import Bits
+from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.supports.base import Support
 from nnopt_jax.ops.mask_rank import mask_rank
 
@@ -24,8 +25,8 @@ class Sparse(Node):
 
     Args:
         values: array or node whose elementwise fields hold the kept elements, in flat order.
-        support: what stands for the bool mask: `Bits` of width 1, `Gaps`, `Rows`, `Groups` or
-            `Blocks`.
+        support: what stands for the bool mask: `Bits` of width 1, `Gaps`, `Rows`, `Groups`,
+            `Blocks`, or a `Reshaped` view of one of them.
         shape: logical shape.
 
     Example:
@@ -71,11 +72,11 @@ class Sparse(Node):
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """The support must have the logical shape, and no more elements than there are values."""
         found = super().problems(self.shape)
-        known = isinstance(self.support, (Bits, Support))
-        if not known or self.support.shape != self.shape:
+        support = self.support.base if isinstance(self.support, Reshaped) else self.support
+        if not isinstance(support, (Bits, Support)) or self.support.shape != self.shape:
             return [*found, f"of shape {self.shape} has support {self.support!r}"]
         shapes = set(_elementwise_shapes(self.values))
-        least = self.support.least if isinstance(self.support, Support) else 0
+        least = support.least if isinstance(support, Support) else 0
         fits = len(shapes) == 1 and all(len(shape) == 1 for shape in shapes)
         if not (fits and least <= min(shapes)[0] <= math.prod(self.shape)):
             sizes = " and ".join(map(str, sorted(shapes)))

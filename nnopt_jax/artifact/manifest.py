@@ -167,9 +167,10 @@ def _lengthen_node(name: str, version: int, rest: list[Any]) -> dict[str, Any]:
         width, *shape = rest
         low = shape.pop(0) if shape and shape[0] < 0 else 0
         return _bits(width, low, shape)
-    settings = NODE_TYPES[name].names(is_static=True)
-    static = dict(zip(settings, rest, strict=False))
-    fields = dict(zip(NODE_TYPES[name].names(), rest[len(settings) :], strict=True))
+    names = NODE_TYPES[name].names()
+    given = max(len(rest) - len(names), 0)  # late settings may be left out
+    static = dict(zip(NODE_TYPES[name].names(is_static=True)[:given], rest[:given], strict=True))
+    fields = dict(zip(names, rest[given:], strict=True))
     if name == "Sparse" and fields["support"] is True:
         fields["support"] = ["Bits", 1, *static["shape"]]
     elif name == "Sparse" and type(fields["support"][0]) is int:

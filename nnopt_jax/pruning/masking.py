@@ -13,13 +13,16 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.arrays.supports.choose import Format, Roles
+from nnopt_jax.ops.axes import Axes
 from nnopt_jax.ops.kept import kept
 from nnopt_jax.ops.threshold import top_k_mask, top_k_masks
 from nnopt_jax.pruning.allocation import Allocation, erk, lamp, own, uniform
-from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, parse
+from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, conventional, parse
 from nnopt_jax.pruning.timing import check_schedule, final, first, is_due, target
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.base import State, Transform, bindable
+from nnopt_jax.transform.binding import UNBOUND, Binding
 from nnopt_jax.transform.leaves import Leaves, Start, Update, refresh_when, wrapping
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ScalarOrSchedule
@@ -58,10 +61,12 @@ class Layout(NamedTuple):
     Args:
         allocation: see `Allocation`.
         pattern: None for single weights.
+        binding: the model whose axes a pattern follows.
     """
 
     allocation: Allocation
     pattern: NOfM | Blocks | None
+    binding: Binding = UNBOUND
 
     @property
     def is_counted(self) -> bool:
@@ -69,11 +74,30 @@ class Layout(NamedTuple):
         return isinstance(self.pattern, NOfM) or self.allocation not in _SHARED
 
     @property
-    def format(self) -> str | tuple[int, ...]:
-        """How storage writes masks of the pattern: as what they are known to be."""
-        if isinstance(self.pattern, NOfM):
-            return f"{self.pattern.n}:{self.pattern.m}" if self.pattern.is_numbered else "smallest"
-        return self.pattern.sizes if self.pattern else "smallest"
+    def needs_axes(self) -> bool:
+        """Whether the pattern lies along axes that products sum over."""
+        return isinstance(self.pattern, NOfM) or (
+            isinstance(self.pattern, Blocks) and self.pattern.needs_axes
+        )
+
+    def axes(self, path: str, shape: tuple[int, ...]) -> Axes:
+        """Return the axes of a leaf."""
+        return self.binding.of(path, shape) or conventional(shape)
+
+    def misfit(self, path: str, shape: tuple[int, ...]) -> str | None:
+        """Say why the pattern does not fit a leaf; None where it does."""
+        return self.pattern.misfit(shape, self.axes(path, shape)) if self.pattern else None
+
+    def format(self, path: str, shape: tuple[int, ...]) -> tuple[Format, Roles]:
+        """Return how storage writes the mask of a leaf: as the pattern that it is known to have."""
+        if self.pattern is None:
+            return "smallest", ()
+        axes = self.axes(path, shape)
+        if isinstance(self.pattern, Blocks):
+            return self.pattern.format(shape, axes), ()
+        if not self.pattern.is_numbered:
+            return "smallest", ()
+        return f"{self.pattern.n}:{self.pattern.m}", self.pattern.roles(shape, axes)
 
     def shares(self, shapes: Mapping[str, tuple[int, ...]], sparsity: Any) -> Mapping[str, Any]:
         """The sparsity of each leaf."""
@@ -111,13 +135,14 @@ class Layout(NamedTuple):
         Returns:
             bool masks by path.
         """
-        if isinstance(self.pattern, NOfM):
-            return {path: self.pattern.mask(score) for path, score in scores.items()}
         shapes = {path: score.shape for path, score in scores.items()}
+        axes = {path: self.axes(path, shape) for path, shape in shapes.items()}
+        if isinstance(self.pattern, NOfM):
+            return {path: self.pattern.mask(score, axes[path]) for path, score in scores.items()}
         if self.allocation == "lamp":
             scores = {path: lamp(score) for path, score in scores.items()}
         blocks = self.pattern
-        pooled = {p: blocks.pool(x) for p, x in scores.items()} if blocks else scores
+        pooled = {p: blocks.pool(x, axes[p]) for p, x in scores.items()} if blocks else scores
         chosen = self.choose(pooled, shapes, sparsity, signed=signed)
         return {p: blocks.spread(x, shapes[p]) for p, x in chosen.items()} if blocks else chosen
 
@@ -246,19 +271,25 @@ def masking(
                                              "give a number.")  # fmt: skip
     settings.done()
     learns = score.learn is not None and every is not None
-    way = _Masking(name, score, sparsity, how, mode, every)
-    return wrapping(
-        name,
-        where,
-        init=way.init,
-        encode=way.encode,
-        update=None if every is None else way.update,
-        settle=settle if mode == "hard" else None,
-        check=lambda path, leaf: how.pattern.misfit(leaf.shape) if how.pattern else None,
-        exact=exact,
-        needs=() if learns and first(sparsity) == 0 else needs,
-        capacities=way.counts,
-    )
+
+    def build(binding: Binding) -> Transform:
+        way = _Masking(name, score, sparsity, how._replace(binding=binding), mode, every)
+        return wrapping(
+            name,
+            where,
+            init=way.init,
+            encode=way.encode,
+            update=None if every is None else way.update,
+            settle=settle if mode == "hard" else None,
+            check=lambda path, leaf: way.how.misfit(path, leaf.shape),
+            exact=exact,
+            needs=() if learns and first(sparsity) == 0 else needs,
+            capacities=way.counts,
+            needs_axes=how.needs_axes,
+            binding=binding,
+        )
+
+    return bindable(build)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,7 +331,7 @@ class _Masking:
                 state.rest[path]["mask"],
                 known.get(path),
                 mask_mode(self.mode, leaf, train),
-                self.how.format,
+                *self.how.format(path, leaf.shape),
             )
             for path, leaf in leaves.items()
         }

@@ -18,7 +18,8 @@ from nnopt_jax.ops.threshold import top_k_mask, top_k_masks
 from nnopt_jax.pruning.masking import Mode, mask_mode, settle
 from nnopt_jax.pruning.timing import check_schedule, is_due, target
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.base import TOGETHER, State, Transform
+from nnopt_jax.transform.base import TOGETHER, State, Transform, bindable
+from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import (
     chosen_leaves,
     leaves_of_state,
@@ -47,15 +48,6 @@ class Dimension(Protocol):
     indices: Mapping[Place, np.ndarray]
 
 
-class Graph(Protocol):
-    """What goes together; `nnopt.groups` finds it."""
-
-    @property
-    def dimensions(self) -> tuple[Dimension, ...]:
-        """All there are."""
-        ...
-
-
 def structured(
     sparsity: ScalarOrSchedule,
     *,
@@ -78,7 +70,8 @@ def structured(
 
     Args:
         sparsity: share of the units that go, from 0 to less than 1, or an `optax.Schedule`.
-        graph: what `nnopt.groups` found; or give it to `tx.init(params, graph=graph)`.
+        graph: went; bind the transform, `structured(0.5).bind(graph)`, or give the graph to
+            `tx.init(params, graph=graph)`.
         where: which dimensions, by name; default: all.
         score: `"l1"`, `"l2"`, or `(path, leaf) -> scores` of the leaf's shape.
         scope: `"dimension"`: the share holds in each dimension. `"global"`: one threshold over
@@ -93,7 +86,7 @@ def structured(
 
     Raises:
         ValueRangeError: a setting is out of range.
-        CompositionError: at `init`, there is no graph.
+        CompositionError: `graph` was given here; or, at `init`, there is no graph.
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,8 +94,8 @@ def structured(
         >>> apply = lambda p, x: jnp.tanh(x @ p["fc1"]) @ p["fc2"]
         >>> params = {"fc1": jnp.array([[1.0, 3.0]]), "fc2": jnp.array([[2.0], [1.0]])}
         >>> graph = nnopt.groups(apply, params, jnp.ones((1, 1)))
-        >>> tx = nnopt.pruning.structured(0.5, graph=graph)
-        >>> state = tx.init(params)
+        >>> tx = nnopt.pruning.structured(0.5)
+        >>> state = tx.init(params, graph=graph)
         >>> tx.apply(params, state)["fc1"], nnopt.pruning.kept_units(state)["fc1:1"]
         (Array([[0., 3.]], dtype=float32), Array([False,  True], dtype=bool))
         >>> small = nnopt.shrink(apply, graph, params, nnopt.pruning.kept_units(state))
@@ -113,6 +106,11 @@ def structured(
         Li et al. 2017, Pruning Filters for Efficient ConvNets, section 3; groups: Fang et al.
         2023, DepGraph, section 3.3.
     """
+    if graph is not None:
+        raise CompositionError(
+            f"{_NAME}: takes no graph=; write {_NAME}(...).bind(graph), or give it to "
+            "tx.init(params, graph=graph)."
+        )
     settings = Settings(_NAME)
     settings.share("sparsity", sparsity)
     check_schedule(settings, "sparsity", sparsity)
@@ -125,8 +123,27 @@ def structured(
     if scope == "global" and multiple != 1:
         settings.wrong("multiple", multiple, "goes with scope='dimension' only.")
     settings.done()
-    way = _Structured(sparsity, graph, where, score, scope, multiple, mode, every)
-    return Transform(_NAME, way.init, way.encode, way.update, exact=False)
+
+    def build(binding: Binding) -> Transform:
+        way = _Structured(sparsity, binding, where, score, scope, multiple, mode, every)
+        return Transform(_NAME, way.init, way.encode, way.update, exact=False, check=way.check)
+
+    return bindable(build)
+
+
+def coupled_dimensions(graph: Any) -> tuple[Dimension, ...]:
+    """Return the coupled axes of a graph, or of what `nnopt.groups` found.
+
+    Raises:
+        CompositionError: it is not a graph.
+    """
+    found = getattr(graph, "coupled", graph)
+    if not hasattr(found, "dimensions"):
+        raise CompositionError(
+            f"{_NAME}: a {type(graph).__name__} is not a graph; give nnopt.graph(apply, params, "
+            "*inputs)."
+        )
+    return tuple(found.dimensions)
 
 
 def kept_units(state: State) -> dict[str, Array]:
@@ -164,7 +181,7 @@ class _Structured:
     """The functions of the transform, made of settings that are checked."""
 
     sparsity: Any
-    graph: Any
+    binding: Binding
     where: Where
     score: Scored
     scope: str
@@ -174,9 +191,8 @@ class _Structured:
 
     def init(self, params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
         del stats, key
-        members = self._members(self.graph if graph is None else graph)
-        paths = {path for places in members.values() for path, _ in places}
-        leaves = chosen_leaves(lambda path, leaf: path in paths, params, _NAME)
+        members = self._members(self.binding.graph if graph is None else graph)
+        leaves = self._leaves(params, members)
         at = {name: {path: {} for path, _ in places} for name, places in members.items()}
         for name, places in members.items():
             for (path, axis), indices in places.items():
@@ -185,18 +201,23 @@ class _Structured:
         found = self._choose(dense, at, target(self.sparsity, 0))
         return State({}, found | {TOGETHER: found[TOGETHER] | {"at": at}}, jnp.int32(0))
 
-    def _members(self, graph: Graph | None) -> dict[str, Mapping[Place, np.ndarray]]:
+    def check(self, params: Any) -> None:
+        if self.binding.graph is not None:
+            self._leaves(params, self._members(self.binding.graph))
+
+    def _leaves(
+        self, params: Any, members: Mapping[str, Mapping[Place, np.ndarray]]
+    ) -> dict[str, Any]:
+        paths = {path for places in members.values() for path, _ in places}
+        return chosen_leaves(lambda path, leaf: path in paths, params, _NAME, self.binding)
+
+    def _members(self, graph: Any) -> dict[str, Mapping[Place, np.ndarray]]:
         if graph is None:
             raise CompositionError(
-                f"{_NAME}: has no graph; give tx.init(params, graph=nnopt.groups(apply, params, "
-                "inputs)), or graph= to the method."
+                f"{_NAME}: has no graph; bind it, tx.bind(nnopt.graph(apply, params, *inputs)), "
+                "or give tx.init(params, graph=graph)."
             )
-        if not hasattr(graph, "dimensions"):
-            raise CompositionError(
-                f"{_NAME}: a {type(graph).__name__} is no graph; give nnopt.groups(apply, params, "
-                "inputs)."
-            )
-        known = {dimension.name: dimension for dimension in graph.dimensions}
+        known = {dimension.name: dimension for dimension in coupled_dimensions(graph)}
         chosen = resolve(self.where, known, _NAME)
         return {name: known[name].indices for name in chosen}
 

@@ -13,6 +13,8 @@ from nnopt_jax.recipe import resolve
 from nnopt_jax.recipe.schema import Recipe, Stage
 from nnopt_jax.trace import on_packed
 from nnopt_jax.transform import Transform, chain, step, trainable, value_and_grad
+from nnopt_jax.transform.binding import ModelGraph, binding_of
+from nnopt_jax.transform.combine import bound_to
 from nnopt_jax.typing import Array, ArrayLike, Key
 
 
@@ -105,12 +107,13 @@ class Phase:
         return jax.eval_shape(begin, carry)
 
 
-def phases(recipe: Recipe, examples: int) -> list[Phase]:
+def phases(recipe: Recipe, examples: int, graph: ModelGraph | None = None) -> list[Phase]:
     """Builds every stage of a recipe.
 
     Args:
         recipe: the recipe.
         examples: size of the training split.
+        graph: of the recipe's model; the transforms are bound to it.
 
     Returns:
         One phase for each stage.
@@ -127,13 +130,16 @@ def phases(recipe: Recipe, examples: int) -> list[Phase]:
         30
     """
     in_epoch = examples // recipe.batch_size
+    binding = binding_of("recipe", graph, None, "raise")
     made: list[Phase] = []
     for i, stage in enumerate(recipe.stages):
         steps = stage.epochs * in_epoch
-        links = tuple(
+        made_here = [
             resolve.transform(link, f"stages.{i}.transforms.{j}", steps)
             for j, link in enumerate(stage.transforms)
-        )
+        ]
+        # Each by itself may not fit raw parameters: `plan` checks the whole chain.
+        links = tuple(bound_to(binding, link) for link in made_here)
         own = stage.optimizer is not None
         key = f"stages.{i}.optimizer" if own else "optimizer"
         optimizer = resolve.call(stage.optimizer or recipe.optimizer, key, steps)

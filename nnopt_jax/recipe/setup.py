@@ -15,6 +15,7 @@ from nnopt_jax.interop.flax import Model, adapt
 from nnopt_jax.recipe import resolve
 from nnopt_jax.recipe.data import Data, open_data
 from nnopt_jax.recipe.evaluate import check_classes
+from nnopt_jax.recipe.model_graph import model_graph
 from nnopt_jax.recipe.phases import Phase, phases
 from nnopt_jax.recipe.program import structure
 from nnopt_jax.recipe.schema import Call, Recipe
@@ -83,7 +84,8 @@ def prepare(recipe: Recipe, check_rules: bool = True) -> Setup:
     init, order, key = jax.random.split(jax.random.key(recipe.seed), 3)
     model = make_model(recipe, data, init)
     check_classes(model, data)
-    stages = phases(recipe, len(data.train.x))
+    graph = model_graph(model, jnp.asarray(data.train.x[:2]))
+    stages = phases(recipe, len(data.train.x), graph)
     for phase in stages if check_rules else ():
         plan(phase.tx, model.params)
     loss, metric = (function_of(getattr(recipe, name), name) for name in ("loss", "metric"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,11 @@ from nnopt_jax.arrays.store import store
 from nnopt_jax.errors import NonFiniteError, Problems, ShapeError
 from nnopt_jax.ops.axes import Axes
 from nnopt_jax.transform.binding import UNBOUND, Binding, Build, Misfit, ModelGraph, binding_of
+from nnopt_jax.transform.inert import is_inert, without_inert
+from nnopt_jax.transform.notes import Notes
 from nnopt_jax.tree.paths import flatten
+
+Answer = TypeVar("Answer")
 
 TOGETHER = "*"
 """In place of a leaf path: what belongs to all leaves of a state together."""
@@ -115,6 +119,7 @@ class Transform:
         back: from the gradients at what the model saw to those that the links before are to judge
             by: a leaf that stands for several takes what all of them got.
         check: raises all errors of selection, axes and shapes, from the shapes of parameters.
+        notes: by path, what a plan is to say about a leaf, from the shapes of parameters.
         binding: the model whose weights it is made for.
         build: makes the same transform for the weights of another model.
 
@@ -141,6 +146,7 @@ class Transform:
     frozen: Callable[[Any], frozenset[str]] = lambda params: frozenset()
     back: Callable[[Any], Any] = lambda shown: shown
     check: Callable[[Any], None] = lambda params: None
+    notes: Callable[[Any], Notes] = lambda params: {}
     binding: Binding = UNBOUND
     build: Build | None = None
 
@@ -181,7 +187,7 @@ class Transform:
         settings = binding_of(self.name, graph, axes, misfit)
         bound = self.build(settings)
         if graph is not None:
-            bound.check(graph.params)
+            abstractly(bound.check, graph.params)
         return bound
 
     def __repr__(self) -> str:
@@ -243,7 +249,7 @@ def _require_same_shapes(who: str, params: Any, encoded: Any) -> None:
     problems = Problems(f"{who}: pack")
     leaves = flatten(params, is_node)
     for path, leaf in flatten(encoded, is_node).items():
-        if leaf.shape != leaves[path].shape:
+        if not is_inert(leaf) and leaf.shape != leaves[path].shape:
             problems.add(
                 path,
                 f"has shape {leaves[path].shape}, and the state is of shape {leaf.shape}; "
@@ -270,7 +276,7 @@ def _require_finite(who: str, params: Any, encoded: Any) -> None:
 
 
 def abstract_state(tx: Transform, params: Any) -> Any:
-    """The state that `tx.init` would make, as shapes and dtypes, without computing it.
+    """Return the state that `tx.init` would make, as shapes and dtypes, without computing it.
 
     Example:
         >>> import jax
@@ -281,5 +287,23 @@ def abstract_state(tx: Transform, params: Any) -> Any:
     """
     # Any key and any statistics will do: nothing is computed, and what a transform needs it gets.
     return jax.eval_shape(
-        lambda p: tx.init(p, stats={name: p for name in tx.needs}, key=jax.random.key(0)), params
+        lambda p: tx.init(p, stats={name: p for name in tx.needs}, key=jax.random.key(0)),
+        without_inert(params),
     )
+
+
+def abstractly(ask: Callable[[Any], Answer], params: Any) -> Answer:
+    """Return what a function says of the shapes of parameters, without computing anything.
+
+    Args:
+        ask: of parameters, which are traced; what it returns must hold no arrays.
+        params: the parameters, or their shapes.
+
+    Example:
+        >>> import jax
+        >>> abstractly(lambda p: p["w"].astype(int).ndim, {"w": jax.ShapeDtypeStruct((2,), "int8")})
+        1
+    """
+    found: list[Answer] = []
+    jax.eval_shape(lambda p: found.append(ask(p)), without_inert(params))
+    return found[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
+import jax
+
 from nnopt_jax.arrays.base import is_node
-from nnopt_jax.errors import Problems, SelectionError, ShapeError
+from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.ops.axes import Axes, assumed_axes
 from nnopt_jax.transform.axes_table import AxesTable
 from nnopt_jax.tree.paths import flatten
@@ -46,6 +48,7 @@ class Binding:
         unknown: leaves without axes, and why.
         misfit: what becomes of leaves that groups or patterns do not fit.
         graph: what it was made of; None where there is none.
+        partial: whether the transform is given some leaves of the model only, as under `at`.
 
     Example:
         >>> from nnopt_jax.ops.axes import Axes
@@ -61,6 +64,7 @@ class Binding:
     unknown: Mapping[str, str] = dataclasses.field(default_factory=dict)
     misfit: Misfit = "raise"
     graph: ModelGraph | None = None
+    partial: bool = False
 
     @property
     def is_bound(self) -> bool:
@@ -87,10 +91,11 @@ class Binding:
 
     def why_unknown(self, path: str, shape: tuple[int, ...]) -> str:
         """Say why a leaf has no axes, and what to type."""
-        ways = f"tx.bind(axes={{{path!r}: nnopt.Axes(in_axis=..., out_axis=...)}})"
+        axes = f"axes={{{path!r}: nnopt.Axes(in_axis=..., out_axis=...)}})"
+        ways = f"tx.bind({axes}"
         if self.graph is not None:
             reason = self.unknown.get(path, "the graph has no such leaf")
-            return f"has no known axes: {reason}; give {ways}"
+            return f"has no known axes: {reason}; give tx.bind(graph, {axes}"
         return (
             f"has shape {tuple(shape)}, and which of its axes a product sums over is not known; "
             f"give tx.bind(nnopt.graph(apply, params, *inputs)) or {ways}"
@@ -135,24 +140,102 @@ def binding_of(
         misfit: see `Binding`.
 
     Raises:
+        CompositionError: it is not a graph.
         SelectionError: a rule selects no leaf of the graph.
         ShapeError: axes do not fit a leaf, or contradict the graph; all are named.
     """
     rules = tuple((axes or {}).items())
     if graph is None:
         return Binding(rules=rules, misfit=misfit)
-    table = graph.axes
+    if not (hasattr(graph, "params") and hasattr(graph, "axes")):
+        raise CompositionError(
+            f"{who}.bind: a {type(graph).__name__} is not a graph; give nnopt.graph(apply, params, "
+            "*inputs)."
+        )
+    table, torn = graph.axes, _disagreeing(graph.axes)
     found = Binding(
-        dict(table),
+        {path: axes for path, axes in table.items() if path not in torn},
         rules,
         frozenset(table.weights),
         table.left_out,
-        table.unknown,
+        {**torn, **table.unknown},
         misfit,
         graph,
     )
     _check_rules(who, found)
     return found
+
+
+def _disagreeing(table: AxesTable) -> dict[str, str]:
+    """Leaves of which two products sum over different axes; lookups leave the axes to products."""
+    found = {}
+    for path, uses in table.uses.items():
+        products = list(dict.fromkeys(axes for axes in uses if not axes.lookup))
+        if any(not _agree(axes, products[0]) for axes in products):
+            found[path] = f"its uses disagree: {_listed(products)}"
+    return found
+
+
+def _listed(uses: Sequence[Axes]) -> str:
+    return " and ".join(map(repr, uses))
+
+
+def check_parameters(who: str, leaves: Mapping[str, Any], binding: Binding) -> None:
+    """Raise if parameters are not those of the model that a transform is bound to.
+
+    Args:
+        who: the transform, for errors.
+        leaves: the parameters by path.
+        binding: of the transform.
+
+    Raises:
+        SelectionError: a rule of axes selects no leaf, or the graph has other leaves.
+        ShapeError: axes do not fit a leaf, or the graph has other shapes; all are named.
+    """
+    if binding.graph is not None:
+        _check_same(who, leaves, binding.graph.params, partial=binding.partial)
+        return  # rules were checked against the graph
+    lost, wrong = Problems(who), Problems(who)
+    for rule, axes in binding.rules:
+        named = selector(rule)
+        paths = [path for path, leaf in leaves.items() if named(path, leaf)]
+        if not paths and not binding.partial:
+            text = f"axes={{{rule!r}: ...}} selects no leaf.{nearest(str(rule), leaves)}"
+            lost.add("", text)
+        for path in paths:
+            if hasattr(leaves[path], "shape") and (text := axes.misfit(leaves[path].shape)):
+                wrong.add(path, f"{text}; name every axis once")
+    lost.raise_as(SelectionError)
+    wrong.raise_as(ShapeError)
+
+
+def _check_same(who: str, leaves: Mapping[str, Any], params: Any, *, partial: bool) -> None:
+    """Raise if the leaves of a graph are others than those that are given."""
+    lost, wrong = Problems(who), Problems(who)
+    known = {p: tuple(x.shape) for p, x in flatten(params, is_node).items() if hasattr(x, "shape")}
+    for path, leaf in leaves.items():
+        shape = tuple(leaf.shape) if hasattr(leaf, "shape") else None
+        if shape is None:
+            continue
+        if path not in known:
+            lost.add(path, f"is not among the parameters of the graph.{nearest(path, known)}")
+        # Inside of `jax.shard_map` a leaf is a part of itself.
+        elif shape != known[path] and not (_is_local() and len(shape) == len(known[path])):
+            wrong.add(path, f"has shape {shape}, and {known[path]} in the graph")
+    for path in known if not partial else ():
+        if path not in leaves:
+            lost.add(path, "is in the graph, and not among the parameters")
+    advice = "bind to the graph of these parameters: tx.bind(nnopt.graph(apply, params, *inputs))"
+    for problems in (lost, wrong):
+        if problems:
+            problems.add("", advice)
+    lost.raise_as(SelectionError)
+    wrong.raise_as(ShapeError)
+
+
+def _is_local() -> bool:
+    """Whether arrays are those of one device, as inside of `jax.shard_map`."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def _check_rules(who: str, binding: Binding) -> None:
@@ -173,7 +256,13 @@ def _check_rules(who: str, binding: Binding) -> None:
             known = binding.axes.get(path)
             if text := axes.misfit(shape):
                 wrong.add(path, f"{text}; name every axis once")
-            elif known is not None and not _agree(axes.normalized(len(shape)), known):
+                continue
+            ours = axes.normalized(len(shape))
+            if path in binding.unknown:
+                uses = binding.graph.axes.uses.get(path, ())
+                if uses and not any(_agree(ours, one) for one in uses):
+                    wrong.add(path, f"axes={axes} are those of no use: {_listed(uses)}")
+            elif known is not None and not _agree(ours, known):
                 wrong.add(path, f"axes={axes} contradicts the graph, where it has {known}; "
                                 "leave it out, or bind without the graph"
                          )  # fmt: skip

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.errors import CapacityError
-from nnopt_jax.transform.base import Grads, Transform, abstract_state, bindable
-from nnopt_jax.transform.binding import Binding
+from nnopt_jax.transform.base import Grads, Transform, abstract_state, abstractly, bindable
+from nnopt_jax.transform.binding import Binding, check_parameters
 from nnopt_jax.transform.given import (
     require_grads,
     require_key,
@@ -17,6 +19,8 @@ from nnopt_jax.transform.given import (
     require_transforms,
     stats_by_name,
 )
+from nnopt_jax.transform.inert import without_inert
+from nnopt_jax.transform.notes import Notes, joined
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 
@@ -50,11 +54,16 @@ def chain(*transforms: Transform) -> Transform:
         The composition of gradient transformations in optax (`optax.chain`).
     """
     require_transforms("chain", transforms)
-    return bindable(lambda binding: _chain(*(_bound(one, binding) for one in transforms)))
+    return bindable(lambda binding: _chain(*(bound_to(binding, one) for one in transforms)))
 
 
-def _bound(transform: Transform, binding: Binding) -> Transform:
-    """The transform for the weights of a model; one that needs to know none stays as it is."""
+def bound_to(binding: Binding, transform: Transform) -> Transform:
+    """Return the transform for the weights of a model; one that needs to know none as it is.
+
+    Args:
+        binding: to the model; an unbound one leaves the transform what it is.
+        transform: any.
+    """
     if not binding.is_bound and binding.misfit == "raise":
         return transform  # it may be bound already
     return transform if transform.build is None else transform.build(binding)
@@ -111,8 +120,19 @@ def _chain(*transforms: Transform) -> Transform:
         return frozenset().union(*(transform.frozen(params) for transform in transforms))
 
     def check(params: Any) -> None:
-        for transform in transforms:
-            transform.check(params)
+        for transform, shown in steps(params):
+            abstractly(transform.check, shown)
+
+    def notes(params: Any) -> Notes:
+        return joined(*(abstractly(transform.notes, shown) for transform, shown in steps(params)))
+
+    def steps(params: Any) -> Iterator[tuple[Transform, Any]]:
+        """Each transform, and the shapes of what those before it make of the parameters."""
+        params = without_inert(params)
+        for number, transform in enumerate(transforms, 1):
+            yield transform, params
+            if number == len(transforms):
+                return
             try:
                 params = jax.eval_shape(transform.encode, params, abstract_state(transform, params))
             except CapacityError:  # sizes that depend on weights: later links are checked by init
@@ -121,7 +141,9 @@ def _chain(*transforms: Transform) -> Transform:
     name = f"chain({', '.join(transform.name for transform in transforms)})"
     exact = all(transform.exact for transform in transforms)
     needs = tuple(dict.fromkeys(need for transform in transforms for need in transform.needs))
-    return Transform(name, init, encode, update, exact, capacities, needs, frozen, back, check)
+    return Transform(
+        name, init, encode, update, exact, capacities, needs, frozen, back, check, notes
+    )
 
 
 def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
@@ -167,12 +189,13 @@ def at(where: Where, transform: Transform) -> Transform:
         named = binding
         if binding.graph is not None:
             named = binding.including(where, flatten(binding.graph.params, is_node))
-        return _at(where, _bound(transform, named))
+        inner = bound_to(dataclasses.replace(named, partial=named.is_bound), transform)
+        return _at(where, inner, binding)
 
     return bindable(build)
 
 
-def _at(where: Where, transform: Transform) -> Transform:
+def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
     """Restrict a transform that is bound, or not to be bound."""
     name = f"at({where!r}, {transform.name})"
 
@@ -185,6 +208,7 @@ def _at(where: Where, transform: Transform) -> Transform:
         return unflatten(tree, flatten(tree, is_node) | chosen, is_node)
 
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> Any:
+        check_parameters(name, flatten(params, is_node), binding)
         mine = part(params)
         given = stats_by_name(name, stats)
         measured = {statistic: _those(tree, mine) for statistic, tree in given.items()}
@@ -213,10 +237,16 @@ def _at(where: Where, transform: Transform) -> Transform:
         return merge(shown, transform.back(part(shown)))
 
     def check(params: Any) -> None:
+        check_parameters(name, flatten(params, is_node), binding)
         transform.check(part(params))
 
+    def notes(params: Any) -> Notes:
+        return transform.notes(part(params))
+
     exact, needs = transform.exact, transform.needs
-    return Transform(name, init, encode, update, exact, capacities, needs, frozen, back, check)
+    return Transform(
+        name, init, encode, update, exact, capacities, needs, frozen, back, check, notes
+    )
 
 
 def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:

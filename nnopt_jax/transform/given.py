@@ -18,6 +18,7 @@ from nnopt_jax.errors import (
     ValueRangeError,
 )
 from nnopt_jax.transform.base import Grads, State, Transform
+from nnopt_jax.transform.inert import is_inert
 from nnopt_jax.tree.paths import flatten
 
 Leaves = dict[str, Any]
@@ -196,6 +197,22 @@ jnp.asarray(1.0)
             advice = f"make it an array: jnp.asarray({leaf!r})" if number else "leave it out"
             problems.add(path, f"is {described(leaf)}; {advice}")
     problems.raise_as(CompositionError)
+
+
+def arrays_among(who: str, leaves: Leaves) -> Leaves:
+    """Return the leaves that are arrays; functions and names are left alone.
+
+    Raises:
+        CompositionError: some are Python's own numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> arrays_among("demo", {"act": len, "bias": jnp.ones(1)})
+        {'bias': Array([1.], dtype=float32)}
+    """
+    found = {path: leaf for path, leaf in leaves.items() if not is_inert(leaf)}
+    require_arrays(who, found)
+    return found
 
 
 def require_values(who: str, leaves: Leaves) -> None:

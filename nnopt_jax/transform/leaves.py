@@ -19,15 +19,16 @@ from nnopt_jax.errors import (
     nearest,
 )
 from nnopt_jax.transform.base import Grads, State, Transform
-from nnopt_jax.transform.binding import UNBOUND, Binding
+from nnopt_jax.transform.binding import UNBOUND, Binding, check_parameters
 from nnopt_jax.transform.given import (
-    require_arrays,
+    arrays_among,
     require_grads,
     require_key,
     require_shapes,
     require_state,
     stats_by_name,
 )
+from nnopt_jax.transform.notes import Notes, leaf_notes
 from nnopt_jax.transform.statistics import KINDS
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve, selector
@@ -106,8 +107,8 @@ def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUN
         who: the caller, for errors.
         binding: see `Binding`.
     """
-    leaves = flatten(params, is_node)
-    require_arrays(who, leaves)
+    leaves = arrays_among(who, flatten(params, is_node))
+    check_parameters(who, leaves, binding)
     if where is matrices and binding.weights is not None:
         where = binding.default_where
     floats = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
@@ -199,7 +200,7 @@ def wrapping(
         exact: see `Transform`.
         needs: names of the statistics that `init` cannot do without.
         capacities: `abstract leaves by path -> values kept in the end`, as far as they are known.
-        needs_axes: whether the method cannot do without the axes of a leaf.
+        needs_axes: whether the method cannot do without the axes of a leaf of several axes.
         binding: the model it is made for; a method whose functions depend on it is made anew for
             each by `bindable`.
 
@@ -233,7 +234,7 @@ def wrapping(
     def faults(path: str, leaf: Any) -> Faults:
         if refuses is not None and (text := refuses(path, leaf)):
             return Faults(refused=[(path, text)])
-        if needs_axes and binding.of(path, leaf.shape) is None:
+        if needs_axes and leaf.ndim > 1 and binding.of(path, leaf.shape) is None:
             return Faults(misfit=[(path, binding.why_unknown(path, leaf.shape))])
         text = check(path, leaf) if check is not None else None
         return Faults(misfit=[(path, text)] if text else [])
@@ -267,8 +268,16 @@ def wrapping(
     def capacities_(params: Any) -> dict[str, int]:
         return {} if capacities is None else capacities(mine(params))
 
+    def notes(params: Any) -> Notes:
+        leaves = chosen_leaves(where, params, name, binding)
+        misfits = {p: [text for _, text in faults(p, x).misfit] for p, x in leaves.items()}
+        needs = {path for path, leaf in leaves.items() if needs_axes and leaf.ndim > 1}
+        return leaf_notes(
+            params, misfits, needs.__contains__, binding, by_default=where is matrices
+        )
+
     return Transform(
-        name, init_, encode_, update_, exact, capacities_, needs,
+        name, init_, encode_, update_, exact, capacities_, needs, notes=notes,
         check=lambda params: (mine(params), None)[1], binding=binding, build=build,
     )  # fmt: skip
 

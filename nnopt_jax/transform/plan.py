@@ -11,8 +11,9 @@ import jax
 from nnopt_jax.arrays.base import Field, is_node, summary
 from nnopt_jax.arrays.store import find_masked
 from nnopt_jax.columns import aligned
-from nnopt_jax.transform.base import Transform, abstract_state
+from nnopt_jax.transform.base import Transform, abstract_state, abstractly
 from nnopt_jax.transform.given import require_transforms
+from nnopt_jax.transform.inert import without_inert
 from nnopt_jax.tree.bits import tree_bits
 from nnopt_jax.tree.paths import flatten
 
@@ -29,6 +30,7 @@ class PlanRow:
         bits_after: bits in storage form, at most.
         bound: whether fewer bits are possible, because the mask is not known yet.
         size: number of parameters.
+        note: what else there is to say: that axes are assumed, why a weight is left out.
     """
 
     path: str
@@ -38,6 +40,7 @@ class PlanRow:
     bits_after: int
     bound: bool
     size: int
+    note: str = ""
 
     @property
     def bytes(self) -> str:
@@ -92,10 +95,12 @@ class Plan:
         bound = any(row.bound for row in self.rows)
         ratio = f"{self.bits_before / max(self.bits_after, 1):.1f}x"
         total = f"{_bytes(self.bits_before, self.bits_after, bound)} ({'>= ' * bound}{ratio})"
-        cells = [("leaf", "before", "after", "bytes")]
+        cells = [("leaf", "before", "after", "bytes", "notes")]
         for row in self.rows:
-            cells.append((row.path, row.before, row.after, row.bytes))
-        cells.append(("total", f"{size:,} parameters", "", total))
+            cells.append((row.path, row.before, row.after, row.bytes, row.note))
+        cells.append(("total", f"{size:,} parameters", "", total, ""))
+        if not any(row.note for row in self.rows):
+            cells = [row[:-1] for row in cells]
         return "\n".join([self.name, *aligned(cells)])
 
 
@@ -116,6 +121,10 @@ def plan(tx: Transform, params: Any) -> Plan:
         CompositionError: `tx` is no transform.
         NnoptError: whatever `tx.init` finds wrong.
 
+    The last column, where there is something to say, notes axes that are assumed because the
+    transform is not bound to a model, weights that are left out by default, and leaves that are
+    skipped because groups or patterns do not fit them. Leaves that are not arrays have no row.
+
     Example:
         >>> import jax
         >>> import nnopt_jax as nnopt
@@ -124,6 +133,7 @@ def plan(tx: Transform, params: Any) -> Plan:
         'Sparse(values float32[10000], support 1-bit[1000,100])'
     """
     require_transforms("plan", [tx])
+    params = without_inert(params)
     state = abstract_state(tx, params)
     encoded = jax.eval_shape(tx.encode, params, state)
     final = tx.capacities(params)
@@ -135,12 +145,16 @@ def plan(tx: Transform, params: Any) -> Plan:
     }
     packed = jax.eval_shape(lambda p, s: tx.pack(p, s, capacities=room), params, state)
     before, after = flatten(params, is_node), flatten(packed, is_node)
-    rows = [_row(path, leaf, after[path], masked.get(path)) for path, leaf in before.items()]
+    notes = {path: "; ".join(texts) for path, texts in abstractly(tx.notes, params).items()}
+    rows = [
+        _row(path, leaf, after[path], masked.get(path), notes.get(path, ""))
+        for path, leaf in before.items()
+    ]
     return Plan(tx.name, tuple(rows))
 
 
-def _row(path: str, before: Field, after: Field, mask: Any) -> PlanRow:
+def _row(path: str, before: Field, after: Field, mask: Any, note: str) -> PlanRow:
     text = summary(after) if is_node(after) else "unchanged"
     bits = tree_bits(before), tree_bits(after)
     size = math.prod(before.shape)
-    return PlanRow(path, summary(before), text, *bits, mask is not None, size)
+    return PlanRow(path, summary(before), text, *bits, mask is not None, size, note)

@@ -22,9 +22,11 @@ from nnopt_jax.transform.leaves import (
     leaves_of_state,
     make_start,
     make_update,
+    matrices,
     settled,
     slot_key,
 )
+from nnopt_jax.transform.notes import Notes, leaf_notes
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where
 
@@ -89,6 +91,7 @@ def refining(
         way.update_all,
         exact,
         check=way.check_all,
+        notes=way.notes_of,
         binding=binding,
         build=lambda binding: refining(
             name, where, init=init, encode=encode, refresh=refresh, settle=settle, check=check,
@@ -115,6 +118,17 @@ class _Refining:
 
     def check_all(self, params: Any) -> None:
         self._chosen(params)
+
+    def notes_of(self, params: Any) -> Notes:
+        inside = self._inside(params)
+        misfits = {
+            path: [text for slot in some for _, text in self._faults(slot).misfit]
+            for path, some in inside.items()
+        }
+        needs = {path for path, some in inside.items() if any(map(self.needs_axes, some))}
+        return leaf_notes(
+            params, misfits, needs.__contains__, self.binding, by_default=self.where is matrices
+        )
 
     def init_all(
         self, params: Any, *, stats: Any = None, graph: Any = None, key: Any = None
@@ -169,10 +183,14 @@ class _Refining:
 
     def _chosen(self, params: Any) -> dict[str, list[Slot]]:
         """The slots of the leaves that the method takes and fits."""
-        leaves = chosen_leaves(self.where, params, self.name, self.binding)
-        inside = {p: open_slots(x, p, self.name, self.binding) for p, x in leaves.items()}
+        inside = self._inside(params)
         found = {p: _joined([self._faults(slot) for slot in some]) for p, some in inside.items()}
         return fitting(self.name, inside, found, self.binding)
+
+    def _inside(self, params: Any) -> dict[str, list[Slot]]:
+        """The slots of the leaves that the method takes."""
+        leaves = chosen_leaves(self.where, params, self.name, self.binding)
+        return {p: open_slots(x, p, self.name, self.binding) for p, x in leaves.items()}
 
     def _slots(self, path: str, leaf: Field) -> list[Slot]:
         return slots(leaf, self.binding.of(path, leaf.shape), path)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.errors import SelectionError, StatisticsError, nearest
-from nnopt_jax.transform.training import filled
+from nnopt_jax.transform.inert import blanked
+from nnopt_jax.transform.training import filled, floats as floats_of
 
 Loss = Callable[..., jax.Array]
 
@@ -85,12 +86,12 @@ def statistics(
         found = jax.tree.map(lambda x: x.astype(jnp.float32), found)
         return found if total is None else jax.tree.map(jnp.add, total, found)
 
-    floats = jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else None, params)
+    floats = floats_of(params)
     total, count = None, 0
     for batch in batches:
         total, count = add(total, floats, batch), count + 1
     if total is None:
         raise StatisticsError("statistics: there is no batch; give at least one.")
     means = jax.tree.map(lambda x: x / count, total)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), params)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), blanked(params))
     return {name: filled(zeros, tree) for name, tree in means.items()}

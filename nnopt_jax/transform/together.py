@@ -19,8 +19,10 @@ from nnopt_jax.transform.leaves import (
     leaves_of_state,
     make_start,
     make_update,
+    matrices,
     slot_key,
 )
+from nnopt_jax.transform.notes import Notes, leaf_notes
 from nnopt_jax.transform.refining import open_slots
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where
@@ -129,8 +131,12 @@ def refining_together(
             learned, rest = refresh(every, learned, rest, now)
         return params, State({TOGETHER: learned}, state.rest | {TOGETHER: rest}, now.count)
 
+    def notes(params: Any) -> Notes:
+        chosen = dict.fromkeys(chosen_leaves(where, params, name, binding), ())
+        return leaf_notes(params, chosen, lambda path: False, binding, by_default=where is matrices)
+
     return Transform(
-        name, init_, encode_, update_, exact,
+        name, init_, encode_, update_, exact, notes=notes,
         check=lambda params: (mine(params), None)[1], binding=binding, build=build,
     )  # fmt: skip
 

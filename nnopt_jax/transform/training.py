@@ -12,6 +12,7 @@ from nnopt_jax.arrays.base import is_node, materialize
 from nnopt_jax.arrays.input_quantized import InputQuantized, for_products, rounds_inputs
 from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.transform.base import Grads, State, Transform
+from nnopt_jax.transform.inert import blanked, is_inert
 from nnopt_jax.tree.paths import flatten, unflatten
 
 
@@ -38,7 +39,11 @@ def _is_state(x: Any) -> bool:
 
 def floats(tree: Any) -> Any:
     """The float arrays of a tree, None elsewhere."""
-    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree)
+
+    def moves(x: Any) -> bool:
+        return not is_inert(x) and jnp.issubdtype(x.dtype, jnp.inexact)
+
+    return jax.tree.map(lambda x: x if moves(x) else None, tree)
 
 
 def filled(tree: Any, moving: Any) -> Any:
@@ -195,12 +200,13 @@ def show(tx: Transform, params: Any, state: Any, loss: Any = None) -> Shown:
     def dense(moved: Trainable) -> tuple[Any, dict[str, InputQuantized]]:
         now, then = _put(params, state, moved)
         encoded = tx.encode(now, then, train=True)
-        return materialize(encoded), _rounding(encoded, loss)
+        return blanked(materialize(encoded)), _rounding(encoded, loss)
 
-    shown, pull, rounding = jax.vjp(dense, trainable(tx, params, state), has_aux=True)
+    arrays, pull, rounding = jax.vjp(dense, trainable(tx, params, state), has_aux=True)
+    shown = _with_inert(params, arrays)
 
     def pull_back(slope: Any) -> Grads:
-        (train,) = pull(jax.tree.map(_cotangent, shown, slope, is_leaf=lambda x: x is None))
+        (train,) = pull(jax.tree.map(_cotangent, arrays, slope))
         return Grads(train, slope)
 
     def given(now: Any) -> Any:
@@ -209,6 +215,14 @@ def show(tx: Transform, params: Any, state: Any, loss: Any = None) -> Shown:
         return unflatten(now, leaves | held) if held else now
 
     return Shown(shown, pull_back, given)
+
+
+def _with_inert(params: Any, arrays: Any) -> Any:
+    """Put the leaves that are not arrays back in their places."""
+    leaves, dense = flatten(params, is_node), flatten(arrays)
+    if len(leaves) == len(dense):
+        return arrays
+    return unflatten(params, {path: dense.get(path, x) for path, x in leaves.items()}, is_node)
 
 
 def _rounding(encoded: Any, loss: Any) -> dict[str, InputQuantized]:

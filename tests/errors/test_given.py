@@ -97,11 +97,14 @@ def test_no_transform(given, text):
 
 
 @pytest.mark.parametrize("tx", [magnitude, uniform, tables])
-def test_leaves_that_are_no_arrays_are_all_listed(tx):
+def test_numbers_are_all_listed_and_functions_pass_through(tx):
     with pytest.raises(CompositionError) as caught:
-        tx.init({**PARAMS, "s": 1.0, "f": str})
+        tx.init({**PARAMS, "s": 1.0, "t": 2, "f": str})
     assert "s: is the float 1.0; make it an array: jnp.asarray(1.0)" in str(caught.value)
-    assert "f: is of type type; leave it out" in str(caught.value)
+    assert "t: is the int 2; make it an array: jnp.asarray(2)" in str(caught.value)
+    assert "f:" not in str(caught.value)
+    params = {**PARAMS, "f": str}
+    assert tx.apply(params, tx.init(params))["f"] is str
 
 
 @pytest.mark.parametrize("score", [lambda *_: None, lambda *_: "x", lambda path, w, g: 1j * w])

@@ -41,8 +41,8 @@ def greatest(scores, count):
 
 def test_the_units_of_greatest_norm_stay(net):
     params, graph, _ = net
-    tx = nnopt.pruning.structured(0.5, graph=graph)
-    state = tx.init(params)
+    tx = nnopt.pruning.structured(0.5)
+    state = tx.init(params, graph=graph)
     units = nnopt.pruning.kept_units(state)
     for name, scores in norms(params).items():
         np.testing.assert_array_equal(units[name], greatest(scores, scores.size // 2))
@@ -57,8 +57,8 @@ def test_the_units_of_greatest_norm_stay(net):
 
 def test_taken_out_it_computes_what_the_mask_computes(net):
     params, graph, x = net
-    tx = nnopt.pruning.structured(0.5, graph=graph)
-    state = tx.init(params)
+    tx = nnopt.pruning.structured(0.5)
+    state = tx.init(params, graph=graph)
     small = nnopt.shrink(apply, graph, params, nnopt.pruning.kept_units(state))
     assert small.widths == {"fc1": (4, 4), "fc1_bias": (4,), "fc2": (4, 3), "fc3": (3, 3)}
     np.testing.assert_allclose(
@@ -68,7 +68,7 @@ def test_taken_out_it_computes_what_the_mask_computes(net):
 
 def test_one_threshold_over_all_dimensions(net):
     params, graph, _ = net
-    state = nnopt.pruning.structured(0.5, graph=graph, scope="global").init(params)
+    state = nnopt.pruning.structured(0.5, scope="global").init(params, graph=graph)
     units = nnopt.pruning.kept_units(state)
     even = {name: scores / scores.mean() for name, scores in norms(params).items()}
     cut = np.sort(np.concatenate([*even.values()]))[-7]  # seven of fourteen
@@ -78,13 +78,13 @@ def test_one_threshold_over_all_dimensions(net):
 
 def test_one_unit_always_stays(net):
     params, graph, _ = net
-    state = nnopt.pruning.structured(1.0, graph=graph).init(params)
+    state = nnopt.pruning.structured(1.0).init(params, graph=graph)
     assert [int(x.sum()) for x in nnopt.pruning.kept_units(state).values()] == [1, 1]
 
 
 def test_counts_are_rounded_up_to_a_multiple(net):
     params, graph, _ = net
-    state = nnopt.pruning.structured(0.6, graph=graph, multiple=4).init(params)
+    state = nnopt.pruning.structured(0.6, multiple=4).init(params, graph=graph)
     kept = {name: int(x.sum()) for name, x in nnopt.pruning.kept_units(state).items()}
     assert kept == {"fc1:1": 4, "fc2:1": 4}
 
@@ -92,9 +92,9 @@ def test_counts_are_rounded_up_to_a_multiple(net):
 def test_dimensions_and_scores_of_ones_own(net):
     params, graph, _ = net
     tx = nnopt.pruning.structured(
-        0.5, graph=graph, where="fc1:*", score=lambda path, leaf: leaf * (path == "fc1_bias")
+        0.5, where="fc1:*", score=lambda path, leaf: leaf * (path == "fc1_bias")
     )
-    units = nnopt.pruning.kept_units(tx.init(params))
+    units = nnopt.pruning.kept_units(tx.init(params, graph=graph))
     assert list(units) == ["fc1:1"]
     np.testing.assert_array_equal(units["fc1:1"], greatest(params["fc1_bias"], UNITS // 2))
 
@@ -103,9 +103,9 @@ def test_dimensions_and_scores_of_ones_own(net):
 def test_a_schedule_prunes_while_the_network_learns(net, mode):
     params, graph, x = net
     schedule = optax.linear_schedule(0.0, 0.5, 3)
-    tx = nnopt.pruning.structured(schedule, graph=graph, mode=mode)
+    tx = nnopt.pruning.structured(schedule, mode=mode)
     optimizer = optax.sgd(1e-2)
-    state = tx.init(params)
+    state = tx.init(params, graph=graph)
     memory = optimizer.init(nnopt.trainable(tx, params, state))
 
     @jax.jit
@@ -126,10 +126,8 @@ def test_a_schedule_prunes_while_the_network_learns(net, mode):
 
 def test_later_links_keep_its_zeros(net):
     params, graph, x = net
-    tx = nnopt.chain(
-        nnopt.pruning.structured(0.5, graph=graph), nnopt.quantization.uniform(8, where="**")
-    )
-    state = tx.init(params)
+    tx = nnopt.chain(nnopt.pruning.structured(0.5), nnopt.quantization.uniform(8, where="**"))
+    state = tx.init(params, graph=graph)
     packed = tx.pack(params, state)
     units = nnopt.pruning.kept_units(state[0])
     dense = nnopt.materialize(packed)
@@ -140,10 +138,12 @@ def test_later_links_keep_its_zeros(net):
 
 def test_errors_say_what_to_give(net):
     params, graph, _ = net
-    with pytest.raises(CompositionError, match=r"has no graph; give tx\.init\(params, graph="):
+    with pytest.raises(CompositionError, match=r"has no graph; bind it, tx\.bind\("):
         nnopt.pruning.structured(0.5).init(params)
+    with pytest.raises(CompositionError, match=r"takes no graph=; write .*\.bind\(graph\)"):
+        nnopt.pruning.structured(0.5, graph=graph)
     with pytest.raises(SelectionError, match="fc1:2"):
-        nnopt.pruning.structured(0.5, graph=graph, where="fc1:2").init(params)
+        nnopt.pruning.structured(0.5, where="fc1:2").init(params, graph=graph)
     with pytest.raises(CompositionError, match=r"no state of pruning\.structured"):
         nnopt.pruning.kept_units(nnopt.pruning.magnitude(0.5).init(params))
     with pytest.raises(ValueRangeError, match=r"multiple.*scope='dimension' only"):

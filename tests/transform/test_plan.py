@@ -56,6 +56,7 @@ def test_json():
         "bits_after": 8 * 30000 + 32,
         "bound": False,
         "size": 30000,
+        "note": "",
     }
     assert sum(row["bits_after"] for row in read["rows"]) == plan.bits_after
 

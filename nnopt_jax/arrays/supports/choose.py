@@ -12,18 +12,23 @@ import numpy as np
 from jax.core import Tracer
 
 from nnopt_jax.arrays.bits import Bits
+from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.supports import blocks, groups
 from nnopt_jax.arrays.supports.blocks import Blocks, any_in_block
 from nnopt_jax.arrays.supports.gaps import Gaps
 from nnopt_jax.arrays.supports.groups import Groups
 from nnopt_jax.arrays.supports.rows import Rows
 from nnopt_jax.errors import CompositionError
+from nnopt_jax.ops.axes import Axes
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.groups import split_groups
 from nnopt_jax.settings import Settings
 
 Format: TypeAlias = str | tuple[int, ...]
 """`"smallest"`, `"bitmask"`, `"gaps"`, `"csr"`, `"n:m"` such as `"2:4"`, or sizes of blocks."""
+
+Roles: TypeAlias = tuple[tuple[int, ...], ...]
+"""The contracted, output and batch axes along which a pattern lies; none for `(..., in, out)`."""
 
 NAMES = ("smallest", "bitmask", "gaps", "csr")
 _GROUPS = (2, 4, 8, 16, 32)  # sizes of groups that `smallest_support` looks for
@@ -106,8 +111,8 @@ def mask_misfit(mask: jax.Array, format: Format) -> str | None:
 
 
 def support_of(
-    mask: jax.Array, format: Format = "smallest"
-) -> Bits | Gaps | Rows | Groups | Blocks:
+    mask: jax.Array, format: Format = "smallest", roles: Roles = ()
+) -> Bits | Gaps | Rows | Groups | Blocks | Reshaped:
     """Stores a mask in a given format.
 
     Under `jax.jit` the mask is unknown: patterns (n:m, blocks) are believed, and in place of the
@@ -116,9 +121,10 @@ def support_of(
     Args:
         mask: bool, any shape.
         format: see `Format`.
+        roles: the axes along which the groups of `"n:m"` run, see `Roles`.
 
     Returns:
-        The support.
+        The support; where there are roles, a view of that of the mask as a matrix.
 
     Raises:
         CompositionError: the mask does not have the pattern of the format.
@@ -131,6 +137,12 @@ def support_of(
         [1-bit[8,2], rows 2-bit[8] columns 1-bit[8], 2:4 3-bit[2,2], 1x2 blocks 1-bit[8,1]]
     """
     pair = n_of_m(format)
+    if pair and roles:
+        contracted, output, batch = roles
+        axes = Axes(contracted, output, batch)
+        split = tuple(mask.shape[axis] for axis in axes.order)
+        matrix = support_of(axes.to_matrix(mask), format)
+        return Reshaped(matrix, split, axes.inverse, tuple(mask.shape))
     traced = isinstance(mask, Tracer)
     text = shape_misfit(mask.shape, format) if traced else mask_misfit(mask, format)
     if text:
@@ -146,7 +158,7 @@ def support_of(
     return Gaps.of(mask) if format == "gaps" else Rows.of(mask)
 
 
-def smallest_support(mask: jax.Array) -> Bits | Gaps | Rows | Groups | Blocks:
+def smallest_support(mask: jax.Array) -> Bits | Gaps | Rows | Groups | Blocks | Reshaped:
     """Stores a mask in the format whose arrays take the fewest bits.
 
     Tried are a bit an element, relative indices, compressed rows, `n:m` along the axis before the

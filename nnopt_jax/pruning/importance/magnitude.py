@@ -38,8 +38,10 @@ def magnitude(
             `"global"`: one threshold over all leaves, so that `s` holds in total; `"lamp"`:
             likewise, of layer-adaptive scores. A leaf may then lose all it has, and how many it
             keeps depends on data. Or `(shapes by path, s) -> sparsities by path`.
-        pattern: None: single weights. `"2:4"`: two of every four along the axis before the last.
-            `(4, 1)`: whole blocks of the last axes, by their mean score.
+        pattern: None: single weights. `"2:4"`: two of every four along the contracted axes, the
+            inputs. `(4, 1)`: whole blocks of four inputs by one output, by their mean score. A
+            leaf of three axes needs the transform bound to a model for these; without one, kernels
+            are `(in, out)` and `(h, w, in, out)`.
         mode: `"hard"`: each update sets the pruned parameters to zero and the forward pass costs
             nothing (before the first update the model sees them still). `"soft"`: the mask is in
             the forward pass, and pruned weights go on learning, straight through, and may return.

@@ -40,8 +40,8 @@ def random_mask(
         allocation: `"uniform"`: `s` holds in each leaf. `"erk"`: small leaves stay denser.
             `"global"`: `s` holds in total, each weight having the same chance. Or
             `(shapes by path, s) -> sparsities by path`.
-        pattern: None: single weights. `"2:4"`: two of every four along the axis before the last.
-            `(4, 1)`: whole blocks of the last axes.
+        pattern: None: single weights. `"2:4"`: two of every four along the contracted axes, the
+            inputs. `(4, 1)`: whole blocks of four inputs by one output; see `pruning.magnitude`.
         mode: `"hard"`: each update sets the pruned parameters to zero. `"soft"`: the mask is in
             the forward pass, and pruned weights go on learning, straight through. `"frozen"`: the
             mask is in the forward pass, and pruned weights get no gradient.

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from nnopt_jax.pruning.pattern import Blocks
+from nnopt_jax.ops.axes import Axes
+from nnopt_jax.pruning.pattern import Blocks, conventional
 from nnopt_jax.settings import Settings
 
 Groups: TypeAlias = str | Sequence[int]
-"""`"outputs"`, `"inputs"`, or the sizes of a block of the last axes."""
+"""`"outputs"`, `"inputs"`, or the sizes of a block as `nnopt_jax.pruning.pattern` has them."""
 
 _UNITS = {"outputs": 1, "inputs": 2}
-"""The axis, from the end, whose indices are the groups."""
+"""The axes that a leaf needs to have such groups."""
+_WINDOWED = 3
+"""Contracted axes of the kernels of convolutions, the last of which is that of their inputs."""
 
 
 def check_groups(name: str, groups: Any, settings: Settings) -> Groups:
@@ -42,8 +45,8 @@ def check_groups(name: str, groups: Any, settings: Settings) -> Groups:
     return sizes
 
 
-def misfit(groups: Groups | None, shape: tuple[int, ...]) -> str | None:
-    """What is wrong with a leaf of this shape, if anything is.
+def misfit(groups: Groups | None, shape: tuple[int, ...], axes: Axes | None = None) -> str | None:
+    """Say why groups do not fit a leaf of this shape; None where they do.
 
     Example:
         >>> from nnopt_jax.pruning.sparsity.groups import misfit
@@ -57,11 +60,33 @@ def misfit(groups: Groups | None, shape: tuple[int, ...]) -> str | None:
         if len(shape) < least:
             return f"groups {groups!r} need {least} axes, shape {shape} has less"
         return None
-    return Blocks(tuple(groups)).misfit(shape)
+    return Blocks(tuple(groups)).misfit(shape, axes)
 
 
-def block_of(groups: Groups | None, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The size of a group along each axis.
+def needs_axes(groups: Groups | None) -> bool:
+    """Whether groups lie along axes that a product sums over, or keeps.
+
+    Example:
+        >>> needs_axes("outputs"), needs_axes((3, 3, 4, 4)), needs_axes(None)
+        (True, False, False)
+    """
+    if groups is None:
+        return False
+    return isinstance(groups, str) or Blocks(tuple(groups)).needs_axes
+
+
+def block_of(
+    groups: Groups | None, shape: tuple[int, ...], axes: Axes | None = None
+) -> tuple[int, ...]:
+    """Return the size of a group along each axis.
+
+    An output is an index of the output axes; an input one of the contracted axes or, of
+    convolutions, which contract a window as well, one of the last of them.
+
+    Args:
+        groups: None for single weights.
+        shape: of the leaf.
+        axes: of the leaf; default: the conventional ones.
 
     Example:
         >>> from nnopt_jax.pruning.sparsity.groups import block_of
@@ -70,7 +95,13 @@ def block_of(groups: Groups | None, shape: tuple[int, ...]) -> tuple[int, ...]:
     """
     if groups is None:
         return (1,) * len(shape)
-    if isinstance(groups, str):
-        axis = len(shape) - _UNITS[groups]
-        return tuple(1 if i == axis else size for i, size in enumerate(shape))
-    return (1,) * (len(shape) - len(groups)) + tuple(groups)
+    if not isinstance(groups, str):
+        return Blocks(tuple(groups)).block(shape, axes)
+    if len(shape) < 2:
+        return (1,) * len(shape)
+    axes = axes or conventional(shape)
+    inputs = axes.contracted
+    inputs = inputs[-1:] if len(inputs) >= _WINDOWED else inputs
+    own = axes.output if groups == "outputs" else inputs
+    single = {*own, *axes.batch}
+    return tuple(1 if axis in single else size for axis, size in enumerate(shape))

@@ -15,7 +15,7 @@ from nnopt_jax.arrays.base import Field, is_node, show
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.sparse import Sparse
 from nnopt_jax.columns import aligned
-from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, parse
+from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, conventional, parse
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.given import require_arrays
 from nnopt_jax.tree.paths import flatten
@@ -152,9 +152,9 @@ def measure_sparsity(tree: Any, *, pattern: Pattern = None) -> SparsityTable:
 
     Args:
         tree: any pytree of arrays and expressions; packed parameters, or what `tx.encode` returns.
-        pattern: `"n:m"`: counts the groups of `m` along the axis before the last that have at most
-            `n` entries which are not zero. Block sizes such as `(4, 4)`: counts the blocks of the
-            last axes that are all zero.
+        pattern: `"n:m"`: counts the groups of `m` along the inputs, which are all axes of a leaf
+            but the last (of three axes the second), that have at most `n` entries which are not
+            zero. Block sizes such as `(4, 4)`: counts the blocks that are all zero.
 
     Returns:
         The `SparsityTable`; leaf by leaf, sums are computed in float64 on the host.
@@ -221,13 +221,13 @@ def _groups(present: np.ndarray, pattern: NOfM | Blocks | None) -> tuple[int | N
     """Groups of a pattern, and how many are good."""
     if pattern is None or not present.size or pattern.misfit(present.shape):
         return None, None
-    shape = present.shape
     if isinstance(pattern, NOfM):
-        axis = max(len(shape) - 2, 0)
-        split = present.reshape(*shape[:axis], -1, pattern.m, *shape[axis + 1 :])
-        good = split.sum(axis + 1) <= pattern.n
+        axes = conventional(present.shape)
+        outputs = math.prod(present.shape[axis] for axis in axes.output)
+        split = present.reshape(-1, pattern.m, outputs)  # batch, contracted, output: in this order
+        good = split.sum(1) <= pattern.n
         return good.size, int(good.sum())
-    for axis, part in enumerate(pattern.sizes, start=len(shape) - len(pattern.sizes)):
+    for axis, part in enumerate(pattern.block(present.shape)):
         starts = np.arange(0, present.shape[axis], part)
         present = np.logical_or.reduceat(present, starts, axis)
     return present.size, int((~present).sum())

@@ -10,18 +10,21 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.arrays.base import is_node
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.kept import kept
 from nnopt_jax.ops.proximal import block_rms, block_soft_threshold, hoyer_scale, soft_threshold
 from nnopt_jax.pruning.allocation import Allocation
 from nnopt_jax.pruning.masking import Layout, layout, mask_mode
-from nnopt_jax.pruning.sparsity.groups import Groups, block_of, check_groups, misfit
+from nnopt_jax.pruning.sparsity.groups import Groups, block_of, check_groups, misfit, needs_axes
 from nnopt_jax.pruning.sparsity.thresholds import largest_gone
 from nnopt_jax.pruning.timing import final, is_due, target
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.base import State, Transform, UpdateFn, bindable
+from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, refresh_when, wrapping
+from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ScalarOrSchedule
 
@@ -64,8 +67,9 @@ def proximal(
         sparsity: the share of zeros (of groups that are zero) from 0 to 1, or a schedule of the
             number of updates.
         penalty: see above. Hoyer's spares large weights, as it does not depend on scale.
-        groups: of `group_lasso`: `"outputs"`: all weights of one index of the last axis (default);
-            `"inputs"`: of one index of the axis before it; or the sizes of blocks of the last axes.
+        groups: of `group_lasso`: `"outputs"`: all weights of one output (default); `"inputs"`: of
+            one input, which is a channel of a convolution; or the sizes of blocks, as the pattern
+            of `pruning.magnitude` has them.
         where: which leaves; default: those of two axes or more.
         allocation: `"uniform"`, `"erk"`, `"global"` (one threshold, and as many zeros in all), or
             `(shapes by path, sparsity) -> sparsities by path`.
@@ -80,7 +84,7 @@ def proximal(
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where groups do not fit a leaf.
+        ShapeError: at `init` or `bind`, where groups do not fit a leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -109,18 +113,25 @@ def proximal(
     groups = check_groups("groups", "outputs" if groups is None else groups, settings)
     settings.done()
     grouped = groups if penalty == "group_lasso" else None
-    way = _Proximal(how, sparsity, penalty, grouped, delete == "on_arrival", every)
-    return wrapping(
-        _NAME,
-        where,
-        init=way.init,
-        encode=way.encode,
-        update=way.update,
-        settle=way.settle,
-        check=lambda path, leaf: misfit(grouped, leaf.shape),
-        exact=penalty == "l1",
-        capacities=way.counts,
-    )
+
+    def build(binding: Binding) -> Transform:
+        how_bound = how._replace(binding=binding)
+        way = _Proximal(how_bound, sparsity, penalty, grouped, delete == "on_arrival", every)
+        tx = wrapping(
+            _NAME,
+            where,
+            init=way.init,
+            encode=way.encode,
+            update=way.update,
+            check=lambda path, leaf: misfit(grouped, leaf.shape, how_bound.axes(path, leaf.shape)),
+            exact=penalty == "l1",
+            capacities=way.counts,
+            needs_axes=needs_axes(grouped),
+            binding=binding,
+        )
+        return dataclasses.replace(tx, update=way.moving(tx.update))
+
+    return bindable(build)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,12 +170,31 @@ class _Proximal:
         still = self._still(state.rest)
         return {}, refresh_when(due, lambda: self._choose(leaves, may, share), still)
 
-    def settle(self, leaf: jax.Array, rest: Any) -> jax.Array:
+    def moving(self, refresh: UpdateFn) -> UpdateFn:
+        """Return an update that also moves the parameters that no earlier link has encoded."""
+
+        def update(
+            params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
+        ) -> tuple[Any, State]:
+            params, state = refresh(params, state, grads=grads, view=view, step=step)
+            raw, seen = (
+                flatten(tree, is_node) for tree in (params, params if view is None else view)
+            )
+            moved = {
+                path: self._moved(path, raw[path], rest)
+                for path, rest in state.rest.items()
+                if not is_node(seen[path])
+            }
+            return unflatten(params, raw | moved, is_node), state
+
+        return update
+
+    def _moved(self, path: str, leaf: jax.Array, rest: Any) -> jax.Array:
         wide, threshold = leaf.astype(jnp.float32), rest["threshold"]
         if self.groups is None:
             moved = soft_threshold(wide, threshold) * rest["scale"]
         else:
-            moved = block_soft_threshold(wide, threshold, block_of(self.groups, leaf.shape))
+            moved = block_soft_threshold(wide, threshold, self._block(path, leaf.shape))
         return jnp.where(rest["mask"], moved, jnp.float32(0)).astype(leaf.dtype)
 
     def encode(self, leaves: Leaves, state: State, train: bool) -> Leaves:
@@ -180,11 +210,14 @@ class _Proximal:
         if not self.how.is_counted:
             return {}
         shares = self.how.shares({p: x.shape for p, x in leaves.items()}, final(self.sparsity))
-        units = {p: math.prod(block_of(self.groups, x.shape)) for p, x in leaves.items()}
+        units = {path: math.prod(self._block(path, x.shape)) for path, x in leaves.items()}
         return {
             path: int(kept(leaf.size // max(units[path], 1), shares[path])) * units[path]
             for path, leaf in leaves.items()
         }
+
+    def _block(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return block_of(self.groups, shape, self.how.axes(path, shape))
 
     def _still(self, rest: Leaves) -> Leaves:
         """Nothing moves any more: no threshold, and no scale."""
@@ -193,7 +226,7 @@ class _Proximal:
 
     def _choose(self, leaves: Leaves, may: Leaves, share: Any) -> Leaves:
         """Masks, thresholds and scales that bring the share to zero, of what may stay."""
-        blocks = {path: block_of(self.groups, leaf.shape) for path, leaf in leaves.items()}
+        blocks = {path: self._block(path, leaf.shape) for path, leaf in leaves.items()}
         levels, rest = {}, {}
         for path, leaf in leaves.items():
             alive = jnp.where(may[path], leaf.astype(jnp.float32), jnp.float32(0))

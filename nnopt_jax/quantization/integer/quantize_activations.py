@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -12,7 +13,8 @@ from nnopt_jax.arrays.input_quantized import InputQuantized, rounds_inputs
 from nnopt_jax.errors import Problems, StatisticsError
 from nnopt_jax.ops.grid import grid_of_range
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.transform.base import State, Transform, bindable
+from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import Leaves, Start, matrices, wrapping
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import Array
@@ -43,9 +45,9 @@ def quantize_activations(
         bits: 2 to 8.
         where: which leaves; default: those of two axes or more.
         scale: `"dynamic"`: each row of activations has the range of its own extreme values (its
-            entries along the axes that are summed over). `"static"`: a range for each leaf, of
-            `stats={"input_absmax": {path: ...}}`; magnitudes beyond it are clipped and get no
-            gradient.
+            entries along the axes that are summed over). `"static"`: a range for each leaf, or for
+            each of its layers or experts (its batch axes), of `stats={"input_absmax": {path:
+            ...}}`; magnitudes beyond it are clipped and get no gradient.
 
     Returns:
         The transform. It wraps: give it after what quantizes the weights. What is stored tells
@@ -79,13 +81,6 @@ def quantize_activations(
     settings.done()
     needs = (STATISTIC,) if scale == "static" else ()
 
-    def init(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
-        if scale == "dynamic":
-            return {}, dict.fromkeys(leaves, ())
-        seen = {path: jnp.asarray(start.stats[STATISTIC][path]) for path in leaves}
-        _check_seen(seen, leaves)
-        return {}, {path: _scale(seen[path], leaf, bits) for path, leaf in leaves.items()}
-
     def encode(leaves: Leaves, state: State, train: bool) -> Leaves:
         del train
         return {
@@ -95,7 +90,28 @@ def quantize_activations(
             for path, leaf in leaves.items()
         }
 
-    return wrapping(_NAME, where, init=init, encode=encode, refuses=_refuses, needs=needs)
+    def build(binding: Binding) -> Transform:
+        def init(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
+            if scale == "dynamic":
+                return {}, dict.fromkeys(leaves, ())
+            found = {
+                path: _like_leaf(
+                    jnp.asarray(start.stats[STATISTIC][path]), leaf.shape, batch_of(path, leaf)
+                )
+                for path, leaf in leaves.items()
+            }
+            fitting = _fitting(start.stats[STATISTIC], found, leaves)
+            return {}, {path: _scale(seen, bits) for path, seen in fitting.items()}
+
+        def batch_of(path: str, leaf: Any) -> tuple[int, ...] | None:
+            axes = binding.of(path, leaf.shape) if binding.is_bound else None
+            return None if axes is None else axes.batch
+
+        return wrapping(
+            _NAME, where, init=init, encode=encode, refuses=_refuses, needs=needs, binding=binding
+        )
+
+    return bindable(build)
 
 
 def _refuses(path: str, leaf: Any) -> str | None:
@@ -103,26 +119,48 @@ def _refuses(path: str, leaf: Any) -> str | None:
     return "rounds what it is multiplied with already; do it once" if rounds_inputs(leaf) else None
 
 
-def _check_seen(seen: Leaves, leaves: Leaves) -> None:
+def _like_leaf(top: Array, shape: tuple[int, ...], batch: tuple[int, ...] | None) -> Array | None:
+    """Give magnitudes the rank of their leaf, with one entry along the axes they are not for.
+
+    Args:
+        top: one for a leaf; one for each entry of its batch axes; or as `nnopt.observe` lays them
+            out, like the first axes of the leaf. Of one for each weight the greatest is taken:
+            who asks for shapes alone may have no better statistic at hand.
+        shape: of the leaf.
+        batch: its batch axes; None where they are not known.
+
+    Returns:
+        The magnitudes, or None where they do not fit.
+    """
+    if top.shape == shape:
+        return top.max(initial=0.0).reshape((1,) * len(shape))
+    if batch is not None and top.shape == tuple(shape[axis] for axis in batch):
+        top = top.transpose(sorted(range(len(batch)), key=batch.__getitem__))
+        return top.reshape([size if axis in batch else 1 for axis, size in enumerate(shape)])
+    fits = top.ndim <= len(shape) and all(
+        one == 1 or (one == size and (batch is None or axis in batch))
+        for axis, (one, size) in enumerate(zip(top.shape, shape, strict=False))
+    )
+    return top.reshape(top.shape + (1,) * (len(shape) - top.ndim)) if fits else None
+
+
+def _fitting(given: Leaves, found: Mapping[str, Array | None], leaves: Leaves) -> dict[str, Array]:
+    """Return magnitudes that fit their leaves; report all others at once."""
     problems = Problems(_NAME)
-    for path, top in seen.items():
-        shape = leaves[path].shape
-        if top.shape not in (shape, shape[: top.ndim]):
-            problems.add(path, f"{STATISTIC} has shape {top.shape}, the leaf {shape}; give one "
-                               "magnitude, or one for each of its layers"
+    for path, top in found.items():
+        if top is None:
+            problems.add(path, f"{STATISTIC} has shape {jnp.shape(given[path])}, the leaf "
+                               f"{leaves[path].shape}; give one magnitude, or one for each of its "
+                               "layers"
                          )  # fmt: skip
         elif not isinstance(top, Tracer) and not bool((jnp.isfinite(top) & (top >= 0)).all()):
-            problems.add(path, f"{STATISTIC} is {top.tolist()}; give magnitudes")
+            problems.add(path, f"{STATISTIC} is {given[path].tolist()}; give magnitudes")
     problems.raise_as(StatisticsError)
+    return {path: top for path, top in found.items() if top is not None}
 
 
-def _scale(seen: Array, leaf: Array, bits: int) -> Array:
-    """Of one magnitude for a leaf, or one for each of its layers; of one for each weight the top.
-
-    (Whoever wants to know shapes alone may have no better statistic at hand than one of the shape
-    of the leaf.)
-    """
-    top = jnp.asarray(seen, jnp.float32)
-    top = top.max(initial=0.0) if top.ndim == leaf.ndim else top
+def _scale(top: Array, bits: int) -> Array:
+    """The step of a grid that reaches the greatest magnitudes."""
+    top = jnp.asarray(top, jnp.float32)
     scale, _ = grid_of_range(-top, top, bits)
-    return jax.lax.stop_gradient(scale.reshape(scale.shape + (1,) * (leaf.ndim - scale.ndim)))
+    return jax.lax.stop_gradient(scale)

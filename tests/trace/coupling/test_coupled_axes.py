@@ -133,6 +133,8 @@ def test_wrong_orders_parts_and_names(graph):
         graph.mask(PARAMS, 0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueRangeError, match="keep='half' is not a fraction"):
         graph.coupled.choose(graph.coupled.scores(PARAMS), "half")  # type: ignore[arg-type]
+    with pytest.raises(CompositionError, match=r"a int is not a graph; give nnopt\.graph"):
+        nnopt.pruning.structured(0.5).init(PARAMS, graph=3)
 
 
 def test_units_that_meet_different_constants_keep_their_order():

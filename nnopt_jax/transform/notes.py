@@ -1,0 +1,68 @@
+"""What a plan notes about single leaves: assumed axes, and leaves that are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from nnopt_jax.arrays.base import is_node
+from nnopt_jax.transform.binding import Binding
+from nnopt_jax.tree.paths import flatten
+
+Notes = dict[str, tuple[str, ...]]
+"""By path, what there is to say about a leaf."""
+
+ASSUMED = "axes assumed"
+
+
+def leaf_notes(
+    params: Any,
+    misfits: Mapping[str, Iterable[str]],
+    needs_axes: Callable[[str], bool],
+    binding: Binding,
+    *,
+    by_default: bool,
+) -> Notes:
+    """Collect what a method has to say about the leaves of a model.
+
+    Args:
+        params: the parameters, or their shapes.
+        misfits: by path of each selected leaf, why the method does not fit it; nothing where it
+            does.
+        needs_axes: whether the method depends on the axes of a leaf.
+        binding: the model that the method is bound to.
+        by_default: whether the leaves were selected by the default rule.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.transform.binding import UNBOUND
+        >>> params = {"kernel": jnp.ones((4, 4))}
+        >>> leaf_notes(params, {"kernel": ()}, lambda path: True, UNBOUND, by_default=True)
+        {'kernel': ('axes assumed',)}
+    """
+    notes: Notes = {}
+    if by_default and binding.weights is not None:
+        leaves = flatten(params, is_node)
+        for path, why in binding.left_out.items():
+            if path in leaves and path not in misfits:
+                notes[path] = (f"left out: {why}",)
+    for path, texts in misfits.items():
+        if skipped := tuple(f"skipped: {text}" for text in texts):
+            notes[path] = skipped
+        elif binding.is_assumed(path) and needs_axes(path):
+            notes[path] = (ASSUMED,)
+    return notes
+
+
+def joined(*several: Mapping[str, tuple[str, ...]]) -> Notes:
+    """Join the notes of several transforms; what two of them say is said once.
+
+    Example:
+        >>> joined({"a": ("axes assumed",)}, {"a": ("axes assumed",), "b": ("left out: it",)})
+        {'a': ('axes assumed',), 'b': ('left out: it',)}
+    """
+    found: Notes = {}
+    for notes in several:
+        for path, texts in notes.items():
+            found[path] = tuple(dict.fromkeys((*found.get(path, ()), *texts)))
+    return found
