@@ -65,13 +65,12 @@ def structured(
 
     A unit is what a graph says goes together: a column of a kernel, its bias, the row of the next
     kernel; a channel and all that normalization has of it; a head. While training it is masked;
-    `nnopt.shrink(apply, graph, params, nnopt.pruning.kept_units(state))` takes it out, and what
-    is left is smaller and faster.
+    `graph.shrink(params, nnopt.pruning.kept_units(state))` takes it out, and what is left is
+    smaller and faster.
 
     Args:
         sparsity: share of the units that go, from 0 to less than 1, or an `optax.Schedule`.
-        graph: went; bind the transform, `structured(0.5).bind(graph)`, or give the graph to
-            `tx.init(params, graph=graph)`.
+        graph: removed; write `structured(0.5).bind(graph)`, or `tx.init(params, graph=graph)`.
         where: which dimensions, by name; default: all.
         score: `"l1"`, `"l2"`, or `(path, leaf) -> scores` of the leaf's shape.
         scope: `"dimension"`: the share holds in each dimension. `"global"`: one threshold over
@@ -93,12 +92,12 @@ def structured(
         >>> import nnopt_jax as nnopt
         >>> apply = lambda p, x: jnp.tanh(x @ p["fc1"]) @ p["fc2"]
         >>> params = {"fc1": jnp.array([[1.0, 3.0]]), "fc2": jnp.array([[2.0], [1.0]])}
-        >>> graph = nnopt.groups(apply, params, jnp.ones((1, 1)))
-        >>> tx = nnopt.pruning.structured(0.5)
-        >>> state = tx.init(params, graph=graph)
+        >>> graph = nnopt.graph(apply, params, jnp.ones((1, 1)))
+        >>> tx = nnopt.pruning.structured(0.5).bind(graph)
+        >>> state = tx.init(params)
         >>> tx.apply(params, state)["fc1"], nnopt.pruning.kept_units(state)["fc1:1"]
         (Array([[0., 3.]], dtype=float32), Array([False,  True], dtype=bool))
-        >>> small = nnopt.shrink(apply, graph, params, nnopt.pruning.kept_units(state))
+        >>> small = graph.shrink(params, nnopt.pruning.kept_units(state))
         >>> small.widths
         {'fc1': (1, 1), 'fc2': (1, 1)}
 
@@ -132,7 +131,7 @@ def structured(
 
 
 def coupled_dimensions(graph: Any) -> tuple[Dimension, ...]:
-    """Return the coupled axes of a graph, or of what `nnopt.groups` found.
+    """Return the dimensions of a graph, or of its coupled axes.
 
     Raises:
         CompositionError: it is not a graph.
@@ -147,7 +146,7 @@ def coupled_dimensions(graph: Any) -> tuple[Dimension, ...]:
 
 
 def kept_units(state: State) -> dict[str, Array]:
-    """Which units of each dimension a state of `structured` keeps: what `nnopt.shrink` takes.
+    """Which units of each dimension a state of `structured` keeps: what `graph.shrink` takes.
 
     Args:
         state: of the method itself; of a chain, `state[number of the link]`.
@@ -162,7 +161,7 @@ def kept_units(state: State) -> dict[str, Array]:
         >>> import jax.numpy as jnp
         >>> import nnopt_jax as nnopt
         >>> params = {"a": jnp.ones((1, 2)), "b": jnp.array([[0.0], [1.0]])}
-        >>> graph = nnopt.groups(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 1)))
+        >>> graph = nnopt.graph(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 1)))
         >>> state = nnopt.pruning.structured(0.5).init(params, graph=graph)
         >>> nnopt.pruning.kept_units(state)
         {'a:1': Array([False,  True], dtype=bool)}

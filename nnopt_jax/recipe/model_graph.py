@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from nnopt_jax import trace
 from nnopt_jax.interop.flax import Model
-from nnopt_jax.transform.binding import ModelGraph
-
-Maker = Callable[..., ModelGraph]
-"""`make(apply, params, *inputs) -> Graph`."""
+from nnopt_jax.trace import Graph, graph
 
 
-def model_graph(model: Model, inputs: Any, make: Maker | None = None) -> ModelGraph | None:
+def model_graph(model: Model, inputs: Any) -> Graph:
     """Trace what a model computes in use, for batches like those of its data.
 
     Args:
         model: the network.
         inputs: a batch, or its shape.
-        make: makes the graph; default: `nnopt_jax.trace.graph`.
-
-    Returns:
-        The graph; None where this version of the package has no graphs, and transforms then take
-        the conventional axes.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from nnopt_jax.interop.flax import adapt
-        >>> model = adapt(({"w": jnp.ones(3)}, lambda params, x: x * params["w"]), None, None)
-        >>> model_graph(
-        ...     model, jnp.ones((2, 3)), make=lambda apply, params, x: apply(params, x).sum()
-        ... )
-        Array(6., dtype=float32)
+        >>> model = adapt(({"w": jnp.ones((3, 2))}, lambda params, x: x @ params["w"]), None, None)
+        >>> model_graph(model, jnp.ones((4, 3))).axes["w"]
+        Axes(0, 1)
     """
-    make = getattr(trace, "graph", None) if make is None else make
-    if not callable(make):
-        return None
 
     def apply(params: Any, x: jax.Array) -> Any:
         return model.apply(params, model.extra, x, train=False, key=None)[0]
 
-    return make(apply, model.params, inputs)
+    return graph(apply, model.params, inputs)

@@ -25,7 +25,7 @@ def net():
     shapes = {"fc1": (4, UNITS), "fc1_bias": (UNITS,), "fc2": (UNITS, 6), "fc3": (6, 3)}
     params = {name: draws.normal(size=s).astype(np.float32) for name, s in shapes.items()}
     x = draws.normal(size=(5, 4)).astype(np.float32)
-    return params, nnopt.groups(apply, params, x), x
+    return params, nnopt.graph(apply, params, x), x
 
 
 def norms(params):
@@ -59,7 +59,7 @@ def test_taken_out_it_computes_what_the_mask_computes(net):
     params, graph, x = net
     tx = nnopt.pruning.structured(0.5)
     state = tx.init(params, graph=graph)
-    small = nnopt.shrink(apply, graph, params, nnopt.pruning.kept_units(state))
+    small = graph.shrink(params, nnopt.pruning.kept_units(state))
     assert small.widths == {"fc1": (4, 4), "fc1_bias": (4,), "fc2": (4, 3), "fc3": (3, 3)}
     np.testing.assert_allclose(
         small.apply(small.params, x), apply(tx.apply(params, state), x), rtol=1e-5, atol=1e-6
@@ -132,7 +132,7 @@ def test_later_links_keep_its_zeros(net):
     units = nnopt.pruning.kept_units(state[0])
     dense = nnopt.materialize(packed)
     np.testing.assert_array_equal(dense["fc1"][:, ~units["fc1:1"]], 0)
-    small = nnopt.shrink(apply, graph, dense, units)
+    small = graph.shrink(dense, units)
     np.testing.assert_allclose(small.apply(small.params, x), apply(dense, x), rtol=1e-5, atol=1e-5)
 
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nnopt_jax import Axes
 from nnopt_jax.errors import RecipeError
 from nnopt_jax.interop.flax import adapt
 from nnopt_jax.recipe import build
@@ -17,7 +16,6 @@ from nnopt_jax.recipe.data import Split, batches, open_data
 from nnopt_jax.recipe.folder import Folder
 from nnopt_jax.recipe.model_graph import model_graph
 from nnopt_jax.recipe.phases import Carry, phases
-from nnopt_jax.transform.axes_table import AxesTable
 
 RAW = {"name": "demo", "model": "m:f", "data": "fixed_data:make", "batch_size": 2}
 STAGES = [{"name": "train", "epochs": 1}]
@@ -124,16 +122,7 @@ def test_a_folder_holds_one_recipe(tmp_path):
 def test_a_recipe_binds_its_transforms_to_the_graph_of_its_model():
     params = {"body": jnp.ones((4, 8)), "head": jnp.ones((2, 4))}  # (out, in)
     model = adapt((params, lambda p, x: x @ p["body"].T @ p["head"].T), None, None)
-    traced = []
-
-    def make(apply, params, x):
-        traced.append(apply(params, x).shape)
-        found = {"body": Axes(1, 0), "head": Axes(1, 0)}
-        table = AxesTable(found, {}, {"head": "the last product"}, {})
-        return SimpleNamespace(params=jax.eval_shape(lambda: params), axes=table)
-
-    graph = model_graph(model, jnp.ones((3, 8)), make)
-    assert traced == [(3, 2)]
+    graph = model_graph(model, jnp.ones((3, 8)))
     transforms = [{"pruning.magnitude": {"pattern": "2:4"}}]
     stages = [{"name": "prune", "epochs": 1, "transforms": transforms}]
     (phase,) = phases(build(RAW | {"stages": stages}), 4, graph)

@@ -152,8 +152,7 @@ def test_structured_takes_the_coupled_axes_of_its_graph():
         return jnp.tanh(x @ p["fc1"]) @ p["fc2"]
 
     params = {"fc1": jnp.array([[1.0, 3.0]]), "fc2": jnp.array([[2.0], [1.0]])}
-    coupled = nnopt.groups(apply, params, jnp.ones((1, 1)))
-    graph = Model(params, {"fc1": Axes(0, 1), "fc2": Axes(0, 1)}, coupled=coupled)
+    graph = nnopt.graph(apply, params, jnp.ones((1, 1)))
     tx = nnopt.chain(nnopt.pruning.structured(0.5), nnopt.quantization.uniform(8)).bind(graph)
     state = tx.init(params)
     np.testing.assert_array_equal(nnopt.pruning.kept_units(state[0])["fc1:1"], [False, True])

@@ -123,7 +123,7 @@ def _like_leaf(top: Array, shape: tuple[int, ...], batch: tuple[int, ...] | None
     """Give magnitudes the rank of their leaf, with one entry along the axes they are not for.
 
     Args:
-        top: one for a leaf; one for each entry of its batch axes; or as `nnopt.observe` lays them
+        top: one for a leaf; one for each entry of its batch axes; or as `graph.observe` lays them
             out, like the first axes of the leaf. Of one for each weight the greatest is taken:
             who asks for shapes alone may have no better statistic at hand.
         shape: of the leaf.
