@@ -5,6 +5,8 @@ The environment is set before JAX is imported, and the command lines that tests 
 
 from __future__ import annotations
 
+import doctest
+import functools
 import importlib.util
 import os
 import shutil
@@ -44,6 +46,38 @@ def pytest_unconfigure() -> None:
     """Removes what was compiled, where this process made the folder."""
     if _COMPILED is not None:
         shutil.rmtree(_COMPILED, ignore_errors=True)
+
+
+@functools.cache
+def _converts_float16() -> bool:
+    """Whether XLA can: on x86 it needs F16C, which `--xla_cpu_max_isa=SSE4_2` takes away."""
+    try:
+        jax.numpy.zeros(1).astype(jax.numpy.float16)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def _skipped_without_float16():
+    try:
+        return (yield)
+    except (jax.errors.JaxRuntimeError, doctest.UnexpectedException) as error:
+        cause = error.exc_info[1] if isinstance(error, doctest.UnexpectedException) else error
+        if "Failed to materialize symbols" in str(cause) and not _converts_float16():
+            pytest.skip("XLA does not convert float16 on a processor without F16C")
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup():
+    """Skips tests whose fixtures need float16 where XLA does not convert it."""
+    return (yield from _skipped_without_float16())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Skips tests that need float16 where XLA does not convert it."""
+    return (yield from _skipped_without_float16())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

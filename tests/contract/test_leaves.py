@@ -15,7 +15,7 @@ LEAVES = {
     "zeros": jnp.zeros((8, 4)),
     "constant": jnp.full((8, 4), -0.3),
     "bfloat16": jax.random.normal(jax.random.key(0), (8, 4)).astype(jnp.bfloat16),
-    "float16": jax.random.normal(jax.random.key(1), (8, 4)).astype(jnp.float16),
+    "float16": jnp.asarray(np.asarray(jax.random.normal(jax.random.key(1), (8, 4)), np.float16)),
     "tiny": jnp.full((8, 4), 1e-44).at[0].set(-1e-45),
     "huge": jnp.full((8, 4), 1e38).at[0].set(-1e38),
     "scalar": jnp.float32(1.5),

@@ -22,6 +22,7 @@ def _blocks(x):
     return x.reshape(3, 4, x.shape[1])
 
 
+@pytest.mark.isa
 def test_means_and_extremes_count_what_is_kept():
     size = _blocks(np.where(MASK, np.abs(X), 0))
     count = np.maximum(_blocks(MASK).sum(1), 1)

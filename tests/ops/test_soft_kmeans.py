@@ -21,6 +21,7 @@ def attention(x, table, width):
     return parts / parts.sum(1, keepdims=True)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("width", [0.1, 0.7])
 def test_one_step_and_what_is_shown_are_the_formulas(width):
     near = attention(X.astype(np.float64), TABLE.astype(np.float64), width)

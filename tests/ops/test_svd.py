@@ -22,6 +22,7 @@ def decaying(rows: int = 60, columns: int = 40, rate: float = 0.7, seed: int = 0
     return (u * rate ** np.arange(columns) @ v.T).astype(np.float32)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("method", ["svd", "randomized"])
 def test_it_is_scipys_up_to_signs(method):
     x = decaying()

@@ -83,6 +83,7 @@ def test_binary_connect_wants_a_key_to_draw():
         tx.init(PARAMS)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize(("granularity", "rows"), [("tensor", 12), ("channel", 12), (4, 4)])
 def test_xnor_is_sign_times_mean(granularity, rows):
     tx = nnopt.quantization.xnor(granularity=granularity)
@@ -111,6 +112,7 @@ def test_xnor_counts_what_a_mask_keeps():
     np.testing.assert_allclose(_grads(tx).params["kernel"], wanted, rtol=1e-5)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("masked", [False, True])
 def test_twn_is_the_formula_of_the_paper(masked):
     mask = np.random.default_rng(7).random(W.shape) < (0.5 if masked else 2)

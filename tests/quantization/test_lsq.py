@@ -44,6 +44,7 @@ def _formula(w, step, keep, bits, axes):
     return np.where(keep, codes * step, 0), np.where(inside, SLOPE, 0), dstep
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("mode", [None, "select", "straight_through"])
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_start_and_gradients_are_those_of_the_paper(granularity, mode):

@@ -15,6 +15,7 @@ import pytest
 from flax import linen as nn, nnx
 
 import nnopt_jax as nnopt
+from tests import tolerance
 
 
 def drawn(*shape, seed=0):
@@ -469,7 +470,8 @@ def test_half_of_every_dimension(name):
         )
 
     whole, masked, shrunk, permuted, fewer, silent = outcomes(model.params, *model.run)
-    assert far(silent, fewer) < 2e-6
-    assert far(shrunk, masked) < 2e-6
-    assert far(permuted, whole) < 2e-6
+    bound = tolerance.relative(model.apply, model.params, *model.run)
+    assert far(silent, fewer) < bound
+    assert far(shrunk, masked) < bound
+    assert far(permuted, whole) < bound
     assert far(masked, whole) > 1e-2
