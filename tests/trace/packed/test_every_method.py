@@ -54,7 +54,7 @@ SHORTLY = (
     ],
 )
 def test_a_leaf_is_moved_as_its_array(key):
-    tx = single(key)
+    tx = single(key).bind(axes={"layers/kernel": nnopt.Axes(1, 2, batch_axis=0)})
     stats = dict.fromkeys(tx.needs, jax.tree.map(np.abs, PARAMS))
     packed = tx.pack(PARAMS, tx.init(PARAMS, stats=stats, key=jax.random.key(0)))
 
