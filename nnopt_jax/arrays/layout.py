@@ -45,8 +45,8 @@ def lay_out(packed: Any, where: Where | None = None, *, dense: bool = False) -> 
     Args:
         packed: parameters in storage form, as `tx.pack` or `nnopt.load` gives them.
         where: which leaves, plain arrays of floats included; default: all leaves that are packed.
-            Of codes those are turned that have two axes or more, and one scale or one for each
-            entry of the last axis. Of sparse leaves those become lists that have two axes, outside
+            Of codes those are turned that have two axes or more, and no scales that differ along
+            the last but one. Of sparse leaves those become lists that have two axes, outside
             of `jax.jit`, under which masks are unknown.
         dense: makes arrays, once, of leaves of which each call would make arrays: tables
             (`Codebook`), masked weights, and sparse ones whose lists `nnopt_jax.arrays.pays` takes
@@ -139,7 +139,7 @@ def _whole(field: Field) -> Field:
 def _codes_laid_out(field: Quantized) -> Quantized:
     codes = field.codes
     known = isinstance(codes, Bits) or (not is_node(codes) and codes.dtype.itemsize == 1)
-    if not known or field.ndim < 2 or any(n != 1 for n in field.scale.shape[:-1]):
+    if not known or field.ndim < 2 or field.scale.shape[-2] != 1:
         return field
     if not isinstance(codes, Bits):
         return field.replace(codes=_turned(codes))

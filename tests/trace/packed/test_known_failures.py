@@ -71,7 +71,8 @@ def test_a_stack_of_layers_that_is_scanned_over():
     x = drawn(2, 4)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x, None)
     params = jax.tree.map(lambda leaf: drawn(*leaf.shape), shapes)
-    same(lambda params, x: model.apply(params, x, None)[0], INT8.pack(params, INT8.init(params)), x)
+    tx = INT8.bind(axes={"**": nnopt.Axes(1, 2, batch_axis=0)})
+    same(lambda params, x: model.apply(params, x, None)[0], tx.pack(params, tx.init(params)), x)
 
 
 def test_a_weight_that_is_turned_or_doubled_first():

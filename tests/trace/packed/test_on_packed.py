@@ -55,7 +55,9 @@ SLOWLY = (
 )
 def test_packed_is_what_dense_is(name, kind):
     case = MODELS[name]()
-    packed = jax.jit(lambda params: packed_by(KINDS[kind], params))(case.params)
+    stacks = {p: x for p, x in nnopt.tree.flatten(case.params).items() if np.ndim(x) == 3}
+    tx = KINDS[kind].bind(axes=dict.fromkeys(stacks, nnopt.Axes(1, 2, batch_axis=0)))
+    packed = jax.jit(lambda params: packed_by(tx, params))(case.params)
 
     @jax.jit
     def both(packed, *args):

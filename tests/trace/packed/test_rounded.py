@@ -429,7 +429,8 @@ def test_what_is_laid_out_is_the_same(name, as_integers):
 
 @pytest.mark.parametrize("name", some(["int8", "int4"], "int4"))
 def test_layers_stay_laid_out(name, as_integers):
-    packed = packed_by(LAID_OUT[name], {"w": drawn(2, 8, 16)})
+    tx = LAID_OUT[name].bind(axes={"w": nnopt.Axes(1, 2, batch_axis=0)})
+    packed = packed_by(tx, {"w": drawn(2, 8, 16)})
     turned = nnopt.arrays.lay_out(packed)
 
     def layers(p, x):

@@ -12,7 +12,7 @@ import numpy as np
 import nnopt_jax as nnopt
 
 KEY = jax.random.key(0)
-INT8 = nnopt.quantization.uniform(8, granularity="channel")
+INT8 = nnopt.quantization.uniform(8, granularity="channel", axis=-1)
 
 
 class Case(NamedTuple):
