@@ -17,10 +17,10 @@ import nnopt_jax as nnopt
 from nnopt_jax.zoo import data, lenet, losses
 
 
-def train(apply, tx, params, split, steps):
+def train(apply, tx, params, split, steps, graph=None):
     """Trains under a transform; returns parameters and state."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-    state = tx.init(params)
+    state = tx.init(params, graph=graph)
     opt_state = optimizer.init(nnopt.trainable(tx, params, state))
 
     @jax.jit
@@ -52,8 +52,8 @@ def main(steps: int, file: str) -> None:
     graph = nnopt.groups(apply, dense, x[:1])  # what goes together, read off the function
     print(graph)
     schedule = nnopt.pruning.cubic(0.5, steps=max(1, steps // 2))
-    tx = nnopt.pruning.structured(schedule, graph=graph)
-    masked, state = train(apply, tx, dense, digits.train, steps)
+    tx = nnopt.pruning.structured(schedule)
+    masked, state = train(apply, tx, dense, digits.train, steps, graph)
     small = nnopt.shrink(apply, graph, masked, nnopt.pruning.kept_units(state))
     print(nnopt.cost(apply, dense, x[:64]).against(nnopt.cost(small.apply, small.params, x[:64])))
 

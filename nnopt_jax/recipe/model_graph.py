@@ -30,11 +30,9 @@ def model_graph(model: Model, inputs: Any, make: Maker | None = None) -> ModelGr
     Example:
         >>> import jax.numpy as jnp
         >>> from nnopt_jax.interop.flax import adapt
-        >>> model = adapt(({"w": jnp.ones(3)}, lambda params, x: x * params["w"]), None, None)
-        >>> model_graph(
-        ...     model, jnp.ones((2, 3)), make=lambda apply, params, x: apply(params, x).sum()
-        ... )
-        Array(6., dtype=float32)
+        >>> model = adapt((jnp.ones((3, 2)), lambda params, x: x @ params), None, None)
+        >>> model_graph(model, jnp.ones((4, 3)), make=lambda apply, *given: apply(*given).shape)
+        (4, 2)
     """
     make = getattr(trace, "graph", None) if make is None else make
     if not callable(make):
