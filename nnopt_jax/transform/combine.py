@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -104,13 +105,6 @@ def _chain(*transforms: Transform) -> Transform:
             fresh.append(part)
         return params, tuple(fresh)
 
-    def capacities(params: Any) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for transform in transforms:
-            for path, count in transform.capacities(params).items():
-                found[path] = min(count, found.get(path, count))
-        return found
-
     def back(shown: Any) -> Any:
         for transform in reversed(transforms):
             shown = transform.back(shown)
@@ -120,30 +114,43 @@ def _chain(*transforms: Transform) -> Transform:
         return frozenset().union(*(transform.frozen(params) for transform in transforms))
 
     def check(params: Any) -> None:
-        for transform, shown in steps(params):
+        for transform, shown in _steps(transforms, params):
             abstractly(transform.check, shown)
 
     def notes(params: Any) -> Notes:
-        return joined(*(abstractly(transform.notes, shown) for transform, shown in steps(params)))
-
-    def steps(params: Any) -> Iterator[tuple[Transform, Any]]:
-        """Each transform, and the shapes of what those before it make of the parameters."""
-        params = without_inert(params)
-        for number, transform in enumerate(transforms, 1):
-            yield transform, params
-            if number == len(transforms):
-                return
-            try:
-                params = jax.eval_shape(transform.encode, params, abstract_state(transform, params))
-            except CapacityError:  # sizes that depend on weights: later links are checked by init
-                return
+        return joined(
+            *(abstractly(transform.notes, shown) for transform, shown in _steps(transforms, params))
+        )
 
     name = f"chain({', '.join(transform.name for transform in transforms)})"
     exact = all(transform.exact for transform in transforms)
     needs = tuple(dict.fromkeys(need for transform in transforms for need in transform.needs))
     return Transform(
-        name, init, encode, update, exact, capacities, needs, frozen, back, check, notes
-    )
+        name, init, encode, update, exact, partial(_capacities, transforms), needs, frozen, back,
+        check, notes,
+    )  # fmt: skip
+
+
+def _capacities(transforms: tuple[Transform, ...], params: Any) -> dict[str, int]:
+    """How many values each leaf keeps: the least that a transform says."""
+    found: dict[str, int] = {}
+    for transform in transforms:
+        for path, count in transform.capacities(params).items():
+            found[path] = min(count, found.get(path, count))
+    return found
+
+
+def _steps(transforms: tuple[Transform, ...], params: Any) -> Iterator[tuple[Transform, Any]]:
+    """Each transform, and the shapes of what those before it make of the parameters."""
+    params = without_inert(params)
+    for number, transform in enumerate(transforms, 1):
+        yield transform, params
+        if number == len(transforms):
+            return
+        try:
+            params = jax.eval_shape(transform.encode, params, abstract_state(transform, params))
+        except CapacityError:  # sizes that depend on weights: later links are checked by init
+            return
 
 
 def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:

@@ -131,14 +131,16 @@ def refining_together(
             learned, rest = refresh(every, learned, rest, now)
         return params, State({TOGETHER: learned}, state.rest | {TOGETHER: rest}, now.count)
 
-    def notes(params: Any) -> Notes:
-        chosen = dict.fromkeys(chosen_leaves(where, params, name, binding), ())
-        return leaf_notes(params, chosen, lambda path: False, binding, by_default=where is matrices)
-
     return Transform(
-        name, init_, encode_, update_, exact, notes=notes,
+        name, init_, encode_, update_, exact,
+        notes=lambda params: _notes(params, name, where, binding),
         check=lambda params: (mine(params), None)[1], binding=binding, build=build,
     )  # fmt: skip
+
+
+def _notes(params: Any, who: str, where: Where, binding: Binding) -> Notes:
+    chosen = dict.fromkeys(chosen_leaves(where, params, who, binding), ())
+    return leaf_notes(params, chosen, lambda path: False, binding, by_default=where is matrices)
 
 
 def _require_one_kind(who: str, inside: Mapping[str, list[Slot]]) -> None:
