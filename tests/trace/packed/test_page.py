@@ -71,7 +71,9 @@ def test_a_row_of_the_table_is_true(name):
     for column, told in zip(columns, rows[name], strict=True):
         shape, function, given = USES[column]
         params = {"w": jax.random.normal(KEY, shape)}
-        packed = jax.eval_shape(lambda p: tx.pack(p, tx.init(p, key=KEY)), params)
+        axes = {"w": nnopt.Axes(1, 2, 0)} if shape == STACK else {}
+        own = tx.bind(axes=axes)
+        packed = jax.eval_shape(lambda p, tx=own: tx.pack(p, tx.init(p, key=KEY)), params)
         run = nnopt.on_packed(lambda p, x, f=function: f(p["w"], x))
         report = run.report(packed, jax.ShapeDtypeStruct(given, jnp.float32))
         assert ("dense" if report.dense else "packed") == told.split(",")[0], column
