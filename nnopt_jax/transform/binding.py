@@ -31,7 +31,7 @@ class ModelGraph(Protocol):
         ...
 
     @property
-    def axes(self) -> AxesTable:
+    def axes(self) -> Any:  # an AxesTable, which graphs compute once
         """The axes of each weight."""
         ...
 
