@@ -17,10 +17,10 @@ import nnopt_jax as nnopt
 from nnopt_jax.zoo import data, lenet, losses
 
 
-def train(apply, tx, params, split, steps, graph=None):
+def train(apply, tx, params, split, steps):
     """Trains under a transform; returns parameters and state."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-    state = tx.init(params, graph=graph)
+    state = tx.init(params)
     opt_state = optimizer.init(nnopt.trainable(tx, params, state))
 
     @jax.jit
