@@ -2,7 +2,7 @@
 
     python benchmarks/cost.py [--network lenet5|transformer] [--leaves]
 
-A line for each way to pack the kernels: FLOPs as `nnopt.cost` counts them and as the compiler does
+A line for each way to pack the kernels: FLOPs as `graph.cost` counts them and as the compiler does
 of what it has compiled (padding aside, which it leaves out), the bytes of the leaves, those of
 activations at contractions, and the milliseconds of a call, dense and packed in turns. Bytes, work
 and time are three things: codes of eight bits are a quarter of the bytes and none of the FLOPs
@@ -55,7 +55,8 @@ def show(name: str, leaves: bool) -> None:
     forms = {"dense": params} | {
         way: tx.pack(params, tx.init(params, key=KEY)) for way, tx in WAYS.items()
     }
-    costs = {way: nnopt.cost(apply, form, images) for way, form in forms.items()}
+    graph = nnopt.graph(apply, params, images)
+    costs = {way: graph.cost(form) for way, form in forms.items()}
     compiled = {
         way: jax.jit(nnopt.on_packed(apply)).lower(form, images).compile()
         for way, form in forms.items()

@@ -2,7 +2,7 @@
 
 `python benchmarks/structured.py` trains LeNet-5 on 5,000 digits, takes half of the units of each
 layer out by their norm, trains what is left, and does the same with the network of 16.9 million
-parameters for 32x32 images, on the same digits. FLOPs and bytes are counted (`nnopt.cost`), times
+parameters for 32x32 images, on the same digits. FLOPs and bytes are counted (`graph.cost`), times
 are of the compiled calls, in turns, medians of many. The test images are read at the end.
 """
 
@@ -69,17 +69,19 @@ def halved(name: str, model: Any, images: data.Dataset, epochs: int, more: int) 
 
     params = jax.jit(model.init)(jax.random.key(0), x[:1])["params"]
     params = trained(apply, params, images.train, epochs, 1e-3)
-    graph = nnopt.groups(apply, params, x[:1])
-    state = nnopt.pruning.structured(0.5).init(params, graph=graph)
-    small = nnopt.shrink(apply, graph, params, nnopt.pruning.kept_units(state))
+    graph = nnopt.graph(apply, params, x[:1])
+    state = nnopt.pruning.structured(0.5).bind(graph).init(params)
+    small = graph.shrink(params, nnopt.pruning.kept_units(state))
     tuned = trained(small.apply, small.params, images.train, more, 1e-3)
-    before, after = nnopt.cost(apply, params, x), nnopt.cost(small.apply, tuned, x)
+    before = nnopt.graph(apply, params, x).cost()
+    after = nnopt.graph(small.apply, tuned, x).cost()
     calls = {"dense": jax.jit(apply), "half": jax.jit(small.apply)}
     times = interleave(
         {"dense": lambda: calls["dense"](params, x), "half": lambda: calls["half"](tuned, x)},
         rounds=60,
     )
-    print(f"{name}, batch of {BATCH}: {', '.join(f'{d.name} {d.size}' for d in graph.dimensions)}")
+    units = ", ".join(f"{each.name} {each.size}" for each in graph.coupled.dimensions)
+    print(f"{name}, batch of {BATCH}: {units}")
     print(f"  FLOPs   {before.flops:15,} -> {after.flops:15,}  {before.flops / after.flops:.2f}x")
     print(f"  bytes   {before.bytes:15,} -> {after.bytes:15,}  {before.bytes / after.bytes:.2f}x")
     slow, fast = times["dense"], times["half"]

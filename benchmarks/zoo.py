@@ -46,13 +46,13 @@ def packed(case: Case) -> tuple[int, list[str], float]:
 
 def halved(case: Case) -> tuple[int, int, float]:
     """Dimensions, the units in them, and how far the half is from the masked whole."""
-    graph = nnopt.groups(case.apply, case.params, *case.args)
-    keep = half_of(graph)
+    graph = nnopt.graph(case.apply, case.params, *case.args)
+    keep = half_of(graph.coupled)
     params = jax.tree.map(jnp.asarray, case.params)
-    small = nnopt.shrink(case.apply, graph, params, keep)
+    small = graph.shrink(params, keep)
     found = jax.jit(small.apply)(small.params, *case.args)
     wanted = jax.jit(case.apply)(graph.mask(params, keep), *case.args)
-    return len(keep), sum(each.size for each in graph.dimensions), far(found, wanted)
+    return len(keep), sum(each.size for each in graph.coupled.dimensions), far(found, wanted)
 
 
 def main() -> None:

@@ -49,13 +49,14 @@ def main(steps: int, file: str) -> None:
 
     params = jax.jit(network.init)(jax.random.key(0), x[:1])["params"]
     dense, _ = train(apply, nnopt.chain(), params, digits.train, steps)
-    graph = nnopt.groups(apply, dense, x[:1])  # what goes together, read off the function
-    print(graph)
+    graph = nnopt.graph(apply, dense, x[:1])
+    print(graph.coupled)  # which axes change together, found in the function
     schedule = nnopt.pruning.cubic(0.5, steps=max(1, steps // 2))
-    tx = nnopt.pruning.structured(schedule, graph=graph)
+    tx = nnopt.pruning.structured(schedule).bind(graph)
     masked, state = train(apply, tx, dense, digits.train, steps)
-    small = nnopt.shrink(apply, graph, masked, nnopt.pruning.kept_units(state))
-    print(nnopt.cost(apply, dense, x[:64]).against(nnopt.cost(small.apply, small.params, x[:64])))
+    small = graph.shrink(masked, nnopt.pruning.kept_units(state))
+    before = nnopt.graph(apply, dense, x[:64]).cost()
+    print(before.against(nnopt.graph(small.apply, small.params, x[:64]).cost()))
 
     tx = nnopt.quantization.uniform(8, granularity="channel", where="**/kernel")
     packed = tx.pack(*train(small.apply, tx, small.params, digits.train, steps // 2))

@@ -41,7 +41,7 @@ class LeafView(NamedTuple):
     Args:
         path: of the leaf.
         dims: for each axis of the array what it is made of.
-        layers: axes of the leaf that scans go along.
+        layers: axes of the leaf along which one entry is taken: by a scan, or by its number.
     """
 
     path: str
@@ -55,12 +55,12 @@ class Held(NamedTuple):
     Args:
         views: the leaves that it is made of, as long as no product has used them.
         varies: whether it depends on the inputs beside the parameters.
-        last: location and path of the latest product with a leaf that it comes from.
+        ends: location and path of the products with a leaf that reach it through no other one.
     """
 
     views: tuple[LeafView, ...] = ()
     varies: bool = False
-    last: tuple[Location, str] | None = None
+    ends: frozenset[tuple[Location, str]] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +71,13 @@ class AxisUse:
         primitive: the step.
         line: the user's line.
         roles: of each axis of the leaf.
+        reason: why the use has no axes, where that does not follow from the roles.
     """
 
     primitive: str
     line: str
     roles: Mapping[int, frozenset[str]]
+    reason: str = ""
 
 
 @dataclasses.dataclass
@@ -84,9 +86,11 @@ class AxisRoles:
 
     Args:
         uses: by path and location, what was found: bodies of loops are walked more than once.
+        inner: location and path of products whose outcome a later product with a leaf takes.
     """
 
     uses: dict[tuple[str, Location], AxisUse] = dataclasses.field(default_factory=dict)
+    inner: set[tuple[Location, str]] = dataclasses.field(default_factory=set)
 
     def constant(self, x: Any) -> Held:
         """Constants hold no leaf."""
@@ -95,7 +99,7 @@ class AxisRoles:
     def join(self, one: Held, other: Held) -> Held:
         """The views of both."""
         views = tuple(dict.fromkeys((*one.views, *other.views)))
-        return Held(views, one.varies or other.varies, _later(one.last, other.last))
+        return Held(views, one.varies or other.varies, one.ends | other.ends)
 
     def same(self, one: Held, other: Held) -> bool:
         """Whether nothing was added."""
@@ -129,41 +133,38 @@ class AxisRoles:
     ) -> Sequence[Held]:
         """Note uses; move what is still made of parameters alone."""
         values = [Held() if value is None else value for value in values]
-        varies = any(values[i].varies for i in range(len(values)))
-        last = None
-        for value in values:
-            last = _later(last, value.last)
+        # Between two weights a predicate that varies chooses a weight; an index makes activations.
+        deciding = rule.data if rule.kind is Kind.ELEMENTWISE else range(len(values))
+        varies = any(values[i].varies for i in deciding)
+        ends = frozenset[tuple[Location, str]]().union(*(values[i].ends for i in rule.data))
+        products: set[tuple[Location, str]] = set()
         outs: list[list[LeafView]] = [[] for _ in rule.outcomes]
-        for at, value in enumerate(values):
-            if at in rule.chooses or not value.views:
-                continue
-            if self._is_use(rule, values, at):
-                for view in value.views:
-                    found = self._use(equation, rule, at, view, site)
-                    if found and rule.kind is Kind.CONTRACTION:
-                        last = _later(last, (site.location, view.path))
-            elif not value.varies:
-                for view in value.views:
-                    for outcome, dims in enumerate(_moved(rule, at, view)):
-                        if dims is not None:
-                            outs[outcome].append(view._replace(dims=dims))
-        return [Held(tuple(dict.fromkeys(views)), varies, last) for views in outs]
+        for at in rule.data:
+            used, views = self._is_use(rule, values, at), values[at].views
+            for view in views if used else ():
+                self._note(equation, rule, at, view, site)
+                if rule.kind is Kind.CONTRACTION:
+                    products.add((site.location, view.path))
+            for view in views if not used and not varies else ():
+                for outcome, moved in enumerate(_moved(rule, at, view)):
+                    outs[outcome] += [] if moved is None else [moved]
+        if products:
+            self.inner |= ends
+            ends = frozenset(products)
+        return [Held(tuple(dict.fromkeys(views)), varies, ends) for views in outs]
 
     def _is_use(self, rule: Rule, values: Sequence[Held], at: int) -> bool:
-        """Whether a leaf is combined there with what varies, or contracted."""
-        if rule.kind is Kind.CONTRACTION:
+        """Whether a leaf is contracted there, looked up, or combined with what varies."""
+        if rule.kind in (Kind.CONTRACTION, Kind.OPAQUE):
             return True
-        if rule.kind in (Kind.LOOKUP, Kind.UPDATE, Kind.MOVEMENT):
-            looked_up = any(isinstance(p.start, Start) for d in rule.operands[at] for p in d)
-            return looked_up and any(values[i].varies for i in rule.chooses)
-        others = (values[i].varies for i in rule.data if i != at)
-        return rule.kind is Kind.ELEMENTWISE and any(others)
+        looked_up = any(isinstance(p.start, Start) for dim in rule.operands[at] for p in dim)
+        if looked_up and any(values[i].varies for i in rule.chooses):
+            return True
+        return any(values[i].varies for i in rule.data if i != at)
 
-    def _use(self, equation: Equation, rule: Rule, at: int, view: LeafView, site: Site) -> bool:
-        roles: dict[int, set[str]] = {}
-        for axis in view.layers:
-            roles.setdefault(axis, set()).add(BATCH)
-        if rule.kind is not Kind.ELEMENTWISE:
+    def _note(self, equation: Equation, rule: Rule, at: int, view: LeafView, site: Site) -> None:
+        roles = {axis: {BATCH} for axis in view.layers}
+        if rule.kind in (Kind.CONTRACTION, Kind.LOOKUP, Kind.MOVEMENT):
             for axis, role in _roles(rule, at, view):
                 roles.setdefault(axis, set()).add(role)
         key = view.path, (*site.location, at)
@@ -173,14 +174,9 @@ class AxisRoles:
             for axis in {*before, *roles}
         }
         where = next(filter(None, map(line, reversed(site.around))), "")
-        self.uses[key] = AxisUse(equation.primitive.name, where, merged)
-        return rule.kind is not Kind.ELEMENTWISE
-
-
-def _later(
-    one: tuple[Location, str] | None, other: tuple[Location, str] | None
-) -> tuple[Location, str] | None:
-    return max(filter(None, (one, other)), default=None)
+        name = equation.primitive.name
+        reason = f"no rule follows it through {name}" if rule.kind is Kind.OPAQUE else ""
+        self.uses[key] = AxisUse(name, where, merged, reason)
 
 
 def _roles(rule: Rule, at: int, view: LeafView) -> Iterable[tuple[int, str]]:
@@ -199,20 +195,25 @@ def _roles(rule: Rule, at: int, view: LeafView) -> Iterable[tuple[int, str]]:
             yield from ((axis, role) for axis, _ in parts.get(factor, ()))
 
 
-def _moved(rule: Rule, at: int, view: LeafView) -> Iterable[tuple[Parts, ...] | None]:
-    """What the axes of each outcome are made of; None where the leaf does not go on."""
+def _moved(rule: Rule, at: int, view: LeafView) -> Iterable[LeafView | None]:
+    """The leaf as it goes on in each outcome; None where it does not."""
     parts = _parts_of_factors(rule, at, view)
     for flat in rule.flat:  # the same entries without common factors: each may be any of them
         own = tuple(part for axis in flat.operand for part in view.dims[axis])
         for axis in flat.outcome:
             parts |= dict.fromkeys(factors_of([rule.outcomes[0][axis]]), own)
+    taken = tuple(
+        axis
+        for dim, own in zip(rule.operands[at], view.dims, strict=True)
+        for axis, entries in own
+        if entries > 1 and not factors_of([dim])
+    )
     for outcome, dims in enumerate(rule.outcomes):
-        if rule.sources is not None and at not in rule.sources[outcome]:
-            yield None
-        elif rule.kind in (Kind.OPAQUE, Kind.MADE):
+        if rule.kind is Kind.MADE or (rule.sources is not None and at not in rule.sources[outcome]):
             yield None
         else:
-            yield tuple(_joined(dim, parts) for dim in dims)
+            layers = tuple(dict.fromkeys((*view.layers, *taken)))
+            yield LeafView(view.path, tuple(_joined(dim, parts) for dim in dims), layers)
 
 
 def _joined(dim: Dim, parts: Mapping[int, Parts]) -> Parts:
@@ -284,8 +285,8 @@ def axes_of(given: Traced, outputs: Callable[[Any], Any], table: Table = TABLE) 
     found = Walk(domain, table).run(given.program, inputs)
     numbered = given.outcome(range(len(found)))
     kept = [found[number] for number in jax.tree.leaves(outputs(numbered))]
-    last = {value.last[1] for value in kept if value is not None and value.last is not None}
-    return _table(shapes, domain.uses, last)
+    ends = {end for value in kept if value is not None for end in value.ends}
+    return _table(shapes, domain.uses, {path for _, path in ends - domain.inner})
 
 
 def _table(
@@ -315,6 +316,8 @@ def _table(
 
 def _axes(use: AxisUse, ndim: int) -> Axes | str:
     """The axes in one use, or why it has none."""
+    if use.reason:
+        return use.reason
     kinds = {role for roles in use.roles.values() for role in roles}
     if not kinds & {CONTRACTED, LOOKUP}:
         return f"{use.primitive} sums over none of it"
@@ -323,7 +326,7 @@ def _axes(use: AxisUse, ndim: int) -> Axes | str:
         mine = use.roles.get(axis, frozenset({OUTPUT}))  # of one entry, or reduced before
         summed = mine & {CONTRACTED, LOOKUP}
         if summed and mine - summed:
-            return f"{use.primitive} sums over a part of its axis {axis} only"
+            return f"{use.primitive} both sums over its axis {axis} and keeps it"
         name = CONTRACTED if summed else OUTPUT if OUTPUT in mine else BATCH
         roles[name].append(axis)
     return Axes(
@@ -332,12 +335,13 @@ def _axes(use: AxisUse, ndim: int) -> Axes | str:
 
 
 def _disagreement(known: Sequence[tuple[AxisUse, Axes | str]]) -> str:
-    each = dict.fromkeys(
-        f"{axes} in {use.primitive}{' at ' + use.line if use.line else ''}"
-        for use, axes in known
-        if isinstance(axes, Axes) and not axes.lookup
-    )
-    return f"its uses disagree: {', '.join(each)}"
+    """The first use of each kind, by the user's line."""
+    each: dict[Axes, str] = {}
+    for use, axes in known:
+        if isinstance(axes, Axes) and not axes.lookup:
+            where = f" at {use.line}" if use.line else ""
+            each.setdefault(axes, f"{axes} in {use.primitive}{where}")
+    return f"its uses disagree: {', '.join(each.values())}"
 
 
 def _why_not(known: Sequence[tuple[AxisUse, Axes | str]]) -> str:

@@ -20,19 +20,15 @@ from nnopt_jax.trace.coupling.choice import Keep
 from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes, coupled_axes
 from nnopt_jax.trace.coupling.rearrange import mask_units, permute_units
 from nnopt_jax.trace.coupling.shrink import ShrunkModel, shrink
-from nnopt_jax.trace.jaxpr import abstract
 from nnopt_jax.trace.statistics.observe import Progress, observe
 from nnopt_jax.trace.statistics.seen import Observed
 from nnopt_jax.trace.statistics.statistics import Statistic
 from nnopt_jax.trace.statistics.uses import LeafUses, uses_of
-from nnopt_jax.trace.traced import Traced, is_array, require_function, traced
+from nnopt_jax.trace.traced import Traced, is_array, require_function, shapes_of, traced
 from nnopt_jax.transform.axes_table import AxesTable
-from nnopt_jax.tree.explicit import is_explicit
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import Params
-
-_NAME = "graph"
 
 
 def everything(found: Any) -> Any:
@@ -74,8 +70,8 @@ def graph(
         >>> graph.axes["up"], graph.coupled.names
         (Axes(0, 1), ('up:1',))
     """
-    require_function(_NAME, apply)
-    params, args, kwargs = _shapes((params, args, kwargs))
+    require_function("graph", apply)
+    params, args, kwargs = shapes_of((params, args, kwargs))
     given = traced(apply, (params, *args), kwargs)
     return Graph(apply, given, params, args, kwargs, outputs)
 
@@ -228,8 +224,14 @@ class Graph:
             2017, section 2 (the diagonal of the Fisher information).
         """
         self._check(params, "graph.observe")
+        self._check_keywords()
+
+        def on_batch(params: Params, batch: Any) -> Any:
+            return self._on_batch(params, batch)
+
+        on_batch.__name__ = self._name  # errors name the user's function
         return observe(
-            self._on_batch, params, batches, names, where=where, progress=progress, strict=strict
+            on_batch, params, batches, names, where=where, progress=progress, strict=strict
         )
 
     def shrink(self, params: Params, keep: Keep) -> ShrunkModel:
@@ -313,6 +315,11 @@ class Graph:
         """
         return permute_units(self.coupled, params, order)
 
+    @property
+    def _name(self) -> str:
+        """The name of the function, or of its type."""
+        return getattr(self.apply, "__name__", type(self.apply).__name__)
+
     def _on_batch(self, params: Params, batch: Any) -> Any:
         """The function of parameters and one batch."""
         given = batch if isinstance(batch, tuple) else (batch,)
@@ -320,9 +327,19 @@ class Graph:
             plural = "s" if len(self.args) != 1 else ""
             raise CompositionError(
                 f"graph.observe: a batch has {len(given)} entries, and the function takes "
-                f"{len(self.args)} argument{plural} after the parameters; give a tuple of as many."
+                f"{len(self.args)} argument{plural} after the parameters; give a tuple of as many, "
+                "(batch,) for one."
             )
         return self.apply(params, *given, **self.kwargs)
+
+    def _check_keywords(self) -> None:
+        """Raise if a keyword argument is an array, of which the graph has the shape alone."""
+        wrong = Problems("graph.observe")
+        for name, value in self.kwargs.items():
+            if any(map(is_array, jax.tree.leaves(value))):
+                wrong.add(name, "is an array, and the graph holds no arrays; make it an entry of "
+                          "the batch: lambda params, x, y: apply(params, x, name=y)")  # fmt: skip
+        wrong.raise_as(CompositionError)
 
     def _with(self, params: Params, who: str) -> Traced:
         """The traced function with other values in place of its parameters."""
@@ -371,8 +388,7 @@ class Graph:
 
     def __repr__(self) -> str:
         """Show the function and how many leaves it has."""
-        name = getattr(self.apply, "__name__", type(self.apply).__name__)
-        return f"Graph({name}, {len(_arrays_of(self.params))} leaves)"
+        return f"Graph({self._name}, {len(_arrays_of(self.params))} leaves)"
 
 
 def _listed(numbers: Iterable[int]) -> str:
@@ -382,19 +398,3 @@ def _listed(numbers: Iterable[int]) -> str:
 def _arrays_of(tree: Any) -> dict[str, Any]:
     """The arrays and packed leaves of a tree, by path."""
     return {p: x for p, x in flatten(tree, is_node).items() if is_node(x) or is_array(x)}
-
-
-def _shapes(tree: Any) -> Any:
-    """A tree with shapes in place of its arrays and packed leaves."""
-    return jax.tree.map(lambda x: _shape(x), tree, is_leaf=is_node)
-
-
-def _shape(x: Any) -> Any:
-    if is_node(x):
-        return abstract(x)
-    if not is_array(x) or isinstance(x, jax.ShapeDtypeStruct):
-        return x
-    weak = getattr(x, "weak_type", False)
-    if isinstance(x, jax.Array) and is_explicit(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding, weak_type=weak)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)

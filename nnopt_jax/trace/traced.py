@@ -13,6 +13,7 @@ import numpy as np
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Program, abstract, line_of
+from nnopt_jax.tree.explicit import is_explicit
 from nnopt_jax.tree.paths import path_string
 
 
@@ -41,7 +42,7 @@ class Traced:
 
 
 def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
-    """Traces a function; nothing is computed.
+    """Trace a function; nothing is computed.
 
     Args:
         function: any that JAX can trace.
@@ -126,25 +127,49 @@ def _name(function: Any) -> str:
 
 
 def require_function(who: str, function: Any) -> None:
-    """Refuses what is no function.
+    """Raise if something is not a function.
 
     Raises:
-        CompositionError: it is none.
+        CompositionError: it is not.
 
     Example:
         >>> require_function("demo", {"w": 1})
         Traceback (most recent call last):
-        nnopt_jax.errors.CompositionError: demo: dict is no function; it comes before parameters.
+        nnopt_jax.errors.CompositionError: demo: dict is not a function; it comes before parameters.
     """
     if not callable(function):
         raise CompositionError(
-            f"{who}: {type(function).__name__} is no function; it comes before parameters."
+            f"{who}: {type(function).__name__} is not a function; it comes before parameters."
         )
 
 
 def is_array(x: Any) -> bool:
     """Whether a traced function has a tracer for it; numbers of Python's own stay what they are."""
     return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+
+
+def shapes_of(tree: Any) -> Any:
+    """Put shapes in place of the arrays and packed leaves of a tree; explicit shardings stay.
+
+    Args:
+        tree: any; what is neither stays as it is.
+
+    Example:
+        >>> shapes_of({"w": np.ones((2, 3)), "name": "relu"})
+        {'name': 'relu', 'w': ShapeDtypeStruct(shape=(2, 3), dtype=float64)}
+    """
+    return jax.tree.map(_shape, tree, is_leaf=is_node)
+
+
+def _shape(x: Any) -> Any:
+    if is_node(x):
+        return abstract(x)
+    if not is_array(x) or isinstance(x, jax.ShapeDtypeStruct):
+        return x
+    weak = getattr(x, "weak_type", False)
+    if isinstance(x, jax.Array) and is_explicit(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding, weak_type=weak)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
 
 
 def refilled(leaves: Sequence[Any], kept: Sequence[bool], arrays: Iterable[Any]) -> list[Any]:

@@ -156,12 +156,12 @@ def test_a_mesh_changes_nothing_and_gathers_no_codes(name, kind):
 def test_without_half_of_all_units_it_is_as_with_zeros_there(name):
     case = MODELS[name]()
     params = jax.tree.map(jnp.asarray, case.params)
-    graph = nnopt.groups(case.apply, params, *case.args)
-    keep = half_of(graph)
+    graph = nnopt.graph(case.apply, params, *case.args)
+    keep = half_of(graph.coupled)
 
     @jax.jit
     def both(params, *args):
-        small = nnopt.shrink(case.apply, graph, params, keep)
+        small = graph.shrink(params, keep)
         return small.apply(small.params, *args), case.apply(graph.mask(params, keep), *args)
 
     close(*both(params, *case.args), 1e-6 if case.most == 1e-5 else case.most)

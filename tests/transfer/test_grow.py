@@ -114,8 +114,8 @@ LONG = ("net", "stack", "heads")
 def test_the_wider_network_computes_the_same(name, incoming):
     how, make, small, large, x, widths = CASES[name]
     apply, wide, params, x = how(make, small, large, x)
-    graph = nnopt.groups(apply, params, x)
-    grown = jax.jit(lambda params: grow(params, graph, widths, key=KEY, incoming=incoming))(params)
+    graph = nnopt.graph(apply, params, x)
+    grown = jax.jit(lambda params: grow(graph, params, widths, key=KEY, incoming=incoming))(params)
     before, after = apply(params, x), wide(grown, x)
     np.testing.assert_allclose(after, before, atol=2e-6 * float(jnp.abs(before).max()))
     assert sum(leaf.size for leaf in jax.tree.leaves(grown)) > sum(
@@ -124,7 +124,7 @@ def test_the_wider_network_computes_the_same(name, incoming):
     # New units learn: what reads them has gradients.
     grads = jax.grad(lambda p: jnp.square(wide(p, x)).sum())(grown)
     for each in widths:
-        path, axis = sorted(graph[each].consumed)[0]
+        path, axis = sorted(graph.coupled[each].consumed)[0]
         old, new = (nnopt.tree.flatten(t)[path] for t in (params, grads))
         added = jnp.take(new, jnp.arange(old.shape[axis], new.shape[axis]), axis)
         assert float(jnp.abs(added).max()) > 0
@@ -133,8 +133,8 @@ def test_the_wider_network_computes_the_same(name, incoming):
 def test_old_units_stay_as_they_were_and_new_ones_are_copies():
     apply = lambda p, x: jnp.tanh(x @ p["a"] + p["bias"]) @ p["b"]  # noqa: E731
     params = {"a": drawn(3, 4), "bias": drawn(4), "b": drawn(4, 2)}
-    graph = nnopt.groups(apply, params, jnp.ones(3))
-    wide = grow(params, graph, {"a:1": 10}, key=KEY, noise=0.0)
+    graph = nnopt.graph(apply, params, jnp.ones(3))
+    wide = grow(graph, params, {"a:1": 10}, key=KEY, noise=0.0)
     for path, axis in (("a", 1), ("bias", 0), ("b", 0)):
         np.testing.assert_array_equal(jnp.take(wide[path], jnp.arange(4), axis), params[path])
     copies = [int(np.flatnonzero(np.asarray(params["bias"]) == x)[0]) for x in wide["bias"][4:]]
@@ -147,12 +147,12 @@ def test_lenet_grows_to_its_full_width():
     half, full = lenet_300_100(width=0.5), lenet_300_100()
     x = jnp.abs(drawn(5, 28, 28, 1))
     params = half.init(KEY, x)
-    graph = nnopt.groups(half.apply, params, x)
-    assert {each.name: each.size for each in graph.dimensions} == {
+    graph = nnopt.graph(half.apply, params, x)
+    assert {each.name: each.size for each in graph.coupled.dimensions} == {
         "params/fc1/kernel:1": 150, "params/fc2/kernel:1": 50,
     }  # fmt: skip
-    widths = {name: 2 * graph[name].size for name in graph.names}
-    grown = grow(params, graph, widths, key=KEY)
+    widths = {name: 2 * graph.coupled[name].size for name in graph.coupled.names}
+    grown = grow(graph, params, widths, key=KEY)
     assert jax.tree.map(jnp.shape, grown) == jax.tree.map(
         jnp.shape, jax.eval_shape(full.init, KEY, x)
     )
@@ -164,8 +164,8 @@ def test_parts_of_one_axis_grow_side_by_side():
         return jnp.concatenate([jnp.tanh(x @ p["a"]), jnp.sin(x @ p["b"])], -1) @ p["out"]
 
     params = {"a": drawn(3, 4), "b": drawn(3, 5), "out": drawn(9, 2)}
-    graph = nnopt.groups(apply, params, jnp.ones(3))
-    wide = grow(params, graph, {"b:1": 7, "a:1": 6}, key=KEY)
+    graph = nnopt.graph(apply, params, jnp.ones(3))
+    wide = grow(graph, params, {"b:1": 7, "a:1": 6}, key=KEY)
     assert jax.tree.map(jnp.shape, wide) == {"a": (3, 6), "b": (3, 7), "out": (13, 2)}
     np.testing.assert_allclose(apply(wide, drawn(3)), apply(params, drawn(3)), rtol=1e-5)
     np.testing.assert_array_equal(wide["out"][4:6], 0)
@@ -180,9 +180,10 @@ def test_what_more_units_would_change_is_refused():
 
     params = {"in": drawn(3, 4), "scale": drawn(4), "q": drawn(4, 5), "k": drawn(4, 5),
               "out": drawn(4, 2)}  # fmt: skip
-    graph = nnopt.groups(apply, params, jnp.ones(3))
+    graph = nnopt.graph(apply, params, jnp.ones(3))
+    widths = {each.name: each.size + 1 for each in graph.coupled.dimensions}
     with pytest.raises(CompositionError) as caught:
-        grow(params, graph, {name: graph[name].size + 1 for name in graph.names}, key=KEY)
+        grow(graph, params, widths, key=KEY)
     assert "in:1: something takes a number over all of its units" in str(caught.value)
     assert "k:1: something takes a number over all" in str(caught.value)
 
@@ -190,19 +191,19 @@ def test_what_more_units_would_change_is_refused():
 def test_bad_input_is_told():
     apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
     params = {"a": drawn(3, 4), "b": drawn(4, 2)}
-    graph = nnopt.groups(apply, params, jnp.ones(3))
-    with pytest.raises(SelectionError, match=r"'a:0' is no dimension"):
-        grow(params, graph, {"a:0": 6}, key=KEY)
+    graph = nnopt.graph(apply, params, jnp.ones(3))
+    with pytest.raises(SelectionError, match=r"'a:0' is not a dimension"):
+        grow(graph, params, {"a:0": 6}, key=KEY)
     with pytest.raises(ValueRangeError, match=r"a:1: width 4 is not above the 4 units there are"):
-        grow(params, graph, {"a:1": 4}, key=KEY)
-    with pytest.raises(ShapeError, match=r"b: is float32\[5,2\], and \(4, 2\) was read"):
-        grow(params | {"b": drawn(5, 2)}, graph, {"a:1": 6}, key=KEY)
+        grow(graph, params, {"a:1": 4}, key=KEY)
+    with pytest.raises(ShapeError, match=r"b: is float32\[5,2\], and \(4, 2\) in the graph"):
+        grow(graph, params | {"b": drawn(5, 2)}, {"a:1": 6}, key=KEY)
     with pytest.raises(SelectionError, match=r"b: is missing"):
-        grow({"a": params["a"]}, graph, {"a:1": 6}, key=KEY)
-    with pytest.raises(CompositionError, match=r"graph is a function; give nnopt\.groups"):
-        grow(params, apply, {"a:1": 6}, key=KEY)
+        grow(graph, {"a": params["a"]}, {"a:1": 6}, key=KEY)
+    with pytest.raises(CompositionError, match=r"graph is a function; give nnopt\.graph"):
+        grow(apply, params, {"a:1": 6}, key=KEY)
     with pytest.raises(ValueRangeError, match=r"incoming='split'"):
-        grow(params, graph, {"a:1": 6}, key=KEY, incoming="split")
+        grow(graph, params, {"a:1": 6}, key=KEY, incoming="split")
 
 
 def test_packed_leaves_become_arrays_and_others_stay():
@@ -210,8 +211,8 @@ def test_packed_leaves_become_arrays_and_others_stay():
     tx = nnopt.quantization.uniform(8)
     params = {"a": drawn(3, 4), "b": drawn(4, 2), "c": drawn(2, 2)}
     packed = tx.pack(params, tx.init(params))
-    graph = nnopt.groups(apply, params, jnp.ones(3))
-    wide = grow(packed, graph, {"a:1": 6}, key=KEY)
+    graph = nnopt.graph(apply, params, jnp.ones(3))
+    wide = grow(graph, packed, {"a:1": 6}, key=KEY)
     assert wide["a"].shape == (3, 6)
     assert wide["c"] is packed["c"]
     dense = nnopt.materialize(packed)

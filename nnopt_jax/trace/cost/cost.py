@@ -43,7 +43,7 @@ def count_cost(given: Traced, *, latency: bool = False) -> Cost:
         _row(path, None, found.rows[path])
         for path in (ACTIVATIONS, ELEMENTWISE) if path in found.rows
     ]  # fmt: skip
-    time = milliseconds(road, [_zeros(x) for x in inputs]) if latency else None
+    time = milliseconds(road, jax.tree.map(_zeros, inputs)) if latency else None
     return Cost(tuple(rows), time, found.notes)
 
 
@@ -83,7 +83,7 @@ def _bytes(bits: int) -> int:
 
 
 def _zeros(value: Any) -> Any:
-    """An array in place of a shape; packed leaves and arrays as they are."""
+    """An array in place of a shape, also inside a packed leaf; arrays as they are."""
     if not isinstance(value, jax.ShapeDtypeStruct):
         return value
     return jnp.zeros(value.shape, value.dtype)

@@ -126,7 +126,7 @@ class CoupledAxes:
         Raises:
             SelectionError: leaves are missing, or are too many; all are named.
             ShapeError: a leaf has another shape than was read; all are named.
-            CompositionError: a leaf is no array but an expression; all are named.
+            CompositionError: a leaf is packed; all are named.
         """
         return checked(who, self.shapes, params)
 
@@ -211,7 +211,7 @@ class CoupledAxes:
             if values.shape != (dimension.size,):
                 wrong.add(name, f"has {dimension.size} units, and scores of shape {values.shape}.")
             elif not isinstance(part, int | float) or not 0 < part <= 1:
-                wrong.add(name, f"keep={part!r} is no part of the whole; give one in (0, 1].")
+                wrong.add(name, f"keep={part!r} is not a fraction; give one above 0, up to 1.")
             else:
                 count = max(1, round(part * dimension.size))
                 count = min(dimension.size, -(-count // multiple) * multiple)

@@ -15,12 +15,16 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 import nnopt_jax as nnopt
-from nnopt_jax.errors import CompositionError, ValueRangeError
+from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.cost.contractions import products
 
 
 def shape(*sizes, dtype="float32"):
     return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def cost_of(function, params, *args, latency=False, **kwargs):
+    return nnopt.graph(function, params, *args, **kwargs).cost(params, latency=latency)
 
 
 def rows(cost):
@@ -33,7 +37,7 @@ def macs(cost):
 
 def test_a_layer_by_hand():
     params = {"bias": shape(7), "kernel": shape(5, 7)}
-    cost = nnopt.cost(lambda p, x: jnp.tanh(x @ p["kernel"] + p["bias"][None]), params, shape(3, 5))
+    cost = cost_of(lambda p, x: jnp.tanh(x @ p["kernel"] + p["bias"][None]), params, shape(3, 5))
     bias, kernel, rest = cost.rows
     assert [row.path for row in cost.rows] == ["bias", "kernel", "(elementwise)"]
     assert (kernel.macs, kernel.flops) == (3 * 5 * 7, 2 * 3 * 5 * 7)
@@ -91,7 +95,7 @@ def test_leaves_are_followed_through_movements():
         x = x @ (2 * p["b"].reshape(6, 8)[1:5])  # (2, 8)
         return x @ jnp.concatenate([p["c"][1], jnp.ones((8, 8))], 1)
 
-    cost = nnopt.cost(apply, params, shape(2, 6))
+    cost = cost_of(apply, params, shape(2, 6))
     assert macs(cost) == {"a": 2 * 6 * 4, "b": 2 * 4 * 8, "c": 2 * 8 * 16}
     # Casts and factors on the way are work for the leaf.
     assert rows(cost)["a"].flops == 2 * 48 + 2 * 24
@@ -106,7 +110,7 @@ def test_attention_scores_are_of_activations():
         scores = jnp.einsum("btd,bsd->bts", q, k)
         return jnp.einsum("bts,bsd->btd", jax.nn.softmax(scores), v) @ p["o"]
 
-    cost = nnopt.cost(apply, {name: shape(d, d) for name in "qkvo"}, shape(b, t, d))
+    cost = cost_of(apply, {name: shape(d, d) for name in "qkvo"}, shape(b, t, d))
     assert macs(cost) == dict.fromkeys("koqv", b * t * d * d) | {"(activations)": 2 * b * t * t * d}
     # softmax: the maximum (and a guard against -inf), differences, sums, quotients
     assert rows(cost)["(elementwise)"].transcendentals == b * t * t
@@ -119,11 +123,11 @@ def test_lookups_move_bytes_and_compute_nothing():
 
     params = {"table": shape(50, 8), "up": shape(8, 8)}
     tokens = shape(3, 4, dtype="int32")
-    by = rows(nnopt.cost(apply, params, tokens))
+    by = rows(cost_of(apply, params, tokens))
     assert by["table"].macs == 12 * 8 * 50  # of the tied head alone
     assert by["up"].macs == 12 * 8 * 8
     assert by["table"].bytes_written == 4 * 12 * 8 + 4 * 12 * 50
-    (only,) = nnopt.cost(lambda p, i: jnp.take(p, i, 0, mode="clip"), shape(50, 8), tokens).rows[:1]
+    (only,) = cost_of(lambda p, i: jnp.take(p, i, 0, mode="clip"), shape(50, 8), tokens).rows[:1]
     assert (only.macs, only.flops, only.bytes_written) == (0, 0, 4 * 12 * 8)
 
 
@@ -131,9 +135,9 @@ def test_experts_that_tokens_choose_are_still_leaves():
     def apply(p, x, which):
         return jnp.einsum("td,tdf->tf", x, p["experts"][which])
 
-    cost = nnopt.cost(apply, {"experts": shape(4, 8, 6)}, shape(5, 8), shape(5, dtype="int32"))
+    cost = cost_of(apply, {"experts": shape(4, 8, 6)}, shape(5, 8), shape(5, dtype="int32"))
     assert macs(cost) == {"experts": 5 * 8 * 6}
-    ragged = nnopt.cost(
+    ragged = cost_of(
         lambda p, x, sizes: lax.ragged_dot(x, p, sizes),
         shape(4, 8, 6), shape(5, 8), shape(4, dtype="int32"),
     )  # fmt: skip
@@ -178,7 +182,7 @@ def test_inner_programs():
         "gradient": (jax.grad(lambda w, x: (x @ w).sum()), w, 0),
     }
     for name, (function, leaf, times) in cases.items():
-        cost = nnopt.cost(function, leaf, x)
+        cost = cost_of(function, leaf, x)
         assert cost.rows[0].macs == times * once, name
         assert not cost.notes, name
         if name == "gradient":  # the product forward is for nothing; the other has no leaf in it
@@ -191,7 +195,7 @@ def test_what_cannot_be_known_is_said():
     def repeated(w, x):
         return lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ w, x)
 
-    cost = nnopt.cost(repeated, w, x)
+    cost = cost_of(repeated, w, x)
     assert cost.macs == 3 * 64
     assert "while" in cost.notes[0]
     assert cost.notes[0] in str(cost)
@@ -199,12 +203,12 @@ def test_what_cannot_be_known_is_said():
     def either(w, x):
         return lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w)
 
-    cost = nnopt.cost(either, w, x)
+    cost = cost_of(either, w, x)
     assert cost.macs == 2 * 3 * 64
     assert "dearest" in cost.notes[0]
-    same = nnopt.cost(lambda w, x: lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x @ w.T), w, x)
+    same = cost_of(lambda w, x: lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x @ w.T), w, x)
     assert (same.macs, same.notes) == (3 * 64, ())
-    assert nnopt.cost(lambda w: jnp.sort(w), w).notes == ("not counted: sort",)
+    assert cost_of(lambda w: jnp.sort(w), w).notes == ("not counted: sort",)
 
 
 def test_what_nothing_depends_on_is_free():
@@ -220,12 +224,12 @@ def test_what_nothing_depends_on_is_free():
         (kept, _), _ = lax.scan(step, (x, x), None, length=2)
         return both(w, x)[0] + kept
 
-    assert nnopt.cost(apply, shape(8, 8), shape(3, 8)).macs == 3 * 3 * 64
+    assert cost_of(apply, shape(8, 8), shape(3, 8)).macs == 3 * 3 * 64
 
 
 def test_of_two_leaves_the_larger_counts():
     params = {"a": shape(8, 2), "b": shape(2, 8), "w": shape(8, 8)}
-    cost = nnopt.cost(lambda p, x: x @ (p["w"] + p["a"] @ p["b"]), params, shape(3, 8))
+    cost = cost_of(lambda p, x: x @ (p["w"] + p["a"] @ p["b"]), params, shape(3, 8))
     assert macs(cost) == {"a": 8 * 2 * 8, "w": 3 * 64}
 
 
@@ -240,7 +244,7 @@ def test_a_module_with_state_and_keywords():
     x = jnp.ones((4, 8))
     init = functools.partial(Block().init, train=False, name="relu")
     variables = jax.eval_shape(init, jax.random.key(0), x)
-    cost = nnopt.cost(Block().apply, variables, x, train=False, name="relu")
+    cost = cost_of(Block().apply, variables, x, train=False, name="relu")
     by = rows(cost)
     assert by["params/Dense_0/kernel"].macs == 4 * 8 * 6
     assert by["batch_stats/BatchNorm_0/mean"].bytes == 24
@@ -248,13 +252,13 @@ def test_a_module_with_state_and_keywords():
 
 
 def test_numbers_for_json_and_for_people():
-    cost = nnopt.cost(lambda w, x: x @ w, shape(1000, 1000), shape(2, 1000))
+    cost = cost_of(lambda w, x: x @ w, shape(1000, 1000), shape(2, 1000))
     told = json.loads(json.dumps(cost.asdict(), allow_nan=False))
     assert told["total"]["flops"] == 4_000_000
     assert told["rows"][0]["share"] == 100.0
     assert "4.00 M" in str(cost)
     assert len({len(line) for line in str(cost).splitlines()}) == 1  # columns line up
-    smaller = nnopt.cost(lambda w, x: x[:, :500] @ w, shape(500, 1000), shape(2, 1000))
+    smaller = cost_of(lambda w, x: x[:, :500] @ w, shape(500, 1000), shape(2, 1000))
     ratios = cost.against(smaller)
     assert (ratios.flops, ratios.bytes, ratios.latency) == (2.0, 2.0, None)
     assert "4.00 M -> 2.00 M (2.00x)" in str(ratios)
@@ -263,11 +267,11 @@ def test_numbers_for_json_and_for_people():
 
 def test_latency_is_of_the_real_thing():
     w, x = jnp.ones((8, 8)), np.ones((3, 8), np.float32)
-    cost = nnopt.cost(lambda w, x: x @ w, w, x, latency=True)
+    cost = cost_of(lambda w, x: x @ w, w, x, latency=True)
     assert 0 < cost.latency < 1000
     assert str(cost).splitlines()[0].endswith("ms")
     assert cost.against(cost).latency == 1.0
-    with pytest.raises(ValueRangeError, match=r"2 problems\n  argument 1: is a shape"):
-        nnopt.cost(lambda w, x: x @ w, shape(8, 8), shape(3, 8), latency=True)
-    with pytest.raises(CompositionError, match="int is no function"):
-        nnopt.cost(3, w)
+    zeros = cost_of(lambda w, x: x @ w, shape(8, 8), shape(3, 8), latency=True)
+    assert 0 < zeros.latency < 1000  # shapes are timed on zeros
+    with pytest.raises(CompositionError, match="int is not a function"):
+        cost_of(3, w)

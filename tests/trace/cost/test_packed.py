@@ -24,9 +24,13 @@ def product(p, x):
     return x @ p["w"]
 
 
+def cost_of(function, params, *args, latency=False, **kwargs):
+    return nnopt.graph(function, params, *args, **kwargs).cost(params, latency=latency)
+
+
 def of(tx, packed_by=shapes_by):
     params = {"w": jnp.arange(float(WIDE * OUT)).reshape(WIDE, OUT)}
-    return nnopt.cost(product, packed_by(tx, params), jnp.ones((ROWS, WIDE))).rows[0]
+    return cost_of(product, packed_by(tx, params), jnp.ones((ROWS, WIDE))).rows[0]
 
 
 def test_codes_are_multiplied_and_cost_a_cast():
@@ -75,7 +79,7 @@ def test_stacked_factors_are_followed_into_their_steps():
     def apply(p, x):
         return jax.lax.scan(lambda x, w: (x @ w, None), x, p["w"])[0]
 
-    row = nnopt.cost(apply, {"w": leaf}, jnp.ones((ROWS, 8))).rows[0]
+    row = cost_of(apply, {"w": leaf}, jnp.ones((ROWS, 8))).rows[0]
     assert row.macs == 4 * ROWS * 2 * (8 + 8)
 
 
@@ -89,11 +93,11 @@ def test_shapes_of_packed_leaves_will_do():
         return p["table"][tokens] @ p["w"]
 
     tokens = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
-    cost = nnopt.cost(apply, abstract, tokens)
-    assert cost == nnopt.cost(apply, packed, jnp.zeros(ROWS, jnp.int32))
+    cost = cost_of(apply, abstract, tokens)
+    assert cost == cost_of(apply, packed, jnp.zeros(ROWS, jnp.int32))
     by = {row.path: row for row in cost.rows}
     assert by["w"].macs == ROWS * WIDE * OUT
     assert by["table"].macs == 0
     assert by["table"].bytes_written == ROWS * WIDE + 4 * ROWS  # codes of eight bits, and scales
-    dense = nnopt.cost(apply, nnopt.materialize(packed), tokens)
+    dense = cost_of(apply, nnopt.materialize(packed), tokens)
     assert dense.against(cost).bytes > 3.8

@@ -67,16 +67,15 @@ LAYERS = st.lists(
 def test_random_networks(plan, seed):
     apply, params = network(plan)
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    graph = nnopt.groups(apply, params, x[:1])
+    graph = nnopt.graph(apply, params, x[:1])
+    dimensions = graph.coupled.dimensions
     rng = np.random.default_rng(seed)
-    keep = {
-        each.name: rng.permutation(each.size)[: -(-each.size // 2)] for each in graph.dimensions
-    }
-    order = {each.name: rng.permutation(each.size) for each in graph.dimensions}
+    keep = {each.name: rng.permutation(each.size)[: -(-each.size // 2)] for each in dimensions}
+    order = {each.name: rng.permutation(each.size) for each in dimensions}
 
     @jax.jit
     def outcomes(p, x):
-        small = nnopt.shrink(apply, graph, p, keep)
+        small = graph.shrink(p, keep)
         return (
             (small.apply(small.params, x), apply(graph.mask(p, keep), x)),
             (apply(graph.permute(p, order), x), apply(p, x)),

@@ -128,17 +128,16 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_what_goes_together(name):
     apply, sizes = CASES[name]
-    graph = nnopt.groups(apply, P, X)
-    assert [each.size for each in graph.dimensions] == sizes
+    graph = nnopt.graph(apply, P, X)
+    dimensions = graph.coupled.dimensions
+    assert [each.size for each in dimensions] == sizes
     rng = np.random.default_rng(0)
-    keep = {each.name: rng.permutation(each.size)[: each.size // 2] for each in graph.dimensions}
-    order = {
-        each.name: rng.permutation(each.size) for each in graph.dimensions if each.exchangeable
-    }
+    keep = {each.name: rng.permutation(each.size)[: each.size // 2] for each in dimensions}
+    order = {each.name: rng.permutation(each.size) for each in dimensions if each.exchangeable}
 
     @jax.jit
     def outcomes(p, x):
-        small = nnopt.shrink(apply, graph, p, keep)
+        small = graph.shrink(p, keep)
         return (
             small.apply(small.params, x),
             apply(graph.mask(p, keep), x),
@@ -176,28 +175,28 @@ FROZEN = {
 @pytest.mark.parametrize("name", FROZEN)
 def test_what_stays_and_why(name):
     apply, word = FROZEN[name]
-    graph = nnopt.groups(apply, P, X)
-    assert not [each for each in graph.dimensions if ("a", 1) in each.members]
-    assert word in graph.frozen["a", 1]
+    coupled = nnopt.graph(apply, P, X).coupled
+    assert not [each for each in coupled.dimensions if ("a", 1) in each.members]
+    assert word in coupled.frozen["a", 1]
 
 
 def test_reasons_name_the_users_line():
     def apply(p, x):
         return jnp.sort(hidden(p, x)) @ p["b"]
 
-    assert "test_rules.py:" in nnopt.groups(apply, P, X).frozen["a", 1]
+    assert "test_rules.py:" in nnopt.graph(apply, P, X).coupled.frozen["a", 1]
 
 
 def test_sums_of_alike_units_count_them():
     """A sum over sigmoids counts a half for each unit that is gone."""
     apply = lambda p, x: jax.nn.sigmoid(hidden(p, x)).sum(-1)  # noqa: E731
-    graph = nnopt.groups(apply, P, X)
-    small = nnopt.shrink(apply, graph, P, {"a:1": [2]})
+    graph = nnopt.graph(apply, P, X)
+    small = graph.shrink(P, {"a:1": [2]})
     wanted = 1 / (1 + np.exp(-np.asarray(X) @ np.asarray(P["a"])[:, 2])) + 7 * 0.5
     np.testing.assert_allclose(small.apply(small.params, X), wanted, rtol=1e-6)
 
 
 def test_elements_nobody_reads_are_no_units():
-    graph = nnopt.groups(lambda p, x: hidden(p, x)[:, :3], P | {"f": drawn(9)}, X)
-    assert not graph.dimensions
-    assert graph.frozen["f", 0] == "unused"
+    coupled = nnopt.graph(lambda p, x: hidden(p, x)[:, :3], P | {"f": drawn(9)}, X).coupled
+    assert not coupled.dimensions
+    assert coupled.frozen["f", 0] == "unused"

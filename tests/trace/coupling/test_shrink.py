@@ -29,8 +29,8 @@ def network(p, x, activation=jnp.tanh):
 
 
 def halves(apply, params=PARAMS, keep=KEEP, x=X, **settings):
-    graph = nnopt.groups(apply, params, x, **settings)
-    return graph, nnopt.shrink(apply, graph, params, keep)
+    graph = nnopt.graph(apply, params, x, **settings)
+    return graph, graph.shrink(params, keep)
 
 
 def close(found, wanted, tolerance=2e-6):
@@ -74,8 +74,8 @@ def test_one_trace_serves_all_calls_of_one_shape():
         traces.append(x.shape)
         return network(p, x)
 
-    graph = nnopt.groups(counted, PARAMS, X)
-    small = nnopt.shrink(counted, graph, PARAMS, KEEP)
+    graph = nnopt.graph(counted, PARAMS, X)
+    small = graph.shrink(PARAMS, KEEP)
     run = jax.jit(small.apply)
     traces.clear()
     run(small.params, X)
@@ -107,7 +107,7 @@ def test_gradients_are_those_of_the_masked_model():
     masked = jax.grad(loss(network))(graph.mask(PARAMS, KEEP))
     close(
         jax.jit(jax.grad(loss(small.apply)))(small.params),
-        nnopt.shrink(network, graph, masked, KEEP).params,
+        graph.shrink(masked, KEEP).params,
     )
 
 
@@ -145,8 +145,8 @@ def test_other_arguments_reach_the_function_as_they_are():
         assert names == ["a"]
         return network(p, x)
 
-    graph = nnopt.groups(apply, PARAMS, X, train=True, names=["a"])
-    small = nnopt.shrink(apply, graph, PARAMS, KEEP)
+    graph = nnopt.graph(apply, PARAMS, X, train=True, names=["a"])
+    small = graph.shrink(PARAMS, KEEP)
     close(small.apply(small.params, X, train=True, names=["a"]), by_hand(PARAMS, X))
 
 
@@ -155,7 +155,7 @@ def test_statistics_that_come_out_shrink_with_their_layer():
         hidden = x @ p["up"]
         return jnp.tanh(hidden) @ p["down"], {"mean": hidden.mean(0)}
 
-    assert not nnopt.groups(apply, PARAMS, X).dimensions
+    assert not nnopt.graph(apply, PARAMS, X).coupled.dimensions
     graph, small = halves(apply, outputs=lambda found: found[0])
     found, statistics = small.apply(small.params, X)
     wanted, whole = apply(graph.mask(PARAMS, KEEP), X)
@@ -220,7 +220,7 @@ def test_derivative_rules_are_kept(name):
     loss = lambda f: lambda p: (f(p, more) ** 2).sum()  # noqa: E731
     masked = jax.jit(jax.grad(loss(apply)))(graph.mask(PARAMS, KEEP))
     found = jax.jit(jax.grad(loss(small.apply)))(small.params)
-    close(found, nnopt.shrink(apply, graph, masked, KEEP).params)
+    close(found, graph.shrink(masked, KEEP).params)
     if name in ("jvp", "vjp"):  # it is no true derivative, so that a lost rule would show
         true = jax.grad(loss(network))(graph.mask(PARAMS, KEEP))
         assert np.abs(true["up"] - masked["up"]).max() > 0.1
@@ -243,9 +243,9 @@ def test_a_rule_that_needs_all_units_keeps_them():
 
     sorted_back.defvjp(lambda x: (jnp.tanh(x), x), lambda x, slope: (jnp.sort(x) * slope,))
     apply = functools.partial(network, activation=sorted_back)
-    graph = nnopt.groups(apply, PARAMS, X)
-    assert not graph.dimensions
-    assert "sort along it" in graph.frozen["up", 1]
+    coupled = nnopt.graph(apply, PARAMS, X).coupled
+    assert not coupled.dimensions
+    assert "sort along it" in coupled.frozen["up", 1]
 
 
 def test_arguments_at_which_units_are_needed_are_an_error():

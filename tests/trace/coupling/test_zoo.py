@@ -426,7 +426,7 @@ def far(found, wanted):
     return float(jnp.abs(found - wanted).max() / jnp.abs(wanted).max())
 
 
-def unheard(graph, params, keep, dimensions):
+def unheard(params, keep, dimensions):
     """Units that go are anything, and what reads them is zero."""
     leaves = dict(nnopt.tree.flatten(params))
     for to, consumes in ((0.7, False), (0.0, True)):
@@ -443,20 +443,20 @@ def unheard(graph, params, keep, dimensions):
 def test_half_of_every_dimension(name):
     model = ZOO[name]()
     abstract = jax.eval_shape(lambda *args: args, model.params, *model.read)
-    graph = nnopt.groups(model.apply, *abstract)
-    assert {each.name: each.size for each in graph.dimensions} == model.sizes
-    ordered = tuple(each.name for each in graph.dimensions if not each.exchangeable)
+    graph = nnopt.graph(model.apply, *abstract)
+    assert {each.name: each.size for each in graph.coupled.dimensions} == model.sizes
+    ordered = tuple(each.name for each in graph.coupled.dimensions if not each.exchangeable)
     assert ordered == model.fixed_order
 
     rng = np.random.default_rng(0)
     keep = {each: np.sort(rng.permutation(n)[: n // 2]) for each, n in model.sizes.items()}
     order = {each: rng.permutation(n) for each, n in model.sizes.items() if each not in ordered}
     # With more units these are the same function where what reads the new ones is zero.
-    grows = [each for each in graph.dimensions if each.consumed and not each.counted]
+    grows = [each for each in graph.coupled.dimensions if each.consumed and not each.counted]
 
     @jax.jit
     def outcomes(params, *args):
-        small = nnopt.shrink(model.apply, graph, params, keep)
+        small = graph.shrink(params, keep)
         for path, leaf in nnopt.tree.flatten(small.params).items():
             assert leaf.shape == small.widths[path]
         return (
@@ -465,7 +465,7 @@ def test_half_of_every_dimension(name):
             small.apply(small.params, *args),
             model.apply(graph.permute(params, order), *args),
             model.apply(graph.mask(params, {each.name: keep[each.name] for each in grows}), *args),
-            model.apply(unheard(graph, params, keep, grows), *args),
+            model.apply(unheard(params, keep, grows), *args),
         )
 
     whole, masked, shrunk, permuted, fewer, silent = outcomes(model.params, *model.run)

@@ -160,7 +160,7 @@ def test_strict_names_leaf_primitive_and_line():
     text = r"deep/w: Quantized meets sin at test_on_packed\.py:\d+ \(.*\): no rule for sin"
     with pytest.raises(CompositionError, match=text):
         run(packed)
-    with pytest.raises(CompositionError, match="int is no function"):
+    with pytest.raises(CompositionError, match="int is not a function"):
         nnopt.on_packed(3)
 
 

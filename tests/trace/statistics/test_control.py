@@ -13,6 +13,11 @@ DRAW = np.random.default_rng(1)
 WHAT = ("input_gram", "input_absmax", "input_moments", "input_histogram", "output_moments")
 
 
+def observe(function, params, batches, names, **settings):
+    graph = nnopt.graph(function, params, batches[0])
+    return graph.observe(params, batches, names, **settings)
+
+
 def whole(*shape):
     return DRAW.integers(-2, 3, shape).astype(np.float32)
 
@@ -29,7 +34,7 @@ def test_a_branch_adds_what_it_meets_when_it_is_taken():
         return lax.cond(x[0, 0] > 0, lambda x: x @ p["w"], lambda x: (x + 1) @ p["v"] @ p["w"], x)
 
     up, down = abs(whole(3, 4)) + 1, -abs(whole(3, 4)) - 1
-    seen = nnopt.observe(apply, {"w": w, "v": v}, [up, down, up], WHAT)
+    seen = observe(apply, {"w": w, "v": v}, [up, down, up], WHAT)
     mine = [up, up, (down + 1) @ v]
     np.testing.assert_array_equal(seen["input_gram"]["v"], gram(down + 1))
     np.testing.assert_array_equal(seen["input_gram"]["w"], gram(*mine))
@@ -47,7 +52,7 @@ def test_a_branch_that_is_never_taken_is_not_known():
     def apply(p, x):
         return lax.cond(x.sum() > 1e9, lambda x: x @ p["w"], lambda x: x, x)
 
-    seen = nnopt.observe(apply, {"w": whole(4, 4)}, [whole(3, 4)], WHAT)
+    seen = observe(apply, {"w": whole(4, 4)}, [whole(3, 4)], WHAT)
     assert seen.lacking["input_absmax"] == {"w": "no batch has reached it"}
     assert "w" not in seen["input_absmax"]
 
@@ -65,7 +70,7 @@ def test_loops_add_up_tests_included():
     states = [x]
     for _ in range(3):
         states.append(np.mod(states[-1] @ w, 5))
-    seen = nnopt.observe(apply, {"w": w, "v": v}, [x, x], WHAT)
+    seen = observe(apply, {"w": w, "v": v}, [x, x], WHAT)
     np.testing.assert_array_equal(seen["input_gram"]["w"], 2 * gram(*states[:3]))
     np.testing.assert_array_equal(seen["input_gram"]["v"], 2 * gram(*states))
     assert seen.rows["v"] == 2 * 16
@@ -73,7 +78,7 @@ def test_loops_add_up_tests_included():
     def fori(p, x):
         return lax.fori_loop(0, 3, lambda _, x: x @ p["w"] % 5, x)
 
-    seen = nnopt.observe(fori, {"w": w}, [x], WHAT)
+    seen = observe(fori, {"w": w}, [x], WHAT)
     np.testing.assert_array_equal(seen["input_gram"]["w"], gram(*states[:3]))
 
 
@@ -93,7 +98,7 @@ def test_scans_stack_layers_and_add_up_steps():
         before.append(now)
         between.append(np.mod(now @ each, 5))
         now = np.mod(between[-1] @ v, 5)
-    seen = nnopt.observe(apply, {"w": w, "v": v}, [x], WHAT)
+    seen = observe(apply, {"w": w, "v": v}, [x], WHAT)
     np.testing.assert_array_equal(seen["input_gram"]["w"], [gram(x) for x in before])
     np.testing.assert_array_equal(seen["input_absmax"]["w"], [np.abs(x).max() for x in before])
     np.testing.assert_array_equal(seen["input_gram"]["v"], gram(*between))
@@ -122,7 +127,7 @@ def test_scans_within_scans_and_backwards_and_along_other_axes():
         for i in range(2):
             met[i, o] = now
             now = np.mod(now @ w[i, :, :, o], 5)
-    seen = nnopt.observe(apply, {"w": w}, [x], ("input_absmax", "input_gram", "output_moments"))
+    seen = observe(apply, {"w": w}, [x], ("input_absmax", "input_gram", "output_moments"))
     found = seen["input_absmax"]["w"]
     assert found.shape == (2, 1, 1, 4)
     for (i, o), x in met.items():
@@ -138,7 +143,7 @@ def test_scans_that_go_backwards():
     def apply(p, x):
         return lax.scan(lambda x, w: (x @ w % 5, None), x, p["w"], reverse=True)[0]
 
-    seen = nnopt.observe(apply, {"w": w}, [x], "input_gram")
+    seen = observe(apply, {"w": w}, [x], "input_gram")
     for layer in (2, 1, 0):
         np.testing.assert_array_equal(seen["input_gram"]["w"][layer], gram(x))
         x = np.mod(x @ w[layer], 5)
@@ -151,7 +156,7 @@ def test_a_leaf_scanned_over_and_used_whole_is_joined_without_layers():
         out, _ = lax.scan(lambda x, w: (x @ w % 5, None), x, p["w"])
         return out, jnp.einsum("bi,lio->blo", 9 * x, p["w"])
 
-    seen = nnopt.observe(apply, {"w": w}, [x], ("input_absmax", "input_gram"))
+    seen = observe(apply, {"w": w}, [x], ("input_absmax", "input_gram"))
     met, now = [], x
     for each in w:
         met.append(now)
@@ -164,7 +169,7 @@ def test_a_leaf_scanned_over_and_used_whole_is_joined_without_layers():
 def test_one_inner_function_called_twice_has_two_uses():
     w, x = whole(3, 3), whole(4, 3)
     inner = jax.jit(lambda w, x: x @ w)
-    seen = nnopt.observe(lambda p, x: inner(p["w"], inner(p["w"], x)), {"w": w}, [x], "input_gram")
+    seen = observe(lambda p, x: inner(p["w"], inner(p["w"], x)), {"w": w}, [x], "input_gram")
     np.testing.assert_array_equal(seen.by_use["input_gram"][("w", 0)], gram(x))
     np.testing.assert_array_equal(seen.by_use["input_gram"][("w", 1)], gram(x @ w))
     np.testing.assert_array_equal(seen["input_gram"]["w"], gram(x, x @ w))
@@ -201,7 +206,7 @@ def test_functions_with_rules_of_their_own():
 
     params = {"w": w, "v": v}
     names = ("input_gram", "gradient", "fisher")
-    seen = nnopt.observe(loss, params, [x], names)
+    seen = observe(loss, params, [x], names)
     np.testing.assert_array_equal(seen["input_gram"]["w"], gram(x, x @ w))
     np.testing.assert_array_equal(seen["input_gram"]["v"], gram(x @ w @ w))
     wanted = jax.grad(loss)(params, x)
@@ -220,7 +225,7 @@ def test_inner_gradients_are_observed():
     def apply(p, x):
         return jax.grad(lambda x: jnp.square(x @ p["w"]).sum())(x)
 
-    seen = nnopt.observe(apply, {"w": w}, [x], "input_gram")
+    seen = observe(apply, {"w": w}, [x], "input_gram")
     along = {use.along for use in seen.uses if not use.reason}
     assert along == {(0,), (1,)}
     slope = 2 * x @ w
@@ -234,7 +239,7 @@ def test_leaves_carried_unchanged_are_followed():
     def apply(p, x):
         return lax.fori_loop(0, 2, lambda _, s: (s[0], s[1] @ s[0] % 5), (p["w"], x))
 
-    seen = nnopt.observe(apply, {"w": w}, [x], "input_gram")
+    seen = observe(apply, {"w": w}, [x], "input_gram")
     np.testing.assert_array_equal(seen["input_gram"]["w"], gram(x, np.mod(x @ w, 5)))
 
 
@@ -243,5 +248,5 @@ def test_leaves_that_change_on_the_way_are_told():
     def apply(p, x):
         return lax.fori_loop(0, 2, lambda _, s: (s[0] * s[0], s[1] @ s[0]), (p["w"], x))
 
-    (use,) = nnopt.uses(apply, {"w": whole(3, 3)}, whole(4, 3))
+    (use,) = nnopt.graph(apply, {"w": whole(3, 3)}, whole(4, 3)).uses
     assert use.reason.startswith("it is carried through")

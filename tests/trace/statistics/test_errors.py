@@ -26,7 +26,8 @@ def apply(p, x):
 
 
 def observe(*statistics, function=apply, batches=(X,), **settings):
-    return nnopt.observe(function, PARAMS, batches, statistics or "input_absmax", **settings)
+    graph = nnopt.graph(function, PARAMS, X)
+    return graph.observe(PARAMS, batches, statistics or "input_absmax", **settings)
 
 
 def test_batches_and_names():
@@ -39,7 +40,7 @@ def test_batches_and_names():
     with pytest.raises(SelectionError, match="'input_gram' is asked for twice"):
         observe("input_gram", input_gram(block=3))
     with pytest.raises(SelectionError, match="no statistic is asked for"):
-        nnopt.observe(apply, PARAMS, [X], ())
+        nnopt.graph(apply, PARAMS, X).observe(PARAMS, [X], ())
     with pytest.raises(SelectionError, match=r"'\*\*/kernl' matched no leaf. Nearest: deep/kernel"):
         observe(where="**/kernl")
     with pytest.raises(SelectionError, match="matched no leaf"):
@@ -55,7 +56,7 @@ def test_leaves_that_nothing_meets():
     assert seen.lacking["input_absmax"] == {"deep/bias": "add sums over none of it"}
     with pytest.raises(StatisticsError, match="deep/bias: has no input_absmax: add sums over none"):
         observe(strict=True)
-    seen = nnopt.observe(lambda p, x: x, {"w": X}, [X])
+    seen = nnopt.graph(lambda p, x: x, {"w": X}, X).observe({"w": X}, [X])
     assert seen.lacking["input_absmax"] == {"w": "no step uses it"}
 
 
@@ -65,9 +66,9 @@ def test_blocks_must_divide():
 
 
 def test_functions():
-    with pytest.raises(CompositionError, match="int is no function"):
-        nnopt.observe(3, PARAMS, [X])
-    with pytest.raises(CompositionError, match=r"does not take \(params, batch\)"):
+    with pytest.raises(CompositionError, match="int is not a function"):
+        nnopt.graph(3, PARAMS, X)
+    with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given"):
         observe(function=lambda p: p)
 
     def branching(p, x):
@@ -77,8 +78,14 @@ def test_functions():
         CompositionError, match=r"branching: test_errors.py:.* asks for the value of what depends"
     ):
         observe(function=branching)
-    with pytest.raises(CompositionError, match=r"branching: .* asks for the value of what depends"):
-        nnopt.uses(branching, PARAMS, X)
+
+    def branching_later(p, x):
+        return branching(p, x) if len(x) > 2 else apply(p, x)
+
+    with pytest.raises(
+        CompositionError, match=r"branching_later: test_errors.py:.* depends on argument 2"
+    ):
+        observe(function=branching_later, batches=[X, jnp.ones((3, 6))])
     with pytest.raises(CompositionError, match="needs arrays, and a batch holds 'text'"):
         observe(batches=["text"])
 
@@ -99,7 +106,9 @@ def test_batches_of_another_shape_that_are_used_otherwise():
 
     w = np.ones((4, 3), "f")
     with pytest.raises(CompositionError, match="its use 0 is another one for batches of another"):
-        nnopt.observe(turned, w, [np.ones((2, 4), "f"), np.ones((2, 3), "f")], "input_gram")
+        nnopt.graph(turned, w, np.ones((2, 4), "f")).observe(
+            w, [np.ones((2, 4), "f"), np.ones((2, 3), "f")], "input_gram"
+        )
 
 
 def test_progress_is_told_after_each_batch():
@@ -124,7 +133,7 @@ def test_tables():
 
 def test_shapes_will_do_for_uses():
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
-    found = nnopt.uses(apply, shapes, jax.ShapeDtypeStruct((2, 6), jnp.float32))
+    found = nnopt.graph(apply, shapes, jax.ShapeDtypeStruct((2, 6), jnp.float32)).uses
     assert [(u.path, u.primitive) for u in found] == [
         ("deep/bias", "add"),
         ("deep/kernel", "dot_general"),

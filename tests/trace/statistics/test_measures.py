@@ -18,6 +18,11 @@ ALL = (
 )  # fmt: skip
 
 
+def observe(function, params, batches, names, **settings):
+    graph = nnopt.graph(function, params, batches[0])
+    return graph.observe(params, batches, names, **settings)
+
+
 def whole(*shape):
     """Whole numbers, whose products and sums floats hold exactly."""
     return DRAW.integers(-4, 5, shape).astype(np.float32)
@@ -39,8 +44,8 @@ def test_everything_at_once_over_batches_of_two_shapes():
         traces.append(x.shape)
         return jnp.tanh(x @ p["w"] + p["b"][None])
 
-    seen = nnopt.observe(apply, params, batches, ALL)
-    assert traces == [(8, 5), (3, 5)]
+    seen = observe(apply, params, batches, ALL)
+    assert traces == [(8, 5), (8, 5), (3, 5)]  # for the graph, then for each shape
     x = np.concatenate(batches)
     assert seen["input_absmax"]["w"] == np.abs(x).max()
     assert tuple(seen["input_range"]["w"]) == (x.min(), x.max())
@@ -62,7 +67,7 @@ def test_everything_at_once_over_batches_of_two_shapes():
 def test_moments_far_from_zero_do_not_cancel():
     """Sums of squares would lose all digits of the variance."""
     batches = [1e4 + DRAW.normal(size=(50, 2)).astype(np.float32) for _ in range(4)]
-    seen = nnopt.observe(lambda p, x: x @ p, np.ones((2, 2), "f"), batches, "input_moments")
+    seen = observe(lambda p, x: x @ p, np.ones((2, 2), "f"), batches, "input_moments")
     x = np.concatenate(batches).astype(np.float64)
     np.testing.assert_allclose(seen["input_moments"][""].variance[:, 0], x.var(0), rtol=1e-4)
 
@@ -73,7 +78,7 @@ def test_inputs_in_bfloat16_are_summed_in_float32():
     def apply(p, x):
         return x @ p["w"].astype(jnp.bfloat16)
 
-    seen = nnopt.observe(apply, {"w": whole(2, 2)}, [x], ("input_gram", "input_moments"))
+    seen = observe(apply, {"w": whole(2, 2)}, [x], ("input_gram", "input_moments"))
     exact = np.asarray(x, np.float32)
     np.testing.assert_array_equal(seen["input_gram"]["w"], exact.T @ exact)
     np.testing.assert_allclose(seen["input_moments"]["w"].mean[:, 0], exact.mean(0), atol=1e-6)
@@ -81,17 +86,17 @@ def test_inputs_in_bfloat16_are_summed_in_float32():
 
 def test_blocks_along_the_diagonal():
     x, w = whole(9, 6), whole(6, 2)
-    seen = nnopt.observe(lambda p, x: x @ p["w"], {"w": w}, [x], input_gram(block=3))
+    seen = observe(lambda p, x: x @ p["w"], {"w": w}, [x], input_gram(block=3))
     found = seen["input_gram"]["w"]
     np.testing.assert_array_equal(found, [(x.T @ x)[:3, :3], (x.T @ x)[3:, 3:]])
-    seen = nnopt.observe(lambda p, x: x @ p["w"], {"w": w}, [x], input_gram(block=64))
+    seen = observe(lambda p, x: x @ p["w"], {"w": w}, [x], input_gram(block=64))
     np.testing.assert_array_equal(seen["input_gram"]["w"], [x.T @ x])
 
 
 def test_each_channel_has_a_magnitude_of_its_own():
     x = whole(9, 6)
     what = input_absmax(channel=True)
-    seen = nnopt.observe(lambda p, x: x @ p["w"].T, {"w": whole(2, 6)}, [x], what)
+    seen = observe(lambda p, x: x @ p["w"].T, {"w": whole(2, 6)}, [x], what)
     np.testing.assert_array_equal(seen["input_absmax"]["w"], np.abs(x).max(0)[None])
 
 
@@ -111,7 +116,7 @@ def moved(w):
 @pytest.mark.parametrize(("name", "move", "order"), [pytest.param(*c, id=c[0]) for c in moved(0)])
 def test_moved_leaves_keep_their_own_axes(name, move, order):
     x = whole(7, 4)
-    seen = nnopt.observe(lambda p, x: x @ move(p["w"]), {"w": whole(4, 6)}, [x], "input_gram")
+    seen = observe(lambda p, x: x @ move(p["w"]), {"w": whole(4, 6)}, [x], "input_gram")
     mine = x[:, order]  # the columns as the leaf's rows lie
     np.testing.assert_array_equal(seen["input_gram"]["w"], mine.T @ mine)
     assert [use.along for use in seen.uses] == [(0,)]
@@ -122,7 +127,7 @@ def test_parts_of_axes_are_told():
     def apply(p, x):
         return (x[:, :2] @ p["w"][1:3, :2], x @ p["w"].T[1:2].T)
 
-    first, second = nnopt.uses(apply, {"w": whole(4, 6)}, whole(7, 4))
+    first, second = nnopt.graph(apply, {"w": whole(4, 6)}, whole(7, 4)).uses
     assert (first.along, first.part) == ((0,), (0, 1))
     assert (second.along, second.part) == ((0,), (1,))
 
@@ -134,7 +139,7 @@ def test_several_axes_are_summed_over_in_the_order_of_the_leaf():
     def apply(p, x):
         return jnp.einsum("bijk,kjio->bo", x, p["w"].reshape(4, 3, 2, 2))
 
-    seen = nnopt.observe(apply, {"w": w}, [x], ("input_gram", "input_moments"))
+    seen = observe(apply, {"w": w}, [x], ("input_gram", "input_moments"))
     rows = x.transpose(0, 3, 2, 1).reshape(5, 24)
     np.testing.assert_array_equal(seen["input_gram"]["w"], rows.T @ rows)
     mean = seen["input_moments"]["w"].mean
@@ -148,7 +153,7 @@ def test_axes_that_go_along_stack():
     def apply(p, x):
         return jnp.einsum("bei,ieo->beo", x, p["w"])
 
-    seen = nnopt.observe(apply, {"w": w}, [x], ALL)
+    seen = observe(apply, {"w": w}, [x], ALL)
     np.testing.assert_array_equal(seen["input_absmax"]["w"], np.abs(x).max((0, 2))[None])
     for e in range(3):
         np.testing.assert_array_equal(seen["input_gram"]["w"][e], x[:, e].T @ x[:, e])
@@ -168,7 +173,7 @@ def test_mapped_functions_have_rows_for_every_entry():
     def apply(p, x):
         return jax.vmap(jax.vmap(lambda x: p["w"].T @ x))(x)
 
-    seen = nnopt.observe(apply, {"w": w}, [x], "input_gram")
+    seen = observe(apply, {"w": w}, [x], "input_gram")
     rows = x.reshape(15, 4)
     np.testing.assert_array_equal(seen["input_gram"]["w"], rows.T @ rows)
 
@@ -181,7 +186,7 @@ def test_tied_leaves_have_a_use_each_and_lookups_are_counted():
         return p["embed"][tokens] @ p["head"] @ p["embed"].T
 
     params = {"embed": embed, "head": head}
-    seen = nnopt.observe(apply, params, [tokens, tokens], ("input_gram", "input_count"))
+    seen = observe(apply, params, [tokens, tokens], ("input_gram", "input_count"))
     assert [(u.primitive, u.along) for u in seen.uses.of("embed")] == [
         ("gather", (0,)),
         ("dot_general", (1,)),
@@ -200,7 +205,7 @@ def test_rows_that_are_not_there_are_not_counted():
     def apply(p, at):
         return (jnp.take(p, at, axis=0), jnp.take(p, at, axis=0, mode="clip"))
 
-    seen = nnopt.observe(apply, whole(6, 2), [at], "input_count")
+    seen = observe(apply, whole(6, 2), [at], "input_count")
     np.testing.assert_array_equal(seen.by_use["input_count"][("", 0)][:, 0], [1, 0, 0, 0, 0, 2])
     np.testing.assert_array_equal(seen.by_use["input_count"][("", 1)][:, 0], [2, 0, 0, 0, 0, 2])
 
@@ -211,7 +216,7 @@ def test_uses_along_different_axes_are_not_joined():
     def apply(p, x):
         return (x @ p["w"], 3 * x @ p["w"].T)
 
-    seen = nnopt.observe(apply, {"w": w}, [x], ("input_gram", "input_absmax"))
+    seen = observe(apply, {"w": w}, [x], ("input_gram", "input_absmax"))
     assert seen["input_absmax"]["w"] == 3 * np.abs(x).max()
     assert "w" not in seen["input_gram"]
     assert "along (0,) and (1,)): see by_use" in seen.lacking["input_gram"]["w"]
@@ -221,7 +226,7 @@ def test_uses_along_different_axes_are_not_joined():
 
 def test_two_leaves_that_meet_are_inputs_of_each_other():
     a, b = whole(5, 2), whole(2, 3)
-    seen = nnopt.observe(lambda p, x: x @ (p["a"] @ p["b"]), {"a": a, "b": b}, [whole(4, 5)],
+    seen = observe(lambda p, x: x @ (p["a"] @ p["b"]), {"a": a, "b": b}, [whole(4, 5)],
                          "input_gram")  # fmt: skip
     np.testing.assert_array_equal(seen["input_gram"]["a"], b @ b.T)
     np.testing.assert_array_equal(seen["input_gram"]["b"], a.T @ a)
@@ -267,7 +272,7 @@ def test_convolutions_meet_patches(name):
             x, p["w"], dimension_numbers=("NHWC", "HWIO", "NHWC"), **how
         )
 
-    seen = nnopt.observe(apply, {"w": w}, [x], ALL)
+    seen = observe(apply, {"w": w}, [x], ALL)
     rows = patches(
         x, (3, 3), how["window_strides"], how["padding"],
         how.get("rhs_dilation", (1, 1)), how.get("lhs_dilation", (1, 1)),
@@ -298,7 +303,7 @@ def test_other_layouts_of_images_and_kernels():
     def apply(p, x):
         return lax.conv(x, p["w"], (1, 1), "VALID")
 
-    seen = nnopt.observe(apply, {"w": w}, [x], "input_gram")
+    seen = observe(apply, {"w": w}, [x], "input_gram")
     rows = patches(x.transpose(0, 2, 3, 1), (3, 3), (1, 1), ((0, 0), (0, 0)))
     rows = rows.transpose(0, 3, 1, 2).reshape(len(rows), -1)
     np.testing.assert_array_equal(seen["input_gram"]["w"], rows.T @ rows)
@@ -314,13 +319,13 @@ def test_packed_leaves_are_observed_as_what_they_stand_for():
     def apply(p, x):
         return jax.nn.relu(x @ p["a"]) @ p["b"]
 
-    seen = nnopt.observe(apply, packed, [x], ("input_gram", "gradient")[:1])
+    seen = observe(apply, packed, [x], ("input_gram", "gradient")[:1])
     hidden = np.maximum(x @ np.asarray(packed["a"].materialize()), 0)
     np.testing.assert_allclose(seen["input_gram"]["b"], hidden.T @ hidden, rtol=1e-5)
 
 
 def test_a_histogram_may_have_fewer_bins_and_feeds_grids():
     x = DRAW.normal(size=(500, 4)).astype(np.float32)
-    seen = nnopt.observe(lambda p, x: x @ p, np.ones((4, 2), "f"), [x], input_histogram(256))
+    seen = observe(lambda p, x: x @ p, np.ones((4, 2), "f"), [x], input_histogram(256))
     grid = nnopt.quantization.percentile_grid(seen["input_histogram"][""], 100.0)
     np.testing.assert_allclose(grid.scale * 127, np.abs(x).max(), rtol=1e-6)

@@ -13,6 +13,11 @@ import nnopt_jax as nnopt
 DRAW = np.random.default_rng(3)
 
 
+def observe(function, params, batches, names, **settings):
+    graph = nnopt.graph(function, params, batches[0])
+    return graph.observe(params, batches, names, **settings)
+
+
 def loss(p, x):
     def layer(x, w):
         return jnp.tanh(x @ w), None
@@ -40,10 +45,10 @@ def test_totals_are_those_of_one_device(kind):
         traces.append(x.shape)
         return loss(p, x)
 
-    alone = nnopt.observe(loss, params, batches, names)
+    alone = observe(loss, params, batches, names)
     split = [jax.device_put(batch, rows) for batch in batches]
-    seen = nnopt.observe(counted, jax.device_put(params, whole), split, names)
-    assert len(traces) == 2
+    seen = observe(counted, jax.device_put(params, whole), split, names)
+    assert len(traces) == 3  # for the graph, then for each shape
     for name in names:
         for path in params:
             for a, b in zip(
@@ -51,4 +56,4 @@ def test_totals_are_those_of_one_device(kind):
             ):
                 assert a.sharding.is_fully_replicated
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    assert len(nnopt.uses(loss, jax.device_put(params, whole), split[0])) == 2
+    assert len(nnopt.graph(loss, jax.device_put(params, whole), split[0]).uses) == 2

@@ -15,6 +15,11 @@ from nnopt_jax.tree import flatten
 KEY = jax.random.key(0)
 
 
+def observe(function, params, batches, names=("input_absmax",), **settings):
+    graph = nnopt.graph(function, params, batches[0])
+    return graph.observe(params, batches, names, **settings)
+
+
 def drawn(*shape):
     return jax.random.normal(jax.random.fold_in(KEY, sum(shape)), shape)
 
@@ -85,7 +90,7 @@ def test_layers_of_linen(name):
     }[name]
     params = model.init(KEY, x)
     names = ("input_absmax", "input_range", "input_gram")
-    seen = nnopt.observe(model.apply, params, [x], names, where="**/kernel", strict=True)
+    seen = observe(model.apply, params, [x], names, where="**/kernel", strict=True)
     met = inputs_of_layers(lambda: model.apply(params, x))
     kernels = {path: leaf for path, leaf in flatten(params).items() if path.endswith("kernel")}
     assert met.keys() == kernels.keys() == seen["input_absmax"].keys()
@@ -104,7 +109,7 @@ def test_a_transposed_kernel_is_told_in_its_own_order():
     """Turned round, its inputs and outputs swapped; products with patches are the outcome."""
     model, x = nn.ConvTranspose(1, (2, 3), transpose_kernel=True, use_bias=False), drawn(2, 4, 4, 2)
     params = model.init(KEY, x)
-    seen = nnopt.observe(model.apply, params, [x], ("input_gram", "output_moments"))
+    seen = observe(model.apply, params, [x], ("input_gram", "output_moments"))
     kernel = params["params"]["kernel"].reshape(-1)
     out = np.asarray(model.apply(params, x))
     close(kernel @ seen["input_gram"]["params/kernel"] @ kernel, np.square(out).sum())
@@ -116,12 +121,12 @@ def test_an_embedding_that_is_the_head_too():
     model, tokens = Attention(), jnp.arange(10).reshape(2, 5) % 16
     params = model.init(KEY, tokens)
     path = "params/Embed_0/embedding"
-    found = nnopt.uses(model.apply, params, tokens).of(path)
+    found = nnopt.graph(model.apply, params, tokens).uses.of(path)
     assert [(use.primitive, use.along) for use in found] == [
         ("gather", (0,)),
         ("dot_general", (1,)),
     ]
-    seen = nnopt.observe(model.apply, params, [tokens], ("input_gram", "input_count"), where=path)
+    seen = observe(model.apply, params, [tokens], ("input_gram", "input_count"), where=path)
     assert seen["input_gram"][path].shape == (8, 8)
     np.testing.assert_array_equal(seen["input_count"][path][:, 0], np.arange(16) < 10)
 
@@ -129,9 +134,7 @@ def test_an_embedding_that_is_the_head_too():
 def test_layers_of_a_scan():
     model, x = Stacked(), drawn(4, 8)
     params = model.init(KEY, x)
-    seen = nnopt.observe(
-        model.apply, params, [x], ("input_absmax", "input_gram"), where="**/kernel"
-    )
+    seen = observe(model.apply, params, [x], ("input_absmax", "input_gram"), where="**/kernel")
     stack = params["params"]["stack"]
     for layer in range(3):
         one = jax.tree.map(lambda w, layer=layer: w[layer], stack)
@@ -143,14 +146,14 @@ def test_layers_of_a_scan():
             close(seen["input_absmax"][path][layer], np.abs(met).max())
         x = x + hidden @ down["kernel"] + down["bias"][None]
     close(seen["input_gram"]["params/Dense_0/kernel"], gram(x))
-    (use,) = nnopt.uses(model.apply, params, x).of("params/stack/Dense_0/kernel")
+    (use,) = nnopt.graph(model.apply, params, x).uses.of("params/stack/Dense_0/kernel")
     assert (use.along, use.stack) == ((1,), (0,))
 
 
 def test_steps_of_a_recurrent_network_are_added_up():
     model, x = nn.RNN(nn.LSTMCell(6)), drawn(2, 5, 4)
     params = model.init(KEY, x)
-    seen = nnopt.observe(model.apply, params, [x], "input_gram", where="**/kernel")
+    seen = observe(model.apply, params, [x], "input_gram", where="**/kernel")
     out = np.asarray(model.apply(params, x))  # what the cell hands on to its next step
     before = np.concatenate([np.zeros((2, 1, 6)), out[:, :-1]], 1)
     for path, found in seen["input_gram"].items():
@@ -164,9 +167,7 @@ def test_members_that_are_mapped_over():
     )(features=2)
     x = drawn(3, 5, 4)
     params = model.init(KEY, x)
-    seen = nnopt.observe(
-        model.apply, params, [x], ("input_absmax", "input_gram"), where="**/kernel"
-    )
+    seen = observe(model.apply, params, [x], ("input_absmax", "input_gram"), where="**/kernel")
     close(seen["input_absmax"]["params/kernel"], np.abs(x).max((1, 2))[None])
     close(seen["input_gram"]["params/kernel"], np.stack([gram(m) for m in x]))
 
@@ -177,7 +178,7 @@ def test_modules_of_nnx():
     )
     graph, state = nnx.split(model)
     x = drawn(5, 8)
-    seen = nnopt.observe(
+    seen = observe(
         lambda state, x: nnx.merge(graph, state)(x), state, [x], "input_gram", where="**/kernel"
     )
     hidden = nnx.relu(model.layers[0](x))
@@ -217,7 +218,7 @@ def test_static_scales_of_activations(name):
         return np.asarray(x)
 
     by_hand(params, watched)
-    seen = nnopt.observe(apply, params, [x[:3], x[3:]])
+    seen = observe(apply, params, [x[:3], x[3:]])
     tx = nnopt.quantization.quantize_activations(4, scale="static")
     packed = tx.pack(params, tx.init(params, stats=seen))
     found = jax.jit(nnopt.on_packed(apply))(packed, x)

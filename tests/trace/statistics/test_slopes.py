@@ -11,13 +11,18 @@ import nnopt_jax as nnopt
 DRAW = np.random.default_rng(2)
 
 
+def observe(function, params, batches, names, **settings):
+    batch = batches[0] if isinstance(batches[0], tuple) else (batches[0],)
+    graph = nnopt.graph(function, params, *batch)
+    return graph.observe(params, batches, names, **settings)
+
+
 def drawn(*shape):
     return DRAW.normal(size=shape).astype(np.float32)
 
 
-def tied(p, batch):
+def tied(p, tokens, wanted):
     """A leaf looked up, multiplied with, and in the loss itself; scanned layers; a bias."""
-    tokens, wanted = batch
     x = p["embed"][tokens]
 
     @jax.checkpoint
@@ -35,8 +40,8 @@ BATCHES = [(DRAW.integers(0, 6, 5), drawn(5, 6)) for _ in range(3)]
 
 
 def test_joined_slopes_are_those_of_the_loss():
-    seen = nnopt.observe(tied, PARAMS, BATCHES, ("gradient", "fisher", "input_absmax"))
-    whole = nnopt.statistics(tied, PARAMS, BATCHES, ("gradient", "fisher"))
+    seen = observe(tied, PARAMS, BATCHES, ("gradient", "fisher", "input_absmax"))
+    whole = nnopt.statistics(lambda p, b: tied(p, *b), PARAMS, BATCHES, ("gradient", "fisher"))
     for name, tree in whole.items():
         for path in ("embed", "layers", "bias"):
             np.testing.assert_allclose(seen[name][path], tree[path], rtol=1e-4, atol=1e-6)
@@ -46,7 +51,7 @@ def test_joined_slopes_are_those_of_the_loss():
 
 
 def test_uses_of_a_tied_leaf_have_slopes_of_their_own():
-    seen = nnopt.observe(tied, PARAMS, BATCHES, ("gradient", "fisher"), where="embed")
+    seen = observe(tied, PARAMS, BATCHES, ("gradient", "fisher"), where="embed")
 
     def apart(lookup, product, decay, batch):
         tokens, wanted = batch
@@ -80,7 +85,7 @@ def test_slopes_of_branches_and_parts():
         ).sum()
 
     x = np.abs(drawn(2, 3))
-    seen = nnopt.observe(loss, {"w": w}, [x, x, -x, x], "gradient")
+    seen = observe(loss, {"w": w}, [x, x, -x, x], "gradient")
     wanted = np.mean([jax.grad(loss)({"w": w}, b)["w"] for b in (x, x, -x, x)], axis=0)
     np.testing.assert_allclose(seen["gradient"]["w"], wanted, rtol=1e-5)
     uses = [seen.by_use["gradient"]["w", n] for n in range(2)]
@@ -103,7 +108,7 @@ def test_slopes_of_what_comes_out_of_inner_programs():
 
     params = {"w": drawn(3, 4), "g": drawn(3, 3), "v": drawn(3, 3), "u": drawn(3, 2)}
     x = drawn(2, 4)
-    seen = nnopt.observe(loss, params, [x], "gradient")
+    seen = observe(loss, params, [x], "gradient")
     wanted = jax.jit(jax.grad(loss))(params, x)
     for path in params:
         np.testing.assert_allclose(seen["gradient"][path], wanted[path], rtol=2e-4)

@@ -40,12 +40,12 @@ def pack(params: Any) -> Any:
     return INT8.pack(params, INT8.init(params))
 
 
-def half_of(graph: nnopt.trace.Groups) -> dict[str, np.ndarray]:
+def half_of(coupled: nnopt.trace.CoupledAxes) -> dict[str, np.ndarray]:
     """Half of the units of every dimension, in the order of their numbers."""
     rng = np.random.default_rng(0)
     return {
         each.name: np.sort(rng.permutation(each.size)[: max(1, each.size // 2)])
-        for each in graph.dimensions
+        for each in coupled.dimensions
     }
 
 
