@@ -99,6 +99,8 @@ class ProductStep:
         name = self.equation.primitive.name
         if self.rule.kind in (Kind.CONTRACTION, Kind.LOOKUP):
             return read(self)
+        if self.rule.kind is Kind.OPAQUE:
+            return f"no rule follows it through {name}"
         if self.rule.kind is Kind.REDUCTION:
             return f"{name} combines its own entries"
         return f"{name} sums over none of it"
@@ -167,7 +169,7 @@ def _grouped_rows(step: ProductStep) -> ProductUse | str:
     def valid() -> Array:
         """Rows lie group after group, and those after the last belong to none."""
         ends = jnp.cumsum(values[2])
-        row = jnp.arange(values[0].shape[left.index(*rows)])
+        row = jnp.arange(values[0].shape[left.index(*rows)])[None]
         inside = (row >= (ends - values[2])[:, None]) & (row < ends[:, None])
         return picked(inside) > 0
 
@@ -243,30 +245,30 @@ def _convolution(step: ProductStep) -> ProductUse | str:
 
 
 def _lookup(step: ProductStep) -> ProductUse | str:
-    k, values, shape = step.equation.params, step.values, step.rule.operand_shapes[0]
-    numbers, sizes = k["dimension_numbers"], k["slice_sizes"]
+    k, shape = step.equation.params, step.rule.operand_shapes[0]
     if step.operand != 0:
         return "it is the index of a lookup"
-    axes = numbers.start_index_map
-    others = [size for d, size in enumerate(sizes) if d not in axes]
-    whole = [size for d, size in enumerate(shape) if d not in axes]
-    if len(axes) != 1 or numbers.operand_batching_dims or sizes[axes[0]] != 1 or others != whole:
+    places = [dim[0] for dim in step.rule.operands[0]]
+    chosen = [d for d, place in enumerate(places) if isinstance(place.start, Start)]
+    whole = all(k["slice_sizes"][d] == (1 if d in chosen else n) for d, n in enumerate(shape))
+    if len(chosen) != 1 or not whole:
         return "it is looked up along several axes"
-    (axis,) = axes
+    (axis,) = chosen
     if step.repeats([axis]) or step.part.axes[axis].is_constant:
         return "it is repeated along what is looked up"
     size, along = shape[axis], [(1, step.part.axes[axis])]
-    arranged = Arrangement.of((), along)
+    arranged, entry = Arrangement.of((), along), places[axis].start.entry
+    clips = k["mode"] == lax.GatherScatterMode.CLIP
 
     def counts() -> Array:
-        asked = values[1].reshape(-1)
-        if k["mode"] == lax.GatherScatterMode.CLIP:
+        asked = step.values[1][..., entry].reshape(-1)
+        if clips:
             asked = jnp.clip(asked, 0, size - 1)
         asked = jnp.where((asked < 0) | (asked >= size), size, asked)  # in no row
         found = jnp.zeros(size, jnp.int32).at[asked].add(1, mode="drop")
         return arranged(found[None])[0]
 
-    source = arranged, size, k["mode"] == lax.GatherScatterMode.CLIP
+    source = arranged, size, entry, clips
     return ProductUse((1,), source, _axes(along), channels=_sorted(along), counts=counts)
 
 
