@@ -20,10 +20,11 @@ from nnopt_jax.trace.coupling.choice import Keep
 from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes, coupled_axes
 from nnopt_jax.trace.coupling.rearrange import mask_units, permute_units
 from nnopt_jax.trace.coupling.shrink import ShrunkModel, shrink
+from nnopt_jax.trace.statistics.leaf_uses import LeafUses
 from nnopt_jax.trace.statistics.observe import Progress, observe
-from nnopt_jax.trace.statistics.seen import Observed
+from nnopt_jax.trace.statistics.observed import Observed
 from nnopt_jax.trace.statistics.statistics import Statistic
-from nnopt_jax.trace.statistics.uses import LeafUses, uses_of
+from nnopt_jax.trace.statistics.use_sites import uses_of
 from nnopt_jax.trace.traced import Traced, is_array, require_function, shapes_of, traced
 from nnopt_jax.transform.axes_table import AxesTable
 from nnopt_jax.tree.paths import flatten

@@ -1,6 +1,10 @@
 """What each parameter of a function is multiplied with, measured."""
 
-from nnopt_jax.trace.statistics.seen import Observed as Observed
+from nnopt_jax.trace.statistics.leaf_uses import (
+    LeafUse as LeafUse,
+    LeafUses as LeafUses,
+)
+from nnopt_jax.trace.statistics.observed import Observed as Observed
 from nnopt_jax.trace.statistics.statistics import (
     STATISTICS as STATISTICS,
     Extremes as Extremes,
@@ -13,8 +17,4 @@ from nnopt_jax.trace.statistics.statistics import (
     input_moments as input_moments,
     input_range as input_range,
     output_moments as output_moments,
-)
-from nnopt_jax.trace.statistics.uses import (
-    LeafUse as LeafUse,
-    LeafUses as LeafUses,
 )

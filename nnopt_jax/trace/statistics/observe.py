@@ -1,4 +1,4 @@
-"""What meets each parameter of a function, measured batch by batch."""
+"""What each parameter of a function is multiplied with, measured batch by batch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ from nnopt_jax.errors import (
     nearest,
 )
 from nnopt_jax.trace.statistics.mesh import mesh_of, replicated, replicating
-from nnopt_jax.trace.statistics.reading import SLOPES, Gauges, Reading, Totals, require_scalar
-from nnopt_jax.trace.statistics.seen import Observed, observed
+from nnopt_jax.trace.statistics.observed import Observed, observed
+from nnopt_jax.trace.statistics.observed_program import (
+    LOSS_STATISTICS,
+    ObservedProgram,
+    Totals,
+    UseMeasures,
+    require_scalar,
+)
 from nnopt_jax.trace.statistics.statistics import STATISTICS, Statistic, rows
-from nnopt_jax.trace.statistics.uses import floats, names_of, noted
+from nnopt_jax.trace.statistics.use_sites import float_leaves, names_of, noted
 from nnopt_jax.trace.traced import is_array, refilled, traced
 from nnopt_jax.tree.select import Where, resolve
 from nnopt_jax.typing import Array
@@ -50,15 +56,15 @@ def observe(
         progress: `progress(done, total)` is called after each batch.
         strict: makes a chosen leaf of which something could not be measured an error.
     """
-    wanted, slopes = _wanted(statistics)
+    wanted, of_loss = _wanted(statistics)
     if is_array(batches):
         raise CompositionError(
             "graph.observe: batches are an array; give [batch] for one, list(array) for its rows."
         )
-    leaves = floats(params)
+    leaves = float_leaves(params)
     paths = resolve(where, leaves, "graph.observe")
     chosen = {path: leaves[path] for path in paths}
-    reader = _Reader(function, params, chosen, wanted, slopes)
+    reader = _BatchReader(function, params, chosen, wanted, of_loss)
     totals = _added(reader, batches, progress)
     seen = observed(reader.first, totals)
     if strict:
@@ -66,7 +72,7 @@ def observe(
     return seen
 
 
-def _added(reader: _Reader, batches: Iterable[Any], progress: Progress | None) -> Totals:
+def _added(reader: _BatchReader, batches: Iterable[Any], progress: Progress | None) -> Totals:
     """The totals of all batches. The next one is made while the last is computed."""
     total = len(batches) if isinstance(batches, Sized) else None
     totals: Totals = {}
@@ -87,7 +93,7 @@ def _added(reader: _Reader, batches: Iterable[Any], progress: Progress | None) -
     return totals
 
 
-class _Reader:
+class _BatchReader:
     """Reads the function once for each shape of batches."""
 
     def __init__(
@@ -96,7 +102,7 @@ class _Reader:
         params: Any,
         chosen: dict[str, Any],
         statistics: Sequence[Statistic],
-        slopes: tuple[str, ...],
+        of_loss: tuple[str, ...],
     ) -> None:
         self._function = function
         self._leaves, self._tree = jax.tree.flatten(params)
@@ -104,11 +110,11 @@ class _Reader:
         self._arrays = [x for x, keep in zip(self._leaves, self._kept, strict=True) if keep]
         self._chosen = chosen
         self._statistics = statistics
-        self._slopes = slopes
-        self._steps: dict[Any, tuple[Reading, Callable[..., Totals]]] = {}
+        self._of_loss = of_loss
+        self._steps: dict[Any, tuple[ObservedProgram, Callable[..., Totals]]] = {}
 
     @property
-    def first(self) -> Reading:
+    def first(self) -> ObservedProgram:
         """Of the first batch."""
         return next(iter(self._steps.values()))[0]
 
@@ -126,17 +132,16 @@ class _Reader:
     def _params(self, arrays: Iterable[Any]) -> Any:
         return jax.tree.unflatten(self._tree, refilled(self._leaves, self._kept, arrays))
 
-    def _read(self, batch: Any) -> Reading:
-        found: list[Reading] = []
+    def _read(self, batch: Any) -> ObservedProgram:
+        found: list[ObservedProgram] = []
 
         def run(arrays: Any, batch: Any) -> Array:
-            given = traced(self._function, (self._params(arrays), batch), {})
-            require_scalar(given.program, self._slopes)
-            notes = noted(given, self._chosen, self._statistics)
-            statistics = {one.name: one for one in self._statistics}
-            names = names_of(given, self._chosen)
-            gauges = Gauges(notes.numbered(), statistics)
-            found.append(Reading(given.program, names, gauges, self._slopes, self._chosen))
+            found.append(
+                read_program(
+                    self._function, self._params(arrays), batch, self._chosen, self._statistics,
+                    self._of_loss,
+                )
+            )  # fmt: skip
             return jnp.zeros(())
 
         jax.eval_shape(replicating(run, self._mesh(batch), 0), self._arrays, batch)
@@ -146,14 +151,14 @@ class _Reader:
     def _mesh(self, batch: Any) -> Any:
         return mesh_of((batch, self._arrays))
 
-    def _started(self, reading: Reading, totals: Totals, batch: Any) -> Totals:
+    def _started(self, reading: ObservedProgram, totals: Totals, batch: Any) -> Totals:
         """Totals with all that this shape of batches adds to."""
         at = replicated(self._mesh(batch))
         fresh = jax.jit(reading.start, out_shardings=at)()
-        _require_same(totals, fresh)
+        _check_same(self.first, reading, totals, fresh)
         return {**fresh, **totals}
 
-    def _compiled(self, reading: Reading, batch: Any) -> Callable[..., Totals]:
+    def _compiled(self, reading: ObservedProgram, batch: Any) -> Callable[..., Totals]:
         mesh = self._mesh(batch)
 
         def step(totals: Totals, arrays: Any, batch: Any) -> Totals:
@@ -165,12 +170,35 @@ class _Reader:
         return jax.jit(placed, donate_argnums=0, out_shardings=replicated(mesh))
 
 
+def read_program(
+    function: Callable[[Any, Any], Any], params: Any, batch: Any, chosen: dict[str, Any],
+    statistics: Sequence[Statistic], of_loss: tuple[str, ...] = (),
+) -> ObservedProgram:  # fmt: skip
+    """Trace a function and find where its leaves are used; to be called while JAX traces.
+
+    Args:
+        function: `function(params, batch)`.
+        params: its parameters.
+        batch: a batch.
+        chosen: the leaves that are followed, by path.
+        statistics: what is measured at uses.
+        of_loss: which statistics of a loss are measured.
+    """
+    given = traced(function, (params, batch), {})
+    require_scalar(given.program, of_loss)
+    sites = noted(given, chosen, statistics).numbered()
+    measures = UseMeasures(sites, {one.name: one for one in statistics})
+    floats = names_of(given, float_leaves(params))
+    names = names_of(given, chosen)
+    return ObservedProgram(given.program, names, floats, measures, of_loss, chosen)
+
+
 def _wanted(
     statistics: str | Statistic | Iterable[str | Statistic],
 ) -> tuple[list[Statistic], tuple[str, ...]]:
-    """The statistics of uses, rows among them, and the names of those of slopes."""
+    """The statistics of uses, rows among them, and the names of those of a loss."""
     given = [statistics] if isinstance(statistics, str | Statistic) else list(statistics)
-    known = (*STATISTICS, *SLOPES)
+    known = (*STATISTICS, *LOSS_STATISTICS)
     problems = Problems("graph.observe")
     for one in given:
         if not isinstance(one, Statistic) and one not in known:
@@ -184,7 +212,7 @@ def _wanted(
     problems.raise_as(SelectionError)
     found = [one for one in given if isinstance(one, Statistic)]
     found += [STATISTICS[one]() for one in given if isinstance(one, str) and one in STATISTICS]
-    return [*found, rows()], tuple(name for name in SLOPES if name in names)
+    return [*found, rows()], tuple(name for name in LOSS_STATISTICS if name in names)
 
 
 def _require_arrays(batch: Any) -> None:
@@ -197,19 +225,21 @@ def _require_arrays(batch: Any) -> None:
             )
 
 
-def _require_fit(reading: Reading) -> None:
+def _require_fit(reading: ObservedProgram) -> None:
     """Wants settings of statistics that fit what they measure."""
     problems = Problems("graph.observe")
-    for site in reading.gauges.sites.values():
+    for site in reading.measures.sites.values():
         for name, state in site.states.items():
-            text = reading.gauges.statistics[name].check(state)
+            text = reading.measures.statistics[name].check(state)
             if text:
                 problems.add(site.use.path, f"{name}: {text}")
     problems.raise_as(ShapeError)
 
 
-def _require_same(totals: Totals, fresh: Totals) -> None:
-    """Wants batches of another shape to be used in the same way as the first."""
+def _check_same(
+    first: ObservedProgram, other: ObservedProgram, totals: Totals, fresh: Totals
+) -> None:
+    """Raise where batches of another shape are not used as the first is."""
     problems = Problems("graph.observe")
     for name, path, number in totals.keys() & fresh:
         key = name, path, number
@@ -217,6 +247,12 @@ def _require_same(totals: Totals, fresh: Totals) -> None:
         if shapes[0] != shapes[1]:
             problems.add(path, f"its use {number} is another one for batches of another shape: "
                                f"{name} of {shapes[1]}, and of {shapes[0]} before"
+                         )  # fmt: skip
+    owners = {site.key: site.owners for site in first.measures.sites.values()}
+    for site in other.measures.sites.values():
+        if owners.get(site.key, site.owners) != site.owners and not problems:
+            problems.add(site.use.path, f"its use {site.use.number} shares its input with other "
+                                        "leaves for batches of another shape; observe them apart"
                          )  # fmt: skip
     problems.raise_as(CompositionError)
 

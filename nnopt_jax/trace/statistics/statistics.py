@@ -1,8 +1,9 @@
-"""What can be measured where a leaf is used: what one meeting shows, and how two are joined."""
+"""What can be measured where a leaf is used: what one use shows, and how two are joined."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,8 +14,8 @@ from jax import lax
 
 from nnopt_jax.ops.growing import Range, add_values, joined
 from nnopt_jax.settings import Settings
-from nnopt_jax.trace.statistics.layout import Layout
-from nnopt_jax.trace.statistics.meeting import Meeting
+from nnopt_jax.trace.statistics.leaf_layout import LeafLayout
+from nnopt_jax.trace.statistics.product_use import ProductUse
 from nnopt_jax.typing import Array, Shape
 
 
@@ -24,14 +25,16 @@ class Statistic:
 
     Args:
         name: what it is called.
-        show: the state of one meeting, its arrays with the axes (stack, ...); None where the
-            meeting is none of its kind.
+        show: the state of one use, its arrays with the axes (batch, ...); None where a use has
+            nothing of the kind.
         start: the state before the first, of shapes: what adding changes nothing.
         add: joins two states.
         finish: what a state says, laid out as the leaf.
         labels: names of the parts of a layout that two uses must share for their states to be
-            joined, beside the stack.
+            joined, beside the batch.
         check: what is wrong with a shape of states, if anything.
+        of_inputs: whether `show` looks at nothing but inputs, so that uses that have the same
+            input share one state.
 
     Example:
         >>> from nnopt_jax.trace import input_gram
@@ -40,12 +43,13 @@ class Statistic:
     """
 
     name: str
-    show: Callable[[Meeting], Any]
+    show: Callable[[ProductUse], Any]
     start: Callable[[Any], Any]
     add: Callable[[Any, Any], Any]
-    finish: Callable[[Any, Layout], Any]
+    finish: Callable[[Any, LeafLayout], Any]
     labels: tuple[str, ...] = ()
     check: Callable[[Any], str] = lambda state: ""
+    of_inputs: bool = False
 
 
 class Extremes(NamedTuple):
@@ -89,7 +93,7 @@ class _Sums(NamedTuple):
 
 
 def input_absmax(*, channel: bool = False) -> Statistic:
-    """The greatest magnitude that met a leaf.
+    """The greatest magnitude of what a leaf is multiplied with.
 
     Args:
         channel: whether each channel of inputs has its own.
@@ -114,10 +118,11 @@ def input_absmax(*, channel: bool = False) -> Statistic:
     settings.flag("channel", channel)
     settings.done()
 
-    def show(met: Meeting) -> Array | None:
-        if met.inputs is None:
+    def show(use: ProductUse) -> Array | None:
+        if use.inputs is None:
             return None
-        return jnp.max(jnp.abs(met.inputs()), _rows(met) if channel else _all(met), initial=0.0)
+        x = use.masked(jnp.abs(use.inputs()), 0.0)
+        return jnp.max(x, _rows(use) if channel else _all(use), initial=0.0)
 
     return Statistic(
         "input_absmax",
@@ -126,11 +131,12 @@ def input_absmax(*, channel: bool = False) -> Statistic:
         jnp.maximum,
         lambda state, lay: lay.channel(state) if channel else lay.leaf(state),
         ("groups", "channels") if channel else (),
+        of_inputs=True,
     )
 
 
 def input_range() -> Statistic:
-    """The least and the greatest value that met a leaf: `Extremes`, laid out as `input_absmax`.
+    """The least and the greatest input of a leaf: `Extremes`, in the order of `input_absmax`.
 
     Example:
         >>> from nnopt_jax.trace import input_range
@@ -138,11 +144,14 @@ def input_range() -> Statistic:
         'input_range'
     """
 
-    def show(met: Meeting) -> Extremes | None:
-        if met.inputs is None:
+    def show(use: ProductUse) -> Extremes | None:
+        if use.inputs is None:
             return None
-        x, axes = met.inputs(), _all(met)
-        return Extremes(jnp.min(x, axes, initial=jnp.inf), jnp.max(x, axes, initial=-jnp.inf))
+        x, axes = use.inputs(), _all(use)
+        return Extremes(
+            jnp.min(use.masked(x, jnp.inf), axes, initial=jnp.inf),
+            jnp.max(use.masked(x, -jnp.inf), axes, initial=-jnp.inf),
+        )
 
     return Statistic(
         "input_range",
@@ -150,11 +159,12 @@ def input_range() -> Statistic:
         lambda shapes: Extremes(_full(shapes.low, jnp.inf), _full(shapes.high, -jnp.inf)),
         lambda a, b: Extremes(jnp.minimum(a.low, b.low), jnp.maximum(a.high, b.high)),
         lambda state, lay: Extremes(*map(lay.leaf, state)),
+        of_inputs=True,
     )
 
 
 def input_moments() -> Statistic:
-    """`Moments` of each channel of what met a leaf; they broadcast to the leaf.
+    """`Moments` of each channel of a leaf's inputs; they broadcast to the leaf.
 
     Channels are the entries along the axes that are summed over; of convolutions those of images.
     Batches are joined as Chan et al. do, without a second pass and without cancellation.
@@ -168,13 +178,14 @@ def input_moments() -> Statistic:
         Chan, Golub, LeVeque 1983, Algorithms for Computing the Sample Variance, equation 2.1.
     """
 
-    def show(met: Meeting) -> _Sums | None:
-        return None if met.inputs is None else _sums(met.inputs(), _rows(met))
+    def show(use: ProductUse) -> _Sums | None:
+        return None if use.inputs is None else _sums(use, use.inputs(), _rows(use))
 
-    def finish(state: _Sums, lay: Layout) -> Moments:
+    def finish(state: _Sums, lay: LeafLayout) -> Moments:
         return _moments(state, lay, lay.channel)
 
-    return Statistic("input_moments", show, _zeros, _join, finish, ("groups", "channels"))
+    labels = ("groups", "channels")
+    return Statistic("input_moments", show, _zeros, _join, finish, labels, of_inputs=True)
 
 
 def output_moments() -> Statistic:
@@ -188,10 +199,10 @@ def output_moments() -> Statistic:
         'output_moments'
     """
 
-    def show(met: Meeting) -> _Sums | None:
-        return None if met.outputs is None else _sums(met.outputs(), len(met.stack))
+    def show(use: ProductUse) -> _Sums | None:
+        return None if use.outputs is None else _sums(use, use.outputs(), len(use.batch))
 
-    def finish(state: _Sums, lay: Layout) -> Moments:
+    def finish(state: _Sums, lay: LeafLayout) -> Moments:
         return _moments(state, lay, lay.out)
 
     return Statistic("output_moments", show, _zeros, _join, finish, ("outs",))
@@ -222,28 +233,33 @@ def input_histogram(bins: int = 4096) -> Statistic:
     """
     start = Range.start(bins)
 
-    def show(met: Meeting) -> Range | None:
-        if met.inputs is None:
+    def show(use: ProductUse) -> Range | None:
+        if use.inputs is None:
             return None
 
         def add(x: Array) -> Range:
             return add_values(start, x)
 
-        for _ in met.stack:
+        for _ in use.batch:
             add = jax.vmap(add)
-        return add(met.inputs())
+        x = use.inputs()
+        found = add(use.masked(x, jnp.nan))
+        if use.valid is None:
+            return found
+        others = (~use.valid()).sum(-1) * math.prod(x.shape[_rows(use) + 1 :])
+        return found._replace(ignored=found.ignored - others)  # they are not NaN themselves
 
     def begin(shapes: Range) -> Range:
         return jax.tree.map(lambda x, s: jnp.broadcast_to(x, s.shape).copy(), start, shapes)
 
-    def finish(state: Range, lay: Layout) -> Range:
+    def finish(state: Range, lay: LeafLayout) -> Range:
         return Range(*map(lay.apart, state))
 
-    return Statistic("input_histogram", show, begin, joined, finish)
+    return Statistic("input_histogram", show, begin, joined, finish, of_inputs=True)
 
 
 def input_gram(block: int | None = None) -> Statistic:
-    r"""What met a leaf, with itself: `X^T X` over all rows, float32.
+    r"""Products of a leaf's inputs with each other: `X^T X` over all rows, float32.
 
     .. math:: G_{ij} = \sum_r x_{ri} x_{rj}
 
@@ -273,16 +289,19 @@ def input_gram(block: int | None = None) -> Statistic:
     settings.integer("block", block, 1, none=True)
     settings.done()
 
-    def show(met: Meeting) -> Array | None:
-        if met.patches is None:
+    def show(use: ProductUse) -> Array | None:
+        if use.patches is None:
             return None
-        x = met.patches()
-        if block is not None and x.shape[-1] % min(block, x.shape[-1]) == 0:
-            x = x.reshape(*x.shape[:-1], -1, min(block, x.shape[-1]))
-            x = jnp.moveaxis(x, -2, -3)
-        batch = tuple(range(x.ndim - 2))
-        numbers = ((x.ndim - 2,), (x.ndim - 2,)), (batch, batch)
-        return lax.dot_general(x, x, numbers, precision=lax.Precision.HIGHEST)
+        x = use.patches()
+        if use.valid is None:
+            return _gram(x, block)
+        # All entries of the batch have the same rows; one after another, they are not copied.
+        rows, valid = x.reshape(-1, *x.shape[-2:])[0], use.valid()
+        each = lax.map(
+            lambda own: _gram(jnp.where(own[:, None], rows, 0.0), block),
+            valid.reshape(-1, valid.shape[-1]),
+        )
+        return each.reshape(*valid.shape[:-1], *each.shape[1:])
 
     def check(state: Array) -> str:
         n = state.shape[-1]
@@ -290,7 +309,7 @@ def input_gram(block: int | None = None) -> Statistic:
 
     return Statistic(
         "input_gram", show, _zeros, jnp.add, lambda state, lay: lay.apart(state),
-        ("groups", "channels", "along"), check,
+        ("groups", "channels", "contracted"), check, of_inputs=True,
     )  # fmt: skip
 
 
@@ -305,25 +324,29 @@ def input_count() -> Statistic:
         'input_count'
     """
 
-    def show(met: Meeting) -> Array | None:
-        return None if met.looked_up is None else met.looked_up()
+    def show(use: ProductUse) -> Array | None:
+        return None if use.counts is None else use.counts()
 
-    def finish(state: Array, lay: Layout) -> Array:
+    def finish(state: Array, lay: LeafLayout) -> Array:
         return lay.channel(state)
 
-    return Statistic("input_count", show, _zeros, jnp.add, finish, ("channels",))
+    labels = ("channels",)
+    return Statistic("input_count", show, _zeros, jnp.add, finish, labels, of_inputs=True)
 
 
 def rows() -> Statistic:
-    """How many rows met a leaf; of lookups, how many were asked for."""
+    """How many rows of inputs a leaf has; of lookups, how many were asked for."""
 
-    def show(met: Meeting) -> Array:
-        if met.looked_up is not None:
-            return met.looked_up().sum()
-        shape = jax.eval_shape(met.inputs).shape if met.inputs is not None else ()
-        return jnp.full(shape[: len(met.stack)], shape[len(met.stack) + len(met.groups)], "float32")
+    def show(use: ProductUse) -> Array:
+        if use.counts is not None:
+            return use.counts().sum()
+        if use.valid is not None:
+            return use.valid().sum(-1, dtype=jnp.float32)
+        shape = jax.eval_shape(use.inputs).shape if use.inputs is not None else ()
+        return jnp.full(shape[: len(use.batch)], shape[len(use.batch) + len(use.groups)], "float32")
 
-    return Statistic("rows", show, _zeros, jnp.add, lambda state, lay: lay.leaf(state))
+    finish = lambda state, lay: lay.leaf(state)  # noqa: E731 - one line says it
+    return Statistic("rows", show, _zeros, jnp.add, finish, of_inputs=True)
 
 
 STATISTICS: Mapping[str, Callable[[], Statistic]] = MappingProxyType(
@@ -340,15 +363,15 @@ STATISTICS: Mapping[str, Callable[[], Statistic]] = MappingProxyType(
 """What is measured at products and lookups, by name."""
 
 
-def _rows(met: Meeting) -> int:
-    """The axis of rows in what met the leaf."""
-    return len(met.stack) + len(met.groups)
+def _rows(use: ProductUse) -> int:
+    """The axis of rows in the inputs."""
+    return len(use.batch) + len(use.groups)
 
 
-def _all(met: Meeting) -> tuple[int, ...]:
-    """All axes but the stack."""
-    first = len(met.stack)
-    return tuple(range(first, first + len(met.groups) + 1 + len(met.channels)))
+def _all(use: ProductUse) -> tuple[int, ...]:
+    """All axes but the batch."""
+    first = len(use.batch)
+    return tuple(range(first, first + len(use.groups) + 1 + len(use.channels)))
 
 
 def _full(shapes: Any, value: float) -> Any:
@@ -359,15 +382,31 @@ def _zeros(shapes: Any) -> Any:
     return _full(shapes, 0.0)
 
 
-def _sums(x: Array, axis: int) -> _Sums:
+def _gram(x: Array, block: int | None) -> Array:
+    """Products of columns, or those within blocks of columns."""
+    if block is not None and x.shape[-1] % min(block, x.shape[-1]) == 0:
+        x = x.reshape(*x.shape[:-1], -1, min(block, x.shape[-1]))
+        x = jnp.moveaxis(x, -2, -3)
+    batch = tuple(range(x.ndim - 2))
+    numbers = ((x.ndim - 2,), (x.ndim - 2,)), (batch, batch)
+    return lax.dot_general(x, x, numbers, precision=lax.Precision.HIGHEST)
+
+
+def _sums(use: ProductUse, x: Array, axis: int) -> _Sums:
     """Of values along one axis, in two passes."""
-    count = jnp.full(_ones(x.shape, axis), x.shape[axis], jnp.float32)
-    mean = x.sum(axis) / max(x.shape[axis], 1)
-    return _Sums(count, mean, jnp.square(x - jnp.expand_dims(mean, axis)).sum(axis))
+    ones = _ones(x.shape, axis)
+    if use.valid is None:
+        count = jnp.full(ones, x.shape[axis], jnp.float32)
+        mean = x.sum(axis) / max(x.shape[axis], 1)
+    else:
+        count = use.valid().sum(-1, dtype=jnp.float32).reshape(ones)
+        mean = use.masked(x, 0.0).sum(axis) / jnp.maximum(count, 1.0)
+    squares = use.masked(jnp.square(x - jnp.expand_dims(mean, axis)), 0.0)
+    return _Sums(count, mean, squares.sum(axis))
 
 
 def _ones(shape: Shape, axis: int) -> Shape:
-    """The stack as it is, one entry for all else: groups may be told apart, counts are the same."""
+    """The batch as it is, one entry for all else: groups have the same counts."""
     return (*shape[:axis], *(1,) * (len(shape) - axis - 1))
 
 
@@ -379,7 +418,7 @@ def _join(a: _Sums, b: _Sums) -> _Sums:
     return _Sums(count, a.mean + apart * share, squares)
 
 
-def _moments(state: _Sums, lay: Layout, place: Callable[[Array], Array]) -> Moments:
+def _moments(state: _Sums, lay: LeafLayout, place: Callable[[Array], Array]) -> Moments:
     count = jnp.maximum(state.count, 1.0)
-    one = state.count.reshape(*state.count.shape[: lay.axes], -1)[..., 0]
+    one = state.count.reshape(*state.count.shape[: len(lay.batch)], -1)[..., 0]
     return Moments(lay.leaf(one), place(state.mean), place(state.squares / count))

@@ -105,8 +105,8 @@ def test_scans_stack_layers_and_add_up_steps():
     mean = seen["input_moments"]["w"].mean
     np.testing.assert_allclose(mean[..., 0], [x.mean(0) for x in before], atol=1e-6)
     assert seen["input_histogram"]["w"].counts.shape[0] == 4
-    assert [(u.along, u.stack) for u in seen.uses.of("w")] == [((1,), (0,))]
-    assert [(u.along, u.stack) for u in seen.uses.of("v")] == [((0,), ())]
+    assert [(u.contracted, u.batch) for u in seen.uses.of("w")] == [((1,), (0,))]
+    assert [(u.contracted, u.batch) for u in seen.uses.of("v")] == [((0,), ())]
 
 
 def test_scans_within_scans_and_backwards_and_along_other_axes():
@@ -226,10 +226,10 @@ def test_inner_gradients_are_observed():
         return jax.grad(lambda x: jnp.square(x @ p["w"]).sum())(x)
 
     seen = observe(apply, {"w": w}, [x], "input_gram")
-    along = {use.along for use in seen.uses if not use.reason}
+    along = {use.contracted for use in seen.uses if not use.reason}
     assert along == {(0,), (1,)}
     slope = 2 * x @ w
-    backward = [u.number for u in seen.uses if u.along == (1,)]
+    backward = [u.number for u in seen.uses if u.contracted == (1,)]
     np.testing.assert_array_equal(seen.by_use["input_gram"][("w", backward[0])], gram(slope))
 
 

@@ -127,7 +127,7 @@ def test_tables():
     assert "float32[6,6]" in text
     table = str(seen.uses)
     assert "test_errors.py" in table
-    assert table.splitlines()[0].split()[:4] == ["leaf", "use", "meets", "along"]
+    assert table.splitlines()[0].split()[:5] == ["leaf", "use", "used", "by", "contracted"]
     assert set(seen) == {"input_absmax", "input_gram"}
 
 

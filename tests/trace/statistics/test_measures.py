@@ -119,7 +119,7 @@ def test_moved_leaves_keep_their_own_axes(name, move, order):
     seen = observe(lambda p, x: x @ move(p["w"]), {"w": whole(4, 6)}, [x], "input_gram")
     mine = x[:, order]  # the columns as the leaf's rows lie
     np.testing.assert_array_equal(seen["input_gram"]["w"], mine.T @ mine)
-    assert [use.along for use in seen.uses] == [(0,)]
+    assert [use.contracted for use in seen.uses] == [(0,)]
 
 
 def test_parts_of_axes_are_told():
@@ -128,8 +128,8 @@ def test_parts_of_axes_are_told():
         return (x[:, :2] @ p["w"][1:3, :2], x @ p["w"].T[1:2].T)
 
     first, second = nnopt.graph(apply, {"w": whole(4, 6)}, whole(7, 4)).uses
-    assert (first.along, first.part) == ((0,), (0, 1))
-    assert (second.along, second.part) == ((0,), (1,))
+    assert (first.contracted, first.partial) == ((0,), (0, 1))
+    assert (second.contracted, second.partial) == ((0,), (1,))
 
 
 def test_several_axes_are_summed_over_in_the_order_of_the_leaf():
@@ -164,7 +164,7 @@ def test_axes_that_go_along_stack():
     out = np.einsum("bei,ieo->beo", x, w)
     np.testing.assert_allclose(seen["output_moments"]["w"].mean[0], out.mean(0), atol=1e-5)
     (use,) = seen.uses
-    assert (use.along, use.stack) == ((0,), (1,))
+    assert (use.contracted, use.batch) == ((0,), (1,))
 
 
 def test_mapped_functions_have_rows_for_every_entry():
@@ -187,7 +187,7 @@ def test_tied_leaves_have_a_use_each_and_lookups_are_counted():
 
     params = {"embed": embed, "head": head}
     seen = observe(apply, params, [tokens, tokens], ("input_gram", "input_count"))
-    assert [(u.primitive, u.along) for u in seen.uses.of("embed")] == [
+    assert [(u.primitive, u.contracted) for u in seen.uses.of("embed")] == [
         ("gather", (0,)),
         ("dot_general", (1,)),
     ]
@@ -308,7 +308,7 @@ def test_other_layouts_of_images_and_kernels():
     rows = rows.transpose(0, 3, 1, 2).reshape(len(rows), -1)
     np.testing.assert_array_equal(seen["input_gram"]["w"], rows.T @ rows)
     (use,) = seen.uses
-    assert use.along == (1, 2, 3)
+    assert use.contracted == (1, 2, 3)
 
 
 def test_packed_leaves_are_observed_as_what_they_stand_for():

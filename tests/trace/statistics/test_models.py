@@ -122,7 +122,7 @@ def test_an_embedding_that_is_the_head_too():
     params = model.init(KEY, tokens)
     path = "params/Embed_0/embedding"
     found = nnopt.graph(model.apply, params, tokens).uses.of(path)
-    assert [(use.primitive, use.along) for use in found] == [
+    assert [(use.primitive, use.contracted) for use in found] == [
         ("gather", (0,)),
         ("dot_general", (1,)),
     ]
@@ -147,7 +147,7 @@ def test_layers_of_a_scan():
         x = x + hidden @ down["kernel"] + down["bias"][None]
     close(seen["input_gram"]["params/Dense_0/kernel"], gram(x))
     (use,) = nnopt.graph(model.apply, params, x).uses.of("params/stack/Dense_0/kernel")
-    assert (use.along, use.stack) == ((1,), (0,))
+    assert (use.contracted, use.batch) == ((1,), (0,))
 
 
 def test_steps_of_a_recurrent_network_are_added_up():

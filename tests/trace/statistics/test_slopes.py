@@ -1,4 +1,4 @@
-"""Gradients and Fisher information, use by use and joined."""
+"""Gradients, Fisher information and the Hessian times the gradient."""
 
 from __future__ import annotations
 
@@ -118,3 +118,69 @@ def test_slopes_of_what_comes_out_of_inner_programs():
         "v": "it is carried through shard_map",
         "w": "",
     }
+
+
+def test_the_hessian_times_the_gradient_in_closed_form():
+    """L = w A w / 2 + c v w with one A for each batch: H g is the same product twice."""
+    batches = []
+    for _ in range(3):
+        a = drawn(4, 4)
+        batches.append(a + a.T)
+
+    def loss(p, a):
+        return p["w"] @ a @ p["w"] / 2 + 3 * p["v"] @ p["w"]
+
+    params = {"w": drawn(4), "v": drawn(4)}
+    wanted = {"w": [], "v": []}
+    for a in batches:
+        hessian = np.block([[a, 3 * np.eye(4)], [3 * np.eye(4), np.zeros((4, 4))]])
+        product = hessian @ hessian @ np.concatenate([params["w"], params["v"]])
+        wanted["w"].append(product[:4])
+        wanted["v"].append(product[4:])
+    names = ("gradient", "fisher", "hessian_gradient")
+    for where in ("**", "w"):  # of all parameters, whichever are chosen
+        seen = observe(loss, params, batches, names, where=where)
+        for path in seen["gradient"]:
+            found = seen["hessian_gradient"][path]
+            np.testing.assert_allclose(found, np.mean(wanted[path], 0), rtol=1e-4, atol=1e-5)
+        assert seen.by_use["hessian_gradient"] == {}
+    alone = observe(loss, params, batches, "hessian_gradient")
+    np.testing.assert_allclose(alone["hessian_gradient"]["w"], np.mean(wanted["w"], 0), rtol=1e-4)
+
+
+def test_the_hessian_times_the_gradient_through_programs():
+    """As differentiating the loss twice gives it, through lookups, scans and checkpoints."""
+    names = ("gradient", "fisher", "hessian_gradient")
+    seen = observe(tied, PARAMS, BATCHES, names)
+    slope = jax.grad(lambda p, batch: tied(p, *batch))
+    for path in PARAMS:
+        each = []
+        for batch in BATCHES:
+            product = jax.jvp(lambda p, b=batch: slope(p, b), (PARAMS,), (slope(PARAMS, batch),))[1]
+            each.append(product[path])
+        np.testing.assert_allclose(
+            seen["hessian_gradient"][path], np.mean(each, 0), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_each_leaf_of_a_joined_array_has_its_own_slope():
+    """Also inside of a function with a rule of derivatives of its own."""
+
+    @jax.custom_vjp
+    def product(w, x):
+        return x @ w
+
+    product.defvjp(lambda w, x: (x @ w, (w, x)), lambda kept, g: (2 * kept[1].T @ g, g @ kept[0].T))
+
+    def loss(p, x):
+        both = jnp.concatenate([p["a"], p["b"]], 1)
+        return (jnp.sin(x @ both) + product(both, x)).sum() + (x @ p["a"]).sum()
+
+    params, x = {"a": drawn(3, 2), "b": drawn(3, 4)}, drawn(5, 3)
+    seen = observe(loss, params, [x], ("gradient", "fisher", "input_gram"))
+    wanted = jax.grad(loss)(params, x)
+    for path in params:
+        np.testing.assert_allclose(seen["gradient"][path], wanted[path], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(seen["fisher"][path], wanted[path] ** 2, rtol=1e-3, atol=1e-5)
+    inner = jax.grad(lambda a: jnp.sin(x @ a).sum())(params["a"])
+    np.testing.assert_allclose(seen.by_use["gradient"]["a", 0], inner, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,111 @@
+"""Activations in the order of the leaf that they are multiplied with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nnopt_jax.trace.statistics.followed_array import (
+    REPEATED,
+    LeafFactor,
+    PartAxis,
+    leaf_order,
+)
+from nnopt_jax.typing import Array
+
+AxesOfLeaf = Sequence[tuple[int, PartAxis]]
+"""Axes of an array, and where along each of them the leaf lies that goes along with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """An order of the entries of an array: (factors before, rows, factors after).
+
+    Equal arrangements of one array are equal, whichever leaves they were made for: factors are
+    numbered by their order in the leaf.
+
+    Args:
+        before: axes whose factors come first.
+        after: axes whose factors come last; all others are rows, and so is what is repeated.
+    """
+
+    before: tuple[tuple[int, PartAxis], ...]
+    after: tuple[tuple[int, PartAxis], ...]
+
+    @classmethod
+    def of(cls, before: AxesOfLeaf, after: AxesOfLeaf) -> Arrangement:
+        """Make an arrangement for a leaf."""
+        return cls(_numbered(before), _numbered(after))
+
+    def __call__(self, x: Array) -> Array:
+        """Return the array so arranged, in float32 and without a gradient."""
+        x = lax.stop_gradient(x)
+        labels: list[tuple[int, int]] = [_ROWS] * x.ndim
+        sides = [(axis, place, -1) for axis, place in self.before]
+        sides += [(axis, place, 1) for axis, place in self.after]
+        for axis, place, side in sorted(sides, key=lambda one: -one[0]):
+            x = spread(x, axis, place)
+            labels[axis : axis + 1] = [
+                _ROWS if f.axis == REPEATED else (side, f.axis) for f in place.factors
+            ]
+        order = sorted(range(x.ndim), key=lambda at: labels[at])
+        first, last = (sum(label[0] == side for label in labels) for side in (-1, 1))
+        shape = [x.shape[at] for at in order]
+        rows = math.prod(shape[first : len(shape) - last])
+        x = x.transpose(order).reshape(*shape[:first], rows, *shape[len(shape) - last :])
+        return x.astype(jnp.float32)
+
+
+_ROWS = (0, 0)
+
+
+def spread(x: Array, axis: int, place: PartAxis) -> Array:
+    """Return the entries of a place, with one axis for each of its factors as the leaf counts.
+
+    Args:
+        x: any array.
+        axis: the axis that the place is of.
+        place: where the leaf lies along it.
+    """
+    indices = place.indices().ravel()
+    if not np.array_equal(indices, np.arange(x.shape[axis])):
+        x = _taken(x, axis, indices)
+    sizes = [factor.size for factor in place.factors]
+    x = x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
+    back = [axis + at for at, factor in enumerate(place.factors) if factor.stride < 0]
+    return lax.rev(x, back) if back else x
+
+
+def _taken(x: Array, axis: int, indices: np.ndarray) -> Array:
+    """Entries along an axis: a slice where they lie at equal distances."""
+    steps = set(np.diff(indices).tolist()) or {1}
+    if len(steps) == 1 and (step := steps.pop()) > 0:
+        return lax.slice_in_dim(x, int(indices[0]), int(indices[-1]) + 1, step, axis)
+    return jnp.take(x, indices, axis, mode="clip")
+
+
+def _numbered(axes: AxesOfLeaf) -> tuple[tuple[int, PartAxis], ...]:
+    """The axes, their factors numbered by their order in the leaf."""
+    places = [place._replace(factors=tuple(_by_step(place))) for _, place in axes]
+    flat = [f for place in places for f in place.factors if f.axis != REPEATED]
+    rank = {(flat[at].axis, flat[at].stride): number for number, at in enumerate(leaf_order(flat))}
+
+    def numbered(f: LeafFactor) -> LeafFactor:
+        if f.axis == REPEATED:
+            return f
+        return f._replace(axis=rank[f.axis, f.stride], stride=1 if f.stride > 0 else -1)
+
+    return tuple(
+        (axis, place._replace(factors=tuple(map(numbered, place.factors))))
+        for (axis, _), place in zip(axes, places, strict=True)
+    )
+
+
+def _by_step(place: PartAxis) -> list[LeafFactor]:
+    """From major to minor, so that indices count up where the place is all of an axis."""
+    return sorted(place.factors, key=lambda factor: -factor.step)

@@ -1,0 +1,238 @@
+"""Where the entries of leaves lie after a step, by its rule in the table of primitives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from nnopt_jax.trace.jaxpr import Equation, is_variable
+from nnopt_jax.trace.primitives import Kind, Place, Rule, Same, Start
+from nnopt_jax.trace.statistics.followed_array import REPEATED, LeafFactor, LeafPart, PartAxis
+
+Starts = list[int | None]
+"""For each axis of a leaf where a part begins; functions here move it."""
+
+
+class CutAcrossError(Exception):
+    """Says why the entries of a leaf cannot be followed through a step."""
+
+
+def moves(equation: Equation, rule: Rule, operand: int) -> bool:
+    """Return whether the outcomes hold the entries of an operand, rounded or scaled at most.
+
+    Args:
+        equation: the step.
+        rule: its rule.
+        operand: which operand.
+    """
+    if operand not in rule.data or operand == rule.fills or rule.mesh or rule.same is Same.NO:
+        return False
+    if rule.kind is Kind.MOVEMENT:
+        return True
+    # Of a product with a number the outcome holds the array, and not the number.
+    is_number = equation.invars[operand].aval.ndim == 0 and len(equation.invars) > 1
+    is_float = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating)
+    return rule.kind is Kind.ELEMENTWISE and is_float and not is_number
+
+
+def moved_parts(
+    equation: Equation, rule: Rule, operand: int, parts: Sequence[LeafPart]
+) -> list[list[LeafPart]]:
+    """Return what each outcome holds of the leaves in an operand.
+
+    Args:
+        equation: a step that `moves` the operand.
+        rule: its rule.
+        operand: which operand.
+        parts: what the operand holds.
+
+    Raises:
+        CutAcrossError: places are not known, or entries do not lie at regular distances.
+    """
+    found: list[list[LeafPart]] = []
+    for outcome in range(len(rule.outcomes)):
+        pair = rule.pair(operand, outcome)
+        if pair is None or rule.is_identity:
+            found.append([] if pair is None else list(parts))
+            continue
+        _check_flat(equation, rule, parts)
+        before = [
+            _resolved(equation, place, size, rule.sizes)
+            for place, size in zip(pair[0], rule.operand_shapes[operand], strict=True)
+        ]
+        each = [_moved(equation, rule, before, pair[1], part) for part in parts]
+        found.append([part for part in each if part is not None])
+    return found
+
+
+def _moved(
+    equation: Equation, rule: Rule, before: Sequence[Place], after: Sequence[Place], part: LeafPart
+) -> LeafPart | None:
+    """The part in one outcome; None where the outcome has none of it."""
+    starts, taken = list(part.starts), dict.fromkeys(part.taken)
+    inside: dict[int, PartAxis] = {}
+    for place, axis in zip(before, part.axes, strict=True):
+        found = _by_factor(equation, place, axis, rule.sizes, starts)
+        if found is None:
+            return None
+        inside |= dict(zip(place.names, found, strict=False))
+        if not place.factors:
+            taken |= {f.axis: None for f in axis.factors if f.axis != REPEATED}
+    axes = [_placed(equation, place, inside, rule.sizes, starts) for place in after]
+    return part._replace(axes=tuple(axes), starts=tuple(starts), taken=tuple(taken))
+
+
+def _check_flat(equation: Equation, rule: Rule, parts: Sequence[LeafPart]) -> None:
+    """Raise where axes that are cut anew have no common bounds, unless a leaf is repeated there."""
+    for part in parts:
+        for axis in (axis for flat in rule.flat for axis in flat.operand):
+            lies, size = part.axes[axis], rule.operand_shapes[0][axis]
+            if not (lies.is_constant and lies.count == size):
+                raise CutAcrossError(f"{equation.primitive.name} cuts across its axes")
+
+
+def _resolved(equation: Equation, place: Place, size: int, sizes: Sequence[int]) -> Place:
+    """The place with a start that is a number in the program, clamped as XLA does."""
+    if not isinstance(place.start, Start):
+        return place
+    start = equation.invars[place.start.operand]
+    if is_variable(start):
+        return place
+    last = size - place.count(list(sizes))
+    return place._replace(start=max(0, min(int(start.val), last)))
+
+
+def _by_factor(
+    equation: Equation, place: Place, axis: PartAxis, sizes: Sequence[int], starts: Starts
+) -> list[PartAxis] | None:
+    """Where the part lies along each factor of a place; None where the place has none of it."""
+    counts = [sizes[factor] for factor in place.names]
+    try:
+        if isinstance(place.start, Start):
+            return [_window(axis, math.prod(counts), starts)]
+        if len(counts) > 1:
+            return _split(axis, [stride for _, stride in place.factors])
+        ((_, stride),) = place.factors or ((0, 1),)
+        found = _cut(axis, place.start, stride, *(counts or [1]), starts)
+    except CutAcrossError as error:
+        raise CutAcrossError(f"{equation.primitive.name} {error}") from None
+    return None if found is None else [found]
+
+
+def _window(axis: PartAxis, count: int, starts: Starts) -> PartAxis:
+    """Consecutive entries, the first of which is known only when the program runs."""
+    loose = [factor for factor in axis.factors if factor.size > 1]
+    if axis.start or not loose or (len(loose) > 1 and count > 1) or loose[0].step != 1:
+        raise CutAcrossError("takes a part whose place is known only when the program runs")
+    for factor in loose:
+        if factor.axis != REPEATED:
+            starts[factor.axis] = None
+    shape = (count,) if len(loose) == 1 else (1,) * len(loose)
+    return PartAxis(0, tuple(f._replace(size=n) for f, n in zip(loose, shape, strict=True)))
+
+
+def _cut(axis: PartAxis, first: int, stride: int, count: int, starts: Starts) -> PartAxis | None:
+    """The entries at `first + stride * j`, by `j` below the count; None where there are none."""
+    loose = [at for at, factor in enumerate(axis.factors) if factor.size > 1]
+    if not loose:
+        start, rest = divmod(axis.start - first, stride)
+        return PartAxis(start, axis.factors) if not rest and 0 <= start < count else None
+    at = max(loose, key=lambda at: axis.factors[at].step)
+    if len(loose) == 1:
+        return _cut_one(axis, at, first, stride, count, starts)
+    if stride != 1:
+        raise CutAcrossError("takes entries across its axes")
+    factor = axis.factors[at]
+    span = sum(f.step * (f.size - 1) for f in axis.factors if f is not factor)
+    low = max(0, -((axis.start + span - first) // factor.step))
+    high = min(factor.size - 1, (first + count - 1 - axis.start) // factor.step)
+    if low > high:
+        return None
+    _shift(starts, factor, low)
+    least = axis.start + factor.step * low
+    kept = _with(axis, at, factor._replace(size=high - low + 1))
+    if least >= first and axis.start + factor.step * high + span < first + count:
+        return kept._replace(start=least - first)
+    if low != high:
+        raise CutAcrossError("takes entries across its axes")
+    return _cut(kept._replace(start=least), first, stride, count, starts)
+
+
+def _cut_one(
+    axis: PartAxis, at: int, first: int, stride: int, count: int, starts: Starts
+) -> PartAxis | None:
+    """Likewise, of one factor: where both progressions agree, by their least common multiple."""
+    factor = axis.factors[at]
+    apart = first - axis.start
+    common = math.gcd(factor.step, stride)
+    if apart % common:
+        return None
+    period = stride // common
+    least = max(0, -(-apart // factor.step))
+    residue = apart // common * pow(factor.step // common, -1, period) % period
+    low = least + (residue - least) % period
+    high = min(factor.size - 1, (apart + stride * (count - 1)) // factor.step)
+    if low > high:
+        return None
+    _shift(starts, factor, low)
+    size = (high - low) // period + 1
+    step = factor.step // common if size > 1 else 1
+    kept = _with(axis, at, LeafFactor(factor.axis, factor.stride * period, size, step))
+    return kept._replace(start=(factor.step * low - apart) // stride)
+
+
+def _split(axis: PartAxis, strides: Sequence[int]) -> list[PartAxis]:
+    """Where the part lies along each of the axes, from major to minor, that one is cut into."""
+    stride, *rest = strides
+    if not rest:
+        return [axis]
+    start, inner_start = divmod(axis.start, stride)
+    major, minor = [], []
+    for factor in axis.factors:
+        inner, left = divmod(stride, factor.step)
+        if factor.size > 1 and factor.step % stride == 0:
+            major.append(factor._replace(step=factor.step // stride))
+        elif factor.step * (factor.size - 1) < stride:
+            minor.append(factor)
+        elif left == 0 and factor.size % inner == 0:
+            minor.append(factor._replace(size=inner))
+            outer = factor.stride * inner, factor.size // inner
+            major.append(LeafFactor(factor.axis, *outer, 1))
+        else:
+            raise CutAcrossError("cuts across its axes")
+    if inner_start + sum(f.step * (f.size - 1) for f in minor) >= stride:
+        raise CutAcrossError("cuts across its axes")
+    return [PartAxis(start, tuple(major)), *_split(PartAxis(inner_start, tuple(minor)), rest)]
+
+
+def _placed(
+    equation: Equation, place: Place, inside: dict[int, PartAxis], sizes: Sequence[int],
+    starts: Starts,
+) -> PartAxis:  # fmt: skip
+    """Where the part lies along an axis of the outcome."""
+    if isinstance(place.start, Start):
+        raise CutAcrossError(f"{equation.primitive.name} puts it at a place that is not known")
+    start, factors = place.start, []
+    for name, stride in place.factors:
+        repeated = PartAxis(0, (LeafFactor(REPEATED, 0, sizes[name], 1),))
+        axis = inside.get(name, repeated)
+        start += stride * axis.start
+        for factor in axis.factors:
+            factor = factor._replace(step=stride * factor.step)
+            if factor.step < 0:  # counted from the other end
+                start += factor.step * (factor.size - 1)
+                _shift(starts, factor, factor.size - 1)
+                factor = factor._replace(stride=-factor.stride, step=-factor.step)
+            factors.append(factor)
+    return PartAxis(start, tuple(factors))
+
+
+def _shift(starts: Starts, factor: LeafFactor, entries: int) -> None:
+    if factor.axis != REPEATED and (start := starts[factor.axis]) is not None:
+        starts[factor.axis] = start + factor.stride * entries
+
+
+def _with(axis: PartAxis, at: int, factor: LeafFactor) -> PartAxis:
+    return axis._replace(factors=(*axis.factors[:at], factor, *axis.factors[at + 1 :]))

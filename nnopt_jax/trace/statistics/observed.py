@@ -1,0 +1,218 @@
+"""What was measured, by leaf and by use."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from nnopt_jax.columns import aligned
+from nnopt_jax.trace.jaxpr import is_variable
+from nnopt_jax.trace.statistics.leaf_layout import LeafLayout, folded
+from nnopt_jax.trace.statistics.leaf_uses import LeafUses, leaf_uses
+from nnopt_jax.trace.statistics.observed_program import BATCHES, WHOLE, ObservedProgram, Totals
+from nnopt_jax.trace.statistics.statistics import Statistic
+from nnopt_jax.trace.statistics.use_sites import Key
+from nnopt_jax.trace.statistics.value_numbers import output_numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Observed(Mapping[str, dict[str, Any]]):
+    """What `graph.observe` measured: a mapping from statistic to path to what was found.
+
+    All uses of a leaf are joined, as if they were one; where they have different layers, these are
+    joined too. Leaves that a statistic could not be measured of are not in it, but in `lacking`.
+    Leaves that are multiplied with the same input have the same arrays, which are stored once.
+
+    Args:
+        found: by statistic and path.
+        by_use: by statistic, and then by path and number of the use; what is measured of a leaf as
+            a whole has no entry.
+        rows: by path, how many rows of inputs the leaf has.
+        uses: the table of uses.
+        lacking: by statistic and path, why there is nothing.
+        batches: how many there were.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+        >>> apply = lambda p, x: x @ p["w"] + p["b"][None]
+        >>> seen = nnopt.graph(apply, params, jnp.ones((4, 2))).observe(params, [jnp.ones((4, 2))])
+        >>> seen.lacking["input_absmax"], seen.by_use["input_absmax"][("w", 0)]
+        ({'b': 'add sums over none of it'}, Array(1., dtype=float32))
+        >>> print(seen)
+        leaf  rows  uses         input_absmax
+        b     -     add          add sums over none of it
+        w     4     dot_general  1
+    """
+
+    found: Mapping[str, dict[str, Any]]
+    by_use: Mapping[str, dict[Key, Any]]
+    rows: Mapping[str, Any]
+    uses: LeafUses
+    lacking: Mapping[str, dict[str, str]]
+    batches: int
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        """What was found, by path."""
+        return self.found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The statistics."""
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        """How many statistics there are."""
+        return len(self.found)
+
+    def __str__(self) -> str:
+        """A table of leaves."""
+        cells = [("leaf", "rows", "uses", *self.found)]
+        paths = dict.fromkeys((*self.rows, *(p for each in self.lacking.values() for p in each)))
+        for path in sorted(paths):
+            uses = ", ".join(dict.fromkeys(use.primitive for use in self.uses.of(path))) or "-"
+            shown = (
+                _short(found[path]) if path in found else self.lacking[name].get(path, "-")
+                for name, found in self.found.items()
+            )  # fmt: skip
+            cells.append(
+                (path, _short(self.rows[path]) if path in self.rows else "-", uses, *shown)
+            )
+        return "\n".join(aligned(cells))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return type(value).__name__
+    if value.size == 1:
+        return f"{value.item():.4g}"
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+
+
+def observed(reading: ObservedProgram, totals: Totals) -> Observed:
+    """Return what totals say.
+
+    Args:
+        reading: the function, read for the first batch.
+        totals: of all batches.
+    """
+    lacking: dict[str, dict[str, str]] = {}
+
+    def finish(totals: Totals) -> Any:
+        found: dict[str, dict[str, Any]] = {}
+        by_use: dict[str, dict[Key, Any]] = {}
+        for name, statistic in reading.measures.statistics.items():
+            by_use[name], found[name], lacking[name] = _finished(reading, statistic, totals)
+        for name in reading.of_loss:
+            by_use[name], found[name] = _of_loss(name, reading.shapes, totals)
+            lacking[name] = {}
+        return by_use, found
+
+    by_use, found = computed_once(finish, totals)
+    rows = found.pop("rows")
+    del by_use["rows"], lacking["rows"]
+    _drop_unreached(reading, found, lacking, rows)
+    uses = [site.use for site in reading.measures.sites.values()]
+    table = leaf_uses(uses, list(reading.shapes))
+    return Observed(found, by_use, rows, table, lacking, int(totals[BATCHES]))
+
+
+def computed_once(function: Callable[[Any], Any], given: Any) -> Any:
+    """Call a function so that equal outputs are one array, and inputs come out as they are.
+
+    Args:
+        function: of one pytree.
+        given: the pytree.
+    """
+    leaves, tree = jax.tree.flatten(given)
+    program, shapes = jax.make_jaxpr(
+        lambda *x: function(jax.tree.unflatten(tree, x)), return_shape=True
+    )(*leaves)
+    numbers, outputs = output_numbers(program), program.jaxpr.outvars
+    inputs = dict(zip(program.jaxpr.invars, leaves, strict=True))
+    found = {
+        number: inputs[x]
+        for number, x in zip(numbers, outputs, strict=True)
+        if is_variable(x) and x in inputs
+    }
+    left = {number: at for at, number in enumerate(numbers) if number not in found}
+    if left:
+        run = core.jaxpr_as_fun(program)
+        outs = jax.jit(lambda *x: [run(*x)[at] for at in left.values()])(*leaves)
+        found |= dict(zip(left, outs, strict=True))
+    return jax.tree.unflatten(jax.tree.structure(shapes), [found[n] for n in numbers])
+
+
+def _finished(
+    reading: ObservedProgram, statistic: Statistic, totals: Totals
+) -> tuple[dict[Key, Any], dict[str, Any], dict[str, str]]:
+    """By use, by leaf, and why some leaves have nothing."""
+    sites = {site.key: site for site in reading.measures.sites.values()}
+    states = {
+        key: site.layout.unscanned(totals[statistic.name, *site.owners[statistic.name]])
+        for key, site in sites.items()
+        if statistic.name in site.owners
+    }
+    by_use = {key: statistic.finish(x, sites[key].layout) for key, x in states.items()}
+    found, lacking = {}, {}
+    for path in reading.shapes:
+        mine = [key for key in states if key[0] == path]
+        uses = [(sites[key].layout, states[key]) for key in mine]
+        one = by_use[mine[0]] if len(mine) == 1 else _joined(statistic, uses) if mine else (
+            _why_not(reading, statistic, path)
+        )  # fmt: skip
+        (lacking if isinstance(one, str) else found)[path] = one
+    return by_use, found, lacking
+
+
+def _why_not(reading: ObservedProgram, statistic: Statistic, path: str) -> str:
+    """Of a leaf that no use has anything to measure of."""
+    sites = [site for site in reading.measures.sites.values() if site.use.path == path]
+    lookups = [f"{site.use.primitive} looks rows up" for site in sites if site.is_lookup]
+    reasons = [site.use.reason or site.no_outputs for site in sites if not site.is_lookup]
+    return "; ".join(filter(None, dict.fromkeys((*lookups, *reasons)))) or "no step uses it"
+
+
+def _drop_unreached(reading: ObservedProgram, found: Any, lacking: Any, rows: Any) -> None:
+    """What no batch has reached is not known, though its state looks like something."""
+    for name in reading.measures.statistics.keys() & found:
+        for path in [path for path in found[name] if not np.asarray(rows[path]).any()]:
+            del found[name][path]
+            lacking[name][path] = "no batch has reached it"
+
+
+def _joined(statistic: Statistic, mine: Sequence[tuple[LeafLayout, Any]]) -> Any:
+    """All uses of a leaf as one, or why that cannot be."""
+    if len({layout.marks(("batch",)) for layout, _ in mine}) > 1:
+        mine = [
+            (layout.folded(), folded(x, len(layout.batch), statistic.add)) for layout, x in mine
+        ]
+    if len({layout.marks(statistic.labels) for layout, _ in mine}) > 1:
+        axes = sorted({str(layout.contracted) for layout, _ in mine})
+        if len(axes) == 1:
+            return f"its uses are of different parts of axes {axes[0]}: see by_use"
+        return f"its uses are of different channels (along {' and '.join(axes)}): see by_use"
+    return statistic.finish(functools.reduce(statistic.add, [x for _, x in mine]), mine[0][0])
+
+
+def _of_loss(
+    name: str, leaves: Mapping[str, Any], totals: Totals
+) -> tuple[dict[Key, Any], dict[str, Any]]:
+    """Means over batches, by use and by leaf."""
+    count = totals[BATCHES].astype(jnp.float32)
+    means = {key[1:]: x / count for key, x in totals.items() if key[0] == name}
+    by_use = {key: x for key, x in means.items() if key[1] != WHOLE}
+    if name != "gradient":
+        return by_use, {path: means[path, WHOLE] for path in leaves}
+    found = {}
+    for path, leaf in leaves.items():
+        mine = [mean for key, mean in by_use.items() if key[0] == path]
+        found[path] = functools.reduce(jnp.add, mine) if mine else jnp.zeros(leaf.shape)
+    return by_use, found

@@ -1,0 +1,209 @@
+"""A function of one shape of batches, read once, and the step that adds what a batch shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import is_node, show
+from nnopt_jax.errors import StatisticsError
+from nnopt_jax.trace.abstract_walk import Location
+from nnopt_jax.trace.jaxpr import Equation, Program
+from nnopt_jax.trace.statistics.followed_array import FollowedArray, LeafPart, is_followed
+from nnopt_jax.trace.statistics.leaf_walk import Extras, UsedAt, walk_leaves
+from nnopt_jax.trace.statistics.product_use import ProductUse
+from nnopt_jax.trace.statistics.statistics import Statistic
+from nnopt_jax.trace.statistics.use_sites import UseSite, followed
+from nnopt_jax.trace.traced import is_array
+from nnopt_jax.typing import Array
+
+LOSS_STATISTICS = ("gradient", "fisher", "hessian_gradient")
+"""Statistics of the derivatives of a loss."""
+
+Totals = dict[tuple[str, str, int], Any]
+"""States by statistic, path and use; `WHOLE` for what belongs to the leaf and no single use."""
+
+WHOLE = -1
+BATCHES = ("batches", "", WHOLE)
+
+
+@dataclasses.dataclass(frozen=True)
+class UseMeasures:
+    """Measures at every use.
+
+    Args:
+        sites: the uses.
+        statistics: by name.
+    """
+
+    sites: Mapping[Location, UseSite]
+    statistics: Mapping[str, Statistic]
+
+    def use(
+        self, part: LeafPart, at: UsedAt, use: ProductUse | str, arrays: Sequence[Any]
+    ) -> Extras:
+        """Return the states of one use; a use that shares a state adds nothing to it."""
+        site = self.sites[at.location]
+        if isinstance(use, str):
+            return {}
+        return {(name, *site.key): self.statistics[name].show(use) for name in site.owned}
+
+    def computed(
+        self, equation: Equation, operands: Sequence[Any], outcomes: Sequence[Any]
+    ) -> None:
+        """Nothing is measured where no leaf takes part."""
+
+    def nothing(self, location: Location) -> Extras:
+        """Of all uses in a part of the program, what changes nothing when added."""
+        depth = len(location)
+        inside = [site for at, site in self.sites.items() if at[:depth] == location]
+        return {
+            (name, *site.key): self._start(name, site, depth)
+            for site in inside
+            for name in site.owned
+        }
+
+    def _start(self, name: str, site: UseSite, depth: int) -> Any:
+        lengths = site.lengths(depth)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*lengths, *x.shape), x.dtype), site.states[name]
+        )
+        return self.statistics[name].start(shapes)
+
+    def merge(self, one: Extras, other: Extras) -> Extras:
+        """Adds up what was gathered twice."""
+        twice = sorted(one.keys() & other)
+        both = {key: self.statistics[key[0]].add(one[key], other[key]) for key in twice}
+        return one | other | both
+
+    def split(self, extras: Extras, depth: int) -> tuple[Extras, Extras]:
+        """What belongs to the layers that the scan goes over, and what to all its steps."""
+        over = {
+            site.key
+            for site in self.sites.values()
+            if any(level.depth == depth for level in site.layout.scans)
+        }
+        each = {key: state for key, state in extras.items() if key[1:] in over}
+        return each, {key: state for key, state in extras.items() if key[1:] not in over}
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservedProgram:
+    """What is known of a function of one shape of batches.
+
+    Args:
+        program: of the parameters and a batch.
+        names: for each of its inputs the path of the leaf, where it is one to follow.
+        floats: for each of its inputs the path of the leaf, where it is a float parameter.
+        measures: what is measured where.
+        of_loss: which statistics of a loss are measured.
+        shapes: of the leaves that are followed, by path.
+    """
+
+    program: Program
+    names: Sequence[str | None]
+    floats: Sequence[str | None]
+    measures: UseMeasures
+    of_loss: tuple[str, ...]
+    shapes: Mapping[str, Any]
+
+    @property
+    def differentiated(self) -> dict[tuple[str, Location], UseSite]:
+        """By path and location the uses that have a gradient of their own.
+
+        Uses of one leaf in one array, or inside of one derivative rule, have one together: it is
+        named by the first.
+        """
+        found: dict[tuple[str, Location], UseSite] = {}
+        for location, site in self.measures.sites.items():
+            found.setdefault((site.use.path, site.rule or location[:-1]), site)
+        return found
+
+    def start(self) -> Totals:
+        """Return the totals of no batch."""
+        totals = {**self.measures.nothing(()), BATCHES: jnp.zeros((), jnp.int32)}
+        for name in self.of_loss:
+            by_use = name != "hessian_gradient"
+            keys = [site.key for site in self.differentiated.values()] if by_use else []
+            keys += [(path, WHOLE) for path in self.shapes] if name != "gradient" else []
+            totals |= {(name, *key): jnp.zeros(self.shapes[key[0]].shape) for key in keys}
+        return totals
+
+    def step(self, totals: Totals, params: Any, batch: Any) -> Totals:
+        """Return the totals with what one batch shows."""
+        leaves = jax.tree.leaves(((params, batch), {}), is_leaf=is_node)
+        arrays = [show(x) for x in leaves if is_node(x) or is_array(x)]
+        if {"gradient", "fisher"}.intersection(self.of_loss):
+            found = self._slopes(arrays)
+        else:
+            found = walk_leaves(self.program, followed(arrays, self.names), self.measures)[1]
+        if "hessian_gradient" in self.of_loss:
+            found |= self._curvature(arrays)
+        slopes = {key: totals[key] + x for key, x in found.items() if key[0] in self.of_loss}
+        rest = {key: x for key, x in found.items() if key[0] not in self.of_loss}
+        seen = {key: x for key, x in totals.items() if key[0] in self.measures.statistics}
+        return {**self.measures.merge(seen, rest), **slopes, BATCHES: totals[BATCHES] + 1}
+
+    def _slopes(self, arrays: Sequence[Array]) -> Extras:
+        """Every use has a copy of its leaf, and the loss is differentiated at the copies."""
+        sites = self.differentiated
+        copies = {key: arrays[self.names.index(key[0])] for key in sites}
+
+        def loss(copies: dict[tuple[str, Location], Array]) -> tuple[Array, Extras]:
+            values = followed(arrays, self.names)
+            for at, value in enumerate(values):
+                if is_followed(value):
+                    own = {key[1]: x for key, x in copies.items() if key[0] == self.names[at]}
+                    values[at] = FollowedArray(value.x, own, value.parts)
+            (out,), extras = walk_leaves(self.program, values, self.measures)
+            return out.x if is_followed(out) else out, extras
+
+        slopes, extras = jax.grad(loss, has_aux=True)(copies)
+        slopes = {key: x.astype(jnp.float32) for key, x in slopes.items()}
+        if "gradient" in self.of_loss:
+            extras |= {("gradient", *sites[key].key): x for key, x in slopes.items()}
+        if "fisher" in self.of_loss:
+            extras |= {("fisher", *sites[key].key): jnp.square(x) for key, x in slopes.items()}
+            for path, leaf in self.shapes.items():
+                mine = [x for key, x in slopes.items() if key[0] == path]
+                extras["fisher", path, WHOLE] = jnp.square(sum(mine, jnp.zeros(leaf.shape)))
+        return extras
+
+    def _curvature(self, arrays: Sequence[Array]) -> Extras:
+        """The Hessian times the gradient, both of all float parameters, whichever are followed."""
+        inputs = {path: at for at, path in enumerate(self.floats) if path is not None}
+
+        def loss(floats: dict[str, Array]) -> Array:
+            values = list(arrays)
+            for path, x in floats.items():
+                values[inputs[path]] = x
+            return walk_leaves(self.program, values, self.measures)[0][0]
+
+        floats = {path: arrays[at] for path, at in inputs.items()}
+        slope = jax.grad(loss)
+        found = jax.jvp(slope, (floats,), (slope(floats),))[1]
+        return {
+            ("hessian_gradient", path, WHOLE): found[path].astype(jnp.float32)
+            for path in self.shapes
+        }
+
+
+def require_scalar(program: Program, of_loss: Sequence[str]) -> None:
+    """Raise unless a function returns a loss where statistics of one are asked for.
+
+    Raises:
+        StatisticsError: the function returns something else.
+    """
+    outs = [str(out.aval.str_short()) for out in program.jaxpr.outvars]
+    floats = [jnp.issubdtype(out.aval.dtype, jnp.floating) for out in program.jaxpr.outvars]
+    shapes = [out.aval.shape for out in program.jaxpr.outvars]
+    if of_loss and (shapes != [()] or not floats[0]):
+        raise StatisticsError(
+            f"graph.observe: {' and '.join(map(repr, of_loss))} need a loss, and the function "
+            f"returns {', '.join(outs) or 'nothing'}; give one that returns a single float, "
+            "loss(params, batch)."
+        )
