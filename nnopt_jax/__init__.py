@@ -37,7 +37,6 @@ from nnopt_jax.transform import (
     packed_specs as packed_specs,
     plan as plan,
     state_specs as state_specs,
-    statistics as statistics,
     step as step,
     trainable as trainable,
     value_and_grad as value_and_grad,
@@ -51,6 +50,7 @@ _RENAMED = {
     "groups": "nnopt.graph(apply, params, *inputs).coupled",
     "observe": "nnopt.graph(apply, params, *inputs).observe(params, batches, names)",
     "shrink": "nnopt.graph(apply, params, *inputs).shrink(params, keep)",
+    "statistics": "nnopt.graph(loss, params, *batch).observe(params, batches, tx.needs)",
     "uses": "nnopt.graph(apply, params, *inputs).uses",
 }
 

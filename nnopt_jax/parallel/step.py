@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,7 +65,7 @@ class TrainStep:
         Args:
             params: as planned for.
             key: for transforms that draw numbers.
-            stats: what `nnopt.statistics` measured, for transforms that need it.
+            stats: what `graph.observe` measured, for transforms that need it.
 
         Returns:
             The first state.
@@ -255,6 +255,7 @@ def _starter(tx: Transform, optimizer: Any, lies: Layout) -> Callable[..., Train
         at = lies.shardings
         # Copied: a share may be the caller's own memory, which the first step would give away.
         params = jax.tree.map(jnp.copy, place(params, at.params))
+        stats = dict(stats) if isinstance(stats, Mapping) else stats
         stats, key = place((stats, key), NamedSharding(lies.mesh, PartitionSpec()))
         state = jax.jit(lambda p, s, k: tx.init(p, stats=s, key=k), out_shardings=at.state)(
             params, stats, key

@@ -284,6 +284,7 @@ def masking(
             check=lambda path, leaf: way.how.misfit(path, leaf.shape),
             exact=exact,
             needs=() if learns and first(sparsity) == 0 else needs,
+            takes=needs,
             capacities=way.counts,
             needs_axes=how.needs_axes,
             binding=binding,

@@ -12,6 +12,7 @@ from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import chosen_leaves, leaves_of_state, make_update
+from nnopt_jax.transform.measured import Measured
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where
 
@@ -81,7 +82,8 @@ def rewind(
     settings.done()
 
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
-        del stats, graph, key
+        del graph, key
+        Measured.read(_NAME, stats, flatten(params, is_node)).check_used(_NAME, ())
         raw = {path: _raw(leaf) for path, leaf in flatten(params, is_node).items()}
         return State({}, chosen_leaves(where, raw, _NAME), jnp.int32(0))
 

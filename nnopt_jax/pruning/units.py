@@ -27,7 +27,8 @@ from nnopt_jax.transform.leaves import (
     refresh_when,
     settled,
 )
-from nnopt_jax.tree.paths import unflatten
+from nnopt_jax.transform.measured import Measured
+from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 from nnopt_jax.typing import Array, ScalarOrSchedule
 
@@ -189,7 +190,8 @@ class _Structured:
     every: int
 
     def init(self, params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
-        del stats, key
+        del key
+        Measured.read(_NAME, stats, flatten(params, is_node)).check_used(_NAME, ())
         members = self._members(self.binding.graph if graph is None else graph)
         leaves = self._leaves(params, members)
         at = {name: {path: {} for path, _ in places} for name, places in members.items()}

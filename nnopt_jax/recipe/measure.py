@@ -10,7 +10,7 @@ import jax
 from nnopt_jax.recipe.data import batches
 from nnopt_jax.recipe.phases import Carry, Phase
 from nnopt_jax.recipe.setup import Setup
-from nnopt_jax.transform import statistics
+from nnopt_jax.trace import graph
 
 
 def measure(setup: Setup, phase: Phase, carry: Carry) -> dict[str, Any]:
@@ -30,11 +30,11 @@ def measure(setup: Setup, phase: Phase, carry: Carry) -> dict[str, Any]:
     if not names:
         return {}
 
-    def loss(params: Any, batch: Any) -> jax.Array:
-        x, y = batch
+    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         logits, _ = setup.model.apply(params, carry.extra, x, train=False, key=None)
         return setup.loss(logits, y)
 
     feed = batches(setup.data.train, setup.recipe.batch_size, setup.order, start=phase.first)
     some = itertools.islice(feed, phase.stage.statistics)
-    return statistics(loss, phase.shown(carry), ((batch.x, batch.y) for batch in some), names)
+    params, given = phase.shown(carry), [(batch.x, batch.y) for batch in some]
+    return graph(loss, params, *given[0]).observe(params, given, names)

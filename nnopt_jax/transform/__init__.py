@@ -12,7 +12,6 @@ from nnopt_jax.transform.leaves import (
 from nnopt_jax.transform.plan import Plan as Plan, PlanRow as PlanRow, plan as plan
 from nnopt_jax.transform.refining import refining as refining
 from nnopt_jax.transform.specs import packed_specs as packed_specs, state_specs as state_specs
-from nnopt_jax.transform.statistics import statistics as statistics
 from nnopt_jax.transform.together import refining_together as refining_together
 from nnopt_jax.transform.training import (
     Trainable as Trainable,

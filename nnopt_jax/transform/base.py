@@ -113,13 +113,14 @@ class Transform:
         exact: whether `init` and `update` are bit-equal on any mesh.
         capacities: how many values each leaf keeps in the end, by path, as far as settings alone
             tell; for `plan`.
-        needs: names of the statistics that `init` cannot do without; `nnopt.statistics` measures
+        needs: names of the statistics that `init` cannot do without; `graph.observe` measures
             them.
         frozen: paths of the parameters that no optimizer is to move.
         back: from the gradients at what the model saw to those that the links before are to judge
             by: a leaf that stands for several takes what all of them got.
         check: raises all errors of selection, axes and shapes, from the shapes of parameters.
         notes: by path, what a plan is to say about a leaf, from the shapes of parameters.
+        takes: names of the statistics that `init` uses where they are given.
         binding: the model whose weights it is made for.
         build: makes the same transform for the weights of another model.
 
@@ -147,6 +148,7 @@ class Transform:
     back: Callable[[Any], Any] = lambda shown: shown
     check: Callable[[Any], None] = lambda params: None
     notes: Callable[[Any], Notes] = lambda params: {}
+    takes: tuple[str, ...] = ()
     binding: Binding = UNBOUND
     build: Build | None = None
 

@@ -18,9 +18,9 @@ from nnopt_jax.transform.given import (
     require_key,
     require_states,
     require_transforms,
-    stats_by_name,
 )
 from nnopt_jax.transform.inert import without_inert
+from nnopt_jax.transform.measured import Measured
 from nnopt_jax.transform.notes import Notes, joined
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
@@ -77,10 +77,13 @@ def _chain(*transforms: Transform) -> Transform:
         states = []
         if key is not None:
             require_key(name, key)
+        given = Measured.read(name, stats, flatten(params, is_node))
+        given.check_used(name, (*needs, *takes))
         for number, transform in enumerate(transforms):
             # Of one key, two links would draw the same numbers.
             own = jax.random.fold_in(key, number) if number and key is not None else key
-            states.append(transform.init(params, stats=stats, graph=graph, key=own))
+            mine = given.named((*transform.needs, *transform.takes))
+            states.append(transform.init(params, stats=mine, graph=graph, key=own))
             params = transform.encode(params, states[-1])
         return tuple(states)
 
@@ -125,9 +128,10 @@ def _chain(*transforms: Transform) -> Transform:
     name = f"chain({', '.join(transform.name for transform in transforms)})"
     exact = all(transform.exact for transform in transforms)
     needs = tuple(dict.fromkeys(need for transform in transforms for need in transform.needs))
+    takes = tuple(dict.fromkeys(name for transform in transforms for name in transform.takes))
     return Transform(
         name, init, encode, update, exact, partial(_capacities, transforms), needs, frozen, back,
-        check, notes,
+        check, notes, takes,
     )  # fmt: skip
 
 
@@ -217,9 +221,8 @@ def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> Any:
         check_parameters(name, flatten(params, is_node), binding)
         mine = part(params)
-        given = stats_by_name(name, stats)
-        measured = {statistic: _those(tree, mine) for statistic, tree in given.items()}
-        return transform.init(mine, stats=measured, graph=graph, key=key)
+        given = Measured.read(name, stats, flatten(params, is_node)).of(mine)
+        return transform.init(mine, stats=given, graph=graph, key=key)
 
     def encode(params: Any, state: Any, *, train: bool = False) -> Any:
         return merge(params, transform.encode(part(params), state, train=train))
@@ -252,8 +255,9 @@ def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
 
     exact, needs = transform.exact, transform.needs
     return Transform(
-        name, init, encode, update, exact, capacities, needs, frozen, back, check, notes
-    )
+        name, init, encode, update, exact, capacities, needs, frozen, back, check, notes,
+        transform.takes,
+    )  # fmt: skip
 
 
 def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:

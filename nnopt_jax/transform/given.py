@@ -19,7 +19,6 @@ from nnopt_jax.errors import (
 )
 from nnopt_jax.transform.base import Grads, State, Transform
 from nnopt_jax.transform.inert import is_inert
-from nnopt_jax.tree.paths import flatten
 
 Leaves = dict[str, Any]
 
@@ -61,22 +60,6 @@ def require_key(who: str, key: Any) -> None:
         raise ValueRangeError(
             f"{who}: key is {described(key)}; give one key, jax.random.key({seed:d})."
         )
-
-
-def stats_by_name(who: str, stats: Any) -> dict[str, Leaves]:
-    """The statistics by name, and then by path.
-
-    Raises:
-        StatisticsError: they are no dictionary of trees by name.
-    """
-    if stats is None:
-        return {}
-    if not (isinstance(stats, Mapping) and all(isinstance(name, str) for name in stats)):
-        raise StatisticsError(
-            f"{who}: stats is {described(stats)}; give the dictionary by name that "
-            "nnopt.statistics(loss, params, batches, names=tx.needs) returns."
-        )
-    return {name: flatten(tree, is_node) for name, tree in stats.items()}
 
 
 def require_shapes(who: str, what: str, given: Mapping[str, Any], leaves: Leaves) -> None:

@@ -26,10 +26,9 @@ from nnopt_jax.transform.given import (
     require_key,
     require_shapes,
     require_state,
-    stats_by_name,
 )
+from nnopt_jax.transform.measured import Measured
 from nnopt_jax.transform.notes import Notes, leaf_notes
-from nnopt_jax.transform.statistics import KINDS
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve, selector
 
@@ -148,25 +147,31 @@ def make_update(who: str, leaves: Leaves, state: State, grads: Grads | None, ste
 
 
 def make_start(
-    who: str, leaves: Leaves, key: jax.Array | None, stats: Any, needs: tuple[str, ...]
+    who: str,
+    leaves: Leaves,
+    params: Any,
+    key: jax.Array | None,
+    stats: Any,
+    needs: tuple[str, ...] = (),
+    takes: tuple[str, ...] = (),
 ) -> Start:
-    """The key, and the statistics of the chosen leaves; all that lacks is told at once."""
+    """Return the key and the statistics of the chosen leaves; report all that lacks at once.
+
+    Args:
+        who: the method, for errors.
+        leaves: the chosen ones by path.
+        params: all parameters.
+        key: what the caller gave.
+        stats: what the caller gave.
+        needs: statistics that the method cannot do without.
+        takes: statistics that it uses where they are given.
+    """
     if key is not None:
         require_key(who, key)
-    given = stats_by_name(who, stats)
-    problems = Problems(who)
-    for name in needs:
-        lacking = [path for path in leaves if path not in given.get(name, {})]
-        if lacking:
-            measured = "statistics(loss" if name in KINDS else "observe(apply"
-            problems.add("", f"needs the {name} of {', '.join(lacking)}; give tx.init(params, "
-                             f"stats=nnopt.{measured}, params, batches, tx.needs))"
-                         )  # fmt: skip
-    problems.raise_as(StatisticsError)
-    # Others are a method's own, of whatever shape it wants.
-    for name in sorted(KINDS.keys() & given):
-        require_shapes(who, name, given[name], leaves)
-    return Start(key, {n: {p: x for p, x in s.items() if p in leaves} for n, s in given.items()})
+    given = Measured.read(who, stats, flatten(params, is_node))
+    given.check_used(who, (*needs, *takes))
+    given.check_complete(who, needs, leaves)
+    return Start(key, given.of(leaves))
 
 
 def wrapping(
@@ -181,6 +186,7 @@ def wrapping(
     refuses: Callable[[str, Any], str | None] | None = None,
     exact: bool = True,
     needs: tuple[str, ...] = (),
+    takes: tuple[str, ...] = (),
     capacities: Callable[[Leaves], dict[str, int]] | None = None,
     needs_axes: bool = False,
     binding: Binding = UNBOUND,
@@ -199,6 +205,7 @@ def wrapping(
         refuses: likewise: what an earlier link made of a leaf that rules this one out.
         exact: see `Transform`.
         needs: names of the statistics that `init` cannot do without.
+        takes: names of those that it uses where they are given.
         capacities: `abstract leaves by path -> values kept in the end`, as far as they are known.
         needs_axes: whether the method cannot do without the axes of a leaf of several axes.
         binding: the model it is made for; a method whose functions depend on it is made anew for
@@ -227,7 +234,7 @@ def wrapping(
     def build(binding: Binding) -> Transform:
         return wrapping(
             name, where, init=init, encode=encode, update=update, settle=settle, check=check,
-            refuses=refuses, exact=exact, needs=needs, capacities=capacities,
+            refuses=refuses, exact=exact, needs=needs, takes=takes, capacities=capacities,
             needs_axes=needs_axes, binding=binding,
         )  # fmt: skip
 
@@ -247,7 +254,8 @@ def wrapping(
         del graph
         leaves = mine(params)
         dense = {path: show(leaf) for path, leaf in leaves.items()}
-        return State(*init(dense, make_start(name, leaves, key, stats, needs)), jnp.int32(0))
+        start = make_start(name, leaves, params, key, stats, needs, takes)
+        return State(*init(dense, start), jnp.int32(0))
 
     def encode_(params: Any, state: State, *, train: bool = False) -> Any:
         leaves, mine = leaves_of_state(params, state, name, slots=False)
@@ -277,7 +285,7 @@ def wrapping(
         )
 
     return Transform(
-        name, init_, encode_, update_, exact, capacities_, needs, notes=notes,
+        name, init_, encode_, update_, exact, capacities_, needs, notes=notes, takes=takes,
         check=lambda params: (mine(params), None)[1], binding=binding, build=build,
     )  # fmt: skip
 

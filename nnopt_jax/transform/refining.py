@@ -135,7 +135,8 @@ class _Refining:
     ) -> State:
         del graph
         chosen, leaves = self._chosen(params), flatten(params, is_node)
-        start = make_start(self.name, {path: leaves[path] for path in chosen}, key, stats, ())
+        mine = {path: leaves[path] for path in chosen}
+        start = make_start(self.name, mine, params, key, stats)
         made = {
             path: [
                 self.init(slot, start._replace(key=slot_key(key, path, i), path=path))

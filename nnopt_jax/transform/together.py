@@ -97,7 +97,7 @@ def refining_together(
         inside = mine(params)
         every = [slot for some in inside.values() for slot in some]
         leaves = {p: x for p, x in flatten(params, is_node).items() if p in inside}
-        start = make_start(name, leaves, key, stats, ())
+        start = make_start(name, leaves, params, key, stats)
         learned, rest = init(every, start._replace(key=slot_key(key, TOGETHER, 0)))
         named = dict.fromkeys(leaves)
         return State({TOGETHER: learned}, {TOGETHER: rest, **named}, jnp.int32(0))

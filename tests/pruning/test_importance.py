@@ -163,7 +163,8 @@ def _quadratic(params, scale):
 
 
 def _statistics(*names):
-    return nnopt.statistics(_quadratic, WEIGHTS, [jnp.float32(1), jnp.float32(1)], names)
+    batches = [jnp.float32(1), jnp.float32(1)]
+    return nnopt.graph(_quadratic, WEIGHTS, batches[0]).observe(WEIGHTS, batches, names)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,8 @@ def test_grasp_keeps_the_gradient_strong():
              for i in range(4)]  # fmt: skip
     assert np.argmin(scores) == np.argmax(after)
     params = {"w": jnp.asarray(tiny.reshape(2, 2), jnp.float32)}
-    stats = nnopt.statistics(_quadratic, params, [jnp.float32(1)], ("hessian_gradient",))
+    graph = nnopt.graph(_quadratic, params, jnp.float32(1))
+    stats = graph.observe(params, [jnp.float32(1)], "hessian_gradient")
     mask = nnopt.pruning.grasp(0.25).init(params, stats=stats).rest["w"]["mask"]
     assert np.flatnonzero(~np.asarray(mask)).tolist() == [np.argmax(after)]
 

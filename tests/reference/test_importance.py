@@ -17,8 +17,7 @@ PARAMS = {
 }
 
 
-def _loss(params, batch):
-    x, y = batch
+def _loss(params, x, y):
     hidden = jnp.tanh(x @ params["fc1"]["kernel"])
     return ((hidden @ params["fc2"]["kernel"] - y) ** 2).mean()
 
@@ -56,7 +55,7 @@ def _of_neurons(score):
 
 
 def test_taylor():
-    stats = nnopt.statistics(_loss, PARAMS, [(X, Y)])
+    stats = nnopt.graph(_loss, PARAMS, X, Y).observe(PARAMS, [(X, Y)], "gradient")
     state = nnopt.pruning.taylor(0.5, power=1).init(PARAMS, stats=stats)
     # Adds to the memory of `init` what `update` would: the same gradient, the same scores.
     _, state = nnopt.pruning.taylor(0.5, power=1).update(
@@ -67,7 +66,8 @@ def test_taylor():
 
 
 def test_fisher():
-    stats = nnopt.statistics(_loss, PARAMS, [(X[:1], Y[:1])], ("fisher",))
+    one = X[:1], Y[:1]
+    stats = nnopt.graph(_loss, PARAMS, *one).observe(PARAMS, [one], "fisher")
     state = nnopt.pruning.fisher(0.5).init(PARAMS, stats=stats)
     found = _of_neurons(
         lambda name: PARAMS[name]["kernel"] ** 2 * state.rest[f"{name}/kernel"]["memory"]
@@ -95,12 +95,12 @@ def test_blocks_of_whole_neurons_are_ranked_alike(kind):
     scores = scorer(graph.get_pruning_group(layer, tp.prune_linear_out_channels, list(range(8))))
 
     params = {"kernel": kernel}
-    stats = nnopt.statistics(
-        lambda p, x: ((x @ p["kernel"]) ** 2).mean(), params, [X], ("gradient", "fisher")
-    )
+    loss = nnopt.graph(lambda p, x: ((x @ p["kernel"]) ** 2).mean(), params, X)
+    seen = loss.observe(params, [X], ("gradient", "fisher"))
     settings = {"power": 1} if kind == "taylor" else {}
     for kept in (1, 3, 6):
         tx = getattr(nnopt.pruning, kind)(1 - kept / 8, pattern=(6, 1), **settings)
+        stats = {name: seen[name] for name in tx.needs}
         mask = np.asarray(tx.init(params, stats=stats).rest["kernel"]["mask"])
         wanted = np.isin(np.arange(8), np.argsort(-scores.numpy())[:kept])
         np.testing.assert_array_equal(mask, np.broadcast_to(wanted, (6, 8)))

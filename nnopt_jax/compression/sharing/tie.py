@@ -25,7 +25,7 @@ def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
 
     The gradient of both uses reaches the source, and the scores of links before it. The target's
     own parameter is used no more, and its gradient is zero. A file holds the weights once. What
-    `nnopt.statistics` measured is that of the source's own use.
+    `graph.observe` measured is that of the source's own use.
 
     Put it last in a chain. Links before it act on the source, and what they make of it (masks,
     tables, grids, factors) is shown at the target too; they must leave the target out, because

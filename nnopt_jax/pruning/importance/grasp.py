@@ -28,7 +28,7 @@ def grasp(
 
     Scores have signs, and the greatest are kept: the paper writes `-w H g` and removes the
     greatest. The mask of `init` stays. The temperature of the paper (logits divided by 200) is for
-    the loss that is given to `nnopt.statistics`. The product `H g` is the mean of those of the
+    the loss that `graph.observe` measures. The product `H g` is the mean of those of the
     batches; one large batch gives the paper's. Products that are not finite count as 0.
 
     Args:
@@ -41,7 +41,7 @@ def grasp(
 
     Returns:
         The transform. It wraps, and `init` needs the Hessian's product with the gradient:
-        `tx.init(params, stats=nnopt.statistics(loss, params, batches, names=tx.needs))`.
+        `nnopt.graph(loss, params, *batch).observe(params, batches, tx.needs)`.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -53,7 +53,8 @@ def grasp(
         >>> tx = nnopt.pruning.grasp(0.5)
         >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
         >>> loss = lambda p, x: 0.5 * (x * p["kernel"] ** 2).sum()  # H g = x^2 w
-        >>> stats = nnopt.statistics(loss, params, [jnp.array([[0.1, 2.0]])], tx.needs)
+        >>> x = jnp.array([[0.1, 2.0]])
+        >>> stats = nnopt.graph(loss, params, x).observe(params, [x], tx.needs)
         >>> tx.apply(params, tx.init(params, stats=stats))
         {'kernel': Array([[0., 1.]], dtype=float32)}
 

@@ -39,7 +39,7 @@ def snip(
 
     Returns:
         The transform. It wraps, and `init` needs the mean gradient of some batches:
-        `tx.init(params, stats=nnopt.statistics(loss, params, batches, names=tx.needs))`.
+        `nnopt.graph(loss, params, *batch).observe(params, batches, tx.needs)`.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -50,9 +50,8 @@ def snip(
         >>> import nnopt_jax as nnopt
         >>> tx = nnopt.pruning.snip(0.5)
         >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
-        >>> stats = nnopt.statistics(
-        ...     lambda p, x: (p["kernel"] * x).sum(), params, [jnp.array([[0.1, 2.0]])], tx.needs
-        ... )
+        >>> loss, x = lambda p, x: (p["kernel"] * x).sum(), jnp.array([[0.1, 2.0]])
+        >>> stats = nnopt.graph(loss, params, x).observe(params, [x], tx.needs)
         >>> tx.apply(params, tx.init(params, stats=stats))
         {'kernel': Array([[0., 1.]], dtype=float32)}
 

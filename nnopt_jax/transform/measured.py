@@ -1,0 +1,134 @@
+"""Statistics that a transform is given: by name, then by path, with the reason for each gap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from nnopt_jax.arrays.base import is_node
+from nnopt_jax.errors import Problems, StatisticsError
+from nnopt_jax.transform.given import described, require_shapes
+from nnopt_jax.tree.paths import flatten
+
+Leaves = dict[str, Any]
+
+SLOPES = ("gradient", "fisher", "hessian_gradient")
+"""Statistics of a loss, which have the shape of their leaf."""
+
+
+class Measured(dict[str, Leaves]):
+    """Statistics by name and path.
+
+    Args:
+        found: what was measured.
+        lacking: by name and path, why there is nothing.
+
+    Example:
+        >>> from nnopt_jax.transform.measured import Measured
+        >>> Measured({"gradient": {"a": 1, "b": 2}}, {}).of(["b"])
+        {'gradient': {'b': 2}}
+    """
+
+    def __init__(
+        self, found: Mapping[str, Leaves], lacking: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        super().__init__(found)
+        self.lacking = lacking
+
+    @classmethod
+    def read(cls, who: str, stats: Any, paths: Iterable[str]) -> Measured:
+        """Read what a caller gives.
+
+        Args:
+            who: the transform, for errors.
+            stats: what `graph.observe` returned; or by name a tree of the structure of the
+                parameters, or a dictionary by path, whose values may be of any kind.
+            paths: of the parameters.
+
+        Raises:
+            StatisticsError: they are not a dictionary by name.
+        """
+        if stats is None:
+            return cls({}, {})
+        if isinstance(stats, Measured):
+            return stats
+        if not (isinstance(stats, Mapping) and all(isinstance(name, str) for name in stats)):
+            raise StatisticsError(
+                f"{who}: stats is {described(stats)}; give the dictionary by name that "
+                "nnopt.graph(loss, params, *batch).observe(params, batches, tx.needs) returns."
+            )
+        known = set(paths)
+        found = {name: _by_path(tree, known) for name, tree in stats.items()}
+        return cls(found, getattr(stats, "lacking", {}))
+
+    def named(self, names: Iterable[str]) -> Self:
+        """Those of some names."""
+        found = {name: self[name] for name in names if name in self}
+        return type(self)(found, self.lacking)
+
+    def of(self, paths: Iterable[str]) -> Self:
+        """Those of some leaves."""
+        chosen = list(paths)
+        found = {
+            name: {path: leaves[path] for path in chosen if path in leaves}
+            for name, leaves in self.items()
+        }
+        return type(self)(found, self.lacking)
+
+    def check_used(self, who: str, used: Iterable[str]) -> None:
+        """Raise if some statistics are used by nobody.
+
+        Args:
+            who: the transform, for errors.
+            used: names of the statistics that it takes.
+
+        Raises:
+            StatisticsError: a statistic is not among them; all are named.
+        """
+        names = tuple(dict.fromkeys(used))
+        unused = [name for name in self if name not in names]
+        if unused:
+            takes = f"takes {', '.join(names)}" if names else "takes no statistics"
+            raise StatisticsError(
+                f"{who}: {takes}, and does not use {', '.join(unused)}; leave "
+                f"{'it' if len(unused) == 1 else 'them'} out: "
+                "graph.observe(params, batches, tx.needs) measures what is used."
+            )
+
+    def check_complete(self, who: str, needs: Iterable[str], leaves: Leaves) -> None:
+        """Raise if leaves lack a statistic, with the reason where it is known.
+
+        Args:
+            who: the transform, for errors.
+            needs: names of the statistics that it cannot do without.
+            leaves: by path, those that it takes.
+
+        Raises:
+            StatisticsError: some are missing; all are named.
+            ShapeError: a statistic of a loss has another shape than its leaf; all are named.
+        """
+        problems = Problems(who)
+        for name in needs:
+            reasons = self.lacking.get(name, {})
+            missing = [path for path in leaves if path not in self.get(name, {})]
+            for path in [path for path in missing if path in reasons]:
+                problems.add(path, f"has no {name}: {reasons[path]}; leave it out by where=")
+            unmeasured = [path for path in missing if path not in reasons]
+            if unmeasured:
+                function = "loss" if name in SLOPES else "apply"
+                problems.add(
+                    "",
+                    f"needs the {name} of {', '.join(unmeasured)}; give tx.init(params, stats="
+                    f"nnopt.graph({function}, params, *batch).observe(params, batches, tx.needs))",
+                )
+        problems.raise_as(StatisticsError)
+        for name in SLOPES:
+            if name in self:
+                require_shapes(who, name, self[name], leaves)
+
+
+def _by_path(tree: Any, paths: set[str]) -> Leaves:
+    """A dictionary by path as it is, its values of any kind; any other tree leaf by leaf."""
+    if isinstance(tree, Mapping) and tree and paths.issuperset(tree):
+        return dict(tree)
+    return flatten(tree, is_node)
