@@ -272,3 +272,42 @@ def test_bad_settings():
     }.items():
         with pytest.raises(StatisticsError, match=text):
             tx.init({"w": drawn(8, 6)}, stats={"input_absmax": {"w": jnp.array(bad)}})
+
+
+@pytest.mark.parametrize("range", ["percentile", "mse", "kl"])
+def test_ranges_that_leave_outliers_out(range):
+    """A leaf, and the layers of a scan: the grids of what NumPy's own copy of the inputs gives."""
+    q, draws = nnopt.quantization, np.random.default_rng(1)
+    x = draws.normal(size=(3, 64, 4)).astype(np.float32)
+    x[:, 0, 0] = 50.0  # an outlier in each layer
+    params = {"w": drawn(4, 2), "layers": drawn(3, 4, 2)}
+
+    def apply(p, x):
+        _, out = jax.lax.scan(lambda c, each: (c, each[1] @ each[0]), 0, (p["layers"], x))
+        return x[0] @ p["w"], out
+
+    graph = nnopt.graph(apply, params, x)
+    tx = q.quantize_activations(4, scale="static", range=range, percent=99.0, where="**")
+    assert tx.needs == ("input_histogram",)
+    state = tx.init(params, stats=graph.observe(params, [x], tx.needs))
+
+    def wanted(values):
+        seen = q.observe(q.Range.start(), jnp.asarray(values))
+        make = {"percentile": lambda s: q.percentile_grid(s, 99.0, 4), "mse": lambda s: q.mse_grid(s, 4),
+                "kl": lambda s: q.kl_grid(s, 4)}[range]  # fmt: skip
+        return make(seen).scale
+
+    np.testing.assert_allclose(state.rest["w"].ravel(), wanted(x[0]), rtol=1e-6)
+    layers = [wanted(each) for each in x]
+    np.testing.assert_allclose(state.rest["layers"].ravel(), layers, rtol=1e-6)
+    assert state.rest["layers"].shape == (3, 1, 1)
+    assert (state.rest["w"] * 7 < 25).all()  # the outlier does not decide
+
+
+def test_ranges_ask_for_what_they_are_made_of():
+    q = nnopt.quantization
+    with pytest.raises(ValueRangeError, match="range='mse' goes with scale='static'"):
+        q.quantize_activations(range="mse")
+    tx = q.quantize_activations(scale="static", range="mse", where="**")
+    with pytest.raises(StatisticsError, match="w: its input_histogram is float32"):
+        tx.init({"w": drawn(4, 2)}, stats={"input_histogram": {"w": jnp.ones(())}})
