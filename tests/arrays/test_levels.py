@@ -119,14 +119,14 @@ def _codes(high, shape):
 
 
 SHAPE = (512, 640)  # groups of 64 along the first axis
-GROUPS = jnp.ones((8, 640), jnp.float16)
+GROUPS = jnp.asarray(np.ones((8, 640), np.float16))  # cast by NumPy: XLA needs F16C
 STORED = {
     "int4 in groups": (Quantized(_codes(16, SHAPE) - 8, GROUPS, low=-8, high=7), 4.25),
     "int2 in groups": (Quantized(_codes(4, SHAPE) - 2, GROUPS, low=-2, high=1), 2.25),
     "ternary in groups": (Quantized(_codes(3, SHAPE) - 1, GROUPS, low=-1, high=1), 1.85),
     "ternary": (Levels(_codes(3, SHAPE), jnp.ones((1, 1)), levels=TERNARY), 1.6 + 1e-4),
     "binary": (Levels(_codes(2, SHAPE), jnp.ones((1, 640)), levels=BINARY), 1 + 32 / 512),
-    "NF4": (Levels(_codes(16, SHAPE), GROUPS.astype(jnp.float32), levels=NF4), 4.5),
+    "NF4": (Levels(_codes(16, SHAPE), jnp.ones(GROUPS.shape), levels=NF4), 4.5),
     "MXFP4": (
         Levels(_codes(15, SHAPE), Powers(jnp.ones((16, 640), jnp.uint8)), levels=E2M1),
         4.25,
