@@ -61,10 +61,6 @@ def shown(tx: nnopt.Transform, w: np.ndarray) -> np.ndarray:
     return np.asarray(tx.apply(params, tx.init(params))["w"])
 
 
-def off(found: np.ndarray, w: np.ndarray) -> float:
-    return float(np.linalg.norm(found - w) / np.linalg.norm(w))
-
-
 def off_outputs(found: np.ndarray, w: np.ndarray, axes: Axes) -> float:
     """The mean over outputs of their relative errors, small outputs counting as large ones."""
     matrix = to_matrix(w, axes)
@@ -297,9 +293,10 @@ def test_second_scales_run_along_outputs(shape, axes, step):
     params = {"w": jnp.asarray(w)}
     leaf = tx.encode(params, tx.init(params))["w"]
     assert leaf.scale.scale.shape == step
-    largest = np.asarray(tx.apply(params, tx.init(params))["w"])
-    plain = shown(bound(Q.nf4(group=64), axes), w)
-    assert off(largest, plain) < 0.01
+    matrix = to_matrix(w, axes)
+    groups = matrix.reshape(*matrix.shape[:-2], -1, 64, matrix.shape[-1])
+    far = np.abs(to_matrix(np.asarray(leaf.scale.materialize()), axes) - np.abs(groups).max(-2))
+    assert far.max() <= np.abs(w).max() / 255 / 2 * 1.001
 
 
 def test_one_scale_for_each_layer_when_bound():
@@ -350,7 +347,7 @@ def test_bound_transforms_work_under_the_transformations_of_jax():
     shapes = jax.eval_shape(lambda p: tx.pack(p, tx.init(p)), {"w": params["w"][0]})["w"]
     assert (shapes.scale.values.shape, shapes.scale.shape) == ((6, 3), (6, 20))
 
-    mesh = jax.make_mesh((2,), ("layers",))
+    mesh = jax.make_mesh((2,), ("layers",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("layers")
 
     def mine(part):
@@ -404,7 +401,8 @@ def test_packed_products_and_movements_of_uneven_groups(name, run):
         function = lambda p, x: RUNS[run](p["w"], x)  # noqa: E731
         found = nnopt.materialize(nnopt.on_packed(function)(packed, x))
         wanted = function(nnopt.materialize(packed), x)
-        np.testing.assert_allclose(found, wanted, rtol=1e-2 if run == "cast" else 2e-5, atol=2e-5)
+        most = 0.1 if run == "cast" else 2e-5  # what stays packed is rounded less
+        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=most)
 
 
 def test_few_rows_are_multiplied_by_codes_of_uneven_groups():

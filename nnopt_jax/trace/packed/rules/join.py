@@ -71,7 +71,8 @@ def _side_by_side(fields: Sequence[Quantized], name: str, axis: int) -> Array:
     sizes = [field.shape[axis] for field in fields]
     blocks = [size // grid.shape[axis] for size, grid in zip(sizes, grids, strict=True)]
     block = math.gcd(*blocks)  # of all of them an entry is for so many elements
-    return lax.concatenate(
+    # One that was multiplied by a number has scales of a wider dtype, which holds the others.
+    return jnp.concatenate(
         [jnp.repeat(grid, own // block, axis) for grid, own in zip(grids, blocks, strict=True)],
         axis,
     )
