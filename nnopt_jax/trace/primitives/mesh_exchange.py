@@ -22,7 +22,7 @@ def _combined(equation: Equation) -> Rule:
     dims: list[Any] = [axes(draft.factors(shape)) for shape in draft.outcome_shapes]
     count = len(dims)
     return draft.rule(
-        Kind.REDUCTION, dims, dims, mesh=_mesh_axes(equation),
+        Kind.REDUCTION, dims, dims, mesh=_mesh_axes(equation), absorbs=tuple(range(count)),
         sources=tuple((i,) for i in range(count)) if count > 1 else None,
     )  # fmt: skip
 

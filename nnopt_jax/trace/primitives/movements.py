@@ -9,7 +9,7 @@ from typing import Any
 
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
-from nnopt_jax.trace.primitives.places import ONE, Dim, Start, axis
+from nnopt_jax.trace.primitives.places import ONE, Dim, Place, Start, axis
 from nnopt_jax.trace.primitives.primitive_names import named
 from nnopt_jax.trace.primitives.primitive_rule import Flat, Flops, Kind, Rule, Same, Shape
 
@@ -170,6 +170,23 @@ def _concatenate(equation: Equation) -> Rule:
     return _moved(draft, parts, [outcome])
 
 
+def _stack(equation: Equation) -> Rule:
+    draft, at = Draft(equation), equation.params["axis"]
+    dims, places = _stacked(draft, draft.operand_shapes[0], len(draft.operand_shapes))
+    return _moved(draft, [dims] * len(places), [[*dims[:at], places, *dims[at:]]])
+
+
+def _unstack(equation: Equation) -> Rule:
+    draft, at = Draft(equation), equation.params["axis"]
+    dims, places = _stacked(draft, draft.outcome_shapes[0], len(draft.outcome_shapes))
+    return _moved(draft, [[*dims[:at], places, *dims[at:]]], [dims] * len(places))
+
+
+def _stacked(draft: Draft, shape: Shape, count: int) -> tuple[list[Dim], Dim]:
+    """Return the dimensions of arrays of one shape, and of a stack: one index for each array."""
+    return axes(draft.factors(shape)), tuple(Place(start=number) for number in range(count))
+
+
 def _side_by_side(
     draft: Draft, at: int, shape: Shape, parts: Sequence[Shape]
 ) -> tuple[list[Dim], list[list[Dim]]]:
@@ -257,6 +274,8 @@ MOVEMENTS = {
     **dict.fromkeys(named("slice"), _slice),
     **dict.fromkeys(named("split"), _split),
     **dict.fromkeys(named("concatenate"), _concatenate),
+    **dict.fromkeys(named("stack"), _stack),
+    **dict.fromkeys(named("unstack"), _unstack),
     **dict.fromkeys(named("pad"), _pad),
     **dict.fromkeys(named("rev"), _reverse),
     **dict.fromkeys(named("tile"), _tile),

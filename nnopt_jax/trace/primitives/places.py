@@ -54,7 +54,7 @@ class Place(NamedTuple):
     @property
     def names(self) -> tuple[Factor, ...]:
         """The factors alone, from major to minor."""
-        return tuple(factor for factor, _ in self.factors)
+        return tuple([factor for factor, _ in self.factors])  # faster than a generator
 
     def indices(self, sizes: tuple[int, ...] | list[int]) -> np.ndarray:
         """Return the index for each combination of the factors, one axis for each of them.

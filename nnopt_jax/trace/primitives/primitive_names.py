@@ -32,6 +32,8 @@ def _probes() -> list[Any]:
     found = [
         probed.probed(jax.random.wrap_key_data, _KEY),
         probed.probed(lambda: jax.random.key_data(jax.random.key(0))),
+        probed.probed(lambda x: jnp.stack([x, x]), _FLOATS),
+        probed.probed(jnp.unstack, _FLOATS),
         probed.probed(lax.composite(lambda x: x + 1, name="nnopt.probe"), _FLOATS),
         probed.probed(lambda: lax.platform_dependent(cpu=lambda: 0, default=lambda: 1)),
         jax.make_jaxpr(lambda: lax.platform_dependent(cpu=lambda: 0, default=lambda: 1))().eqns[0],

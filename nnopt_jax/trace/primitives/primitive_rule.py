@@ -227,8 +227,8 @@ class Rule:
             return None
         ours, theirs = self.operands[operand], self.outcomes[outcome]
         mine, its = factors_of(ours), factors_of(theirs)
-        before = [_belonging(dim, its, mine & factors_of(*self.outcomes)) for dim in ours]
-        after = [_belonging(dim, mine, its & factors_of(*self.operands)) for dim in theirs]
+        before = [_belonging(d, its, mine & factors_of(*self.outcomes), outcome) for d in ours]
+        after = [_belonging(d, mine, its & factors_of(*self.operands), operand) for d in theirs]
         if any(place is None for place in (*before, *after)):
             return None
         return tuple(before), tuple(after)  # pyright: ignore[reportReturnType]
@@ -324,10 +324,17 @@ def factors_of(*arrays: Sequence[Dim]) -> frozenset[Factor]:
     return frozenset(f for dims in arrays for dim in dims for place in dim for f in place.names)
 
 
-def _belonging(dim: Dim, shared: frozenset[Factor], elsewhere: frozenset[Factor]) -> Place | None:
-    """Return the place whose factors the other side has; else one whose factors nobody else has."""
+def _belonging(
+    dim: Dim, shared: frozenset[Factor], elsewhere: frozenset[Factor], number: int
+) -> Place | None:
+    """Return the place whose factors the other side has; else one whose factors nobody else has.
+
+    Of single indices (a stack) each array on the other side has the one of its number.
+    """
     if len(dim) == 1:
         return dim[0]
+    if not any(place.factors for place in dim):
+        return dim[number]
     own = [place for place in dim if place.factors and shared.issuperset(place.names)]
     free = [place for place in dim if not elsewhere.intersection(place.names)]
     mixed = [place for place in dim if shared.intersection(place.names)]

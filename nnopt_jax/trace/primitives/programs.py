@@ -57,6 +57,8 @@ class Programs:
         mesh: the mesh of `shard_map`, each device of which runs the program on its part; else None.
         operand_cuts: for each operand the mesh axes that cut its axes; empty without a mesh.
         outcome_cuts: likewise for each outcome.
+        own_derivative: whether the equation has a derivative rule of its own, which may use every
+            operand and every outcome of its program.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -79,6 +81,7 @@ class Programs:
     mesh: Any = None
     operand_cuts: tuple[MeshCut, ...] = ()
     outcome_cuts: tuple[MeshCut, ...] = ()
+    own_derivative: bool = False
 
     @property
     def body(self) -> Inner:
@@ -94,12 +97,13 @@ class Programs:
 MakePrograms = Callable[[Equation], Programs]
 
 
-def _calling(*keys: str) -> MakePrograms:
+def _calling(*keys: str, own_derivative: bool = False) -> MakePrograms:
     """Return a maker for equations that call the program under the first of these parameters."""
 
     def make(equation: Equation) -> Programs:
         key = next(key for key in keys if key in equation.params)
-        return Programs(Flow.CALL, (_whole(equation, equation.params[key]),))
+        inner = _whole(equation, equation.params[key])
+        return Programs(Flow.CALL, (inner,), own_derivative=own_derivative)
 
     return make
 
@@ -168,10 +172,10 @@ def _cut(spec: Any, variable: Any) -> MeshCut:
 
 PROGRAMS: dict[Any, MakePrograms] = {
     **dict.fromkeys(
-        named(
-            "jit remat closed_call call core_call custom_jvp_call custom_vjp_call composite"
-        ),
-        _calling("jaxpr", "call_jaxpr"),
+        named("jit remat closed_call call core_call composite"), _calling("jaxpr", "call_jaxpr")
+    ),
+    **dict.fromkeys(
+        named("custom_jvp_call custom_vjp_call"), _calling("call_jaxpr", own_derivative=True)
     ),
     **dict.fromkeys(named("scan"), _scan),
     **dict.fromkeys(named("while"), _while),

@@ -31,7 +31,7 @@ def _reduction(equation: Equation) -> Rule:
     return draft.rule(
         Kind.REDUCTION, operands, [outcome] * len(draft.outcome_shapes),
         whole=frozenset() if neutral is not None else frozenset(factors[a] for a in over),
-        neutral=neutral, flops=Flops(1),
+        neutral=neutral, flops=Flops(1), absorbs=() if neutral is None else (0,),
     )  # fmt: skip
 
 
@@ -50,13 +50,19 @@ def _ordered(key: str, flops: Flops | None) -> Callable[[Equation], Rule]:
         factors = draft.factors(shape)
         last = factors[at] if shape[at] == target[at] else draft.factor(target[at])
         outcome = [axis(last if a == at else f) for a, f in enumerate(factors)]
+        zeros = equation.primitive in _ZERO_TO_ZERO
         return draft.rule(
             Kind.ORDERED, [axes(factors)] * len(draft.operand_shapes),
             [outcome] * len(draft.outcome_shapes), whole=frozenset({factors[at], last}),
-            flops=flops, resize=(lambda _, outs: {"k": outs[0][at]}) if "k" in k else None,
+            flops=flops, absorbs=(0,) if zeros and len(draft.operand_shapes) == 1 else (),
+            resize=(lambda _, outs: {"k": outs[0][at]}) if "k" in k else None,
         )  # fmt: skip
 
     return make
+
+
+_ZERO_TO_ZERO = named("cumsum cumprod cummax cummin sort")
+"""Primitives along an axis whose outcomes are zero where their one operand is."""
 
 
 REDUCTIONS = {

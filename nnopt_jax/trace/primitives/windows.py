@@ -45,12 +45,24 @@ def _reduce_window(equation: Equation) -> Rule:
     shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
     covered, positions, whole = _windows(draft, shape, target, equation.params)
     neutral = NEUTRAL.get(equation.primitive)
+    zeros = neutral is not None and _reach_entries(equation.params)
     flops = None if neutral is None else Flops(int(len(draft.sizes) > len(target)))
     operands = [covered if own == shape and shape else [] for own in draft.operand_shapes]
     return draft.rule(
         Kind.ORDERED, operands, [positions] * len(draft.outcome_shapes),
-        whole=whole, neutral=neutral, flops=flops,
+        whole=whole, neutral=neutral, flops=flops, absorbs=(0,) if zeros else (),
     )  # fmt: skip
+
+
+def _reach_entries(k: Mapping[str, Any]) -> bool:
+    """Whether every window has an entry: of padding alone the outcome is not zero."""
+    axes = zip(
+        k["window_dimensions"], k["window_dilation"], k["base_dilation"], k["padding"], strict=True
+    )
+    return all(
+        base == 1 and max(padding) <= (size - 1) * dilation
+        for size, dilation, base, padding in axes
+    )
 
 
 def _scattered_back(equation: Equation) -> Rule:

@@ -127,6 +127,8 @@ MOVEMENTS = [
     Case("slice", lambda x: x[:1, 1:, 1:4:2], ((V,),)),
     Case("split", lambda x: jnp.split(x, [1, 3], axis=2), ((V,),)),
     Case("concatenate", lambda x, y: jnp.concatenate([x, y, x], 1), ((V, V[:, :2] + 50),)),
+    Case("stack", lambda x, y: jnp.stack([x, y, x], 1), ((V, V + 50),)),
+    Case("unstack", lambda x: jnp.unstack(x, axis=1), ((V,),)),
     *(Case("pad", lambda x, c=config: lax.pad(x, -1.0, c), ((V,),)) for config in PADDED),
     Case("rev", lambda x: lax.rev(x, (0, 2)), ((V,),)),
     Case("tile", lambda x: jnp.tile(x, (2, 1, 3)), ((V,),)),
