@@ -86,8 +86,14 @@ class Domain(Protocol[Value]):
         """Of the array whose parts devices have."""
         ...
 
-    def leave(self, programs: Programs, site: Site) -> None:
-        """Is called when the programs of a step have been walked."""
+    def leave(
+        self,
+        programs: Programs,
+        values: Sequence[Value | None],
+        outcomes: Sequence[Value | None],
+        site: Site,
+    ) -> None:
+        """Is called when the programs of a step have been walked; dead arrays are None."""
         ...
 
     def step(
@@ -151,7 +157,7 @@ class Walk(Generic[Value]):
             return self.domain.step(equation, self.table.rule_of(equation), values, site)
         enter = {Flow.LOOP: self._loop, Flow.BRANCH: self._branch, Flow.CALL: self._call}
         found = enter[programs.flow](programs, values, needed, site)
-        self.domain.leave(programs, site)
+        self.domain.leave(programs, values, found, site)
         return found
 
     def _branch(

@@ -127,7 +127,9 @@ class AxisRoles:
         """The whole has the axes of its parts."""
         return value
 
-    def leave(self, programs: Programs, site: Site) -> None:
+    def leave(
+        self, programs: Programs, values: Sequence[Any], outcomes: Sequence[Any], site: Site
+    ) -> None:
         """Inner programs need nothing more."""
 
     def step(

@@ -87,16 +87,25 @@ class Inside(abc.ABC):
 def _jit(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
     """Inlined, but where it says what it gives away or how its arrays lie."""
     k = equation.params
+    if is_inlined(equation):
+        return inside.run(k["jaxpr"], values)
     given_away = [at for at, gone in enumerate(k["donated_invars"]) if gone]
     lies = *k["in_shardings"], *k["out_shardings"]
-    if not given_away and not any(isinstance(at, Sharding) for at in lies):
-        return inside.run(k["jaxpr"], values)
 
     def inner(*given: Any) -> tuple[list[Any], Extras]:
         found, extras = inside.run_dense(k["jaxpr"], _placed(given, k["in_shardings"]))
         return _placed(found, lies[len(given) :]), extras
 
     return jax.jit(inner, donate_argnums=given_away)(*values)
+
+
+def is_inlined(equation: Equation) -> bool:
+    """Whether the program of an equation runs as if its steps were written in its place."""
+    if equation.primitive is not primitives.jit_p:
+        return False
+    k = equation.params
+    lies = *k["in_shardings"], *k["out_shardings"]
+    return not any(k["donated_invars"]) and not any(isinstance(at, Sharding) for at in lies)
 
 
 def _placed(values: Sequence[Any], at: Sequence[Any]) -> list[Any]:

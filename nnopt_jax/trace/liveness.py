@@ -45,15 +45,21 @@ def live(program: Program, wanted: Sequence[bool], table: Table = TABLE) -> Live
         if not any(out) and not equation.effects:
             continue
         steps.append((number, equation, out))
-        used = zip(equation.invars, _operands(equation, out, table), strict=True)
+        used = zip(equation.invars, operands_needed(equation, out, table), strict=True)
         needed |= {x for x, use in used if use and is_variable(x)}
     return Live(steps[::-1], [x in needed for x in jaxpr.invars])
 
 
-def _operands(equation: Equation, wanted: Sequence[bool], table: Table) -> list[bool]:
-    """For each operand whether the wanted outcomes depend on it."""
+def operands_needed(equation: Equation, wanted: Sequence[bool], table: Table = TABLE) -> list[bool]:
+    """For each operand of an equation whether the wanted outcomes depend on it.
+
+    Args:
+        equation: the equation.
+        wanted: for each outcome whether it is needed.
+        table: where primitives are described.
+    """
     programs = table.programs_of(equation)
-    if programs is None:
+    if programs is None or programs.own_derivative:
         return [True] * len(equation.invars)
     used = [number in programs.chooses for number in range(len(equation.invars))]
     for inner in programs.inner:
@@ -77,6 +83,8 @@ def outputs_needed(
         wanted: for each outcome of the equation whether it is needed.
         table: where primitives are described.
     """
+    if programs.own_derivative:
+        return [True] * len(inner.outputs)
     found = [wanted[outcome] for outcome in inner.outputs]
     if programs.flow is not Flow.LOOP or programs.times is None:
         return [True] * len(found) if programs.flow is Flow.LOOP else found

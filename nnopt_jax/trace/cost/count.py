@@ -133,7 +133,9 @@ class Counting:
         """The whole comes from where its parts do."""
         return value
 
-    def leave(self, programs: Programs, site: Site) -> None:
+    def leave(
+        self, programs: Programs, values: Sequence[Any], outcomes: Sequence[Any], site: Site
+    ) -> None:
         """Keep the dearest of branches; note loops of unknown length."""
         if programs.flow is Flow.LOOP and programs.times is None:
             self.entries[site.location] = Entry(ELEMENTWISE, Tally(), _WHILE)

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.errors import ShapeError
+from nnopt_jax.trace.abstract_walk import Site
+from nnopt_jax.trace.coupling.coupling_domain import Coupling
 from nnopt_jax.trace.coupling.labels import Book, Labels
-from nnopt_jax.trace.coupling.read import Walk
-from nnopt_jax.trace.coupling.reading import Reading, unknown
-from nnopt_jax.trace.coupling.value import Value
+from nnopt_jax.trace.coupling.value import Value, fixed_value
+from nnopt_jax.trace.primitives import Table
 from nnopt_jax.trace.traced import Traced
 from nnopt_jax.typing import Path, Shape
 
@@ -27,21 +28,24 @@ Place = tuple[Path, int]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Analysis:
-    """What was read of a function.
+    """What was found of a function.
 
     Args:
         traced: the function.
-        book: of labels, settled.
-        reading: of its program.
+        domain: the labels, settled, and what was found of each step.
         shapes: of the leaves of the first argument.
         labels: of each of their axes.
     """
 
     traced: Traced
-    book: Book
-    reading: Reading
+    domain: Coupling
     shapes: dict[Path, Shape]
     labels: dict[Place, Labels]
+
+    @property
+    def book(self) -> Book:
+        """The labels."""
+        return self.domain.book
 
     def elements(self) -> tuple[list[Place], np.ndarray]:
         """All meetings of elements and units.
@@ -57,14 +61,16 @@ class Analysis:
         return places, np.concatenate(found) if found else np.zeros((0, 4), np.int64)
 
 
-def analyse(given: Traced, outputs: Outputs) -> Analysis:
+def analyse(given: Traced, outputs: Outputs, table: Table) -> Analysis:
     """Find the labels of all leaves of a function; nothing is computed.
 
     Args:
         given: the function; its parameters are the first argument.
         outputs: the part of what it returns that must keep its widths.
+        table: where primitives are described.
     """
-    book = Book()
+    domain = Coupling(table=table)
+    book = domain.book
     inputs, shapes, labels = [], {}, {}
     for path, argument, variable in zip(
         given.paths, given.arguments, given.program.jaxpr.invars, strict=True
@@ -75,15 +81,15 @@ def analyse(given: Traced, outputs: Outputs) -> Analysis:
             shapes[path] = shape
             labels |= {(path, axis): found for axis, found in enumerate(value.axes)}
         else:
-            value = unknown(book, shape, f"input {path}")
+            value = fixed_value(book, shape, f"input {path}")
         inputs.append(value)
-    reading = Walk(book).program(given.program, inputs)
-    numbered = given.outcome(range(len(reading.outputs)))
+    found = domain.walk(given.program, inputs, Site())
+    numbered = given.outcome(range(len(found)))
     for number in jax.tree.leaves(outputs(numbered)):
-        for found in reading.outputs[number].axes:
-            book.fix(found, "output")
+        for own in found[number].axes:
+            book.fix(own, "output")
     book.settle()
-    return Analysis(given, book, reading, shapes, labels)
+    return Analysis(given, domain, shapes, labels)
 
 
 def _numbers(path: Path, shape: Any) -> Shape:
@@ -98,7 +104,7 @@ def _numbers(path: Path, shape: Any) -> Shape:
 
 def _parameter(book: Book, shape: Shape, dtype: Any) -> Value:
     if jnp.issubdtype(dtype, jax.dtypes.extended):
-        return unknown(book, shape, "no numbers")
+        return fixed_value(book, shape, "no numbers")
     value = Value(tuple(map(book.fresh, shape)), (0.0,) * len(shape), parameter=True)
     for labels in value.axes:
         if len(labels) == 1:

@@ -14,18 +14,20 @@ from nnopt_jax.errors import Problems, ValueRangeError
 from nnopt_jax.trace.coupling.analysis import Outputs, Place, analyse
 from nnopt_jax.trace.coupling.choice import Keep, checked, chosen, dimensions_of
 from nnopt_jax.trace.coupling.dimension import Dimension, dimensions, frozen
+from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.traced import Traced
 from nnopt_jax.typing import Array, Params, Path, PyTree, Shape
 
 
-def coupled_axes(given: Traced, outputs: Outputs) -> CoupledAxes:
+def coupled_axes(given: Traced, outputs: Outputs, table: Table = TABLE) -> CoupledAxes:
     """Find which axes of the parameters of a function change together.
 
     Args:
         given: the function; nothing is computed.
         outputs: the part of what it returns that must keep its widths.
+        table: where primitives are described.
     """
-    found = analyse(given, outputs)
+    found = analyse(given, outputs, table)
     known = dimensions(found)
     return CoupledAxes(known, frozen(found, known), found.shapes)
 

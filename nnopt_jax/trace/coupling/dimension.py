@@ -110,11 +110,16 @@ def _kinds(rows: np.ndarray) -> np.ndarray:
     """A number for each row: that of the kind of its unit."""
     if not len(rows):
         return np.zeros(0, np.int64)
-    whole, counts = np.unique(rows[:, [_UNIT, _PLACE, _ROLE]], axis=0, return_counts=True)
-    units, start = np.unique(whole[:, _UNIT], return_index=True)
-    _, told = np.unique(np.column_stack([whole[:, 1:], counts]), axis=0, return_inverse=True)
-    # Kinds are sets of what is told; sums of well mixed words stand for them.
-    words = (told.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    # Numbers in place of rows of numbers: they are sorted ten times as fast.
+    _, role = np.unique(rows[:, _ROLE], return_inverse=True)
+    parts = rows[:, _PLACE] * (role.max() + 1) + role
+    _, first, counts = np.unique(
+        rows[:, _UNIT] * (parts.max() + 1) + parts, return_index=True, return_counts=True
+    )
+    units, start = np.unique(rows[first, _UNIT], return_index=True)
+    _, part = np.unique(parts[first] * (counts.max() + 1) + counts, return_inverse=True)
+    # Kinds are sets of parts; sums of well mixed words stand for them.
+    words = (part.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)
     words ^= words >> np.uint64(31)

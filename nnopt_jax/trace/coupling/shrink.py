@@ -14,7 +14,8 @@ from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.trace.coupling.analysis import Analysis, Outputs, Place, analyse
 from nnopt_jax.trace.coupling.choice import Keep, checked
 from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes
-from nnopt_jax.trace.coupling.run import Running
+from nnopt_jax.trace.coupling.smaller_run import SmallerRun
+from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.traced import traced
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Params, Path, Shape
@@ -34,6 +35,7 @@ class SmallerFunction:
         shapes: of its leaves.
         kept: where elements are left, of the axes that lose some.
         outputs: the part of what it returns that keeps its widths.
+        table: where primitives are described.
 
     Example:
         >>> SmallerFunction(lambda p, x: p * x, {"": (1,)}, {}, lambda found: found).widths
@@ -44,6 +46,7 @@ class SmallerFunction:
     shapes: Mapping[Path, Shape]
     kept: Mapping[Place, np.ndarray]
     outputs: Outputs = dataclasses.field(repr=False)
+    table: Table = dataclasses.field(default=TABLE, repr=False)
 
     @property
     def widths(self) -> dict[Path, Shape]:
@@ -74,14 +77,14 @@ class SmallerFunction:
             for path, x in flatten(params).items()
         }
         given = traced(self.function, (unflatten(params, old), *args), kwargs)
-        analysis = analyse(given, self.outputs)
-        running = Running(analysis.book, lambda: self._removed(analysis))
+        analysis = analyse(given, self.outputs, self.table)
+        running = SmallerRun(analysis.domain, lambda: self._removed(analysis))
         small = iter(leaves.values())
         values = [
             next(small) if argument == 0 else value
             for argument, value in zip(given.arguments, given.values, strict=True)
         ]
-        return given.outcome(running.run(analysis.reading, values))
+        return given.outcome(running.run(given.program, values))
 
     def _removed(self, analysis: Analysis) -> np.ndarray:
         """Of every label whether it goes: units go of which every element does."""
@@ -137,6 +140,7 @@ def shrink(
     outputs: Outputs,
     params: Params,
     keep: Keep,
+    table: Table = TABLE,
 ) -> ShrunkModel:
     """Remove units from parameters and from the function of them.
 
@@ -146,10 +150,11 @@ def shrink(
         outputs: the part of what it returns that keeps its widths.
         params: arrays.
         keep: by name of a dimension the units that stay.
+        table: where primitives are described.
     """
     kept = coupled.kept(keep, NAME)
     leaves = dict(coupled.leaves(params, NAME))
     for (path, axis), left in kept.items():
         leaves[path] = jnp.take(jnp.asarray(leaves[path]), np.flatnonzero(left), axis)
-    smaller = SmallerFunction(function, coupled.shapes, kept, outputs)
+    smaller = SmallerFunction(function, coupled.shapes, kept, outputs, table)
     return ShrunkModel(unflatten(params, flatten(params) | leaves), smaller)

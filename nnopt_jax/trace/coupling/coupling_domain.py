@@ -1,0 +1,168 @@
+"""The analysis of coupled axes: labels of elements go through a program, and are joined."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from nnopt_jax.trace.abstract_walk import Location, Site, Walk
+from nnopt_jax.trace.control import is_inlined
+from nnopt_jax.trace.coupling.derivatives import Derived, derive
+from nnopt_jax.trace.coupling.labels import Book, Labels
+from nnopt_jax.trace.coupling.step_labels import StepLabels
+from nnopt_jax.trace.coupling.value import Left, Reason, Value, agreed, made_value
+from nnopt_jax.trace.jaxpr import Equation, Program
+from nnopt_jax.trace.primitives import TABLE, MeshCut, Programs, Rule, Table
+
+
+class Note(NamedTuple):
+    """What was found of one step; dead arrays are None.
+
+    Args:
+        rule: of its primitive; None where it holds programs.
+        ins: its operands.
+        outs: its outcomes.
+        derived: finds the programs of its own derivative rule.
+    """
+
+    rule: Rule | None
+    ins: Sequence[Value | None]
+    outs: Sequence[Value | None]
+    derived: Callable[[], tuple[Derived, ...]] | None = None
+
+
+@dataclasses.dataclass
+class Coupling:
+    """The domain of the abstract walk that finds which elements go together.
+
+    Args:
+        book: of labels.
+        table: where primitives are described.
+        notes: by location, since bodies of loops are walked more than once.
+    """
+
+    book: Book = dataclasses.field(default_factory=Book)
+    table: Table = TABLE
+    notes: dict[Location, Note] = dataclasses.field(default_factory=dict)
+
+    def walk(self, program: Program, inputs: Sequence[Value], site: Site) -> list[Value]:
+        """Walk a program and return the values of its outputs."""
+        return Walk(self, self.table).run(program, inputs, site=site)
+
+    def constant(self, x: Any) -> Value:
+        """An array that the program brings: it is cut where what it is combined with is."""
+        if isinstance(x, Tracer) or jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
+            value = made_value(self.book, np.shape(x))
+            for labels in value.axes:
+                self.book.order(labels)
+            return value
+        array = np.asarray(x)
+        alike = array.size and bool((array == array.flat[0]).all())
+        value = made_value(self.book, array.shape, _number(array.flat[0]) if alike else None)
+        for axis, labels in enumerate(value.axes):
+            if not alike and (array != array.take([0], axis)).any():
+                self.book.order(labels)
+        return value
+
+    def join(self, one: Value, other: Value) -> Value:
+        """One of two arrays, of which it is not known which."""
+        if one.home != other.home:
+            one, other = one.within(()), other.within(())
+        parameter = one.parameter and other.brings_no_units
+        for ours, theirs in zip(one.axes, other.axes, strict=True):
+            self.book.join(ours, theirs)
+            if parameter:
+                self.book.derive(ours, [theirs])
+        left = [agreed([one.remains(a), other.remains(a)]) for a in range(len(one.axes))]
+        constant = one.constant if one.constant == other.constant else None
+        return Value(one.axes, tuple(left), constant, parameter, one.home)
+
+    def same(self, one: Value, other: Value) -> bool:
+        """Whether another turn would leave the same of removed units; labels are joined."""
+        return one.left == other.left and one.constant == other.constant
+
+    def layer(self, value: Value, site: Site) -> Value:
+        """The axis that a loop goes along stays."""
+        self.book.fix(value.axes[0], Reason("a loop goes along it", site.around))
+        return value._replace(axes=value.axes[1:], left=value.left[1:])
+
+    def stack(self, value: Value, times: int, site: Site) -> Value:
+        """The turns of a loop stay."""
+        turns = self.book.fixed(times, "turns of a loop")
+        return value._replace(axes=(turns, *value.axes), left=(Left.UNKNOWN, *value.left))
+
+    def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
+        """What a device has: elements at the same position of all devices go together."""
+
+        def shared(labels: Labels, devices: int) -> Labels:
+            own = labels[: len(labels) // devices]
+            self.book.join(labels, np.tile(own, devices))
+            return own
+
+        return self._over_mesh(value, cut, mesh, shared)
+
+    def whole(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
+        """What all devices have, one after another."""
+        return self._over_mesh(value, cut, mesh, np.tile)
+
+    def _over_mesh(
+        self, value: Value, cut: MeshCut, mesh: Any, change: Callable[[Labels, int], Labels]
+    ) -> Value:
+        axes = []
+        for labels, names in zip(value.axes, cut, strict=True):
+            devices = math.prod(mesh.shape[name] for name in names)
+            axes.append(labels if devices == 1 else change(labels, devices))
+            if value.parameter:
+                self.book.derive(axes[-1], [labels])
+        return value._replace(axes=tuple(axes))
+
+    def leave(
+        self,
+        programs: Programs,
+        values: Sequence[Value | None],
+        outcomes: Sequence[Value | None],
+        site: Site,
+    ) -> None:
+        """Note a step that holds programs; analyze its own derivative rule."""
+        home = _home(site)
+        ins = [None if value is None else value.within(home) for value in values]
+        derived = derive(self, site, ins, outcomes) if programs.own_derivative else None
+        self.notes[site.location] = Note(None, ins, outcomes, derived)
+
+    def step(
+        self, equation: Equation, rule: Rule, values: list[Value], site: Site
+    ) -> Sequence[Value]:
+        """Join what goes together in a step, and note it."""
+        home = _home(site)
+        ins = [value.within(home) for value in values]
+        outs = StepLabels(self.book, equation, rule, ins, site).outcomes()
+        parameter = any(x.parameter for x in ins) and all(x.brings_no_units for x in ins)
+        for out in outs if parameter else ():
+            for labels in out.axes:
+                self.book.derive(labels, (x for value in ins for x in value.axes))
+        outs = [out._replace(parameter=parameter, home=home) for out in outs]
+        self.notes[site.location] = Note(rule, ins, outs)
+        return outs
+
+
+def _home(site: Site) -> Location:
+    """Return the program of a step; what is inlined belongs to the program around it."""
+    around = site.around[:-1]
+    for depth in reversed(range(len(around))):
+        if not is_inlined(around[depth]):
+            return site.location[: 2 * depth + 2]
+    return ()
+
+
+def _number(x: Any) -> float | None:
+    x = np.asarray(x)
+    if x.dtype.kind not in "biuf" and not jnp.issubdtype(x.dtype, jnp.floating):
+        return None
+    return None if math.isnan(x) else float(x)

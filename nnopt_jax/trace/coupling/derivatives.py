@@ -1,0 +1,226 @@
+"""Functions with derivative rules of their own, which they keep at smaller sizes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnopt_jax.trace.abstract_walk import Location, Site
+from nnopt_jax.trace.coupling.value import Left, Value
+from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives
+
+
+class Derived(NamedTuple):
+    """A program of a derivative rule.
+
+    Args:
+        program: the program.
+        location: where it is.
+        outputs: what is known of its outputs.
+    """
+
+    program: Program
+    location: Location
+    outputs: Sequence[Value]
+
+
+class Domain(Protocol):
+    """What the analysis of a derivative rule needs."""
+
+    def walk(self, program: Program, inputs: Sequence[Value], site: Site) -> list[Value]:
+        """Walk a program."""
+        ...
+
+    def join(self, one: Value, other: Value) -> Value:
+        """Join two arrays."""
+        ...
+
+
+Run = Callable[[int, Sequence[Any]], list[Any]]
+"""Computes a program of a rule at smaller sizes, by its number."""
+
+
+def derive(
+    domain: Domain, site: Site, ins: Sequence[Any], outs: Sequence[Any]
+) -> Callable[[], tuple[Derived, ...]]:
+    """Return a function that finds the programs of the derivative rule of a step.
+
+    Rules count from the beginning. Rules inside of rules, which may go on without end, are found
+    where they are used.
+
+    Args:
+        domain: the analysis.
+        site: of the step.
+        ins: its operands.
+        outs: its outcomes.
+    """
+    equation = site.around[-1]
+    rule = _pushed if equation.primitive is primitives.custom_jvp_call_p else _pulled
+    found = functools.cache(lambda: rule(domain, site, ins, outs))
+    pairs = zip(site.around[:-1], site.location[1::2], strict=False)
+    if not any(outer.primitive in DERIVED and at for outer, at in pairs):
+        # A rule that cannot be traced fails where it is used, as it does in the model.
+        with contextlib.suppress(Exception):
+            found()
+    return found
+
+
+def _walked(domain: Domain, site: Site, number: int, program: Any, inputs: Any) -> Derived:
+    inner = site.inner(number)
+    return Derived(program, inner.location, domain.walk(program, inputs, inner))
+
+
+def _joined(domain: Domain, ours: Sequence[Any], theirs: Sequence[Value]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        domain.join(one, other)
+
+
+def _pushed(
+    domain: Domain, site: Site, ins: Sequence[Value], outs: Sequence[Value]
+) -> tuple[Derived, ...]:
+    """The program of a `jvp` rule: outcomes, their slopes, and integers."""
+    equation = site.around[-1]
+    moving, others = _divided(equation.invars, list(map(_spec, equation.invars)))
+
+    def pushed(moving: Any, others: Any, slopes: Any) -> Any:
+        return jax.jvp(_own(equation, others), moving, slopes, has_aux=True)
+
+    program = jax.make_jaxpr(pushed)(tuple(moving), others, tuple(moving))
+    values, rest = _divided(equation.invars, ins)
+    derived = _walked(domain, site, 1, program, [*values, *rest, *map(_slope, values)])
+    floats, ints = _divided(equation.outvars, outs)
+    _joined(domain, [*floats, *floats, *ints], derived.outputs)
+    return (derived,)
+
+
+def _slope(value: Value) -> Value:
+    """The slope of what removed units leave is zero where that is a number."""
+    remains = map(value.remains, range(len(value.axes)))
+    left = tuple(Left.UNKNOWN if isinstance(x, Left) else 0.0 for x in remains)
+    return Value(value.axes, left)
+
+
+def _pulled(
+    domain: Domain, site: Site, ins: Sequence[Value], outs: Sequence[Value]
+) -> tuple[Derived, ...]:
+    """The programs of a `vjp` rule: forward, which keeps values, and backward."""
+    equation = site.around[-1]
+    moving, others = _divided(equation.invars, list(map(_spec, equation.invars)))
+
+    def ahead(moving: Any, others: Any) -> Any:
+        shown, back, rest = jax.vjp(_own(equation, others), *moving, has_aux=True)
+        return shown, rest, back
+
+    program, (shown, _, back) = jax.make_jaxpr(ahead, return_shape=True)(tuple(moving), others)
+    leaves, tree = jax.tree.flatten(back)
+    values, more = _divided(equation.invars, ins)
+    forward = _walked(domain, site, 1, program, [*values, *more])
+    floats, ints = _divided(equation.outvars, outs)
+    count = len(floats) + len(ints)
+    _joined(domain, [*floats, *ints], forward.outputs[:count])
+    again = jax.make_jaxpr(lambda leaves, slopes: jax.tree.unflatten(tree, leaves)(slopes))(
+        leaves, shown
+    )
+    slopes = [Value(x.axes, (Left.UNKNOWN,) * len(x.axes)) for x in floats]
+    backward = _walked(domain, site, 2, again, [*forward.outputs[count:], *slopes])
+    _joined(domain, values, backward.outputs)
+    return forward, backward
+
+
+def run_pushed(
+    equation: Equation,
+    values: Sequence[Any],
+    plain: Callable[..., list[Any]],
+    run: Run,
+) -> list[Any]:
+    """Compute a function that has a `jvp` rule, and keeps it.
+
+    Args:
+        equation: the step at full sizes.
+        values: its operands at smaller sizes.
+        plain: computes its program.
+        run: computes a program of its rule.
+    """
+    forward = jax.custom_jvp(plain)
+
+    @forward.defjvp
+    def rule(given: Any, slopes: Any) -> Any:
+        moving, others = _divided(equation.invars, given)
+        along, _ = _divided(equation.invars, slopes)
+        found = run(0, [*moving, *others, *along])
+        count = sum(map(_inexact, equation.outvars))
+        shown, along, rest = found[:count], found[count : 2 * count], found[2 * count :]
+        still = [np.zeros(np.shape(x), jax.dtypes.float0) for x in rest]
+        return (
+            _united(equation.outvars, shown, rest),
+            _united(equation.outvars, along, still),
+        )
+
+    return forward(*values)
+
+
+def run_pulled(
+    equation: Equation,
+    values: Sequence[Any],
+    plain: Callable[..., list[Any]],
+    run: Run,
+) -> list[Any]:
+    """Compute a function that has a `vjp` rule, and keeps it; the arguments are as above."""
+    function = jax.custom_vjp(plain)
+
+    def ahead(*given: Any) -> Any:
+        moving, others = _divided(equation.invars, given)
+        found = run(0, [*moving, *others])
+        count, every = sum(map(_inexact, equation.outvars)), len(equation.outvars)
+        return _united(equation.outvars, found[:count], found[count:every]), found[every:]
+
+    def back(kept: Any, slopes: Any) -> Any:
+        along, _ = _divided(equation.outvars, slopes)
+        found = run(1, [*kept, *along])
+        return tuple(_united(equation.invars, found, [None] * len(equation.invars)))
+
+    function.defvjp(ahead, back)
+    return function(*values)
+
+
+DERIVED = {
+    primitives.custom_jvp_call_p: run_pushed,
+    primitives.custom_vjp_call_p: run_pulled,
+}
+"""How functions with derivative rules of their own run at smaller sizes."""
+
+
+def _own(equation: Equation, others: Sequence[Any]) -> Callable[..., Any]:
+    """Return the step as a function of its floats; integers come out beside."""
+
+    def function(*moving: Any) -> tuple[list[Any], list[Any]]:
+        found = bind(equation, _united(equation.invars, moving, others))
+        return _divided(equation.outvars, found)
+
+    return function
+
+
+def _inexact(variable: Any) -> bool:
+    return jnp.issubdtype(variable.aval.dtype, jnp.inexact)
+
+
+def _spec(variable: Any) -> jax.ShapeDtypeStruct:
+    aval = variable.aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+
+
+def _divided(variables: Sequence[Any], values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Return values that can be differentiated, and the others."""
+    pairs = list(zip(variables, values, strict=True))
+    return [x for v, x in pairs if _inexact(v)], [x for v, x in pairs if not _inexact(v)]
+
+
+def _united(variables: Sequence[Any], moving: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    a, b = iter(moving), iter(others)
+    return [next(a) if _inexact(variable) else next(b) for variable in variables]

@@ -1,0 +1,230 @@
+"""Runs a program without the removed units."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nnopt_jax.trace.abstract_walk import Location
+from nnopt_jax.trace.control import CONTROL, Inside, Slices, is_inlined
+from nnopt_jax.trace.coupling.coupling_domain import Coupling
+from nnopt_jax.trace.coupling.derivatives import DERIVED, Derived
+from nnopt_jax.trace.coupling.ghosts import Frame, Ghosts, RunStep
+from nnopt_jax.trace.coupling.labels import Labels
+from nnopt_jax.trace.coupling.step_labels import covers
+from nnopt_jax.trace.jaxpr import Program, bind, read
+from nnopt_jax.trace.liveness import live, operands_needed, outputs_needed
+from nnopt_jax.trace.primitives import Kind, Programs, Rule, factors_of
+from nnopt_jax.typing import Array
+
+
+class SmallerRun:
+    """Computes programs at smaller sizes; arrays that nothing needs are None.
+
+    Args:
+        domain: the analysis of the programs at full sizes.
+        removed: returns for every label whether it goes; asked again when labels were added.
+    """
+
+    def __init__(self, domain: Coupling, removed: Callable[[], np.ndarray]) -> None:
+        self.domain = domain
+        self._removed = removed
+        self._gone = removed()
+        self._kept: dict[int, tuple[Labels, np.ndarray | None]] = {}
+
+    def run(self, program: Program, values: Sequence[Any], location: Location = ()) -> list[Any]:
+        """Compute a program.
+
+        Args:
+            program: as it was analyzed.
+            values: its inputs, without what is removed.
+            location: where it is.
+        """
+        frame = Frame(program, location, {}, {}, {}, {})
+        return self.run_frame(frame, values, [True] * len(program.jaxpr.outvars))
+
+    def run_frame(self, frame: Frame, values: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+        """Compute the wanted outputs of a program, and keep all values in its frame."""
+        jaxpr, known, table = frame.program.jaxpr, frame.values, self.domain.table
+        known.update(zip(jaxpr.constvars, frame.program.consts, strict=True))
+        known.update(zip(jaxpr.invars, values, strict=True))
+        for number, equation, needed in live(frame.program, wanted, table).steps:
+            note = self.domain.notes[*frame.location, number]
+            given = [
+                None if value is None else self.cut(read(known, x), value.axes)
+                for x, value in zip(equation.invars, note.ins, strict=True)
+            ]
+            step = RunStep(frame, number, equation, note, given)
+            programs = table.programs_of(equation)
+            if programs is None:
+                found = self._with_ghosts(step, self.compute(step, given))
+            else:
+                found = SmallerPrograms(self, step, programs, needed).compute()
+            known.update(zip(equation.outvars, found, strict=True))
+            frame.made.update(dict.fromkeys(equation.outvars, step))
+        outputs = zip(jaxpr.outvars, wanted, strict=True)
+        return [read(known, x) if want else None for x, want in outputs]
+
+    def compute(self, step: RunStep, values: list[Any], single: int | None = None) -> list[Any]:
+        """Compute a step that holds no program.
+
+        Args:
+            step: the step.
+            values: its operands at smaller sizes.
+            single: an axis of the outcomes along which they have one element.
+        """
+        rule, equation, outs = step.note.rule, step.equation, step.note.outs
+        assert rule is not None
+        if rule.kind is Kind.MADE:
+            found = bind(equation, values)
+            return [self.cut(x, out.axes) for x, out in zip(found, outs, strict=True) if out]
+        if _is_slice(rule):
+            return [self._sliced(rule, step, values[0])]
+        shapes = [
+            tuple(1 if axis == single else self._size(x) for axis, x in enumerate(out.axes))
+            for out in outs if out is not None
+        ]  # fmt: skip
+        with contextlib.suppress(ValueError) if rule.is_identity else contextlib.nullcontext():
+            return bind(rule.resized(equation, list(map(np.shape, values)), shapes), values)
+        return values[: len(outs)]  # outside of jit a sharding must divide what is left
+
+    def _with_ghosts(self, step: RunStep, found: list[Any]) -> list[Any]:
+        """Sums count what is removed, where that is not what a reduction may leave out."""
+        rule = step.note.rule
+        if rule is None or rule.kind is not Kind.REDUCTION or rule.neutral is None:
+            return found
+        (total,), value = found, step.note.ins[0]
+        assert value is not None
+        for axis, (labels, dim) in enumerate(zip(value.axes, rule.operands[0], strict=True)):
+            count = len(labels) - self._size(labels)
+            if count and factors_of([dim]) <= rule.reduced and value.remains(axis) != rule.neutral:
+                (each,) = self.compute(step, [Ghosts(self).operand(step, 0, axis)])
+                total = total + count * each
+        return [total]
+
+    def _sliced(self, rule: Rule, step: RunStep, x: Array) -> Array:
+        """Take what is left of a slice."""
+        (value,) = step.note.ins
+        assert value is not None
+        for axis, (dim, labels) in enumerate(zip(rule.operands[0], value.axes, strict=True)):
+            if covers(dim[0], len(labels), rule.sizes):
+                continue
+            at, kept = dim[0].indices(rule.sizes).ravel(), self.kept(labels)
+            if kept is not None:
+                at = np.flatnonzero(np.isin(kept, at))
+            apart = np.unique(np.diff(at))
+            if len(apart) > 1 or not at.size:
+                x = jnp.take(x, at, axis)
+            else:  # XLA fuses slices
+                stride = int(apart[0]) if apart.size else 1
+                x = lax.slice_in_dim(x, int(at[0]), int(at[-1]) + 1, stride, axis)
+        return x
+
+    def kept(self, labels: Labels) -> np.ndarray | None:
+        """Return the positions of an axis that are left; None for all."""
+        # Arrays of labels go through programs as they are: few are looked at more than once.
+        if id(labels) not in self._kept:
+            gone = self._gone[labels]
+            self._kept[id(labels)] = labels, np.flatnonzero(~gone) if gone.any() else None
+        return self._kept[id(labels)][1]
+
+    def _size(self, labels: Labels) -> int:
+        kept = self.kept(labels)
+        return len(labels) if kept is None else len(kept)
+
+    def cut(self, x: Any, axes: Sequence[Labels]) -> Any:
+        """Return what is left of an array along the axes that are still whole."""
+        for axis, labels in enumerate(axes):
+            kept = self.kept(labels)
+            if kept is not None and np.shape(x)[axis] == len(labels):
+                x = jnp.take(x, kept, axis)
+        return x
+
+    def run_derived(self, find: Callable[[], tuple[Derived, ...]], number: int, values: Any) -> Any:
+        """Compute a program of a derivative rule, which may be analyzed only now."""
+        derived = find()[number]
+        if self.domain.book.size != len(self._gone):
+            self._gone = self._removed()
+            self._kept.clear()
+        found = self.run(derived.program, values, derived.location)
+        return [self.cut(x, value.axes) for x, value in zip(found, derived.outputs, strict=True)]
+
+
+def _is_slice(rule: Rule) -> bool:
+    """Whether the outcome is a part of the operand, axis by axis, at places that are known."""
+    if rule.kind is not Kind.MOVEMENT or len(rule.operands) != 1 or len(rule.outcomes) != 1:
+        return False
+    ours, theirs = rule.operands[0], rule.outcomes[0]
+    if any(len(dim) != 1 or not isinstance(dim[0].start, int) for dim in (*ours, *theirs)):
+        return False
+    names = [dim[0].names for dim in ours]
+    return names == [dim[0].names for dim in theirs] and not all(
+        covers(dim[0], n, rule.sizes) for dim, n in zip(ours, rule.operand_shapes[0], strict=True)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallerPrograms(Inside):
+    """How the programs inside of a step run at smaller sizes.
+
+    Args:
+        running: the run.
+        step: the step.
+        programs: of its equation.
+        needed: for each outcome whether it is needed.
+    """
+
+    running: SmallerRun
+    step: RunStep
+    programs: Programs
+    needed: Sequence[bool]
+
+    def compute(self) -> list[Any]:
+        """Compute the outcomes of the step."""
+        equation, table = self.step.equation, self.running.domain.table
+        used = operands_needed(equation, self.needed, table)
+        values = [x if use else None for x, use in zip(self.step.given, used, strict=True)]
+        if equation.primitive in DERIVED and (find := self.step.note.derived):
+            return DERIVED[equation.primitive](
+                equation, values, lambda *given: self.run(self.programs.body.program, given)[0],
+                lambda number, given: self.running.run_derived(find, number, given),
+            )  # fmt: skip
+        if equation.primitive in CONTROL:
+            return CONTROL[equation.primitive](equation, values, self)[0]
+        body = self.programs.body  # of a call that is nothing more than its program
+        found, _ = self.run(body.program, [values[i] for i in body.inputs])
+        outs = dict(zip(body.outputs, found, strict=True))
+        return [outs.get(number) for number in range(len(equation.outvars))]
+
+    def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Any]:
+        """Compute one of the programs."""
+        step, inner = self.step, self.programs.inner[at]
+        wanted = [True] * len(program.jaxpr.outvars)
+        if inner.outputs:
+            table = self.running.domain.table
+            wanted = outputs_needed(self.programs, inner, self.needed, table)
+        frame = Frame(program, (*step.frame.location, step.number, at), {}, {}, {}, {})
+        if is_inlined(step.equation):
+            step.frame.inner[step.number] = frame
+            outside = ((step.frame, step.equation.invars[i]) for i in inner.inputs)
+            frame.origins.update(zip(program.jaxpr.invars, outside, strict=True))
+        found = self.running.run_frame(frame, values, wanted)
+        for number, outcome in enumerate(inner.outputs):
+            if found[number] is not None and (value := step.note.outs[outcome]) is not None:
+                axes = value.axes[1:] if outcome in self.programs.stacked else value.axes
+                found[number] = self.running.cut(found[number], axes)
+        return found, ()
+
+    def dense(self, values: Sequence[Any]) -> list[Any]:
+        """All values are arrays."""
+        return list(values)
+
+    def slices(self, value: Any) -> Slices:
+        """The scan itself cuts arrays."""
+        return Slices(value, lambda part, _: part)

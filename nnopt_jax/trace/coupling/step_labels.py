@@ -1,0 +1,296 @@
+"""The labels of the factors of one step: what operands share goes together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from nnopt_jax.trace.abstract_walk import Site
+from nnopt_jax.trace.coupling.labels import KEPT, Book, Labels
+from nnopt_jax.trace.coupling.remains import along_factor, constant_of, followed
+from nnopt_jax.trace.coupling.value import Left, Reason, Remains, Value, agreed
+from nnopt_jax.trace.jaxpr import Equation, primitives
+from nnopt_jax.trace.primitives import Dim, Factor, Kind, Place, Rule, Start, factors_of
+
+_WHOLE = {
+    Kind.ELEMENTWISE: "no rule for {}",
+    Kind.MOVEMENT: "{} needs it whole",
+    Kind.CONTRACTION: "a convolution moves along it",
+    Kind.REDUCTION: "{} counts along it",
+    Kind.ORDERED: "{} along it",
+    Kind.LOOKUP: "{} looks along it",
+    Kind.UPDATE: "{} looks along it",
+    Kind.OPAQUE: "no rule for {}",
+}
+"""Why elements stay along factors that are needed whole."""
+_LOOKED = "{} looks along it"
+_WINDOW = "a window moves along it"
+
+
+class StepLabels:
+    """Takes labels through one step, by the factors of its rule.
+
+    Args:
+        book: of labels.
+        equation: the step.
+        rule: of its primitive.
+        values: its operands.
+        site: where it is.
+    """
+
+    def __init__(
+        self, book: Book, equation: Equation, rule: Rule, values: Sequence[Value], site: Site
+    ) -> None:
+        self.book, self.equation, self.rule = book, equation, rule
+        self.values, self.site = values, site
+        self.labels: dict[Factor, Labels] = {}
+        self.left: dict[Factor, dict[int, Remains]] = {}
+        self.counted = False
+
+    def outcomes(self) -> list[Value]:
+        """Return what is known of the outcomes."""
+        if self.rule.kind is Kind.MADE:
+            return self._made()
+        flat = {a for axes in self.rule.flat for a in axes.operand}
+        for number, (value, dims) in enumerate(zip(self.values, self.rule.operands, strict=True)):
+            for axis, dim in enumerate(dims):
+                for place in dim if axis not in flat else ():
+                    self._enter(number, value, axis, place)
+        self._relate_flat()
+        self._reduce()
+        self._spread_apart()
+        return [self._outcome(number) for number in range(len(self.rule.outcomes))]
+
+    def fix(self, labels: Labels, text: str) -> None:
+        """Elements that the step needs."""
+        # Most are fixed already: no reason is made for these.
+        if not self.book.is_fixed(labels).all():
+            self.book.fix(labels, self._reason(text))
+
+    def _reason(self, text: str) -> Reason:
+        return Reason(text.format(self.equation.primitive.name), self.site.around)
+
+    def _made(self) -> list[Value]:
+        """Positions and random numbers: computed in full, and cut where units are removed."""
+        for labels in (x for value in self.values for x in value.axes):
+            self.fix(labels, "{} needs it whole")
+        found = []
+        for shape in self.rule.outcome_shapes:
+            axes = tuple(map(self.book.fresh, shape))
+            for labels in axes:
+                self.book.order(labels)
+            found.append(Value(axes, (Left.UNKNOWN,) * len(shape)))
+        return found
+
+    def _enter(self, number: int, value: Value, axis: int, place: Place) -> None:
+        """Give the labels at one place of an operand to the factors there."""
+        labels, sizes = value.axes[axis], self.rule.sizes
+        if isinstance(place.start, Start):
+            self.fix(labels, _LOOKED)
+            found = self._fixed_factors(place, "looked up")
+        elif not place.factors:
+            self.fix(labels, "one of its elements alone is taken")
+            found = {}
+        elif self.rule.whole and not self.rule.whole.isdisjoint(place.names):
+            alone = len(place.factors) == 1 and sizes[place.names[0]] == len(labels)
+            windows = self.rule.kind is Kind.ORDERED and not alone
+            self.fix(labels, _WINDOW if windows else _WHOLE[self.rule.kind])
+            text = "a place of an image"
+            found = {place.names[0]: labels} if alone else self._fixed_factors(place, text)
+        else:
+            found = dict(self._parted(labels, place))
+        for factor, own in found.items():
+            self._assign(factor, own)
+            self.left.setdefault(factor, {})[number] = value.remains(axis)
+
+    def _assign(self, factor: Factor, labels: Labels) -> None:
+        if factor in self.labels:
+            self.book.join(self.labels[factor], labels)
+        else:
+            self.labels[factor] = labels
+
+    def _fixed_factors(self, place: Place, text: str) -> dict[Factor, Labels]:
+        sizes = self.rule.sizes
+        return {f: self.book.fixed(sizes[f], self._reason(text)) for f in place.names}
+
+    def _parted(self, labels: Labels, place: Place) -> Iterator[tuple[Factor, Labels]]:
+        """Yield the factors of a place with their labels; a factor that is all has the very array.
+
+        Arrays of labels are known by identity, so that few are compared.
+        """
+        sizes = self.rule.sizes
+        if not covers(place, len(labels), sizes):
+            labels = labels[place.indices(sizes).ravel()]
+        for factor in place.names[:-1]:
+            if sizes[factor] == 1 or not labels.size:
+                yield factor, np.full(sizes[factor], KEPT)
+            elif sizes[factor] == len(labels):
+                yield factor, labels
+                labels = np.full(1, KEPT)
+            else:
+                outer, labels = self.book.parted(labels, sizes[factor])
+                yield factor, outer
+        yield place.names[-1], labels
+
+    def _relate_flat(self) -> None:
+        """Axes without common factors: their elements in order, cut anew."""
+        for ours, theirs in self.rule.flat:
+            flat = Place(tuple((f, 1) for a in ours for f in self.rule.operands[0][a][0].names))
+            for f, a in zip(flat.names, ours, strict=True):
+                self.labels[f] = self.values[0].axes[a]
+            names = [f for a in theirs for f in self.rule.outcomes[0][a][0].names]
+            if 0 in self.rule.outcome_shapes[0]:
+                self.labels |= {f: self.book.fresh(self.rule.sizes[f]) for f in names}
+                continue
+            left = {0: self._left_of([self.values[0].remains(a) for a in ours], flat.names)}
+            labels = self._merged(flat)
+            for factor in names[:-1]:
+                self.labels[factor], labels = self.book.parted(labels, self.rule.sizes[factor])
+            self.labels[names[-1]] = labels
+            self.left |= dict.fromkeys(names, left)
+
+    def _left_of(self, remains: Sequence[Remains], factors: Sequence[Factor]) -> Remains:
+        """Return what is left along all of some factors; of those that stay nothing is removed."""
+        found = agreed(remains)
+        if isinstance(found, Left) and len(remains) > 1:
+            pairs = zip(remains, factors, strict=True)
+            found = agreed([x for x, f in pairs if not self.book.is_fixed(self.labels[f]).all()])
+        return found
+
+    def _reduce(self) -> None:
+        """Elements that are summed or combined: what is removed must not count."""
+        rule = self.rule
+        if rule.kind not in (Kind.CONTRACTION, Kind.REDUCTION):
+            return
+        reduced = sorted(rule.reduced - rule.whole)
+        if rule.kind is Kind.CONTRACTION:
+            self._contract(reduced)
+            return
+        for factor in reduced:
+            labels, left = self.labels[factor], self.left[factor][0]
+            self.book.read(labels)
+            if left == rule.neutral or self.book.is_fixed(labels).all():
+                continue
+            # What every removed unit would add is known, and added, along one axis of a sum.
+            sums = self.equation.primitive is primitives.reduce_sum_p
+            if left is not Left.UNKNOWN and sums and not self.counted:
+                self.counted = True
+            else:
+                self.fix(labels, "{} would count what removed units leave")
+
+    def _contract(self, reduced: Sequence[Factor]) -> None:
+        data = [(self.values[i], self.rule.operands[i]) for i in self.rule.data]
+        for value, dims in data:
+            for labels, dim in zip(value.axes, dims, strict=True):
+                if value.parameter and not factors_of([dim]).isdisjoint(reduced):
+                    self.book.consume(labels)
+        if self.rule.chooses:  # sizes of groups, which count rows or what is summed over
+            left, right = (factors_of(dims) for _, dims in data)
+            starts = (place.start for dim in self.rule.outcomes[0] for place in dim)
+            grouped = reduced if any(isinstance(x, Start) for x in starts) else left - right
+            for factor in grouped:
+                self.fix(self.labels[factor], "groups of {} count it")
+        by_weights = any(value.parameter for value, _ in data)
+        for factor in reduced:
+            self.book.read(self.labels[factor], by_weights=by_weights)
+            if 0.0 not in self.left[factor].values():
+                text = "a product would count what removed units leave in both factors"
+                self.fix(self.labels[factor], text)
+
+    def _spread_apart(self) -> None:
+        """Padding that removes elements, or puts others between them."""
+        rule = self.rule
+        if rule.fills is None:
+            return
+        for (ours,), (theirs,), size in zip(
+            rule.operands[0], rule.outcomes[0], rule.operand_shapes[0], strict=True
+        ):
+            spread = any(stride != 1 for _, stride in theirs.factors)
+            if spread or not covers(ours, size, rule.sizes):
+                self.fix(self.labels[ours.names[0]], "its elements are spread apart")
+
+    def _outcome(self, number: int) -> Value:
+        rule, shape = self.rule, self.rule.outcome_shapes[number]
+        axes = tuple(
+            self._composed(dim, n) for dim, n in zip(rule.outcomes[number], shape, strict=True)
+        )
+        left = [self._left_along(number, axis) for axis in range(len(shape))]
+        constant = constant_of(self.equation, rule, self.values, number)
+        known = rule.kind is Kind.ELEMENTWISE and None not in [x.constant for x in self.values]
+        for axis, remains in enumerate(left):
+            if remains is Left.BROKEN:
+                left[axis] = Left.ALIKE
+                if not known:
+                    self.fix(axes[axis], "{} gives no finite number where units are removed")
+        return Value(axes, tuple(left), constant)
+
+    def _composed(self, dim: Dim, size: int) -> Labels:
+        """Return the labels along a dimension of an outcome."""
+        if self.rule.kind is Kind.UPDATE and len(dim) > 1:
+            for factor in factors_of([dim]):
+                self.fix(self._labels(factor), _LOOKED)
+            return self.labels[dim[0].names[0]]
+        if len(dim) == 1 and covers(dim[0], size, self.rule.sizes):
+            return self._merged(dim[0])
+        labels = self.book.fixed(size, "padded")
+        for place in dim:
+            if not isinstance(place.start, Start):
+                labels[place.indices(self.rule.sizes).ravel()] = self._merged(place)
+        return labels
+
+    def _merged(self, place: Place) -> Labels:
+        found = None
+        for factor in reversed(place.names):
+            own = self._labels(factor)
+            if found is None or len(found) == 1:
+                found = own
+            elif len(own) > 1:
+                found = self.book.merged(own, found)
+        return np.full(1, KEPT) if found is None else found
+
+    def _labels(self, factor: Factor) -> Labels:
+        """Return the labels of a factor; those of no operand are new."""
+        if factor not in self.labels:
+            size = self.rule.sizes[factor]
+            if factor in self.rule.whole:
+                own = self.book.fixed(size, self._reason(_WHOLE[self.rule.kind]))
+            else:
+                own = self.book.fresh(size)
+            self.labels[factor] = own
+        return self.labels[factor]
+
+    def _left_along(self, number: int, axis: int) -> Remains:
+        rule, dim = self.rule, self.rule.outcomes[number][axis]
+        if rule.kind is Kind.UPDATE and len(dim) > 1:
+            return Left.UNKNOWN
+        names = [f for place in dim for f, _ in place.factors]
+        if len(names) > 1:
+            names = [f for f in names if rule.sizes[f] != 1] or names[:1]
+        each = [
+            along_factor(self.equation, rule, self.values, self.left.get(f, {}), self.counted)
+            for f in names
+        ]
+        found = self._left_of(each, names)
+        if rule.fills is not None and found != self.values[rule.fills].constant:
+            sizes, shape = rule.sizes, rule.outcome_shapes[number]
+            others = (a for a in range(len(shape)) if a != axis)
+            if not all(covers(rule.outcomes[number][a][0], shape[a], sizes) for a in others):
+                return Left.UNKNOWN
+        if found is Left.ALIKE and followed(rule, number, axis) is None:
+            return Left.UNKNOWN
+        return found
+
+
+def covers(place: Place, size: int, sizes: tuple[int, ...]) -> bool:
+    """Return whether a place is all of a dimension, in order.
+
+    Args:
+        place: of one dimension.
+        size: of the dimension.
+        sizes: of the factors.
+    """
+    if place.start != 0 or (place.factors and place.factors[-1][1] != 1):
+        return False
+    return math.prod([sizes[factor] for factor, _ in place.factors]) == size
