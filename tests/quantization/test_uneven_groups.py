@@ -1,4 +1,4 @@
-"""Groups in any layout, the last one shorter: the law, files, masks, gradients, meshes, products."""
+"""Groups in any layout, the last one shorter: the law, files, masks, meshes, products."""
 
 from __future__ import annotations
 
