@@ -30,7 +30,7 @@ from nnopt_jax.arrays.base import compactable, show
 from nnopt_jax.arrays.masked import raised
 from nnopt_jax.errors import CapacityError, NonFiniteError, SelectionError
 from nnopt_jax.ops import expand
-from nnopt_jax.transform.statistics import KINDS
+from nnopt_jax.transform.measured import SLOPES
 from nnopt_jax.tree import flatten
 
 _MADE_OF_PARTS = (Factored, Sum, Normalized)
@@ -72,11 +72,12 @@ def slopes(params: Any, rate: float = 3.0) -> Any:
 
 
 def begin(tx: nnopt.Transform, params: Any) -> Any:
-    """The first state, with a key and all statistics there are."""
+    """The first state, with a key and all statistics that the transform uses."""
     dense = nnopt.materialize(params)
-    stats = {name: slopes(dense, 1.0 + i) for i, name in enumerate(KINDS)}
+    stats = {name: slopes(dense, 1.0 + i) for i, name in enumerate(SLOPES)}
     stats["input_absmax"] = jax.tree.map(lambda x: jnp.float32(2.0), dense)
-    return tx.init(params, stats=stats, key=jax.random.key(KEY))
+    used = {name: stats[name] for name in dict.fromkeys((*tx.needs, *tx.takes))}
+    return tx.init(params, stats=used, key=jax.random.key(KEY))
 
 
 def advance(tx: nnopt.Transform, params: Any, state: Any, **settings: Any) -> Any:
