@@ -214,7 +214,7 @@ def test_kernels_of_convolutions_side_by_side():
 
 
 def test_tables_one_below_the_other_count_their_own_rows():
-    tables, tokens = {"a": whole(3, 2), "b": whole(4, 2)}, np.array([0, 5, 5, 2, 6])
+    tables, tokens = {"a": whole(3, 2), "b": whole(4, 2)}, np.array([0, 5, 5, 2, 6], np.int32)
 
     def apply(p, tokens):
         return jnp.concatenate([p["a"], p["b"][::-1]])[tokens]
@@ -227,7 +227,7 @@ def test_tables_one_below_the_other_count_their_own_rows():
 
 def test_experts_have_the_rows_of_their_group():
     """The sizes of groups are known when it runs; one is empty, and the last row is of none."""
-    sizes, x, w = np.array([3, 0, 2]), whole(6, 4), whole(3, 4, 2)
+    sizes, x, w = np.array([3, 0, 2], np.int32), whole(6, 4), whole(3, 4, 2)
     names = (
         "input_gram", "input_absmax", "input_range", "input_moments", "input_histogram",
         "output_moments",
