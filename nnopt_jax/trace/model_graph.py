@@ -23,7 +23,7 @@ from nnopt_jax.trace.coupling.shrink import ShrunkModel, shrink
 from nnopt_jax.trace.statistics.leaf_uses import LeafUses
 from nnopt_jax.trace.statistics.observe import Progress, observe
 from nnopt_jax.trace.statistics.observed import Observed
-from nnopt_jax.trace.statistics.statistics import Statistic
+from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.use_sites import uses_of
 from nnopt_jax.trace.traced import Traced, is_array, require_function, shapes_of, traced
 from nnopt_jax.transform.axes_table import AxesTable
@@ -186,10 +186,9 @@ class Graph:
                 is a tuple of one. All of them are used, one at a time; a last one may be smaller.
                 They may be split over a mesh.
             names: what to measure, of `"input_absmax"`, `"input_range"`, `"input_moments"`,
-                `"input_histogram"`, `"input_gram"`, `"input_count"`, `"output_moments"` and, where
-                the function is a loss, `"gradient"` and `"fisher"` (means over batches). Functions
-                of these names in `nnopt_jax.trace` take settings. `tx.needs` lists what a
-                transform needs.
+                `"input_histogram"`, `"input_gram"`, `"input_count"`, `"output_moments"` and, of a
+                loss, means over batches of `"gradient"`, `"fisher"` and `"hessian_gradient"`.
+                Functions of these names in `nnopt_jax.trace` take settings; see `tx.needs`.
             where: which leaves.
             progress: `progress(done, total)` is called after each batch; `total` is None where
                 `len(batches)` is not known.
@@ -222,7 +221,7 @@ class Graph:
 
         References:
             Frantar et al. 2022, GPTQ (`X^T X`); Chan et al. 1983 (moments); Kirkpatrick et al.
-            2017, section 2 (the diagonal of the Fisher information).
+            2017, section 2 (the diagonal of the Fisher information); Pearlmutter 1994 (`H g`).
         """
         self._check(params, "graph.observe")
         self._check_keywords()

@@ -114,8 +114,8 @@ def _by_factor(
             return [_window(axis, math.prod(counts), starts)]
         if len(counts) > 1:
             return _split(axis, [stride for _, stride in place.factors])
-        ((_, stride),) = place.factors or ((0, 1),)
-        found = _cut(axis, place.start, stride, *(counts or [1]), starts)
+        stride, count = (place.factors[0][1], counts[0]) if counts else (1, 1)
+        found = _cut(axis, place.start, stride, count, starts)
     except CutAcrossError as error:
         raise CutAcrossError(f"{equation.primitive.name} {error}") from None
     return None if found is None else [found]

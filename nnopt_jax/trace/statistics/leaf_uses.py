@@ -85,7 +85,7 @@ class LeafUses(Sequence[LeafUse]):
     def __str__(self) -> str:
         """The table."""
         header = ("leaf", "use", "used by", "contracted", "batch", "partial", "why not", "line")
-        cells = [header]
+        cells: list[tuple[str, ...]] = [header]
         for use in self.uses:
             axes = (_listed(which) for which in (use.contracted, use.batch, use.partial))
             cells.append((use.path, str(use.number), use.primitive, *axes, use.reason, use.line))

@@ -26,7 +26,8 @@ from nnopt_jax.trace.statistics.observed_program import (
     UseMeasures,
     require_scalar,
 )
-from nnopt_jax.trace.statistics.statistics import STATISTICS, Statistic, rows
+from nnopt_jax.trace.statistics.statistic import Statistic
+from nnopt_jax.trace.statistics.statistics import STATISTICS, rows
 from nnopt_jax.trace.statistics.use_sites import float_leaves, names_of, noted
 from nnopt_jax.trace.traced import is_array, refilled, traced
 from nnopt_jax.tree.select import Where, resolve

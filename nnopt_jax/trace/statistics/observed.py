@@ -17,7 +17,7 @@ from nnopt_jax.trace.jaxpr import is_variable
 from nnopt_jax.trace.statistics.leaf_layout import LeafLayout, folded
 from nnopt_jax.trace.statistics.leaf_uses import LeafUses, leaf_uses
 from nnopt_jax.trace.statistics.observed_program import BATCHES, WHOLE, ObservedProgram, Totals
-from nnopt_jax.trace.statistics.statistics import Statistic
+from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.use_sites import Key
 from nnopt_jax.trace.statistics.value_numbers import output_numbers
 
@@ -143,10 +143,14 @@ def computed_once(function: Callable[[Any], Any], given: Any) -> Any:
         if is_variable(x) and x in inputs
     }
     left = {number: at for at, number in enumerate(numbers) if number not in found}
+    run = core.jaxpr_as_fun(program)
+
+    def unequal(*x: Any) -> list[Any]:
+        outs = run(*x)
+        return [outs[at] for at in left.values()]
+
     if left:
-        run = core.jaxpr_as_fun(program)
-        outs = jax.jit(lambda *x: [run(*x)[at] for at in left.values()])(*leaves)
-        found |= dict(zip(left, outs, strict=True))
+        found |= dict(zip(left, jax.jit(unequal)(*leaves), strict=True))
     return jax.tree.unflatten(jax.tree.structure(shapes), [found[n] for n in numbers])
 
 

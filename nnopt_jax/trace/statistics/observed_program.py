@@ -16,7 +16,7 @@ from nnopt_jax.trace.jaxpr import Equation, Program
 from nnopt_jax.trace.statistics.followed_array import FollowedArray, LeafPart, is_followed
 from nnopt_jax.trace.statistics.leaf_walk import Extras, UsedAt, walk_leaves
 from nnopt_jax.trace.statistics.product_use import ProductUse
-from nnopt_jax.trace.statistics.statistics import Statistic
+from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.use_sites import UseSite, followed
 from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array

@@ -101,8 +101,10 @@ class ProductStep:
             return read(self)
         if self.rule.kind is Kind.OPAQUE:
             return f"no rule follows it through {name}"
-        if self.rule.kind is Kind.REDUCTION:
+        if self.rule.kind in (Kind.REDUCTION, Kind.ORDERED):
             return f"{name} combines its own entries"
+        if self.rule.kind is Kind.UPDATE:
+            return f"{name} changes some of its entries"
         return f"{name} sums over none of it"
 
     def repeats(self, dims: Sequence[int]) -> bool:
@@ -248,17 +250,16 @@ def _lookup(step: ProductStep) -> ProductUse | str:
     k, shape = step.equation.params, step.rule.operand_shapes[0]
     if step.operand != 0:
         return "it is the index of a lookup"
-    places = [dim[0] for dim in step.rule.operands[0]]
-    chosen = [d for d, place in enumerate(places) if isinstance(place.start, Start)]
+    starts = [dim[0].start for dim in step.rule.operands[0]]
+    chosen = {d: start.entry for d, start in enumerate(starts) if isinstance(start, Start)}
     whole = all(k["slice_sizes"][d] == (1 if d in chosen else n) for d, n in enumerate(shape))
     if len(chosen) != 1 or not whole:
         return "it is looked up along several axes"
-    (axis,) = chosen
+    ((axis, entry),) = chosen.items()
     if step.repeats([axis]) or step.part.axes[axis].is_constant:
         return "it is repeated along what is looked up"
     size, along = shape[axis], [(1, step.part.axes[axis])]
-    arranged, entry = Arrangement.of((), along), places[axis].start.entry
-    clips = k["mode"] == lax.GatherScatterMode.CLIP
+    arranged, clips = Arrangement.of((), along), k["mode"] == lax.GatherScatterMode.CLIP
 
     def counts() -> Array:
         asked = step.values[1][..., entry].reshape(-1)

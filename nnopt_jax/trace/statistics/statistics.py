@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,41 +14,10 @@ from jax import lax
 from nnopt_jax.ops.growing import Range, add_values, joined
 from nnopt_jax.settings import Settings
 from nnopt_jax.trace.statistics.leaf_layout import LeafLayout
+from nnopt_jax.trace.statistics.moment_statistics import input_moments, output_moments
 from nnopt_jax.trace.statistics.product_use import ProductUse
-from nnopt_jax.typing import Array, Shape
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistic:
-    """What is measured, as pure functions of states; a state is a pytree of arrays.
-
-    Args:
-        name: what it is called.
-        show: the state of one use, its arrays with the axes (batch, ...); None where a use has
-            nothing of the kind.
-        start: the state before the first, of shapes: what adding changes nothing.
-        add: joins two states.
-        finish: what a state says, laid out as the leaf.
-        labels: names of the parts of a layout that two uses must share for their states to be
-            joined, beside the batch.
-        check: what is wrong with a shape of states, if anything.
-        of_inputs: whether `show` looks at nothing but inputs, so that uses that have the same
-            input share one state.
-
-    Example:
-        >>> from nnopt_jax.trace import input_gram
-        >>> input_gram(block=64).name
-        'input_gram'
-    """
-
-    name: str
-    show: Callable[[ProductUse], Any]
-    start: Callable[[Any], Any]
-    add: Callable[[Any, Any], Any]
-    finish: Callable[[Any, LeafLayout], Any]
-    labels: tuple[str, ...] = ()
-    check: Callable[[Any], str] = lambda state: ""
-    of_inputs: bool = False
+from nnopt_jax.trace.statistics.statistic import Statistic, all_axes, filled, rows_axis, zeros
+from nnopt_jax.typing import Array
 
 
 class Extremes(NamedTuple):
@@ -63,33 +31,6 @@ class Extremes(NamedTuple):
 
     low: Array
     high: Array
-
-
-class Moments(NamedTuple):
-    """Of each channel the mean and the variance (the mean squared distance from the mean).
-
-    Args:
-        count: float32, how many values each channel had; one number for a leaf or a layer.
-        mean: float32.
-        variance: float32; 0 before the first value.
-
-    Example:
-        >>> from nnopt_jax.trace import Moments
-        >>> Moments(count=2.0, mean=0.5, variance=0.25).variance
-        0.25
-    """
-
-    count: Array
-    mean: Array
-    variance: Array
-
-
-class _Sums(NamedTuple):
-    """Moments on their way: all arrays have the same rank, and `squares` are from the mean."""
-
-    count: Array
-    mean: Array
-    squares: Array
 
 
 def input_absmax(*, channel: bool = False) -> Statistic:
@@ -122,12 +63,12 @@ def input_absmax(*, channel: bool = False) -> Statistic:
         if use.inputs is None:
             return None
         x = use.masked(jnp.abs(use.inputs()), 0.0)
-        return jnp.max(x, _rows(use) if channel else _all(use), initial=0.0)
+        return jnp.max(x, rows_axis(use) if channel else all_axes(use), initial=0.0)
 
     return Statistic(
         "input_absmax",
         show,
-        lambda shapes: _full(shapes, 0.0),
+        lambda shapes: filled(shapes, 0.0),
         jnp.maximum,
         lambda state, lay: lay.channel(state) if channel else lay.leaf(state),
         ("groups", "channels") if channel else (),
@@ -147,7 +88,7 @@ def input_range() -> Statistic:
     def show(use: ProductUse) -> Extremes | None:
         if use.inputs is None:
             return None
-        x, axes = use.inputs(), _all(use)
+        x, axes = use.inputs(), all_axes(use)
         return Extremes(
             jnp.min(use.masked(x, jnp.inf), axes, initial=jnp.inf),
             jnp.max(use.masked(x, -jnp.inf), axes, initial=-jnp.inf),
@@ -156,56 +97,11 @@ def input_range() -> Statistic:
     return Statistic(
         "input_range",
         show,
-        lambda shapes: Extremes(_full(shapes.low, jnp.inf), _full(shapes.high, -jnp.inf)),
+        lambda shapes: Extremes(filled(shapes.low, jnp.inf), filled(shapes.high, -jnp.inf)),
         lambda a, b: Extremes(jnp.minimum(a.low, b.low), jnp.maximum(a.high, b.high)),
         lambda state, lay: Extremes(*map(lay.leaf, state)),
         of_inputs=True,
     )
-
-
-def input_moments() -> Statistic:
-    """`Moments` of each channel of a leaf's inputs; they broadcast to the leaf.
-
-    Channels are the entries along the axes that are summed over; of convolutions those of images.
-    Batches are joined as Chan et al. do, without a second pass and without cancellation.
-
-    Example:
-        >>> from nnopt_jax.trace import input_moments
-        >>> input_moments().name
-        'input_moments'
-
-    References:
-        Chan, Golub, LeVeque 1983, Algorithms for Computing the Sample Variance, equation 2.1.
-    """
-
-    def show(use: ProductUse) -> _Sums | None:
-        return None if use.inputs is None else _sums(use, use.inputs(), _rows(use))
-
-    def finish(state: _Sums, lay: LeafLayout) -> Moments:
-        return _moments(state, lay, lay.channel)
-
-    labels = ("groups", "channels")
-    return Statistic("input_moments", show, _zeros, _join, finish, labels, of_inputs=True)
-
-
-def output_moments() -> Statistic:
-    """`Moments` of each channel of the products of a leaf, before anything is added to them.
-
-    They broadcast to the leaf.
-
-    Example:
-        >>> from nnopt_jax.trace import output_moments
-        >>> output_moments().name
-        'output_moments'
-    """
-
-    def show(use: ProductUse) -> _Sums | None:
-        return None if use.outputs is None else _sums(use, use.outputs(), len(use.batch))
-
-    def finish(state: _Sums, lay: LeafLayout) -> Moments:
-        return _moments(state, lay, lay.out)
-
-    return Statistic("output_moments", show, _zeros, _join, finish, ("outs",))
 
 
 def input_histogram(bins: int = 4096) -> Statistic:
@@ -246,7 +142,7 @@ def input_histogram(bins: int = 4096) -> Statistic:
         found = add(use.masked(x, jnp.nan))
         if use.valid is None:
             return found
-        others = (~use.valid()).sum(-1) * math.prod(x.shape[_rows(use) + 1 :])
+        others = (~use.valid()).sum(-1) * math.prod(x.shape[rows_axis(use) + 1 :])
         return found._replace(ignored=found.ignored - others)  # they are not NaN themselves
 
     def begin(shapes: Range) -> Range:
@@ -308,7 +204,7 @@ def input_gram(block: int | None = None) -> Statistic:
         return "" if block is None or n <= block else f"block {block} does not divide {n}"
 
     return Statistic(
-        "input_gram", show, _zeros, jnp.add, lambda state, lay: lay.apart(state),
+        "input_gram", show, zeros, jnp.add, lambda state, lay: lay.apart(state),
         ("groups", "channels", "contracted"), check, of_inputs=True,
     )  # fmt: skip
 
@@ -331,7 +227,7 @@ def input_count() -> Statistic:
         return lay.channel(state)
 
     labels = ("channels",)
-    return Statistic("input_count", show, _zeros, jnp.add, finish, labels, of_inputs=True)
+    return Statistic("input_count", show, zeros, jnp.add, finish, labels, of_inputs=True)
 
 
 def rows() -> Statistic:
@@ -346,7 +242,7 @@ def rows() -> Statistic:
         return jnp.full(shape[: len(use.batch)], shape[len(use.batch) + len(use.groups)], "float32")
 
     finish = lambda state, lay: lay.leaf(state)  # noqa: E731 - one line says it
-    return Statistic("rows", show, _zeros, jnp.add, finish, of_inputs=True)
+    return Statistic("rows", show, zeros, jnp.add, finish, of_inputs=True)
 
 
 STATISTICS: Mapping[str, Callable[[], Statistic]] = MappingProxyType(
@@ -363,25 +259,6 @@ STATISTICS: Mapping[str, Callable[[], Statistic]] = MappingProxyType(
 """What is measured at products and lookups, by name."""
 
 
-def _rows(use: ProductUse) -> int:
-    """The axis of rows in the inputs."""
-    return len(use.batch) + len(use.groups)
-
-
-def _all(use: ProductUse) -> tuple[int, ...]:
-    """All axes but the batch."""
-    first = len(use.batch)
-    return tuple(range(first, first + len(use.groups) + 1 + len(use.channels)))
-
-
-def _full(shapes: Any, value: float) -> Any:
-    return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), shapes)
-
-
-def _zeros(shapes: Any) -> Any:
-    return _full(shapes, 0.0)
-
-
 def _gram(x: Array, block: int | None) -> Array:
     """Products of columns, or those within blocks of columns."""
     if block is not None and x.shape[-1] % min(block, x.shape[-1]) == 0:
@@ -390,35 +267,3 @@ def _gram(x: Array, block: int | None) -> Array:
     batch = tuple(range(x.ndim - 2))
     numbers = ((x.ndim - 2,), (x.ndim - 2,)), (batch, batch)
     return lax.dot_general(x, x, numbers, precision=lax.Precision.HIGHEST)
-
-
-def _sums(use: ProductUse, x: Array, axis: int) -> _Sums:
-    """Of values along one axis, in two passes."""
-    ones = _ones(x.shape, axis)
-    if use.valid is None:
-        count = jnp.full(ones, x.shape[axis], jnp.float32)
-        mean = x.sum(axis) / max(x.shape[axis], 1)
-    else:
-        count = use.valid().sum(-1, dtype=jnp.float32).reshape(ones)
-        mean = use.masked(x, 0.0).sum(axis) / jnp.maximum(count, 1.0)
-    squares = use.masked(jnp.square(x - jnp.expand_dims(mean, axis)), 0.0)
-    return _Sums(count, mean, squares.sum(axis))
-
-
-def _ones(shape: Shape, axis: int) -> Shape:
-    """The batch as it is, one entry for all else: groups have the same counts."""
-    return (*shape[:axis], *(1,) * (len(shape) - axis - 1))
-
-
-def _join(a: _Sums, b: _Sums) -> _Sums:
-    count = a.count + b.count
-    share = b.count / jnp.maximum(count, 1.0)
-    apart = b.mean - a.mean
-    squares = a.squares + b.squares + jnp.square(apart) * (a.count * share)
-    return _Sums(count, a.mean + apart * share, squares)
-
-
-def _moments(state: _Sums, lay: LeafLayout, place: Callable[[Array], Array]) -> Moments:
-    count = jnp.maximum(state.count, 1.0)
-    one = state.count.reshape(*state.count.shape[: len(lay.batch)], -1)[..., 0]
-    return Moments(lay.leaf(one), place(state.mean), place(state.squares / count))

@@ -18,7 +18,7 @@ from nnopt_jax.trace.statistics.leaf_uses import LeafUse, LeafUses, leaf_use, le
 from nnopt_jax.trace.statistics.leaf_walk import Extras, UsedAt, walk_leaves
 from nnopt_jax.trace.statistics.mesh import mesh_of, replicating
 from nnopt_jax.trace.statistics.product_use import ProductUse
-from nnopt_jax.trace.statistics.statistics import Statistic
+from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.value_numbers import ValueNumbers
 from nnopt_jax.trace.traced import Traced, is_array
 from nnopt_jax.tree.paths import flatten
@@ -81,6 +81,7 @@ class UseNotes:
     statistics: Sequence[Statistic]
     sites: dict[Location, UseSite] = dataclasses.field(default_factory=dict)
     numbers: ValueNumbers = dataclasses.field(default_factory=ValueNumbers)
+    states: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
 
     def use(
         self, part: LeafPart, at: UsedAt, use: ProductUse | str, arrays: Sequence[Any]
@@ -91,16 +92,23 @@ class UseNotes:
         layout = LeafLayout.of(shape, part, product)
         states, source = {}, None
         if not isinstance(use, str):
-            states = {one.name: _state(one, use) for one in self.statistics}
             depths = tuple(level.depth for level in layout.scans)
             operands = tuple(self.numbers.of(arrays[i]) for i in use.operands)
             source = at.scope, operands, use.source, depths
+            states = {one.name: self._state(one, use, source) for one in self.statistics}
         states = {name: state for name, state in states.items() if state is not None}
         self.sites[at.location] = UseSite(
             leaf_use(shape, part, at, use), layout, at.rule, states, source,
             no_outputs=product.no_outputs, is_lookup=product.counts is not None,
         )  # fmt: skip
         return {}
+
+    def _state(self, statistic: Statistic, use: ProductUse, source: Hashable) -> Any:
+        """The shapes of a state; of one input they are found once."""
+        key = statistic.name, source
+        if not statistic.of_inputs or key not in self.states:
+            self.states[key] = jax.eval_shape(lambda: statistic.show(use))
+        return self.states[key]
 
     def computed(
         self, equation: Equation, operands: Sequence[Any], outcomes: Sequence[Any]
@@ -140,10 +148,6 @@ class UseNotes:
             }
             found[location] = dataclasses.replace(site, owners=mine)
         return found
-
-
-def _state(statistic: Statistic, use: ProductUse) -> Any:
-    return jax.eval_shape(lambda: statistic.show(use))
 
 
 def followed(values: Sequence[Any], names: Sequence[str | None]) -> list[Any]:

@@ -192,9 +192,42 @@ def test_different_parts_of_a_contracted_axis_are_not_joined():
     np.testing.assert_array_equal(seen.by_use["input_gram"]["w", 1], gram(x))
 
 
+def test_kernels_of_convolutions_side_by_side():
+    """Along outputs they have one input, along inputs each its own channels of the patches."""
+    params = {"a": whole(3, 2, 4), "b": whole(3, 2, 6), "c": whole(3, 1, 10)}
+    x = whole(2, 8, 3)
+
+    def apply(p, x):
+        kernel = jnp.concatenate([jnp.concatenate([p["a"], p["b"]], 2), p["c"]], 1)
+        return lax.conv_general_dilated(
+            x, kernel, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC")
+        )
+
+    seen = observe(apply, params, x, ("input_gram", "input_moments"))
+    rows = np.lib.stride_tricks.sliding_window_view(x, 3, 1).transpose(0, 1, 3, 2)
+    for path, channels in (("a", slice(2)), ("b", slice(2)), ("c", slice(2, 3))):
+        patches = rows[..., channels].reshape(12, -1)
+        np.testing.assert_array_equal(seen["input_gram"][path], gram(patches))
+        mean = seen["input_moments"][path].mean[0, :, 0]
+        np.testing.assert_allclose(mean, x[..., channels].mean((0, 1)), atol=1e-6)
+    assert seen["input_gram"]["a"] is seen["input_gram"]["b"]
+
+
+def test_tables_one_below_the_other_count_their_own_rows():
+    tables, tokens = {"a": whole(3, 2), "b": whole(4, 2)}, np.array([0, 5, 5, 2, 6], np.int32)
+
+    def apply(p, tokens):
+        return jnp.concatenate([p["a"], p["b"][::-1]])[tokens]
+
+    seen = observe(apply, tables, tokens, "input_count")
+    counts = np.bincount(tokens, minlength=7)
+    np.testing.assert_array_equal(seen["input_count"]["a"][:, 0], counts[:3])
+    np.testing.assert_array_equal(seen["input_count"]["b"][:, 0], counts[3:][::-1])
+
+
 def test_experts_have_the_rows_of_their_group():
     """The sizes of groups are known when it runs; one is empty, and the last row is of none."""
-    sizes, x, w = np.array([3, 0, 2]), whole(6, 4), whole(3, 4, 2)
+    sizes, x, w = np.array([3, 0, 2], np.int32), whole(6, 4), whole(3, 4, 2)
     names = (
         "input_gram", "input_absmax", "input_range", "input_moments", "input_histogram",
         "output_moments",
