@@ -11,7 +11,8 @@ from nnopt_jax.trace.coupling import (
     ShrunkModel as ShrunkModel,
     SmallerFunction as SmallerFunction,
 )
-from nnopt_jax.trace.model_graph import Graph as Graph, graph as graph
+from nnopt_jax.trace.make_graph import graph as graph
+from nnopt_jax.trace.model_graph import Graph as Graph
 from nnopt_jax.trace.packed.on_packed import OnPacked as OnPacked, on_packed as on_packed
 from nnopt_jax.trace.packed.report import PackedReport as PackedReport, Use as Use
 from nnopt_jax.trace.statistics import (

@@ -20,61 +20,17 @@ from nnopt_jax.trace.coupling.choice import Keep
 from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes, coupled_axes
 from nnopt_jax.trace.coupling.rearrange import mask_units, permute_units
 from nnopt_jax.trace.coupling.shrink import ShrunkModel, shrink
+from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.statistics.leaf_uses import LeafUses
 from nnopt_jax.trace.statistics.observe import Progress, observe
 from nnopt_jax.trace.statistics.observed import Observed
 from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.use_sites import uses_of
-from nnopt_jax.trace.traced import Traced, is_array, require_function, shapes_of, traced
+from nnopt_jax.trace.traced import Traced, is_array
 from nnopt_jax.transform.axes_table import AxesTable
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import Params
-
-
-def everything(found: Any) -> Any:
-    """All that a function returns."""
-    return found
-
-
-def graph(
-    apply: Callable[..., Any],
-    params: Params,
-    *args: Any,
-    outputs: Outputs = everything,
-    **kwargs: Any,
-) -> Graph:
-    """Trace a function of parameters once, on shapes, for every analysis of it.
-
-    Args:
-        apply: `apply(params, *args, **kwargs)`, any function that JAX can trace: a Flax, Equinox
-            or Haiku model, a plain function, or a loss.
-        params: a tree of arrays, packed leaves or `jax.ShapeDtypeStruct`s. Leaves of other kinds
-            (the functions of an Equinox module) reach `apply` as they are.
-        *args: its further arguments; of arrays shapes and dtypes will do.
-        outputs: the part of what `apply` returns that must keep its widths when units are removed;
-            running statistics that come beside it may shrink with their layers.
-        **kwargs: its keyword arguments.
-
-    Returns:
-        The `Graph`. It holds the function and the shapes, and no arrays.
-
-    Raises:
-        CompositionError: `apply` is not a function, or asks for values while it is traced.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import nnopt_jax as nnopt
-        >>> params = {"up": jnp.ones((8, 16)), "bias": jnp.ones(16), "down": jnp.ones((16, 4))}
-        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
-        >>> graph = nnopt.graph(apply, params, jnp.ones(8))
-        >>> graph.axes["up"], graph.coupled.names
-        (Axes(0, 1), ('up:1',))
-    """
-    require_function("graph", apply)
-    params, args, kwargs = shapes_of((params, args, kwargs))
-    given = traced(apply, (params, *args), kwargs)
-    return Graph(apply, given, params, args, kwargs, outputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -88,6 +44,7 @@ class Graph:
         args: its further arguments, likewise.
         kwargs: its keyword arguments, likewise.
         outputs: the part of what it returns that must keep its widths.
+        table: where the primitives of the program are described.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,7 +60,8 @@ class Graph:
     params: Params
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    outputs: Outputs = everything
+    outputs: Outputs
+    table: Table = TABLE
 
     @functools.cached_property
     def uses(self) -> LeafUses:
@@ -113,12 +71,12 @@ class Graph:
     @functools.cached_property
     def axes(self) -> AxesTable:
         """The contracted, output and batch axes of each weight."""
-        return axes_of(self.traced, self.outputs)
+        return axes_of(self.traced, self.outputs, self.table)
 
     @functools.cached_property
     def coupled(self) -> CoupledAxes:
         """Which axes of which leaves change together, and why others cannot."""
-        return coupled_axes(self.traced, self.outputs)
+        return coupled_axes(self.traced, self.outputs, self.table)
 
     def cost(self, params: Params | None = None, *, latency: bool = False) -> Cost:
         """Count what a call costs, for each leaf: FLOPs, bytes, and milliseconds where asked.
@@ -159,7 +117,7 @@ class Graph:
             up 512 1024 1024 2048
         """
         given = self.traced if params is None else self._with(params, "graph.cost")
-        return count_cost(given, latency=latency)
+        return count_cost(given, latency=latency, table=self.table)
 
     def observe(
         self,
@@ -268,7 +226,7 @@ class Graph:
             >>> jax.jit(small.apply)(small.params, jnp.ones((5, 3)))[0]
             Array([12.], dtype=float32)
         """
-        return shrink(self.apply, self.coupled, self.outputs, params, keep)
+        return shrink(self.apply, self.coupled, self.outputs, params, keep, self.table)
 
     def mask(self, params: Params, keep: Keep) -> Params:
         """Set all elements of removed units to zero; shapes stay.

@@ -15,25 +15,27 @@ from nnopt_jax.trace.cost.origin import FLOWING, LEAF, Origin
 from nnopt_jax.trace.cost.table import Cost, CostRow
 from nnopt_jax.trace.packed.leaf import Leaf
 from nnopt_jax.trace.packed.walk import run
+from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.traced import Traced
 from nnopt_jax.tree.bits import tree_bits
 
 
-def count_cost(given: Traced, *, latency: bool = False) -> Cost:
+def count_cost(given: Traced, *, latency: bool = False, table: Table = TABLE) -> Cost:
     """Count what a call of a function costs, for each leaf of its parameters.
 
     Args:
         given: the function, with shapes, arrays or packed leaves as its inputs.
         latency: whether to compile and time it; inputs that are shapes are then filled with zeros.
+        table: where primitives are described.
     """
-    road, inputs = _road(given)
+    road, inputs = _road(given, table)
     program = jax.make_jaxpr(road)(*inputs)
     origins = [
         origin
         for value, origin in zip(given.values, _origins(given), strict=True)
         for _ in jax.tree.leaves(value)
     ]
-    found = count(program, origins)
+    found = count(program, origins, table)
     rows = [
         _row(path, value, found.rows.get(path, Tally()))
         for path, value, which in zip(given.paths, given.values, given.arguments, strict=True)
@@ -47,7 +49,7 @@ def count_cost(given: Traced, *, latency: bool = False) -> Cost:
     return Cost(tuple(rows), time, found.notes)
 
 
-def _road(given: Traced) -> tuple[Callable[..., Any], list[Any]]:
+def _road(given: Traced, table: Table) -> tuple[Callable[..., Any], list[Any]]:
     """What runs, packed leaves on their packed road, and its inputs."""
 
     def road(*values: Any) -> list[Any]:
@@ -55,7 +57,7 @@ def _road(given: Traced) -> tuple[Callable[..., Any], list[Any]]:
             Leaf(value, path) if is_node(value) else value
             for value, path in zip(values, given.paths, strict=True)
         ]
-        return run(given.program, leaves, lambda *_: None)
+        return run(given.program, leaves, lambda *_: None, table)
 
     return road, list(given.values)
 
