@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from nnopt_jax.recipe.setup import Setup
 from nnopt_jax.trace import graph
 
 
-def measure(setup: Setup, phase: Phase, carry: Carry) -> dict[str, Any]:
+def measure(setup: Setup, phase: Phase, carry: Carry) -> Mapping[str, Any]:
     """Averages what `Transform.needs` names over the first training batches of a stage.
 
     Args:
