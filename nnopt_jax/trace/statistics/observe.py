@@ -17,14 +17,14 @@ from nnopt_jax.errors import (
     StatisticsError,
     nearest,
 )
-from nnopt_jax.trace.statistics.mesh import mesh_of, replicated, replicating
+from nnopt_jax.trace.statistics.batch_mesh import mesh_of, replicated, replicating
 from nnopt_jax.trace.statistics.observed import Observed, observed
 from nnopt_jax.trace.statistics.observed_program import (
     LOSS_STATISTICS,
     ObservedProgram,
     Totals,
     UseMeasures,
-    require_scalar,
+    check_scalar,
 )
 from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.statistics import STATISTICS, rows
@@ -69,7 +69,7 @@ def observe(
     totals = _added(reader, batches, progress)
     seen = observed(reader.first, totals)
     if strict:
-        _require_all(seen)
+        _check_all(seen)
     return seen
 
 
@@ -120,8 +120,8 @@ class _BatchReader:
         return next(iter(self._steps.values()))[0]
 
     def add(self, totals: Totals, batch: Any) -> Totals:
-        """Adds what one batch shows."""
-        _require_arrays(batch)
+        """Add the states of one batch."""
+        _check_arrays(batch)
         leaves, tree = jax.tree.flatten(jax.eval_shape(lambda x: x, batch))
         shape = tree, tuple(leaves)
         if shape not in self._steps:
@@ -146,7 +146,7 @@ class _BatchReader:
             return jnp.zeros(())
 
         jax.eval_shape(replicating(run, self._mesh(batch), 0), self._arrays, batch)
-        _require_fit(found[-1])
+        _check_settings(found[-1])
         return found[-1]
 
     def _mesh(self, batch: Any) -> Any:
@@ -186,7 +186,7 @@ def read_program(
         of_loss: which statistics of a loss are measured.
     """
     given = traced(function, (params, batch), {})
-    require_scalar(given.program, of_loss)
+    check_scalar(given.program, of_loss)
     sites = noted(given, chosen, statistics).numbered()
     measures = UseMeasures(sites, {one.name: one for one in statistics})
     floats = names_of(given, float_leaves(params))
@@ -216,8 +216,8 @@ def _wanted(
     return [*found, rows()], tuple(name for name in LOSS_STATISTICS if name in names)
 
 
-def _require_arrays(batch: Any) -> None:
-    """Wants batches of arrays and numbers."""
+def _check_arrays(batch: Any) -> None:
+    """Raise where a batch holds something else than arrays and numbers."""
     for x in jax.tree.leaves(batch):
         if not (is_array(x) or isinstance(x, np.generic | bool | int | float | complex)):
             raise CompositionError(
@@ -226,8 +226,8 @@ def _require_arrays(batch: Any) -> None:
             )
 
 
-def _require_fit(reading: ObservedProgram) -> None:
-    """Wants settings of statistics that fit what they measure."""
+def _check_settings(reading: ObservedProgram) -> None:
+    """Raise where settings of statistics do not fit what they measure."""
     problems = Problems("graph.observe")
     for site in reading.measures.sites.values():
         for name, state in site.states.items():
@@ -258,7 +258,7 @@ def _check_same(
     problems.raise_as(CompositionError)
 
 
-def _require_all(seen: Observed) -> None:
+def _check_all(seen: Observed) -> None:
     problems = Problems("graph.observe")
     for name, lacking in seen.lacking.items():
         for path, reason in lacking.items():

@@ -1,4 +1,4 @@
-"""A function of one shape of batches, read once, and the step that adds what a batch shows."""
+"""A function of one shape of batches, read once, and the step that adds the states of one batch."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class ObservedProgram:
         return totals
 
     def step(self, totals: Totals, params: Any, batch: Any) -> Totals:
-        """Return the totals with what one batch shows."""
+        """Return the totals after one more batch."""
         leaves = jax.tree.leaves(((params, batch), {}), is_leaf=is_node)
         arrays = [show(x) for x in leaves if is_node(x) or is_array(x)]
         if {"gradient", "fisher"}.intersection(self.of_loss):
@@ -192,7 +192,7 @@ class ObservedProgram:
         }
 
 
-def require_scalar(program: Program, of_loss: Sequence[str]) -> None:
+def check_scalar(program: Program, of_loss: Sequence[str]) -> None:
     """Raise unless a function returns a loss where statistics of one are asked for.
 
     Raises:

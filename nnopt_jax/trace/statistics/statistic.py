@@ -19,11 +19,11 @@ class Statistic:
 
     Args:
         name: what it is called.
-        show: the state of one use, its arrays with the axes (batch, ...); None where a use has
-            nothing of the kind.
+        show: returns the state of one use, its arrays with the axes (batch, ...); None where the
+            use has nothing of the kind.
         start: the state before the first, of shapes: what adding changes nothing.
         add: joins two states.
-        finish: what a state says, laid out as the leaf.
+        finish: the result of a state, in the order of the leaf.
         labels: names of the parts of a layout that two uses must share for their states to be
             joined, beside the batch.
         check: what is wrong with a shape of states, if anything.

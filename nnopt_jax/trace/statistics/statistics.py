@@ -1,4 +1,4 @@
-"""What can be measured where a leaf is used: what one use shows, and how two are joined."""
+"""What can be measured where a leaf is used: the state of one use, and how two are joined."""
 
 from __future__ import annotations
 

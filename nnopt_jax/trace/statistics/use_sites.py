@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.base import is_node, show
 from nnopt_jax.trace.abstract_walk import Location
 from nnopt_jax.trace.jaxpr import Equation
+from nnopt_jax.trace.statistics.batch_mesh import mesh_of, replicating
 from nnopt_jax.trace.statistics.followed_array import FollowedArray, LeafPart
 from nnopt_jax.trace.statistics.leaf_layout import LeafLayout
 from nnopt_jax.trace.statistics.leaf_uses import LeafUse, LeafUses, leaf_use, leaf_uses
 from nnopt_jax.trace.statistics.leaf_walk import Extras, UsedAt, walk_leaves
-from nnopt_jax.trace.statistics.mesh import mesh_of, replicating
 from nnopt_jax.trace.statistics.product_use import ProductUse
 from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.value_numbers import ValueNumbers
@@ -36,7 +36,7 @@ class UseSite:
         use: for the table.
         layout: of its states.
         rule: location of the outermost call with a derivative rule around it, if any.
-        states: for each statistic the shapes of what one use shows, without the axes of scans.
+        states: for each statistic the shapes of the state of one use, without the axes of scans.
         input: what it is multiplied with: uses of equal inputs share their states.
         owners: for each statistic the use that the state is kept for: this one, or an earlier one
             that has the same input.
