@@ -66,7 +66,7 @@ class Graph:
     @functools.cached_property
     def uses(self) -> LeafUses:
         """Every step that uses a float leaf, and which of the leaf's axes it sums over."""
-        return uses_of(self.traced, self.params)
+        return uses_of(self.traced, self.params, self.table)
 
     @functools.cached_property
     def axes(self) -> AxesTable:
@@ -189,8 +189,9 @@ class Graph:
 
         on_batch.__name__ = self._name  # errors name the user's function
         return observe(
-            on_batch, params, batches, names, where=where, progress=progress, strict=strict
-        )
+            on_batch, params, batches, names, where=where, progress=progress, strict=strict,
+            table=self.table,
+        )  # fmt: skip
 
     def shrink(self, params: Params, keep: Keep) -> ShrunkModel:
         """Remove units: smaller parameters, and a smaller function that computes the same.

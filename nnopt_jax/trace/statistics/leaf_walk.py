@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from nnopt_jax.trace.abstract_walk import Location
 from nnopt_jax.trace.control import CONTROL, Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives, read
-from nnopt_jax.trace.primitives import Rule, rule_of
+from nnopt_jax.trace.primitives import Rule, Table
 from nnopt_jax.trace.statistics.followed_array import FollowedArray, LeafPart, is_followed
 from nnopt_jax.trace.statistics.leaf_movement import CutAcrossError, moved_parts, moves
 from nnopt_jax.trace.statistics.product_use import ProductStep, ProductUse
@@ -39,6 +39,11 @@ class UsedAt(NamedTuple):
 
 class UseReader(Protocol):
     """What a walk is for."""
+
+    @property
+    def table(self) -> Table:
+        """Where primitives are described."""
+        ...
 
     def use(self, part: LeafPart, at: UsedAt, use: ProductUse | str, arrays: Sequence[Any]) -> Any:
         """Return what one use adds to what is gathered.
@@ -124,7 +129,7 @@ class _LeafStep(Inside):
         handler = CONTROL.get(self.equation.primitive)
         if handler is not None:
             return handler(self.equation, values, self)
-        rule = rule_of(self.equation)
+        rule = self.reader.table.rule_of(self.equation)
         held: list[list[LeafPart]] = [[] for _ in self.equation.outvars]
         reasons: dict[int, str] = {}
         for at, value in enumerate(values):

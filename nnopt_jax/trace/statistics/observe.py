@@ -17,6 +17,7 @@ from nnopt_jax.errors import (
     StatisticsError,
     nearest,
 )
+from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.statistics.batch_mesh import mesh_of, replicated, replicating
 from nnopt_jax.trace.statistics.observed import Observed, observed
 from nnopt_jax.trace.statistics.observed_program import (
@@ -45,6 +46,7 @@ def observe(
     where: Where = "**",
     progress: Progress | None = None,
     strict: bool = False,
+    table: Table = TABLE,
 ) -> Observed:
     """Run a function on batches and measure what its parameters are multiplied with.
 
@@ -56,6 +58,7 @@ def observe(
         where: which leaves.
         progress: `progress(done, total)` is called after each batch.
         strict: makes a chosen leaf of which something could not be measured an error.
+        table: where primitives are described.
     """
     wanted, of_loss = _wanted(statistics)
     if is_array(batches):
@@ -65,7 +68,7 @@ def observe(
     leaves = float_leaves(params)
     paths = resolve(where, leaves, "graph.observe")
     chosen = {path: leaves[path] for path in paths}
-    reader = _BatchReader(function, params, chosen, wanted, of_loss)
+    reader = _BatchReader(function, params, chosen, wanted, of_loss, table)
     totals = _added(reader, batches, progress)
     seen = observed(reader.first, totals)
     if strict:
@@ -104,6 +107,7 @@ class _BatchReader:
         chosen: dict[str, Any],
         statistics: Sequence[Statistic],
         of_loss: tuple[str, ...],
+        table: Table,
     ) -> None:
         self._function = function
         self._leaves, self._tree = jax.tree.flatten(params)
@@ -112,6 +116,7 @@ class _BatchReader:
         self._chosen = chosen
         self._statistics = statistics
         self._of_loss = of_loss
+        self._table = table
         self._steps: dict[Any, tuple[ObservedProgram, Callable[..., Totals]]] = {}
 
     @property
@@ -140,7 +145,7 @@ class _BatchReader:
             found.append(
                 read_program(
                     self._function, self._params(arrays), batch, self._chosen, self._statistics,
-                    self._of_loss,
+                    self._of_loss, self._table,
                 )
             )  # fmt: skip
             return jnp.zeros(())
@@ -173,7 +178,7 @@ class _BatchReader:
 
 def read_program(
     function: Callable[[Any, Any], Any], params: Any, batch: Any, chosen: dict[str, Any],
-    statistics: Sequence[Statistic], of_loss: tuple[str, ...] = (),
+    statistics: Sequence[Statistic], of_loss: tuple[str, ...] = (), table: Table = TABLE,
 ) -> ObservedProgram:  # fmt: skip
     """Trace a function and find where its leaves are used; to be called while JAX traces.
 
@@ -184,11 +189,12 @@ def read_program(
         chosen: the leaves that are followed, by path.
         statistics: what is measured at uses.
         of_loss: which statistics of a loss are measured.
+        table: where primitives are described.
     """
     given = traced(function, (params, batch), {})
     check_scalar(given.program, of_loss)
-    sites = noted(given, chosen, statistics).numbered()
-    measures = UseMeasures(sites, {one.name: one for one in statistics})
+    sites = noted(given, chosen, statistics, table).numbered()
+    measures = UseMeasures(sites, {one.name: one for one in statistics}, table)
     floats = names_of(given, float_leaves(params))
     names = names_of(given, chosen)
     return ObservedProgram(given.program, names, floats, measures, of_loss, chosen)

@@ -13,6 +13,7 @@ from nnopt_jax.arrays.base import is_node, show
 from nnopt_jax.errors import StatisticsError
 from nnopt_jax.trace.abstract_walk import Location
 from nnopt_jax.trace.jaxpr import Equation, Program
+from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.statistics.followed_array import FollowedArray, LeafPart, is_followed
 from nnopt_jax.trace.statistics.leaf_walk import Extras, UsedAt, walk_leaves
 from nnopt_jax.trace.statistics.product_use import ProductUse
@@ -38,10 +39,12 @@ class UseMeasures:
     Args:
         sites: the uses.
         statistics: by name.
+        table: where primitives are described.
     """
 
     sites: Mapping[Location, UseSite]
     statistics: Mapping[str, Statistic]
+    table: Table = TABLE
 
     def use(
         self, part: LeafPart, at: UsedAt, use: ProductUse | str, arrays: Sequence[Any]

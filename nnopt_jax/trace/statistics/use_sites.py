@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.base import is_node, show
 from nnopt_jax.trace.abstract_walk import Location
 from nnopt_jax.trace.jaxpr import Equation
+from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.statistics.batch_mesh import mesh_of, replicating
 from nnopt_jax.trace.statistics.followed_array import FollowedArray, LeafPart
 from nnopt_jax.trace.statistics.leaf_layout import LeafLayout
@@ -75,10 +76,12 @@ class UseNotes:
     Args:
         shapes: of the leaves, by path.
         statistics: those whose states are kept.
+        table: where primitives are described.
     """
 
     shapes: Mapping[str, Shape]
     statistics: Sequence[Statistic]
+    table: Table = TABLE
     sites: dict[Location, UseSite] = dataclasses.field(default_factory=dict)
     numbers: ValueNumbers = dataclasses.field(default_factory=ValueNumbers)
     states: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
@@ -164,17 +167,19 @@ def followed(values: Sequence[Any], names: Sequence[str | None]) -> list[Any]:
     ]
 
 
-def uses_of(given: Traced, params: Any) -> LeafUses:
+def uses_of(given: Traced, params: Any, table: Table = TABLE) -> LeafUses:
     """Find which steps of a function use each of its float parameters; nothing is computed.
 
     Args:
         given: the function.
         params: its parameters, shapes in place of arrays.
+        table: where primitives are described.
     """
     notes: list[UseNotes] = []
 
     def run(*values: Any) -> Array:
-        notes.append(noted(dataclasses.replace(given, values=values), float_leaves(params), ()))
+        there = dataclasses.replace(given, values=values)
+        notes.append(noted(there, float_leaves(params), (), table))
         return jnp.zeros(())
 
     jax.eval_shape(replicating(run, mesh_of(given.values), 0), *given.values)
@@ -182,9 +187,15 @@ def uses_of(given: Traced, params: Any) -> LeafUses:
     return leaf_uses(uses, list(float_leaves(params)))
 
 
-def noted(given: Traced, chosen: Mapping[str, Any], statistics: Sequence[Statistic]) -> UseNotes:
+def noted(
+    given: Traced,
+    chosen: Mapping[str, Any],
+    statistics: Sequence[Statistic],
+    table: Table = TABLE,
+) -> UseNotes:
     """Run what was traced on shapes, and note the uses of the chosen leaves."""
-    notes = UseNotes({path: tuple(leaf.shape) for path, leaf in chosen.items()}, statistics)
+    shapes = {path: tuple(leaf.shape) for path, leaf in chosen.items()}
+    notes = UseNotes(shapes, statistics, table)
     walk_leaves(given.program, followed(given.values, names_of(given, chosen)), notes)
     return notes
 
