@@ -52,10 +52,11 @@ def network(name: str) -> tuple[Callable[..., Any], Any, jax.Array]:
 def show(name: str, leaves: bool) -> None:
     """Prints the table of a network."""
     apply, params, images = network(name)
-    forms = {"dense": params} | {
-        way: tx.pack(params, tx.init(params, key=KEY)) for way, tx in WAYS.items()
-    }
     graph = nnopt.graph(apply, params, images)
+    bound = {way: tx.bind(graph) for way, tx in WAYS.items()}
+    forms = {"dense": params} | {
+        way: tx.pack(params, tx.init(params, key=KEY)) for way, tx in bound.items()
+    }
     costs = {way: graph.cost(form) for way, form in forms.items()}
     compiled = {
         way: jax.jit(nnopt.on_packed(apply)).lower(form, images).compile()

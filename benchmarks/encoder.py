@@ -55,6 +55,8 @@ def main() -> None:
         nnopt.quantization.uniform(8, where="**/kernel", granularity="channel"),
         nnopt.quantization.quantize_activations(8, where="**/kernel"),
     )
+    ids = jax.ShapeDtypeStruct((1, options.tokens), "int32")
+    tx = tx.bind(nnopt.graph(model.apply, params, ids, ids))
     packed = nnopt.arrays.lay_out(tx.pack(params, tx.init(params)), "**/kernel")
     run, on_packed = jax.jit(model.apply), jax.jit(nnopt.on_packed(model.apply))
     dense, quantized = theirs(model)

@@ -55,7 +55,8 @@ def transformed(
     make: Callable[[], nnopt.Transform], case: Case, packed: bool = False
 ) -> tuple[Step, Any]:
     """The loop of the README; of a loss that takes packed leaves, where it is told so."""
-    tx = make()
+    params = case.initial()
+    tx = make().bind(nnopt.graph(case.loss, params, case.batch))
     loss = nnopt.on_packed(case.loss) if packed else case.loss
 
     def step(carry: Any, batch: Any) -> Any:
@@ -66,7 +67,6 @@ def transformed(
         params, state = nnopt.step(tx, params, state, updates, grads)
         return params, state, opt_state
 
-    params = case.initial()
     state = tx.init(params)
     return step, (params, state, OPTIMIZER.init(nnopt.trainable(tx, params, state)))
 

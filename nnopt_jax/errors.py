@@ -82,13 +82,18 @@ class Problems:
         """Adds one problem of the leaf at `path` (or of the whole, where `path` is empty)."""
         self.found.append(f"{path}: {message}" if path else message)
 
-    def raise_as(self, kind: type[NnoptError]) -> None:
-        """Raises all problems as one error of the given kind; does nothing where there is none."""
+    def raise_as(self, kind: type[NnoptError], advice: str = "") -> None:
+        """Raise all problems as one error of the given kind; do nothing where there is none.
+
+        Args:
+            kind: the class of the error.
+            advice: what to type, said once after all problems.
+        """
         if not self.found:
             return
         if len(self.found) == 1:
-            raise kind(f"{self.who}: {self.found[0]}")
-        lines = "\n".join(f"  {text}" for text in self.found)
+            raise kind(f"{self.who}: {self.found[0]}{advice and '; ' + advice}")
+        lines = "\n".join(f"  {text}" for text in (*self.found, *([advice] if advice else [])))
         raise kind(f"{self.who}: {len(self.found)} problems\n{lines}")
 
 

@@ -324,8 +324,11 @@ def fitting(who: str, leaves: Leaves, faults: Mapping[str, Faults], binding: Bin
     refused.raise_as(CompositionError)
     fit = {path: leaf for path, leaf in leaves.items() if not faults[path].misfit}
     if binding.misfit == "raise" or not fit:
-        wrong.raise_as(ShapeError)
+        wrong.raise_as(ShapeError, _ADVICE if binding.is_bound and fit else "")
     return fit
+
+
+_ADVICE = "give where= for other leaves, or leave these alone: bind(..., misfit='skip')"
 
 
 def settled(
