@@ -14,9 +14,11 @@ from nnopt_jax.arrays.base import field_specs, is_node, summary
 from nnopt_jax.columns import aligned
 from nnopt_jax.errors import CompositionError, SelectionError
 from nnopt_jax.parallel.mesh import named, require_mesh, shares
+from nnopt_jax.parallel.model.inferred import by_graph
 from nnopt_jax.parallel.model.tensor import Rule, Ruled, by_annotation, by_rules
 from nnopt_jax.parallel.parameter import split_fully
 from nnopt_jax.settings import Settings
+from nnopt_jax.trace import Graph
 from nnopt_jax.transform.given import described, require_arrays
 from nnopt_jax.tree.bits import dtype_bits, tree_bits
 from nnopt_jax.tree.paths import flatten, unflatten
@@ -166,15 +168,18 @@ def specs(
     rules: Sequence[Rule] = (),
     *,
     annotations: Any = None,
+    graph: Graph | None = None,
+    model: str = "model",
     fsdp: str | None = "fsdp",
     where: Where | None = None,
     least: int = LEAST,
 ) -> Shards:
     """Plans how parameters are split over a mesh, without moving any.
 
-    For each leaf: the first of `rules` that matches, else the model's own annotation; then, on
-    top, parameter parallelism along the largest axis that is still free and divides, else along
-    one that is split already. A leaf that nothing splits is replicated, and the plan says why.
+    For each leaf: the first of `rules` that matches, else the model's own annotation, else what
+    follows from its graph (hidden units and heads are split together); then, on top, parameter
+    parallelism along the largest axis that is still free and divides, else along one that is split
+    already. A leaf that nothing splits is replicated, and the plan says why.
 
     Args:
         params: the parameters, dense or packed, or `jax.ShapeDtypeStruct`s in their place.
@@ -183,6 +188,8 @@ def specs(
             tuple of its entries, or None for a leaf that is to stay whole.
         annotations: a tree of the parameters' structure of `PartitionSpec` or None, such as
             `flax.linen.get_partition_spec` and `flax.nnx.get_partition_spec` return.
+        graph: what `nnopt.graph(apply, params, *inputs)` made: tensor parallelism without rules.
+        model: the mesh axis that it splits over, where the mesh has it.
         fsdp: the mesh axis for parameter parallelism, where the mesh has it; None for none. Any
             axis will do: with `"stage"` what lies outside of a pipeline is shared out, too.
         where: the leaves it is for; default all.
@@ -221,7 +228,8 @@ RECIPE --list'.
         fsdp = None
     leaves = flatten(params, is_node)
     require_arrays(who, leaves)
-    ruled = by_annotation(leaves, annotations, mesh, who) if annotations is not None else {}
+    ruled = by_graph(leaves, graph, mesh, model) if graph and model in mesh.shape else {}
+    ruled |= by_annotation(leaves, annotations, mesh, who) if annotations is not None else {}
     ruled |= by_rules(leaves, rules, mesh, who)
     spread = set(leaves) if where is None else set(resolve(where, leaves, who))
     planned = {}

@@ -107,7 +107,7 @@ def test_axes_of_another_rank():
     tx = uniform(4).bind(axes={"encoder/kernel": nnopt.Axes(0, (1, 2))})
     text = said(ShapeError, tx.init, PARAMS)
     assert text.startswith("quantization.uniform: encoder/kernel: Axes(0, (1, ")
-    assert text.endswith("and shape (10, 6) has axes 0 to 1; give each of its axes one role")
+    assert text.endswith("and shape (10, 6) has axes 0 to 1; name every axis once")
 
 
 def test_axis_that_is_not_there():

@@ -11,13 +11,16 @@ from nnopt_jax.arrays import (
     Bits,
     Codebook,
     Levels,
+    Masked,
     Powers,
     Quantized,
     Reshaped,
     SoftCodebook,
     Trits,
+    UnevenGroups,
     store,
 )
+from nnopt_jax.ops.axes import Axes
 from tests.golden.draws import FP4, NF4, SHAPE, Draws
 
 
@@ -162,4 +165,28 @@ def levels() -> Any:
     return {name: leaf.store() for name, leaf in stored.items()} | {"training": training}
 
 
-TREES = (bits, trits, powers, quantized_widths, quantized, codebook, soft_codebook, levels)
+def in_layouts() -> Any:
+    """What bound transforms store: shorter last groups, views of matrices, patterns, channels."""
+    draws = Draws(9)
+    uneven = UnevenGroups(draws.scales(4, 24), -2, 5, 16)
+    half = UnevenGroups(draws.scales(4, 24, dtype=np.float16), -2, 5, 16)
+    zero = UnevenGroups(draws.codes(0, 15, 4, 24), -2, 5, 16)
+    matrix = Quantized(draws.codes(-7, 7), draws.scales(), low=-7, high=7)
+    pattern = jnp.asarray(np.arange(16 * 24).reshape(16, 24) % 4 < 2)
+    masked = Masked(draws.floats(16, 24), pattern, format="2:4", roles=((1,), (0,), ()))
+    leaves = {
+        "uneven": Quantized(draws.codes(-7, 7), uneven, low=-7, high=7),
+        "uneven_float16": Quantized(draws.codes(-7, 7), half, low=-7, high=7),
+        "uneven_zero": Quantized(draws.codes(0, 15), uneven, zero, low=0, high=15),
+        "uneven_levels": Levels(draws.codes(0, 2), uneven, levels=(-1.0, 0.0, 1.0)),
+        "turned": Reshaped.of_matrix(matrix, Axes(1, 0), (24, 16)),
+        "query": Reshaped.of_matrix(matrix, Axes(1, (0, 2)), (4, 16, 6)),
+        "pattern_along_outputs": masked,
+        "channels": Codebook(draws.indices(3), draws.floats(1, 24, 3)),
+    }
+    return {name: leaf.store() for name, leaf in leaves.items()}
+
+
+TREES = (
+    bits, trits, powers, quantized_widths, quantized, codebook, soft_codebook, levels, in_layouts,
+)  # fmt: skip
