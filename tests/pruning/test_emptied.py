@@ -23,7 +23,7 @@ WAYS = {
 )
 def test_a_layer_that_is_gone(way, tmp_path):
     tx = nnopt.chain(WAYS[way], nnopt.quantization.uniform(8))
-    params, state = PARAMS, tx.init(PARAMS, stats={"gradient": PARAMS})
+    params, state = PARAMS, tx.init(PARAMS, stats={name: PARAMS for name in tx.needs})
 
     def loss(params, x):
         return ((x @ params["large"] @ params["tiny"]) ** 2).sum()

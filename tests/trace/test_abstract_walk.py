@@ -26,6 +26,7 @@ class Origins:
     names: dict = dataclasses.field(default_factory=dict)
     times: dict = dataclasses.field(default_factory=dict)
     cuts: list = dataclasses.field(default_factory=list)
+    left: list = dataclasses.field(default_factory=list)
 
     def constant(self, x):
         return frozenset()
@@ -48,6 +49,9 @@ class Origins:
 
     def whole(self, value, cut, mesh, site):
         return value
+
+    def leave(self, programs, values, outcomes, site):
+        self.left.append((len(values), len(outcomes)))
 
     def step(self, equation, rule, values, site):
         assert len(values) == len(equation.invars)
@@ -122,6 +126,7 @@ def test_values_go_through_programs_inside_of_programs(name):
     assert found == {"a", "b"}
     assert len(domain.of("sin")) == 1  # once, although a rule of derivatives has steps of its own
     assert not domain.of("cos")
+    assert bool(domain.left) == (name not in ("straight", "vmap"))  # these hold no program
 
 
 def test_layers_and_stacks_of_a_scan():

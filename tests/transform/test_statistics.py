@@ -37,6 +37,16 @@ def test_closed_forms_of_a_quadratic():
         assert set(found[name]) == {"w"}  # whole numbers have no slope
 
 
+def test_a_jitted_init_takes_what_was_observed():
+    graph = nnopt.graph(_quadratic, PARAMS, BATCHES[0])
+    tx = _by_gradient("w")
+    seen = graph.observe(PARAMS, BATCHES, tx.needs)
+    states = (tx.init(PARAMS, stats=seen), jax.jit(tx.init)(PARAMS, stats=seen))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    again = jax.tree.map(lambda x: x, seen)
+    assert str(again) == str(seen) and again.lacking == seen.lacking and again.uses == seen.uses
+
+
 def test_small_dtypes_are_summed_in_float32():
     params = {"w": jnp.ones(2, jnp.bfloat16)}
     batches = [jnp.full(2, 1 + 1 / 64, jnp.bfloat16)] * 300

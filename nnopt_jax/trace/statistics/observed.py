@@ -22,6 +22,7 @@ from nnopt_jax.trace.statistics.use_sites import Key
 from nnopt_jax.trace.statistics.value_numbers import output_numbers
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Observed(Mapping[str, dict[str, Any]]):
     """What `graph.observe` measured: a mapping from statistic to path to what was found.
@@ -29,6 +30,7 @@ class Observed(Mapping[str, dict[str, Any]]):
     All uses of a leaf are joined, as if they were one; where they have different layers, these are
     joined too. Leaves that a statistic could not be measured of are not in it, but in `lacking`.
     Leaves that are multiplied with the same input have the same arrays, which are stored once.
+    It is a pytree, so that a jitted function takes it.
 
     Args:
         found: by statistic and path.
@@ -71,6 +73,17 @@ class Observed(Mapping[str, dict[str, Any]]):
     def __len__(self) -> int:
         """How many statistics there are."""
         return len(self.found)
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The measured arrays, and what is known without them."""
+        lacking = tuple((name, tuple(why.items())) for name, why in self.lacking.items())
+        return (self.found, self.by_use, self.rows), (self.uses, lacking, self.batches)
+
+    @classmethod
+    def tree_unflatten(cls, known: tuple[Any, ...], arrays: Sequence[Any]) -> Observed:
+        """The opposite of `tree_flatten`."""
+        uses, lacking, batches = known
+        return cls(*arrays, uses, {name: dict(why) for name, why in lacking}, batches)
 
     def __str__(self) -> str:
         """A table of leaves."""

@@ -282,7 +282,8 @@ def test_layers_of_a_stack_have_their_own_ranges(scale, pays):
         nnopt.quantization.uniform(8), nnopt.quantization.quantize_activations(8, scale=scale)
     )
     tops = jnp.array([2.0, 0.3, 0.1])
-    packed = tx.pack(params, tx.init(params, stats=stats_for(params, tops)))
+    stats = stats_for(params, tops) if tx.needs else None
+    packed = tx.pack(params, tx.init(params, stats=stats))
     run = nnopt.on_packed(module.apply, strict=True)
     found = jax.jit(run)(packed, x)
     (kernels,) = jax.tree.leaves(nnopt.materialize(packed))

@@ -10,6 +10,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 import nnopt_jax as nnopt
+from nnopt_jax.trace.primitives import TABLE
 from nnopt_jax.trace.statistics.followed_array import REPEATED
 from nnopt_jax.trace.statistics.leaf_walk import walk_leaves
 from nnopt_jax.trace.statistics.use_sites import float_leaves, followed, names_of
@@ -259,6 +260,8 @@ def test_experts_have_the_rows_of_their_group():
 
 class Parts:
     """Checks each use: what the array holds at the places of a leaf is what the leaf has there."""
+
+    table = TABLE
 
     def __init__(self, leaves):
         self.leaves, self.checked = leaves, 0

@@ -107,7 +107,10 @@ def _moved(field: Field, shape: Shape, move: Moves) -> Field | None:
 def _packed_codes(field: Bits | Trits, shape: Shape, move: Moves) -> Field | None:
     """Words move where the axis that they lie along stays; else codes do, in a byte or two each."""
     if field.layout == "rows" and move.kept >= 1 and not move.fills:
-        return field.replace(words=move.apply(field.words, shape), shape=move.shape)
+        words = move.apply(field.words, (*shape[:-1], field.words.shape[-1]))
+        return None if words is None else field.replace(
+            words=words, shape=(*words.shape[:-1], shape[-1])
+        )  # fmt: skip
     top = field.low + (2**field.width - 1 if isinstance(field, Bits) else 2)
     narrow = next(kind for kind in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint16)
                   if jnp.iinfo(kind).min <= field.low and top <= jnp.iinfo(kind).max)  # fmt: skip

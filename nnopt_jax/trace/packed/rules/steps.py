@@ -230,12 +230,13 @@ def _rows(equation: Equation, values: list[Any]) -> Array:
             x,
             jnp.where(one.reshape((1,) * (indices.ndim - 1) + one.shape), 0, indices),
             numbers,
-            tuple(n if n != shape[axis] else x.shape[axis] for axis, n in enumerate(sizes)),
+            tuple(n if n != leaf.shape[axis] else x.shape[axis] for axis, n in enumerate(sizes)),
             mode=lax.GatherScatterMode.CLIP if filled else settings["mode"],
         )
 
     shape, last = tuple(equation.outvars[0].aval.shape), len(leaf.shape) - 1
-    kept = last not in looked_up and numbers.offset_dims[-1:] == (len(shape) - 1,)
+    whole = last not in looked_up and sizes[last] == leaf.shape[last]
+    kept = whole and numbers.offset_dims[-1:] == (len(shape) - 1,)
     rows = _moved(leaf, _Rows(shape, int(kept), apply)).node.materialize()
     if not filled:
         return rows
