@@ -22,8 +22,18 @@ from tests.quantization.matrices import (
 )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", METHODS)
+HEADS = "across heads, shorter last group"
+CASES = [
+    # Each method and each layout is an everyday case; all pairs of them are slow ones.
+    pytest.param(
+        name, layout, marks=() if name == "uniform" or layout == HEADS else pytest.mark.slow
+    )
+    for name in METHODS
+    for layout in LAYOUTS
+]
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
 def test_every_method_in_groups_of_any_layout(name, layout, tmp_path):
     """The law, files, and the same as on the matrix by itself, group by group."""
     shape, axes = LAYOUTS[layout]

@@ -44,7 +44,8 @@ def test_a_jitted_init_takes_what_was_observed():
     states = (tx.init(PARAMS, stats=seen), jax.jit(tx.init)(PARAMS, stats=seen))
     jax.tree.map(np.testing.assert_array_equal, *states)
     again = jax.tree.map(lambda x: x, seen)
-    assert str(again) == str(seen) and again.lacking == seen.lacking and again.uses == seen.uses
+    assert str(again) == str(seen)
+    assert (again.lacking, again.uses) == (seen.lacking, seen.uses)
 
 
 def test_small_dtypes_are_summed_in_float32():
