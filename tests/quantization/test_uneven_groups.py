@@ -21,7 +21,6 @@ from tests.quantization.matrices import (
     to_matrix,
 )
 
-
 HEADS = "across heads, shorter last group"
 CASES = [
     # Each method and each layout is an everyday case; all pairs of them are slow ones.
