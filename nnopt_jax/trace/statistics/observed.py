@@ -82,8 +82,8 @@ class Observed(Mapping[str, dict[str, Any]]):
     @classmethod
     def tree_unflatten(cls, known: tuple[Any, ...], arrays: Sequence[Any]) -> Observed:
         """The opposite of `tree_flatten`."""
-        uses, lacking, batches = known
-        return cls(*arrays, uses, {name: dict(why) for name, why in lacking}, batches)
+        (found, by_use, rows), (uses, lacking, batches) = arrays, known
+        return cls(found, by_use, rows, uses, {name: dict(why) for name, why in lacking}, batches)
 
     def __str__(self) -> str:
         """A table of leaves."""
