@@ -43,7 +43,7 @@ class Site:
     times: int = 1
 
     def step(self, number: int, equation: Equation) -> Site:
-        """The site of one equation of the program here."""
+        """Return the site of an equation of the program that this site is of."""
         return dataclasses.replace(
             self, location=(*self.location, number), around=(*self.around, equation)
         )
@@ -56,7 +56,11 @@ class Site:
 
 
 class Domain(Protocol[Value]):
-    """What an analysis knows of arrays, and how it goes through steps."""
+    """What an analysis knows of arrays, and how it goes through steps.
+
+    A class that names it as its base inherits what most analyses do: a mesh changes nothing, a loop
+    stops when values are equal, and the end of inner programs is not noted.
+    """
 
     def constant(self, x: Any) -> Value:
         """Of a number or an array that the program brings."""
@@ -68,7 +72,7 @@ class Domain(Protocol[Value]):
 
     def same(self, one: Value, other: Value) -> bool:
         """Whether a loop may stop: another turn would find nothing new."""
-        ...
+        return one == other
 
     def layer(self, value: Value, site: Site) -> Value:
         """Of one entry along the first axis."""
@@ -80,11 +84,11 @@ class Domain(Protocol[Value]):
 
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
         """Of what one device has of an array that a mesh cuts."""
-        ...
+        return value
 
     def whole(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
         """Of the array whose parts devices have."""
-        ...
+        return value
 
     def leave(
         self,
@@ -94,7 +98,6 @@ class Domain(Protocol[Value]):
         site: Site,
     ) -> None:
         """Is called when the programs of a step have been walked; dead arrays are None."""
-        ...
 
     def step(
         self, equation: Equation, rule: Rule, values: list[Value], site: Site

@@ -11,15 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.ops.axes import Axes
-from nnopt_jax.trace.abstract_walk import Location, Site, Walk
+from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
 from nnopt_jax.trace.jaxpr import Equation, line
 from nnopt_jax.trace.primitives import (
     TABLE,
     Dim,
     Kind,
-    MeshCut,
     Place,
-    Programs,
     Rule,
     Start,
     Table,
@@ -83,7 +81,7 @@ class AxisUse:
 
 
 @dataclasses.dataclass
-class AxisRoles:
+class AxisRoles(Domain[Held]):
     """The domain of the abstract walk that finds the roles of leaves' axes.
 
     Args:
@@ -103,10 +101,6 @@ class AxisRoles:
         views = tuple(dict.fromkeys((*one.views, *other.views)))
         return Held(views, one.varies or other.varies, one.ends | other.ends)
 
-    def same(self, one: Held, other: Held) -> bool:
-        """Whether nothing was added."""
-        return one == other
-
     def layer(self, value: Held, site: Site) -> Held:
         """The axis that a scan goes along numbers weights."""
         views = (
@@ -118,19 +112,6 @@ class AxisRoles:
     def stack(self, value: Held, times: int, site: Site) -> Held:
         """A new axis is of no leaf."""
         return value._replace(views=tuple(v._replace(dims=((), *v.dims)) for v in value.views))
-
-    def part(self, value: Held, cut: MeshCut, mesh: Any, site: Site) -> Held:
-        """A part has the axes of the whole."""
-        return value
-
-    def whole(self, value: Held, cut: MeshCut, mesh: Any, site: Site) -> Held:
-        """The whole has the axes of its parts."""
-        return value
-
-    def leave(
-        self, programs: Programs, values: Sequence[Any], outcomes: Sequence[Any], site: Site
-    ) -> None:
-        """Inner programs need nothing more."""
 
     def step(
         self, equation: Equation, rule: Rule, values: list[Held], site: Site

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nnopt_jax.trace.abstract_walk import Location, Site, Walk
+from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
 from nnopt_jax.trace.cost.origin import FLOWING, LEAF, NUMBER, Origin, contracted, outcome
 from nnopt_jax.trace.jaxpr import Equation, Program
-from nnopt_jax.trace.primitives import TABLE, Flow, Kind, MeshCut, Programs, Rule, Table
+from nnopt_jax.trace.primitives import TABLE, Flow, Kind, Programs, Rule, Table
 from nnopt_jax.tree.bits import tree_bits
 
 ACTIVATIONS, ELEMENTWISE = "(activations)", "(elementwise)"
@@ -96,7 +96,7 @@ def _rows(entries: Iterable[Entry]) -> dict[str, Tally]:
 
 
 @dataclasses.dataclass
-class Counting:
+class Counting(Domain[Origin]):
     """The domain of the abstract walk that counts: values are the origins of arrays.
 
     Args:
@@ -113,24 +113,12 @@ class Counting:
         """The last of the two in the order of origins."""
         return max(one, other)
 
-    def same(self, one: Origin, other: Origin) -> bool:
-        """Whether nothing has changed."""
-        return one == other
-
     def layer(self, value: Origin, site: Site) -> Origin:
         """A layer comes from where the stack does."""
         return value
 
     def stack(self, value: Origin, times: int, site: Site) -> Origin:
         """A stack comes from where its entries do."""
-        return value
-
-    def part(self, value: Origin, cut: MeshCut, mesh: Any, site: Site) -> Origin:
-        """A part comes from where the whole does."""
-        return value
-
-    def whole(self, value: Origin, cut: MeshCut, mesh: Any, site: Site) -> Origin:
-        """The whole comes from where its parts do."""
         return value
 
     def leave(
