@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager
+from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from nnopt_jax import recipe as recipes
 from nnopt_jax.arrays import Node
 from nnopt_jax.interop import Checkpoints, write_safetensors
 from nnopt_jax.transfer import save_adapter, save_model
+from nnopt_jax.transfer.structure.program import no_source_paths
 from tests.golden import coded, codes, composed, masks, models
 from tests.golden.values import array_bytes, outline, write_values
 
@@ -119,24 +120,12 @@ def write_exported(path: Path) -> dict[str, Any]:
     def function(params: Any, x: Any) -> Any:
         return models.product(params, x, nnopt.materialize)
 
-    with _no_source_paths():
+    with no_source_paths():
         program = export.export(jax.jit(function), platforms=["cpu"])(params, x).serialize()
     with _with(path, ".bin").open("xb") as file:
         file.write(program)
     holds = (write_exported.__doc__ or "").strip()
     return _told("exported", params, holds=holds)
-
-
-@contextmanager
-def _no_source_paths() -> Iterator[None]:
-    """Keeps the names of source files out of programs."""
-    name = "jax_traceback_in_locations_limit"
-    before = getattr(jax.config, name)
-    jax.config.update(name, 0)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
 
 
 def adapter_maker(name: str) -> Maker:

@@ -127,7 +127,7 @@ def written(
     Raises:
         ValueRangeError: the function reads none of the leaves.
     """
-    with _no_source_paths():
+    with no_source_paths():
         made = _exported(function, list(leaves), inputs, platforms)
         try:
             data, differentiable = made.serialize(vjp_order=1), True
@@ -165,7 +165,7 @@ def _exported(
 
 
 @contextlib.contextmanager
-def _no_source_paths() -> Iterator[None]:
+def no_source_paths() -> Iterator[None]:
     """Keeps names of the caller's files out of the bytes."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
