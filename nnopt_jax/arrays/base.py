@@ -150,7 +150,7 @@ class Node:
         return self.replace(**like)
 
     def specs_alike(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None) -> Self:
-        """As `specs`, where all fields follow the weight along the axes where they have entries."""
+        """Return `specs` of fields that are split as the weight is, along every axis they share."""
         fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
         return self.replace(**fields)
 
@@ -183,7 +183,7 @@ class Node:
         return [(name, field) for name, field in present if field is not None]
 
     def outline(self) -> str:
-        """What lies inside, on one line."""
+        """Return a summary of the fields on one line."""
         inner = ", ".join(f"{name} {summary(field)}" for name, field in self.fields())
         return f"{type(self).__name__}({inner})"
 
@@ -269,7 +269,7 @@ def show(field: Field) -> jax.Array:
 
 
 def materialize(tree: Any) -> Any:
-    """Replaces every expression in a tree by the dense array it stands for.
+    """Replace every packed parameter in a tree by the dense array it stands for.
 
     Args:
         tree: any pytree of arrays and nodes, training or storage form.

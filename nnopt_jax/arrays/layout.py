@@ -108,7 +108,7 @@ def _laid_out(field: Field, dense: bool) -> Field:
 
 
 def _listed(field: Sparse, dense: bool) -> Field | None:
-    """The lists of a sparse leaf; None where an array is better, or there can be none."""
+    """Return the ELL form of a sparse leaf; None where a dense array is faster or it has none."""
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(field))
     if traced or field.ndim != 2 or not jnp.issubdtype(field.dtype, jnp.floating):
         return None
@@ -156,5 +156,5 @@ def _swapped(x: Array) -> Array:
 
 
 def _order(ndim: int) -> tuple[int, ...]:
-    """Of axes, the last two swapped."""
+    """Return the order of axes with the last two swapped."""
     return (*range(ndim - 2), ndim - 1, ndim - 2)

@@ -31,7 +31,7 @@ from nnopt_jax.typing import Key
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
-    """What `train_step` returns: `state, loss = step(state, batch)`.
+    """A compiled, sharded training step: `state, loss = step(state, batch)`.
 
     Args:
         plan: how the parameters are split.

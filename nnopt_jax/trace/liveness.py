@@ -75,7 +75,7 @@ def operands_needed(equation: Equation, wanted: Sequence[bool], table: Table = T
 def outputs_needed(
     programs: Programs, inner: Inner, wanted: Sequence[bool], table: Table = TABLE
 ) -> list[bool]:
-    """For each output of an inner program whether it is needed, in a later turn of a loop too.
+    """Return which outputs of an inner program are needed, later iterations of a loop included.
 
     Args:
         programs: of the equation.

@@ -252,7 +252,7 @@ class Graph:
         return mask_units(self.coupled, params, keep)
 
     def permute(self, params: Params, order: Mapping[str, Any]) -> Params:
-        """Bring units into another order; what the function computes stays.
+        """Reorder channels, neurons or heads without changing what the function computes.
 
         Args:
             params: arrays, of the graph's shapes.

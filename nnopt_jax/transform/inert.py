@@ -24,7 +24,7 @@ def is_inert(leaf: Any) -> bool:
 
 
 def without_inert(params: Any) -> Any:
-    """Return parameters of which JAX can take the shapes.
+    """Leave out leaves that are not arrays, such as activation functions.
 
     Parameters of arrays alone are returned as they are. Of others the arrays are returned as a
     dictionary by path, in which every leaf has the name that it has in the parameters.

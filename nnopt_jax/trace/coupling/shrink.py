@@ -130,7 +130,7 @@ class ShrunkModel:
 
     @property
     def widths(self) -> dict[Path, Shape]:
-        """The new shape of every leaf by path, for a constructor of the model's own."""
+        """The new shape of each leaf by path, for the constructor of a narrower model."""
         return self.apply.widths
 
 

@@ -211,7 +211,7 @@ def _placed(
     equation: Equation, place: Place, inside: dict[int, PartAxis], sizes: Sequence[int],
     starts: Starts,
 ) -> PartAxis:  # fmt: skip
-    """Where the part lies along an axis of the outcome."""
+    """Return the indices that a part of a leaf takes up along one axis of an output."""
     if isinstance(place.start, Start):
         raise CutAcrossError(f"{equation.primitive.name} puts it at a place that is not known")
     start, factors = place.start, []

@@ -203,7 +203,7 @@ def read_program(
 def _wanted(
     statistics: str | Statistic | Iterable[str | Statistic],
 ) -> tuple[list[Statistic], tuple[str, ...]]:
-    """The statistics of uses, rows among them, and the names of those of a loss."""
+    """Split the wanted statistics into those of single uses and the names of those of a loss."""
     given = [statistics] if isinstance(statistics, str | Statistic) else list(statistics)
     known = (*STATISTICS, *LOSS_STATISTICS)
     problems = Problems("graph.observe")

@@ -86,7 +86,7 @@ class Observed(Mapping[str, dict[str, Any]]):
         return cls(found, by_use, rows, uses, {name: dict(why) for name, why in lacking}, batches)
 
     def __str__(self) -> str:
-        """A table of leaves."""
+        """Return a table with a row for each leaf."""
         cells = [("leaf", "rows", "uses", *self.found)]
         paths = dict.fromkeys((*self.rows, *(p for each in self.lacking.values() for p in each)))
         for path in sorted(paths):

@@ -39,7 +39,7 @@ class Ragged:
 
     @classmethod
     def of(cls, equation: Equation) -> Ragged:
-        """Read a step.
+        """Return the axes of a `ragged_dot` equation.
 
         Raises:
             Dense: the groups lie along what is summed over, or there are batches.
