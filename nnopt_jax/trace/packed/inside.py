@@ -15,6 +15,7 @@ from nnopt_jax.arrays.base import Field, is_node, is_spec
 from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.trace.control import Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program
+from nnopt_jax.trace.packed.deferred import Deferred
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf, loosened
 from nnopt_jax.trace.packed.rules.move import moved
 from nnopt_jax.trace.packed.rules.movement import Movement
@@ -66,6 +67,9 @@ class InsidePacked(Inside):
         if not is_leaf(value):
             return value, spec
         node = value.node
+        if isinstance(node, Deferred):  # its step belongs to the mesh that it was traced under
+            self.seen(value, self.equation, "it is computed before it is cut")
+            return dense(value), spec
         specs = node.specs(spec, mesh)
         whole = node.specs(spec)  # nothing is left out of it for being of an odd size
         same = jax.tree.leaves(specs, is_leaf=is_spec) == jax.tree.leaves(whole, is_leaf=is_spec)

@@ -9,6 +9,7 @@ import jax
 
 from nnopt_jax.arrays.base import Node
 from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
+from nnopt_jax.trace.packed.deferred import Deferred
 from nnopt_jax.typing import Array
 
 
@@ -29,6 +30,11 @@ class Leaf:
     def dtype(self) -> Any:
         """Dtype of the array the node stands for."""
         return self.node.dtype
+
+    @property
+    def form(self) -> str:
+        """The class of the node, below elementwise steps that are not computed yet."""
+        return self.node.form if isinstance(self.node, Deferred) else type(self.node).__name__
 
 
 def is_leaf(x: Any) -> bool:

@@ -14,7 +14,8 @@ from nnopt_jax.arrays.base import is_node
 from nnopt_jax.arrays.manifest import check
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Equation, line
-from nnopt_jax.trace.packed.leaf import Leaf, is_leaf
+from nnopt_jax.trace.packed.deferred import Deferred
+from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
 from nnopt_jax.trace.packed.report import PackedReport, Use
 from nnopt_jax.trace.packed.walk import run
 from nnopt_jax.trace.primitives import TABLE, Table
@@ -88,7 +89,7 @@ class OnPacked:
             for value, path in zip(given.values, given.paths, strict=True)
         ]
         found = run(given.program, values, seen, self.table)
-        return given.outcome(x.node if is_leaf(x) else x for x in found)
+        return given.outcome([_returned(x, seen) for x in found])
 
 
 def on_packed(
@@ -124,10 +125,20 @@ def on_packed(
     return OnPacked(function, strict, table)
 
 
+def _returned(value: Any, seen: Any) -> Any:
+    """Return nodes as they are, and deferred steps as arrays."""
+    if not is_leaf(value):
+        return value
+    if not isinstance(value.node, Deferred):
+        return value.node
+    seen(value, value.node.equation, "its outcome is returned")
+    return dense(value)
+
+
 def _note(uses: dict[Use, None], leaf: Leaf, equation: Equation, reason: str) -> None:
     size = math.prod(leaf.shape) * jax.dtypes.canonicalize_dtype(leaf.dtype).itemsize
-    form, name = type(leaf.node).__name__, equation.primitive.name
-    uses[Use(leaf.path, name, form, reason, size if reason else 0, line(equation))] = None
+    name = equation.primitive.name
+    uses[Use(leaf.path, name, leaf.form, reason, size if reason else 0, line(equation))] = None
 
 
 def _require_packed(uses: dict[Use, None]) -> None:

@@ -11,10 +11,11 @@ from jax.core import Tracer
 
 from nnopt_jax.trace.control import CONTROL
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives, read
+from nnopt_jax.trace.packed.deferred import Deferred
 from nnopt_jax.trace.packed.inside import InsidePacked
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
 from nnopt_jax.trace.packed.rules import Dense, step
-from nnopt_jax.trace.primitives import TABLE, Table
+from nnopt_jax.trace.primitives import TABLE, Flow, Table
 
 Seen = Callable[[Leaf, Equation, str], None]
 """Is told of a leaf, the step it met, and why it was made dense there; empty where it was not."""
@@ -50,6 +51,7 @@ def _compute(equation: Equation, values: list[Any], seen: Seen, table: Table) ->
                 return bind(equation, values)
         return bind(equation, values)
     if equation.primitive in CONTROL:
+        values = _computed_once(equation, values, seen, table)
         inside = InsidePacked(
             equation, lambda program, given: run(program, given, seen, table), seen
         )
@@ -65,6 +67,19 @@ def _compute(equation: Equation, values: list[Any], seen: Seen, table: Table) ->
         return bind(equation, [dense(value) for value in values])
     for leaf in packed:
         seen(leaf, equation, "")
+    return found
+
+
+def _computed_once(equation: Equation, values: list[Any], seen: Seen, table: Table) -> list[Any]:
+    """Compute deferred steps before a loop that would compute them again at every turn."""
+    programs = table.programs_of(equation)
+    if programs is None or programs.flow is not Flow.LOOP:
+        return values
+    found = list(values)
+    for at, value in enumerate(values):
+        if at not in programs.sliced and is_leaf(value) and isinstance(value.node, Deferred):
+            seen(value, equation, "a loop would compute it at every turn")
+            found[at] = dense(value)
     return found
 
 

@@ -21,6 +21,7 @@ from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.arrays.trits import Trits
 from nnopt_jax.arrays.uneven_groups import UnevenGroups
+from nnopt_jax.trace.packed.deferred import Deferred
 from nnopt_jax.typing import Array, Shape
 
 SHARED: Mapping[type[Node], tuple[str, ...]] = {
@@ -33,6 +34,18 @@ SHARED: Mapping[type[Node], tuple[str, ...]] = {
     InputQuantized: (),
 }
 """Nodes whose fields lie like the weight or coarser, and the fields that are for all of it."""
+
+
+def is_streamed(field: Field) -> bool:
+    """Return whether each entry of an array comes from a few entries of its fields.
+
+    Then a sum over entries reads the fields, and no array is stored for it.
+    """
+    if not is_node(field) or isinstance(field, Bits | Trits):
+        return True
+    if isinstance(field, Deferred):
+        return all(map(is_streamed, field.operands))
+    return type(field) in SHARED and all(is_streamed(part) for _, part in field.fields())
 
 
 class Moves(Protocol):
@@ -95,6 +108,8 @@ def _moved(field: Field, shape: Shape, move: Moves) -> Field | None:
         return _in_memory(field, shape, move)
     if isinstance(field, UnevenGroups):
         return _uneven(field, shape, move)
+    if isinstance(field, Deferred):  # a filler would have to go through the function as well
+        return None if move.fills else field.map_operands(lambda x: _moved(x, shape, move))
     if type(field) not in SHARED:
         return None
     if isinstance(field, Codebook) and field.table.ndim > 1:

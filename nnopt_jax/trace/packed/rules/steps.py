@@ -21,16 +21,17 @@ from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sparse import Sparse
 from nnopt_jax.trace.jaxpr import Equation, bind, primitives
-from nnopt_jax.trace.packed.leaf import Leaf, is_leaf, loosened
+from nnopt_jax.trace.packed.deferred import deferred
+from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf, loosened
 from nnopt_jax.trace.packed.rules.contract import contract
 from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after
 from nnopt_jax.trace.packed.rules.convolve import convolve
 from nnopt_jax.trace.packed.rules.join import joined
-from nnopt_jax.trace.packed.rules.move import Moves, moved
+from nnopt_jax.trace.packed.rules.move import Moves, is_streamed, moved
 from nnopt_jax.trace.packed.rules.movement import Movement, movements_of
 from nnopt_jax.trace.packed.rules.ragged import Ragged, ragged_product
 from nnopt_jax.trace.packed.rules.times import times
-from nnopt_jax.trace.primitives import TABLE, Table, rule_of
+from nnopt_jax.trace.primitives import TABLE, Kind, Rule, Table, rule_of
 from nnopt_jax.trace.probed import ragged_dot_general_p
 from nnopt_jax.typing import Array, Shape
 
@@ -56,12 +57,26 @@ def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[An
     Raises:
         Dense: the leaf must be materialized for it.
     """
+    rule = table.rule_of(equation)
+    try:
+        return _packed_step(equation, rule, values)
+    except Dense as reason:
+        later = deferred(equation, rule, [x.node if is_leaf(x) else x for x in values])
+        if later is None or reason.instead is not None:
+            raise
+        paths = dict.fromkeys(x.path for x in values if is_leaf(x))
+        return [Leaf(later, " and ".join(paths))]
+
+
+def _packed_step(equation: Equation, rule: Rule, values: list[Any]) -> list[Any]:
+    """Compute a step on codes and scales themselves."""
     own = RULES.get(equation.primitive)
     if own is not None:
         return [own(equation, values)]
-    rule = table.rule_of(equation)
     if rule.is_identity or _keeps_precision(equation):
         return _unchanged(equation, values)
+    if rule.kind is Kind.REDUCTION and all(is_streamed(x.node) for x in values if is_leaf(x)):
+        return bind(equation, [dense(x) for x in values])
     movements = None
     if is_leaf(values[0]) and not any(map(is_leaf, values[1:])):
         movements = movements_of(equation, rule, values)

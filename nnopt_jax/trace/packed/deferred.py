@@ -1,0 +1,102 @@
+"""Steps on packed leaves that are computed only where an array is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.base import Field, Node, is_node, show
+from nnopt_jax.trace.jaxpr import Equation, bind
+from nnopt_jax.trace.primitives import Kind, Rule
+from nnopt_jax.typing import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Deferred(Node):
+    """A step on packed leaves that is computed where its outcome is needed as an array.
+
+    Until then the leaves keep their codes: in what `jax.checkpoint` saves, in the layers that a
+    scan goes over. A movement of an elementwise step is a movement of its operands: a slice of
+    `exp(w)` is `exp` of a slice.
+
+    It lives only while a function runs on packed parameters: no file and no tree holds it.
+
+    Attributes:
+        operands: nodes and arrays.
+        equation: the step.
+        is_elementwise: whether all operands that have axes have the shape of the outcome, and
+            each entry of the outcome depends on the entries at the same index.
+    """
+
+    operands: tuple[Field, ...]
+    equation: Equation = dataclasses.field(metadata={"static": True})
+    is_elementwise: bool = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the outcome."""
+        if self.is_elementwise:  # also after movements
+            return jnp.broadcast_shapes(*(tuple(jnp.shape(x)) for x in self.operands))
+        return tuple(self.equation.outvars[0].aval.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the outcome."""
+        return self.equation.outvars[0].aval.dtype
+
+    def materialize(self) -> Array:
+        """Compute the step."""
+        return bind(self.equation, [*map(show, self.operands)])[0]
+
+    @property
+    def form(self) -> str:
+        """The class of the first packed operand."""
+        packed = next(x for x in self.operands if is_node(x))
+        return packed.form if isinstance(packed, Deferred) else type(packed).__name__
+
+    def map_operands(self, change: Callable[[Field], Field | None]) -> Self | None:
+        """Return the step on moved operands; None where that is another step, or one cannot move.
+
+        Args:
+            change: moves an operand.
+        """
+        if not self.is_elementwise:
+            return None
+        changed = [change(x) if x.ndim else x for x in self.operands]
+        return None if any(x is None for x in changed) else self.replace(operands=tuple(changed))
+
+
+def deferred(equation: Equation, rule: Rule, operands: Sequence[Field]) -> Deferred | None:
+    """Return a step that is computed later; None where that saves nothing.
+
+    Arrays among the operands are kept as well: where they are as large as the outcome, which may
+    then as well be an activation, the step is computed at once.
+
+    Args:
+        equation: the step.
+        rule: its rule.
+        operands: arrays and nodes.
+    """
+    if len(rule.outcomes) != 1 or rule.kind not in _KINDS or not is_node(_data(operands)):
+        return None
+    is_elementwise = rule.kind is Kind.ELEMENTWISE
+    arrays = sum(jnp.size(x) for x in operands if not is_node(x) and jnp.ndim(x))
+    if arrays >= (1 if is_elementwise else math.prod(rule.outcome_shapes[0])):
+        return None
+    kept = tuple(x if is_node(x) else jnp.asarray(x) for x in operands)
+    later = Deferred(kept, equation, is_elementwise)
+    return later if later.shape == rule.outcome_shapes[0] else None
+
+
+_KINDS = (Kind.ELEMENTWISE, Kind.ORDERED, Kind.UPDATE)
+
+
+def _data(operands: Sequence[Field]) -> Field:
+    """The first operand that is no number: the one whose entries change."""
+    return next((x for x in operands if is_node(x) or jnp.ndim(x)), None)
