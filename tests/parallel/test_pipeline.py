@@ -36,12 +36,13 @@ CASES = {
     "dp2 x stage4": ({"data": 2, "stage": 4}, 4, 1, 4),
     "dp2 x stage4, twice round": ({"data": 2, "stage": 4}, 8, 2, 6),
     "dp2 x stage2 x tp2": ({"data": 2, "stage": 2, "model": 2}, 4, 1, 4),
+    "stage2 x tp2": ({"stage": 2, "model": 2}, 2, 1, 2),
 }
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if "stage4" in name else ()) for name in CASES],
+    [pytest.param(name, marks=pytest.mark.slow if "dp2" in name else ()) for name in CASES],
 )
 def test_gradients_are_those_of_blocks_one_after_another(name):
     axes, layers, repeats, microbatches = CASES[name]
