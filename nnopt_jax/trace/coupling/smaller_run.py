@@ -17,7 +17,6 @@ from nnopt_jax.trace.coupling.coupling_domain import Coupling
 from nnopt_jax.trace.coupling.derivatives import DERIVED, Derived
 from nnopt_jax.trace.coupling.ghosts import Frame, Ghosts, RunStep
 from nnopt_jax.trace.coupling.labels import Labels
-from nnopt_jax.trace.coupling.step_labels import covers
 from nnopt_jax.trace.jaxpr import Program, bind, read
 from nnopt_jax.trace.liveness import live, operands_needed, outputs_needed
 from nnopt_jax.trace.primitives import Kind, Programs, Rule, factors_of
@@ -113,7 +112,7 @@ class SmallerRun:
         (value,) = step.note.ins
         assert value is not None
         for axis, (dim, labels) in enumerate(zip(rule.operands[0], value.axes, strict=True)):
-            if covers(dim[0], len(labels), rule.sizes):
+            if rule.is_whole(dim, len(labels)):
                 continue
             at, kept = dim[0].indices(rule.sizes).ravel(), self.kept(labels)
             if kept is not None:
@@ -165,7 +164,7 @@ def _is_slice(rule: Rule) -> bool:
         return False
     names = [dim[0].names for dim in ours]
     return names == [dim[0].names for dim in theirs] and not all(
-        covers(dim[0], n, rule.sizes) for dim, n in zip(ours, rule.operand_shapes[0], strict=True)
+        rule.is_whole(dim, n) for dim, n in zip(ours, rule.operand_shapes[0], strict=True)
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -121,7 +120,7 @@ class StepLabels:
         Arrays of labels are known by identity, so that few are compared.
         """
         sizes = self.rule.sizes
-        if not covers(place, len(labels), sizes):
+        if not place.covers(len(labels), sizes):
             labels = labels[place.indices(sizes).ravel()]
         for factor in place.names[:-1]:
             if sizes[factor] == 1 or not labels.size:
@@ -208,7 +207,7 @@ class StepLabels:
             rule.operands[0], rule.outcomes[0], rule.operand_shapes[0], strict=True
         ):
             spread = any(stride != 1 for _, stride in theirs.factors)
-            if spread or not covers(ours, size, rule.sizes):
+            if spread or not ours.covers(size, rule.sizes):
                 self.fix(self.labels[ours.names[0]], "its elements are spread apart")
 
     def _outcome(self, number: int) -> Value:
@@ -232,7 +231,7 @@ class StepLabels:
             for factor in factors_of([dim]):
                 self.fix(self._labels(factor), _LOOKED)
             return self.labels[dim[0].names[0]]
-        if len(dim) == 1 and covers(dim[0], size, self.rule.sizes):
+        if self.rule.is_whole(dim, size):
             return self._merged(dim[0])
         labels = self.book.fixed(size, "padded")
         for place in dim:
@@ -274,23 +273,10 @@ class StepLabels:
         ]
         found = self._left_of(each, names)
         if rule.fills is not None and found != self.values[rule.fills].constant:
-            sizes, shape = rule.sizes, rule.outcome_shapes[number]
+            shape = rule.outcome_shapes[number]
             others = (a for a in range(len(shape)) if a != axis)
-            if not all(covers(rule.outcomes[number][a][0], shape[a], sizes) for a in others):
+            if not all(rule.is_whole(rule.outcomes[number][a], shape[a]) for a in others):
                 return Left.UNKNOWN
         if found is Left.ALIKE and followed(rule, number, axis) is None:
             return Left.UNKNOWN
         return found
-
-
-def covers(place: Place, size: int, sizes: tuple[int, ...]) -> bool:
-    """Return whether a place is all of a dimension, in order.
-
-    Args:
-        place: of one dimension.
-        size: of the dimension.
-        sizes: of the factors.
-    """
-    if place.start != 0 or (place.factors and place.factors[-1][1] != 1):
-        return False
-    return math.prod([sizes[factor] for factor, _ in place.factors]) == size
