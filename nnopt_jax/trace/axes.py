@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from nnopt_jax.ops.axes import Axes
@@ -277,8 +276,7 @@ def axes_of(given: Traced, outputs: Callable[[Any], Any], table: Table = TABLE) 
         else:
             inputs.append(Held())
     found = Walk(domain, table).run(given.program, inputs)
-    numbered = given.outcome(range(len(found)))
-    kept = [found[number] for number in jax.tree.leaves(outputs(numbered))]
+    kept = given.part(outputs, found)
     ends = {end for value in kept if value is not None for end in value.ends}
     return _table(shapes, domain.uses, {path for _, path in ends - domain.inner})
 

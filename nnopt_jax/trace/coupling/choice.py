@@ -18,8 +18,7 @@ from nnopt_jax.errors import (
     nearest,
 )
 from nnopt_jax.trace.coupling.dimension import Dimension
-from nnopt_jax.trace.traced import is_array
-from nnopt_jax.tree.paths import flatten
+from nnopt_jax.trace.traced import arrays_of
 from nnopt_jax.typing import Params, Path, Shape
 
 Keep = Mapping[str, Any]
@@ -71,8 +70,7 @@ def chosen(who: str, known: Sequence[Dimension], keep: Keep) -> list[tuple[Dimen
 
 def checked(who: str, shapes: Mapping[Path, Shape], params: Params) -> dict[Path, Any]:
     """The leaves of a tree, which must be arrays of these shapes."""
-    every = flatten(params, is_node)
-    leaves = {path: x for path, x in every.items() if is_array(x) or is_node(x)}
+    leaves = arrays_of(params)
     lost, nodes, misfit = Problems(who), Problems(who), Problems(who)
     for path in shapes:
         if path not in leaves:

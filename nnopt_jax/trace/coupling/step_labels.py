@@ -9,7 +9,7 @@ import numpy as np
 from nnopt_jax.trace.abstract_walk import Site
 from nnopt_jax.trace.coupling.labels import KEPT, Book, Labels
 from nnopt_jax.trace.coupling.remains import along_factor, constant_of, followed
-from nnopt_jax.trace.coupling.value import Left, Reason, Remains, Value, agreed
+from nnopt_jax.trace.coupling.value import Left, Reason, Remains, Value, agreed, ordered_value
 from nnopt_jax.trace.jaxpr import Equation, primitives
 from nnopt_jax.trace.primitives import Dim, Factor, Kind, Place, Rule, Start, factors_of
 
@@ -75,13 +75,7 @@ class StepLabels:
         """Positions and random numbers: computed in full, and cut where units are removed."""
         for labels in (x for value in self.values for x in value.axes):
             self.fix(labels, "{} needs it whole")
-        found = []
-        for shape in self.rule.outcome_shapes:
-            axes = tuple(map(self.book.fresh, shape))
-            for labels in axes:
-                self.book.order(labels)
-            found.append(Value(axes, (Left.UNKNOWN,) * len(shape)))
-        return found
+        return [ordered_value(self.book, shape) for shape in self.rule.outcome_shapes]
 
     def _enter(self, number: int, value: Value, axis: int, place: Place) -> None:
         """Give the labels at one place of an operand to the factors there."""
@@ -227,12 +221,12 @@ class StepLabels:
 
     def _composed(self, dim: Dim, size: int) -> Labels:
         """Return the labels along a dimension of an outcome."""
+        if self.rule.is_whole(dim, size):
+            return self._merged(dim[0])
         if self.rule.kind is Kind.UPDATE and len(dim) > 1:
             for factor in factors_of([dim]):
                 self.fix(self._labels(factor), _LOOKED)
             return self.labels[dim[0].names[0]]
-        if self.rule.is_whole(dim, size):
-            return self._merged(dim[0])
         labels = self.book.fixed(size, "padded")
         for place in dim:
             if not isinstance(place.start, Start):

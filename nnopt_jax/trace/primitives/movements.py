@@ -102,13 +102,13 @@ def blocks(shape: Shape, target: Shape) -> list[tuple[list[int], list[int]]]:
         >>> blocks((8, 6, 5), (8, 30)), blocks((12, 1, 5), (3, 4, 5))
         ([([0], [0]), ([1, 2], [1])], [([0], [0, 1]), ([2], [2])])
     """
-    sides = [(_bounds(side), [a for a, n in enumerate(side) if n != 1]) for side in (shape, target)]
+    left, right = ([a for a, n in enumerate(side) if n != 1] for side in (shape, target))
     if 0 in shape:
-        return [(sides[0][1], sides[1][1])]
-    cuts = sorted({*sides[0][0]} & {*sides[1][0]}, reverse=True)
+        return [(left, right)]
+    first, second = _bounds(shape), _bounds(target)
     return [
-        tuple([a for a in own if high >= bounds[a] > low] for bounds, own in sides)
-        for high, low in itertools.pairwise(cuts)
+        ([a for a in left if high >= first[a] > low], [a for a in right if high >= second[a] > low])
+        for high, low in itertools.pairwise(sorted({*first} & {*second}, reverse=True))
     ]
 
 
