@@ -12,15 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from nnopt_jax.trace.jaxpr import Equation, Program, is_variable
 from nnopt_jax.trace.liveness import live, outputs_needed
-from nnopt_jax.trace.primitives import (
-    TABLE,
-    Flow,
-    Inner,
-    MeshCut,
-    Programs,
-    Rule,
-    Table,
-)
+from nnopt_jax.trace.primitives import TABLE, Flow, Inner, MeshCut, Programs, Rule, Table
 
 Value = TypeVar("Value")
 

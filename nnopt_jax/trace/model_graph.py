@@ -10,12 +10,12 @@ from typing import Any
 import jax
 
 from nnopt_jax.columns import aligned
-from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
+from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.trace.axes import axes_of
 from nnopt_jax.trace.cost.cost import count_cost
 from nnopt_jax.trace.cost.table import Cost
 from nnopt_jax.trace.coupling.analysis import Outputs
-from nnopt_jax.trace.coupling.choice import Keep
+from nnopt_jax.trace.coupling.choice import Keep, checked
 from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes, coupled_axes
 from nnopt_jax.trace.coupling.rearrange import mask_units, permute_units
 from nnopt_jax.trace.coupling.shrink import ShrunkModel, shrink
@@ -305,19 +305,9 @@ class Graph:
 
     def _check(self, params: Params, who: str) -> None:
         """Raise if parameters are not those of the graph."""
-        lost, wrong = Problems(who), Problems(who)
-        mine, given = (arrays_of(tree) for tree in (self.params, params))
-        for path in mine.keys() - given.keys():
-            lost.add(path, "is a leaf of the graph and is missing; give the whole tree")
-        for path, leaf in given.items():
-            if path not in mine:
-                lost.add(path, f"is not a leaf of the graph.{nearest(path, mine)}")
-            elif tuple(leaf.shape) != tuple(mine[path].shape):
-                wrong.add(path, f"has shape {tuple(leaf.shape)}, and {tuple(mine[path].shape)} in "
-                                "the graph; make a graph of these parameters"
-                         )  # fmt: skip
-        lost.raise_as(SelectionError)
-        wrong.raise_as(ShapeError)
+        shapes = {path: tuple(leaf.shape) for path, leaf in arrays_of(self.params).items()}
+        lost = "is a leaf of the graph and is missing; give the whole tree"
+        checked(who, shapes, params, lost, packed=True)
 
     def __str__(self) -> str:
         """The table of leaves: what uses them, their axes, and the dimensions they belong to."""

@@ -133,8 +133,7 @@ class Counting(Domain[Origin]):
     ) -> Sequence[Origin]:
         """Note what a step costs."""
         values = [NUMBER if value is None else value for value in values]
-        every = tuple(range(len(values)))
-        sources = rule.sources or (every,) * len(rule.outcomes)
+        sources = map(rule.sources_of, range(len(rule.outcomes)))
         outs = [outcome(rule.chooses, values, operands) for operands in sources]
         if rule.kind is Kind.CONTRACTION:
             entry, outs = _contraction(equation, rule, values, outs[0])

@@ -164,10 +164,7 @@ def run_pulled(equation: Equation, values: Sequence[Any], plain: Plain, run: Run
     return function(*values)
 
 
-DERIVED = {
-    primitives.custom_jvp_call_p: run_pushed,
-    primitives.custom_vjp_call_p: run_pulled,
-}
+DERIVED = {primitives.custom_jvp_call_p: run_pushed, primitives.custom_vjp_call_p: run_pulled}
 """How functions with derivative rules of their own run at smaller sizes."""
 
 

@@ -59,8 +59,7 @@ def constant_of(
     equation: Equation, rule: Rule, values: Sequence[Value], outcome: int
 ) -> float | None:
     """Return what every element of an outcome is, where that is known."""
-    sources = range(len(values)) if rule.sources is None else rule.sources[outcome]
-    constants = [values[i].constant for i in sources if i in rule.data]
+    constants = [values[i].constant for i in rule.sources_of(outcome) if i in rule.data]
     if rule.kind is Kind.REDUCTION:
         return 0.0 if rule.absorbs and constants == [0.0] else None
     if rule.kind is Kind.ELEMENTWISE:

@@ -34,6 +34,6 @@ def paired_rule(equation: Equation, kind: Kind, **facts: Any) -> Rule:
 IDENTITIES: dict[str, MakeRule] = {
     "copy device_put name optimization_barrier pvary sharding_constraint stop_gradient": (
         identity_rule
-    ),
+    )
 }
 """Rules of identities."""

@@ -10,15 +10,7 @@ from typing import Any
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
 from nnopt_jax.trace.primitives.places import ONE, Dim, Place, Start, axis
-from nnopt_jax.trace.primitives.primitive_rule import (
-    Flat,
-    Flops,
-    Kind,
-    MakeRule,
-    Rule,
-    Same,
-    Shape,
-)
+from nnopt_jax.trace.primitives.primitive_rule import Flat, Flops, Kind, MakeRule, Rule, Same, Shape
 
 
 def _moved(

@@ -150,6 +150,10 @@ class Rule:
         """The operands whose entries reach the outcome: all that do not only choose."""
         return tuple(i for i in range(len(self.operands)) if i not in self.chooses)
 
+    def sources_of(self, outcome: int) -> Sequence[int]:
+        """Return the operands that an outcome depends on."""
+        return range(len(self.operands)) if self.sources is None else self.sources[outcome]
+
     @property
     def reduced(self) -> frozenset[Factor]:
         """The factors of the data that are in no outcome."""
@@ -212,7 +216,7 @@ class Rule:
             >>> rule.pair(1)[1]
             (Place(factors=((1, 1),), start=2, holes=1),)
         """
-        if self.sources is not None and operand not in self.sources[outcome]:
+        if operand not in self.sources_of(outcome):
             return None
         ours, theirs = self.operands[operand], self.outcomes[outcome]
         mine, its = factors_of(ours), factors_of(theirs)
