@@ -12,15 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from nnopt_jax.trace.jaxpr import Equation, Program, is_variable
 from nnopt_jax.trace.liveness import live, outputs_needed
-from nnopt_jax.trace.primitives import (
-    TABLE,
-    Flow,
-    Inner,
-    MeshCut,
-    Programs,
-    Rule,
-    Table,
-)
+from nnopt_jax.trace.primitives import TABLE, Flow, Inner, MeshCut, Programs, Rule, Table
 
 Value = TypeVar("Value")
 
@@ -44,22 +36,19 @@ class Site:
 
     def step(self, number: int, equation: Equation) -> Site:
         """Return the site of an equation of the program that this site is of."""
-        return dataclasses.replace(
-            self, location=(*self.location, number), around=(*self.around, equation)
-        )
+        return Site((*self.location, number), (*self.around, equation), self.times)
 
     def inner(self, number: int, times: int = 1) -> Site:
         """The site of a program inside of this step, which runs so many times."""
-        return dataclasses.replace(
-            self, location=(*self.location, number), times=self.times * times
-        )
+        return Site((*self.location, number), self.around, self.times * times)
 
 
 class Domain(Protocol[Value]):
     """What an analysis knows of arrays, and how it goes through steps.
 
-    A class that names it as its base inherits what most analyses do: a mesh changes nothing, a loop
-    stops when values are equal, and the end of inner programs is not noted.
+    A class that names it as its base inherits what the plainest do: layers, stacks and parts of an
+    array are as the array, a loop stops when values are equal, and the end of inner programs is not
+    noted.
     """
 
     def constant(self, x: Any) -> Value:
@@ -76,11 +65,11 @@ class Domain(Protocol[Value]):
 
     def layer(self, value: Value, site: Site) -> Value:
         """Of one entry along the first axis."""
-        ...
+        return value
 
     def stack(self, value: Value, times: int, site: Site) -> Value:
         """Of as many entries along a new first axis."""
-        ...
+        return value
 
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
         """Of what one device has of an array that a mesh cuts."""

@@ -7,22 +7,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from nnopt_jax.ops.axes import Axes
 from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
 from nnopt_jax.trace.jaxpr import Equation, line
-from nnopt_jax.trace.primitives import (
-    TABLE,
-    Dim,
-    Kind,
-    Place,
-    Rule,
-    Start,
-    Table,
-    factors_of,
-)
+from nnopt_jax.trace.primitives import TABLE, Dim, Kind, Place, Rule, Start, Table, factors_of
 from nnopt_jax.trace.traced import Traced
 from nnopt_jax.transform.axes_table import AxesTable
 from nnopt_jax.typing import Shape
@@ -70,13 +60,13 @@ class AxisUse:
     Args:
         primitive: the step.
         line: the user's line.
-        roles: of each axis of the leaf.
+        roles: pairs of an axis of the leaf and what it is there.
         reason: why the use has no axes, where that does not follow from the roles.
     """
 
     primitive: str
     line: str
-    roles: Mapping[int, frozenset[str]]
+    roles: frozenset[tuple[int, str]]
     reason: str = ""
 
 
@@ -140,20 +130,15 @@ class AxisRoles(Domain[Held]):
         return [Held(tuple(dict.fromkeys(views)), varies, ends) for views in outs]
 
     def _note(self, equation: Equation, rule: Rule, at: int, view: LeafView, site: Site) -> None:
-        roles = {axis: {BATCH} for axis in view.layers}
+        key, roles = (view.path, (*site.location, at)), {(axis, BATCH) for axis in view.layers}
         if rule.kind in (Kind.CONTRACTION, Kind.LOOKUP, Kind.MOVEMENT):
-            for axis, role in _roles(rule, at, view):
-                roles.setdefault(axis, set()).add(role)
-        key = view.path, (*site.location, at)
-        before = self.uses[key].roles if key in self.uses else {}
-        merged = {
-            axis: frozenset({*before.get(axis, ()), *roles.get(axis, ())})
-            for axis in {*before, *roles}
-        }
+            roles |= {*_roles(rule, at, view)}
+        if key in self.uses:
+            roles |= self.uses[key].roles
         where = next(filter(None, map(line, reversed(site.around))), "")
         name = equation.primitive.name
         reason = f"no rule follows it through {name}" if rule.kind is Kind.OPAQUE else ""
-        self.uses[key] = AxisUse(name, where, merged, reason)
+        self.uses[key] = AxisUse(name, where, frozenset(roles), reason)
 
 
 def _fate(
@@ -203,7 +188,7 @@ def _moved(rule: Rule, at: int, view: LeafView) -> Iterable[LeafView | None]:
         if entries > 1 and not factors_of([dim])
     )
     for outcome, dims in enumerate(rule.outcomes):
-        if rule.kind is Kind.MADE or (rule.sources is not None and at not in rule.sources[outcome]):
+        if rule.kind is Kind.MADE or at not in rule.sources_of(outcome):
             yield None
         else:
             layers = tuple(dict.fromkeys((*view.layers, *taken)))
@@ -277,8 +262,7 @@ def axes_of(given: Traced, outputs: Callable[[Any], Any], table: Table = TABLE) 
         else:
             inputs.append(Held())
     found = Walk(domain, table).run(given.program, inputs)
-    numbered = given.outcome(range(len(found)))
-    kept = [found[number] for number in jax.tree.leaves(outputs(numbered))]
+    kept = given.part(outputs, found)
     ends = {end for value in kept if value is not None for end in value.ends}
     return _table(shapes, domain.uses, {path for _, path in ends - domain.inner})
 
@@ -312,12 +296,13 @@ def _axes(use: AxisUse, ndim: int) -> Axes | str:
     """The axes in one use, or why it has none."""
     if use.reason:
         return use.reason
-    kinds = {role for roles in use.roles.values() for role in roles}
+    kinds = {role for _, role in use.roles}
     if not kinds & {CONTRACTED, LOOKUP}:
         return f"{use.primitive} sums over none of it"
     roles: dict[str, list[int]] = {CONTRACTED: [], OUTPUT: [], BATCH: []}
     for axis in range(ndim):
-        mine = use.roles.get(axis, frozenset({OUTPUT}))  # of one entry, or reduced before
+        mine = {role for at, role in use.roles if at == axis}
+        mine = mine or {OUTPUT}  # of one entry, or reduced before
         summed = mine & {CONTRACTED, LOOKUP}
         if summed and mine - summed:
             return f"{use.primitive} both sums over its axis {axis} and keeps it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -52,13 +53,13 @@ class Inside(abc.ABC):
             at: which of the step's programs it is.
         """
 
-    @abc.abstractmethod
     def dense(self, values: Sequence[Any]) -> list[Array]:
         """The arrays that inputs or outputs of the step stand for."""
+        return list(values)
 
-    @abc.abstractmethod
     def slices(self, value: Any) -> Slices:
-        """How a scan goes over an array or a leaf."""
+        """How a scan goes over an array or a leaf: an array it cuts itself."""
+        return Slices(value, lambda part, _: part)
 
     def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
         """How `shard_map` cuts an input: what it is given, and a spec for each of its arrays."""
@@ -173,10 +174,8 @@ def _cond(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
         found, extras = inside.run_dense(program, given, at)
         return found, inside.merge(inside.nothing(), extras)
 
-    branches = [
-        lambda *given, at=at, program=program: branch(at, program, *given)
-        for at, program in enumerate(equation.params["branches"])
-    ]
+    programs = enumerate(equation.params["branches"])
+    branches = [functools.partial(branch, at, program) for at, program in programs]
     return lax.switch(inside.dense([index])[0], branches, *operands)
 
 

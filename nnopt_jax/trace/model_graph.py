@@ -9,14 +9,13 @@ from typing import Any
 
 import jax
 
-from nnopt_jax.arrays.base import is_node
 from nnopt_jax.columns import aligned
-from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
+from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.trace.axes import axes_of
 from nnopt_jax.trace.cost.cost import count_cost
 from nnopt_jax.trace.cost.table import Cost
 from nnopt_jax.trace.coupling.analysis import Outputs
-from nnopt_jax.trace.coupling.choice import Keep
+from nnopt_jax.trace.coupling.choice import Keep, checked
 from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes, coupled_axes
 from nnopt_jax.trace.coupling.rearrange import mask_units, permute_units
 from nnopt_jax.trace.coupling.shrink import ShrunkModel, shrink
@@ -26,9 +25,8 @@ from nnopt_jax.trace.statistics.observe import Progress, observe
 from nnopt_jax.trace.statistics.observed import Observed
 from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.use_sites import uses_of
-from nnopt_jax.trace.traced import Traced, is_array
+from nnopt_jax.trace.traced import Traced, arrays_of, is_array
 from nnopt_jax.transform.axes_table import AxesTable
-from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import Params
 
@@ -303,29 +301,13 @@ class Graph:
     def _with(self, params: Params, who: str) -> Traced:
         """The traced function with other values in place of its parameters."""
         self._check(params, who)
-        leaves = flatten(params, is_node)
-        left = iter([x for x in leaves.values() if is_node(x) or is_array(x)])
-        values = [
-            next(left) if which == 0 else value
-            for value, which in zip(self.traced.values, self.traced.arguments, strict=True)
-        ]
-        return dataclasses.replace(self.traced, values=tuple(values))
+        return self.traced.with_parameters(arrays_of(params).values())
 
     def _check(self, params: Params, who: str) -> None:
         """Raise if parameters are not those of the graph."""
-        lost, wrong = Problems(who), Problems(who)
-        mine, given = (_arrays_of(tree) for tree in (self.params, params))
-        for path in mine.keys() - given.keys():
-            lost.add(path, "is a leaf of the graph and is missing; give the whole tree")
-        for path, leaf in given.items():
-            if path not in mine:
-                lost.add(path, f"is not a leaf of the graph.{nearest(path, mine)}")
-            elif tuple(leaf.shape) != tuple(mine[path].shape):
-                wrong.add(path, f"has shape {tuple(leaf.shape)}, and {tuple(mine[path].shape)} in "
-                                "the graph; make a graph of these parameters"
-                         )  # fmt: skip
-        lost.raise_as(SelectionError)
-        wrong.raise_as(ShapeError)
+        shapes = {path: tuple(leaf.shape) for path, leaf in arrays_of(self.params).items()}
+        lost = "is a leaf of the graph and is missing; give the whole tree"
+        checked(who, shapes, params, lost, packed=True)
 
     def __str__(self) -> str:
         """The table of leaves: what uses them, their axes, and the dimensions they belong to."""
@@ -335,7 +317,7 @@ class Graph:
                 names.setdefault(path, []).append(dimension.name)
         header = ("leaf", "shape", "used by", "contracted", "output", "batch", "coupled")
         cells: list[tuple[str, ...]] = [header]
-        for path, leaf in _arrays_of(self.params).items():
+        for path, leaf in arrays_of(self.params).items():
             steps = dict.fromkeys(use.primitive for use in self.uses.of(path))
             roles = ["-"] * 3
             if axes := self.axes.get(path):
@@ -347,13 +329,8 @@ class Graph:
 
     def __repr__(self) -> str:
         """Show the function and how many leaves it has."""
-        return f"Graph({self._name}, {len(_arrays_of(self.params))} leaves)"
+        return f"Graph({self._name}, {len(arrays_of(self.params))} leaves)"
 
 
 def _listed(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers)) or "-"
-
-
-def _arrays_of(tree: Any) -> dict[str, Any]:
-    """The arrays and packed leaves of a tree, by path."""
-    return {p: x for p, x in flatten(tree, is_node).items() if is_node(x) or is_array(x)}

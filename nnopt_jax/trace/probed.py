@@ -25,25 +25,25 @@ def probed(function: Callable[..., Any], *given: jax.ShapeDtypeStruct) -> Equati
     return jax.make_jaxpr(function)(*given).jaxpr.eqns[-1]
 
 
-def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+def floats(*shape: int) -> jax.ShapeDtypeStruct:
+    """Return the type of an array of floats.
+
+    Example:
+        >>> from nnopt_jax.trace.probed import floats
+        >>> floats(2, 3)
+        ShapeDtypeStruct(shape=(2, 3), dtype=float32)
+    """
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-_MESH = AbstractMesh((1,), ("all",), axis_types=(AxisType.Auto,))
-_SPEC = PartitionSpec("all")
-_GROUPS = jax.ShapeDtypeStruct((1,), jnp.int32)
-_on_each = jax.shard_map(
-    lambda x: lax.pcast(jnp.ones(1), "all", to="varying"),
-    mesh=_MESH, in_specs=_SPEC, out_specs=_SPEC,
-)  # fmt: skip
-_shard_map = probed(_on_each, _floats(1))
+def on_mesh(function: Callable[..., Any], out: PartitionSpec) -> Equation:
+    """Return the `shard_map` of a function of one number for each of the devices, named "all"."""
+    mesh = AbstractMesh((1,), ("all",), axis_types=(AxisType.Auto,))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("all"), out_specs=out)
+    return probed(mapped, floats(1))
 
-split_p = probed(lambda x: jnp.split(x, 2), _floats(2)).primitive
-tile_p = probed(lambda x: jnp.tile(x, 2), _floats(2)).primitive
-optimization_barrier_p = probed(lax.optimization_barrier, _floats(1)).primitive
+
+shard_map_p = on_mesh(lambda x: x, PartitionSpec("all")).primitive
 ragged_dot_general_p = probed(
-    lax.ragged_dot, _floats(2, 3), _floats(1, 3, 4), _GROUPS
-).primitive  # fmt: skip
-erf_p = probed(lax.erf, _floats()).primitive
-shard_map_p = _shard_map.primitive
-pvary_p = _shard_map.params["jaxpr"].eqns[-1].primitive
+    lax.ragged_dot, floats(2, 3), floats(1, 3, 4), jax.ShapeDtypeStruct((1,), jnp.int32)
+).primitive

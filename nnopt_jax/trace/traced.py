@@ -14,7 +14,7 @@ from nnopt_jax.arrays.base import is_node
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Program, abstract, line_of
 from nnopt_jax.tree.explicit import is_explicit
-from nnopt_jax.tree.paths import path_string
+from nnopt_jax.tree.paths import flatten, path_string
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,18 @@ class Traced:
     def outcome(self, found: Iterable[Any]) -> Any:
         """What the function returns, of the outputs of its program."""
         return jax.tree.unflatten(self.structure, list(found))
+
+    def part(self, outputs: Callable[[Any], Any], found: Sequence[Any]) -> list[Any]:
+        """Those of the outputs of its program that are in a part of what the function returns."""
+        numbers = self.outcome(range(len(found)))
+        return [found[number] for number in jax.tree.leaves(outputs(numbers))]
+
+    def with_parameters(self, leaves: Iterable[Any]) -> Traced:
+        """The function with other values in place of the leaves of its first argument."""
+        left = iter(leaves)
+        pairs = zip(self.values, self.arguments, strict=True)
+        values = tuple(next(left) if which == 0 else value for value, which in pairs)
+        return dataclasses.replace(self, values=values)
 
 
 def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
@@ -146,6 +158,11 @@ def require_function(who: str, function: Any) -> None:
 def is_array(x: Any) -> bool:
     """Whether a traced function has a tracer for it; numbers of Python's own stay what they are."""
     return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+
+
+def arrays_of(tree: Any) -> dict[str, Any]:
+    """Return the arrays and packed leaves of a tree, by path."""
+    return {p: x for p, x in flatten(tree, is_node).items() if is_node(x) or is_array(x)}
 
 
 def shapes_of(tree: Any) -> Any:

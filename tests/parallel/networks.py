@@ -11,6 +11,7 @@ import optax
 
 from nnopt_jax import parallel
 from nnopt_jax.zoo.transformer import Transformer
+from tests import tolerance
 
 MODEL = Transformer(
     inputs=64, classes=64, width=32, heads=4, hidden=64, layers=2, length=16, causal=True
@@ -61,6 +62,12 @@ def params():
 def reference():
     """Loss and gradients on one device."""
     return jax.jit(jax.value_and_grad(loss))(params(), batch())
+
+
+@functools.cache
+def within():
+    """How far apart two orders of the sums of `reference` may lie."""
+    return tolerance.relative(jax.value_and_grad(loss), params(), batch())
 
 
 def mesh(axes):

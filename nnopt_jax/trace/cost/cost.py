@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,56 +27,36 @@ def count_cost(given: Traced, *, latency: bool = False, table: Table = TABLE) ->
         latency: whether to compile and time it; inputs that are shapes are then filled with zeros.
         table: where primitives are described.
     """
-    road, inputs = _road(given, table)
-    program = jax.make_jaxpr(road)(*inputs)
-    origins = [
-        origin
-        for value, origin in zip(given.values, _origins(given), strict=True)
-        for _ in jax.tree.leaves(value)
-    ]
-    found = count(program, origins, table)
-    rows = [
-        _row(path, value, found.rows.get(path, Tally()))
-        for path, value, which in zip(given.paths, given.values, given.arguments, strict=True)
-        if which == 0
-    ]
-    rows += [
-        _row(path, None, found.rows[path])
-        for path in (ACTIVATIONS, ELEMENTWISE) if path in found.rows
-    ]  # fmt: skip
-    time = milliseconds(road, jax.tree.map(_zeros, inputs)) if latency else None
-    return Cost(tuple(rows), time, found.notes)
-
-
-def _road(given: Traced, table: Table) -> tuple[Callable[..., Any], list[Any]]:
-    """What runs, packed leaves on their packed road, and its inputs."""
 
     def road(*values: Any) -> list[Any]:
+        """Run the function, packed leaves on their packed road."""
         leaves = [
             Leaf(value, path) if is_node(value) else value
             for value, path in zip(values, given.paths, strict=True)
         ]
         return run(given.program, leaves, lambda *_: None, table)
 
-    return road, list(given.values)
-
-
-def _origins(given: Traced) -> list[Origin]:
-    return [
+    inputs = list(zip(given.paths, given.values, given.arguments, strict=True))
+    origins = [
         Origin(LEAF, value.size, path) if which == 0 else FLOWING
-        for value, path, which in zip(given.values, given.paths, given.arguments, strict=True)
+        for path, value, which in inputs
+        for _ in jax.tree.leaves(value)
     ]
+    found, notes = count(jax.make_jaxpr(road)(*given.values), origins, table)
+    rows = [
+        _row(path, found.get(path, Tally()), summary(value), value.size, _bytes(tree_bits(value)))
+        for path, value, which in inputs
+        if which == 0
+    ]
+    rows += [_row(path, found[path]) for path in (ACTIVATIONS, ELEMENTWISE) if path in found]
+    time = milliseconds(road, jax.tree.map(_zeros, given.values)) if latency else None
+    return Cost(tuple(rows), time, notes)
 
 
-def _row(path: str, value: Any, tally: Tally) -> CostRow:
+def _row(path: str, tally: Tally, form: str = "", parameters: int = 0, stored: int = 0) -> CostRow:
     macs, flops, transcendentals, read, written = tally
-    return CostRow(
-        path,
-        "" if value is None else summary(value),
-        0 if value is None else value.size,
-        _bytes(tree_bits(value)),
-        macs, flops, transcendentals, _bytes(read), _bytes(written),
-    )  # fmt: skip
+    moved = _bytes(read), _bytes(written)
+    return CostRow(path, form, parameters, stored, macs, flops, transcendentals, *moved)
 
 
 def _bytes(bits: int) -> int:

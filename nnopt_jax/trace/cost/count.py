@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
@@ -59,32 +59,24 @@ class Entry(NamedTuple):
     note: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Counted:
-    """What a program costs.
-
-    Args:
-        rows: by the path of a leaf, or one of the rows of no leaf.
-        notes: what must be known to read the numbers.
-    """
-
-    rows: Mapping[str, Tally]
-    notes: tuple[str, ...]
-
-
-def count(program: Program, origins: Sequence[Origin], table: Table = TABLE) -> Counted:
+def count(
+    program: Program, origins: Sequence[Origin], table: Table = TABLE
+) -> tuple[dict[str, Tally], tuple[str, ...]]:
     """Count what a program costs.
 
     Args:
         program: any.
         origins: where its inputs come from.
         table: where primitives are described.
+
+    Returns:
+        What was counted, by the path of a leaf or by one of the rows of no leaf; and notes of what
+        must be known to read the numbers.
     """
     domain = Counting()
     Walk(domain, table).run(program, origins)
     entries = [domain.entries[location] for location in sorted(domain.entries)]
-    rows = _rows(entries)
-    return Counted(rows, tuple(dict.fromkeys(entry.note for entry in entries if entry.note)))
+    return _rows(entries), tuple(dict.fromkeys(entry.note for entry in entries if entry.note))
 
 
 def _rows(entries: Iterable[Entry]) -> dict[str, Tally]:
@@ -98,6 +90,8 @@ def _rows(entries: Iterable[Entry]) -> dict[str, Tally]:
 @dataclasses.dataclass
 class Counting(Domain[Origin]):
     """The domain of the abstract walk that counts: values are the origins of arrays.
+
+    A layer comes from where the stack does.
 
     Args:
         entries: by location, since bodies of loops are walked more than once.
@@ -113,14 +107,6 @@ class Counting(Domain[Origin]):
         """The last of the two in the order of origins."""
         return max(one, other)
 
-    def layer(self, value: Origin, site: Site) -> Origin:
-        """A layer comes from where the stack does."""
-        return value
-
-    def stack(self, value: Origin, times: int, site: Site) -> Origin:
-        """A stack comes from where its entries do."""
-        return value
-
     def leave(
         self, programs: Programs, values: Sequence[Any], outcomes: Sequence[Any], site: Site
     ) -> None:
@@ -133,10 +119,8 @@ class Counting(Domain[Origin]):
         costs = [_rows(branch.values()) for branch in each]
         flops = [sum(tally.flops for tally in rows.values()) for rows in costs]
         dearest = flops.index(max(flops))
-        for at, branch in enumerate(each):
-            if at != dearest:
-                notes = {at: Entry(x.row, Tally(), x.note) for at, x in branch.items()}
-                self.entries |= notes
+        for branch in (*each[:dearest], *each[dearest + 1 :]):
+            self.entries |= {at: x._replace(tally=Tally()) for at, x in branch.items()}
         if any(rows != costs[dearest] for rows in costs):
             self.entries[site.location] = Entry(ELEMENTWISE, Tally(), _DEAREST)
 
@@ -149,8 +133,7 @@ class Counting(Domain[Origin]):
     ) -> Sequence[Origin]:
         """Note what a step costs."""
         values = [NUMBER if value is None else value for value in values]
-        every = tuple(range(len(values)))
-        sources = rule.sources or (every,) * len(rule.outcomes)
+        sources = map(rule.sources_of, range(len(rule.outcomes)))
         outs = [outcome(rule.chooses, values, operands) for operands in sources]
         if rule.kind is Kind.CONTRACTION:
             entry, outs = _contraction(equation, rule, values, outs[0])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.errors import ShapeError
-from nnopt_jax.trace.abstract_walk import Site
+from nnopt_jax.trace.abstract_walk import Walk
 from nnopt_jax.trace.coupling.coupling_domain import Coupling
 from nnopt_jax.trace.coupling.labels import Book, Labels
 from nnopt_jax.trace.coupling.value import Value, fixed_value
@@ -83,10 +83,9 @@ def analyse(given: Traced, outputs: Outputs, table: Table) -> Analysis:
         else:
             value = fixed_value(book, shape, f"input {path}")
         inputs.append(value)
-    found = domain.walk(given.program, inputs, Site())
-    numbered = given.outcome(range(len(found)))
-    for number in jax.tree.leaves(outputs(numbered)):
-        for own in found[number].axes:
+    found = Walk(domain, table).run(given.program, inputs)
+    for value in given.part(outputs, found):
+        for own in value.axes:
             book.fix(own, "output")
     book.settle()
     return Analysis(given, domain, shapes, labels)

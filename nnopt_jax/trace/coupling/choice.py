@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.arrays.base import is_node
@@ -18,8 +17,7 @@ from nnopt_jax.errors import (
     nearest,
 )
 from nnopt_jax.trace.coupling.dimension import Dimension
-from nnopt_jax.trace.traced import is_array
-from nnopt_jax.tree.paths import flatten
+from nnopt_jax.trace.traced import arrays_of
 from nnopt_jax.typing import Params, Path, Shape
 
 Keep = Mapping[str, Any]
@@ -69,25 +67,34 @@ def chosen(who: str, known: Sequence[Dimension], keep: Keep) -> list[tuple[Dimen
     return found
 
 
-def checked(who: str, shapes: Mapping[Path, Shape], params: Params) -> dict[Path, Any]:
-    """The leaves of a tree, which must be arrays of these shapes."""
-    every = flatten(params, is_node)
-    leaves = {path: x for path, x in every.items() if is_array(x) or is_node(x)}
+_LOST = "is missing; give the parameters that the graph was made of."
+
+
+def checked(
+    who: str, shapes: Mapping[Path, Shape], params: Params, text: str = _LOST, packed: bool = False
+) -> dict[Path, Any]:
+    """The leaves of a tree, which must be arrays of these shapes.
+
+    Args:
+        who: asks, for errors.
+        shapes: by path.
+        params: the tree.
+        text: what is said of leaves that are missing.
+        packed: whether leaves may be packed.
+    """
+    leaves = arrays_of(params)
     lost, nodes, misfit = Problems(who), Problems(who), Problems(who)
     for path in shapes:
         if path not in leaves:
-            lost.add(path, "is missing; give the parameters that the graph was made of.")
+            lost.add(path, text)
     for path, leaf in leaves.items():
         if path not in shapes:
             lost.add(path, f"is not a leaf of the graph.{nearest(path, shapes)}")
-        elif is_node(leaf):
+        elif is_node(leaf) and not packed:
             nodes.add(path, f"is a {type(leaf).__name__}; give nnopt.materialize(params).")
-        elif jnp.shape(leaf) != shapes[path]:
-            misfit.add(
-                path,
-                f"has shape {jnp.shape(leaf)}, and {shapes[path]} in the graph; "
-                "make a graph of these parameters.",
-            )
+        elif tuple(leaf.shape) != shapes[path]:
+            both = f"{tuple(leaf.shape)}, and {shapes[path]} in the graph"
+            misfit.add(path, f"has shape {both}; make a graph of these parameters.")
     lost.raise_as(SelectionError)
     nodes.raise_as(CompositionError)
     misfit.raise_as(ShapeError)

@@ -17,8 +17,8 @@ from nnopt_jax.trace.control import is_inlined
 from nnopt_jax.trace.coupling.derivatives import Derived, derive
 from nnopt_jax.trace.coupling.labels import Book, Labels
 from nnopt_jax.trace.coupling.step_labels import StepLabels
-from nnopt_jax.trace.coupling.value import Left, Reason, Value, agreed, made_value
-from nnopt_jax.trace.jaxpr import Equation, Program
+from nnopt_jax.trace.coupling.value import Left, Reason, Value, agreed, made_value, ordered_value
+from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives import TABLE, MeshCut, Programs, Rule, Table
 
 
@@ -52,17 +52,10 @@ class Coupling:
     table: Table = TABLE
     notes: dict[Location, Note] = dataclasses.field(default_factory=dict)
 
-    def walk(self, program: Program, inputs: Sequence[Value], site: Site) -> list[Value]:
-        """Walk a program and return the values of its outputs."""
-        return Walk(self, self.table).run(program, inputs, site=site)
-
     def constant(self, x: Any) -> Value:
         """An array that the program brings: it is cut where what it is combined with is."""
         if isinstance(x, Tracer) or jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
-            value = made_value(self.book, np.shape(x))
-            for labels in value.axes:
-                self.book.order(labels)
-            return value
+            return ordered_value(self.book, np.shape(x))
         array = np.asarray(x)
         alike = array.size and bool((array == array.flat[0]).all())
         value = made_value(self.book, array.shape, _number(array.flat[0]) if alike else None)
@@ -133,7 +126,8 @@ class Coupling:
         """Note a step that holds programs; analyze its own derivative rule."""
         home = _home(site)
         ins = [None if value is None else value.within(home) for value in values]
-        derived = derive(self, site, ins, outcomes) if programs.own_derivative else None
+        walk = Walk(self, self.table)
+        derived = derive(walk, site, ins, outcomes) if programs.own_derivative else None
         self.notes[site.location] = Note(None, ins, outcomes, derived)
 
     def step(

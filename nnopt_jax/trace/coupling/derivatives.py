@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.trace.abstract_walk import Location, Site
+from nnopt_jax.trace.abstract_walk import Location, Site, Walk
 from nnopt_jax.trace.coupling.value import Left, Value
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives
 
@@ -30,24 +30,15 @@ class Derived(NamedTuple):
     outputs: Sequence[Value]
 
 
-class Domain(Protocol):
-    """What the analysis of a derivative rule needs."""
-
-    def walk(self, program: Program, inputs: Sequence[Value], site: Site) -> list[Value]:
-        """Walk a program."""
-        ...
-
-    def join(self, one: Value, other: Value) -> Value:
-        """Join two arrays."""
-        ...
-
+Plain = Callable[..., list[Any]]
+"""Computes the program of a step at smaller sizes."""
 
 Run = Callable[[int, Sequence[Any]], list[Any]]
 """Computes a program of a rule at smaller sizes, by its number."""
 
 
 def derive(
-    domain: Domain, site: Site, ins: Sequence[Any], outs: Sequence[Any]
+    walk: Walk[Value], site: Site, ins: Sequence[Any], outs: Sequence[Any]
 ) -> Callable[[], tuple[Derived, ...]]:
     """Return a function that finds the programs of the derivative rule of a step.
 
@@ -55,14 +46,14 @@ def derive(
     where they are used.
 
     Args:
-        domain: the analysis.
+        walk: the analysis.
         site: of the step.
         ins: its operands.
         outs: its outcomes.
     """
     equation = site.around[-1]
     rule = _pushed if equation.primitive is primitives.custom_jvp_call_p else _pulled
-    found = functools.cache(lambda: rule(domain, site, ins, outs))
+    found = functools.cache(lambda: rule(walk, site, ins, outs))
     pairs = zip(site.around[:-1], site.location[1::2], strict=False)
     if not any(outer.primitive in DERIVED and at for outer, at in pairs):
         # A rule that cannot be traced fails where it is used, as it does in the model.
@@ -71,18 +62,19 @@ def derive(
     return found
 
 
-def _walked(domain: Domain, site: Site, number: int, program: Any, inputs: Any) -> Derived:
+def _walked(
+    walk: Walk[Value], site: Site, number: int, program: Any, inputs: Any, known: Sequence[Value]
+) -> Derived:
+    """Walk a program of a rule; its first outputs are arrays of which something is known."""
     inner = site.inner(number)
-    return Derived(program, inner.location, domain.walk(program, inputs, inner))
-
-
-def _joined(domain: Domain, ours: Sequence[Any], theirs: Sequence[Value]) -> None:
-    for one, other in zip(ours, theirs, strict=True):
-        domain.join(one, other)
+    found = walk.run(program, inputs, site=inner)
+    for one, other in zip(known, found, strict=False):
+        walk.domain.join(one, other)
+    return Derived(program, inner.location, found)
 
 
 def _pushed(
-    domain: Domain, site: Site, ins: Sequence[Value], outs: Sequence[Value]
+    walk: Walk[Value], site: Site, ins: Sequence[Value], outs: Sequence[Value]
 ) -> tuple[Derived, ...]:
     """The program of a `jvp` rule: outcomes, their slopes, and integers."""
     equation = site.around[-1]
@@ -93,10 +85,9 @@ def _pushed(
 
     program = jax.make_jaxpr(pushed)(tuple(moving), others, tuple(moving))
     values, rest = _divided(equation.invars, ins)
-    derived = _walked(domain, site, 1, program, [*values, *rest, *map(_slope, values)])
     floats, ints = _divided(equation.outvars, outs)
-    _joined(domain, [*floats, *floats, *ints], derived.outputs)
-    return (derived,)
+    given, known = [*values, *rest, *map(_slope, values)], [*floats, *floats, *ints]
+    return (_walked(walk, site, 1, program, given, known),)
 
 
 def _slope(value: Value) -> Value:
@@ -107,7 +98,7 @@ def _slope(value: Value) -> Value:
 
 
 def _pulled(
-    domain: Domain, site: Site, ins: Sequence[Value], outs: Sequence[Value]
+    walk: Walk[Value], site: Site, ins: Sequence[Value], outs: Sequence[Value]
 ) -> tuple[Derived, ...]:
     """The programs of a `vjp` rule: forward, which keeps values, and backward."""
     equation = site.around[-1]
@@ -120,25 +111,17 @@ def _pulled(
     program, (shown, _, back) = jax.make_jaxpr(ahead, return_shape=True)(tuple(moving), others)
     leaves, tree = jax.tree.flatten(back)
     values, more = _divided(equation.invars, ins)
-    forward = _walked(domain, site, 1, program, [*values, *more])
     floats, ints = _divided(equation.outvars, outs)
-    count = len(floats) + len(ints)
-    _joined(domain, [*floats, *ints], forward.outputs[:count])
+    forward = _walked(walk, site, 1, program, [*values, *more], [*floats, *ints])
     again = jax.make_jaxpr(lambda leaves, slopes: jax.tree.unflatten(tree, leaves)(slopes))(
         leaves, shown
     )
     slopes = [Value(x.axes, (Left.UNKNOWN,) * len(x.axes)) for x in floats]
-    backward = _walked(domain, site, 2, again, [*forward.outputs[count:], *slopes])
-    _joined(domain, values, backward.outputs)
-    return forward, backward
+    kept = forward.outputs[len(outs) :]
+    return forward, _walked(walk, site, 2, again, [*kept, *slopes], values)
 
 
-def run_pushed(
-    equation: Equation,
-    values: Sequence[Any],
-    plain: Callable[..., list[Any]],
-    run: Run,
-) -> list[Any]:
+def run_pushed(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
     """Compute a function that has a `jvp` rule, and keeps it.
 
     Args:
@@ -157,20 +140,12 @@ def run_pushed(
         count = sum(map(_inexact, equation.outvars))
         shown, along, rest = found[:count], found[count : 2 * count], found[2 * count :]
         still = [np.zeros(np.shape(x), jax.dtypes.float0) for x in rest]
-        return (
-            _united(equation.outvars, shown, rest),
-            _united(equation.outvars, along, still),
-        )
+        return _united(equation.outvars, shown, rest), _united(equation.outvars, along, still)
 
     return forward(*values)
 
 
-def run_pulled(
-    equation: Equation,
-    values: Sequence[Any],
-    plain: Callable[..., list[Any]],
-    run: Run,
-) -> list[Any]:
+def run_pulled(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
     """Compute a function that has a `vjp` rule, and keeps it; the arguments are as above."""
     function = jax.custom_vjp(plain)
 
@@ -189,10 +164,7 @@ def run_pulled(
     return function(*values)
 
 
-DERIVED = {
-    primitives.custom_jvp_call_p: run_pushed,
-    primitives.custom_vjp_call_p: run_pulled,
-}
+DERIVED = {primitives.custom_jvp_call_p: run_pushed, primitives.custom_vjp_call_p: run_pulled}
 """How functions with derivative rules of their own run at smaller sizes."""
 
 

@@ -118,12 +118,9 @@ def _kinds(rows: np.ndarray) -> np.ndarray:
     )
     units, start = np.unique(rows[first, _UNIT], return_index=True)
     _, part = np.unique(parts[first] * (counts.max() + 1) + counts, return_inverse=True)
-    # Kinds are sets of parts; sums of well mixed words stand for them.
-    words = (part.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)
-    words ^= words >> np.uint64(31)
-    _, kind = np.unique(np.add.reduceat(words, start), return_inverse=True)
+    # Kinds are sets of parts; sums of random words stand for them, and their order is of no matter.
+    words = np.random.default_rng(0).integers(1 << 63, size=part.max() + 1, dtype=np.uint64)
+    _, kind = np.unique(np.add.reduceat(words[part], start), return_inverse=True)
     return kind[np.searchsorted(units, rows[:, _UNIT])]
 
 

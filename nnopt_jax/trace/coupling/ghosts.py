@@ -6,7 +6,9 @@ not zero; a sum over features counts it as often as there are such features.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,24 +21,24 @@ from nnopt_jax.trace.jaxpr import Equation, Program
 from nnopt_jax.typing import Array
 
 
-class Frame(NamedTuple):
-    """A program that runs: its values so far, and where its inputs came from.
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A program that runs: its values so far, and where they came from.
 
     Args:
         program: the program.
         location: where it is.
         values: of its variables.
         made: the step that made each variable.
-        origins: of inputs of inlined programs: the frame and the variable there.
-        inner: frames of inlined programs, by the number of the step that holds them.
+        origins: of inputs of inlined programs, and of what these return: the frame and the variable
+            there.
     """
 
     program: Program
     location: Location
-    values: dict[Any, Any]
-    made: dict[Any, RunStep]
-    origins: dict[Any, tuple[Frame, Any]]
-    inner: dict[int, Frame]
+    values: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    made: dict[Any, RunStep] = dataclasses.field(default_factory=dict)
+    origins: dict[Any, tuple[Frame, Any]] = dataclasses.field(default_factory=dict)
 
 
 class RunStep(NamedTuple):
@@ -57,53 +59,38 @@ class RunStep(NamedTuple):
     given: list[Any]
 
 
-class Running(Protocol):
-    """What ghosts need of the run."""
-
-    def compute(self, step: RunStep, values: list[Any], single: int | None = None) -> list[Any]:
-        """Compute a step that holds no program; outcomes may have one element along an axis."""
-        ...
+Compute = Callable[[RunStep, list[Any], int], list[Any]]
+"""Computes a step that holds no program; its outcomes have one element along an axis."""
 
 
-class Ghosts(NamedTuple):
-    """Computes what a variable holds at one removed element, backwards from where that counts.
+def ghost(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
+    """Return what an operand holds at one removed element: an array of size 1 along the axis.
 
     Args:
-        running: the run.
+        compute: computes steps of the run.
+        step: what the operand is given to.
+        operand: the number of the operand; it holds the same for all removed units.
+        axis: where units are removed.
     """
+    value, x = step.note.ins[operand], step.given[operand]
+    assert value is not None
+    if len(value.axes[axis]) == 1:  # repeated along it
+        return x
+    left = value.remains(axis)
+    if isinstance(left, Left):
+        return _made(compute, step.frame, step.equation.invars[operand], axis)
+    shape = [1 if a == axis else size for a, size in enumerate(np.shape(x))]
+    return jnp.full(shape, left, x.dtype)
 
-    running: Running
 
-    def of(self, frame: Frame, variable: Any, axis: int) -> Array:
-        """Return an array of the shape of a variable, of size 1 along the axis.
-
-        Args:
-            frame: the program of the variable.
-            variable: what it would hold there is the same for all removed units.
-            axis: where units are removed.
-        """
-        if variable in frame.origins:
-            return self.of(*frame.origins[variable], axis)
-        step = frame.made[variable]
-        which = step.equation.outvars.index(variable)
-        if step.number in frame.inner:
-            inner = frame.inner[step.number]
-            return self.of(inner, inner.program.jaxpr.outvars[which], axis)
-        assert step.note.rule is not None
-        values = list(step.given)
-        for operand, own in (followed(step.note.rule, which, axis) or {}).items():
-            values[operand] = self.operand(step, operand, own)
-        return self.running.compute(step, values, axis)[which]
-
-    def operand(self, step: RunStep, operand: int, axis: int) -> Array:
-        """Likewise of an operand of a step, by its number."""
-        value, x = step.note.ins[operand], step.given[operand]
-        assert value is not None
-        if len(value.axes[axis]) == 1:  # repeated along it
-            return x
-        left = value.remains(axis)
-        if isinstance(left, Left):
-            return self.of(step.frame, step.equation.invars[operand], axis)
-        shape = list(np.shape(x))
-        shape[axis] = 1
-        return jnp.full(shape, left, x.dtype)
+def _made(compute: Compute, frame: Frame, variable: Any, axis: int) -> Array:
+    """Likewise of a variable: computed backwards from where it counts."""
+    if variable in frame.origins:
+        return _made(compute, *frame.origins[variable], axis)
+    step = frame.made[variable]
+    which = step.equation.outvars.index(variable)
+    assert step.note.rule is not None
+    values = list(step.given)
+    for operand, own in (followed(step.note.rule, which, axis) or {}).items():
+        values[operand] = ghost(compute, step, operand, own)
+    return compute(step, values, axis)[which]

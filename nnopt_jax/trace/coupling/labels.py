@@ -67,12 +67,14 @@ class Book:
 
     def _grow(self, size: int) -> None:
         more = max(size, 2 * len(self._parent)) - len(self._parent)
-        for name, blank in (
-            ("_parent", 0), ("_first", -1), ("_second", -1),
-            ("_why", 0), ("_read", False), ("_counted", False), ("_ordered", False),
-        ):  # fmt: skip
-            old = getattr(self, name)
-            setattr(self, name, np.concatenate([old, np.full(more, blank, old.dtype)]))
+        for name in ("_parent", "_first", "_second", "_why", "_read", "_counted", "_ordered"):
+            blank = -1 if name in ("_first", "_second") else 0
+            setattr(self, name, np.pad(getattr(self, name), (0, more), constant_values=blank))
+
+    @property
+    def _known(self) -> tuple[np.ndarray, ...]:
+        """What is known of sets, and of the larger set where two are joined."""
+        return self._why, self._read, self._counted, self._ordered
 
     def fixed(self, size: int, reason: Any) -> Labels:
         """Labels of elements that stay, for a reason; all the same."""
@@ -191,21 +193,14 @@ class Book:
             lost.append(high)
         gone = np.unique(np.concatenate(lost)) if lost else np.zeros(0, np.int64)
         roots = self.find(gone)
-        np.maximum.at(self._why, roots, self._why[gone])
-        np.logical_or.at(self._read, roots, self._read[gone])
-        np.logical_or.at(self._counted, roots, self._counted[gone])
-        np.logical_or.at(self._ordered, roots, self._ordered[gone])
+        for known in self._known:
+            np.maximum.at(known, roots, known[gone])
         pairs = self._first[gone] >= 0
         gone, roots = gone[pairs], roots[pairs]
         bare = self._first[roots] < 0
         self._first[roots[bare]] = self._first[gone[bare]]
         self._second[roots[bare]] = self._second[gone[bare]]
-        if not gone.size:
-            return []
-        return [
-            (self._first[gone], self._first[roots]),
-            (self._second[gone], self._second[roots]),
-        ]
+        return [(self._first[gone], self._first[roots]), (self._second[gone], self._second[roots])]
 
     def paired(self, first: Labels, second: Labels) -> Labels:
         """For each element a label that is removed where either of two is."""
@@ -254,7 +249,7 @@ class Book:
         pairs, first, second = self._pairs()
         self._untie(pairs, first, second)
         parts, twice = np.concatenate([first, second]), np.tile(pairs, 2)
-        for known in (self._why, self._read, self._counted, self._ordered):
+        for known in self._known:
             while True:
                 before = known[parts]
                 gets = (before == 0) & (known[twice] != 0)

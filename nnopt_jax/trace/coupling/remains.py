@@ -59,8 +59,7 @@ def constant_of(
     equation: Equation, rule: Rule, values: Sequence[Value], outcome: int
 ) -> float | None:
     """Return what every element of an outcome is, where that is known."""
-    sources = range(len(values)) if rule.sources is None else rule.sources[outcome]
-    constants = [values[i].constant for i in sources if i in rule.data]
+    constants = [values[i].constant for i in rule.sources_of(outcome) if i in rule.data]
     if rule.kind is Kind.REDUCTION:
         return 0.0 if rule.absorbs and constants == [0.0] else None
     if rule.kind is Kind.ELEMENTWISE:
@@ -130,8 +129,7 @@ def followed(rule: Rule, outcome: int, axis: int) -> dict[int, int] | None:
     """
     if rule.kind not in _FOLLOWED or rule.mesh:
         return None
-    size = rule.outcome_shapes[outcome][axis]
-    factor = _single(rule, rule.outcomes[outcome][axis], size)
+    factor = _single(rule, rule.outcomes[outcome][axis], rule.outcome_shapes[outcome][axis])
     if factor is None or factor in rule.whole:
         return None
     found = {}
@@ -146,7 +144,5 @@ def followed(rule: Rule, outcome: int, axis: int) -> dict[int, int] | None:
 
 def _single(rule: Rule, dim: Dim, size: int) -> Factor | None:
     """Return the factor that a dimension is, in order and all of it."""
-    if len(dim) != 1 or dim[0].start != 0 or dim[0].holes != 1 or len(dim[0].factors) != 1:
-        return None
-    ((factor, stride),) = dim[0].factors
-    return factor if stride == 1 and rule.sizes[factor] == size else None
+    alone = rule.is_whole(dim, size) and len(dim[0].factors) == 1
+    return dim[0].names[0] if alone else None

@@ -79,12 +79,8 @@ class SmallerFunction:
         given = traced(self.function, (unflatten(params, old), *args), kwargs)
         analysis = analyse(given, self.outputs, self.table)
         running = SmallerRun(analysis.domain, lambda: self._removed(analysis))
-        small = iter(leaves.values())
-        values = [
-            next(small) if argument == 0 else value
-            for argument, value in zip(given.arguments, given.values, strict=True)
-        ]
-        return given.outcome(running.run(given.program, values))
+        small = given.with_parameters(leaves.values())
+        return given.outcome(running.run(given.program, small.values))
 
     def _removed(self, analysis: Analysis) -> np.ndarray:
         """Of every label whether it goes: units go of which every element does."""

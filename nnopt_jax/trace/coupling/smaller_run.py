@@ -12,12 +12,11 @@ import numpy as np
 from jax import lax
 
 from nnopt_jax.trace.abstract_walk import Location
-from nnopt_jax.trace.control import CONTROL, Inside, Slices, is_inlined
+from nnopt_jax.trace.control import CONTROL, Inside, is_inlined
 from nnopt_jax.trace.coupling.coupling_domain import Coupling
 from nnopt_jax.trace.coupling.derivatives import DERIVED, Derived
-from nnopt_jax.trace.coupling.ghosts import Frame, Ghosts, RunStep
+from nnopt_jax.trace.coupling.ghosts import Frame, RunStep, ghost
 from nnopt_jax.trace.coupling.labels import Labels
-from nnopt_jax.trace.coupling.step_labels import covers
 from nnopt_jax.trace.jaxpr import Program, bind, read
 from nnopt_jax.trace.liveness import live, operands_needed, outputs_needed
 from nnopt_jax.trace.primitives import Kind, Programs, Rule, factors_of
@@ -46,8 +45,7 @@ class SmallerRun:
             values: its inputs, without what is removed.
             location: where it is.
         """
-        frame = Frame(program, location, {}, {}, {}, {})
-        return self.run_frame(frame, values, [True] * len(program.jaxpr.outvars))
+        return self.run_frame(Frame(program, location), values, [True] * len(program.jaxpr.outvars))
 
     def run_frame(self, frame: Frame, values: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
         """Compute the wanted outputs of a program, and keep all values in its frame."""
@@ -104,7 +102,7 @@ class SmallerRun:
         for axis, (labels, dim) in enumerate(zip(value.axes, rule.operands[0], strict=True)):
             count = len(labels) - self._size(labels)
             if count and factors_of([dim]) <= rule.reduced and value.remains(axis) != rule.neutral:
-                (each,) = self.compute(step, [Ghosts(self).operand(step, 0, axis)])
+                (each,) = self.compute(step, [ghost(self.compute, step, 0, axis)])
                 total = total + count * each
         return [total]
 
@@ -113,7 +111,7 @@ class SmallerRun:
         (value,) = step.note.ins
         assert value is not None
         for axis, (dim, labels) in enumerate(zip(rule.operands[0], value.axes, strict=True)):
-            if covers(dim[0], len(labels), rule.sizes):
+            if rule.is_whole(dim, len(labels)):
                 continue
             at, kept = dim[0].indices(rule.sizes).ravel(), self.kept(labels)
             if kept is not None:
@@ -165,7 +163,7 @@ def _is_slice(rule: Rule) -> bool:
         return False
     names = [dim[0].names for dim in ours]
     return names == [dim[0].names for dim in theirs] and not all(
-        covers(dim[0], n, rule.sizes) for dim, n in zip(ours, rule.operand_shapes[0], strict=True)
+        rule.is_whole(dim, n) for dim, n in zip(ours, rule.operand_shapes[0], strict=True)
     )
 
 
@@ -209,22 +207,15 @@ class SmallerPrograms(Inside):
         if inner.outputs:
             table = self.running.domain.table
             wanted = outputs_needed(self.programs, inner, self.needed, table)
-        frame = Frame(program, (*step.frame.location, step.number, at), {}, {}, {}, {})
-        if is_inlined(step.equation):
-            step.frame.inner[step.number] = frame
-            outside = ((step.frame, step.equation.invars[i]) for i in inner.inputs)
-            frame.origins.update(zip(program.jaxpr.invars, outside, strict=True))
+        frame, outer = Frame(program, (*step.frame.location, step.number, at)), step.frame
+        if is_inlined(step.equation):  # of all its operands, and to all its outcomes
+            for own, x in zip(program.jaxpr.invars, step.equation.invars, strict=True):
+                frame.origins[own] = outer, x
+            for own, x in zip(program.jaxpr.outvars, step.equation.outvars, strict=True):
+                outer.origins[x] = frame, own
         found = self.running.run_frame(frame, values, wanted)
         for number, outcome in enumerate(inner.outputs):
             if found[number] is not None and (value := step.note.outs[outcome]) is not None:
                 axes = value.axes[1:] if outcome in self.programs.stacked else value.axes
                 found[number] = self.running.cut(found[number], axes)
         return found, ()
-
-    def dense(self, values: Sequence[Any]) -> list[Any]:
-        """All values are arrays."""
-        return list(values)
-
-    def slices(self, value: Any) -> Slices:
-        """The scan itself cuts arrays."""
-        return Slices(value, lambda part, _: part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from nnopt_jax.trace.abstract_walk import Site
 from nnopt_jax.trace.coupling.labels import KEPT, Book, Labels
 from nnopt_jax.trace.coupling.remains import along_factor, constant_of, followed
-from nnopt_jax.trace.coupling.value import Left, Reason, Remains, Value, agreed
+from nnopt_jax.trace.coupling.value import Left, Reason, Remains, Value, agreed, ordered_value
 from nnopt_jax.trace.jaxpr import Equation, primitives
 from nnopt_jax.trace.primitives import Dim, Factor, Kind, Place, Rule, Start, factors_of
 
@@ -76,13 +75,7 @@ class StepLabels:
         """Positions and random numbers: computed in full, and cut where units are removed."""
         for labels in (x for value in self.values for x in value.axes):
             self.fix(labels, "{} needs it whole")
-        found = []
-        for shape in self.rule.outcome_shapes:
-            axes = tuple(map(self.book.fresh, shape))
-            for labels in axes:
-                self.book.order(labels)
-            found.append(Value(axes, (Left.UNKNOWN,) * len(shape)))
-        return found
+        return [ordered_value(self.book, shape) for shape in self.rule.outcome_shapes]
 
     def _enter(self, number: int, value: Value, axis: int, place: Place) -> None:
         """Give the labels at one place of an operand to the factors there."""
@@ -121,7 +114,7 @@ class StepLabels:
         Arrays of labels are known by identity, so that few are compared.
         """
         sizes = self.rule.sizes
-        if not covers(place, len(labels), sizes):
+        if not place.covers(len(labels), sizes):
             labels = labels[place.indices(sizes).ravel()]
         for factor in place.names[:-1]:
             if sizes[factor] == 1 or not labels.size:
@@ -208,7 +201,7 @@ class StepLabels:
             rule.operands[0], rule.outcomes[0], rule.operand_shapes[0], strict=True
         ):
             spread = any(stride != 1 for _, stride in theirs.factors)
-            if spread or not covers(ours, size, rule.sizes):
+            if spread or not ours.covers(size, rule.sizes):
                 self.fix(self.labels[ours.names[0]], "its elements are spread apart")
 
     def _outcome(self, number: int) -> Value:
@@ -228,12 +221,12 @@ class StepLabels:
 
     def _composed(self, dim: Dim, size: int) -> Labels:
         """Return the labels along a dimension of an outcome."""
+        if self.rule.is_whole(dim, size):
+            return self._merged(dim[0])
         if self.rule.kind is Kind.UPDATE and len(dim) > 1:
             for factor in factors_of([dim]):
                 self.fix(self._labels(factor), _LOOKED)
             return self.labels[dim[0].names[0]]
-        if len(dim) == 1 and covers(dim[0], size, self.rule.sizes):
-            return self._merged(dim[0])
         labels = self.book.fixed(size, "padded")
         for place in dim:
             if not isinstance(place.start, Start):
@@ -274,23 +267,10 @@ class StepLabels:
         ]
         found = self._left_of(each, names)
         if rule.fills is not None and found != self.values[rule.fills].constant:
-            sizes, shape = rule.sizes, rule.outcome_shapes[number]
+            shape = rule.outcome_shapes[number]
             others = (a for a in range(len(shape)) if a != axis)
-            if not all(covers(rule.outcomes[number][a][0], shape[a], sizes) for a in others):
+            if not all(rule.is_whole(rule.outcomes[number][a], shape[a]) for a in others):
                 return Left.UNKNOWN
         if found is Left.ALIKE and followed(rule, number, axis) is None:
             return Left.UNKNOWN
         return found
-
-
-def covers(place: Place, size: int, sizes: tuple[int, ...]) -> bool:
-    """Return whether a place is all of a dimension, in order.
-
-    Args:
-        place: of one dimension.
-        size: of the dimension.
-        sizes: of the factors.
-    """
-    if place.start != 0 or (place.factors and place.factors[-1][1] != 1):
-        return False
-    return math.prod([sizes[factor] for factor, _ in place.factors]) == size

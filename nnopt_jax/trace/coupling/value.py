@@ -47,11 +47,6 @@ class Value(NamedTuple):
     home: Location = ()
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape before anything is removed."""
-        return tuple(map(len, self.axes))
-
-    @property
     def brings_no_units(self) -> bool:
         """Whether a step of parameters and this array is a step of parameters."""
         return self.parameter or not self.axes or self.constant is not None
@@ -76,6 +71,14 @@ def fixed_value(book: Book, shape: Sequence[int], reason: Any) -> Value:
 def made_value(book: Book, shape: Sequence[int], constant: float | None = None) -> Value:
     """Return an array that is there before any parameter, and can be cut anywhere."""
     return Value(tuple(map(book.fresh, shape)), (Left.UNKNOWN,) * len(shape), constant)
+
+
+def ordered_value(book: Book, shape: Sequence[int]) -> Value:
+    """Return an array whose elements differ, so that they cannot change places."""
+    value = made_value(book, shape)
+    for labels in value.axes:
+        book.order(labels)
+    return value
 
 
 def agreed(remains: Sequence[Remains]) -> Remains:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
 from nnopt_jax.trace.primitives.places import Dim, Place, Start
-from nnopt_jax.trace.primitives.primitive_names import named
-from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, Rule
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule
 
 _PRODUCT_AND_SUM = Flops(2)
 
@@ -107,9 +106,9 @@ def _convolution(equation: Equation) -> Rule:
     )  # fmt: skip
 
 
-CONTRACTIONS = {
-    **dict.fromkeys(named("dot_general"), _dot),
-    **dict.fromkeys(named("ragged_dot_general"), _ragged_dot),
-    **dict.fromkeys(named("conv_general_dilated"), _convolution),
+CONTRACTIONS: dict[str, MakeRule] = {
+    "dot_general": _dot,
+    "ragged_dot_general": _ragged_dot,
+    "conv_general_dilated": _convolution,
 }
 """Rules of contractions."""

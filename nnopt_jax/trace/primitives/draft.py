@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,11 +52,9 @@ class Draft:
 
     def mixed(self, *factors: Factor) -> Dim:
         """Return a dimension that several factors make up, from major to minor."""
-        places, stride = [], 1
-        for factor in reversed(factors):
-            places.append((factor, stride))
-            stride *= self.sizes[factor]
-        return (Place(tuple(reversed(places))),)
+        sizes = [self.sizes[factor] for factor in factors]
+        strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+        return (Place(tuple(zip(factors, strides, strict=True))),)
 
     def unread(self, operand: int) -> list[Dim]:
         """Return the dimensions of an operand that is needed as a whole: new factors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,26 +10,10 @@ import jax.numpy as jnp
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes, shape_of
 from nnopt_jax.trace.primitives.places import ONE, axis
-from nnopt_jax.trace.primitives.primitive_names import named
-from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, Rule, Same
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule, Same
 
-_ZERO_TO_ZERO = named(
-    "abs ceil conj floor imag neg population_count real round sign square "
-    "asin asinh atan atanh bessel_i1e cbrt erf erf_inv expm1 log1p sin sinh sqrt tan tanh"
-)
-"""Functions of one operand that are zero where it is."""
-
-_ONE_OPERATION = named(
-    "abs add add_jaxvals and ceil clamp clz conj eq eq_to floor ge gt is_finite le le_to lt lt_to "
-    "max min mul ne neg nextafter not or population_count rem round shift_left "
-    "shift_right_arithmetic shift_right_logical sign square sub xor div select_n"
-)
-_TRANSCENDENTAL = named(
-    "acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt cos cosh digamma erf "
-    "erf_inv erfc exp exp2 expm1 igamma igamma_grad_a igammac lgamma log log1p log2 polygamma pow "
-    "regularized_incomplete_beta rsqrt sin sinh sqrt tan tanh zeta"
-)
-"""Functions that XLA counts as one each, however a backend computes them."""
+_OPERATION, _FUNCTION = Flops(1), Flops(0, 1)
+"""What XLA counts for most primitives; a transcendental is one, however a backend computes it."""
 
 
 def elementwise_rule(equation: Equation, **facts: Any) -> Rule:
@@ -49,39 +34,27 @@ def elementwise_rule(equation: Equation, **facts: Any) -> Rule:
     return draft.rule(Kind.ELEMENTWISE, operands, outcomes, **facts)
 
 
-def _plain(equation: Equation) -> Rule:
-    primitive = equation.primitive
-    operations = int(primitive in _ONE_OPERATION)
-    absorbs = _ABSORBING.get(primitive, (0,) if primitive in _ZERO_TO_ZERO else ())
-    return elementwise_rule(
-        equation,
-        flops=_FLOPS.get(primitive, Flops(operations, int(primitive in _TRANSCENDENTAL))),
-        absorbs=absorbs,
-        chooses=(0,) if primitive in _SELECTING else (),
-        same=Same.SCALED if _is_scaled(equation) else Same.NO,
-    )
+def _each(flops: Flops, *absorbs: int, **facts: Any) -> MakeRule:
+    """Return a maker of rules.
+
+    Args:
+        flops: what an entry of the outcome costs.
+        *absorbs: operands whose zeros make zeros.
+        **facts: further fields of `Rule`.
+    """
+    return functools.partial(elementwise_rule, flops=flops, absorbs=absorbs, **facts)
 
 
-_ABSORBING = {
-    **dict.fromkeys(named("mul and"), (0, 1)),
-    **dict.fromkeys(named("div rem shift_left shift_right_arithmetic shift_right_logical"), (0,)),
-}
-_FLOPS = {
-    **dict.fromkeys(named("logistic"), Flops(3, 1)),  # 1 / (1 + exp(-x))
-    **dict.fromkeys(named("one_minus_square"), Flops(2, 0)),
-}
-_SELECTING = named("select_n")
-_NEGATING, _SCALING, _DIVIDING = named("neg"), named("mul div"), named("div")
+def _scaled(*absorbs: int) -> MakeRule:
+    """Return a maker for products: a single number scales an operand whose zeros make zeros."""
 
+    def make(equation: Equation) -> Rule:
+        ranks = [len(shape_of(x)) for x in equation.invars]
+        is_scaled = any(ranks[i] > ranks[1 - i] == 0 for i in absorbs)
+        same = Same.SCALED if is_scaled else Same.NO
+        return _each(_OPERATION, *absorbs, same=same)(equation)
 
-def _is_scaled(equation: Equation) -> bool:
-    """Return whether one operand is multiplied by a single number."""
-    if equation.primitive in _NEGATING:
-        return True
-    if equation.primitive not in _SCALING:
-        return False
-    first, second = (len(shape_of(x)) for x in equation.invars)
-    return (second == 0 < first) or (first == 0 < second and equation.primitive not in _DIVIDING)
+    return make
 
 
 def _cast(equation: Equation) -> Rule:
@@ -91,10 +64,6 @@ def _cast(equation: Equation) -> Rule:
     rounds = jnp.issubdtype(after, jnp.inexact) or integers
     same = Same.IDENTITY if before == after else Same.CAST if rounds else Same.NO
     return elementwise_rule(equation, flops=Flops(int(before != after)), same=same, absorbs=(0,))
-
-
-def _reduced_precision(equation: Equation) -> Rule:
-    return elementwise_rule(equation, flops=Flops(1), same=Same.CAST, absorbs=(0,))
 
 
 def _integer_power(equation: Equation) -> Rule:
@@ -121,17 +90,28 @@ def _reinterpreted(equation: Equation) -> Rule:
     )
 
 
-ELEMENTWISE = {
-    **dict.fromkeys(
-        (
-            *_ONE_OPERATION, *_TRANSCENDENTAL, *_FLOPS,
-            *named("real imag complex"),
-        ),
-        _plain,
+ELEMENTWISE: dict[str, MakeRule] = {
+    "complex": _each(Flops()),
+    "real imag": _each(Flops(), 0),
+    "abs ceil conj floor population_count round sign square": _each(_OPERATION, 0),
+    "rem shift_left shift_right_arithmetic shift_right_logical": _each(_OPERATION, 0),
+    "neg": _each(_OPERATION, 0, same=Same.SCALED),
+    "mul": _scaled(0, 1),
+    "div": _scaled(0),
+    "and": _each(_OPERATION, 0, 1),
+    "add add_jaxvals clamp clz eq eq_to ge gt is_finite le le_to lt lt_to max min ne nextafter not "
+    "or sub xor": _each(_OPERATION),
+    "select_n": _each(_OPERATION, chooses=(0,)),
+    "asin asinh atan atanh bessel_i1e cbrt erf erf_inv expm1 log1p sin sinh sqrt tan tanh": (
+        _each(_FUNCTION, 0)
     ),
-    **dict.fromkeys(named("convert_element_type"), _cast),
-    **dict.fromkeys(named("reduce_precision"), _reduced_precision),
-    **dict.fromkeys(named("integer_pow"), _integer_power),
-    **dict.fromkeys(named("bitcast_convert_type"), _reinterpreted),
-}  # fmt: skip
+    "acos acosh atan2 bessel_i0e cos cosh digamma erfc exp exp2 igamma igamma_grad_a igammac "
+    "lgamma log log2 polygamma pow regularized_incomplete_beta rsqrt zeta": _each(_FUNCTION),
+    "logistic": _each(Flops(3, 1)),  # 1 / (1 + exp(-x))
+    "one_minus_square": _each(Flops(2)),
+    "convert_element_type": _cast,
+    "reduce_precision": _each(_OPERATION, 0, same=Same.CAST),
+    "integer_pow": _integer_power,
+    "bitcast_convert_type": _reinterpreted,
+}
 """Rules of elementwise primitives."""

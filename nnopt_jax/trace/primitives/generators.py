@@ -2,64 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from nnopt_jax.trace.jaxpr import Equation
-from nnopt_jax.trace.primitives.draft import Draft, axes, opaque_rule
-from nnopt_jax.trace.primitives.primitive_names import named
-from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, Rule
+from nnopt_jax.trace.primitives.draft import opaque_rule, shape_of
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule
 
 
-def _filled(equation: Equation) -> Rule:
+def _made(equation: Equation, shared: int = 0, **facts: Any) -> Rule:
+    """A parameter may hold the shape of the last outcome, without the leading shared axes."""
     has_shape = "shape" in equation.params
-    resize = (lambda _, outcomes: {"shape": tuple(outcomes[0])}) if has_shape else None
-    return opaque_rule(equation, kind=Kind.MADE, flops=Flops(), resize=resize)
+    resize = (lambda _, outcomes: {"shape": tuple(outcomes[-1][shared:])}) if has_shape else None
+    return opaque_rule(equation, shared, kind=Kind.MADE, resize=resize, **facts)
 
 
 def _for_each_key(equation: Equation) -> Rule:
-    """The outcome has the axes of the keys, then axes of its own."""
-    draft = Draft(equation)
-    count = len(draft.operand_shapes[0])
-    factors = draft.factors(draft.outcome_shapes[0])
-    return draft.rule(
-        Kind.MADE, [axes(factors[:count])], [axes(factors)], whole=frozenset(factors[count:]),
-        resize=(lambda _, outcomes: {"shape": tuple(outcomes[0][count:])})
-        if "shape" in equation.params else None,
-    )  # fmt: skip
+    """Axes of keys come first; then those of what is made of a key, or of what makes it."""
+    return _made(equation, min(len(shape_of(x)) for x in (*equation.invars, *equation.outvars)))
 
 
-def _keys_from_words(equation: Equation) -> Rule:
-    """Each key is made from the words along the last axes."""
-    draft = Draft(equation)
-    factors = draft.factors(draft.operand_shapes[0])
-    count = len(draft.outcome_shapes[0])
-    return draft.rule(
-        Kind.MADE, [axes(factors)], [axes(factors[:count])], whole=frozenset(factors[count:])
-    )
-
-
-def _entrywise(equation: Equation) -> Rule:
-    """Keys and numbers of one shape, or a single key for all numbers."""
-    shapes = [len(v.aval.shape) for v in (*equation.invars, *equation.outvars)]
-    return opaque_rule(equation, min(shapes), kind=Kind.MADE)
-
-
-def _drawn(equation: Equation) -> Rule:
-    """Draws of a generator that has no keys."""
-    return opaque_rule(
-        equation, kind=Kind.MADE, resize=lambda _, outcomes: {"shape": tuple(outcomes[-1])}
-    )
-
-
-GENERATORS = {
-    **dict.fromkeys(named("iota empty empty2"), _filled),
-    **dict.fromkeys(named("random_bits random_split random_unwrap"), _for_each_key),
-    **dict.fromkeys(named("random_wrap"), _keys_from_words),
-    **dict.fromkeys(
-        named("random_fold_in random_gamma random_seed threefry2x32"), _entrywise
-    ),
-    **dict.fromkeys(named("rng_bit_generator rng_uniform"), _drawn),
-    **dict.fromkeys(
-        named("axis_index platform_index create_token after_all"),
-        lambda equation: opaque_rule(equation, kind=Kind.MADE),
-    ),
-}  # fmt: skip
+GENERATORS: dict[str, MakeRule] = {
+    "iota empty empty2": functools.partial(_made, flops=Flops()),
+    "random_bits random_fold_in random_gamma random_seed random_split random_unwrap random_wrap "
+    "threefry2x32": _for_each_key,
+    "rng_bit_generator rng_uniform axis_index platform_index create_token after_all": _made,
+}
 """Rules of primitives that make arrays."""

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
-from nnopt_jax.trace.primitives.primitive_names import named
-from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, Rule, Same
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule, Same
 
 
 def identity_rule(equation: Equation) -> Rule:
     """Return the rule of an equation whose outcomes are its first operands, in their order."""
+    absorbs = (0,) if len(equation.outvars) == 1 else ()
+    return paired_rule(equation, Kind.MOVEMENT, same=Same.IDENTITY, flops=Flops(), absorbs=absorbs)
+
+
+def paired_rule(equation: Equation, kind: Kind, **facts: Any) -> Rule:
+    """Return the rule of an equation whose outcomes depend on its first operands, one on each.
+
+    Args:
+        equation: an entry of an outcome depends on the entry at the same index.
+        kind: what is computed.
+        **facts: further fields of `Rule`.
+    """
     draft = Draft(equation)
     dims = [axes(draft.factors(shape)) for shape in draft.outcome_shapes]
     count = len(dims)
     rest = [draft.unread(i) for i in range(count, len(draft.operand_shapes))]
-    return draft.rule(
-        Kind.MOVEMENT,
-        dims + rest,
-        dims,
-        same=Same.IDENTITY,
-        flops=Flops(),
-        absorbs=(0,) if count == 1 else (),
-        sources=tuple((i,) for i in range(count)) if count > 1 or rest else None,
+    sources = tuple((i,) for i in range(count)) if count > 1 or rest else None
+    return draft.rule(kind, dims + rest, dims, sources=sources, **facts)
+
+
+IDENTITIES: dict[str, MakeRule] = {
+    "copy device_put name optimization_barrier pvary sharding_constraint stop_gradient": (
+        identity_rule
     )
-
-
-IDENTITIES = dict.fromkeys(
-    named("copy device_put name optimization_barrier pvary sharding_constraint stop_gradient"),
-    identity_rule,
-)
+}
 """Rules of identities."""

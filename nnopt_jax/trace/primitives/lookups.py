@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
 from nnopt_jax.trace.primitives.movements import whole_windows
 from nnopt_jax.trace.primitives.places import Dim, Factor, Place, Start, axis
-from nnopt_jax.trace.primitives.primitive_names import named
-from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, Rule, Same
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule, Same
 
 
 def _gather(equation: Equation) -> Rule:
@@ -41,7 +42,7 @@ def _gather(equation: Equation) -> Rule:
     )  # fmt: skip
 
 
-def _scatter(equation: Equation) -> Rule:
+def _scatter(flops: Flops, same: Same, equation: Equation) -> Rule:
     """The outcome is the operand, with the window of each update at the start of its indices."""
     draft, numbers = Draft(equation), equation.params["dimension_numbers"]
     shape, asked, given = draft.operand_shapes
@@ -67,15 +68,10 @@ def _scatter(equation: Equation) -> Rule:
             outcome.append((*axis(factor), *axis(window[-1], start)))
     updates = _interleaved(len(given), numbers.update_window_dims, window, batch)
     vector = draft.factor(asked[-1])
-    replaces = equation.primitive in _REPLACING
     return draft.rule(
         Kind.UPDATE, [axes(factors), [*axes(batch), axis(vector)], updates], [outcome],
-        whole=frozenset({vector}), chooses=(1,), flops=Flops(0 if replaces else 1),
-        same=Same.IDENTITY if replaces else Same.NO,
+        whole=frozenset({vector}), chooses=(1,), flops=flops, same=same,
     )  # fmt: skip
-
-
-_REPLACING = named("scatter")
 
 
 def _interleaved(
@@ -103,11 +99,12 @@ def _dynamic_update_slice(equation: Equation) -> Rule:
     )  # fmt: skip
 
 
-LOOKUPS = {
-    **dict.fromkeys(named("gather"), _gather),
-    **dict.fromkeys(
-        named("scatter scatter_add scatter_sub scatter_max scatter_min scatter_mul"), _scatter
+LOOKUPS: dict[str, MakeRule] = {
+    "gather": _gather,
+    "scatter": functools.partial(_scatter, Flops(), Same.IDENTITY),
+    "scatter_add scatter_sub scatter_max scatter_min scatter_mul": (
+        functools.partial(_scatter, Flops(1), Same.NO)
     ),
-    **dict.fromkeys(named("dynamic_update_slice"), _dynamic_update_slice),
+    "dynamic_update_slice": _dynamic_update_slice,
 }
 """Rules of lookups and updates."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
-from nnopt_jax.trace.primitives.primitive_names import named
-from nnopt_jax.trace.primitives.primitive_rule import Kind, Rule
+from nnopt_jax.trace.primitives.identities import paired_rule
+from nnopt_jax.trace.primitives.primitive_rule import Kind, MakeRule, Rule
 
 
 def _mesh_axes(equation: Equation) -> tuple[str, ...]:
@@ -18,13 +16,8 @@ def _mesh_axes(equation: Equation) -> tuple[str, ...]:
 
 def _combined(equation: Equation) -> Rule:
     """An entry is combined with the entries of other devices at the same index."""
-    draft = Draft(equation)
-    dims: list[Any] = [axes(draft.factors(shape)) for shape in draft.outcome_shapes]
-    count = len(dims)
-    return draft.rule(
-        Kind.REDUCTION, dims, dims, mesh=_mesh_axes(equation), absorbs=tuple(range(count)),
-        sources=tuple((i,) for i in range(count)) if count > 1 else None,
-    )  # fmt: skip
+    absorbs = tuple(range(len(equation.outvars)))
+    return paired_rule(equation, Kind.REDUCTION, mesh=_mesh_axes(equation), absorbs=absorbs)
 
 
 def _exchanged(equation: Equation) -> Rule:
@@ -37,13 +30,11 @@ def _exchanged(equation: Equation) -> Rule:
         if key in k
     }
     factors = draft.factors(shape)
-    if len(shape) == len(target):
-        after = [
-            draft.factor(n) if a in changed else f
-            for a, (f, n) in enumerate(zip(factors, target, strict=True))
-        ]
-    else:
-        after = draft.factors(target)
+    kept = factors if len(shape) == len(target) else [None] * len(target)
+    after = [
+        draft.factor(n) if f is None or a in changed else f
+        for a, (f, n) in enumerate(zip(kept, target, strict=True))
+    ]
     whole = {*factors} ^ {*after}
     return draft.rule(
         Kind.MOVEMENT, [axes(factors)], [axes(after)], whole=frozenset(whole),
@@ -51,11 +42,8 @@ def _exchanged(equation: Equation) -> Rule:
     )  # fmt: skip
 
 
-MESH_EXCHANGES = {
-    **dict.fromkeys(named("psum psum_invariant pmax pmin"), _combined),
-    **dict.fromkeys(
-        named("all_gather all_gather_invariant all_to_all ppermute reduce_scatter pbroadcast"),
-        _exchanged,
-    ),
+MESH_EXCHANGES: dict[str, MakeRule] = {
+    "psum psum_invariant pmax pmin": _combined,
+    "all_gather all_gather_invariant all_to_all ppermute reduce_scatter pbroadcast": _exchanged,
 }
 """Rules of collectives; `Rule.mesh` names the axes of the mesh."""

@@ -10,8 +10,7 @@ from typing import Any
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
 from nnopt_jax.trace.primitives.places import ONE, Dim, Place, Start, axis
-from nnopt_jax.trace.primitives.primitive_names import named
-from nnopt_jax.trace.primitives.primitive_rule import Flat, Flops, Kind, Rule, Same, Shape
+from nnopt_jax.trace.primitives.primitive_rule import Flat, Flops, Kind, MakeRule, Rule, Same, Shape
 
 
 def _moved(
@@ -56,35 +55,32 @@ def _reshape(equation: Equation) -> Rule:
     (shape,), (target,) = draft.operand_shapes, draft.outcome_shapes
     order = equation.params.get("dimensions") or range(len(shape))
     shape = tuple(shape[a] for a in order)
-    resize = lambda _, outcomes: {"new_sizes": tuple(outcomes[0])}  # noqa: E731
     before: list[Dim] = [ONE] * len(shape)
     after: list[Dim] = [ONE] * len(target)
     flat, whole = [], set[int]()
     for ours, theirs in blocks(shape, target):
-        sides = [
-            ([shape[a] for a in ours], before, ours),
-            ([target[a] for a in theirs], after, theirs),
-        ]
-        marks = sorted({m for sizes, *_ in sides for m in _bounds(sizes)}, reverse=True)
+        sides = (shape, before, ours), (target, after, theirs)
+        marks = sorted({m for side, _, own in sides for m in _bounds(side, own)}, reverse=True)
         if marks[-1] == 0 or any(a % b for a, b in itertools.pairwise(marks)):
             flat.append(Flat(tuple(order[a] for a in ours), tuple(theirs)))
-            for sizes, dims, own in sides:
-                factors = draft.factors(sizes)
-                whole.update(factors)
-                for a, factor in zip(own, factors, strict=True):
-                    dims[a] = axis(factor)
+            for side, dims, own in sides:
+                for a in own:
+                    dims[a] = axis(draft.factor(side[a]))
+                    whole.update(dims[a][0].names)
             continue
         factors = {low: draft.factor(high // low) for high, low in itertools.pairwise(marks)}
-        for sizes, dims, own in sides:
-            bounds = _bounds(sizes)
-            for a, high, low in zip(own, bounds, bounds[1:], strict=False):
-                inside = [f for mark, f in factors.items() if high > mark >= low]
-                dims[a] = draft.mixed(*inside)
-    _pair_single(draft, shape, target, before, after)
+        for side, dims, own in sides:
+            for a, (high, low) in zip(own, itertools.pairwise(_bounds(side, own)), strict=True):
+                dims[a] = draft.mixed(*(f for mark, f in factors.items() if high > mark >= low))
+    others = _singles(target)
+    for bound, ours in _singles(shape).items():  # with a common factor they keep their roles
+        for a, b in zip(ours, others.get(bound, ()), strict=False):
+            before[a] = after[b] = axis(draft.factor(1))
     back = dict(zip(order, before, strict=True))
     return _moved(
         draft, [[back[a] for a in range(len(shape))]], [after],
-        flat=tuple(flat), whole=frozenset(whole), resize=resize,
+        flat=tuple(flat), whole=frozenset(whole),
+        resize=lambda _, outcomes: {"new_sizes": tuple(outcomes[0])},
     )  # fmt: skip
 
 
@@ -98,46 +94,30 @@ def blocks(shape: Shape, target: Shape) -> list[tuple[list[int], list[int]]]:
         >>> blocks((8, 6, 5), (8, 30)), blocks((12, 1, 5), (3, 4, 5))
         ([([0], [0]), ([1, 2], [1])], [([0], [0, 1]), ([2], [2])])
     """
-    left = [a for a, n in enumerate(shape) if n != 1]
-    right = [a for a, n in enumerate(target) if n != 1]
+    left, right = ([a for a, n in enumerate(side) if n != 1] for side in (shape, target))
     if 0 in shape:
         return [(left, right)]
-    found = []
-    while left and right:
-        ours, theirs = [left.pop(0)], [right.pop(0)]
-        while (a := math.prod(shape[x] for x in ours)) != (
-            b := math.prod(target[x] for x in theirs)
-        ):
-            if a < b:
-                ours.append(left.pop(0))
-            else:
-                theirs.append(right.pop(0))
-        found.append((ours, theirs))
-    return found
+    first, second = _bounds(shape), _bounds(target)
+    return [
+        ([a for a in left if high >= first[a] > low], [a for a in right if high >= second[a] > low])
+        for high, low in itertools.pairwise(sorted({*first} & {*second}, reverse=True))
+    ]
 
 
-def _bounds(sizes: Sequence[int]) -> list[int]:
-    """Return how many entries lie at or after the beginning of each axis, and 1."""
+def _bounds(shape: Shape, own: Sequence[int] | None = None) -> list[int]:
+    """Return how many entries of some axes lie at or after the beginning of each, and 1."""
+    sizes = shape if own is None else [shape[a] for a in own]
     return [math.prod(sizes[a:]) for a in range(len(sizes) + 1)]
 
 
-def _pair_single(
-    draft: Draft, shape: Shape, target: Shape, before: list[Dim], after: list[Dim]
-) -> None:
-    """Give axes of one entry at the same bound a common factor, so that they keep their roles."""
-    if 0 in shape:
-        return
-    singles = []
-    for sizes in (shape, target):
-        bounds = _bounds(sizes)
-        at: dict[int, list[int]] = {}
-        for a in reversed(range(len(sizes))):
-            if sizes[a] == 1:
-                at.setdefault(bounds[a], []).append(a)
-        singles.append(at)
-    for bound, ours in singles[0].items():
-        for a, b in zip(ours, singles[1].get(bound, ()), strict=False):
-            before[a] = after[b] = axis(draft.factor(1))
+def _singles(shape: Shape) -> dict[int, list[int]]:
+    """Return the axes of one entry by how many entries lie behind them, the last ones first."""
+    found: dict[int, list[int]] = {}
+    bounds = _bounds(shape)
+    for a in reversed(range(len(shape) if 0 not in shape else 0)):
+        if shape[a] == 1:
+            found.setdefault(bounds[a], []).append(a)
+    return found
 
 
 def _slice(equation: Equation) -> Rule:
@@ -266,19 +246,19 @@ def whole_windows(window: Sequence[int], before: Shape, after: Shape) -> Shape:
     return tuple(new if size == old else size for size, old, new in each)
 
 
-MOVEMENTS = {
-    **dict.fromkeys(named("transpose"), _transpose),
-    **dict.fromkeys(named("squeeze"), _squeeze),
-    **dict.fromkeys(named("broadcast_in_dim"), _broadcast),
-    **dict.fromkeys(named("reshape"), _reshape),
-    **dict.fromkeys(named("slice"), _slice),
-    **dict.fromkeys(named("split"), _split),
-    **dict.fromkeys(named("concatenate"), _concatenate),
-    **dict.fromkeys(named("stack"), _stack),
-    **dict.fromkeys(named("unstack"), _unstack),
-    **dict.fromkeys(named("pad"), _pad),
-    **dict.fromkeys(named("rev"), _reverse),
-    **dict.fromkeys(named("tile"), _tile),
-    **dict.fromkeys(named("dynamic_slice"), _dynamic_slice),
+MOVEMENTS: dict[str, MakeRule] = {
+    "transpose": _transpose,
+    "squeeze": _squeeze,
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshape,
+    "slice": _slice,
+    "split": _split,
+    "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
+    "pad": _pad,
+    "rev": _reverse,
+    "tile": _tile,
+    "dynamic_slice": _dynamic_slice,
 }
 """Rules of movements."""

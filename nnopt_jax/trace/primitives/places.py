@@ -76,6 +76,20 @@ class Place(NamedTuple):
         """Return how many indices the place has."""
         return int(np.prod([sizes[factor] for factor in self.names], dtype=int))
 
+    def covers(self, size: int, sizes: tuple[int, ...]) -> bool:
+        """Return whether the place is all of a dimension, in order.
+
+        Args:
+            size: the size of the dimension.
+            sizes: the size of every factor of the rule.
+        """
+        covered = 1
+        for factor, stride in reversed(self.factors):
+            if sizes[factor] != 1 and stride != covered:
+                return False
+            covered *= sizes[factor]
+        return self.start == 0 and self.holes == 1 and covered == size
+
 
 Dim = tuple[Place, ...]
 """The places that lie side by side along one dimension; later ones win where they overlap."""

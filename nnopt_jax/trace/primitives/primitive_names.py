@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from nnopt_jax.trace import probed
 from nnopt_jax.trace.jaxpr import primitives
-
-_MESH = AbstractMesh((1,), ("all",), axis_types=(AxisType.Auto,))
-_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)
-_FLOATS = jax.ShapeDtypeStruct((1,), jnp.float32)
-
-
-def _on_mesh(function: Callable[..., Any], out: PartitionSpec = PartitionSpec()) -> Any:  # noqa: B008
-    """Return the last primitive of a function that runs on a mesh of one device."""
-    mapped = jax.shard_map(function, mesh=_MESH, in_specs=PartitionSpec("all"), out_specs=out)
-    return probed.probed(mapped, _FLOATS).params["jaxpr"].eqns[-1].primitive
 
 
 def _probes() -> list[Any]:
@@ -29,23 +20,31 @@ def _probes() -> list[Any]:
 
     A version without one of them lowers the program to another primitive, whose own name counts.
     """
+    number, cut = PartitionSpec(), PartitionSpec("all")
+    by_platform = functools.partial(lax.platform_dependent, cpu=lambda: 0, default=lambda: 1)
+    on_mesh = [
+        probed.on_mesh(lambda x: lax.psum(x, "all"), number),
+        probed.on_mesh(lambda x: lax.psum_scatter(x, "all", tiled=True), cut),
+        probed.on_mesh(lambda x: lax.pcast(jnp.ones(1), "all", to="varying"), cut),
+    ]
     found = [
-        probed.probed(jax.random.wrap_key_data, _KEY),
+        *(equation.params["jaxpr"].eqns[-1] for equation in on_mesh),
+        probed.probed(jax.random.wrap_key_data, jax.ShapeDtypeStruct((2,), jnp.uint32)),
         probed.probed(lambda: jax.random.key_data(jax.random.key(0))),
-        probed.probed(lambda x: jnp.stack([x, x]), _FLOATS),
-        probed.probed(jnp.unstack, _FLOATS),
-        probed.probed(lax.composite(lambda x: x + 1, name="nnopt.probe"), _FLOATS),
-        probed.probed(lambda: lax.platform_dependent(cpu=lambda: 0, default=lambda: 1)),
-        jax.make_jaxpr(lambda: lax.platform_dependent(cpu=lambda: 0, default=lambda: 1))().eqns[0],
+        probed.probed(lambda x: jnp.split(x, 2), probed.floats(2)),
+        probed.probed(lambda x: jnp.tile(x, 2), probed.floats(2)),
+        probed.probed(lambda x: jnp.stack([x, x]), probed.floats(1)),
+        probed.probed(jnp.unstack, probed.floats(1)),
+        probed.probed(lax.optimization_barrier, probed.floats(1)),
+        probed.probed(lax.erf, probed.floats()),
+        probed.probed(lax.composite(lambda x: x + 1, name="nnopt.probe"), probed.floats(1)),
+        probed.probed(by_platform),
+        jax.make_jaxpr(by_platform)().eqns[0],
     ]
     if hasattr(lax, "empty"):
         found.append(probed.probed(lambda: lax.empty((1,), jnp.float32)))
-    on_mesh = [
-        _on_mesh(lambda x: lax.psum(x, "all")),
-        _on_mesh(lambda x: lax.psum_scatter(x, "all", tiled=True), PartitionSpec("all")),
-    ]
-    by_hand = (value for name, value in vars(probed).items() if name.endswith("_p"))
-    return [*(equation.primitive for equation in found), *on_mesh, *by_hand]
+    by_hand = probed.shard_map_p, probed.ragged_dot_general_p
+    return [*(equation.primitive for equation in found), *by_hand]
 
 
 def _all() -> dict[str, Any]:
@@ -69,3 +68,11 @@ def named(names: str) -> tuple[Any, ...]:
         (sin, split)
     """
     return tuple(_BY_NAME[name] for name in names.split() if name in _BY_NAME)
+
+
+Make = TypeVar("Make")
+
+
+def by_primitive(makers: Mapping[str, Make]) -> dict[Any, Make]:
+    """Return makers of rules by primitive, of makers by names as `named` takes them."""
+    return {primitive: make for names, make in makers.items() for primitive in named(names)}

@@ -150,22 +150,15 @@ class Rule:
         """The operands whose entries reach the outcome: all that do not only choose."""
         return tuple(i for i in range(len(self.operands)) if i not in self.chooses)
 
+    def sources_of(self, outcome: int) -> Sequence[int]:
+        """Return the operands that an outcome depends on."""
+        return range(len(self.operands)) if self.sources is None else self.sources[outcome]
+
     @property
     def reduced(self) -> frozenset[Factor]:
         """The factors of the data that are in no outcome."""
         kept = factors_of(*self.outcomes) | self._flat_factors
         return factors_of(*(self.operands[i] for i in self.data)) - kept
-
-    @property
-    def repeated(self) -> frozenset[Factor]:
-        """The factors of outcomes that are in no operand."""
-        return factors_of(*self.outcomes) - factors_of(*self.operands) - self._flat_factors
-
-    @property
-    def batch(self) -> frozenset[Factor]:
-        """The factors that several data operands and an outcome have."""
-        each = [factors_of(self.operands[i]) for i in self.data]
-        return frozenset(f for f in factors_of(*self.outcomes) if sum(f in own for own in each) > 1)
 
     @property
     def points(self) -> int:
@@ -223,7 +216,7 @@ class Rule:
             >>> rule.pair(1)[1]
             (Place(factors=((1, 1),), start=2, holes=1),)
         """
-        if self.sources is not None and operand not in self.sources[outcome]:
+        if operand not in self.sources_of(outcome):
             return None
         ours, theirs = self.operands[operand], self.outcomes[outcome]
         mine, its = factors_of(ours), factors_of(theirs)
@@ -242,7 +235,7 @@ class Rule:
             return None
         ours, theirs = self.operands[self.data[0]], self.outcomes[0]
         shape = self.operand_shapes[self.data[0]]
-        if not all(_is_full(dim, n, self.sizes) for dim, n in zip(ours, shape, strict=True)):
+        if not all(self.is_whole(dim, n) for dim, n in zip(ours, shape, strict=True)):
             return None
         if len(set(ours)) != len(ours) or len(ours) != len(theirs) or set(ours) != set(theirs):
             return None
@@ -258,6 +251,10 @@ class Rule:
             and self.operand_shapes[:count] == self.outcome_shapes
         )
 
+    def is_whole(self, dim: Dim, size: int) -> bool:
+        """Return whether a dimension of this size is one place that is all of it, in order."""
+        return len(dim) == 1 and dim[0].covers(size, self.sizes)
+
     def kept_last(self, operand: int = 0, outcome: int = 0) -> int:
         """Return how many of the last axes stay the last ones, whole and in their order.
 
@@ -272,7 +269,7 @@ class Rule:
         theirs = zip(self.outcomes[outcome], self.outcome_shapes[outcome], strict=True)
         count = 0
         for (dim, n), (other, m) in zip(reversed([*ours]), reversed([*theirs]), strict=False):
-            if dim != other or n != m or not _is_full(dim, n, self.sizes):
+            if dim != other or n != m or not self.is_whole(dim, n):
                 break
             count += 1
         return count
@@ -313,6 +310,10 @@ class Rule:
         return count * math.prod(self.sizes[f] for f in left)
 
 
+MakeRule = Callable[[Equation], Rule]
+"""`make(equation)` returns the facts of an equation."""
+
+
 def factors_of(*arrays: Sequence[Dim]) -> frozenset[Factor]:
     """Return the factors that the dimensions of some arrays have.
 
@@ -339,18 +340,6 @@ def _belonging(
     free = [place for place in dim if not elsewhere.intersection(place.names)]
     mixed = [place for place in dim if shared.intersection(place.names)]
     return next(iter((*own, *mixed, *free)), None)
-
-
-def _is_full(dim: Dim, size: int, sizes: tuple[int, ...]) -> bool:
-    """Return whether a dimension is one place that covers all of it in order."""
-    if len(dim) != 1 or dim[0].start != 0 or dim[0].holes != 1:
-        return False
-    covered = 1
-    for factor, stride in reversed(dim[0].factors):
-        if sizes[factor] != 1 and stride != covered:
-            return False
-        covered *= sizes[factor]
-    return covered == size
 
 
 def _text(dims: Dims) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 from nnopt_jax.trace.jaxpr import Equation
@@ -17,12 +17,11 @@ from nnopt_jax.trace.primitives.linear_algebra import LINEAR_ALGEBRA
 from nnopt_jax.trace.primitives.lookups import LOOKUPS
 from nnopt_jax.trace.primitives.mesh_exchange import MESH_EXCHANGES
 from nnopt_jax.trace.primitives.movements import MOVEMENTS
-from nnopt_jax.trace.primitives.primitive_rule import Rule
+from nnopt_jax.trace.primitives.primitive_names import by_primitive
+from nnopt_jax.trace.primitives.primitive_rule import MakeRule, Rule
 from nnopt_jax.trace.primitives.programs import PROGRAMS, MakePrograms, Programs
 from nnopt_jax.trace.primitives.reductions import REDUCTIONS
 from nnopt_jax.trace.primitives.windows import WINDOWS
-
-MakeRule = Callable[[Equation], Rule]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,21 +96,11 @@ class Table:
         return dataclasses.replace(self, programs={**self.programs, primitive: make})
 
 
-TABLE = Table(
-    {
-        **ELEMENTWISE,
-        **IDENTITIES,
-        **MOVEMENTS,
-        **LOOKUPS,
-        **CONTRACTIONS,
-        **REDUCTIONS,
-        **WINDOWS,
-        **GENERATORS,
-        **LINEAR_ALGEBRA,
-        **MESH_EXCHANGES,
-    },
-    PROGRAMS,
-)
+_RULES = (
+    ELEMENTWISE | IDENTITIES | MOVEMENTS | LOOKUPS | CONTRACTIONS | REDUCTIONS | WINDOWS
+    | GENERATORS | LINEAR_ALGEBRA | MESH_EXCHANGES
+)  # fmt: skip
+TABLE = Table(by_primitive(_RULES), by_primitive(PROGRAMS))
 """The primitives of JAX."""
 
 

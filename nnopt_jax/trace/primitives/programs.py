@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from nnopt_jax.trace.jaxpr import Equation, Program, closed, scanned
-from nnopt_jax.trace.primitives.primitive_names import named
 
 
 class Flow(enum.Enum):
@@ -170,16 +169,12 @@ def _cut(spec: Any, variable: Any) -> MeshCut:
     return (*names, *[()] * (len(variable.aval.shape) - len(names)))
 
 
-PROGRAMS: dict[Any, MakePrograms] = {
-    **dict.fromkeys(
-        named("jit remat closed_call call core_call composite"), _calling("jaxpr", "call_jaxpr")
-    ),
-    **dict.fromkeys(
-        named("custom_jvp_call custom_vjp_call"), _calling("call_jaxpr", own_derivative=True)
-    ),
-    **dict.fromkeys(named("scan"), _scan),
-    **dict.fromkeys(named("while"), _while),
-    **dict.fromkeys(named("cond"), _cond),
-    **dict.fromkeys(named("shard_map"), _shard_map),
-}  # fmt: skip
+PROGRAMS: dict[str, MakePrograms] = {
+    "jit remat closed_call call core_call composite": _calling("jaxpr", "call_jaxpr"),
+    "custom_jvp_call custom_vjp_call": _calling("call_jaxpr", own_derivative=True),
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "shard_map": _shard_map,
+}
 """Makers of `Programs`. An exported call holds compiled code and no program: it is opaque."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
 from nnopt_jax.trace.primitives.places import Dim, Factor, Place, axis
-from nnopt_jax.trace.primitives.primitive_names import named
-from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, Rule, Shape
-from nnopt_jax.trace.primitives.reductions import NEUTRAL
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule, Shape
 
 
 def _windows(draft: Draft, shape: Shape, positions: Shape, k: Mapping[str, Any]) -> tuple:
@@ -39,12 +39,11 @@ def _windows(draft: Draft, shape: Shape, positions: Shape, k: Mapping[str, Any])
     return covered, axes(factors), frozenset(windowed)
 
 
-def _reduce_window(equation: Equation) -> Rule:
+def _reduce_window(neutral: float | None, equation: Equation) -> Rule:
     """Windows of one entry combine nothing, and a combination by a function is of unknown cost."""
     draft = Draft(equation)
     shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
     covered, positions, whole = _windows(draft, shape, target, equation.params)
-    neutral = NEUTRAL.get(equation.primitive)
     zeros = neutral is not None and _reach_entries(equation.params)
     flops = None if neutral is None else Flops(int(len(draft.sizes) > len(target)))
     operands = [covered if own == shape and shape else [] for own in draft.operand_shapes]
@@ -91,12 +90,12 @@ def _gathered(equation: Equation) -> Rule:
     return draft.rule(Kind.ORDERED, [covered, covered], [positions], whole=whole)
 
 
-WINDOWS = {
-    **dict.fromkeys(
-        named("reduce_window reduce_window_max reduce_window_min reduce_window_sum"),
-        _reduce_window,
-    ),
-    **dict.fromkeys(named("select_and_scatter_add"), _scattered_back),
-    **dict.fromkeys(named("select_and_gather_add"), _gathered),
+WINDOWS: dict[str, MakeRule] = {
+    "reduce_window": functools.partial(_reduce_window, None),
+    "reduce_window_sum": functools.partial(_reduce_window, 0.0),
+    "reduce_window_max": functools.partial(_reduce_window, -math.inf),
+    "reduce_window_min": functools.partial(_reduce_window, math.inf),
+    "select_and_scatter_add": _scattered_back,
+    "select_and_gather_add": _gathered,
 }
 """Rules of windows."""
