@@ -24,6 +24,7 @@ from nnopt_jax.trace.primitives.primitive_rule import (
     Rule as Rule,
     Same as Same,
     factors_of as factors_of,
+    is_full as is_full,
 )
 from nnopt_jax.trace.primitives.primitive_table import (
     TABLE as TABLE,

@@ -242,7 +242,7 @@ class Rule:
             return None
         ours, theirs = self.operands[self.data[0]], self.outcomes[0]
         shape = self.operand_shapes[self.data[0]]
-        if not all(_is_full(dim, n, self.sizes) for dim, n in zip(ours, shape, strict=True)):
+        if not all(is_full(dim, n, self.sizes) for dim, n in zip(ours, shape, strict=True)):
             return None
         if len(set(ours)) != len(ours) or len(ours) != len(theirs) or set(ours) != set(theirs):
             return None
@@ -272,7 +272,7 @@ class Rule:
         theirs = zip(self.outcomes[outcome], self.outcome_shapes[outcome], strict=True)
         count = 0
         for (dim, n), (other, m) in zip(reversed([*ours]), reversed([*theirs]), strict=False):
-            if dim != other or n != m or not _is_full(dim, n, self.sizes):
+            if dim != other or n != m or not is_full(dim, n, self.sizes):
                 break
             count += 1
         return count
@@ -341,8 +341,19 @@ def _belonging(
     return next(iter((*own, *mixed, *free)), None)
 
 
-def _is_full(dim: Dim, size: int, sizes: tuple[int, ...]) -> bool:
-    """Return whether a dimension is one place that covers all of it in order."""
+def is_full(dim: Dim, size: int, sizes: tuple[int, ...]) -> bool:
+    """Return whether a dimension is one place that covers all of it in order.
+
+    Args:
+        dim: the dimension.
+        size: how many entries it has.
+        sizes: of the factors.
+
+    Example:
+        >>> from nnopt_jax.trace.primitives import axis, is_full
+        >>> is_full(axis(0), 3, (3,)), is_full(axis(0, start=1), 4, (3,))
+        (True, False)
+    """
     if len(dim) != 1 or dim[0].start != 0 or dim[0].holes != 1:
         return False
     covered = 1

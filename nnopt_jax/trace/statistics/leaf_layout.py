@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.trace.statistics.arrangement import spread
-from nnopt_jax.trace.statistics.followed_array import LeafFactor, LeafPart, ScanLevel, leaf_order
+from nnopt_jax.trace.statistics.leaf_part import (
+    REPEATED,
+    LeafFactor,
+    LeafPart,
+    ScanLevel,
+    leaf_order,
+)
 from nnopt_jax.trace.statistics.product_use import Factors, ProductUse
 from nnopt_jax.typing import Array, Shape
 
@@ -57,13 +63,9 @@ class LeafLayout:
         """
         scans = tuple(level for level in part.levels if level.is_over)
         scanned = tuple(f for level in scans for f in level.axis.factors)
-        factors = list(part.factors)
-        for group in use.groups:
-            (whole,) = (f for f in factors if (f.axis, _end(f)) == (group.axis, _end(group)))
-            factors.remove(whole)
-            factors += [group, whole._replace(size=whole.size // group.size)]
+        factors = (*(f for f in scanned if f.axis != REPEATED), *use.factors)
         return cls(
-            shape, _least(part), tuple(factors), scans, (*scanned, *use.batch), use.contracted,
+            shape, _least(part), factors, scans, (*scanned, *use.batch), use.contracted,
             use.groups, use.channels, use.outs,
         )  # fmt: skip
 
@@ -143,10 +145,6 @@ def folded(state: Any, axes: int, add: Callable[[Any, Any], Any]) -> Any:
 
 def _name(factor: LeafFactor) -> tuple[int, int]:
     return factor.axis, abs(factor.stride)
-
-
-def _end(factor: LeafFactor) -> int:
-    return abs(factor.stride) * factor.size
 
 
 def _least(part: LeafPart) -> tuple[int | None, ...]:

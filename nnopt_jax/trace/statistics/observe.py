@@ -19,17 +19,18 @@ from nnopt_jax.errors import (
 )
 from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.statistics.batch_mesh import mesh_of, replicated, replicating
+from nnopt_jax.trace.statistics.measured_run import MeasuredRun
 from nnopt_jax.trace.statistics.observed import Observed, observed
 from nnopt_jax.trace.statistics.observed_program import (
     LOSS_STATISTICS,
     ObservedProgram,
     Totals,
-    UseMeasures,
     check_scalar,
 )
 from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.statistics import STATISTICS, rows
-from nnopt_jax.trace.statistics.use_sites import float_leaves, names_of, noted
+from nnopt_jax.trace.statistics.use_site import numbered
+from nnopt_jax.trace.statistics.use_sites import float_leaves, followed, names_of
 from nnopt_jax.trace.traced import is_array, refilled, traced
 from nnopt_jax.tree.select import Where, resolve
 from nnopt_jax.typing import Array
@@ -193,8 +194,12 @@ def read_program(
     """
     given = traced(function, (params, batch), {})
     check_scalar(given.program, of_loss)
-    sites = noted(given, chosen, statistics, table).numbered()
-    measures = UseMeasures(sites, {one.name: one for one in statistics}, table)
+    found = followed(given, chosen, statistics, table)
+    measures = MeasuredRun(
+        numbered(found.sites, statistics),
+        {location: step.copied for location, step in found.steps.items()},
+        {one.name: one for one in statistics},
+    )
     floats = names_of(given, float_leaves(params))
     names = names_of(given, chosen)
     return ObservedProgram(given.program, names, floats, measures, of_loss, chosen)

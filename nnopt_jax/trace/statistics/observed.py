@@ -18,7 +18,7 @@ from nnopt_jax.trace.statistics.leaf_layout import LeafLayout, folded
 from nnopt_jax.trace.statistics.leaf_uses import LeafUses, leaf_uses
 from nnopt_jax.trace.statistics.observed_program import BATCHES, WHOLE, ObservedProgram, Totals
 from nnopt_jax.trace.statistics.statistic import Statistic
-from nnopt_jax.trace.statistics.use_sites import Key
+from nnopt_jax.trace.statistics.use_site import Key
 from nnopt_jax.trace.statistics.value_numbers import output_numbers
 
 
@@ -192,8 +192,9 @@ def _finished(
 def _why_not(reading: ObservedProgram, statistic: Statistic, path: str) -> str:
     """Of a leaf that no use has anything to measure of."""
     sites = [site for site in reading.measures.sites.values() if site.use.path == path]
-    lookups = [f"{site.use.primitive} looks rows up" for site in sites if site.is_lookup]
-    reasons = [site.use.reason or site.no_outputs for site in sites if not site.is_lookup]
+    products = [(site.use, site.product) for site in sites]
+    lookups = [f"{use.primitive} looks rows up" for use, one in products if one and one.lookup]
+    reasons = [one.no_outputs if one else use.reason for use, one in products]
     return "; ".join(filter(None, dict.fromkeys((*lookups, *reasons)))) or "no step uses it"
 
 
