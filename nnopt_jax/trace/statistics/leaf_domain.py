@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
-
-import jax
 
 from nnopt_jax.trace.abstract_walk import Domain, Location, Site
 from nnopt_jax.trace.control import CONTROL, is_inlined
 from nnopt_jax.trace.jaxpr import Equation, primitives
 from nnopt_jax.trace.primitives import Flow, MeshCut, Programs, Rule
-from nnopt_jax.trace.statistics.leaf_layout import LeafLayout
 from nnopt_jax.trace.statistics.leaf_movement import CutAcrossError, moved_parts, moves
 from nnopt_jax.trace.statistics.leaf_part import LeafPart
-from nnopt_jax.trace.statistics.leaf_uses import leaf_use
 from nnopt_jax.trace.statistics.product_use import ProductUse
 from nnopt_jax.trace.statistics.read_product import read_product
-from nnopt_jax.trace.statistics.statistic import Statistic
-from nnopt_jax.trace.statistics.use_site import UseSite
 from nnopt_jax.trace.statistics.value_numbers import ValueNumbers
-from nnopt_jax.typing import Shape
 
 
 class LeafValue(NamedTuple):
@@ -38,17 +31,37 @@ class LeafValue(NamedTuple):
     lost: tuple[LeafPart, ...] = ()
 
 
+class NotedUse(NamedTuple):
+    """A use as the walk meets it.
+
+    Args:
+        equation: the step.
+        part: the leaf as it lies there.
+        copied: where its copy of the leaf was made, which its gradient is taken at.
+        product: what the leaf is multiplied with.
+        reason: why nothing can be measured, if so.
+        source: what inputs are made of: uses of equal inputs share their states.
+    """
+
+    equation: Equation
+    part: LeafPart
+    copied: Location
+    product: ProductUse = ProductUse()
+    reason: str = ""
+    source: Hashable = None
+
+
 @dataclasses.dataclass
 class LeafStep:
     """A step that leaves reach.
 
     Args:
         copied: operands that go on as plain arrays, and the name of the copy that they hold.
-        sites: the uses there.
+        uses: the uses there.
     """
 
     copied: dict[int, Location] = dataclasses.field(default_factory=dict)
-    sites: dict[Location, UseSite] = dataclasses.field(default_factory=dict)
+    uses: dict[Location, NotedUse] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -59,23 +72,17 @@ class LeafDomain(Domain[LeafValue]):
     change is not followed the second time.
 
     Args:
-        shapes: of the leaves, by path.
-        statistics: those whose states are kept; without any, arrays have no numbers.
         steps: those that leaves reach.
         numbers: of arrays.
-        states: shapes of states, by statistic and what they are made of.
     """
 
-    shapes: Mapping[str, Shape]
-    statistics: Sequence[Statistic] = ()
     steps: dict[Location, LeafStep] = dataclasses.field(default_factory=dict)
     numbers: ValueNumbers = dataclasses.field(default_factory=ValueNumbers)
-    states: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def sites(self) -> dict[Location, UseSite]:
+    def uses(self) -> dict[Location, NotedUse]:
         """All uses."""
-        return {at: site for step in self.steps.values() for at, site in step.sites.items()}
+        return {at: use for step in self.steps.values() for at, use in step.uses.items()}
 
     def fresh(self, parts: tuple[LeafPart, ...] = ()) -> LeafValue:
         """Of an array like no other."""
@@ -83,7 +90,7 @@ class LeafDomain(Domain[LeafValue]):
 
     def constant(self, x: Any) -> LeafValue:
         """Constants hold no leaf."""
-        return LeafValue((), self.numbers.constant(x) if self.statistics else 0)
+        return LeafValue((), self.numbers.constant(x))
 
     def join(self, one: LeafValue, other: LeafValue) -> LeafValue:
         """Leaves are followed that both hold alike."""
@@ -118,25 +125,20 @@ class LeafDomain(Domain[LeafValue]):
 
     def enter(
         self, programs: Programs, values: Sequence[LeafValue | None], site: Site
-    ) -> list[LeafValue | None]:
+    ) -> list[LeafValue]:
         """Note where leaves do not enter, and where they do as plain arrays."""
-        given, step = list(values), self._reached(values, site)
+        given, step = self._reached(values, site)
         carried = {operand for operand, _ in programs.carried}
-        for at, value in enumerate(values):
-            if value is None:
-                continue
-            own, parts, copied = (*site.location, at), value.parts, ()
-            if parts and (reason := _stops(programs, parts, at, site)):
-                self._note(site, (-1, at), own, parts, [reason] * len(parts))
-                parts, copied = (), own
-            elif at in carried or programs.own_derivative:
-                # In a derivative rule all leaves have one copy, whichever operand they are in.
-                copied = own if at in carried else site.location
-                parts = _as_array(parts, copied)
-            number = self.numbers.new() if at in carried else value.number
-            given[at] = LeafValue(parts, number)
-            if step is not None and copied:
-                step.copied[at] = copied
+        for at, value in enumerate(given):
+            own = (*site.location, at)
+            if reason := _stops(programs, value.parts, at, site):
+                self._note(site, (-1, at), own, [(part, reason) for part in value.parts])
+                step.copied[at], given[at] = own, value._replace(parts=())
+            elif at in carried:
+                step.copied[at], given[at] = own, self.fresh(_as_array(value.parts, own))
+            elif programs.own_derivative:  # its leaves have one copy, whichever operand they are in
+                step.copied[at] = site.location
+                given[at] = value._replace(parts=_as_array(value.parts, site.location))
         return given
 
     def leave(
@@ -147,125 +149,82 @@ class LeafDomain(Domain[LeafValue]):
         site: Site,
     ) -> list[LeafValue | None]:
         """Note where leaves are lost; those that are not come out as plain arrays."""
-        equation = site.around[-1]
-        numbers = self._numbers(equation, values)
-        found = list(outcomes)
+        equation, found = site.around[-1], list(outcomes)
+        numbers = self.numbers.outcomes(equation, [v.number for v in values if v is not None])
+        is_call = programs.flow is Flow.CALL and programs.mesh is None
+        reason = f"it is carried through {equation.primitive.name}"
         for at, out in enumerate(outcomes):
             if out is None or _comes_through(equation, values, out):
                 continue
-            self._lose(programs, values, at, out, site)
-            is_call = programs.flow is Flow.CALL and programs.mesh is None
+            where = (-1 if programs.flow is Flow.LOOP else len(programs.inner), at)
+            self._note(site, where, site.location, [(part, reason) for part in out.lost])
             number = out.number if is_call else numbers[at]
             found[at] = LeafValue(_as_array(out.parts, site.location), number)
         return found
 
-    def _lose(
-        self, programs: Programs, values: Sequence[LeafValue | None], at: int, out: LeafValue,
-        site: Site,
-    ) -> None:  # fmt: skip
-        """Note the leaves that an outcome may hold."""
-        reason = f"it is carried through {site.around[-1].primitive.name}"
-        entered = {outcome: operand for operand, outcome in programs.carried}.get(at)
-        before = values[entered] if entered is not None else None
-        mine = () if before is None else tuple(p for p in out.lost if p in before.parts)
-        rest = tuple(part for part in out.lost if part not in mine)
-        if mine:
-            own = (*site.location, entered)
-            self._note(site, (-1, entered), own, mine, [reason] * len(mine))
-        self._note(site, (len(programs.inner), at), site.location, rest, [reason] * len(rest))
-
     def step(
-        self, equation: Equation, rule: Rule, values: list[LeafValue], site: Site
-    ) -> Sequence[LeafValue]:
+        self, equation: Equation, rule: Rule, values: Sequence[LeafValue | None], site: Site
+    ) -> list[LeafValue]:
         """Follow the leaves that a step moves, and note its uses of all others."""
-        numbers, step = self._numbers(equation, values), self._reached(values, site)
+        given, step = self._reached(values, site)
+        numbers = self.numbers.outcomes(equation, [value.number for value in given])
         held: list[list[LeafPart]] = [[] for _ in numbers]
-        for at, value in enumerate(values) if step is not None else ():
-            if value is None or not value.parts:
-                continue
-            found, reason = _moved(equation, rule, at, value.parts)
-            if found is None:
-                uses = [reason or read_product(equation, rule, at, part) for part in value.parts]
-                own = step.copied[at] = (*site.location, at)
-                self._note(site, (at,), own, value.parts, uses, values)
-                continue
-            for parts, more in zip(held, found, strict=True):
-                parts += more
+        for at, value in enumerate(given):
+            reason = ""
+            if value.parts and moves(equation, rule, at):
+                try:
+                    moved = moved_parts(equation, rule, at, value.parts)
+                except CutAcrossError as error:
+                    reason = str(error)
+                else:
+                    held = [[*parts, *more] for parts, more in zip(held, moved, strict=True)]
+                    continue
+            step.copied[at] = own = (*site.location, at)
+            uses = [(p, reason or read_product(equation, rule, at, p)) for p in value.parts]
+            self._note(site, (at,), own, uses, given)
         return [LeafValue(tuple(p), number) for p, number in zip(held, numbers, strict=True)]
 
-    def _numbers(self, equation: Equation, values: Sequence[LeafValue | None]) -> list[int]:
-        """Of the outcomes of a step."""
-        if not self.statistics:
-            return [0] * len(equation.outvars)
-        given = [self.numbers.new() if value is None else value.number for value in values]
-        return self.numbers.outcomes(equation, given)
-
-    def _reached(self, values: Sequence[LeafValue | None], site: Site) -> LeafStep | None:
-        """The step, where an operand holds a leaf; what was noted there before is forgotten."""
-        self.steps.pop(site.location, None)
-        if not any(value is not None and value.parts for value in values):
-            return None
-        return self.steps.setdefault(site.location, LeafStep())
+    def _reached(
+        self, values: Sequence[LeafValue | None], site: Site
+    ) -> tuple[list[LeafValue], LeafStep]:
+        """What a step takes; what was noted there in another turn of a loop is forgotten."""
+        given = [self.fresh() if value is None else value for value in values]
+        step = LeafStep()
+        if any(value.parts for value in given):
+            self.steps[site.location] = step
+        else:
+            self.steps.pop(site.location, None)
+        return given, step
 
     def _note(
-        self, site: Site, where: Location, copied: Location, parts: Sequence[LeafPart],
-        uses: Sequence[ProductUse | str], values: Sequence[LeafValue | None] = (),
-    ) -> None:  # fmt: skip
-        for which, (part, use) in enumerate(zip(parts, uses, strict=True)):
-            found = UseSite(
-                leaf_use(self.shapes[part.path], part, site.around[-1], use),
+        self,
+        site: Site,
+        where: Location,
+        copied: Location,
+        uses: Sequence[tuple[LeafPart, ProductUse | str]],
+        values: Sequence[LeafValue] = (),
+    ) -> None:
+        """Note what a step does with what one array holds of leaves, or why nothing is known."""
+        for which, (part, use) in enumerate(uses):
+            product, reason = (ProductUse(), use) if isinstance(use, str) else (use, "")
+            operands = tuple(values[i].number for i in product.operands)
+            depths = tuple(level.depth for level in part.scans)
+            self.steps[site.location].uses[*site.location, *where, which] = NotedUse(
+                site.around[-1],
                 part,
                 part.copied or copied,
+                product,
+                reason,
+                source=(_scope(site), operands, product.source, depths),
             )
-            if not isinstance(use, str):
-                found = self._with_states(found, use, values, site)
-            self.steps[site.location].sites[*site.location, *where, which] = found
-
-    def _with_states(
-        self, found: UseSite, use: ProductUse, values: Sequence[LeafValue | None], site: Site
-    ) -> UseSite:
-        layout = LeafLayout.of(self.shapes[found.part.path], found.part, use)
-        operands = tuple(values[i].number for i in use.operands)
-        depths = tuple(level.depth for level in layout.scans)
-        source = _scope(site), operands, use.source, depths
-        states = {
-            one.name: self._state(one, use, source, site.around[-1]) for one in self.statistics
-        }
-        states = {name: state for name, state in states.items() if state is not None}
-        return dataclasses.replace(found, product=use, layout=layout, states=states, source=source)
-
-    def _state(
-        self, statistic: Statistic, use: ProductUse, source: Hashable, equation: Equation
-    ) -> Any:
-        """The shapes of a state; of one input they are found once."""
-        key = statistic.name, source
-        if not statistic.of_inputs or key not in self.states:
-            avals = [x.aval for x in (*equation.invars, *equation.outvars)]
-            self.states[key] = jax.eval_shape(
-                lambda *arrays: statistic.show(use.on(arrays)),
-                *(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals),
-            )
-        return self.states[key]
-
-
-def _moved(
-    equation: Equation, rule: Rule, at: int, parts: Sequence[LeafPart]
-) -> tuple[list[list[LeafPart]] | None, str]:
-    """What each outcome holds of an operand; None where the step uses it, and a reason."""
-    if not moves(equation, rule, at):
-        return None, ""
-    try:
-        return moved_parts(equation, rule, at, parts), ""
-    except CutAcrossError as error:
-        return None, str(error)
 
 
 def _stops(programs: Programs, parts: Sequence[LeafPart], at: int, site: Site) -> str:
     """Why leaves are not followed into the programs of a step, if they are not."""
-    primitive = site.around[-1].primitive
+    primitive, times = site.around[-1].primitive, programs.times or 0
     if primitive not in CONTROL:
         return f"no rule follows it through {primitive.name}"
-    is_cut = at in programs.sliced and not all(part.is_stack(programs.times) for part in parts)
+    is_cut = at in programs.sliced and not all(part.is_stack(times) for part in parts)
     return f"it is carried through {primitive.name}" if is_cut or programs.mesh is not None else ""
 
 

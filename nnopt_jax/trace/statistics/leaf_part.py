@@ -83,11 +83,6 @@ class ScanLevel(NamedTuple):
     length: int
     axis: PartAxis
 
-    @property
-    def is_over(self) -> bool:
-        """Whether steps have entries of their own."""
-        return not self.axis.is_constant
-
 
 class LeafPart(NamedTuple):
     """What an array holds of one leaf.
@@ -122,10 +117,29 @@ class LeafPart(NamedTuple):
         return first.count == length if first.is_constant else not first.repeats
 
     @property
+    def scans(self) -> tuple[ScanLevel, ...]:
+        """The scans that go along the leaf, from the outermost."""
+        return tuple(level for level in self.levels if not level.axis.is_constant)
+
+    @property
+    def scanned(self) -> tuple[LeafFactor, ...]:
+        """What they go along."""
+        return tuple(factor for level in self.scans for factor in level.axis.factors)
+
+    @property
     def factors(self) -> tuple[LeafFactor, ...]:
         """All that is there of the leaf."""
-        axes = (*(level.axis for level in self.levels), *self.axes)
-        return tuple(f for axis in axes for f in axis.factors if f.axis != REPEATED)
+        here = (factor for axis in self.axes for factor in axis.factors)
+        return tuple(factor for factor in (*self.scanned, *here) if factor.axis != REPEATED)
+
+    @property
+    def least(self) -> tuple[int | None, ...]:
+        """The least index of each axis: starts are those of factors that may run backwards."""
+        found = list(self.starts)
+        for factor in self.factors:
+            if factor.stride < 0 and (start := found[factor.axis]) is not None:
+                found[factor.axis] = start + factor.stride * (factor.size - 1)
+        return tuple(found)
 
     def layer(self, depth: int, length: int) -> LeafPart:
         """The part in one step of a scan along the first axis."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,9 @@ import jax
 from nnopt_jax.trace.abstract_walk import Location
 from nnopt_jax.trace.control import CONTROL, Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, read
+from nnopt_jax.trace.statistics.leaf_domain import LeafStep
 from nnopt_jax.trace.statistics.statistic import Statistic
-from nnopt_jax.trace.statistics.use_site import UseSite
+from nnopt_jax.trace.statistics.use_sites import UseSite
 from nnopt_jax.typing import Array
 
 Extras = dict[Any, Any]
@@ -45,123 +45,75 @@ def plain(value: Any, copied: Location = ()) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeasuredRun:
-    """How a program is run.
+class MeasuredRun(Inside):
+    """A run of a program, or of the programs inside of one of its steps.
 
     Args:
         sites: the uses of leaves.
-        copied: for each step that leaves reach which operands go on as plain arrays, and of which
-            copy; all others are moved.
+        steps: those that leaves reach.
         statistics: by name.
+        location: of the step.
     """
 
     sites: Mapping[Location, UseSite]
-    copied: Mapping[Location, Mapping[int, Location]]
+    steps: Mapping[Location, LeafStep]
     statistics: Mapping[str, Statistic]
+    location: Location = ()
 
-    @functools.cached_property
-    def _measured(self) -> dict[Location, list[UseSite]]:
-        """The uses at each step that have a state of their own."""
-        found: dict[Location, list[UseSite]] = {}
-        for location, site in self.sites.items():
-            if site.owned:
-                found.setdefault(location[: -len(("operand", "part"))], []).append(site)
-        return found
-
-    def run(
-        self, program: Program, values: Sequence[Any], location: Location = ()
-    ) -> tuple[list[Any], Extras]:
-        """Compute a program.
+    def whole(self, program: Program, values: Sequence[Any]) -> tuple[list[Any], Extras]:
+        """Compute a program that is in no step.
 
         Args:
             program: what was traced.
             values: arrays and `LeafCopies`, one for each input.
-            location: of the program.
 
         Returns:
             What comes out, and what was measured.
         """
+        return self._program(program, values, ())
+
+    def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Extras]:
+        """Computes a program inside of the step; leaves may come out of it."""
+        return self._program(program, values, (*self.location, at))
+
+    def _program(
+        self, program: Program, values: Sequence[Any], location: Location
+    ) -> tuple[list[Any], Extras]:
         environment = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
         environment.update(zip(program.jaxpr.invars, values, strict=True))
         extras: Extras = {}
         for number, equation in enumerate(program.jaxpr.eqns):
             given = [read(environment, variable) for variable in equation.invars]
-            found, more = self._step(equation, given, (*location, number))
+            step = dataclasses.replace(self, location=(*location, number))
+            found, more = step._computed(equation, given)
             environment.update(zip(equation.outvars, found, strict=True))
             extras |= more
         return [read(environment, variable) for variable in program.jaxpr.outvars], extras
 
-    def _step(
-        self, equation: Equation, values: Sequence[Any], location: Location
-    ) -> tuple[list[Any], Extras]:
-        copied = self.copied.get(location)
-        if copied is None:
+    def _computed(self, equation: Equation, values: Sequence[Any]) -> tuple[list[Any], Extras]:
+        step = self.steps.get(self.location)
+        if step is None:
             return bind(equation, [plain(value) for value in values]), {}
         values = [
-            plain(value, copied[at]) if at in copied else value for at, value in enumerate(values)
+            plain(value, step.copied[at]) if at in step.copied else value
+            for at, value in enumerate(values)
         ]
         if equation.primitive in CONTROL:
-            inside = InsideMeasured(self, location)
-            return CONTROL[equation.primitive](equation, values, inside)
+            return CONTROL[equation.primitive](equation, values, self)
         found = bind_copies(equation, values)
         arrays = [plain(value) for value in (*values, *found)]
         extras = {
-            (name, *site.key): self.statistics[name].show(site.product.on(arrays))
-            for site in self._measured.get(location, ())
-            if site.product is not None
+            (name, *site.key): self.statistics[name].show(site.noted.product.on(arrays))
+            for site in map(self.sites.__getitem__, step.uses)
             for name in site.owned
         }
         return found, extras
 
-    def nothing(self, location: Location = ()) -> Extras:
-        """Of all uses in a part of the program, what changes nothing when added."""
+    def _inside(self, at: int | None = None) -> list[UseSite]:
+        """The uses in the step, or in one of its programs."""
+        location = self.location if at is None else (*self.location, at)
         depth = len(location)
-        inside = [site for at, site in self.sites.items() if at[:depth] == location]
-        return {
-            (name, *site.key): self._start(name, site, depth)
-            for site in inside
-            for name in site.owned
-        }
-
-    def _start(self, name: str, site: UseSite, depth: int) -> Any:
-        lengths = site.lengths(depth)
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((*lengths, *x.shape), x.dtype), site.states[name]
-        )
-        return self.statistics[name].start(shapes)
-
-    def merge(self, one: Extras, other: Extras) -> Extras:
-        """Adds up what was gathered twice."""
-        twice = sorted(one.keys() & other)
-        both = {key: self.statistics[key[0]].add(one[key], other[key]) for key in twice}
-        return one | other | both
-
-    def split(self, extras: Extras, depth: int) -> tuple[Extras, Extras]:
-        """What belongs to the layers that a scan goes over, and what to all its steps."""
-        over = {
-            site.key
-            for site in self.sites.values()
-            if any(level.depth == depth for level in site.part.levels if level.is_over)
-        }
-        each = {key: state for key, state in extras.items() if key[1:] in over}
-        return each, {key: state for key, state in extras.items() if key[1:] not in over}
-
-
-@dataclasses.dataclass(frozen=True)
-class InsideMeasured(Inside):
-    """The programs inside of one step.
-
-    Args:
-        measured: how they are run.
-        location: of the step.
-    """
-
-    measured: MeasuredRun
-    location: Location
-
-    def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Extras]:
-        """Computes a program inside of the step; leaves may come out of it."""
-        return self.measured.run(program, values, (*self.location, at))
+        return [site for where, site in self.sites.items() if where[:depth] == location]
 
     def dense(self, values: Sequence[Any]) -> list[Any]:
         """Plain arrays, of the copy that is named by the step."""
@@ -172,16 +124,30 @@ class InsideMeasured(Inside):
         return Slices(value, lambda part, _: part)
 
     def nothing(self, at: int | None = None) -> Extras:
-        """Of all uses inside of the step, or of one of its programs."""
-        return self.measured.nothing(self.location if at is None else (*self.location, at))
+        """Of all uses inside, what changes nothing when added."""
+        depth = len(self.location) + (at is not None)
+        return {
+            (name, *site.key): self.statistics[name].start(site.shapes(name, depth))
+            for site in self._inside(at)
+            for name in site.owned
+        }
 
     def merge(self, one: Extras, other: Extras) -> Extras:
         """Adds up what was gathered twice."""
-        return self.measured.merge(one, other)
+        twice = sorted(one.keys() & other)
+        both = {key: self.statistics[key[0]].add(one[key], other[key]) for key in twice}
+        return one | other | both
 
     def split(self, extras: Extras) -> tuple[Extras, Extras]:
-        """What belongs to single layers, and what to all steps."""
-        return self.measured.split(extras, len(self.location))
+        """What belongs to the layers that a scan goes over, and what to all its steps."""
+        depth = len(self.location)
+        over = {
+            site.key
+            for site in self._inside()
+            if any(level.depth == depth for level in site.noted.part.scans)
+        }
+        each = {key: state for key, state in extras.items() if key[1:] in over}
+        return each, {key: state for key, state in extras.items() if key[1:] not in over}
 
 
 def bind_copies(equation: Equation, values: Sequence[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from nnopt_jax.errors import StatisticsError
 from nnopt_jax.trace.abstract_walk import Location
 from nnopt_jax.trace.jaxpr import Program
 from nnopt_jax.trace.statistics.measured_run import Extras, LeafCopies, MeasuredRun, plain
-from nnopt_jax.trace.statistics.use_site import UseSite
+from nnopt_jax.trace.statistics.use_sites import UseSite
 from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
 
@@ -58,7 +58,7 @@ class ObservedProgram:
         """
         found: dict[tuple[str, Location], UseSite] = {}
         for site in self.measures.sites.values():
-            found.setdefault((site.use.path, site.copied), site)
+            found.setdefault((site.use.path, site.noted.copied), site)
         return found
 
     def start(self) -> Totals:
@@ -78,7 +78,7 @@ class ObservedProgram:
         if {"gradient", "fisher"}.intersection(self.of_loss):
             found = self._slopes(arrays)
         else:
-            found = self.measures.run(self.program, arrays)[1]
+            found = self.measures.whole(self.program, arrays)[1]
         if "hessian_gradient" in self.of_loss:
             found |= self._curvature(arrays)
         slopes = {key: totals[key] + x for key, x in found.items() if key[0] in self.of_loss}
@@ -98,7 +98,7 @@ class ObservedProgram:
                 LeafCopies(x, own[name]) if name in own else x
                 for x, name in zip(arrays, self.names, strict=True)
             ]
-            (out,), extras = self.measures.run(self.program, values)
+            (out,), extras = self.measures.whole(self.program, values)
             return plain(out), extras
 
         slopes, extras = jax.grad(loss, has_aux=True)(copies)

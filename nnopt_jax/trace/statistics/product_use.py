@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
-from nnopt_jax.trace.statistics.arrangement import Arrangement, AxesOfLeaf
-from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafFactor, leaf_order
+from nnopt_jax.trace.statistics.arrangement import Arrangement
+from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafFactor, PartAxis, leaf_order
 from nnopt_jax.typing import Array, Shape
 
 Factors = tuple[LeafFactor, ...]
@@ -107,8 +107,8 @@ class ProductUse:
         arrays: the operands of the step, and its outcome.
     """
 
-    operands: tuple[int, ...]
-    factors: Factors
+    operands: tuple[int, ...] = ()
+    factors: Factors = ()
     batch: Factors = ()
     groups: Factors = ()
     channels: Factors = ()
@@ -187,11 +187,11 @@ def _flat(x: Array, factors: Factors) -> Array:
     return x.reshape(*x.shape[: x.ndim - len(factors)], -1)
 
 
-def in_leaf_order(axes: AxesOfLeaf) -> Factors:
+def in_leaf_order(axes: Iterable[PartAxis]) -> Factors:
     """Return what axes of an array have of a leaf.
 
     Args:
-        axes: numbers of axes, and where the leaf lies along each.
+        axes: where the leaf lies along each.
     """
-    factors = [f for _, place in axes for f in place.factors if f.axis != REPEATED]
+    factors = [f for axis in axes for f in axis.factors if f.axis != REPEATED]
     return tuple(factors[i] for i in leaf_order(factors))

@@ -49,7 +49,7 @@ def read_product(equation: Equation, rule: Rule, at: int, part: LeafPart) -> Pro
     if _has_window(equation) and at == 0:
         return "it is the image of a convolution"
     picked = [
-        (0, axis)
+        axis
         for dim, axis in zip(rule.operands[at], part.axes, strict=True)
         if isinstance(dim[0].start, Start)
     ]
@@ -85,7 +85,9 @@ def _by_factor(rule: Rule, at: int, part: LeafPart) -> dict[Factor, PartAxis]:
     return found
 
 
-def _by_axis(rule: Rule, dims: Sequence[Dim], shape: Shape) -> tuple[Shape, dict[Factor, int]]:
+def _by_axis(
+    rule: Rule, dims: Sequence[Dim], shape: Sequence[int]
+) -> tuple[Shape, dict[Factor, int]]:
     """The shape of an array that has an axis for each factor, and which it is.
 
     Where windows go over an axis it stays as it is.
@@ -118,7 +120,7 @@ class _Product:
     rule: Rule
     at: int
     ours: Mapping[Factor, PartAxis]
-    picked: AxesOfLeaf
+    picked: Sequence[PartAxis]
 
     def read(self) -> ProductUse | str:
         """Return what can be measured, or why nothing can."""
@@ -128,15 +130,17 @@ class _Product:
         own = [f for f in ours if f in rule.reduced]
         free = [f for f in ours if f not in own]
         taps = [f for f in own if f not in theirs]
+        is_windowed = _has_window(self.equation)
         everything = factors_of(rule.operands[self.at]) == ours.keys() and kept.keys() >= {*free}
-        if len(rule.data) != len(_OPERANDS) or not everything or (taps and not self._has_window):
+        if len(rule.data) != len(_OPERANDS) or not everything or (taps and not is_windowed):
             return f"{self.equation.primitive.name} is not a plain product"
         if not own:
             return "an outer product sums over none of it"
-        if any(axis.repeats for _, axis in (*self._lie(own), *self.picked)):
+        if any(axis.repeats for axis in (*map(ours.__getitem__, own), *self.picked)):
             return "it is repeated along what is summed over"
         shared = [f for f in free if f in theirs]
-        groups = [f for f in shared if self._shares_axis(f)]
+        mixed = [dim[0].names for dim in rule.operands[self.at] if len(dim[0].names) > 1]
+        groups = [f for f in shared if any(f in names for names in mixed)]
         if any(ours[f].repeats for f in groups):
             return "its groups lie across axes"
         batch = [f for f in shared if f not in groups]
@@ -145,59 +149,45 @@ class _Product:
         alone = all(ours[f].count == rule.sizes[f] for f in own)
         return ProductUse(
             tuple(i for i in range(len(rule.operands)) if i != self.at),
-            in_leaf_order([*self._lie(ours), *self.picked]),
-            batch=in_leaf_order([*self._lie(batch), *self.picked]),
-            groups=in_leaf_order(self._lie(groups)),
-            channels=in_leaf_order(channels),
-            taps=in_leaf_order(self._lie(taps)),
-            outs=in_leaf_order(outs),
+            in_leaf_order((*ours.values(), *self.picked)),
+            batch=in_leaf_order((*(ours[f] for f in batch), *self.picked)),
+            groups=in_leaf_order(ours[f] for f in groups),
+            channels=in_leaf_order(axis for _, axis in channels),
+            taps=in_leaf_order(ours[f] for f in taps),
+            outs=in_leaf_order(axis for _, axis in outs),
             arranged=Arrangement.of(shape, self._lie(shared, theirs), channels),
-            patch=self._patches(shared, own) if self._has_window else None,
+            patch=self._patches(shared, own) if is_windowed else None,
             row_groups=self._row_groups() if self.picked else None,
             placed=Arrangement.of(result, self._lie(batch, kept), outs) if alone else None,
             no_outputs="" if alone else "its products are added to those of what lies beside it",
         )
 
-    @property
-    def _has_window(self) -> bool:
-        return _has_window(self.equation)
-
-    def _lie(
-        self, factors: Iterable[Factor], there: Mapping[Factor, int] | None = None
-    ) -> AxesOfLeaf:
-        """Where the leaf lies along some factors, and the axes that these are in an array."""
-        return [(0 if there is None else there[f], self.ours[f]) for f in factors]
-
-    def _shares_axis(self, factor: Factor) -> bool:
-        """Whether the leaf has another factor along the same axis: groups and what they hold."""
-        own = (factors_of([dim]) for dim in self.rule.operands[self.at])
-        return any(factor in factors and len(factors) > 1 for factors in own)
+    def _lie(self, factors: Iterable[Factor], there: Mapping[Factor, int]) -> AxesOfLeaf:
+        """The axes that some factors are in an array, and where the leaf lies along them."""
+        return [(there[f], self.ours[f]) for f in factors]
 
     def _patches(self, shared: Sequence[Factor], own: Sequence[Factor]) -> Patches:
         """How the image is cut: its batch, channels and window, and then the positions."""
-        k, (image, kernel) = self.equation.params, self.rule.operands
-        numbers, sizes = k["dimension_numbers"], self.rule.operand_shapes[1]
-        batch, features, *_ = numbers.lhs_spec
-        _, _, *window = numbers.rhs_spec
-        _, _, *positions = numbers.out_spec
-        first = [batch, features]
+        k, rule = self.equation.params, self.rule
+        (image, kernel), (x_shape, sizes) = rule.operands, rule.operand_shapes
+        numbers = k["dimension_numbers"]
+        order, (_, _, *window), (_, _, *positions) = numbers
+        taps = tuple(sizes[d] for d in window)
         shape, there = _by_axis(
-            self.rule, [image[d] for d in first], [self.rule.operand_shapes[0][d] for d in first]
+            rule, [image[d] for d in order[:2]], [x_shape[d] for d in order[:2]]
         )
-        taps = [sizes[d] for d in window]
         there |= {kernel[d][0].names[0]: len(shape) + i for i, d in enumerate(window)}
-        shape = (*shape, *taps, *(self.rule.outcome_shapes[0][d] for d in positions))
-        settings = (
-            k["window_strides"], k["padding"], k["lhs_dilation"], k["rhs_dilation"]
-        )  # fmt: skip
+        shape = (*shape, *taps, *(rule.outcome_shapes[0][d] for d in positions))
         arranged = Arrangement.of(shape, self._lie(shared, there), self._lie(own, there))
-        return Patches(numbers.lhs_spec, tuple(taps), settings, arranged)
+        settings = "window_strides", "padding", "lhs_dilation", "rhs_dilation"
+        return Patches(order, taps, tuple(k[name] for name in settings), arranged)
 
     def _row_groups(self) -> RowGroups:
         """Which rows go with each entry of the axis that is picked from."""
         (rows,) = factors_of(self.rule.operands[0]) - self.rule.reduced
         count = self.rule.sizes[rows]
-        arranged = Arrangement.of((*self.rule.operand_shapes[-1], count), self.picked, ())
+        groups = [(0, axis) for axis in self.picked]
+        arranged = Arrangement.of((*self.rule.operand_shapes[-1], count), groups, ())
         return RowGroups(count, arranged)
 
 
@@ -212,10 +202,10 @@ def _lookup(equation: Equation, rule: Rule, at: int, part: LeafPart) -> ProductU
     if len(chosen) != 1 or not whole:
         return "it is looked up along several axes"
     ((axis, entry),) = chosen.items()
-    if part.axes[axis].repeats or part.axes[axis].is_constant:
+    rows = part.axes[axis]
+    if rows.repeats or rows.is_constant:
         return "it is repeated along what is looked up"
-    rows = [(1, part.axes[axis])]
-    arranged = Arrangement.of((1, shape[axis]), (), rows)
+    arranged = Arrangement.of((1, shape[axis]), (), [(1, rows)])
     lookup = Lookup(shape[axis], entry, k["mode"] == lax.GatherScatterMode.CLIP, arranged)
-    factors = in_leaf_order([(0, axis) for axis in part.axes])
-    return ProductUse((1,), factors, channels=in_leaf_order(rows), lookup=lookup)
+    channels = in_leaf_order([rows])
+    return ProductUse((1,), in_leaf_order(part.axes), channels=channels, lookup=lookup)

@@ -292,8 +292,8 @@ def check_places(function, params, *args):
     leaves = float_leaves(params)
     operands = computed(given.program, given.values)
     checked = 0
-    for (*location, at, _), site in followed(given, leaves, ()).sites.items():
-        part, here = site.part, tuple(location)
+    for (*location, at, _), use in followed(given, leaves).uses.items():
+        part, here = use.part, tuple(location)
         if here in operands and not part.levels and None not in part.starts:
             found = np.asarray(operands[here][at], np.float64)
             check_place(found, np.asarray(leaves[part.path], np.float64), part)
