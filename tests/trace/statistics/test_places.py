@@ -214,6 +214,48 @@ def test_kernels_of_convolutions_side_by_side():
     assert seen["input_gram"]["a"] is seen["input_gram"]["b"]
 
 
+def convolved(x, kernel, **groups):
+    numbers = ("NHC", "HIO", "NHC")
+    return lax.conv_general_dilated(x, kernel, (1,), "VALID", dimension_numbers=numbers, **groups)
+
+
+def patches(x, size=3):
+    """All windows of sequences, a row for each."""
+    rows = np.lib.stride_tricks.sliding_window_view(x, size, 1).transpose(0, 1, 3, 2)
+    return rows.reshape(-1, size * x.shape[-1])
+
+
+def test_kernels_side_by_side_that_are_groups_have_the_channels_of_their_group():
+    params, x = {"a": whole(3, 2, 4), "b": whole(3, 2, 4)}, whole(2, 8, 4)
+
+    def apply(p, x):
+        return convolved(x, jnp.concatenate([p["a"], p["b"]], 2), feature_group_count=2)
+
+    names = ("input_gram", "input_moments", "output_moments")
+    seen, out = observe(apply, params, x, names), np.asarray(apply(params, x))
+    for number, path in enumerate(params):
+        own, made = x[..., 2 * number :][..., :2], out[..., 4 * number :][..., :4]
+        np.testing.assert_array_equal(seen["input_gram"][path], gram(patches(own)))
+        mean = seen["input_moments"][path].mean
+        np.testing.assert_allclose(mean[0, :, 0], own.mean((0, 1)), atol=1e-6)
+        mean = seen["output_moments"][path].mean
+        np.testing.assert_allclose(mean[0, 0], made.mean((0, 1)), atol=1e-4)
+
+
+def test_groups_of_images_have_rows_of_their_own():
+    w, x = whole(3, 3, 10), whole(4, 8, 3)
+    apply = lambda p, x: convolved(x, p["w"], batch_group_count=2)  # noqa: E731 - one line
+    seen = observe(apply, {"w": w}, x, ("input_gram", "input_moments", "output_moments"))
+    assert [(use.contracted, use.reason) for use in seen.uses] == [((0, 1), "")]
+    for group, own in enumerate((x[:2], x[2:])):
+        np.testing.assert_array_equal(seen["input_gram"]["w"][group], gram(patches(own)))
+        mean = seen["input_moments"]["w"].mean[0, :, 5 * group]
+        np.testing.assert_allclose(mean, own.mean((0, 1)), atol=1e-6)
+    mean = seen["output_moments"]["w"].mean[0, 0]
+    out = np.asarray(apply({"w": w}, x))
+    np.testing.assert_allclose(mean, out.mean((0, 1)), atol=1e-4)
+
+
 def test_tables_one_below_the_other_count_their_own_rows():
     tables, tokens = {"a": whole(3, 2), "b": whole(4, 2)}, np.array([0, 5, 5, 2, 6], np.int32)
 
