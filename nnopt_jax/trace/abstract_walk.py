@@ -166,8 +166,8 @@ class Walk(Generic[Value]):
         if programs is None:
             return self.domain.step(equation, self.table.rule_of(equation), values, site)
         walk = {Flow.LOOP: self._loop, Flow.BRANCH: self._branch, Flow.CALL: self._call}
-        values = list(self.domain.enter(programs, values, site))
-        found = walk[programs.flow](programs, values, needed, site)
+        entered = list(self.domain.enter(programs, values, site))
+        found = walk[programs.flow](programs, entered, needed, site)
         return self.domain.leave(programs, values, found, site)
 
     def _branch(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from nnopt_jax.trace.abstract_walk import Domain, Location, Site
 from nnopt_jax.trace.control import CONTROL, is_inlined
 from nnopt_jax.trace.jaxpr import Equation, primitives
-from nnopt_jax.trace.primitives import Flow, MeshCut, Programs, Rule
+from nnopt_jax.trace.primitives import Flow, Programs, Rule
 from nnopt_jax.trace.statistics.leaf_movement import CutAcrossError, moved_parts, moves
 from nnopt_jax.trace.statistics.leaf_part import LeafPart
 from nnopt_jax.trace.statistics.product_use import ProductUse
@@ -115,14 +115,6 @@ class LeafDomain(Domain[LeafValue]):
         """Leaves are not followed into a stack."""
         return self.fresh()._replace(lost=value.parts)
 
-    def part(self, value: LeafValue, cut: MeshCut, mesh: Any, site: Site) -> LeafValue:
-        """One device has its own."""
-        return self.fresh()
-
-    def whole(self, value: LeafValue, cut: MeshCut, mesh: Any, site: Site) -> LeafValue:
-        """Nothing is known of it."""
-        return self.fresh()
-
     def enter(
         self, programs: Programs, values: Sequence[LeafValue | None], site: Site
     ) -> list[LeafValue]:
@@ -150,8 +142,8 @@ class LeafDomain(Domain[LeafValue]):
     ) -> list[LeafValue | None]:
         """Note where leaves are lost; those that are not come out as plain arrays."""
         equation, found = site.around[-1], list(outcomes)
-        numbers = self.numbers.outcomes(equation, [v.number for v in values if v is not None])
         is_call = programs.flow is Flow.CALL and programs.mesh is None
+        numbers = [] if is_call else self._numbers(equation, values)
         reason = f"it is carried through {equation.primitive.name}"
         for at, out in enumerate(outcomes):
             if out is None or _comes_through(equation, values, out):
@@ -167,7 +159,7 @@ class LeafDomain(Domain[LeafValue]):
     ) -> list[LeafValue]:
         """Follow the leaves that a step moves, and note its uses of all others."""
         given, step = self._reached(values, site)
-        numbers = self.numbers.outcomes(equation, [value.number for value in given])
+        numbers = self._numbers(equation, given)
         held: list[list[LeafPart]] = [[] for _ in numbers]
         for at, value in enumerate(given):
             reason = ""
@@ -184,11 +176,19 @@ class LeafDomain(Domain[LeafValue]):
             self._note(site, (at,), own, uses, given)
         return [LeafValue(tuple(p), number) for p, number in zip(held, numbers, strict=True)]
 
+    def _numbers(self, equation: Equation, values: Sequence[LeafValue | None]) -> list[int]:
+        """Of the outcomes of a step."""
+        given = [self.fresh() if value is None else value for value in values]
+        return self.numbers.outcomes(equation, [value.number for value in given])
+
     def _reached(
         self, values: Sequence[LeafValue | None], site: Site
     ) -> tuple[list[LeafValue], LeafStep]:
         """What a step takes; what was noted there in another turn of a loop is forgotten."""
-        given = [self.fresh() if value is None else value for value in values]
+        given = [
+            self.fresh() if value is None else value._replace(lost=()) if value.lost else value
+            for value in values
+        ]
         step = LeafStep()
         if any(value.parts for value in given):
             self.steps[site.location] = step

@@ -60,31 +60,26 @@ class MeasuredRun(Inside):
     statistics: Mapping[str, Statistic]
     location: Location = ()
 
-    def whole(self, program: Program, values: Sequence[Any]) -> tuple[list[Any], Extras]:
-        """Compute a program that is in no step.
+    def run(
+        self, program: Program, values: Sequence[Any], at: int | None = 0
+    ) -> tuple[list[Any], Extras]:
+        """Computes a program inside of the step, or one that is in none; leaves may come out.
 
         Args:
             program: what was traced.
             values: arrays and `LeafCopies`, one for each input.
+            at: which of the step's programs it is; None where there is no step.
 
         Returns:
             What comes out, and what was measured.
         """
-        return self._program(program, values, ())
-
-    def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Extras]:
-        """Computes a program inside of the step; leaves may come out of it."""
-        return self._program(program, values, (*self.location, at))
-
-    def _program(
-        self, program: Program, values: Sequence[Any], location: Location
-    ) -> tuple[list[Any], Extras]:
+        around = self._within(at)
         environment = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
         environment.update(zip(program.jaxpr.invars, values, strict=True))
         extras: Extras = {}
         for number, equation in enumerate(program.jaxpr.eqns):
             given = [read(environment, variable) for variable in equation.invars]
-            step = dataclasses.replace(self, location=(*location, number))
+            step = dataclasses.replace(self, location=(*around, number))
             found, more = step._computed(equation, given)
             environment.update(zip(equation.outvars, found, strict=True))
             extras |= more
@@ -109,9 +104,11 @@ class MeasuredRun(Inside):
         }
         return found, extras
 
-    def _inside(self, at: int | None = None) -> list[UseSite]:
-        """The uses in the step, or in one of its programs."""
-        location = self.location if at is None else (*self.location, at)
+    def _within(self, at: int | None) -> Location:
+        """The location of the step, or of one of its programs."""
+        return self.location if at is None else (*self.location, at)
+
+    def _sites(self, location: Location) -> list[UseSite]:
         depth = len(location)
         return [site for where, site in self.sites.items() if where[:depth] == location]
 
@@ -125,10 +122,10 @@ class MeasuredRun(Inside):
 
     def nothing(self, at: int | None = None) -> Extras:
         """Of all uses inside, what changes nothing when added."""
-        depth = len(self.location) + (at is not None)
+        location = self._within(at)
         return {
-            (name, *site.key): self.statistics[name].start(site.shapes(name, depth))
-            for site in self._inside(at)
+            (name, *site.key): self.statistics[name].start(site.shapes(name, len(location)))
+            for site in self._sites(location)
             for name in site.owned
         }
 
@@ -143,7 +140,7 @@ class MeasuredRun(Inside):
         depth = len(self.location)
         over = {
             site.key
-            for site in self._inside()
+            for site in self._sites(self.location)
             if any(level.depth == depth for level in site.noted.part.scans)
         }
         each = {key: state for key, state in extras.items() if key[1:] in over}

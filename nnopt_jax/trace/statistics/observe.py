@@ -184,8 +184,7 @@ def read_program(
     sites = numbered(found.uses, chosen, statistics)
     measures = MeasuredRun(sites, found.steps, {one.name: one for one in statistics})
     floats = names_of(given, float_leaves(params))
-    names = names_of(given, chosen)
-    return ObservedProgram(given.program, names, floats, measures, of_loss, chosen)
+    return ObservedProgram(given.program, floats, measures, of_loss, chosen)
 
 
 def _wanted(

@@ -35,7 +35,6 @@ class ObservedProgram:
 
     Args:
         program: of the parameters and a batch.
-        names: for each of its inputs the path of the leaf, where it is one to follow.
         floats: for each of its inputs the path of the leaf, where it is a float parameter.
         measures: what is measured where.
         of_loss: which statistics of a loss are measured.
@@ -43,7 +42,6 @@ class ObservedProgram:
     """
 
     program: Program
-    names: Sequence[str | None]
     floats: Sequence[str | None]
     measures: MeasuredRun
     of_loss: tuple[str, ...]
@@ -78,7 +76,7 @@ class ObservedProgram:
         if {"gradient", "fisher"}.intersection(self.of_loss):
             found = self._slopes(arrays)
         else:
-            found = self.measures.whole(self.program, arrays)[1]
+            found = self.measures.run(self.program, arrays, None)[1]
         if "hessian_gradient" in self.of_loss:
             found |= self._curvature(arrays)
         slopes = {key: totals[key] + x for key, x in found.items() if key[0] in self.of_loss}
@@ -89,16 +87,17 @@ class ObservedProgram:
     def _slopes(self, arrays: Sequence[Array]) -> Extras:
         """Every use has a copy of its leaf, and the loss is differentiated at the copies."""
         sites = self.differentiated
-        copies = {key: arrays[self.names.index(key[0])] for key in sites}
+        copies = {key: arrays[self.floats.index(key[0])] for key in sites}
 
         def loss(copies: dict[tuple[str, Location], Array]) -> tuple[Array, Extras]:
-            own = {name: {key[1]: x for key, x in copies.items() if key[0] == name}
-                   for name, _ in sites}  # fmt: skip
+            own: dict[str | None, dict[Location, Array]] = {}
+            for (path, copied), x in copies.items():
+                own.setdefault(path, {})[copied] = x
             values = [
-                LeafCopies(x, own[name]) if name in own else x
-                for x, name in zip(arrays, self.names, strict=True)
+                LeafCopies(x, own[path]) if path in own else x
+                for x, path in zip(arrays, self.floats, strict=True)
             ]
-            (out,), extras = self.measures.whole(self.program, values)
+            (out,), extras = self.measures.run(self.program, values, None)
             return plain(out), extras
 
         slopes, extras = jax.grad(loss, has_aux=True)(copies)
