@@ -28,9 +28,6 @@ _UNMEASURED = {
     Kind.UPDATE: "{} changes some of its entries",
 }
 
-_OPERANDS = "leaf", "inputs"
-"""What a product multiplies."""
-
 
 def read_product(equation: Equation, rule: Rule, at: int, part: LeafPart) -> ProductUse | str:
     """Return what can be measured where a step uses a leaf, or why nothing can.
@@ -131,8 +128,8 @@ class _Product:
         free = [f for f in ours if f not in own]
         taps = [f for f in own if f not in theirs]
         is_windowed = _has_window(self.equation)
-        everything = factors_of(rule.operands[self.at]) == ours.keys() and kept.keys() >= {*free}
-        if len(rule.data) != len(_OPERANDS) or not everything or (taps and not is_windowed):
+        is_known = factors_of(rule.operands[self.at]) == ours.keys() and kept.keys() >= {*free}
+        if len(rule.data) != 2 or not is_known or (taps and not is_windowed):
             return f"{self.equation.primitive.name} is not a plain product"
         if not own:
             return "an outer product sums over none of it"
