@@ -128,18 +128,12 @@ class _Product:
         free = [f for f in ours if f not in own]
         taps = [f for f in own if f not in theirs]
         is_windowed = _has_window(self.equation)
-        is_known = factors_of(rule.operands[self.at]) == ours.keys() and kept.keys() >= {*free}
-        if len(rule.data) != 2 or not is_known or (taps and not is_windowed):
-            return f"{self.equation.primitive.name} is not a plain product"
-        if not own:
-            return "an outer product sums over none of it"
-        if any(axis.repeats for axis in (*map(ours.__getitem__, own), *self.picked)):
-            return "it is repeated along what is summed over"
         shared = [f for f in free if f in theirs]
         mixed = [dim[0].names for dim in rule.operands[self.at] if len(dim[0].names) > 1]
         groups = [f for f in shared if any(f in names for names in mixed)]
-        if any(ours[f].repeats for f in groups):
-            return "its groups lie across axes"
+        is_plain = kept.keys() >= {*free} and (is_windowed or not taps)
+        if reason := self._why_not(own, groups, is_plain):
+            return reason
         batch = [f for f in shared if f not in groups]
         outs = self._lie((f for f in free if f not in batch), kept)
         channels = self._lie((f for f in own if f in theirs), theirs)
@@ -158,6 +152,17 @@ class _Product:
             placed=Arrangement.of(result, self._lie(batch, kept), outs) if alone else None,
             no_outputs="" if alone else "its products are added to those of what lies beside it",
         )
+
+    def _why_not(self, own: Sequence[Factor], groups: Sequence[Factor], is_plain: bool) -> str:
+        """Why nothing can be measured, if nothing can."""
+        every = factors_of(self.rule.operands[self.at])
+        if len(self.rule.data) != 2 or every != self.ours.keys() or not is_plain:
+            return f"{self.equation.primitive.name} is not a plain product"
+        if not own:
+            return "an outer product sums over none of it"
+        if any(axis.repeats for axis in (*(self.ours[f] for f in own), *self.picked)):
+            return "it is repeated along what is summed over"
+        return "its groups lie across axes" if any(self.ours[f].repeats for f in groups) else ""
 
     def _lie(self, factors: Iterable[Factor], there: Mapping[Factor, int]) -> AxesOfLeaf:
         """The axes that some factors are in an array, and where the leaf lies along them."""
