@@ -47,8 +47,8 @@ class Domain(Protocol[Value]):
     """What an analysis knows of arrays, and how it goes through steps.
 
     A class that names it as its base inherits what the plainest do: layers, stacks and parts of an
-    array are as the array, a loop stops when values are equal, and the end of inner programs is not
-    noted.
+    array are as the array, a loop stops when values are equal, and nothing happens where inner
+    programs begin and end.
     """
 
     def constant(self, x: Any) -> Value:
@@ -79,14 +79,21 @@ class Domain(Protocol[Value]):
         """Of the array whose parts devices have."""
         return value
 
+    def enter(
+        self, programs: Programs, values: Sequence[Value | None], site: Site
+    ) -> Sequence[Value | None]:
+        """Of the operands of a step, as its programs take them; None where it is not known."""
+        return values
+
     def leave(
         self,
         programs: Programs,
         values: Sequence[Value | None],
         outcomes: Sequence[Value | None],
         site: Site,
-    ) -> None:
-        """Is called when the programs of a step have been walked; dead arrays are None."""
+    ) -> Sequence[Value | None]:
+        """Of the outcomes of a step whose programs have been walked; dead arrays are None."""
+        return outcomes
 
     def step(
         self, equation: Equation, rule: Rule, values: list[Value], site: Site
@@ -147,10 +154,10 @@ class Walk(Generic[Value]):
         programs = self.table.programs_of(equation)
         if programs is None:
             return self.domain.step(equation, self.table.rule_of(equation), values, site)
-        enter = {Flow.LOOP: self._loop, Flow.BRANCH: self._branch, Flow.CALL: self._call}
-        found = enter[programs.flow](programs, values, needed, site)
-        self.domain.leave(programs, values, found, site)
-        return found
+        walk = {Flow.LOOP: self._loop, Flow.BRANCH: self._branch, Flow.CALL: self._call}
+        entered = list(self.domain.enter(programs, values, site))
+        found = walk[programs.flow](programs, entered, needed, site)
+        return self.domain.leave(programs, values, found, site)
 
     def _branch(
         self, programs: Programs, values: list[Any], needed: list[bool], site: Site

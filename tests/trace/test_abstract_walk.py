@@ -13,13 +13,13 @@ from jax.sharding import Mesh, PartitionSpec
 
 import nnopt_jax as nnopt
 from nnopt_jax import Axes
-from nnopt_jax.trace.abstract_walk import Walk
+from nnopt_jax.trace.abstract_walk import Domain, Walk
 
 IN_OUT, OUT_IN = Axes(0, 1), Axes(1, 0)
 
 
 @dataclasses.dataclass
-class Origins:
+class Origins(Domain):
     """An analysis for these tests: the inputs that a value depends on, and which steps are seen."""
 
     seen: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -52,6 +52,7 @@ class Origins:
 
     def leave(self, programs, values, outcomes, site):
         self.left.append((len(values), len(outcomes)))
+        return outcomes
 
     def step(self, equation, rule, values, site):
         assert len(values) == len(equation.invars)

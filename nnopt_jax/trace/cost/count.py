@@ -109,12 +109,15 @@ class Counting(Domain[Origin]):
 
     def leave(
         self, programs: Programs, values: Sequence[Any], outcomes: Sequence[Any], site: Site
-    ) -> None:
+    ) -> Sequence[Any]:
         """Keep the dearest of branches; note loops of unknown length."""
         if programs.flow is Flow.LOOP and programs.times is None:
             self.entries[site.location] = Entry(ELEMENTWISE, Tally(), _WHILE)
-        if programs.flow is not Flow.BRANCH:
-            return
+        if programs.flow is Flow.BRANCH:
+            self._keep_dearest(programs, site)
+        return outcomes
+
+    def _keep_dearest(self, programs: Programs, site: Site) -> None:
         each = [self._inside((*site.location, at)) for at in range(len(programs.inner))]
         costs = [_rows(branch.values()) for branch in each]
         flops = [sum(tally.flops for tally in rows.values()) for rows in costs]

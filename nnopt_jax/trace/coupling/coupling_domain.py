@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from nnopt_jax.trace.abstract_walk import Location, Site, Walk
+from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
 from nnopt_jax.trace.control import is_inlined
 from nnopt_jax.trace.coupling.derivatives import Derived, derive
 from nnopt_jax.trace.coupling.labels import Book, Labels
@@ -39,7 +39,7 @@ class Note(NamedTuple):
 
 
 @dataclasses.dataclass
-class Coupling:
+class Coupling(Domain[Value]):
     """The domain of the abstract walk that finds which elements go together.
 
     Args:
@@ -122,13 +122,14 @@ class Coupling:
         values: Sequence[Value | None],
         outcomes: Sequence[Value | None],
         site: Site,
-    ) -> None:
+    ) -> Sequence[Value | None]:
         """Note a step that holds programs; analyze its own derivative rule."""
         home = _home(site)
         ins = [None if value is None else value.within(home) for value in values]
         walk = Walk(self, self.table)
         derived = derive(walk, site, ins, outcomes) if programs.own_derivative else None
         self.notes[site.location] = Note(None, ins, outcomes, derived)
+        return outcomes
 
     def step(
         self, equation: Equation, rule: Rule, values: list[Value], site: Site

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nnopt_jax.trace.statistics.followed_array import (
+from nnopt_jax.trace.statistics.leaf_part import (
     REPEATED,
     LeafFactor,
     PartAxis,
     leaf_order,
 )
-from nnopt_jax.typing import Array
+from nnopt_jax.typing import Array, Shape
 
 AxesOfLeaf = Sequence[tuple[int, PartAxis]]
 """Axes of an array, and where along each of them the leaf lies that goes along with it."""
@@ -30,21 +30,23 @@ class Arrangement:
     numbered by their order in the leaf.
 
     Args:
+        shape: that the array is first given.
         before: axes whose factors come first.
         after: axes whose factors come last; all others are rows, and so is what is repeated.
     """
 
+    shape: Shape
     before: tuple[tuple[int, PartAxis], ...]
     after: tuple[tuple[int, PartAxis], ...]
 
     @classmethod
-    def of(cls, before: AxesOfLeaf, after: AxesOfLeaf) -> Arrangement:
+    def of(cls, shape: Shape, before: AxesOfLeaf, after: AxesOfLeaf) -> Arrangement:
         """Make an arrangement for a leaf."""
-        return cls(_numbered(before), _numbered(after))
+        return cls(shape, _numbered(before), _numbered(after))
 
     def __call__(self, x: Array) -> Array:
         """Return the array so arranged, in float32 and without a gradient."""
-        x = lax.stop_gradient(x)
+        x = lax.stop_gradient(x).reshape(self.shape)
         labels: list[tuple[int, int]] = [_ROWS] * x.ndim
         sides = [(axis, place, -1) for axis, place in self.before]
         sides += [(axis, place, 1) for axis, place in self.after]

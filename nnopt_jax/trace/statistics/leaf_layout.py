@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.trace.statistics.arrangement import spread
-from nnopt_jax.trace.statistics.followed_array import LeafFactor, LeafPart, ScanLevel, leaf_order
+from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafFactor, LeafPart, leaf_order
 from nnopt_jax.trace.statistics.product_use import Factors, ProductUse
 from nnopt_jax.typing import Array, Shape
 
@@ -25,53 +25,25 @@ class LeafLayout:
 
     Args:
         shape: of the leaf.
-        starts: for each axis of the leaf the least index that the use has; None where it is not
-            known.
-        factors: all of the leaf that the use has, groups apart from the rest of their axis.
-        scans: the scans that go along the leaf, from the outermost.
-        batch: what scans go along, from the outermost, then what products have of their own.
-        contracted: axes of the leaf that are summed over.
-        groups: of a grouped convolution.
-        channels: of inputs.
-        outs: of outputs.
+        part: the leaf where it is used.
+        product: what it is multiplied with there.
+        is_folded: whether states have lost their batch.
     """
 
     shape: Shape
-    starts: tuple[int | None, ...]
-    factors: Factors
-    scans: tuple[ScanLevel, ...]
-    batch: Factors
-    contracted: tuple[int, ...]
-    groups: Factors
-    channels: Factors
-    outs: Factors
+    part: LeafPart
+    product: ProductUse
+    is_folded: bool = False
 
-    @classmethod
-    def of(cls, shape: Shape, part: LeafPart, use: ProductUse) -> LeafLayout:
-        """Make the layout of a use.
-
-        Args:
-            shape: of the leaf.
-            part: the leaf where it is used.
-            use: the use.
-        """
-        scans = tuple(level for level in part.levels if level.is_over)
-        scanned = tuple(f for level in scans for f in level.axis.factors)
-        factors = list(part.factors)
-        for group in use.groups:
-            (whole,) = (f for f in factors if (f.axis, _end(f)) == (group.axis, _end(group)))
-            factors.remove(whole)
-            factors += [group, whole._replace(size=whole.size // group.size)]
-        return cls(
-            shape, _least(part), tuple(factors), scans, (*scanned, *use.batch), use.contracted,
-            use.groups, use.channels, use.outs,
-        )  # fmt: skip
+    @property
+    def batch(self) -> Factors:
+        """What scans go along, from the outermost, then what products have of their own."""
+        return () if self.is_folded else (*self.part.scanned, *self.product.batch)
 
     def unscanned(self, state: Any) -> Any:
         """Give a state one axis for each factor of scans, in place of one for each scan."""
-        for at in reversed(range(len(self.scans))):
-            place = self.scans[at].axis
-            state = jax.tree.map(lambda x, at=at, place=place: spread(x, at, place), state)
+        for at, level in reversed([*enumerate(self.part.scans)]):
+            state = jax.tree.map(lambda x, at=at, axis=level.axis: spread(x, at, axis), state)
         return state
 
     def leaf(self, x: Array) -> Array:
@@ -85,11 +57,11 @@ class LeafLayout:
 
     def channel(self, x: Array) -> Array:
         """Numbers for each channel of inputs; they broadcast to the leaf."""
-        return self._like_leaf(x, (*self.batch, *self.groups, *self.channels))
+        return self._like_leaf(x, (*self.batch, *self.product.groups, *self.product.channels))
 
     def out(self, x: Array) -> Array:
         """Numbers for each channel of outputs; they broadcast to the leaf."""
-        return self._like_leaf(x, (*self.batch, *self.outs))
+        return self._like_leaf(x, (*self.batch, *self.product.outs))
 
     def apart(self, x: Array) -> Array:
         """Anything, behind a batch in the order of the leaf."""
@@ -101,8 +73,9 @@ class LeafLayout:
         """Join the factors of each axis; one that lacks is repeated beside another."""
         x = x.reshape([factor.size for factor in factors]).transpose(leaf_order(factors))
         there = {_name(factor) for factor in factors}
-        axes = {axis for axis, _ in there}
-        wide = [self.factors[i] for i in leaf_order(self.factors) if self.factors[i].axis in axes]
+        axes = {axis for axis, _ in there if axis != REPEATED}
+        every = [f for f in (*self.part.scanned, *self.product.factors) if f.axis in axes]
+        wide = [every[i] for i in leaf_order(every)]
         x = x.reshape([f.size if _name(f) in there else 1 for f in wide])
         x = jnp.broadcast_to(x, [factor.size for factor in wide])
         sizes = _sizes(wide)
@@ -110,20 +83,21 @@ class LeafLayout:
 
     def folded(self) -> LeafLayout:
         """The layout of a state that has lost its batch."""
-        return dataclasses.replace(self, scans=(), batch=())
+        return dataclasses.replace(self, is_folded=True)
 
     def marks(self, labels: tuple[str, ...]) -> Any:
         """What two layouts have in common whose states may be added.
 
         Args:
-            labels: names of fields.
+            labels: names of properties of the product, or its batch.
         """
-        named = [getattr(self, label) for label in labels]
+        named = [
+            self.batch if label == "batch" else getattr(self.product, label) for label in labels
+        ]
         axes = {f.axis for each in named for f in each if isinstance(f, LeafFactor)}
         # A start that is not known is not that of another use.
-        starts = tuple(
-            object() if self.starts[axis] is None else self.starts[axis] for axis in sorted(axes)
-        )
+        least = self.part.least
+        starts = tuple(object() if least[axis] is None else least[axis] for axis in sorted(axes))
         plain = tuple(
             tuple((*_name(f), f.size) if isinstance(f, LeafFactor) else f for f in each)
             for each in named
@@ -143,19 +117,6 @@ def folded(state: Any, axes: int, add: Callable[[Any, Any], Any]) -> Any:
 
 def _name(factor: LeafFactor) -> tuple[int, int]:
     return factor.axis, abs(factor.stride)
-
-
-def _end(factor: LeafFactor) -> int:
-    return abs(factor.stride) * factor.size
-
-
-def _least(part: LeafPart) -> tuple[int | None, ...]:
-    """The least index of each axis: starts are those of factors that may run backwards."""
-    found = list(part.starts)
-    for factor in part.factors:
-        if factor.stride < 0 and (start := found[factor.axis]) is not None:
-            found[factor.axis] = start + factor.stride * (factor.size - 1)
-    return tuple(found)
 
 
 def _sizes(factors: Factors | list) -> dict[int, int]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.trace.jaxpr import Equation, is_variable
 from nnopt_jax.trace.primitives import Kind, Place, Rule, Same, Start
-from nnopt_jax.trace.statistics.followed_array import REPEATED, LeafFactor, LeafPart, PartAxis
+from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafFactor, LeafPart, PartAxis
 
 Starts = list[int | None]
 """For each axis of a leaf where a part begins; functions here move it."""
@@ -113,7 +113,7 @@ def _by_factor(
         if isinstance(place.start, Start):
             return [_window(axis, math.prod(counts), starts)]
         if len(counts) > 1:
-            return _split(axis, [stride for _, stride in place.factors])
+            return split_axis(axis, [stride for _, stride in place.factors])
         stride, count = (place.factors[0][1], counts[0]) if counts else (1, 1)
         found = _cut(axis, place.start, stride, count, starts)
     except CutAcrossError as error:
@@ -183,8 +183,16 @@ def _cut_one(
     return kept._replace(start=(factor.step * low - apart) // stride)
 
 
-def _split(axis: PartAxis, strides: Sequence[int]) -> list[PartAxis]:
-    """Where the part lies along each of the axes, from major to minor, that one is cut into."""
+def split_axis(axis: PartAxis, strides: Sequence[int]) -> list[PartAxis]:
+    """Return where a part lies along each of the axes that one is cut into.
+
+    Args:
+        axis: where it lies along the one.
+        strides: of the axes, from major to minor.
+
+    Raises:
+        CutAcrossError: the bounds of the axes are not those of the part.
+    """
     stride, *rest = strides
     if not rest:
         return [axis]
@@ -204,7 +212,7 @@ def _split(axis: PartAxis, strides: Sequence[int]) -> list[PartAxis]:
             raise CutAcrossError("cuts across its axes")
     if inner_start + sum(f.step * (f.size - 1) for f in minor) >= stride:
         raise CutAcrossError("cuts across its axes")
-    return [PartAxis(start, tuple(major)), *_split(PartAxis(inner_start, tuple(minor)), rest)]
+    return [PartAxis(start, tuple(major)), *split_axis(PartAxis(inner_start, tuple(minor)), rest)]
 
 
 def _placed(

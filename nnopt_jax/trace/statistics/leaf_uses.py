@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from nnopt_jax.columns import aligned
-from nnopt_jax.trace.jaxpr import line
-from nnopt_jax.trace.statistics.followed_array import LeafPart
-from nnopt_jax.trace.statistics.leaf_walk import UsedAt
+from nnopt_jax.trace.jaxpr import Equation, line
+from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafPart
 from nnopt_jax.trace.statistics.product_use import ProductUse
 from nnopt_jax.typing import Shape
 
@@ -96,23 +95,24 @@ def _listed(axes: tuple[int, ...]) -> str:
     return ",".join(map(str, axes)) or "-"
 
 
-def leaf_use(shape: Shape, part: LeafPart, at: UsedAt, use: ProductUse | str) -> LeafUse:
+def leaf_use(
+    shape: Shape, part: LeafPart, equation: Equation, product: ProductUse, reason: str
+) -> LeafUse:
     """Return the row of one use; its number is set when all are known.
 
     Args:
         shape: of the leaf.
         part: the leaf as it lies there.
-        at: where.
-        use: what it is multiplied with, or why nothing can be measured.
+        equation: the step.
+        product: what it is multiplied with.
+        reason: why nothing can be measured, if so.
     """
-    product, reason = (ProductUse(), use) if isinstance(use, str) else (use, "")
-    scanned = {f.axis for level in part.levels if level.is_over for f in level.axis.factors}
     outputs = {f.axis for f in product.outs} - {f.axis for f in product.groups}
-    batch = {*scanned, *(f.axis for f in product.batch)}
+    batch = {f.axis for f in (*part.scanned, *product.batch) if f.axis != REPEATED}
     batch |= {axis for axis in part.taken if shape[axis] > 1 and axis not in product.contracted}
     return LeafUse(
-        part.path, 0, at.equation.primitive.name, product.contracted,
-        tuple(sorted(batch - outputs)), _partial(shape, part), reason, line(at.equation),
+        part.path, 0, equation.primitive.name, product.contracted,
+        tuple(sorted(batch - outputs)), _partial(shape, part), reason, line(equation),
     )  # fmt: skip
 
 

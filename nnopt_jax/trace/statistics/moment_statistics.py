@@ -56,7 +56,8 @@ def input_moments() -> Statistic:
     """
 
     def show(use: ProductUse) -> _Sums | None:
-        return None if use.inputs is None else _sums(use, use.inputs(), rows_axis(use))
+        x = use.inputs()
+        return None if x is None else _sums(use, x, rows_axis(use))
 
     def finish(state: _Sums, lay: LeafLayout) -> Moments:
         return _moments(state, lay, lay.channel)
@@ -77,7 +78,8 @@ def output_moments() -> Statistic:
     """
 
     def show(use: ProductUse) -> _Sums | None:
-        return None if use.outputs is None else _sums(use, use.outputs(), len(use.batch))
+        x = use.outputs()
+        return None if x is None else _sums(use, x, len(use.batch))
 
     def finish(state: _Sums, lay: LeafLayout) -> Moments:
         return _moments(state, lay, lay.out)
@@ -88,11 +90,12 @@ def output_moments() -> Statistic:
 def _sums(use: ProductUse, x: Array, axis: int) -> _Sums:
     """Of values along one axis, in two passes."""
     ones = _ones(x.shape, axis)
-    if use.valid is None:
+    valid = use.valid()
+    if valid is None:
         count = jnp.full(ones, x.shape[axis], jnp.float32)
         mean = x.sum(axis) / max(x.shape[axis], 1)
     else:
-        count = use.valid().sum(-1, dtype=jnp.float32).reshape(ones)
+        count = valid.sum(-1, dtype=jnp.float32).reshape(ones)
         mean = use.masked(x, 0.0).sum(axis) / jnp.maximum(count, 1.0)
     squares = use.masked(jnp.square(x - jnp.expand_dims(mean, axis)), 0.0)
     return _Sums(count, mean, squares.sum(axis))

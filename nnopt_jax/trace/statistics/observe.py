@@ -19,17 +19,17 @@ from nnopt_jax.errors import (
 )
 from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.statistics.batch_mesh import mesh_of, replicated, replicating
+from nnopt_jax.trace.statistics.measured_run import MeasuredRun
 from nnopt_jax.trace.statistics.observed import Observed, observed
 from nnopt_jax.trace.statistics.observed_program import (
     LOSS_STATISTICS,
     ObservedProgram,
     Totals,
-    UseMeasures,
     check_scalar,
 )
 from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.statistics import STATISTICS, rows
-from nnopt_jax.trace.statistics.use_sites import float_leaves, names_of, noted
+from nnopt_jax.trace.statistics.use_sites import float_leaves, followed, names_of, numbered
 from nnopt_jax.trace.traced import is_array, refilled, traced
 from nnopt_jax.tree.select import Where, resolve
 from nnopt_jax.typing import Array
@@ -68,7 +68,11 @@ def observe(
     leaves = float_leaves(params)
     paths = resolve(where, leaves, "graph.observe")
     chosen = {path: leaves[path] for path in paths}
-    reader = _BatchReader(function, params, chosen, wanted, of_loss, table)
+
+    def read(params: Any, batch: Any) -> ObservedProgram:
+        return read_program(function, params, batch, chosen, wanted, of_loss, table)
+
+    reader = _BatchReader(params, read)
     totals = _added(reader, batches, progress)
     seen = observed(reader.first, totals)
     if strict:
@@ -100,23 +104,11 @@ def _added(reader: _BatchReader, batches: Iterable[Any], progress: Progress | No
 class _BatchReader:
     """Reads the function once for each shape of batches."""
 
-    def __init__(
-        self,
-        function: Callable[[Any, Any], Any],
-        params: Any,
-        chosen: dict[str, Any],
-        statistics: Sequence[Statistic],
-        of_loss: tuple[str, ...],
-        table: Table,
-    ) -> None:
-        self._function = function
+    def __init__(self, params: Any, read: Callable[[Any, Any], ObservedProgram]) -> None:
         self._leaves, self._tree = jax.tree.flatten(params)
         self._kept = [is_array(x) for x in self._leaves]
         self._arrays = [x for x, keep in zip(self._leaves, self._kept, strict=True) if keep]
-        self._chosen = chosen
-        self._statistics = statistics
-        self._of_loss = of_loss
-        self._table = table
+        self._read = read
         self._steps: dict[Any, tuple[ObservedProgram, Callable[..., Totals]]] = {}
 
     @property
@@ -130,7 +122,7 @@ class _BatchReader:
         leaves, tree = jax.tree.flatten(jax.eval_shape(lambda x: x, batch))
         shape = tree, tuple(leaves)
         if shape not in self._steps:
-            reading = self._read(batch)
+            reading = self._reading(batch)
             self._steps[shape] = reading, self._compiled(reading, batch)
             totals = self._started(reading, totals, batch)
         return self._steps[shape][1](totals, self._arrays, batch)
@@ -138,16 +130,11 @@ class _BatchReader:
     def _params(self, arrays: Iterable[Any]) -> Any:
         return jax.tree.unflatten(self._tree, refilled(self._leaves, self._kept, arrays))
 
-    def _read(self, batch: Any) -> ObservedProgram:
+    def _reading(self, batch: Any) -> ObservedProgram:
         found: list[ObservedProgram] = []
 
         def run(arrays: Any, batch: Any) -> Array:
-            found.append(
-                read_program(
-                    self._function, self._params(arrays), batch, self._chosen, self._statistics,
-                    self._of_loss, self._table,
-                )
-            )  # fmt: skip
+            found.append(self._read(self._params(arrays), batch))
             return jnp.zeros(())
 
         jax.eval_shape(replicating(run, self._mesh(batch), 0), self._arrays, batch)
@@ -193,11 +180,11 @@ def read_program(
     """
     given = traced(function, (params, batch), {})
     check_scalar(given.program, of_loss)
-    sites = noted(given, chosen, statistics, table).numbered()
-    measures = UseMeasures(sites, {one.name: one for one in statistics}, table)
+    found = followed(given, chosen, table)
+    sites = numbered(found.uses, chosen, statistics)
+    measures = MeasuredRun(sites, found.steps, {one.name: one for one in statistics})
     floats = names_of(given, float_leaves(params))
-    names = names_of(given, chosen)
-    return ObservedProgram(given.program, names, floats, measures, of_loss, chosen)
+    return ObservedProgram(given.program, floats, measures, of_loss, chosen)
 
 
 def _wanted(

@@ -192,8 +192,9 @@ def _finished(
 def _why_not(reading: ObservedProgram, statistic: Statistic, path: str) -> str:
     """Of a leaf that no use has anything to measure of."""
     sites = [site for site in reading.measures.sites.values() if site.use.path == path]
-    lookups = [f"{site.use.primitive} looks rows up" for site in sites if site.is_lookup]
-    reasons = [site.use.reason or site.no_outputs for site in sites if not site.is_lookup]
+    uses = [site.noted for site in sites]
+    lookups = [f"{use.equation.primitive.name} looks rows up" for use in uses if use.product.lookup]
+    reasons = [use.reason or use.product.no_outputs for use in uses if not use.product.lookup]
     return "; ".join(filter(None, dict.fromkeys((*lookups, *reasons)))) or "no step uses it"
 
 
@@ -212,7 +213,7 @@ def _joined(statistic: Statistic, mine: Sequence[tuple[LeafLayout, Any]]) -> Any
             (layout.folded(), folded(x, len(layout.batch), statistic.add)) for layout, x in mine
         ]
     if len({layout.marks(statistic.labels) for layout, _ in mine}) > 1:
-        axes = sorted({str(layout.contracted) for layout, _ in mine})
+        axes = sorted({str(layout.product.contracted) for layout, _ in mine})
         if len(axes) == 1:
             return f"its uses are of different parts of axes {axes[0]}: see by_use"
         return f"its uses are of different channels (along {' and '.join(axes)}): see by_use"

@@ -8,17 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from nnopt_jax.arrays.base import is_node, show
 from nnopt_jax.errors import StatisticsError
 from nnopt_jax.trace.abstract_walk import Location
-from nnopt_jax.trace.jaxpr import Equation, Program
-from nnopt_jax.trace.primitives import TABLE, Table
-from nnopt_jax.trace.statistics.followed_array import FollowedArray, LeafPart, is_followed
-from nnopt_jax.trace.statistics.leaf_walk import Extras, UsedAt, walk_leaves
-from nnopt_jax.trace.statistics.product_use import ProductUse
-from nnopt_jax.trace.statistics.statistic import Statistic
-from nnopt_jax.trace.statistics.use_sites import UseSite, followed
+from nnopt_jax.trace.jaxpr import Program
+from nnopt_jax.trace.statistics.measured_run import Extras, LeafCopies, MeasuredRun, plain
+from nnopt_jax.trace.statistics.use_sites import UseSite
 from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
 
@@ -33,74 +30,11 @@ BATCHES = ("batches", "", WHOLE)
 
 
 @dataclasses.dataclass(frozen=True)
-class UseMeasures:
-    """Measures at every use.
-
-    Args:
-        sites: the uses.
-        statistics: by name.
-        table: where primitives are described.
-    """
-
-    sites: Mapping[Location, UseSite]
-    statistics: Mapping[str, Statistic]
-    table: Table = TABLE
-
-    def use(
-        self, part: LeafPart, at: UsedAt, use: ProductUse | str, arrays: Sequence[Any]
-    ) -> Extras:
-        """Return the states of one use; a use that shares a state adds nothing to it."""
-        site = self.sites[at.location]
-        if isinstance(use, str):
-            return {}
-        return {(name, *site.key): self.statistics[name].show(use) for name in site.owned}
-
-    def computed(
-        self, equation: Equation, operands: Sequence[Any], outcomes: Sequence[Any]
-    ) -> None:
-        """Nothing is measured where no leaf takes part."""
-
-    def nothing(self, location: Location) -> Extras:
-        """Of all uses in a part of the program, what changes nothing when added."""
-        depth = len(location)
-        inside = [site for at, site in self.sites.items() if at[:depth] == location]
-        return {
-            (name, *site.key): self._start(name, site, depth)
-            for site in inside
-            for name in site.owned
-        }
-
-    def _start(self, name: str, site: UseSite, depth: int) -> Any:
-        lengths = site.lengths(depth)
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((*lengths, *x.shape), x.dtype), site.states[name]
-        )
-        return self.statistics[name].start(shapes)
-
-    def merge(self, one: Extras, other: Extras) -> Extras:
-        """Adds up what was gathered twice."""
-        twice = sorted(one.keys() & other)
-        both = {key: self.statistics[key[0]].add(one[key], other[key]) for key in twice}
-        return one | other | both
-
-    def split(self, extras: Extras, depth: int) -> tuple[Extras, Extras]:
-        """What belongs to the layers that the scan goes over, and what to all its steps."""
-        over = {
-            site.key
-            for site in self.sites.values()
-            if any(level.depth == depth for level in site.layout.scans)
-        }
-        each = {key: state for key, state in extras.items() if key[1:] in over}
-        return each, {key: state for key, state in extras.items() if key[1:] not in over}
-
-
-@dataclasses.dataclass(frozen=True)
 class ObservedProgram:
     """What is known of a function of one shape of batches.
 
     Args:
         program: of the parameters and a batch.
-        names: for each of its inputs the path of the leaf, where it is one to follow.
         floats: for each of its inputs the path of the leaf, where it is a float parameter.
         measures: what is measured where.
         of_loss: which statistics of a loss are measured.
@@ -108,27 +42,26 @@ class ObservedProgram:
     """
 
     program: Program
-    names: Sequence[str | None]
     floats: Sequence[str | None]
-    measures: UseMeasures
+    measures: MeasuredRun
     of_loss: tuple[str, ...]
     shapes: Mapping[str, Any]
 
     @property
     def differentiated(self) -> dict[tuple[str, Location], UseSite]:
-        """By path and location the uses that have a gradient of their own.
+        """By path and name of the copy the uses that have a gradient of their own.
 
-        Uses of one leaf in one array, or inside of one derivative rule, have one together: it is
-        named by the first.
+        Uses of one leaf in one array, inside of one derivative rule, or behind a loop that carries
+        it have one together: it is named by the first.
         """
         found: dict[tuple[str, Location], UseSite] = {}
-        for location, site in self.measures.sites.items():
-            found.setdefault((site.use.path, site.rule or location[:-1]), site)
+        for site in self.measures.sites.values():
+            found.setdefault((site.use.path, site.noted.copied), site)
         return found
 
     def start(self) -> Totals:
         """Return the totals of no batch."""
-        totals = {**self.measures.nothing(()), BATCHES: jnp.zeros((), jnp.int32)}
+        totals = {**self.measures.nothing(), BATCHES: jnp.zeros((), jnp.int32)}
         for name in self.of_loss:
             by_use = name != "hessian_gradient"
             keys = [site.key for site in self.differentiated.values()] if by_use else []
@@ -143,7 +76,7 @@ class ObservedProgram:
         if {"gradient", "fisher"}.intersection(self.of_loss):
             found = self._slopes(arrays)
         else:
-            found = walk_leaves(self.program, followed(arrays, self.names), self.measures)[1]
+            found = self.measures.run(self.program, arrays, None)[1]
         if "hessian_gradient" in self.of_loss:
             found |= self._curvature(arrays)
         slopes = {key: totals[key] + x for key, x in found.items() if key[0] in self.of_loss}
@@ -154,16 +87,18 @@ class ObservedProgram:
     def _slopes(self, arrays: Sequence[Array]) -> Extras:
         """Every use has a copy of its leaf, and the loss is differentiated at the copies."""
         sites = self.differentiated
-        copies = {key: arrays[self.names.index(key[0])] for key in sites}
+        copies = {key: arrays[self.floats.index(key[0])] for key in sites}
 
         def loss(copies: dict[tuple[str, Location], Array]) -> tuple[Array, Extras]:
-            values = followed(arrays, self.names)
-            for at, value in enumerate(values):
-                if is_followed(value):
-                    own = {key[1]: x for key, x in copies.items() if key[0] == self.names[at]}
-                    values[at] = FollowedArray(value.x, own, value.parts)
-            (out,), extras = walk_leaves(self.program, values, self.measures)
-            return out.x if is_followed(out) else out, extras
+            own: dict[str | None, dict[Location, Array]] = {}
+            for (path, copied), x in copies.items():
+                own.setdefault(path, {})[copied] = x
+            values = [
+                LeafCopies(x, own[path]) if path in own else x
+                for x, path in zip(arrays, self.floats, strict=True)
+            ]
+            (out,), extras = self.measures.run(self.program, values, None)
+            return plain(out), extras
 
         slopes, extras = jax.grad(loss, has_aux=True)(copies)
         slopes = {key: x.astype(jnp.float32) for key, x in slopes.items()}
@@ -184,7 +119,7 @@ class ObservedProgram:
             values = list(arrays)
             for path, x in floats.items():
                 values[inputs[path]] = x
-            return walk_leaves(self.program, values, self.measures)[0][0]
+            return core.jaxpr_as_fun(self.program)(*values)[0]
 
         floats = {path: arrays[at] for path, at in inputs.items()}
         slope = jax.grad(loss)

@@ -24,7 +24,7 @@ class Statistic:
         start: the state before the first, of shapes: what adding changes nothing.
         add: joins two states.
         finish: the result of a state, in the order of the leaf.
-        labels: names of the parts of a layout that two uses must share for their states to be
+        labels: names of what two products must have in common for the states of their uses to be
             joined, beside the batch.
         check: what is wrong with a shape of states, if anything.
         of_inputs: whether `show` looks at nothing but inputs, so that uses that have the same

@@ -60,9 +60,10 @@ def input_absmax(*, channel: bool = False) -> Statistic:
     settings.done()
 
     def show(use: ProductUse) -> Array | None:
-        if use.inputs is None:
+        x = use.inputs()
+        if x is None:
             return None
-        x = use.masked(jnp.abs(use.inputs()), 0.0)
+        x = use.masked(jnp.abs(x), 0.0)
         return jnp.max(x, rows_axis(use) if channel else all_axes(use), initial=0.0)
 
     return Statistic(
@@ -86,9 +87,9 @@ def input_range() -> Statistic:
     """
 
     def show(use: ProductUse) -> Extremes | None:
-        if use.inputs is None:
-            return None
         x, axes = use.inputs(), all_axes(use)
+        if x is None:
+            return None
         return Extremes(
             jnp.min(use.masked(x, jnp.inf), axes, initial=jnp.inf),
             jnp.max(use.masked(x, -jnp.inf), axes, initial=-jnp.inf),
@@ -130,7 +131,8 @@ def input_histogram(bins: int = 4096) -> Statistic:
     start = Range.start(bins)
 
     def show(use: ProductUse) -> Range | None:
-        if use.inputs is None:
+        x, valid = use.inputs(), use.valid()
+        if x is None:
             return None
 
         def add(x: Array) -> Range:
@@ -138,11 +140,10 @@ def input_histogram(bins: int = 4096) -> Statistic:
 
         for _ in use.batch:
             add = jax.vmap(add)
-        x = use.inputs()
         found = add(use.masked(x, jnp.nan))
-        if use.valid is None:
+        if valid is None:
             return found
-        others = (~use.valid()).sum(-1) * math.prod(x.shape[rows_axis(use) + 1 :])
+        others = (~valid).sum(-1) * math.prod(x.shape[rows_axis(use) + 1 :])
         return found._replace(ignored=found.ignored - others)  # they are not NaN themselves
 
     def begin(shapes: Range) -> Range:
@@ -186,13 +187,11 @@ def input_gram(block: int | None = None) -> Statistic:
     settings.done()
 
     def show(use: ProductUse) -> Array | None:
-        if use.patches is None:
-            return None
-        x = use.patches()
-        if use.valid is None:
-            return _gram(x, block)
+        x, valid = use.patches(), use.valid()
+        if x is None or valid is None:
+            return None if x is None else _gram(x, block)
         # All entries of the batch have the same rows; one after another, they are not copied.
-        rows, valid = x.reshape(-1, *x.shape[-2:])[0], use.valid()
+        rows = x.reshape(-1, *x.shape[-2:])[0]
         each = lax.map(
             lambda own: _gram(jnp.where(own[:, None], rows, 0.0), block),
             valid.reshape(-1, valid.shape[-1]),
@@ -221,7 +220,7 @@ def input_count() -> Statistic:
     """
 
     def show(use: ProductUse) -> Array | None:
-        return None if use.counts is None else use.counts()
+        return use.counts()
 
     def finish(state: Array, lay: LeafLayout) -> Array:
         return lay.channel(state)
@@ -234,11 +233,12 @@ def rows() -> Statistic:
     """How many rows of inputs a leaf has; of lookups, how many were asked for."""
 
     def show(use: ProductUse) -> Array:
-        if use.counts is not None:
-            return use.counts().sum()
-        if use.valid is not None:
-            return use.valid().sum(-1, dtype=jnp.float32)
-        shape = jax.eval_shape(use.inputs).shape if use.inputs is not None else ()
+        counts, valid = use.counts(), use.valid()
+        if counts is not None:
+            return counts.sum()
+        if valid is not None:
+            return valid.sum(-1, dtype=jnp.float32)
+        shape = jax.eval_shape(use.inputs).shape
         return jnp.full(shape[: len(use.batch)], shape[len(use.batch) + len(use.groups)], "float32")
 
     finish = lambda state, lay: lay.leaf(state)  # noqa: E731 - one line says it

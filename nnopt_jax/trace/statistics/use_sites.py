@@ -1,4 +1,4 @@
-"""The uses of a program's leaves, found in an abstract run, and the states kept for them."""
+"""The uses of a program's leaves, and what is known of the states that are kept for them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node, show
-from nnopt_jax.trace.abstract_walk import Location
-from nnopt_jax.trace.jaxpr import Equation
+from nnopt_jax.arrays.base import is_node
+from nnopt_jax.trace.abstract_walk import Location, Walk
 from nnopt_jax.trace.primitives import TABLE, Table
-from nnopt_jax.trace.statistics.batch_mesh import mesh_of, replicating
-from nnopt_jax.trace.statistics.followed_array import FollowedArray, LeafPart
+from nnopt_jax.trace.statistics.leaf_domain import LeafDomain, NotedUse
 from nnopt_jax.trace.statistics.leaf_layout import LeafLayout
+from nnopt_jax.trace.statistics.leaf_part import LeafPart
 from nnopt_jax.trace.statistics.leaf_uses import LeafUse, LeafUses, leaf_use, leaf_uses
-from nnopt_jax.trace.statistics.leaf_walk import Extras, UsedAt, walk_leaves
-from nnopt_jax.trace.statistics.product_use import ProductUse
 from nnopt_jax.trace.statistics.statistic import Statistic
-from nnopt_jax.trace.statistics.value_numbers import ValueNumbers
 from nnopt_jax.trace.traced import Traced, is_array
 from nnopt_jax.tree.paths import flatten
-from nnopt_jax.typing import Array, Shape
 
 Key = tuple[str, int]
 """How results name a use: by the path of the leaf and the number of the use."""
@@ -35,24 +30,18 @@ class UseSite:
 
     Args:
         use: for the table.
+        noted: where it is, and of what.
         layout: of its states.
-        rule: location of the outermost call with a derivative rule around it, if any.
         states: for each statistic the shapes of the state of one use, without the axes of scans.
-        input: what it is multiplied with: uses of equal inputs share their states.
         owners: for each statistic the use that the state is kept for: this one, or an earlier one
             that has the same input.
-        no_outputs: why its outputs are not known.
-        is_lookup: whether indices choose rows of the leaf.
     """
 
     use: LeafUse
+    noted: NotedUse
     layout: LeafLayout
-    rule: Location
     states: Mapping[str, Any]
-    input: Hashable = None
-    owners: Mapping[str, Key] = dataclasses.field(default_factory=dict)
-    no_outputs: str = ""
-    is_lookup: bool = False
+    owners: Mapping[str, Key]
 
     @property
     def key(self) -> Key:
@@ -64,107 +53,55 @@ class UseSite:
         """Statistics whose states are kept for this use."""
         return tuple(name for name, owner in self.owners.items() if owner == self.key)
 
-    def lengths(self, depth: int) -> tuple[int, ...]:
-        """Of the scans along the leaf that lie deeper than a location."""
-        return tuple(level.length for level in self.layout.scans if level.depth > depth)
+    def shapes(self, name: str, depth: int) -> Any:
+        """Those of the state of a statistic, with an axis for each scan deeper than a location."""
+        scans = self.noted.part.scans
+        lengths = tuple(level.length for level in scans if level.depth > depth)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*lengths, *x.shape), x.dtype), self.states[name]
+        )
 
 
-@dataclasses.dataclass
-class UseNotes:
-    """Takes note of uses, in an abstract run.
+def numbered(
+    uses: Mapping[Location, NotedUse],
+    leaves: Mapping[str, Any],
+    statistics: Sequence[Statistic] = (),
+) -> dict[Location, UseSite]:
+    """Return uses in the order of the program, with their numbers and states.
 
     Args:
-        shapes: of the leaves, by path.
+        uses: by location.
+        leaves: arrays or shapes, by path.
         statistics: those whose states are kept.
-        table: where primitives are described.
     """
-
-    shapes: Mapping[str, Shape]
-    statistics: Sequence[Statistic]
-    table: Table = TABLE
-    sites: dict[Location, UseSite] = dataclasses.field(default_factory=dict)
-    numbers: ValueNumbers = dataclasses.field(default_factory=ValueNumbers)
-    states: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
-
-    def use(
-        self, part: LeafPart, at: UsedAt, use: ProductUse | str, arrays: Sequence[Any]
-    ) -> Extras:
-        """Note one use; a program inside of a scan may be run more than once."""
-        shape = self.shapes[part.path]
-        product = ProductUse() if isinstance(use, str) else use
-        layout = LeafLayout.of(shape, part, product)
-        states, source = {}, None
-        if not isinstance(use, str):
-            depths = tuple(level.depth for level in layout.scans)
-            operands = tuple(self.numbers.of(arrays[i]) for i in use.operands)
-            source = at.scope, operands, use.source, depths
-            states = {one.name: self._state(one, use, source) for one in self.statistics}
-        states = {name: state for name, state in states.items() if state is not None}
-        self.sites[at.location] = UseSite(
-            leaf_use(shape, part, at, use), layout, at.rule, states, source,
-            no_outputs=product.no_outputs, is_lookup=product.counts is not None,
-        )  # fmt: skip
-        return {}
-
-    def _state(self, statistic: Statistic, use: ProductUse, source: Hashable) -> Any:
-        """The shapes of a state; of one input they are found once."""
-        key = statistic.name, source
-        if not statistic.of_inputs or key not in self.states:
-            self.states[key] = jax.eval_shape(lambda: statistic.show(use))
-        return self.states[key]
-
-    def computed(
-        self, equation: Equation, operands: Sequence[Any], outcomes: Sequence[Any]
-    ) -> None:
-        """Note what was computed, to know equal inputs."""
-        if self.statistics:
-            self.numbers.add(equation, operands, outcomes)
-
-    def nothing(self, location: Location) -> Extras:
-        """Nothing is gathered."""
-        return {}
-
-    def merge(self, one: Extras, other: Extras) -> Extras:
-        """Nothing is gathered."""
-        return {}
-
-    def split(self, extras: Extras, depth: int) -> tuple[Extras, Extras]:
-        """Nothing is gathered."""
-        return {}, {}
-
-    def numbered(self) -> dict[Location, UseSite]:
-        """Return the sites in the order of the program, with numbers and owners."""
-        counts: dict[str, int] = {}
-        owners: dict[Hashable, Key] = {}
-        shared = {one.name for one in self.statistics if one.of_inputs}
-        found = {}
-        for location in sorted(self.sites):
-            site = self.sites[location]
-            number = counts.get(site.use.path, 0)
-            counts[site.use.path] = number + 1
-            site = dataclasses.replace(site, use=site.use._replace(number=number))
-            mine = {
-                name: owners.setdefault((name, site.input), site.key)
-                if name in shared
-                else site.key
-                for name in site.states
-            }
-            found[location] = dataclasses.replace(site, owners=mine)
-        return found
+    counts: dict[str, int] = {}
+    known: dict[Hashable, tuple[Key, Any]] = {}
+    found = {}
+    for location, noted in sorted(uses.items(), key=lambda item: item[0]):
+        shape, part = tuple(leaves[noted.part.path].shape), noted.part
+        row = leaf_use(shape, part, noted.equation, noted.product, noted.reason)
+        row = row._replace(number=counts.setdefault(part.path, 0))
+        counts[part.path] += 1
+        states, owners = {}, {}
+        for one in () if noted.reason else statistics:
+            source = (one.name, noted.source if one.of_inputs else location)
+            if source not in known:
+                known[source] = (part.path, row.number), _state(noted, one)
+            owner, state = known[source]
+            if state is not None:
+                owners[one.name], states[one.name] = owner, state
+        layout = LeafLayout(shape, part, noted.product)
+        found[location] = UseSite(row, noted, layout, states, owners)
+    return found
 
 
-def followed(values: Sequence[Any], names: Sequence[str | None]) -> list[Any]:
-    """Return the inputs of a program: leaves that have a name are followed, others are arrays.
-
-    Args:
-        values: arrays and packed leaves.
-        names: for each of them the path of the leaf, where it is one to follow.
-    """
-    arrays = [show(value) for value in values]
-    return [
-        x if name is None else FollowedArray(x, {}, (LeafPart.whole(name, number, x.shape),))
-        for number, (x, name) in enumerate(zip(arrays, names, strict=True))
-    ]
+def _state(noted: NotedUse, statistic: Statistic) -> Any:
+    """The shapes of the state that a use has, without the axes of scans."""
+    avals = [x.aval for x in (*noted.equation.invars, *noted.equation.outvars)]
+    return jax.eval_shape(
+        lambda *arrays: statistic.show(noted.product.on(arrays)),
+        *(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals),
+    )
 
 
 def uses_of(given: Traced, params: Any, table: Table = TABLE) -> LeafUses:
@@ -175,29 +112,26 @@ def uses_of(given: Traced, params: Any, table: Table = TABLE) -> LeafUses:
         params: its parameters, shapes in place of arrays.
         table: where primitives are described.
     """
-    notes: list[UseNotes] = []
-
-    def run(*values: Any) -> Array:
-        there = dataclasses.replace(given, values=values)
-        notes.append(noted(there, float_leaves(params), (), table))
-        return jnp.zeros(())
-
-    jax.eval_shape(replicating(run, mesh_of(given.values), 0), *given.values)
-    uses = [site.use for site in notes[-1].numbered().values()]
-    return leaf_uses(uses, list(float_leaves(params)))
+    leaves = float_leaves(params)
+    sites = numbered(followed(given, leaves, table).uses, leaves)
+    return leaf_uses((site.use for site in sites.values()), list(leaves))
 
 
-def noted(
-    given: Traced,
-    chosen: Mapping[str, Any],
-    statistics: Sequence[Statistic],
-    table: Table = TABLE,
-) -> UseNotes:
-    """Run what was traced on shapes, and note the uses of the chosen leaves."""
-    shapes = {path: tuple(leaf.shape) for path, leaf in chosen.items()}
-    notes = UseNotes(shapes, statistics, table)
-    walk_leaves(given.program, followed(given.values, names_of(given, chosen)), notes)
-    return notes
+def followed(given: Traced, chosen: Mapping[str, Any], table: Table = TABLE) -> LeafDomain:
+    """Follow leaves through a program, and return what was noted.
+
+    Args:
+        given: what was traced.
+        chosen: the leaves, by path.
+        table: where primitives are described.
+    """
+    domain = LeafDomain()
+    inputs = [
+        domain.fresh(() if path is None else (LeafPart.whole(path, chosen[path].shape),))
+        for path in names_of(given, chosen)
+    ]
+    Walk(domain, table).run(given.program, inputs)
+    return domain
 
 
 def names_of(given: Traced, chosen: Mapping[str, Any]) -> list[str | None]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from nnopt_jax.trace.jaxpr import Equation, is_variable
+from nnopt_jax.trace.jaxpr import Equation, Program, is_variable
 
 
 class ValueNumbers:
-    """Numbers for arrays: equal for the same array, and for outcomes of equal steps of equals.
+    """Numbers for arrays: equal for outcomes of equal steps of equals.
 
     Model code casts or reshapes an activation anew for each product; the outcomes are one input.
 
@@ -22,48 +21,52 @@ class ValueNumbers:
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
-        self._held: list[Any] = []  # an id is that of one array as long as the array lives
 
-    def of(self, x: Any) -> int:
-        """Return the number of an array."""
-        key: Hashable = id(x)
-        if (not isinstance(x, jax.Array) and hasattr(x, "__array__")) or isinstance(x, int | float):
-            if np.ndim(x) == 0:
-                key = "number", str(getattr(x, "dtype", type(x))), str(np.asarray(x))
-        if isinstance(key, int) and key not in self._numbers:
-            self._held.append(x)
+    def new(self) -> int:
+        """Return the number of an array like no other."""
+        return self.of(object())
+
+    def of(self, key: Hashable) -> int:
+        """Return the number of what a key stands for."""
         return self._numbers.setdefault(key, len(self._numbers))
 
-    def add(self, equation: Equation, operands: Sequence[Any], outcomes: Sequence[Any]) -> None:
-        """Take note of the outcomes of a step.
+    def constant(self, x: Any) -> int:
+        """Return the number of a constant of a program, which holds it."""
+        if np.ndim(x) == 0:
+            return self.of((str(getattr(x, "dtype", type(x))), str(np.asarray(x))))
+        return self.of(("constant", id(x)))
+
+    def outcomes(self, equation: Equation, operands: Sequence[int]) -> list[int]:
+        """Return the numbers of what a step gives.
 
         Args:
             equation: the step.
-            operands: what it takes.
-            outcomes: what it gives.
+            operands: the numbers of what it takes.
         """
         settings = tuple(sorted(equation.params.items(), key=lambda item: item[0]))
-        key = equation.primitive, settings, tuple(map(self.of, operands))
+        key: Hashable = equation.primitive, settings, tuple(operands)
         try:
             hash(key)
         except TypeError:  # settings that cannot be compared: a step like no other
-            return
+            key = object()
         if equation.effects:
-            return
-        for at, x in enumerate(outcomes):
-            number = self._numbers.setdefault((key, at), len(self._numbers))
-            self._held.append(x)
-            self._numbers[id(x)] = number
+            key = object()
+        return [self.of((key, at)) for at, _ in enumerate(equation.outvars)]
 
 
-def output_numbers(program: Any) -> list[int]:
+def output_numbers(program: Program) -> list[int]:
     """Number the outputs of a program: equal where they are computed alike.
 
     Args:
         program: what was traced.
     """
     numbers = ValueNumbers()
+    known = {x: numbers.new() for x in (*program.jaxpr.constvars, *program.jaxpr.invars)}
+
+    def read(x: Any) -> int:
+        return known[x] if is_variable(x) else numbers.constant(x.val)
+
     for equation in program.jaxpr.eqns:
-        operands = [x if is_variable(x) else x.val for x in equation.invars]
-        numbers.add(equation, operands, equation.outvars)
-    return [numbers.of(x if is_variable(x) else x.val) for x in program.jaxpr.outvars]
+        found = numbers.outcomes(equation, [read(x) for x in equation.invars])
+        known.update(zip(equation.outvars, found, strict=True))
+    return [read(x) for x in program.jaxpr.outvars]

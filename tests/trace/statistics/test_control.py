@@ -250,3 +250,26 @@ def test_leaves_that_change_on_the_way_are_told():
 
     (use,) = nnopt.graph(apply, {"w": whole(3, 3)}, whole(4, 3)).uses
     assert use.reason.startswith("it is carried through")
+
+
+def test_leaves_that_change_in_a_loop_within_a_loop_are_told_once():
+    """The branch within gives what the loop carries, which is no leaf after the first turn."""
+
+    def apply(p, x):
+        def turn(_, state):
+            w, x = state
+            w = lax.cond(x[0, 0] > 0, lambda w: w, lambda w: w * w, w)
+            w, x = lax.fori_loop(0, 2, lambda _, s: (s[0], s[1] @ s[0] % 5), (w, x))
+            return w, x
+
+        return lax.fori_loop(0, 2, turn, (p["w"], x))[1]
+
+    (use,) = nnopt.graph(apply, {"w": whole(3, 3)}, whole(4, 3)).uses
+    assert use.reason == "it is carried through scan"
+
+
+def test_equal_loops_give_equal_inputs():
+    params, x = {"w": whole(3, 3), "v": whole(3, 3)}, whole(4, 3)
+    summed = jax.jit(lambda x: lax.scan(lambda s, row: (s + row, s), x[0], x)[1])
+    seen = observe(lambda p, x: summed(x) @ p["w"] + summed(x) @ p["v"], params, [x], "input_gram")
+    assert seen["input_gram"]["w"] is seen["input_gram"]["v"]

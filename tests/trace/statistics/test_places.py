@@ -10,10 +10,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 import nnopt_jax as nnopt
-from nnopt_jax.trace.primitives import TABLE
-from nnopt_jax.trace.statistics.followed_array import REPEATED
-from nnopt_jax.trace.statistics.leaf_walk import walk_leaves
-from nnopt_jax.trace.statistics.use_sites import float_leaves, followed, names_of
+from nnopt_jax.trace.control import is_inlined
+from nnopt_jax.trace.jaxpr import bind, read
+from nnopt_jax.trace.statistics.leaf_part import REPEATED
+from nnopt_jax.trace.statistics.use_sites import float_leaves, followed
 from nnopt_jax.trace.traced import traced
 from tests.trace.zoo.models import MODELS
 
@@ -214,6 +214,48 @@ def test_kernels_of_convolutions_side_by_side():
     assert seen["input_gram"]["a"] is seen["input_gram"]["b"]
 
 
+def convolved(x, kernel, **groups):
+    numbers = ("NHC", "HIO", "NHC")
+    return lax.conv_general_dilated(x, kernel, (1,), "VALID", dimension_numbers=numbers, **groups)
+
+
+def patches(x, size=3):
+    """All windows of sequences, a row for each."""
+    rows = np.lib.stride_tricks.sliding_window_view(x, size, 1).transpose(0, 1, 3, 2)
+    return rows.reshape(-1, size * x.shape[-1])
+
+
+def test_kernels_side_by_side_that_are_groups_have_the_channels_of_their_group():
+    params, x = {"a": whole(3, 2, 4), "b": whole(3, 2, 4)}, whole(2, 8, 4)
+
+    def apply(p, x):
+        return convolved(x, jnp.concatenate([p["a"], p["b"]], 2), feature_group_count=2)
+
+    names = ("input_gram", "input_moments", "output_moments")
+    seen, out = observe(apply, params, x, names), np.asarray(apply(params, x))
+    for number, path in enumerate(params):
+        own, made = x[..., 2 * number :][..., :2], out[..., 4 * number :][..., :4]
+        np.testing.assert_array_equal(seen["input_gram"][path], gram(patches(own)))
+        mean = seen["input_moments"][path].mean
+        np.testing.assert_allclose(mean[0, :, 0], own.mean((0, 1)), atol=1e-6)
+        mean = seen["output_moments"][path].mean
+        np.testing.assert_allclose(mean[0, 0], made.mean((0, 1)), atol=1e-4)
+
+
+def test_groups_of_images_have_rows_of_their_own():
+    w, x = whole(3, 3, 10), whole(4, 8, 3)
+    apply = lambda p, x: convolved(x, p["w"], batch_group_count=2)  # noqa: E731 - one line
+    seen = observe(apply, {"w": w}, x, ("input_gram", "input_moments", "output_moments"))
+    assert [(use.contracted, use.reason) for use in seen.uses] == [((0, 1), "")]
+    for group, own in enumerate((x[:2], x[2:])):
+        np.testing.assert_array_equal(seen["input_gram"]["w"][group], gram(patches(own)))
+        mean = seen["input_moments"]["w"].mean[0, :, 5 * group]
+        np.testing.assert_allclose(mean, own.mean((0, 1)), atol=1e-6)
+    mean = seen["output_moments"]["w"].mean[0, 0]
+    out = np.asarray(apply({"w": w}, x))
+    np.testing.assert_allclose(mean, out.mean((0, 1)), atol=1e-4)
+
+
 def test_tables_one_below_the_other_count_their_own_rows():
     tables, tokens = {"a": whole(3, 2), "b": whole(4, 2)}, np.array([0, 5, 5, 2, 6], np.int32)
 
@@ -258,55 +300,47 @@ def test_experts_have_the_rows_of_their_group():
             np.testing.assert_allclose(found, out.mean(0), atol=1e-5)
 
 
-class Parts:
-    """Checks each use: what the array holds at the places of a leaf is what the leaf has there."""
+def computed(program, values, location=()):
+    """The operands of every step that runs once, by its location."""
+    known = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+    known |= zip(program.jaxpr.invars, values, strict=True)
+    found = {}
+    for number, equation in enumerate(program.jaxpr.eqns):
+        here = (*location, number)
+        found[here] = [read(known, x) for x in equation.invars]
+        if is_inlined(equation):
+            found |= computed(equation.params["jaxpr"], found[here], (*here, 0))
+        known |= zip(equation.outvars, bind(equation, found[here]), strict=True)
+    return found
 
-    table = TABLE
 
-    def __init__(self, leaves):
-        self.leaves, self.checked = leaves, 0
-
-    def use(self, part, at, use, arrays):
-        operand = at.location[-2]
-        if not arrays or isinstance(arrays[operand], jax.core.Tracer) or part.levels:
-            return {}
-        if any(start is None for start in part.starts):
-            return {}
-        found = np.asarray(arrays[operand], np.float64)
-        found = found[np.ix_(*(axis.indices().ravel() for axis in part.axes))]
-        factors = [factor for axis in part.axes for factor in axis.factors]
-        grids = np.indices([factor.size for factor in factors])
-        index = list(part.starts)
-        for factor, grid in zip(factors, grids, strict=True):
-            if factor.axis != REPEATED:
-                index[factor.axis] = index[factor.axis] + factor.stride * grid
-        shape = [factor.size for factor in factors]
-        index = tuple(np.broadcast_to(i, shape) for i in index)
-        wanted = np.asarray(self.leaves[part.path], np.float64)[index].reshape(found.shape)
-        scale = (found * wanted).sum() / (wanted * wanted).sum()  # by one number
-        np.testing.assert_allclose(found, scale * wanted, rtol=2e-2, atol=1e-6)
-        self.checked += 1
-        return {}
-
-    def computed(self, equation, operands, outcomes):
-        pass
-
-    def nothing(self, location):
-        return {}
-
-    def merge(self, one, other):
-        return {}
-
-    def split(self, extras, depth):
-        return {}, {}
+def check_place(found, leaf, part):
+    """What an array holds at the places of a leaf is what the leaf has there."""
+    found = found[np.ix_(*(axis.indices().ravel() for axis in part.axes))]
+    factors = [factor for axis in part.axes for factor in axis.factors]
+    grids = np.indices([factor.size for factor in factors])
+    index = list(part.starts)
+    for factor, grid in zip(factors, grids, strict=True):
+        if factor.axis != REPEATED:
+            index[factor.axis] = index[factor.axis] + factor.stride * grid
+    shape = [factor.size for factor in factors]
+    wanted = leaf[tuple(np.broadcast_to(i, shape) for i in index)].reshape(found.shape)
+    scale = (found * wanted).sum() / (wanted * wanted).sum()  # by one number
+    np.testing.assert_allclose(found, scale * wanted, rtol=2e-2, atol=1e-6)
 
 
 def check_places(function, params, *args):
     given = traced(function, (params, *args), {})
     leaves = float_leaves(params)
-    parts = Parts(leaves)
-    walk_leaves(given.program, followed(given.values, names_of(given, leaves)), parts)
-    return parts.checked
+    operands = computed(given.program, given.values)
+    checked = 0
+    for (*location, at, _), use in followed(given, leaves).uses.items():
+        part, here = use.part, tuple(location)
+        if here in operands and not part.levels and None not in part.starts:
+            found = np.asarray(operands[here][at], np.float64)
+            check_place(found, np.asarray(leaves[part.path], np.float64), part)
+            checked += 1
+    return checked
 
 
 @pytest.mark.slow

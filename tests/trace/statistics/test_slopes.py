@@ -95,7 +95,7 @@ def test_slopes_of_branches_and_parts():
 
 
 def test_slopes_of_what_comes_out_of_inner_programs():
-    """Of leaves moved in a function of their own, carried through loops, and cut by shard_map."""
+    """Of leaves moved in a function of their own, changed in loops, and cut by shard_map."""
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
     turned = jax.jit(lambda w: w.T)
     whole, rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
@@ -105,7 +105,7 @@ def test_slopes_of_what_comes_out_of_inner_programs():
 
     def loss(p, x):
         x = x @ turned(p["w"])
-        grown, x = jax.lax.fori_loop(0, 2, lambda _, s: (s[0] * 2, s[1] @ s[0]), (p["g"], x))
+        grown, x = jax.lax.fori_loop(0, 2, lambda _, s: (s[0] + s[0].T, s[1] @ s[0]), (p["g"], x))
         return jnp.square(parts(p["v"], p["u"], x)).sum() + grown.sum()
 
     params = {"w": drawn(3, 4), "g": drawn(3, 3), "v": drawn(3, 3), "u": drawn(3, 2)}
@@ -186,3 +186,37 @@ def test_each_leaf_of_a_joined_array_has_its_own_slope():
         np.testing.assert_allclose(seen["fisher"][path], wanted[path] ** 2, rtol=1e-3, atol=1e-5)
     inner = jax.grad(lambda a: jnp.sin(x @ a).sum())(params["a"])
     np.testing.assert_allclose(seen.by_use["gradient"]["a", 0], inner, rtol=1e-4, atol=1e-5)
+
+
+def test_leaves_that_programs_give_unchanged_are_followed():
+    """By both branches, by a loop that scales them, by a function with a rule of its own."""
+    twice = jax.custom_jvp(lambda w: 2 * w)
+    twice.defjvp(lambda given, slopes: (twice(*given), 2 * slopes[0]))
+    wide = jax.jit(lambda w: w.T, donate_argnums=0)
+
+    def loss(p, x):
+        u = jax.lax.cond(x[0, 0] > 0, lambda w: w.T, lambda w: 3 * w.T, p["u"])
+        v, x = jax.lax.fori_loop(0, 2, lambda _, s: (s[0] * 2, jnp.sin(s[1] @ s[0])), (p["v"], x))
+        once = jax.checkpoint(lambda w, x: (w, w.T, jnp.sin(x @ w)))
+        w, turned, x = once(p["w"], x @ u + jnp.cos(x @ v))
+        both = jnp.concatenate([w, turned, twice(p["c"])], 1)
+        return jnp.square(x @ both).sum() + (jnp.cos(x) @ w @ wide(p["d"])).sum() + jnp.sum(v)
+
+    params, x = {path: drawn(3, 3) for path in "uvwcd"}, drawn(2, 3)
+    names = ("gradient", "fisher", "input_gram")
+    seen = observe(loss, params, [x], names)
+    wanted = jax.grad(loss)(params, x)
+    for path in params:
+        np.testing.assert_allclose(seen["gradient"][path], wanted[path], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            seen["fisher"][path], np.square(wanted[path]), rtol=1e-3, atol=1e-3
+        )
+    assert {use.path for use in seen.uses if use.reason} == {"v"}  # its sum
+    reasons = {use.path: use.reason for use in seen.uses if use.reason}
+    assert reasons == {"v": "reduce_sum combines its own entries"}
+    steps = [x]
+    for power in range(2):
+        steps.append(np.sin(steps[-1] @ (2**power * params["v"])))
+    grams = [seen.by_use["input_gram"]["v", number] for number in range(2)]
+    np.testing.assert_allclose(grams[0], sum(s.T @ s for s in steps[:2]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(grams[1], steps[2].T @ steps[2], rtol=1e-4, atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import nnopt_jax as nnopt
@@ -31,3 +33,20 @@ def test_they_agree_for_every_leaf(name):
             assert reasons == {UNMEASURED[name, path]}
         else:
             assert sorted(uses) == sorted(axes), path
+
+
+def idle(p, x):
+    """A step of which nothing comes out, alone, in a loop, and in a function of its own."""
+    jnp.sin(x @ p["a"])
+    both = jax.jit(lambda v, w, x: (x @ v, jnp.tanh(x @ w)))
+    x = both(p["b"], p["used"], x)[1]
+    turn = lambda state, _: ((state[0] @ p["c"], state[1] @ p["used"]), None)  # noqa: E731
+    return jax.lax.scan(turn, (x, x), None, length=2)[0][1]
+
+
+def test_neither_counts_a_step_of_which_nothing_comes_out():
+    params, x = {path: jnp.ones((3, 3)) for path in ("a", "b", "c", "used")}, jnp.ones((2, 3))
+    graph = nnopt.graph(idle, params, x)
+    assert {use.path for use in graph.uses} == {"used"} == set(graph.axes)
+    seen = graph.observe(params, [x], "input_gram")
+    assert seen.lacking["input_gram"] == dict.fromkeys("abc", "no step uses it")

@@ -1,17 +1,15 @@
-"""A parameter on its way through a program, and where its own entries lie in what it became."""
+"""Where the entries of a parameter lie in an array that it was moved into."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from nnopt_jax.trace.abstract_walk import Location
-from nnopt_jax.typing import Array, Shape
+from nnopt_jax.typing import Shape
 
 REPEATED = -1
 """The axis of factors along which entries of a leaf are repeated."""
@@ -41,7 +39,7 @@ class PartAxis(NamedTuple):
         factors: what the axis has of the leaf; without any it lies at `start` alone.
 
     Example:
-        >>> from nnopt_jax.trace.statistics.followed_array import LeafFactor, PartAxis
+        >>> from nnopt_jax.trace.statistics.leaf_part import LeafFactor, PartAxis
         >>> PartAxis(1, (LeafFactor(0, 1, 3, 2),)).indices()
         array([1, 3, 5])
     """
@@ -85,43 +83,63 @@ class ScanLevel(NamedTuple):
     length: int
     axis: PartAxis
 
-    @property
-    def is_over(self) -> bool:
-        """Whether steps have entries of their own."""
-        return not self.axis.is_constant
-
 
 class LeafPart(NamedTuple):
     """What an array holds of one leaf.
 
     Args:
         path: the leaf.
-        number: of the leaf among the inputs of the function.
         axes: for each axis of the array where the leaf lies.
         starts: for each axis of the leaf the index where all factors are 0; None where it is known
             only when the program runs.
         levels: of the scans around, from the outermost.
         taken: axes of the leaf along which one entry was taken.
+        copied: where the leaf became a plain array, as loops carry: all later uses have one
+            gradient together. Empty where each use has its own.
     """
 
     path: str
-    number: int
     axes: tuple[PartAxis, ...]
     starts: tuple[int | None, ...]
     levels: tuple[ScanLevel, ...] = ()
     taken: tuple[int, ...] = ()
+    copied: Location = ()
 
     @classmethod
-    def whole(cls, path: str, number: int, shape: Shape) -> LeafPart:
+    def whole(cls, path: str, shape: Shape) -> LeafPart:
         """A leaf as it goes into the function."""
         axes = (PartAxis(0, (LeafFactor(axis, 1, n, 1),)) for axis, n in enumerate(shape))
-        return cls(path, number, tuple(axes), (0,) * len(shape))
+        return cls(path, tuple(axes), (0,) * len(shape))
+
+    def is_stack(self, length: int) -> bool:
+        """Whether a scan of so many steps finds entries of the leaf in each, or the same in all."""
+        first = self.axes[0]
+        return first.count == length if first.is_constant else not first.repeats
+
+    @property
+    def scans(self) -> tuple[ScanLevel, ...]:
+        """The scans that go along the leaf, from the outermost."""
+        return tuple(level for level in self.levels if not level.axis.is_constant)
+
+    @property
+    def scanned(self) -> tuple[LeafFactor, ...]:
+        """What they go along."""
+        return tuple(factor for level in self.scans for factor in level.axis.factors)
 
     @property
     def factors(self) -> tuple[LeafFactor, ...]:
         """All that is there of the leaf."""
-        axes = (*(level.axis for level in self.levels), *self.axes)
-        return tuple(f for axis in axes for f in axis.factors if f.axis != REPEATED)
+        here = (factor for axis in self.axes for factor in axis.factors)
+        return tuple(factor for factor in (*self.scanned, *here) if factor.axis != REPEATED)
+
+    @property
+    def least(self) -> tuple[int | None, ...]:
+        """The least index of each axis: starts are those of factors that may run backwards."""
+        found = list(self.starts)
+        for factor in self.factors:
+            if factor.stride < 0 and (start := found[factor.axis]) is not None:
+                found[factor.axis] = start + factor.stride * (factor.size - 1)
+        return tuple(found)
 
     def layer(self, depth: int, length: int) -> LeafPart:
         """The part in one step of a scan along the first axis."""
@@ -129,44 +147,11 @@ class LeafPart(NamedTuple):
         return self._replace(axes=self.axes[1:], levels=levels)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class FollowedArray:
-    """An array that parameters were moved into.
-
-    Args:
-        x: the array.
-        copies: for gradients, the same array once more for each place where it is used.
-        parts: what it holds of leaves.
-    """
-
-    x: Array
-    copies: dict[Location, Array]
-    parts: tuple[LeafPart, ...] = dataclasses.field(metadata={"static": True})
-
-    def at(self, location: Location) -> Array:
-        """The array to use at a location, or inside of a call that has one copy."""
-        for key, x in self.copies.items():
-            if location[: len(key)] == key:
-                return x
-        return self.x
-
-    def layer(self, depth: int, length: int) -> FollowedArray:
-        """The array in one step of a scan that has cut it."""
-        parts = tuple(part.layer(depth, length) for part in self.parts)
-        return dataclasses.replace(self, parts=parts)
-
-
-def is_followed(x: object) -> bool:
-    """Whether a value of a program holds parameters that are followed."""
-    return isinstance(x, FollowedArray)
-
-
 def leaf_order(factors: Sequence[LeafFactor]) -> list[int]:
     """The order in which factors lie in the leaf.
 
     Example:
-        >>> from nnopt_jax.trace.statistics.followed_array import LeafFactor, leaf_order
+        >>> from nnopt_jax.trace.statistics.leaf_part import LeafFactor, leaf_order
         >>> leaf_order([LeafFactor(1, 1, 2, 1), LeafFactor(0, 1, 3, 2), LeafFactor(0, 3, 2, 6)])
         [2, 1, 0]
     """

@@ -1,0 +1,256 @@
+"""The analysis that follows leaves through a program, and notes each of their uses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+from nnopt_jax.trace.abstract_walk import Domain, Location, Site
+from nnopt_jax.trace.control import CONTROL, is_inlined
+from nnopt_jax.trace.jaxpr import Equation, primitives
+from nnopt_jax.trace.primitives import Flow, Programs, Rule
+from nnopt_jax.trace.statistics.leaf_movement import CutAcrossError, moved_parts, moves
+from nnopt_jax.trace.statistics.leaf_part import LeafPart
+from nnopt_jax.trace.statistics.product_use import ProductUse
+from nnopt_jax.trace.statistics.read_product import read_product
+from nnopt_jax.trace.statistics.value_numbers import ValueNumbers
+
+
+class LeafValue(NamedTuple):
+    """What is known of an array.
+
+    Args:
+        parts: what it holds of leaves.
+        number: the same for arrays that hold the same.
+        lost: what it may hold of leaves, in one branch or one turn of a loop and not in others.
+    """
+
+    parts: tuple[LeafPart, ...] = ()
+    number: int = 0
+    lost: tuple[LeafPart, ...] = ()
+
+
+class NotedUse(NamedTuple):
+    """A use as the walk meets it.
+
+    Args:
+        equation: the step.
+        part: the leaf as it lies there.
+        copied: where its copy of the leaf was made, which its gradient is taken at.
+        product: what the leaf is multiplied with.
+        reason: why nothing can be measured, if so.
+        source: what inputs are made of: uses of equal inputs share their states.
+    """
+
+    equation: Equation
+    part: LeafPart
+    copied: Location
+    product: ProductUse = ProductUse()
+    reason: str = ""
+    source: Hashable = None
+
+
+@dataclasses.dataclass
+class LeafStep:
+    """A step that leaves reach.
+
+    Args:
+        copied: operands that go on as plain arrays, and the name of the copy that they hold.
+        uses: the uses there.
+    """
+
+    copied: dict[int, Location] = dataclasses.field(default_factory=dict)
+    uses: dict[Location, NotedUse] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class LeafDomain(Domain[LeafValue]):
+    """The domain of the abstract walk that finds uses.
+
+    What it notes is by location, since bodies of loops are walked more than once: a leaf that they
+    change is not followed the second time.
+
+    Args:
+        steps: those that leaves reach.
+        numbers: of arrays.
+    """
+
+    steps: dict[Location, LeafStep] = dataclasses.field(default_factory=dict)
+    numbers: ValueNumbers = dataclasses.field(default_factory=ValueNumbers)
+
+    @property
+    def uses(self) -> dict[Location, NotedUse]:
+        """All uses."""
+        return {at: use for step in self.steps.values() for at, use in step.uses.items()}
+
+    def fresh(self, parts: tuple[LeafPart, ...] = ()) -> LeafValue:
+        """Of an array like no other."""
+        return LeafValue(parts, self.numbers.new())
+
+    def constant(self, x: Any) -> LeafValue:
+        """Constants hold no leaf."""
+        return LeafValue((), self.numbers.constant(x))
+
+    def join(self, one: LeafValue, other: LeafValue) -> LeafValue:
+        """Leaves are followed that both hold alike."""
+        if one == other:
+            return one
+        if one.parts == other.parts and not (one.lost or other.lost):
+            return self.fresh(one.parts)
+        lost = dict.fromkeys((*one.lost, *one.parts, *other.parts, *other.lost))
+        return self.fresh()._replace(lost=tuple(lost))
+
+    def same(self, one: LeafValue, other: LeafValue) -> bool:
+        """Numbers of what a loop carries are its own in each turn."""
+        return one.parts == other.parts and one.lost == other.lost
+
+    def layer(self, value: LeafValue, site: Site) -> LeafValue:
+        """The axis that a scan goes along numbers layers."""
+        depth, length = len(site.location), site.around[-1].params["length"]
+        parts = tuple(part.layer(depth, length) for part in value.parts)
+        return LeafValue(parts, self.numbers.of(("layer", site.location, value.number)))
+
+    def stack(self, value: LeafValue, times: int, site: Site) -> LeafValue:
+        """Leaves are not followed into a stack."""
+        return self.fresh()._replace(lost=value.parts)
+
+    def enter(
+        self, programs: Programs, values: Sequence[LeafValue | None], site: Site
+    ) -> list[LeafValue]:
+        """Note where leaves do not enter, and where they do as plain arrays."""
+        given, step = self._reached(values, site)
+        carried = {operand for operand, _ in programs.carried}
+        for at, value in enumerate(given):
+            own = (*site.location, at)
+            if reason := _stops(programs, value.parts, at, site):
+                self._note(site, (-1, at), own, [(part, reason) for part in value.parts])
+                step.copied[at], given[at] = own, value._replace(parts=())
+            elif at in carried:
+                step.copied[at], given[at] = own, self.fresh(_as_array(value.parts, own))
+            elif programs.own_derivative:  # its leaves have one copy, whichever operand they are in
+                step.copied[at] = site.location
+                given[at] = value._replace(parts=_as_array(value.parts, site.location))
+        return given
+
+    def leave(
+        self,
+        programs: Programs,
+        values: Sequence[LeafValue | None],
+        outcomes: Sequence[LeafValue | None],
+        site: Site,
+    ) -> list[LeafValue | None]:
+        """Note where leaves are lost; those that are not come out as plain arrays."""
+        equation, found = site.around[-1], list(outcomes)
+        is_call = programs.flow is Flow.CALL and programs.mesh is None
+        numbers = [] if is_call else self._numbers(equation, values)
+        reason = f"it is carried through {equation.primitive.name}"
+        for at, out in enumerate(outcomes):
+            if out is None or _comes_through(equation, values, out):
+                continue
+            where = (-1 if programs.flow is Flow.LOOP else len(programs.inner), at)
+            self._note(site, where, site.location, [(part, reason) for part in out.lost])
+            number = out.number if is_call else numbers[at]
+            found[at] = LeafValue(_as_array(out.parts, site.location), number)
+        return found
+
+    def step(
+        self, equation: Equation, rule: Rule, values: Sequence[LeafValue | None], site: Site
+    ) -> list[LeafValue]:
+        """Follow the leaves that a step moves, and note its uses of all others."""
+        given, step = self._reached(values, site)
+        numbers = self._numbers(equation, given)
+        held: list[list[LeafPart]] = [[] for _ in numbers]
+        for at, value in enumerate(given):
+            reason = ""
+            if value.parts and moves(equation, rule, at):
+                try:
+                    moved = moved_parts(equation, rule, at, value.parts)
+                except CutAcrossError as error:
+                    reason = str(error)
+                else:
+                    held = [[*parts, *more] for parts, more in zip(held, moved, strict=True)]
+                    continue
+            step.copied[at] = own = (*site.location, at)
+            uses = [(p, reason or read_product(equation, rule, at, p)) for p in value.parts]
+            self._note(site, (at,), own, uses, given)
+        return [LeafValue(tuple(p), number) for p, number in zip(held, numbers, strict=True)]
+
+    def _numbers(self, equation: Equation, values: Sequence[LeafValue | None]) -> list[int]:
+        """Of the outcomes of a step."""
+        given = [self.fresh() if value is None else value for value in values]
+        return self.numbers.outcomes(equation, [value.number for value in given])
+
+    def _reached(
+        self, values: Sequence[LeafValue | None], site: Site
+    ) -> tuple[list[LeafValue], LeafStep]:
+        """What a step takes; what was noted there in another turn of a loop is forgotten."""
+        given = [
+            self.fresh() if value is None else value._replace(lost=()) if value.lost else value
+            for value in values
+        ]
+        step = LeafStep()
+        if any(value.parts for value in given):
+            self.steps[site.location] = step
+        else:
+            self.steps.pop(site.location, None)
+        return given, step
+
+    def _note(
+        self,
+        site: Site,
+        where: Location,
+        copied: Location,
+        uses: Sequence[tuple[LeafPart, ProductUse | str]],
+        values: Sequence[LeafValue] = (),
+    ) -> None:
+        """Note what a step does with what one array holds of leaves, or why nothing is known."""
+        for which, (part, use) in enumerate(uses):
+            product, reason = (ProductUse(), use) if isinstance(use, str) else (use, "")
+            operands = tuple(values[i].number for i in product.operands)
+            depths = tuple(level.depth for level in part.scans)
+            self.steps[site.location].uses[*site.location, *where, which] = NotedUse(
+                site.around[-1],
+                part,
+                part.copied or copied,
+                product,
+                reason,
+                source=(_scope(site), operands, product.source, depths),
+            )
+
+
+def _stops(programs: Programs, parts: Sequence[LeafPart], at: int, site: Site) -> str:
+    """Why leaves are not followed into the programs of a step, if they are not."""
+    primitive, times = site.around[-1].primitive, programs.times or 0
+    if primitive not in CONTROL:
+        return f"no rule follows it through {primitive.name}"
+    is_cut = at in programs.sliced and not all(part.is_stack(times) for part in parts)
+    return f"it is carried through {primitive.name}" if is_cut or programs.mesh is not None else ""
+
+
+def _as_array(parts: Sequence[LeafPart], copied: Location) -> tuple[LeafPart, ...]:
+    """Leaves in a plain array; of one that was a plain array before its first name stays."""
+    return tuple(part._replace(copied=part.copied or copied) for part in parts)
+
+
+def _comes_through(equation: Equation, values: Sequence[LeafValue | None], out: LeafValue) -> bool:
+    """Whether the run gives an outcome as it is inside: `control` says where."""
+    is_remat = equation.primitive is primitives.remat_p
+    return is_inlined(equation) or (is_remat and any(out is value for value in values))
+
+
+_CALLS = {
+    primitives.jit_p,
+    primitives.remat_p,
+    primitives.custom_jvp_call_p,
+    primitives.custom_vjp_call_p,
+}
+"""Steps whose inner program runs whenever they do."""
+
+
+def _scope(site: Site) -> Location:
+    """The program of the innermost loop or branch around a step: all in it runs equally often."""
+    for depth in reversed(range(len(site.around) - 1)):
+        if site.around[depth].primitive not in _CALLS:
+            return site.location[: 2 * depth + 2]
+    return ()

@@ -1,0 +1,164 @@
+"""Computes a program and measures at the uses of its leaves, which are known before."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from nnopt_jax.trace.abstract_walk import Location
+from nnopt_jax.trace.control import CONTROL, Inside, Slices
+from nnopt_jax.trace.jaxpr import Equation, Program, bind, read
+from nnopt_jax.trace.statistics.leaf_domain import LeafStep
+from nnopt_jax.trace.statistics.statistic import Statistic
+from nnopt_jax.trace.statistics.use_sites import UseSite
+from nnopt_jax.typing import Array
+
+Extras = dict[Any, Any]
+"""States by statistic and use."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LeafCopies:
+    """An array that leaves were moved into, where a gradient is asked for at each of their uses.
+
+    Args:
+        x: the array.
+        copies: the same array once more for each use, by where it becomes a plain array.
+    """
+
+    x: Array
+    copies: dict[Location, Array]
+
+
+def plain(value: Any, copied: Location = ()) -> Any:
+    """Return the array of a value of a program.
+
+    Args:
+        value: an array, or the copies of one.
+        copied: which copy.
+    """
+    return value.copies.get(copied, value.x) if isinstance(value, LeafCopies) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredRun(Inside):
+    """A run of a program, or of the programs inside of one of its steps.
+
+    Args:
+        sites: the uses of leaves.
+        steps: those that leaves reach.
+        statistics: by name.
+        location: of the step.
+    """
+
+    sites: Mapping[Location, UseSite]
+    steps: Mapping[Location, LeafStep]
+    statistics: Mapping[str, Statistic]
+    location: Location = ()
+
+    def run(
+        self, program: Program, values: Sequence[Any], at: int | None = 0
+    ) -> tuple[list[Any], Extras]:
+        """Computes a program inside of the step, or one that is in none; leaves may come out.
+
+        Args:
+            program: what was traced.
+            values: arrays and `LeafCopies`, one for each input.
+            at: which of the step's programs it is; None where there is no step.
+
+        Returns:
+            What comes out, and what was measured.
+        """
+        around = self._within(at)
+        environment = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+        environment.update(zip(program.jaxpr.invars, values, strict=True))
+        extras: Extras = {}
+        for number, equation in enumerate(program.jaxpr.eqns):
+            given = [read(environment, variable) for variable in equation.invars]
+            step = dataclasses.replace(self, location=(*around, number))
+            found, more = step._computed(equation, given)
+            environment.update(zip(equation.outvars, found, strict=True))
+            extras |= more
+        return [read(environment, variable) for variable in program.jaxpr.outvars], extras
+
+    def _computed(self, equation: Equation, values: Sequence[Any]) -> tuple[list[Any], Extras]:
+        step = self.steps.get(self.location)
+        if step is None:
+            return bind(equation, [plain(value) for value in values]), {}
+        values = [
+            plain(value, step.copied[at]) if at in step.copied else value
+            for at, value in enumerate(values)
+        ]
+        if equation.primitive in CONTROL:
+            return CONTROL[equation.primitive](equation, values, self)
+        found = bind_copies(equation, values)
+        arrays = [plain(value) for value in (*values, *found)]
+        extras = {
+            (name, *site.key): self.statistics[name].show(site.noted.product.on(arrays))
+            for site in map(self.sites.__getitem__, step.uses)
+            for name in site.owned
+        }
+        return found, extras
+
+    def _within(self, at: int | None) -> Location:
+        """The location of the step, or of one of its programs."""
+        return self.location if at is None else (*self.location, at)
+
+    def _sites(self, location: Location) -> list[UseSite]:
+        depth = len(location)
+        return [site for where, site in self.sites.items() if where[:depth] == location]
+
+    def dense(self, values: Sequence[Any]) -> list[Any]:
+        """Plain arrays, of the copy that is named by the step."""
+        return [plain(value, self.location) for value in values]
+
+    def slices(self, value: Any) -> Slices:
+        """The scan cuts an array, and each of its copies."""
+        return Slices(value, lambda part, _: part)
+
+    def nothing(self, at: int | None = None) -> Extras:
+        """Of all uses inside, what changes nothing when added."""
+        location = self._within(at)
+        return {
+            (name, *site.key): self.statistics[name].start(site.shapes(name, len(location)))
+            for site in self._sites(location)
+            for name in site.owned
+        }
+
+    def merge(self, one: Extras, other: Extras) -> Extras:
+        """Adds up what was gathered twice."""
+        twice = sorted(one.keys() & other)
+        both = {key: self.statistics[key[0]].add(one[key], other[key]) for key in twice}
+        return one | other | both
+
+    def split(self, extras: Extras) -> tuple[Extras, Extras]:
+        """What belongs to the layers that a scan goes over, and what to all its steps."""
+        depth = len(self.location)
+        over = {
+            site.key
+            for site in self._sites(self.location)
+            if any(level.depth == depth for level in site.noted.part.scans)
+        }
+        each = {key: state for key, state in extras.items() if key[1:] in over}
+        return each, {key: state for key, state in extras.items() if key[1:] not in over}
+
+
+def bind_copies(equation: Equation, values: Sequence[Any]) -> list[Any]:
+    """Compute a step, and once more for each copy of what it moves.
+
+    Args:
+        equation: the step.
+        values: its operands.
+    """
+    found = bind(equation, [plain(value) for value in values])
+    keys = [key for value in values if isinstance(value, LeafCopies) for key in value.copies]
+    copies = {key: bind(equation, [plain(x, key) for x in values]) for key in dict.fromkeys(keys)}
+    if not copies:
+        return found
+    return [
+        LeafCopies(x, {key: outs[at] for key, outs in copies.items()}) for at, x in enumerate(found)
+    ]
