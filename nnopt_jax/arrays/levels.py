@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
 from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.arrays.hooks import CannotStayPacked
+from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.grid import covers, expand
 from nnopt_jax.ops.levels import level_values
 from nnopt_jax.ops.straight_through import straight_through
@@ -55,6 +57,7 @@ class Levels(Node):
 
     ELEMENTWISE = ("codes",)
     CODES = True
+    SHARED = ()
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
 
     @property
@@ -112,3 +115,11 @@ class Levels(Node):
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Levels:
         """Scales follow the weight along the axes where they have entries."""
         return self.specs_alike(spec, mesh)
+
+    def dot(self, x: jax.Array, how: Product) -> jax.Array:
+        """As of integers; levels are of float32, and so is the product."""
+        if self.below is not None:
+            raise CannotStayPacked("values below zero have a scale of their own")
+        wide, values = how.in_float32(x, level_values(show(self.codes), self.levels))
+        wide, scale = how.scales_to_inputs(wide, show(self.scale), self.shape)
+        return how.scaled(wide, values, scale, self.scale).astype(how.dtype(x))

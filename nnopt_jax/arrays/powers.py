@@ -32,6 +32,7 @@ class Powers(Node):
     exponents: Field
 
     ELEMENTWISE = ("exponents",)
+    SHARED = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -472,7 +472,7 @@ def test_stacks_that_cannot_be_cut_are_rounded_all_the_same(pays):
 
 
 def test_planes_are_as_good_as_floats(monkeypatch):
-    monkeypatch.setattr("nnopt_jax.trace.packed.rules.planes.planes_pay", lambda *_: True)
+    monkeypatch.setattr("nnopt_jax.arrays.products.split_int8.use_split_int8", lambda *_: True)
     x, codes = drawn(5, 512), whole(drawn(512, 6))
     for zero in (None, zeros_of(1, 6)):
         node = Quantized(codes, positive(1, 6), zero).store()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,36 +11,20 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from nnopt_jax.arrays.base import Field, is_node
-from nnopt_jax.arrays.codebook import Codebook
-from nnopt_jax.arrays.factored import Factored
-from nnopt_jax.arrays.gathered import Gathered, GatheredBlocks
-from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
-from nnopt_jax.arrays.levels import Levels
-from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.quantized import Quantized
-from nnopt_jax.arrays.reshaped import Reshaped
-from nnopt_jax.arrays.sparse import Sparse
+from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, after, cast, dot, join, move, times
+from nnopt_jax.arrays.masked import zero_outside
+from nnopt_jax.arrays.products.contraction import Contraction
+from nnopt_jax.arrays.products.convolution import Convolution
+from nnopt_jax.arrays.products.ragged import Ragged
 from nnopt_jax.trace.jaxpr import Equation, bind, primitives
 from nnopt_jax.trace.packed.leaf import Leaf, is_leaf, loosened
-from nnopt_jax.trace.packed.rules.contract import contract
-from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after
-from nnopt_jax.trace.packed.rules.convolve import convolve
-from nnopt_jax.trace.packed.rules.join import joined
-from nnopt_jax.trace.packed.rules.move import Moves, moved
-from nnopt_jax.trace.packed.rules.movement import Movement, movements_of
-from nnopt_jax.trace.packed.rules.ragged import Ragged, ragged_product
-from nnopt_jax.trace.packed.rules.times import times
+from nnopt_jax.trace.packed.packed_movement import Movement, movements_of
 from nnopt_jax.trace.primitives import TABLE, Table, rule_of
 from nnopt_jax.trace.probed import ragged_dot_general_p
 from nnopt_jax.typing import Array, Shape
 
 FILL = lax.GatherScatterMode.FILL_OR_DROP
 """Rows beyond the end are such as the program says, NaN by custom."""
-
-
-_HOLD_VALUES = Masked | Sparse | InputQuantized | Gathered | GatheredBlocks
-"""Nodes that are cast as their values are."""
 
 
 def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[Any]:
@@ -54,7 +39,7 @@ def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[An
         For each outcome a `Leaf` where it stays packed, else an array.
 
     Raises:
-        Dense: the leaf must be materialized for it.
+        CannotStayPacked: the leaf must be materialized for it.
     """
     own = RULES.get(equation.primitive)
     if own is not None:
@@ -66,7 +51,7 @@ def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[An
     if is_leaf(values[0]) and not any(map(is_leaf, values[1:])):
         movements = movements_of(equation, rule, values)
     if movements is None:
-        raise Dense(f"no rule for {equation.primitive.name}")
+        raise CannotStayPacked(f"no rule for {equation.primitive.name}")
     return [_moved(values[0], movement) for movement in movements]
 
 
@@ -90,26 +75,28 @@ def _keeps_precision(equation: Equation) -> bool:
     return k["exponent_bits"] >= info.nexp and k["mantissa_bits"] >= info.nmant
 
 
-def _moved(leaf: Leaf, move: Moves) -> Leaf:
-    node = moved(leaf.node, move)
-    if node is None:
-        loose = loosened(leaf)
-        found = moved(loose.node, move) if isinstance(loose, Leaf) else None
-        rounding = None if found is None else Leaf(found, leaf.path)
-        raise Dense("a part of it cannot follow", rounding)
-    return Leaf(_padded(leaf, node, move) if move.fills else node, leaf.path)
+def _moved(leaf: Leaf, movement: Moves) -> Leaf:
+    try:
+        node = move(leaf.node, movement, leaf.shape)
+    except CannotStayPacked as reason:
+        raise CannotStayPacked(str(reason), _moved_loose(leaf, movement)) from reason
+    return Leaf(_padded(leaf, node, movement) if movement.fills else node, leaf.path)
 
 
-def _padded(leaf: Leaf, node: Any, move: Moves) -> Any:
+def _moved_loose(leaf: Leaf, movement: Moves) -> Leaf | None:
+    """What is left of a leaf beside its dense array, moved; None where nothing is."""
+    loose = loosened(leaf)
+    if isinstance(loose, Leaf):
+        with contextlib.suppress(CannotStayPacked):
+            return Leaf(move(loose.node, movement, loose.shape), leaf.path)
+    return None
+
+
+def _padded(leaf: Leaf, node: Any, movement: Moves) -> Any:
     """Zeros around a weight: codes of zero, or a mask where its codes have none."""
-    if not isinstance(move, Movement) or not _is_zero(move.values[1]):
-        raise Dense("it is padded with what is not known to be zero")
-    if isinstance(node, Masked) or (isinstance(node, Quantized) and node.zero is None):
-        return node
-    mask = move.apply(jnp.ones(leaf.shape, bool), leaf.shape)
-    if mask is None:
-        raise Dense("a part of it cannot follow")
-    return Masked(node, mask)
+    if not isinstance(movement, Movement) or not _is_zero(movement.values[1]):
+        raise CannotStayPacked("it is padded with what is not known to be zero")
+    return zero_outside(node, lambda: move(jnp.ones(leaf.shape, bool), movement, leaf.shape))
 
 
 def _is_zero(x: Any) -> bool:
@@ -122,9 +109,9 @@ def _dot(equation: Equation, values: list[Any]) -> Array:
     others = tuple(settings.items())
     x, weight = values
     if is_leaf(x) and is_leaf(weight):
-        raise Dense("two packed leaves are multiplied")
+        raise CannotStayPacked("two packed leaves are multiplied")
     if is_leaf(weight):
-        return contract(x, weight.node, Contraction(left, right, left_batch, right_batch, others))
+        return dot(x, weight.node, Contraction(left, right, left_batch, right_batch, others))
     x, weight = weight, x
     swapped = Contraction(right, left, right_batch, left_batch, others)
     own = len(swapped.free(len(weight.shape)))
@@ -135,34 +122,43 @@ def _dot(equation: Equation, values: list[Any]) -> Array:
         batch, last = len(left_batch), out.ndim - own
         return out.transpose((*order[:batch], *order[last:], *order[batch:last]))
 
-    return after(lambda: contract(x, weight.node, swapped), turned)
+    return after(lambda: dot(x, weight.node, swapped), turned)
 
 
 def _convolution(equation: Equation, values: list[Any]) -> Array:
-    x, weight = values
+    x, kernel = values
     if is_leaf(x):
-        raise Dense("no rule for packed images")
-    return convolve(x, inputs_above(weight.node), equation)
+        raise CannotStayPacked("no rule for packed images")
+    settings = equation.params
+    numbers, preferred = settings["dimension_numbers"], settings["preferred_element_type"]
+    how = Convolution(numbers, lambda x, w: bind(equation, [x, w])[0], preferred)
+    return dot(x, kernel.node, how)
 
 
 def _ragged(equation: Equation, values: list[Any]) -> Array:
     x, experts, sizes = values
     if is_leaf(x) or is_leaf(sizes):
-        raise Dense("it is not the experts of the product")
-    return ragged_product(x, experts.node, sizes, Ragged.of(equation))
+        raise CannotStayPacked("it is not the experts of the product")
+    settings = equation.params
+    numbers, preferred = (
+        settings["ragged_dot_dimension_numbers"],
+        settings["preferred_element_type"],
+    )
+    how = Ragged.of(numbers, sizes, lambda x, w: bind(equation, [x, w, sizes])[0], preferred)
+    return dot(x, experts.node, how)
 
 
 def _concatenate(equation: Equation, values: list[Any]) -> Leaf:
     if not all(is_leaf(value) for value in values):
-        raise Dense("it is put beside arrays")
-    node = joined([value.node for value in values], equation.params["dimension"])
+        raise CannotStayPacked("it is put beside arrays")
+    node = join([value.node for value in values], equation.params["dimension"])
     return Leaf(node, " and ".join(dict.fromkeys(value.path for value in values)))
 
 
 def _times(equation: Equation, values: list[Any]) -> Leaf:
     leaf, number = values if is_leaf(values[0]) else values[::-1]
     if is_leaf(number) or jnp.ndim(number):
-        raise Dense("it is multiplied element by element")
+        raise CannotStayPacked("it is multiplied element by element")
     return Leaf(times(leaf.node, number), leaf.path)
 
 
@@ -174,7 +170,7 @@ def _negated(equation: Equation, values: list[Any]) -> Leaf:
 def _divided(equation: Equation, values: list[Any]) -> Leaf:
     leaf, number = values
     if not is_leaf(leaf) or is_leaf(number) or jnp.ndim(number):
-        raise Dense("it is divided element by element")
+        raise CannotStayPacked("it is divided element by element")
     return Leaf(times(leaf.node, 1 / number), leaf.path)
 
 
@@ -183,22 +179,8 @@ def _convert(equation: Equation, values: list[Any]) -> Leaf:
     (leaf,) = values
     dtype = jnp.dtype(equation.params["new_dtype"])
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise Dense(f"{dtype} is no dtype of floats")
-    return Leaf(_cast(leaf.node, dtype), leaf.path)
-
-
-def _cast(field: Field, dtype: Any) -> Field:
-    if not is_node(field):
-        return field.astype(dtype)
-    if isinstance(field, Quantized | Codebook | Factored | Levels):
-        return field.replace(dtype=str(dtype))
-    inner = "base" if isinstance(field, Reshaped) else "values"
-    if not isinstance(field, _HOLD_VALUES | Reshaped):
-        raise Dense("its parts have dtypes of their own")
-    parts = {inner: _cast(getattr(field, inner), dtype)}
-    if isinstance(field, InputQuantized) and field.shown is not None:
-        parts["shown"] = field.shown.astype(dtype)
-    return field.replace(**parts)
+        raise CannotStayPacked(f"{dtype} is no dtype of floats")
+    return Leaf(cast(leaf.node, dtype), leaf.path)
 
 
 class _Rows(NamedTuple):
@@ -217,7 +199,7 @@ def _rows(equation: Equation, values: list[Any]) -> Array:
     settings = equation.params
     numbers, sizes = settings["dimension_numbers"], settings["slice_sizes"]
     if is_leaf(indices) or not is_leaf(leaf) or numbers.operand_batching_dims:
-        raise Dense("no rule for this gather")
+        raise CannotStayPacked("no rule for this gather")
     looked_up, filled = numbers.start_index_map, settings["mode"] is FILL
 
     def apply(x: Array, shape: Shape, fill: float = 0) -> Array | None:
