@@ -71,13 +71,13 @@ class Node(Hooks):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the array the node stands for."""
-        raise NotImplementedError
+        """Shape of the array the node stands for: by default that of the first field."""
+        return getattr(self, self.names()[0]).shape
 
     @property
     def dtype(self) -> Any:
-        """Dtype of the array the node stands for."""
-        raise NotImplementedError
+        """Dtype of the array the node stands for: by default that of the first field."""
+        return getattr(self, self.names()[0]).dtype
 
     @property
     def ndim(self) -> int:

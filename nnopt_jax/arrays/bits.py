@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays.base import node, static, summary
+from nnopt_jax.arrays.base import Field, is_node, node, static, store_field, summary
 from nnopt_jax.arrays.trits import Trits
 from nnopt_jax.arrays.words import Words
 from nnopt_jax.ops import host_bits
@@ -96,6 +96,11 @@ def width_for(count: int) -> int:
         (1, 4, 5)
     """
     return max(1, (count - 1).bit_length())
+
+
+def store_codes(codes: Field, low: int, high: int) -> Field:
+    """The storage form of codes of `low .. high`: nodes by their own `store`, arrays packed."""
+    return store_field(codes) if is_node(codes) else pack_integers(codes, low, high)
 
 
 def pack_integers(codes: jax.Array, low: int, high: int) -> jax.Array | Bits | Trits:

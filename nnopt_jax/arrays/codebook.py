@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static, store_field
-from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.arrays.bits import store_codes
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, integers
 from nnopt_jax.arrays.products.int8_product import Integers
 from nnopt_jax.ops.axes import Axes, assumed_axes
@@ -61,11 +61,6 @@ class Codebook(Node):
     LINEAR = ("table",)
     SLOTS = {"table": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the indices."""
-        return self.indices.shape
-
     def materialize(self) -> jax.Array:
         """`table[indices]`, cast once."""
         indices, table = show(self.indices).astype(jnp.int32), show(self.table)
@@ -103,10 +98,7 @@ class Codebook(Node):
 
     def store(self) -> Codebook:
         """Packs the indices and drops the carry."""
-        entries = self.table.shape[-1]
-        indices = (
-            self.indices if is_node(self.indices) else pack_integers(self.indices, 0, entries - 1)
-        )
+        indices = store_codes(self.indices, 0, self.table.shape[-1] - 1)
         return self.replace(indices=indices, table=store_field(self.table), carry=None)
 
     def move(self, movement: Moves, shape: Shape) -> Field:

@@ -62,27 +62,15 @@ class Moves(Protocol):
 class Hooks:
     """What a node does in the steps of a program; by default it says why it cannot stay packed.
 
-    A node defines the hooks that it has an answer to. An answer is computed from the fields and
-    equals, rounding apart, the step on the dense array.
+    A node defines the hooks that it has an answer to, which `nnopt_jax.on_packed` asks. An answer
+    is computed from the fields and equals, rounding apart, the step on the dense array.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import nnopt_jax as nnopt
-        >>> from nnopt_jax.arrays import Node, node
-        >>> @node
-        ... class Halved(Node):
-        ...     double: jax.Array
-        ...     shape = property(lambda self: self.double.shape)
-        ...     dtype = property(lambda self: self.double.dtype)
-        ...
-        ...     def materialize(self):
-        ...         return self.double / 2
-        ...
-        ...     def dot(self, x, how):
-        ...         return how(x, self.double) / 2
-        >>> run = nnopt.on_packed(lambda w, x: x @ w, strict=True)
-        >>> run(Halved(jnp.array([[2.0], [4.0]])), jnp.ones(2))
-        Array([3.], dtype=float32)
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Powers
+        >>> Powers(jnp.array([126, 127], jnp.uint8)).times(jnp.float32(2))
+        Traceback (most recent call last):
+        nnopt_jax.arrays.hooks.CannotStayPacked: it is scaled, and has no scale of its own
     """
 
     SHARED: ClassVar[tuple[str, ...] | None] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,16 +69,6 @@ class InputQuantized(Node):
     ROUNDS_INPUTS = True
     GRADIENT_AT = "shown"
     SLOTS = {"values": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight."""
-        return self.values.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the weight."""
-        return self.values.dtype
 
     def materialize(self) -> jax.Array:
         """The weight."""

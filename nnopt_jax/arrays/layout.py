@@ -51,9 +51,9 @@ def lay_out(packed: Any, where: Where | None = None, *, dense: bool = False) -> 
             of `jax.jit`, under which masks are unknown.
         dense: makes arrays, once, of leaves of which each call would make arrays: tables
             (`Codebook`), masked weights, and sparse ones whose lists the table in
-            `nnopt_jax.arrays.products.dispatch` takes for slower than the array. A call that makes a sparse kernel dense takes 8 to 50 times
-            as long as the product with the array. False, because arrays take the memory that was
-            saved: 32 bits a weight.
+            `nnopt_jax.arrays.products.dispatch` takes for slower than the array. A call that makes
+            a sparse kernel dense takes 8 to 50 times as long as the product with the array. False,
+            because arrays take the memory that was saved: 32 bits a weight.
 
     Returns:
         The parameters; leaves that have nothing to turn are what they were.

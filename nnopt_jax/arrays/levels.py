@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
-from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.arrays.bits import store_codes
 from nnopt_jax.arrays.hooks import CannotStayPacked
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.grid import covers, expand
@@ -60,11 +60,6 @@ class Levels(Node):
     SHARED = ()
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the codes."""
-        return self.codes.shape
-
     def materialize(self) -> jax.Array:
         """`scale * levels[codes]`, in float32, cast once, never -0."""
         values = self._values()
@@ -87,11 +82,7 @@ class Levels(Node):
 
     def store(self) -> Levels:
         """Packs the codes and drops the carry."""
-        codes = (
-            store_field(self.codes)
-            if is_node(self.codes)
-            else pack_integers(self.codes, 0, len(self.levels) - 1)
-        )
+        codes = store_codes(self.codes, 0, len(self.levels) - 1)
         below = None if self.below is None else store_field(self.below)
         return self.replace(codes=codes, scale=store_field(self.scale), below=below, carry=None)
 

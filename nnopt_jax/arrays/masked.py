@@ -75,11 +75,6 @@ class Masked(Node):
         """Shape of the mask."""
         return self.mask.shape
 
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the values."""
-        return self.values.dtype
-
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
         """What the slot sees: kept here and, where there is one, by the mask above."""
         del name

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
-from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.arrays.bits import pack_integers, store_codes
 from nnopt_jax.arrays.hooks import CannotStayPacked, order_in_memory
 from nnopt_jax.arrays.products.int8_product import Integers
 from nnopt_jax.arrays.products.product import Product
@@ -64,11 +64,6 @@ class Quantized(Node):
     SHARED = ()
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the codes."""
-        return self.codes.shape
-
     def materialize(self) -> jax.Array:
         """`scale * (codes - zero)`, in float32, cast once."""
         zero = None if self.zero is None else show(self.zero)
@@ -77,11 +72,7 @@ class Quantized(Node):
 
     def store(self) -> Quantized:
         """Packs the codes and drops the carry."""
-        codes = (
-            store_field(self.codes)
-            if is_node(self.codes)
-            else pack_integers(self.codes, self.low, self.high)
-        )
+        codes = store_codes(self.codes, self.low, self.high)
         zero = self._stored_zero(self.zero)
         return self.replace(codes=codes, scale=store_field(self.scale), zero=zero, carry=None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,11 +118,6 @@ class Reshaped(Node):
     def shape(self) -> tuple[int, ...]:
         """Shape of the view."""
         return self.sizes if self.axes else tuple(self.base.shape)
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the base."""
-        return self.base.dtype
 
     @property
     def ELEMENTWISE(self) -> tuple[str, ...]:

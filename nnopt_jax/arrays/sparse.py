@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,11 +45,6 @@ class Sparse(Node):
 
     LINEAR = ("values",)
     TYPED = ("values",)
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the values."""
-        return self.values.dtype
 
     def expanded(self) -> tuple[Field, jax.Array]:
         """The expression at full size, anything where nothing was kept, and the mask."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -61,11 +60,6 @@ class UnevenGroups(Node):
         sizes = list(self.values.shape)
         sizes[self.axis] = self.length
         return tuple(sizes)
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the values."""
-        return self.values.dtype
 
     def materialize(self) -> jax.Array:
         """The values, each as often as its group has entries."""

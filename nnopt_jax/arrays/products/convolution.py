@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, Field
 from nnopt_jax.arrays.products.contraction import Contraction
-from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.arrays.products.product import ComputedProduct
 from nnopt_jax.typing import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Convolution(Product):
+class Convolution(ComputedProduct):
     r"""A convolution, `x * (s q) = s (x * q)` where scales are those of outputs.
 
     Args:
         numbers: which axes are those of the batch, of features and of outputs.
-        multiply: convolves images with a dense kernel.
-        preferred: dtype that the program asks for; None: that of the images.
     """
 
     numbers: lax.ConvDimensionNumbers
-    multiply: Callable[[Array, Array], Array]
-    preferred: Any = None
-
-    def __call__(self, x: Array, weight: Array) -> Array:
-        """The convolution with a dense kernel."""
-        return self.multiply(x, weight)
-
-    def dtype(self, x: Array) -> Any:
-        """That which the program asks for, else that of the images."""
-        return self.preferred or x.dtype
 
     @property
     def inputs(self) -> Contraction:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -77,3 +79,24 @@ class Product(abc.ABC):
             CannotStayPacked: it is another one.
         """
         raise CannotStayPacked("no product of its parts is the product of the whole")
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputedProduct(Product):
+    """A product that the program says how to compute.
+
+    Args:
+        multiply: multiplies an array by a dense weight.
+        preferred: dtype that the program asks for; None: that of the array.
+    """
+
+    multiply: Callable[[Array, Array], Array]
+    preferred: Any
+
+    def __call__(self, x: Array, weight: Array) -> Array:
+        """What the program computes."""
+        return self.multiply(x, weight)
+
+    def dtype(self, x: Array) -> Any:
+        """That which the program asks for, else that of the array."""
+        return self.preferred or x.dtype

@@ -12,12 +12,12 @@ from jax import lax
 from nnopt_jax.arrays.base import show
 from nnopt_jax.arrays.hooks import CannotStayPacked, Field
 from nnopt_jax.arrays.products.contraction import Contraction
-from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.arrays.products.product import ComputedProduct
 from nnopt_jax.typing import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Ragged(Product):
+class Ragged(ComputedProduct):
     r"""Rows of an array, group after group, each multiplied with the matrix of its group.
 
     By codes it is `y_r = s_{g(r)} \sum_i x_{ri} q_{g(r),i}`.
@@ -28,8 +28,6 @@ class Ragged(Product):
         groups: the axis of the weight that numbers its matrices.
         right: the axis of the weight that is summed over.
         sizes: how many rows each group has.
-        multiply: multiplies with dense matrices.
-        preferred: dtype that the program asks for; None: that of the array.
     """
 
     rows: int
@@ -37,16 +35,14 @@ class Ragged(Product):
     groups: int
     right: int
     sizes: Array
-    multiply: Callable[[Array, Array], Array]
-    preferred: Any = None
 
     @classmethod
     def of(
         cls,
+        multiply: Callable[[Array, Array], Array],
+        preferred: Any,
         numbers: lax.RaggedDotDimensionNumbers,
         sizes: Array,
-        multiply: Callable[[Array, Array], Array],
-        preferred: Any = None,
     ) -> Ragged:
         """Read the axes off the dimension numbers of a `ragged_dot_general`.
 
@@ -57,15 +53,7 @@ class Ragged(Product):
         (rows,), groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
         if batch or len(left) != 1 or rows in left or len(groups) != 1:
             raise CannotStayPacked("its groups are not those of rows")
-        return cls(rows, left[0], groups[0], right[0], sizes, multiply, preferred)
-
-    def __call__(self, x: Array, weight: Array) -> Array:
-        """The product with the matrices themselves."""
-        return self.multiply(x, weight)
-
-    def dtype(self, x: Array) -> Any:
-        """That which the program asks for, else that of the array."""
-        return self.preferred or x.dtype
+        return cls(multiply, preferred, rows, left[0], groups[0], right[0], sizes)
 
     @property
     def inputs(self) -> Contraction:

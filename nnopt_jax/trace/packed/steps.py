@@ -129,9 +129,11 @@ def _convolution(equation: Equation, values: list[Any]) -> Array:
     x, kernel = values
     if is_leaf(x):
         raise CannotStayPacked("no rule for packed images")
-    settings = equation.params
-    numbers, preferred = settings["dimension_numbers"], settings["preferred_element_type"]
-    how = Convolution(numbers, lambda x, w: bind(equation, [x, w])[0], preferred)
+    how = Convolution(
+        lambda x, w: bind(equation, [x, w])[0],
+        equation.params["preferred_element_type"],
+        equation.params["dimension_numbers"],
+    )
     return dot(x, kernel.node, how)
 
 
@@ -139,12 +141,12 @@ def _ragged(equation: Equation, values: list[Any]) -> Array:
     x, experts, sizes = values
     if is_leaf(x) or is_leaf(sizes):
         raise CannotStayPacked("it is not the experts of the product")
-    settings = equation.params
-    numbers, preferred = (
-        settings["ragged_dot_dimension_numbers"],
-        settings["preferred_element_type"],
+    how = Ragged.of(
+        lambda x, w: bind(equation, [x, w, sizes])[0],
+        equation.params["preferred_element_type"],
+        equation.params["ragged_dot_dimension_numbers"],
+        sizes,
     )
-    how = Ragged.of(numbers, sizes, lambda x, w: bind(equation, [x, w, sizes])[0], preferred)
     return dot(x, experts.node, how)
 
 
