@@ -19,7 +19,7 @@ from nnopt_jax.arrays.hooks import (
 )
 from nnopt_jax.arrays.masked import without_carry
 from nnopt_jax.arrays.products.contraction import Contraction
-from nnopt_jax.arrays.products.derivatives import differentiated_as
+from nnopt_jax.arrays.products.product_derivatives import differentiated_as
 from nnopt_jax.arrays.products.dispatch import use_int8
 from nnopt_jax.arrays.products.int8_product import (
     in_rows,

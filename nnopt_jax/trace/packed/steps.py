@@ -60,8 +60,8 @@ def _unchanged(equation: Equation, values: list[Any]) -> list[Any]:
     arrays = [x for x in values if not is_leaf(x)]
     packed = [x for x in values if is_leaf(x)]
     if len(values) == 1:
-        move = Movement(equation, rule_of(equation), values, 0)
-        return [_moved(packed[0], move)] if rule_of(equation).is_identity else packed
+        movement = Movement(equation, rule_of(equation), values, 0)
+        return [_moved(packed[0], movement)] if rule_of(equation).is_identity else packed
     found = iter(bind(equation, arrays) if arrays else ())
     return [x if is_leaf(x) else next(found) for x in values]
 
