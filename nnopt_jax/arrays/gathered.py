@@ -13,9 +13,9 @@ from jax import lax
 from nnopt_jax.arrays.base import Field, Node, node, static
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves
 from nnopt_jax.arrays.products.contraction import Contraction
-from nnopt_jax.arrays.products.product_derivatives import dense_product, differentiated_as
 from nnopt_jax.arrays.products.int8_product import in_rows
 from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.arrays.products.product_derivatives import dense_product, differentiated_as
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.typing import Array, Shape
 

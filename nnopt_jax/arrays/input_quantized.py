@@ -19,7 +19,6 @@ from nnopt_jax.arrays.hooks import (
 )
 from nnopt_jax.arrays.masked import without_carry
 from nnopt_jax.arrays.products.contraction import Contraction
-from nnopt_jax.arrays.products.product_derivatives import differentiated_as
 from nnopt_jax.arrays.products.dispatch import use_int8
 from nnopt_jax.arrays.products.int8_product import (
     in_rows,
@@ -28,6 +27,7 @@ from nnopt_jax.arrays.products.int8_product import (
     weighed,
 )
 from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.arrays.products.product_derivatives import differentiated_as
 from nnopt_jax.ops.grid import dequantize, fit_grid, integer_range, quantize
 from nnopt_jax.ops.straight_through import gate, straight_through
 from nnopt_jax.typing import Array

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.arrays.products.contraction import Contraction
-from nnopt_jax.arrays.products.product_derivatives import dense_product, differentiated_as
 from nnopt_jax.arrays.products.dispatch import use_split_int8
 from nnopt_jax.arrays.products.int8_product import (
     in_rows,
@@ -17,6 +16,7 @@ from nnopt_jax.arrays.products.int8_product import (
     weighed,
 )
 from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.arrays.products.product_derivatives import dense_product, differentiated_as
 from nnopt_jax.typing import Array
 
 if TYPE_CHECKING:
