@@ -6,9 +6,8 @@ A number is how many times as fast a product is as the better of `x @ w` in floa
 stored (in, out) and (out, in): the ratio of the medians over rounds in which all forms take turns
 in one process, and after the stroke that of the least times. Forms that end on "turned" are laid
 out by `nnopt.arrays.lay_out`; "as integers" and "as floats" are told which they are to be, and a
-star marks the one that the library chooses there by its tables
-(nnopt_jax/trace/packed/rules/pays.py; for lists of sparse weights, "laid out", rather than arrays,
-nnopt_jax/arrays/pays.py), which are made from what this prints.
+star marks the one that the library chooses there by its table
+(nnopt_jax/arrays/products/dispatch.py), which is made from what this prints.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import Gathered, GatheredBlocks, Sparse, lay_out
-from nnopt_jax.arrays.pays import gathers_pay
-from nnopt_jax.trace.packed.rules import pays, planes, rounded
+from nnopt_jax.arrays import Gathered, GatheredBlocks, Sparse, input_quantized, lay_out
+from nnopt_jax.arrays.products import split_int8
+from nnopt_jax.arrays.products.dispatch import prefer_lists, use_int8, use_split_int8
 
 Make = Callable[[jax.Array], Any]
 DENSE = ("dense (in, out)", "dense (out, in)")
@@ -92,8 +91,8 @@ def told(integers: bool | None) -> Iterator[None]:
     say = mock.Mock(return_value=integers)
     with contextlib.ExitStack() as stack:
         if integers is not None:
-            stack.enter_context(mock.patch.object(rounded, "integers_pay", say))
-            stack.enter_context(mock.patch.object(planes, "planes_pay", say))
+            stack.enter_context(mock.patch.object(input_quantized, "use_int8", say))
+            stack.enter_context(mock.patch.object(split_int8, "use_split_int8", say))
         yield
 
 
@@ -107,10 +106,10 @@ def is_chosen(packed: Any) -> bool:
     """Whether `lay_out(..., dense=True)` makes lists of what these are lists of."""
     if isinstance(packed, Gathered):
         part = len(packed.indices) / packed.shape[0]
-        return gathers_pay(packed.size, part, blocks=False)
+        return prefer_lists(packed.size, part, blocks=False)
     if isinstance(packed, GatheredBlocks):
         part = math.prod(packed.values.shape[2:]) / packed.shape[0]
-        return gathers_pay(packed.size, part, blocks=True)
+        return prefer_lists(packed.size, part, blocks=True)
     return not isinstance(packed, Sparse)
 
 
@@ -131,8 +130,8 @@ def measure(rows: int, size: int, forms: str | None, rounds: int) -> dict[str, t
         for integers in (True, False):
             label = f"{name}, as {'integers' if integers else 'floats'}"
             timed[label] = compiled(packed, x, integers)
-            pay = pays.planes_pay if "weights" in name else pays.integers_pay
-            chosen[label] = pay(rows, size, size) is integers
+            use = use_split_int8 if "weights" in name else use_int8
+            chosen[label] = use(rows, size, size) is integers
     times = interleave(timed, rounds=rounds, budget=20)
     return {name: (timing, chosen[name]) for name, timing in times.items()}
 

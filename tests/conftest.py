@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-RULE = "nnopt_jax.trace.packed.rules.rounded.integers_pay"
+RULE = "nnopt_jax.arrays.input_quantized.use_int8"
 
 
 @pytest.fixture(

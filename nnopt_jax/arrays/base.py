@@ -12,12 +12,10 @@ import jax
 from jax import export
 from jax.sharding import PartitionSpec
 
+from nnopt_jax.arrays.hooks import Field as Field, Hooks
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.ops.axes import Axes, assumed_axes
 from nnopt_jax.tree.bits import tree_bits
-
-Field = Any
-"""A field of a node: an array, another node, or None."""
 
 NodeType = TypeVar("NodeType", bound="type[Node]")
 NODE_TYPES: dict[str, type[Node]] = {}
@@ -43,7 +41,7 @@ def static(*, late: bool = False, **options: Any) -> Any:
     return dataclasses.field(metadata={"static": True, "late": late}, **options)
 
 
-class Node:
+class Node(Hooks):
     """Base of the expression nodes; concrete classes are made by the decorator `node`.
 
     A node's array fields are pytree data; all else is static and hashable. Nothing is checked
@@ -73,13 +71,13 @@ class Node:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the array the node stands for."""
-        raise NotImplementedError
+        """Shape of the array the node stands for: by default that of the first field."""
+        return getattr(self, self.names()[0]).shape
 
     @property
     def dtype(self) -> Any:
-        """Dtype of the array the node stands for."""
-        raise NotImplementedError
+        """Dtype of the array the node stands for: by default that of the first field."""
+        return getattr(self, self.names()[0]).dtype
 
     @property
     def ndim(self) -> int:

@@ -8,16 +8,16 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Node, fit_spec, node, static, summary
+from nnopt_jax.arrays.base import Field, is_node, node, static, store_field, summary
 from nnopt_jax.arrays.trits import Trits
+from nnopt_jax.arrays.words import Words
 from nnopt_jax.ops import host_bits
 from nnopt_jax.ops.bits import pack_bits, packed_size, unpack_bits
 
 
 @node
-class Bits(Node):
+class Bits(Words):
     """Integers `low .. low + 2^width - 1` in `width` bits each.
 
     The codes lie in `uint8` words along the last axis (`layout="rows"`) where that axis needs no
@@ -63,28 +63,12 @@ class Bits(Node):
         return 8 * packed_size(math.prod(shape), width)
 
     @property
-    def dtype(self) -> jnp.dtype:
-        """Always int32, which holds every code."""
-        return jnp.dtype(jnp.int32)
+    def high(self) -> int:
+        """The greatest integer that the width has room for."""
+        return self.low + 2**self.width - 1
 
-    def materialize(self) -> jax.Array:
-        """Unpacks to int32."""
-        count = self.shape[-1] if self.layout == "rows" else math.prod(self.shape)
-        codes = unpack_bits(self.words, self.width, count).astype(jnp.int32)
-        return codes.reshape(self.shape) + self.low
-
-    def store(self) -> Bits:
-        """Already in storage form."""
-        return self
-
-    def map_elementwise(self, function):
-        """Acts on the unpacked integers; whoever owns them packs again."""
-        return function(self.materialize())
-
-    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Bits:
-        """Rows are split like the logical array; a flat run is replicated."""
-        words = fit_spec(spec, self.words.shape, mesh) if self.layout == "rows" else PartitionSpec()
-        return self.replace(words=words)
+    def _unpack(self, count: int) -> jax.Array:
+        return unpack_bits(self.words, self.width, count)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """The words must be exactly those that the shape needs."""
@@ -112,6 +96,11 @@ def width_for(count: int) -> int:
         (1, 4, 5)
     """
     return max(1, (count - 1).bit_length())
+
+
+def store_codes(codes: Field, low: int, high: int) -> Field:
+    """The storage form of codes of `low .. high`: nodes by their own `store`, arrays packed."""
+    return store_field(codes) if is_node(codes) else pack_integers(codes, low, high)
 
 
 def pack_integers(codes: jax.Array, low: int, high: int) -> jax.Array | Bits | Trits:

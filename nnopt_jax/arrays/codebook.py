@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static, store_field
-from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.arrays.bits import store_codes
+from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, integers
+from nnopt_jax.arrays.products.int8_product import Integers
 from nnopt_jax.ops.axes import Axes, assumed_axes
 from nnopt_jax.ops.lookup import lookup
 from nnopt_jax.ops.straight_through import straight_through
+from nnopt_jax.typing import Shape
 
 
 @node
@@ -54,12 +57,9 @@ class Codebook(Node):
 
     ELEMENTWISE = ("indices",)
     CODES = True
+    SHARED = ("table",)
+    LINEAR = ("table",)
     SLOTS = {"table": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the indices."""
-        return self.indices.shape
 
     def materialize(self) -> jax.Array:
         """`table[indices]`, cast once."""
@@ -98,8 +98,21 @@ class Codebook(Node):
 
     def store(self) -> Codebook:
         """Packs the indices and drops the carry."""
-        entries = self.table.shape[-1]
-        indices = (
-            self.indices if is_node(self.indices) else pack_integers(self.indices, 0, entries - 1)
-        )
+        indices = store_codes(self.indices, 0, self.table.shape[-1] - 1)
         return self.replace(indices=indices, table=store_field(self.table), carry=None)
+
+    def move(self, movement: Moves, shape: Shape) -> Field:
+        """Indices move, where one table is for all of them."""
+        if self.table.ndim > 1:
+            raise CannotStayPacked("a part of it cannot follow")
+        return super().move(movement, shape)
+
+    def integers(self) -> Integers | None:
+        """The codes that the table has at the indices, where it has one scale."""
+        table = integers(self.table)
+        if table is None or table.scale.size != 1 or self.table.ndim > 1:
+            return None
+        codes = jnp.take(table.codes, show(self.indices).astype(jnp.int32), axis=0)
+        one = (1,) * self.ndim
+        zero = None if table.zero is None else table.zero.reshape(one)
+        return Integers(codes, table.scale.reshape(one), zero)

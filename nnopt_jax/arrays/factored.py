@@ -9,7 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static
+from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
+from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.axes import Axes, matrix_axes
+from nnopt_jax.typing import Shape
 
 
 @node
@@ -35,6 +38,7 @@ class Factored(Node):
     v: Field
     dtype: Any = static(default="float32")  # pyright: ignore[reportIncompatibleMethodOverride]
 
+    LINEAR = ("u",)
     SLOTS = {"u": "value", "v": "value"}  # noqa: RUF012 - a constant, as declared in Node
 
     @property
@@ -67,3 +71,15 @@ class Factored(Node):
             u=field_specs(self.u, PartitionSpec(*axes[:-1], None), mesh),
             v=field_specs(self.v, PartitionSpec(*axes[:-2], None, axes[-1]), mesh),
         )
+
+    def dot(self, x: jax.Array, how: Product) -> jax.Array:
+        """`x (u v) = (x u) v`, or likewise from the other side."""
+        return how.factored(x, self.u, self.v)
+
+    def move(self, movement: Moves, shape: Shape) -> Factored:
+        """Factors are moved along their leading axes, or transposed."""
+        swapped = movement.axes[-2:] == (self.ndim - 1, self.ndim - 2)
+        if movement.kept < 2 and not swapped:
+            raise CannotStayPacked("a part of it cannot follow")
+        u, v = (move(part, movement, tuple(part.shape)) for part in (self.u, self.v))
+        return self.replace(u=v, v=u) if swapped else self.replace(u=u, v=v)

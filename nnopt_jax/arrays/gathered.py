@@ -2,17 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from nnopt_jax.arrays.base import Node, node, static
+from nnopt_jax.arrays.base import Field, Node, node, static
+from nnopt_jax.arrays.hooks import CannotStayPacked, Moves
+from nnopt_jax.arrays.products.contraction import Contraction
+from nnopt_jax.arrays.products.int8_product import in_rows
+from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.arrays.products.product_derivatives import dense_product, differentiated_as
+from nnopt_jax.arrays.reshaped import Reshaped
+from nnopt_jax.typing import Array, Shape
+
+UNROLLED = 8
+"""Places of the lists that are summed before the sum is written: it is in memory an eighth as
+often, which makes products of 32 rows five times as fast."""
+
+
+class _Lists(Node):
+    """Base of the nodes that list for each output, or block of outputs, what it takes."""
+
+    indices: jax.Array
+    values: jax.Array
+
+    LINEAR = ("values",)
+    TYPED = ("values",)
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the values."""
+        return self.values.dtype
+
+    def store(self) -> Self:
+        """Already in storage form."""
+        return self
+
+    def move(self, movement: Moves, shape: Shape) -> Field:
+        """Lists stay; the matrix is seen with its axes in another order."""
+        if not movement.axes:
+            raise CannotStayPacked("a part of it cannot follow")
+        return Reshaped.of(self, movement.axes)
+
+    def _product(self, x: Array, how: Product, exact: Callable[..., Array]) -> Array:
+        """What `exact` gives.
+
+        Slopes are those of the dense product: that with regard to the array is one with the
+        transposed weight, which the lists do not tell.
+        """
+        how = how.as_contraction()
+        if tuple(how.right) != (0,):
+            raise CannotStayPacked("it is laid out for sums over its first axis")
+        if not x.size:
+            raise CannotStayPacked("nothing is multiplied")
+        return differentiated_as(dense_product, exact, how, x, self)
 
 
 @node
-class Gathered(Node):
+class Gathered(_Lists):
     r"""A matrix of few weights: for each output as many inputs as the fullest one has.
 
     .. math:: W_{a_{kj}, j} = v_{kj}, \qquad (x W)_j = \sum_k x_{a_{kj}} v_{kj}
@@ -49,11 +100,6 @@ class Gathered(Node):
         values = np.take_along_axis(matrix, indices, 0)
         return cls(jnp.asarray(indices), jnp.asarray(values), tuple(matrix.shape))
 
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the values."""
-        return self.values.dtype
-
     def materialize(self) -> jax.Array:
         """Each value at its place, zeros elsewhere."""
         empty = jnp.zeros(self.shape, self.dtype)
@@ -67,13 +113,13 @@ class Gathered(Node):
         fits = self.values.shape == lists and count == outputs and longest <= inputs
         return [] if fits and _is_integer(self.indices) else _misfit(self)
 
-    def store(self) -> Gathered:
-        """Already in storage form."""
-        return self
+    def dot(self, x: Array, how: Product) -> Array:
+        r"""`(x W)_j = sum_k x_{a_kj} v_kj`, a place of all lists at a time."""
+        return self._product(x, how, _by_places)
 
 
 @node
-class GatheredBlocks(Node):
+class GatheredBlocks(_Lists):
     r"""A matrix of few blocks: for each block of outputs as many as the fullest one has.
 
     .. math:: W_{[a_{jk}], [j]} = v_{jk}^T, \qquad (x W)_{[j]} = \sum_k v_{jk} \, x_{[a_{jk}]}
@@ -119,11 +165,6 @@ class GatheredBlocks(Node):
         values = jnp.asarray(np.ascontiguousarray(values))
         return cls(jnp.asarray(indices), values, tuple(matrix.shape))
 
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the values."""
-        return self.values.dtype
-
     def materialize(self) -> jax.Array:
         """Each block at its place, zeros elsewhere."""
         count, wide, _, tall = self.values.shape
@@ -141,9 +182,13 @@ class GatheredBlocks(Node):
         fits = fits and tall > 0 and inputs % tall == 0 and longest * tall <= inputs
         return [] if fits and _is_integer(self.indices) else _misfit(self)
 
-    def store(self) -> GatheredBlocks:
-        """Already in storage form."""
-        return self
+    def dot(self, x: Array, how: Product) -> Array:
+        r"""`(x W)_[j] = sum_k v_jk x_[a_jk]`: all outputs at once, or block by block.
+
+        At once what is gathered lies in memory for all blocks of outputs. That pays where it is
+        less than the weight, which is where there are fewer rows than outputs in a block.
+        """
+        return self._product(x, how, _by_blocks)
 
 
 def longest_list(mask: np.ndarray, sizes: tuple[int, int]) -> int:
@@ -187,3 +232,50 @@ def _is_integer(indices: jax.Array) -> bool:
 def _misfit(field: Gathered | GatheredBlocks) -> list[str]:
     """Arrays of shapes that are none of a matrix of this shape."""
     return [f"of shape {field.shape} has {field.outline()}"]
+
+
+def _by_places(how: Contraction, x: Array, weight: Gathered) -> Array:
+    columns, dtype = _columns(x, weight, how)
+
+    def add(total: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
+        index, value = place
+        taken = columns.at[index].get(mode="promise_in_bounds")
+        return total + taken * value.astype(dtype)[:, None], None
+
+    nothing = jnp.zeros((weight.shape[1], columns.shape[1]), dtype)
+    found, _ = lax.scan(add, nothing, (weight.indices, weight.values), unroll=UNROLLED)
+    return _in_its_axes(found, x, how)
+
+
+def _by_blocks(how: Contraction, x: Array, weight: GatheredBlocks) -> Array:
+    count, wide, longest, tall = weight.values.shape
+    columns, dtype = _columns(x, weight, how)
+    rows = columns.shape[1]
+    blocks = columns.reshape(-1, tall, rows)
+    values = weight.values.astype(dtype).reshape(count, wide, longest * tall)
+    precision = dict(how.settings).get("precision")
+
+    def one(block: tuple[Array, Array]) -> Array:
+        index, value = block
+        taken = blocks.at[index].get(mode="promise_in_bounds")
+        return jnp.matmul(value, taken.reshape(-1, rows), precision=precision)
+
+    if rows >= wide:
+        found = lax.map(one, (weight.indices, values))
+    else:
+        taken = blocks.at[weight.indices].get(mode="promise_in_bounds")
+        taken = taken.reshape(count, longest * tall, rows)
+        found = jnp.matmul(values, taken, precision=precision)
+    return _in_its_axes(found.reshape(count * wide, rows), x, how)
+
+
+def _columns(x: Array, weight: Gathered | GatheredBlocks, how: Contraction) -> tuple[Array, Any]:
+    """What is summed over first, rows last, in the dtype of the sums."""
+    dtype = jnp.promote_types(jnp.promote_types(x.dtype, weight.dtype), jnp.float32)
+    return in_rows(x, how).T.astype(dtype), dtype
+
+
+def _in_its_axes(found: Array, x: Array, how: Contraction) -> Array:
+    """What was found, outputs first, in the axes of the product."""
+    free = [x.shape[axis] for axis in how.left_free(x.ndim)]
+    return found.T.reshape(*free, found.shape[0]).astype(how.dtype(x))

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
+from nnopt_jax.arrays.hooks import (
+    CannotStayPacked,
+    dot,
+    inputs_above,
+    integers,
+    order_in_memory,
+)
 from nnopt_jax.arrays.masked import without_carry
+from nnopt_jax.arrays.products.contraction import Contraction
+from nnopt_jax.arrays.products.dispatch import use_int8
+from nnopt_jax.arrays.products.int8_product import (
+    in_rows,
+    integer_product,
+    product_sizes,
+    weighed,
+)
+from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.arrays.products.product_derivatives import differentiated_as
+from nnopt_jax.ops.grid import dequantize, fit_grid, integer_range, quantize
+from nnopt_jax.ops.straight_through import gate, straight_through
+from nnopt_jax.typing import Array
 
 
 @node
@@ -42,17 +64,11 @@ class InputQuantized(Node):
 
     ELEMENTWISE = ("values",)
     KEEPS_ZERO = True
+    SHARED = ()
+    TYPED = ("values", "shown")
+    ROUNDS_INPUTS = True
+    GRADIENT_AT = "shown"
     SLOTS = {"values": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight."""
-        return self.values.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the weight."""
-        return self.values.dtype
 
     def materialize(self) -> jax.Array:
         """The weight."""
@@ -77,24 +93,34 @@ class InputQuantized(Node):
         """Scales follow the weight along the axes where they have entries."""
         return self.specs_alike(spec, mesh)
 
+    def loosened(self) -> InputQuantized:
+        """The dense weight, which still says how its inputs are rounded."""
+        return self.replace(values=self.materialize(), shown=None)
 
-def inputs_above(field: Field) -> Field:
-    """Lets the rounding of inputs below a mask stand above it, where products look for it.
+    def dot(self, x: Array, how: Product) -> Array:
+        """The array is rounded first; the rounding stays where the weight is made dense."""
+        found = _int8_product(x, self, how)
+        if found is not None:
+            return found
+        x = _rounded(x, self, how.inputs)
+        if self.shown is not None:
+            return how(x, self.shown)
+        try:
+            return dot(x, self.values, how)
+        except CannotStayPacked as reason:
+            raise CannotStayPacked(str(reason), how(x, self.materialize())) from reason
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays import InputQuantized, Masked
-        >>> from nnopt_jax.arrays.input_quantized import inputs_above
-        >>> below = Masked(InputQuantized(jnp.ones((2, 2))), jnp.eye(2, dtype=bool))
-        >>> inputs_above(below).outline()
-        'InputQuantized(values Masked(values float32[2,2], mask bool[2,2]))'
+
+class _Rows(NamedTuple):
+    """An array on the grids of its rows.
+
+    Args:
+        codes: integers held in float32, NaN where the array has it.
+        scale: one entry along the axes that are summed over.
     """
-    if not is_node(field) or isinstance(field, InputQuantized) or "values" not in field.names():
-        return field
-    below = inputs_above(field.values)
-    if not isinstance(below, InputQuantized):
-        return field
-    return below.replace(values=field.replace(values=below.values))
+
+    codes: Array
+    scale: Array
 
 
 def rounds_inputs(field: Field) -> bool:
@@ -130,3 +156,77 @@ def for_products(field: Field) -> InputQuantized | None:
     if not isinstance(above, InputQuantized):
         return None
     return jax.tree.map(jax.lax.stop_gradient, without_carry(above))
+
+
+def _rows_of(x: Array, weight: InputQuantized, how: Contraction) -> _Rows:
+    """The codes of what a weight is multiplied with, on the grids that the weight tells."""
+    low, high = integer_range(weight.input_bits)
+    x = lax.stop_gradient(x)
+    if weight.scale is None:
+        block = tuple(max(n, 1) if axis in how.left else 1 for axis, n in enumerate(x.shape))
+        scale, _ = fit_grid(x, weight.input_bits, block)
+    else:
+        scale = _scale_of_rows(show(weight.scale), x.ndim, how)
+    return _Rows(quantize(x, scale, None, low, high), scale)
+
+
+def _scale_of_rows(scale: Array, ndim: int, how: Contraction) -> Array:
+    """The scale of a weight, an entry for each index that goes along, at the array's rank.
+
+    Where a stack is summed over, or its layers are outputs, one grid has to do for all of them.
+    """
+    others = tuple(axis for axis in range(scale.ndim) if axis not in how.right_batch)
+    batch = scale.max(others)  # in the order of the weight's axes
+    own = sorted(how.right_batch)
+    left = [how.left_batch[how.right_batch.index(axis)] for axis in own]
+    batch = batch.transpose(sorted(range(len(own)), key=left.__getitem__))
+    return lax.expand_dims(batch, [axis for axis in range(ndim) if axis not in how.left_batch])
+
+
+def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
+    """What a weight is multiplied with, rounded as the weight says; straight through for gradients.
+
+    Magnitudes beyond a static range get none.
+    """
+    codes, scale = _rows_of(x, weight, how)
+    shown = dequantize(codes, scale, None, x.dtype)
+    if weight.scale is None:
+        return straight_through(shown, x)
+    _, high = integer_range(weight.input_bits)
+    size = jnp.abs(lax.stop_gradient(x).astype(jnp.float32))
+    return straight_through(shown, gate(x, size * (1 / scale) <= high))
+
+
+def _int8_product(x: Array, weight: InputQuantized, how: Product) -> Array | None:
+    """The product of the codes, in 32-bit integers; None where it has no codes or does not pay.
+
+    `sum_i s_r a_ri s_j (q_ij - z_j) = s_r s_j (sum_i a_ri q_ij - z_j sum_i a_ri)`. Gradients are
+    those of the product of what the codes stand for.
+    """
+    if not isinstance(how, Contraction):
+        return None
+    rows, inner, outer = product_sizes(weight.shape, x.shape, how)
+    most = 2 ** (weight.input_bits - 1) * 256 * inner
+    if most >= 2**31 or not use_int8(rows, inner, outer):
+        return None
+    grid = jax.eval_shape(integers, weight.values)
+    if grid is None or any(grid.scale.shape[axis] != 1 for axis in how.right):
+        return None
+    return differentiated_as(_floats, _exact, how, x, weight)
+
+
+def _floats(how: Contraction, x: Array, weight: InputQuantized) -> Array:
+    return how(_rounded(x, weight, how), weight.materialize())
+
+
+def _exact(how: Contraction, x: Array, weight: InputQuantized) -> Array:
+    grid = integers(weight.values)  # in here: where codes lie turned, it is turned back at once
+    assert grid is not None
+    codes, scale = _rows_of(x, weight, how)
+    known = ~jnp.isnan(codes).any(how.left, keepdims=True)
+    codes = in_rows(codes.astype(jnp.int8), how)
+    summed = integer_product(codes, grid.codes, how, order_in_memory(weight.values))
+    totals = None if grid.zero is None else codes.sum(-1, keepdims=True, dtype=jnp.int32)
+    out = weighed(summed, totals, grid, x.shape, how)
+    out = out * how.over_rows(jnp.where(known, scale, jnp.nan), out.ndim)
+    return out.astype(how.dtype(x))

@@ -15,10 +15,11 @@ from nnopt_jax.arrays.bits import Bits
 from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.arrays.factored import Factored
 from nnopt_jax.arrays.gathered import Gathered, GatheredBlocks, longest_list
-from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
+from nnopt_jax.arrays.hooks import inputs_above
+from nnopt_jax.arrays.input_quantized import InputQuantized
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.normalized import Normalized
-from nnopt_jax.arrays.pays import gathers_pay
+from nnopt_jax.arrays.products.dispatch import prefer_lists
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.shrunk import Shrunk
@@ -49,10 +50,10 @@ def lay_out(packed: Any, where: Where | None = None, *, dense: bool = False) -> 
             the last but one. Of sparse leaves those become lists that have two axes, outside
             of `jax.jit`, under which masks are unknown.
         dense: makes arrays, once, of leaves of which each call would make arrays: tables
-            (`Codebook`), masked weights, and sparse ones whose lists `nnopt_jax.arrays.pays` takes
-            for slower than the array. A call that makes a sparse kernel dense takes 8 to 50 times
-            as long as the product with the array. False, because arrays take the memory that was
-            saved: 32 bits a weight.
+            (`Codebook`), masked weights, and sparse ones whose lists the table in
+            `nnopt_jax.arrays.products.dispatch` takes for slower than the array. A call that makes
+            a sparse kernel dense takes 8 to 50 times as long as the product with the array. False,
+            because arrays take the memory that was saved: 32 bits a weight.
 
     Returns:
         The parameters; leaves that have nothing to turn are what they were.
@@ -119,7 +120,7 @@ def _listed(field: Sparse, dense: bool) -> Field | None:
     blocks = sizes != (1, 1)
     width = jnp.dtype(field.dtype).itemsize
     smaller = part * (width + 4 / math.prod(sizes)) < width
-    if not (gathers_pay(field.size, part, blocks=blocks) if dense else smaller):
+    if not (prefer_lists(field.size, part, blocks=blocks) if dense else smaller):
         return None
     shown = field.materialize()
     return GatheredBlocks.of(shown, sizes, mask) if blocks else Gathered.of(shown, mask)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
-from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.arrays.bits import store_codes
+from nnopt_jax.arrays.hooks import CannotStayPacked
+from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.grid import covers, expand
 from nnopt_jax.ops.levels import level_values
 from nnopt_jax.ops.straight_through import straight_through
@@ -55,12 +57,8 @@ class Levels(Node):
 
     ELEMENTWISE = ("codes",)
     CODES = True
+    SHARED = ()
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the codes."""
-        return self.codes.shape
 
     def materialize(self) -> jax.Array:
         """`scale * levels[codes]`, in float32, cast once, never -0."""
@@ -84,11 +82,7 @@ class Levels(Node):
 
     def store(self) -> Levels:
         """Packs the codes and drops the carry."""
-        codes = (
-            store_field(self.codes)
-            if is_node(self.codes)
-            else pack_integers(self.codes, 0, len(self.levels) - 1)
-        )
+        codes = store_codes(self.codes, 0, len(self.levels) - 1)
         below = None if self.below is None else store_field(self.below)
         return self.replace(codes=codes, scale=store_field(self.scale), below=below, carry=None)
 
@@ -112,3 +106,11 @@ class Levels(Node):
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Levels:
         """Scales follow the weight along the axes where they have entries."""
         return self.specs_alike(spec, mesh)
+
+    def dot(self, x: jax.Array, how: Product) -> jax.Array:
+        """As of integers; levels are of float32, and so is the product."""
+        if self.below is not None:
+            raise CannotStayPacked("values below zero have a scale of their own")
+        wide, values = how.in_float32(x, level_values(show(self.codes), self.levels))
+        wide, scale = how.scales_to_inputs(wide, show(self.scale), self.shape)
+        return how.scaled(wide, values, scale, self.scale).astype(how.dtype(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ from nnopt_jax.arrays.base import (
     store_field,
 )
 from nnopt_jax.arrays.bits import Bits
+from nnopt_jax.arrays.hooks import integers, join
+from nnopt_jax.arrays.products.int8_product import Integers, under_mask
 from nnopt_jax.arrays.sparse import Sparse
 from nnopt_jax.arrays.supports.choose import NAMES, Format, Roles, n_of_m, support_of
 from nnopt_jax.ops.straight_through import straight_through
@@ -62,17 +65,15 @@ class Masked(Node):
 
     ELEMENTWISE = ("values",)
     COMPACTABLE = False
+    SHARED = ()
+    LINEAR = ("values",)
+    TYPED = ("values",)
     SLOTS = {"values": "value"}  # noqa: RUF012 - a constant, as declared in Node
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the mask."""
         return self.mask.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the values."""
-        return self.values.dtype
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
         """What the slot sees: kept here and, where there is one, by the mask above."""
@@ -109,6 +110,25 @@ class Masked(Node):
         """The mask is split like the values."""
         return self.specs_alike(spec, mesh)
 
+    def integers(self) -> Integers | None:
+        """The codes of the values, with those of zero where nothing is kept."""
+        return under_mask(integers(self.values), show(self.mask).astype(bool))
+
+    def form(self) -> Any:
+        """Nodes of any capacities can be joined: the outcome states none."""
+        return Node.form(self.replace(capacity=None))
+
+    def joined(self, fields: Sequence[Masked], axis: int) -> Masked:
+        """Values are put side by side, and so are masks."""
+        values = join([field.values for field in fields], axis)
+        masks = [show(field.mask).astype(bool) for field in fields]
+        return self.replace(values=values, mask=jax.lax.concatenate(masks, axis), capacity=None)
+
+    @property
+    def fills_with_zeros(self) -> bool:
+        """The mask keeps nothing there."""
+        return True
+
     def store(self) -> Node:
         """`Sparse` with the kept elements only; the mask in bits where values cannot be cut."""
         below = raised(self.values)
@@ -140,6 +160,16 @@ class Masked(Node):
         # The intersection need not have the pattern of either.
         format = self.format if self.format in NAMES else "smallest"
         return Masked(inner.values, mask, capacity, format=format)
+
+
+def zero_outside(field: Node, mask: Callable[[], jax.Array]) -> Node:
+    """Return a node that was filled up around its fields as one that is zero there.
+
+    Args:
+        field: the node.
+        mask: gives the mask, False where the node was filled up; not asked without need.
+    """
+    return field if field.fills_with_zeros else Masked(field, mask())
 
 
 def raised(field: Field) -> Field:

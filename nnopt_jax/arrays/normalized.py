@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -37,16 +35,6 @@ class Normalized(Node):
     magnitude: Field
 
     SLOTS = {"base": "value"}  # noqa: RUF012 - a constant, as declared in Node
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the base."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the base."""
-        return self.base.dtype
 
     def materialize(self) -> jax.Array:
         """`magnitude * base / norm` in float32, cast once to the dtype of the base."""

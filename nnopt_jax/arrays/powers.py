@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, field_specs, node, show
+from nnopt_jax.arrays.base import Field, Node, node, show
 from nnopt_jax.ops.block_formats import power_of_two
 
 
@@ -32,11 +31,7 @@ class Powers(Node):
     exponents: Field
 
     ELEMENTWISE = ("exponents",)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the exponents."""
-        return self.exponents.shape
+    SHARED = ()
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -53,7 +48,3 @@ class Powers(Node):
         if self.exponents.dtype != jnp.uint8:
             found.append(f"has exponents of {self.exponents.dtype}, not uint8")
         return found
-
-    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Powers:
-        """Exponents are split like the powers."""
-        return self.replace(exponents=field_specs(self.exponents, spec, mesh))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,10 +11,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
-from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.arrays.bits import pack_integers, store_codes
+from nnopt_jax.arrays.hooks import CannotStayPacked, order_in_memory
+from nnopt_jax.arrays.products.int8_product import Integers
+from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.arrays.products.split_int8 import split_int8_product
 from nnopt_jax.arrays.uneven_groups import UnevenGroups
-from nnopt_jax.ops.grid import covers, dequantize
+from nnopt_jax.ops.grid import covers, dequantize, expand
 from nnopt_jax.ops.straight_through import straight_through
+from nnopt_jax.typing import Array, Shape
 
 
 @node
@@ -54,12 +61,8 @@ class Quantized(Node):
 
     ELEMENTWISE = ("codes",)
     CODES = True
+    SHARED = ()
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the codes."""
-        return self.codes.shape
 
     def materialize(self) -> jax.Array:
         """`scale * (codes - zero)`, in float32, cast once."""
@@ -69,11 +72,7 @@ class Quantized(Node):
 
     def store(self) -> Quantized:
         """Packs the codes and drops the carry."""
-        codes = (
-            store_field(self.codes)
-            if is_node(self.codes)
-            else pack_integers(self.codes, self.low, self.high)
-        )
+        codes = store_codes(self.codes, self.low, self.high)
         zero = self._stored_zero(self.zero)
         return self.replace(codes=codes, scale=store_field(self.scale), zero=zero, carry=None)
 
@@ -98,3 +97,73 @@ class Quantized(Node):
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Quantized:
         """Scales and zero points follow the weight along the axes where they have entries."""
         return self.specs_alike(spec, mesh)
+
+    def dot(self, x: Array, how: Product) -> Array:
+        r"""`sum_i x_i s_j (q_ij - z_j) = s_j sum_i x_i (q_ij - z_j)`."""
+        x, scale = how.scales_to_inputs(x, show(self.scale), self.shape)
+        found = split_int8_product(x, self.replace(scale=scale), how)
+        if found is not None:
+            return found
+        return how.scaled(x, self._shifted_codes(), scale, self.scale)
+
+    def _shifted_codes(self) -> Array:
+        """`q - z`, in the dtype of the weight, which holds such integers."""
+        dtype = jnp.dtype(self.dtype)
+        codes = show(self.codes).astype(dtype)
+        if self.zero is None:
+            return codes
+        return codes - expand(show(self.zero).astype(dtype), self.shape)
+
+    @property
+    def fits_int8(self) -> bool:
+        """Whether all codes are of eight bits or fewer."""
+        return -128 <= self.low <= self.high <= 127
+
+    def integers(self) -> Integers | None:
+        """The codes as int8."""
+        if not self.fits_int8:
+            return None
+        zero = None if self.zero is None else show(self.zero)
+        return Integers(show(self.codes).astype(jnp.int8), show(self.scale), zero)
+
+    def order_in_memory(self) -> Shape:
+        """That of the codes."""
+        return order_in_memory(self.codes)
+
+    @property
+    def fills_with_zeros(self) -> bool:
+        """Codes of zero stand for zero where there are no zero points."""
+        return self.zero is None
+
+    def times(self, number: Array) -> Quantized:
+        """The number goes to the scale."""
+        return self.replace(scale=_scale_times(self.scale, number))
+
+    def joined(self, fields: Sequence[Quantized], axis: int) -> Quantized:
+        """Codes are put side by side, and scales and zero points, an entry for each group."""
+        return self.replace(
+            codes=jax.lax.concatenate([show(field.codes) for field in fields], axis),
+            scale=_side_by_side(fields, "scale", axis),
+            zero=None if self.zero is None else _side_by_side(fields, "zero", axis),
+        )
+
+
+def _scale_times(scale: Field, number: Array) -> Field:
+    if isinstance(scale, UnevenGroups):
+        return scale.replace(values=_scale_times(scale.values, number))
+    return show(scale) * number  # of other forms there are few entries
+
+
+def _side_by_side(fields: Sequence[Quantized], name: str, axis: int) -> Array:
+    """Scales or zero points; each axis of theirs is one entry, or one for each group."""
+    grids = [show(getattr(field, name)) for field in fields]
+    if len({grid.shape[:axis] + grid.shape[axis + 1 :] for grid in grids}) > 1:
+        raise CannotStayPacked("it is put beside others of another grid")
+    sizes = [field.shape[axis] for field in fields]
+    blocks = [size // grid.shape[axis] for size, grid in zip(sizes, grids, strict=True)]
+    block = math.gcd(*blocks)  # of all of them an entry is for so many elements
+    # One that was multiplied by a number has scales of a wider dtype, which holds the others.
+    return jnp.concatenate(
+        [jnp.repeat(grid, own // block, axis) for grid, own in zip(grids, blocks, strict=True)],
+        axis,
+    )

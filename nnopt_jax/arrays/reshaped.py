@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, field_specs, kept, node, show, static
+from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, after, dot, move
+from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.arrays.products.view_product import with_base
 from nnopt_jax.ops.axes import Axes, matrix_axes
+from nnopt_jax.typing import Shape
 
 
 @node
@@ -43,6 +46,8 @@ class Reshaped(Node):
     axes: tuple[int, ...] = static(default=())
     sizes: tuple[int, ...] = static(default=())
 
+    LINEAR = ("base",)
+    TYPED = ("base",)
     SLOTS = {"base": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
 
     @classmethod
@@ -115,11 +120,6 @@ class Reshaped(Node):
         return self.sizes if self.axes else tuple(self.base.shape)
 
     @property
-    def dtype(self) -> Any:
-        """Dtype of the base."""
-        return self.base.dtype
-
-    @property
     def ELEMENTWISE(self) -> tuple[str, ...]:
         """The base, where it lies like the view."""
         return () if self.axes else ("base",)
@@ -179,3 +179,41 @@ class Reshaped(Node):
             base = f"a base of shape {self.base.shape}, seen in shape {self.split}"
             found.append(f"of shape {self.sizes} has {base}")
         return found
+
+    def order_in_memory(self) -> Shape:
+        """That of the base, where axes are but permuted."""
+        if not self.axes or len(self.axes) != self.ndim:
+            return super().order_in_memory()
+        return tuple(sorted(range(self.ndim), key=self.axes.__getitem__))
+
+    def dot(self, x: jax.Array, how: Product) -> jax.Array:
+        """The base, read in its own axes; what comes out is brought in those of the view."""
+        how = how.as_contraction()
+        if not self.axes:
+            return dot(x, self.base, how)
+        found = with_base(self.runs(), self.shape, x.ndim, how)
+        if found is None:
+            raise CannotStayPacked("it is a view of another shape")
+        inputs, there, outputs = found
+        return after(lambda: dot(inputs(x), self.base, there), outputs)
+
+    def move(self, movement: Moves, shape: Shape) -> Field:
+        """What lies in other axes stays so where its first axis is cut, or all are permuted."""
+        runs = self.runs()
+        if runs is None or not self.axes:
+            raise CannotStayPacked("a part of it cannot follow")
+        if movement.axes:
+            order = tuple(self.axes[axis] for axis in movement.axes)
+            return self.replace(axes=order, sizes=tuple(shape[axis] for axis in movement.axes))
+        count, lies = len(self.axes), tuple(self.base.shape)
+        gone, permutes = count - len(movement.shape), self.split == lies
+        leads = self.axes[0] == 0 and runs[0] == (0,)
+        if leads and movement.kept >= count - 1 and gone in (0, 1):
+            base, rest = move(self.base, movement, lies), tuple(a - gone for a in self.axes[gone:])
+            if permutes:
+                return Reshaped.of(base, rest)
+            split = (*movement.shape[: 1 - gone], *self.split[1:])
+            return self.replace(base=base, split=split, axes=rest, sizes=movement.shape)
+        if not permutes:
+            raise CannotStayPacked("a part of it cannot follow")
+        return move(self.materialize(), movement, shape)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
-from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, field_specs, node, show
+from nnopt_jax.arrays.base import Field, Node, node, show
 from nnopt_jax.ops.proximal import shrink
 
 
@@ -35,16 +32,6 @@ class Shrunk(Node):
     KEEPS_ZERO = True
     SLOTS = {"values": "value"}  # noqa: RUF012 - a constant, as declared in Node
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the values."""
-        return self.values.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the values."""
-        return self.values.dtype
-
     def materialize(self) -> jax.Array:
         """The soft threshold in float32, cast once; gradients pass straight through to values."""
         return shrink(show(self.values), self.threshold)
@@ -55,7 +42,3 @@ class Shrunk(Node):
         if self.threshold.shape != ():
             found.append(f"has a threshold of shape {self.threshold.shape}")
         return found
-
-    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Shrunk:
-        """The values are split like the weight."""
-        return self.replace(values=field_specs(self.values, spec, mesh), threshold=PartitionSpec())

@@ -41,11 +41,6 @@ class SoftCodebook(Node):
 
     SLOTS = {"table": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the values."""
-        return self.values.shape
-
     def materialize(self) -> jax.Array:
         """The weighed means, in float32, cast once."""
         return soft_assign(self.values, show(self.table), self.width).astype(self.dtype)

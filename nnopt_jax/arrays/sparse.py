@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, Node, is_node, map_elementwise, node, show, static
 from nnopt_jax.arrays.bits import Bits
+from nnopt_jax.arrays.hooks import integers
+from nnopt_jax.arrays.products.int8_product import Integers, under_mask
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.supports.base import Support
 from nnopt_jax.ops.mask_rank import mask_rank
@@ -42,10 +43,8 @@ class Sparse(Node):
     support: Field
     shape: tuple[int, ...] = static(default=())  # pyright: ignore[reportIncompatibleMethodOverride]
 
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the values."""
-        return self.values.dtype
+    LINEAR = ("values",)
+    TYPED = ("values",)
 
     def expanded(self) -> tuple[Field, jax.Array]:
         """The expression at full size, anything where nothing was kept, and the mask."""
@@ -64,6 +63,11 @@ class Sparse(Node):
         values, mask = self.expanded()
         values = show(values)
         return jnp.where(mask, values, jnp.zeros((), values.dtype))
+
+    def integers(self) -> Integers | None:
+        """The codes of the values, with those of zero where nothing is kept."""
+        values, mask = self.expanded()
+        return under_mask(integers(values), mask)
 
     def kept(self) -> Field:
         """The support."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, node, show
+from nnopt_jax.arrays.hooks import dot
+from nnopt_jax.arrays.products.product import Product
 
 
 @node
@@ -31,17 +31,9 @@ class Sum(Node):
     base: Field
     delta: Field
 
+    SHARED = ()
+    LINEAR = ("base", "delta")
     SLOTS = {"base": "value"}  # noqa: RUF012 - a constant, as declared in Node
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the base."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the base."""
-        return self.base.dtype
 
     def materialize(self) -> jax.Array:
         """`base + delta` in float32, cast once to the dtype of the base."""
@@ -63,3 +55,9 @@ class Sum(Node):
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Sum:
         """Both terms are split like the weight."""
         return self.specs_alike(spec, mesh)
+
+    def dot(self, x: jax.Array, how: Product) -> jax.Array:
+        """`x (w + d) = x w + x d`."""
+        how = how.as_contraction()
+        base, delta = dot(x, self.base, how), dot(x, self.delta, how)
+        return (base.astype(jnp.float32) + delta.astype(jnp.float32)).astype(base.dtype)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Self
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Node, fit_spec, node, static, summary
+from nnopt_jax.arrays.base import node, static, summary
+from nnopt_jax.arrays.words import Words
 from nnopt_jax.ops.trits import pack_trits, unpack_trits
 
 
 @node
-class Trits(Node):
+class Trits(Words):
     """Integers `low`, `low + 1` and `low + 2` in 1.6 bits each.
 
     The codes lie in `uint8` words along the last axis (`layout="rows"`) where that axis needs no
@@ -50,28 +49,12 @@ class Trits(Node):
         return cls(pack_trits(rows), low, shape, layout)
 
     @property
-    def dtype(self) -> jnp.dtype:
-        """Always int32, as that of `Bits`."""
-        return jnp.dtype(jnp.int32)
+    def high(self) -> int:
+        """The greatest of the three integers."""
+        return self.low + 2
 
-    def materialize(self) -> jax.Array:
-        """Unpacks to int32."""
-        count = self.shape[-1] if self.layout == "rows" else math.prod(self.shape)
-        codes = unpack_trits(self.words, count).astype(jnp.int32)
-        return codes.reshape(self.shape) + self.low
-
-    def store(self) -> Trits:
-        """Already in storage form."""
-        return self
-
-    def map_elementwise(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """Acts on the unpacked integers; whoever owns them packs again."""
-        return function(self.materialize())
-
-    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Trits:
-        """Rows are split like the logical array; a flat run is replicated."""
-        words = fit_spec(spec, self.words.shape, mesh) if self.layout == "rows" else PartitionSpec()
-        return self.replace(words=words)
+    def _unpack(self, count: int) -> jax.Array:
+        return unpack_trits(self.words, count)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """The words must be exactly those that the shape needs."""

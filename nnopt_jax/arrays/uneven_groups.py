@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static
+from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
 from nnopt_jax.ops.blocks import repeat_uneven
+from nnopt_jax.typing import Shape
 
 
 @node
@@ -60,11 +61,6 @@ class UnevenGroups(Node):
         sizes[self.axis] = self.length
         return tuple(sizes)
 
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the values."""
-        return self.values.dtype
-
     def materialize(self) -> jax.Array:
         """The values, each as often as its group has entries."""
         values = show(self.values)
@@ -89,3 +85,14 @@ class UnevenGroups(Node):
         at = len(self.values.shape) + self.axis
         entries = [None if axis == at else entry for axis, entry in enumerate(spec)]
         return self.replace(values=field_specs(self.values, PartitionSpec(*entries), mesh))
+
+    def move(self, movement: Moves, shape: Shape) -> UnevenGroups:
+        """Groups follow where their axis stays whole: among those that are kept, or reordered."""
+        axis = self.axis
+        if movement.axes:
+            axis = movement.axes.index(len(shape) + axis) - len(shape)
+        elif movement.kept < -axis:
+            raise CannotStayPacked("a part of it cannot follow")
+        sizes = list(shape)
+        sizes[self.axis] = self.values.shape[self.axis]
+        return self.replace(values=move(self.values, movement, tuple(sizes)), axis=axis)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, Node, is_node, show
+from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
 from nnopt_jax.trace.jaxpr import Equation, bind
 from nnopt_jax.trace.primitives import Kind, Rule
-from nnopt_jax.typing import Array
+from nnopt_jax.typing import Array, Shape
 
 
 @jax.tree_util.register_dataclass
@@ -55,21 +56,21 @@ class Deferred(Node):
         return bind(self.equation, [*map(show, self.operands)])[0]
 
     @property
-    def form(self) -> str:
-        """The class of the first packed operand."""
-        packed = next(x for x in self.operands if is_node(x))
-        return packed.form if isinstance(packed, Deferred) else type(packed).__name__
+    def first_packed(self) -> Node:
+        """The first operand that is a node."""
+        return next(x for x in self.operands if is_node(x))
 
-    def map_operands(self, change: Callable[[Field], Field | None]) -> Self | None:
-        """Return the step on moved operands; None where that is another step, or one cannot move.
+    @property
+    def is_streamed(self) -> bool:
+        """As the operands are."""
+        return all(x.is_streamed for x in self.operands if is_node(x))
 
-        Args:
-            change: moves an operand.
-        """
-        if not self.is_elementwise:
-            return None
-        changed = [change(x) if x.ndim else x for x in self.operands]
-        return None if any(x is None for x in changed) else self.replace(operands=tuple(changed))
+    def move(self, movement: Moves, shape: Shape) -> Self:
+        """Move the operands, where the step on moved operands is the moved step."""
+        if not self.is_elementwise or movement.fills:  # a filler would go through the step
+            raise CannotStayPacked("it is computed before it is moved")
+        moved = [move(x, movement, shape) if x.ndim else x for x in self.operands]
+        return self.replace(operands=tuple(moved))
 
 
 def deferred(equation: Equation, rule: Rule, operands: Sequence[Field]) -> Deferred | None:

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, is_node, is_spec
-from nnopt_jax.arrays.input_quantized import InputQuantized
+from nnopt_jax.arrays.base import is_spec
+from nnopt_jax.arrays.hooks import CannotStayPacked, move
 from nnopt_jax.trace.control import Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program
 from nnopt_jax.trace.packed.deferred import Deferred
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf, loosened
-from nnopt_jax.trace.packed.rules.move import moved
-from nnopt_jax.trace.packed.rules.movement import Movement
+from nnopt_jax.trace.packed.packed_movement import Movement
 from nnopt_jax.trace.primitives import rule_of
 from nnopt_jax.trace.probed import probed
 from nnopt_jax.typing import Array
@@ -73,18 +72,10 @@ class InsidePacked(Inside):
         specs = node.specs(spec, mesh)
         whole = node.specs(spec)  # nothing is left out of it for being of an odd size
         same = jax.tree.leaves(specs, is_leaf=is_spec) == jax.tree.leaves(whole, is_leaf=is_spec)
-        if same and _knows_no_shape(node):
+        if same and node.follows_parts:
             return value, Leaf(specs, value.path)
         self.seen(value, self.equation, "a part of it cannot be cut")
         return dense(value), spec
-
-
-def _knows_no_shape(field: Field) -> bool:
-    """Whether a node has the shape of its arrays and no other: then its parts are nodes, too."""
-    if not is_node(field):
-        return True
-    known = {"shape", "sizes", "split", "length"} & set(field.names(is_static=True))
-    return not known and all(_knows_no_shape(part) for _, part in field.fields())
 
 
 def _layer(leaf: Leaf, number: Any) -> Leaf | None:
@@ -92,26 +83,29 @@ def _layer(leaf: Leaf, number: Any) -> Leaf | None:
     one, node = (1, *leaf.shape[1:]), leaf.node
     starts = (number, *[0] * (len(one) - 1))
     array = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    if leaf.shape[0] != 1:
-        index = jax.ShapeDtypeStruct((), jnp.int32)
-        cut = probed(lambda x, *at: lax.dynamic_slice(x, at, one), array, *[index] * len(one))
-        node = moved(node, Movement(cut, rule_of(cut), [None, *starts], 0))
-    if node is not None:
+    try:
+        if leaf.shape[0] != 1:
+            index = jax.ShapeDtypeStruct((), jnp.int32)
+            cut = probed(lambda x, *at: lax.dynamic_slice(x, at, one), array, *[index] * len(one))
+            node = move(node, Movement(cut, rule_of(cut), [None, *starts], 0), leaf.shape)
         entry = jax.ShapeDtypeStruct(one, leaf.dtype)
         squeeze = probed(lambda x: lax.squeeze(x, [0]), entry)
-        node = moved(node, Movement(squeeze, rule_of(squeeze), [None], 0))
-    return None if node is None else Leaf(node, leaf.path)
+        node = move(node, Movement(squeeze, rule_of(squeeze), [None], 0), one)
+    except CannotStayPacked:
+        return None
+    return Leaf(node, leaf.path)
 
 
 def _apart(leaf: Leaf) -> tuple[Leaf, Array | None]:
     """A leaf without the weight that gradients are taken at, and that."""
-    node = leaf.node
-    if not isinstance(node, InputQuantized) or node.shown is None:
-        return leaf, None
-    return Leaf(node.replace(shown=None), leaf.path), node.shown
+    name = leaf.node.GRADIENT_AT
+    shown = getattr(leaf.node, name) if name else None
+    return (leaf, None) if shown is None else (_with_shown(leaf, None), shown)
 
 
 def _together(leaf: Leaf | None, shown: Array | None) -> Leaf | None:
-    if leaf is None or shown is None:
-        return leaf
-    return Leaf(leaf.node.replace(shown=shown), leaf.path)
+    return leaf if leaf is None or shown is None else _with_shown(leaf, shown)
+
+
+def _with_shown(leaf: Leaf, shown: Array | None) -> Leaf:
+    return Leaf(leaf.node.replace(**{leaf.node.GRADIENT_AT: shown}), leaf.path)

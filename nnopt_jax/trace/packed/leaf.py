@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from nnopt_jax.arrays.base import Node
-from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
+from nnopt_jax.arrays.base import Node, is_node
+from nnopt_jax.arrays.hooks import inputs_above
 from nnopt_jax.trace.packed.deferred import Deferred
 from nnopt_jax.typing import Array
 
@@ -33,8 +33,11 @@ class Leaf:
 
     @property
     def form(self) -> str:
-        """The class of the node, below elementwise steps that are not computed yet."""
-        return self.node.form if isinstance(self.node, Deferred) else type(self.node).__name__
+        """The class of the node; of steps that are not computed yet, of what they were given."""
+        node = self.node
+        while isinstance(node, Deferred):
+            node = node.first_packed
+        return type(node).__name__
 
 
 def is_leaf(x: Any) -> bool:
@@ -49,7 +52,5 @@ def dense(x: Leaf | Array) -> Array:
 
 def loosened(leaf: Leaf) -> Leaf | Array:
     """The array of a leaf; where the leaf says how its inputs are rounded, that is still said."""
-    above = inputs_above(leaf.node)
-    if not isinstance(above, InputQuantized):
-        return leaf.node.materialize()
-    return Leaf(above.replace(values=above.materialize(), shown=None), leaf.path)
+    loose = inputs_above(leaf.node).loosened()
+    return Leaf(loose, leaf.path) if is_node(loose) else loose

@@ -21,7 +21,7 @@ class Use(NamedTuple):
 
     Example:
         >>> from nnopt_jax.trace import Use
-        >>> Use("w", "sin", "Quantized", "no rule for sin", 48, "").bytes
+        >>> Use("w", "fft", "Quantized", "no rule for fft", 48, "").bytes
         48
     """
 
@@ -45,10 +45,11 @@ class PackedReport:
         >>> import nnopt_jax as nnopt
         >>> tx, params = nnopt.quantization.uniform(8), {"w": jnp.ones((8, 4))}
         >>> packed = tx.pack(params, tx.init(params))
-        >>> run = nnopt.on_packed(lambda params, x: jnp.sin(params["w"]).sum() + x @ params["w"])
+        >>> run = nnopt.on_packed(lambda params, x: x @ jnp.sin(params["w"]) + x @ params["w"])
         >>> print(run.report(packed, jnp.ones(8)))  # doctest: +ELLIPSIS
         leaf  form       meets        becomes  why ...
-        w     Quantized  sin          dense    no rule ...
+        w     Quantized  sin          packed ...
+        w     Quantized  dot_general  dense    no product ...
         w     Quantized  dot_general  packed ...
     """
 

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from nnopt_jax.arrays.hooks import CannotStayPacked
 from nnopt_jax.trace.control import CONTROL
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives, read
 from nnopt_jax.trace.packed.deferred import Deferred
 from nnopt_jax.trace.packed.inside import InsidePacked
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
-from nnopt_jax.trace.packed.rules import Dense, step
+from nnopt_jax.trace.packed.steps import step
 from nnopt_jax.trace.primitives import TABLE, Flow, Table
 
 Seen = Callable[[Leaf, Equation, str], None]
@@ -59,11 +60,11 @@ def _compute(equation: Equation, values: list[Any], seen: Seen, table: Table) ->
     try:
         with equation.ctx.manager:  # the mesh that it was traced under
             found = step(equation, values, table)
-    except Dense as reason:
+    except CannotStayPacked as reason:
         for leaf in packed:
             seen(leaf, equation, str(reason))
         if reason.instead is not None:
-            return [reason.instead]
+            return [*reason.instead] if isinstance(reason.instead, tuple) else [reason.instead]
         return bind(equation, [dense(value) for value in values])
     for leaf in packed:
         seen(leaf, equation, "")

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import nnopt_jax as nnopt
 from nnopt_jax.trace.jaxpr import bind
-from nnopt_jax.trace.packed.rules.movement import movements_of
+from nnopt_jax.trace.packed.packed_movement import movements_of
 from nnopt_jax.trace.primitives import rule_of
 
 ZERO = jnp.float32(0)

@@ -472,7 +472,7 @@ def test_stacks_that_cannot_be_cut_are_rounded_all_the_same(pays):
 
 
 def test_planes_are_as_good_as_floats(monkeypatch):
-    monkeypatch.setattr("nnopt_jax.trace.packed.rules.planes.planes_pay", lambda *_: True)
+    monkeypatch.setattr("nnopt_jax.arrays.products.split_int8.use_split_int8", lambda *_: True)
     x, codes = drawn(5, 512), whole(drawn(512, 6))
     for zero in (None, zeros_of(1, 6)):
         node = Quantized(codes, positive(1, 6), zero).store()
@@ -488,3 +488,14 @@ def test_planes_are_as_good_as_floats(monkeypatch):
     found = np.asarray(jax.jit(run)(node, x.at[1, 2].set(jnp.nan)))
     assert np.isnan(found[1]).all()
     assert np.isfinite(found[[0, 2, 3, 4]]).all()
+
+
+def test_parts_of_a_sparse_weight_round_their_inputs_too():
+    """The parts of a sparse weight are arrays, and products with them still round."""
+    tx = nnopt.chain(nnopt.pruning.magnitude(0.5), nnopt.quantization.quantize_activations(4))
+    params = {"w": jax.random.normal(jax.random.key(0), (8, 6))}
+    packed, x = tx.pack(params, tx.init(params)), jax.random.normal(jax.random.key(1), (5, 8))
+    parts = nnopt.on_packed(lambda p, x: [x @ part for part in jnp.split(p["w"], 3, 1)])
+    whole = nnopt.on_packed(lambda p, x: x @ p["w"])(packed, x)
+    np.testing.assert_allclose(jnp.concatenate(parts(packed, x), 1), whole, rtol=1e-5, atol=1e-6)
+    assert np.abs(whole - x @ nnopt.materialize(packed)["w"]).max() > 1e-3

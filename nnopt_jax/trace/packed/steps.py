@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,37 +11,21 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from nnopt_jax.arrays.base import Field, is_node
-from nnopt_jax.arrays.codebook import Codebook
-from nnopt_jax.arrays.factored import Factored
-from nnopt_jax.arrays.gathered import Gathered, GatheredBlocks
-from nnopt_jax.arrays.input_quantized import InputQuantized, inputs_above
-from nnopt_jax.arrays.levels import Levels
-from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.quantized import Quantized
-from nnopt_jax.arrays.reshaped import Reshaped
-from nnopt_jax.arrays.sparse import Sparse
+from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, after, cast, dot, join, move, times
+from nnopt_jax.arrays.masked import zero_outside
+from nnopt_jax.arrays.products.contraction import Contraction
+from nnopt_jax.arrays.products.convolution import Convolution
+from nnopt_jax.arrays.products.ragged import Ragged
 from nnopt_jax.trace.jaxpr import Equation, bind, primitives
 from nnopt_jax.trace.packed.deferred import deferred
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf, loosened
-from nnopt_jax.trace.packed.rules.contract import contract
-from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense, after
-from nnopt_jax.trace.packed.rules.convolve import convolve
-from nnopt_jax.trace.packed.rules.join import joined
-from nnopt_jax.trace.packed.rules.move import Moves, is_streamed, moved
-from nnopt_jax.trace.packed.rules.movement import Movement, movements_of
-from nnopt_jax.trace.packed.rules.ragged import Ragged, ragged_product
-from nnopt_jax.trace.packed.rules.times import times
+from nnopt_jax.trace.packed.packed_movement import Movement, movements_of
 from nnopt_jax.trace.primitives import TABLE, Kind, Rule, Table, rule_of
 from nnopt_jax.trace.probed import ragged_dot_general_p
 from nnopt_jax.typing import Array, Shape
 
 FILL = lax.GatherScatterMode.FILL_OR_DROP
 """Rows beyond the end are such as the program says, NaN by custom."""
-
-
-_HOLD_VALUES = Masked | Sparse | InputQuantized | Gathered | GatheredBlocks
-"""Nodes that are cast as their values are."""
 
 
 def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[Any]:
@@ -55,12 +40,12 @@ def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[An
         For each outcome a `Leaf` where it stays packed, else an array.
 
     Raises:
-        Dense: the leaf must be materialized for it.
+        CannotStayPacked: the leaf must be materialized for it.
     """
     rule = table.rule_of(equation)
     try:
         return _packed_step(equation, rule, values)
-    except Dense as reason:
+    except CannotStayPacked as reason:
         later = deferred(equation, rule, [x.node if is_leaf(x) else x for x in values])
         if later is None or reason.instead is not None:
             raise
@@ -75,14 +60,14 @@ def _packed_step(equation: Equation, rule: Rule, values: list[Any]) -> list[Any]
         return [own(equation, values)]
     if rule.is_identity or _keeps_precision(equation):
         return _unchanged(equation, values)
-    if rule.kind is Kind.REDUCTION and all(is_streamed(x.node) for x in values if is_leaf(x)):
+    if rule.kind is Kind.REDUCTION and all(x.node.is_streamed for x in values if is_leaf(x)):
         return bind(equation, [dense(x) for x in values])
     movements = None
     if is_leaf(values[0]) and not any(map(is_leaf, values[1:])):
         movements = movements_of(equation, rule, values)
     if movements is None:
-        raise Dense(f"no rule for {equation.primitive.name}")
-    return [_moved(values[0], movement) for movement in movements]
+        raise CannotStayPacked(f"no rule for {equation.primitive.name}")
+    return _moved(values[0], movements)
 
 
 def _unchanged(equation: Equation, values: list[Any]) -> list[Any]:
@@ -90,8 +75,8 @@ def _unchanged(equation: Equation, values: list[Any]) -> list[Any]:
     arrays = [x for x in values if not is_leaf(x)]
     packed = [x for x in values if is_leaf(x)]
     if len(values) == 1:
-        move = Movement(equation, rule_of(equation), values, 0)
-        return [_moved(packed[0], move)] if rule_of(equation).is_identity else packed
+        movement = Movement(equation, rule_of(equation), values, 0)
+        return _moved(packed[0], [movement]) if rule_of(equation).is_identity else packed
     found = iter(bind(equation, arrays) if arrays else ())
     return [x if is_leaf(x) else next(found) for x in values]
 
@@ -105,26 +90,32 @@ def _keeps_precision(equation: Equation) -> bool:
     return k["exponent_bits"] >= info.nexp and k["mantissa_bits"] >= info.nmant
 
 
-def _moved(leaf: Leaf, move: Moves) -> Leaf:
-    node = moved(leaf.node, move)
-    if node is None:
-        loose = loosened(leaf)
-        found = moved(loose.node, move) if isinstance(loose, Leaf) else None
-        rounding = None if found is None else Leaf(found, leaf.path)
-        raise Dense("a part of it cannot follow", rounding)
-    return Leaf(_padded(leaf, node, move) if move.fills else node, leaf.path)
+def _moved(leaf: Leaf, movements: Sequence[Moves]) -> list[Leaf]:
+    try:
+        return [_moved_once(leaf, movement) for movement in movements]
+    except CannotStayPacked as reason:
+        raise CannotStayPacked(str(reason), _moved_loose(leaf, movements)) from reason
 
 
-def _padded(leaf: Leaf, node: Any, move: Moves) -> Any:
+def _moved_once(leaf: Leaf, movement: Moves) -> Leaf:
+    node = move(leaf.node, movement, leaf.shape)
+    return Leaf(_padded(leaf, node, movement) if movement.fills else node, leaf.path)
+
+
+def _moved_loose(leaf: Leaf, movements: Sequence[Moves]) -> tuple[Leaf, ...] | None:
+    """What is left of a leaf beside its dense array, moved; None where nothing is."""
+    loose = loosened(leaf)
+    if isinstance(loose, Leaf):
+        with contextlib.suppress(CannotStayPacked):
+            return tuple(_moved_once(loose, movement) for movement in movements)
+    return None
+
+
+def _padded(leaf: Leaf, node: Any, movement: Moves) -> Any:
     """Zeros around a weight: codes of zero, or a mask where its codes have none."""
-    if not isinstance(move, Movement) or not _is_zero(move.values[1]):
-        raise Dense("it is padded with what is not known to be zero")
-    if isinstance(node, Masked) or (isinstance(node, Quantized) and node.zero is None):
-        return node
-    mask = move.apply(jnp.ones(leaf.shape, bool), leaf.shape)
-    if mask is None:
-        raise Dense("a part of it cannot follow")
-    return Masked(node, mask)
+    if not isinstance(movement, Movement) or not _is_zero(movement.values[1]):
+        raise CannotStayPacked("it is padded with what is not known to be zero")
+    return zero_outside(node, lambda: move(jnp.ones(leaf.shape, bool), movement, leaf.shape))
 
 
 def _is_zero(x: Any) -> bool:
@@ -137,9 +128,9 @@ def _dot(equation: Equation, values: list[Any]) -> Array:
     others = tuple(settings.items())
     x, weight = values
     if is_leaf(x) and is_leaf(weight):
-        raise Dense("two packed leaves are multiplied")
+        raise CannotStayPacked("two packed leaves are multiplied")
     if is_leaf(weight):
-        return contract(x, weight.node, Contraction(left, right, left_batch, right_batch, others))
+        return dot(x, weight.node, Contraction(left, right, left_batch, right_batch, others))
     x, weight = weight, x
     swapped = Contraction(right, left, right_batch, left_batch, others)
     own = len(swapped.free(len(weight.shape)))
@@ -150,34 +141,45 @@ def _dot(equation: Equation, values: list[Any]) -> Array:
         batch, last = len(left_batch), out.ndim - own
         return out.transpose((*order[:batch], *order[last:], *order[batch:last]))
 
-    return after(lambda: contract(x, weight.node, swapped), turned)
+    return after(lambda: dot(x, weight.node, swapped), turned)
 
 
 def _convolution(equation: Equation, values: list[Any]) -> Array:
-    x, weight = values
+    x, kernel = values
     if is_leaf(x):
-        raise Dense("no rule for packed images")
-    return convolve(x, inputs_above(weight.node), equation)
+        raise CannotStayPacked("no rule for packed images")
+    how = Convolution(
+        lambda x, w: bind(equation, [x, w])[0],
+        equation.params["preferred_element_type"],
+        equation.params["dimension_numbers"],
+    )
+    return dot(x, kernel.node, how)
 
 
 def _ragged(equation: Equation, values: list[Any]) -> Array:
     x, experts, sizes = values
     if is_leaf(x) or is_leaf(sizes):
-        raise Dense("it is not the experts of the product")
-    return ragged_product(x, experts.node, sizes, Ragged.of(equation))
+        raise CannotStayPacked("it is not the experts of the product")
+    how = Ragged.of(
+        lambda x, w: bind(equation, [x, w, sizes])[0],
+        equation.params["preferred_element_type"],
+        equation.params["ragged_dot_dimension_numbers"],
+        sizes,
+    )
+    return dot(x, experts.node, how)
 
 
 def _concatenate(equation: Equation, values: list[Any]) -> Leaf:
     if not all(is_leaf(value) for value in values):
-        raise Dense("it is put beside arrays")
-    node = joined([value.node for value in values], equation.params["dimension"])
+        raise CannotStayPacked("it is put beside arrays")
+    node = join([value.node for value in values], equation.params["dimension"])
     return Leaf(node, " and ".join(dict.fromkeys(value.path for value in values)))
 
 
 def _times(equation: Equation, values: list[Any]) -> Leaf:
     leaf, number = values if is_leaf(values[0]) else values[::-1]
     if is_leaf(number) or jnp.ndim(number):
-        raise Dense("it is multiplied element by element")
+        raise CannotStayPacked("it is multiplied element by element")
     return Leaf(times(leaf.node, number), leaf.path)
 
 
@@ -189,7 +191,7 @@ def _negated(equation: Equation, values: list[Any]) -> Leaf:
 def _divided(equation: Equation, values: list[Any]) -> Leaf:
     leaf, number = values
     if not is_leaf(leaf) or is_leaf(number) or jnp.ndim(number):
-        raise Dense("it is divided element by element")
+        raise CannotStayPacked("it is divided element by element")
     return Leaf(times(leaf.node, 1 / number), leaf.path)
 
 
@@ -198,22 +200,8 @@ def _convert(equation: Equation, values: list[Any]) -> Leaf:
     (leaf,) = values
     dtype = jnp.dtype(equation.params["new_dtype"])
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise Dense(f"{dtype} is no dtype of floats")
-    return Leaf(_cast(leaf.node, dtype), leaf.path)
-
-
-def _cast(field: Field, dtype: Any) -> Field:
-    if not is_node(field):
-        return field.astype(dtype)
-    if isinstance(field, Quantized | Codebook | Factored | Levels):
-        return field.replace(dtype=str(dtype))
-    inner = "base" if isinstance(field, Reshaped) else "values"
-    if not isinstance(field, _HOLD_VALUES | Reshaped):
-        raise Dense("its parts have dtypes of their own")
-    parts = {inner: _cast(getattr(field, inner), dtype)}
-    if isinstance(field, InputQuantized) and field.shown is not None:
-        parts["shown"] = field.shown.astype(dtype)
-    return field.replace(**parts)
+        raise CannotStayPacked(f"{dtype} is no dtype of floats")
+    return Leaf(cast(leaf.node, dtype), leaf.path)
 
 
 class _Rows(NamedTuple):
@@ -232,7 +220,7 @@ def _rows(equation: Equation, values: list[Any]) -> Array:
     settings = equation.params
     numbers, sizes = settings["dimension_numbers"], settings["slice_sizes"]
     if is_leaf(indices) or not is_leaf(leaf) or numbers.operand_batching_dims:
-        raise Dense("no rule for this gather")
+        raise CannotStayPacked("no rule for this gather")
     looked_up, filled = numbers.start_index_map, settings["mode"] is FILL
 
     def apply(x: Array, shape: Shape, fill: float = 0) -> Array | None:
@@ -252,7 +240,7 @@ def _rows(equation: Equation, values: list[Any]) -> Array:
     shape, last = tuple(equation.outvars[0].aval.shape), len(leaf.shape) - 1
     whole = last not in looked_up and sizes[last] == leaf.shape[last]
     kept = whole and numbers.offset_dims[-1:] == (len(shape) - 1,)
-    rows = _moved(leaf, _Rows(shape, int(kept), apply)).node.materialize()
+    rows = dense(_moved(leaf, [_Rows(shape, int(kept), apply)])[0])
     if not filled:
         return rows
     most = np.array([leaf.shape[axis] - sizes[axis] for axis in looked_up])

@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
-from nnopt_jax.arrays.base import show
-from nnopt_jax.arrays.quantized import Quantized
-from nnopt_jax.ops.grid import expand
-from nnopt_jax.typing import Array
-
-Axes = tuple[int, ...]
-
-
-class Dense(Exception):
-    """Says why a packed leaf is to be made dense; never leaves the trace.
-
-    Args:
-        reason: in a few words.
-        instead: what the step gives, where that is more than the step on the dense array: an array,
-            or a leaf that is no longer packed.
-    """
-
-    def __init__(self, reason: str, instead: Any = None):
-        super().__init__(reason)
-        self.instead = instead
-
-
-def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
-    """What is found, changed; also where that comes instead of the step on a dense array."""
-    try:
-        found = find()
-    except Dense as reason:
-        instead = None if reason.instead is None else change(reason.instead)
-        raise Dense(str(reason), instead) from reason
-    return change(found)
+from nnopt_jax.arrays.hooks import CannotStayPacked, Field, dot
+from nnopt_jax.arrays.products.grouped_product import grouped_product
+from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.typing import Array, Shape
 
 
 @dataclasses.dataclass(frozen=True)
-class Contraction:
+class Contraction(Product):
     """A `dot_general` of an array with a weight, the weight on the right.
 
     Args:
@@ -51,12 +25,18 @@ class Contraction:
         left_batch: axes of the array that go along with axes of the weight.
         right_batch: those of the weight.
         settings: precision, dtype and what else `dot_general` takes, by name.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> how = Contraction((1,), (0,), (), ())
+        >>> how(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
+        (2, 4)
     """
 
-    left: Axes
-    right: Axes
-    left_batch: Axes
-    right_batch: Axes
+    left: Shape
+    right: Shape
+    left_batch: Shape
+    right_batch: Shape
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, x: Array, weight: Array) -> Array:
@@ -70,15 +50,52 @@ class Contraction:
         return dataclasses.replace(self, settings=tuple(settings.items()))(x, weight)
 
     def dtype(self, x: Array) -> Any:
-        """Of the product."""
+        """That which the program asks for, else that of the array."""
         return dict(self.settings).get("preferred_element_type") or x.dtype
 
-    def free(self, ndim: int) -> Axes:
-        """Axes of a weight of so many that are in the product."""
+    @property
+    def inputs(self) -> Contraction:
+        """The product itself."""
+        return self
+
+    def as_contraction(self) -> Contraction:
+        """The product itself."""
+        return self
+
+    def scaled(self, x: Array, values: Array, scale: Array, field: Field) -> Array:
+        """Scales of outputs are applied in float32; those of groups, group by group."""
+        if any(scale.shape[axis] != 1 for axis in self.right):
+            return grouped_product(x, values, scale, field, self)
+        out = self.wide(x, values)
+        return (out * self.over_weight(scale, values.shape, out.ndim)).astype(self.dtype(x))
+
+    def scales_to_inputs(self, x: Array, scale: Array, shape: Shape) -> tuple[Array, Array]:
+        """Scales of what is summed over alone are those of the inputs: `sum_i (x_i s_i) q_ij`."""
+        if all(scale.shape[axis] == 1 for axis in self.right):
+            return x, scale
+        if any(n != 1 for axis, n in enumerate(scale.shape) if axis not in self.right):
+            return x, scale
+        wide = x.astype(jnp.float32) * self.over_inputs(scale, shape, x.ndim)
+        return wide.astype(x.dtype), jnp.ones((1,) * len(shape), jnp.float32)
+
+    def factored(self, x: Array, u: Field, v: Field) -> Array:
+        """`x (u v) = (x u) v`, the factor first that has the axis that is summed over."""
+        last = u.ndim - 1
+        lead = tuple(range(last - 1))
+        if tuple(self.right_batch) != lead or len(self.right) != 1:
+            raise CannotStayPacked("it is summed over both axes of its product, or over others")
+        (axis,) = self.right
+        first, second, rank = (u, v, last - 1) if axis == last - 1 else (v, u, last)
+        inner = dot(x, first, self).astype(x.dtype)  # (lead, free of x, rank)
+        then = Contraction((inner.ndim - 1,), (rank,), lead, lead, self.settings)
+        return dot(inner, second, then)
+
+    def free(self, ndim: int) -> Shape:
+        """Return the axes of a weight of this rank that are in the product."""
         return _others(ndim, self.right, self.right_batch)
 
-    def left_free(self, ndim: int) -> Axes:
-        """Axes of an array of so many that are in the product."""
+    def left_free(self, ndim: int) -> Shape:
+        """Return the axes of an array of this rank that are in the product."""
         return _others(ndim, self.left, self.left_batch)
 
     def over_weight(self, grid: Array, shape: Sequence[int], ndim: int) -> Array:
@@ -91,7 +108,7 @@ class Contraction:
             ndim: of the product.
         """
         free = self.free(len(shape))
-        grid = spread(grid, [
+        grid = _repeated(grid, [
             n if axis in (*self.right_batch, *free) and grid.shape[axis] != 1 else 1
             for axis, n in enumerate(shape)
         ])  # fmt: skip
@@ -108,7 +125,7 @@ class Contraction:
             shape: of the weight.
             ndim: of the array.
         """
-        grid = spread(grid, [n if axis in self.right else 1 for axis, n in enumerate(shape)])
+        grid = _repeated(grid, [n if axis in self.right else 1 for axis, n in enumerate(shape)])
         sizes = [grid.shape[axis] for axis in self.right]
         grid = grid.transpose((*self.right, *_others(len(shape), self.right))).reshape(sizes)
         order = sorted(range(len(sizes)), key=self.left.__getitem__)
@@ -123,22 +140,13 @@ class Contraction:
         return grid.reshape(*kept, *(1,) * (ndim - len(kept)))
 
 
-def _others(ndim: int, *gone: Axes) -> Axes:
+def _others(ndim: int, *gone: Shape) -> Shape:
     return tuple(axis for axis in range(ndim) if axis not in sum(gone, ()))
 
 
-def spread(grid: Array, shape: Sequence[int]) -> Array:
+def _repeated(grid: Array, shape: Sequence[int]) -> Array:
     """One entry for each group along an axis becomes one for each of its elements."""
     for axis, size in enumerate(shape):
         if grid.shape[axis] not in (1, size):
             grid = jnp.repeat(grid, size // grid.shape[axis], axis)
     return grid
-
-
-def whole_codes(weight: Quantized) -> Array:
-    """`q - z`, in the dtype of the weight, which holds such integers."""
-    dtype = jnp.dtype(weight.dtype)
-    codes = show(weight.codes).astype(dtype)
-    if weight.zero is None:
-        return codes
-    return codes - expand(show(weight.zero).astype(dtype), weight.shape)

@@ -31,7 +31,7 @@ class Movement:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from nnopt_jax.trace.packed.rules.movement import Movement
+        >>> from nnopt_jax.trace.packed.packed_movement import Movement
         >>> from nnopt_jax.trace.primitives import rule_of
         >>> turned = jax.make_jaxpr(jnp.transpose)(jnp.ones((4, 3))).jaxpr.eqns[0]
         >>> move = Movement(turned, rule_of(turned), [None], 0)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 from nnopt_jax.arrays.base import show
+from nnopt_jax.arrays.hooks import CannotStayPacked, Field
 from nnopt_jax.arrays.uneven_groups import UnevenGroups
 from nnopt_jax.ops.blocks import fill_up
-from nnopt_jax.trace.packed.rules.contraction import Contraction, Dense
-from nnopt_jax.typing import Array
+from nnopt_jax.typing import Array, Shape
+
+if TYPE_CHECKING:
+    from nnopt_jax.arrays.products.contraction import Contraction
 
 
-def grouped(x: Array, values: Array, scale: Array, how: Contraction) -> Array:
+def grouped_product(x: Array, values: Array, scale: Array, field: Field, how: Contraction) -> Array:
     r"""`sum_g s_gj sum_{i in g} x_i v_ij`: a product for each group, then one over groups.
 
     The products of all groups are in memory together, so it pays for rows that are fewer than a
@@ -22,19 +26,24 @@ def grouped(x: Array, values: Array, scale: Array, how: Contraction) -> Array:
         x: the array.
         values: of the weight, before they are scaled.
         scale: of the weight's rank, its entries along the axes that are summed over, too.
+        field: the scale as the node holds it.
         how: the product.
 
     Raises:
-        Dense: it does not pay, or each entry has a scale of its own.
+        CannotStayPacked: it does not pay, or each entry has a scale of its own.
     """
+    if isinstance(field, UnevenGroups):
+        x, values, scale = _filled_up(x, values, field, how)
     split = [at for at, axis in enumerate(how.right) if scale.shape[axis] != 1]
     groups = math.prod(scale.shape[how.right[at]] for at in split)
     inner = math.prod(values.shape[axis] for axis in how.right)
     rows = math.prod(x.shape[i] for i in how.left_free(x.ndim))
     if groups == inner:
-        raise Dense("its scales differ along the axes that are summed over")
+        raise CannotStayPacked("its scales differ along the axes that are summed over")
     if rows * groups > inner:
-        raise Dense("there are more rows than entries in a group, for which dense is cheaper")
+        raise CannotStayPacked(
+            "there are more rows than entries in a group, for which dense is cheaper"
+        )
     for at in split:  # groups become axes that go along, before all others
         axis = how.right[at]
         count = scale.shape[axis]
@@ -45,20 +54,12 @@ def grouped(x: Array, values: Array, scale: Array, how: Contraction) -> Array:
     return out.sum(tuple(range(len(split)))).astype(how.dtype(x))
 
 
-def filled_up(
+def _filled_up(
     x: Array, values: Array, field: UnevenGroups, how: Contraction
 ) -> tuple[Array, Array, Array]:
     """Append zeros to both operands, so that the last group is as long as the others.
 
-    Args:
-        x: the array.
-        values: of the weight, before they are scaled.
-        field: the scales; those of the array where groups run along an axis that is not summed
-            over.
-        how: the product.
-
-    Returns:
-        The array, the values, and the scale, as `grouped` takes them.
+    Where groups run along an axis that is not summed over, the operands stay what they are.
     """
     axis = values.ndim + field.axis
     if axis not in how.right or isinstance(field.values, UnevenGroups):
@@ -78,7 +79,7 @@ def _with_groups(how: Contraction, at: int) -> Contraction:
     """The contraction of both operands after their axes are split: groups go along, first."""
     left, right = how.left[at], how.right[at]
 
-    def moved(axes: tuple[int, ...], split: int) -> tuple[int, ...]:
+    def moved(axes: Shape, split: int) -> Shape:
         return tuple(axis + (axis >= split) for axis in axes)
 
     return dataclasses.replace(

@@ -7,14 +7,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from nnopt_jax.trace.packed.rules.contraction import Contraction
+from nnopt_jax.arrays.products.contraction import Contraction
 from nnopt_jax.typing import Array
 
 Change = Callable[[Array], Array]
 Runs = tuple[tuple[int, ...], ...]
 
 
-def through(
+def with_base(
     runs: Runs | None, shape: Sequence[int], ndim: int, how: Contraction
 ) -> tuple[Change, Contraction, Change] | None:
     r"""Rewrite a product with a view as one with its base.
@@ -34,11 +34,11 @@ def through(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.trace.packed.rules.contraction import Contraction
-        >>> from nnopt_jax.trace.packed.rules.through import through
+        >>> from nnopt_jax.arrays.products.contraction import Contraction
+        >>> from nnopt_jax.arrays.products.view_product import with_base
         >>> x, matrix = jnp.ones((5, 8)), jnp.ones((8, 6))
         >>> query = Contraction((1,), (0,), (), ())
-        >>> inputs, there, outputs = through(((0,), (1, 2)), (8, 3, 2), 2, query)
+        >>> inputs, there, outputs = with_base(((0,), (1, 2)), (8, 3, 2), 2, query)
         >>> outputs(there(inputs(x), matrix)).shape
         (5, 3, 2)
     """

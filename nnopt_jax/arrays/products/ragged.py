@@ -1,0 +1,95 @@
+"""Products of groups of rows with packed experts, `jax.lax.ragged_dot`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from nnopt_jax.arrays.base import show
+from nnopt_jax.arrays.hooks import CannotStayPacked, Field
+from nnopt_jax.arrays.products.contraction import Contraction
+from nnopt_jax.arrays.products.product import ComputedProduct
+from nnopt_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged(ComputedProduct):
+    r"""Rows of an array, group after group, each multiplied with the matrix of its group.
+
+    By codes it is `y_r = s_{g(r)} \sum_i x_{ri} q_{g(r),i}`.
+
+    Args:
+        rows: the axis of the array that holds the groups.
+        left: the axis of the array that is summed over.
+        groups: the axis of the weight that numbers its matrices.
+        right: the axis of the weight that is summed over.
+        sizes: how many rows each group has.
+    """
+
+    rows: int
+    left: int
+    groups: int
+    right: int
+    sizes: Array
+
+    @classmethod
+    def of(
+        cls,
+        multiply: Callable[[Array, Array], Array],
+        preferred: Any,
+        numbers: lax.RaggedDotDimensionNumbers,
+        sizes: Array,
+    ) -> Ragged:
+        """Read the axes off the dimension numbers of a `ragged_dot_general`.
+
+        Raises:
+            CannotStayPacked: the groups lie along what is summed over, or there are batches.
+        """
+        (left, right), (batch, _) = numbers.dot_dimension_numbers
+        (rows,), groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
+        if batch or len(left) != 1 or rows in left or len(groups) != 1:
+            raise CannotStayPacked("its groups are not those of rows")
+        return cls(multiply, preferred, rows, left[0], groups[0], right[0], sizes)
+
+    @property
+    def inputs(self) -> Contraction:
+        """Each row is summed over."""
+        return Contraction((self.left,), (self.right,), (), ())
+
+    def in_float32(self, x: Array, values: Array) -> tuple[Array, Array]:
+        """Values are cast, for the array may have many rows."""
+        return x, values.astype(x.dtype)
+
+    def scaled(self, x: Array, values: Array, scale: Array, field: Field) -> Array:
+        """Scales are those of the outputs of each group."""
+        del field
+        if scale.shape[self.right] != 1:
+            raise CannotStayPacked("its scales differ along axes that are summed over")
+        if any(n not in (1, m) for n, m in zip(scale.shape, values.shape, strict=True)):
+            raise CannotStayPacked("its scales are those of groups of outputs")
+        out = self(x, values)
+        return (out.astype(jnp.float32) * self._over_rows(scale, x)).astype(out.dtype)
+
+    def factored(self, x: Array, u: Field, v: Field) -> Array:
+        """`x (u v) = (x u) v`, group by group."""
+        if (x.ndim, u.ndim, self.groups, self.right, self.left) != (2, 3, 0, 1, 1):
+            raise CannotStayPacked("its factors lie along other axes")
+        inner = lax.ragged_dot(x, show(u).astype(x.dtype), self.sizes)
+        return lax.ragged_dot(inner, show(v).astype(x.dtype), self.sizes)
+
+    def _over_rows(self, scale: Array, x: Array) -> Array:
+        """Scales of groups and outputs, one for each entry of the product."""
+        outs = [a for a in range(scale.ndim) if a not in (self.groups, self.right)]
+        scale = scale.transpose((self.groups, *outs, self.right))[..., 0]
+        if scale.shape[0] != 1:
+            ends = jnp.cumsum(self.sizes)
+            group = jnp.searchsorted(ends, jnp.arange(x.shape[self.rows]), side="right")
+            # Rows beyond the last group are zero in the product, whatever their scale.
+            scale = jnp.take(scale, group, 0, mode="clip")
+        free = [a for a in range(x.ndim) if a != self.left]
+        shape = [scale.shape[0] if a == self.rows else 1 for a in free]
+        return scale.reshape(*shape, *scale.shape[1:])

@@ -1,0 +1,91 @@
+"""A node that somebody else wrote runs packed, by the hooks that it defines."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import nnopt_jax as nnopt
+from nnopt_jax.arrays import Node, node
+from nnopt_jax.arrays.hooks import move
+from nnopt_jax.errors import CompositionError
+
+
+@node
+class Signed(Node):
+    """A weight of one sign bit for each entry and one magnitude for all."""
+
+    positive: jax.Array
+    magnitude: jax.Array
+
+    @property
+    def dtype(self):
+        return self.magnitude.dtype
+
+    def _signs(self):
+        return jnp.where(self.positive, 1.0, -1.0).astype(self.dtype)
+
+    def materialize(self):
+        return self.magnitude * self._signs()
+
+    def dot(self, x, how):
+        return self.magnitude * how(x, self._signs())
+
+    def move(self, movement, shape):
+        return self.replace(positive=move(self.positive, movement, shape))
+
+
+W = Signed(jax.random.bernoulli(jax.random.key(0), shape=(8, 6)), jnp.float32(0.25))
+X = jax.random.normal(jax.random.key(1), (3, 8))
+
+
+def convolution(w, x):
+    images, kernel = x.reshape(1, 4, 6), w.reshape(2, 6, 4)
+    return lax.conv_general_dilated(
+        images, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+    )
+
+
+PROGRAMS = {
+    "product": lambda w, x: x @ w,
+    "transposed": lambda w, x: w.T @ x.T,
+    "cut": lambda w, x: x[:, 2:5] @ w[2:5],
+    "looked up": lambda w, x: w[jnp.array([3, 1])].sum() * x,
+    "scanned": lambda w, x: lax.scan(lambda c, row: (c + x[:, :6] @ row, row), jnp.zeros(3), w)[0],
+    "convolved": convolution,
+    "experts": lambda w, x: lax.ragged_dot(x[:, :4], w.reshape(2, 4, 6), jnp.array([1, 2])),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_node_with_hooks_runs_packed(name):
+    run = nnopt.on_packed(PROGRAMS[name])
+    assert run.report(W, X).dense == ()
+    wanted = PROGRAMS[name](W.materialize(), X)
+    np.testing.assert_allclose(jax.jit(run)(W, X), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda w: w * 2, "it is scaled, and has no scale of its own"),
+        (lambda w: w.astype(jnp.bfloat16), "its parts have dtypes of their own"),
+        (
+            lambda w: jnp.concatenate([w, w]),
+            "it is put beside others, and has parts that cannot be",
+        ),
+    ],
+)
+def test_a_hook_that_it_lacks_says_why(function, reason):
+    with pytest.raises(CompositionError, match=reason):
+        nnopt.on_packed(function, strict=True)(W)
+    np.testing.assert_array_equal(nnopt.on_packed(function)(W), function(W.materialize()))
+
+
+def test_padding_with_zeros_masks_it():
+    padded = nnopt.on_packed(lambda w: jnp.pad(w, ((0, 2), (0, 0))))(W)
+    assert isinstance(padded, nnopt.arrays.Masked)
+    np.testing.assert_array_equal(padded.materialize(), jnp.pad(W.materialize(), ((0, 2), (0, 0))))
