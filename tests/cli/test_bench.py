@@ -27,6 +27,7 @@ def rows(text):
             for size, cells in found}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_is_timed_for_every_batch(there, capsys):
     assert main(["bench", "runs/mine", "--batch", "1", "300", "--rounds", "7"]) == 0
     said = capsys.readouterr().out

@@ -52,6 +52,7 @@ def kill_when(project, moment):
     return process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_while_training_saving_and_writing(project, finished):
     def training():
         file = project.run / "metrics.jsonl"
@@ -106,6 +107,7 @@ def test_a_full_disk_is_told_and_leaves_old_files_whole(finished, project, limit
     assert not (run / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_training(project, finished):
     status, _, err = project.nnopt("run", "recipe.yaml", largest=1000)
     assert status == 2

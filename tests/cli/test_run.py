@@ -86,7 +86,7 @@ def test_inspect_and_diff(finished, capsys):
     assert "equal" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["linen", "pair"])
+@pytest.mark.parametrize("kind", [pytest.param("linen", marks=pytest.mark.slow), "pair"])
 def test_other_kinds_of_models(project, kind):
     (project.folder / "other.py").write_text('''
 import jax, jax.numpy as jnp

@@ -219,7 +219,10 @@ def test_ties_are_still_checked_and_handed_back_once_they_are_bound():
 
 @pytest.mark.parametrize(
     ("shape", "axes", "learned"),
-    [((3, 24), Axes(1, 0), True), ((2, 12, 3), Axes((1, 0), 2), False)],
+    [
+        pytest.param((3, 24), Axes(1, 0), True, marks=pytest.mark.slow),
+        ((2, 12, 3), Axes((1, 0), 2), False),
+    ],
 )
 def test_codebooks_of_channels_are_those_of_each_channel_alone(shape, axes, learned, tmp_path):
     """Each output is shared as a leaf of its own would be, and the file gives all bits back."""

@@ -216,6 +216,7 @@ def test_what_is_refined_already_is_not_factored(before, word):
 
 @pytest.mark.parametrize("dtype", [pytest.param(jnp.bfloat16, marks=pytest.mark.slow), jnp.float32])
 @pytest.mark.parametrize("form", ["channel", pytest.param("spatial", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_kernels_obey_the_law_with_later_links(form, dtype):
     tx = nnopt.chain(
         low_rank(2, form=form), nnopt.compression.codebook(8), nnopt.quantization.uniform(8)

@@ -142,6 +142,7 @@ def test_it_trains_with_the_model_or_stays(learned):
     assert (np.abs(slopes["projection"]["mean"]).max() > 0) == learned
 
 
+@pytest.mark.slow
 def test_one_tree_for_optimizers_transforms_and_files(tmp_path):
     apply = projected(lambda params, x: x @ params["kernel"])
     params = {"projection": pca(DATA, 4), "model": {"kernel": jnp.ones((4, 2))}}

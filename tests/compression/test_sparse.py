@@ -44,7 +44,13 @@ def test_zeros_stay_while_the_rest_learns():
 
 @pytest.mark.parametrize(
     ("format", "kind"),
-    [("csr", Rows), ("gaps", Gaps), ("2:4", Groups), ((2, 2), Blocks), ([4, 8], Blocks)],
+    [
+        ("csr", Rows),
+        pytest.param("gaps", Gaps, marks=pytest.mark.slow),
+        ("2:4", Groups),
+        pytest.param((2, 2), Blocks, marks=pytest.mark.slow),
+        ([4, 8], Blocks),
+    ],
 )
 def test_the_mask_is_the_smallest_of_its_format_that_covers_all(format, kind):
     """One in four is not zero: 2:4 keeps a zero beside it, blocks keep all of theirs."""

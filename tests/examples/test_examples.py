@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = sorted((pathlib.Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
-QUICK = ("02", "14")
+QUICK = ("02",)
 """All others compile convolutions, or several whole training steps."""
 RUNS = [
     pytest.param(path, marks=() if path.name.startswith(QUICK) else pytest.mark.slow, id=path.stem)

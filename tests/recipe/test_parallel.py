@@ -66,6 +66,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_what_one_device_gives():
     found = {}
     for name, extra in (("one", {}), ("mesh", {"parallel": MESH})):

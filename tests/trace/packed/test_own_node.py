@@ -71,8 +71,8 @@ def test_a_node_with_hooks_runs_packed(name):
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda w: w * 2, "it is scaled, and has no scale of its own"),
-        (lambda w: w.astype(jnp.bfloat16), "its parts have dtypes of their own"),
+        (lambda w: w * 2, "its outcome is returned"),
+        (lambda w: w.astype(jnp.bfloat16), "its outcome is returned"),
         (
             lambda w: jnp.concatenate([w, w]),
             "it is put beside others, and has parts that cannot be",
