@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formatting of numbers for people: three digits and a unit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _UNITS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
 def amount(number: float) -> str:
-    """Three digits and a unit.
+    """Format a number with three digits and a unit.
 
     Example:
         >>> from nnopt_jax.trace.cost.amounts import amount
@@ -20,7 +20,7 @@ def amount(number: float) -> str:
 
 
 def digits(number: float) -> str:
-    """Three of them.
+    """Format a number with three significant digits.
 
     Example:
         >>> from nnopt_jax.trace.cost.amounts import digits

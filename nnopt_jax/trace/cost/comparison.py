@@ -1,4 +1,4 @@
-"""Two costs beside each other."""
+"""Comparison of the costs of two functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class CostComparison:
-    """What a call costs before and after; bytes, work and time each by themselves.
+    """The cost of a call before and after a change: work, bytes and time, compared separately.
 
     Args:
         before: the first cost.
@@ -37,22 +37,22 @@ class CostComparison:
 
     @property
     def flops(self) -> float | None:
-        """How many times fewer FLOPs; below 1 there are more; None where none are left."""
+        """The FLOPs before divided by those after; None if none remain."""
         return _times(self.before.flops, self.after.flops)
 
     @property
     def bytes(self) -> float | None:
-        """How many times fewer bytes of leaves."""
+        """The bytes of the leaves before divided by those after."""
         return _times(self.before.bytes, self.after.bytes)
 
     @property
     def traffic(self) -> float | None:
-        """How many times fewer bytes of activations at contractions."""
+        """The activation bytes at contractions before divided by those after."""
         return _times(*(cost.bytes_read + cost.bytes_written for cost in self._both))
 
     @property
     def latency(self) -> float | None:
-        """How many times faster; None where a time was not measured."""
+        """The latency before divided by that after; None unless both were measured."""
         if self.before.latency is None or self.after.latency is None:
             return None
         return _times(self.before.latency, self.after.latency)
@@ -62,12 +62,12 @@ class CostComparison:
         return self.before, self.after
 
     def asdict(self) -> dict[str, Any]:
-        """Ratios, and both costs, for JSON."""
+        """Return the ratios and both costs as a dictionary for JSON."""
         ratios = {name: getattr(self, name) for name in ("flops", "bytes", "traffic", "latency")}
         return {"ratios": ratios, "before": self.before.asdict(), "after": self.after.asdict()}
 
     def __str__(self) -> str:
-        """The table."""
+        """Return the comparison as a table."""
         first, second = ({row.path: row for row in cost.rows} for cost in self._both)
         lines = [["leaf", "FLOPs", "bytes", "activation bytes", "ms"]]
         for path in dict.fromkeys((*first, *second)):
@@ -79,7 +79,7 @@ class CostComparison:
 
 
 def _cells(before: Cost | CostRow | None, after: Cost | CostRow | None) -> list[str]:
-    """FLOPs, bytes, and bytes of activations."""
+    """Return the cells of a row: FLOPs, bytes and activation bytes."""
     pair = [
         (of.flops, of.bytes, of.bytes_read + of.bytes_written) if of else (0, 0, 0)
         for of in (before, after)
@@ -92,7 +92,7 @@ def _times(before: float, after: float) -> float | None:
 
 
 def _cell(before: float | None, after: float | None) -> str:
-    """`8.19 k -> 2.05 k (4.00x)`."""
+    """Format one cell, such as `8.19 k -> 2.05 k (4.00x)`."""
     if before is None or after is None:
         return ""
     if before == after == 0:

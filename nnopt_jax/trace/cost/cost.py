@@ -1,4 +1,4 @@
-"""FLOPs, bytes and milliseconds of a function, for each leaf of its parameters."""
+"""The cost of a call: FLOPs, bytes and milliseconds for each leaf of the parameters."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def count_cost(given: Traced, *, latency: bool = False, table: Table = TABLE) ->
     Args:
         given: the function, with shapes, arrays or packed leaves as its inputs.
         latency: whether to compile and time it; inputs that are shapes are then filled with zeros.
-        table: where primitives are described.
+        table: the rules of the primitives.
     """
 
     def road(*values: Any) -> list[Any]:
-        """Run the function, packed leaves on their packed road."""
+        """Run the function, with packed leaves taking their packed path."""
         leaves = [
             Leaf(value, path) if is_node(value) else value
             for value, path in zip(values, given.paths, strict=True)
@@ -64,7 +64,7 @@ def _bytes(bits: int) -> int:
 
 
 def _zeros(value: Any) -> Any:
-    """An array in place of a shape, also inside a packed leaf; arrays as they are."""
+    """Replace a shape with an array of zeros, also inside a packed leaf; keep other values."""
     if not isinstance(value, jax.ShapeDtypeStruct):
         return value
     return jnp.zeros(value.shape, value.dtype)

@@ -1,4 +1,4 @@
-"""Adds up what the steps of a program cost, by the leaf they are done for."""
+"""Add up the costs of the steps of a program, by the leaf that each step works for."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from nnopt_jax.trace.primitives import TABLE, Flow, Kind, Programs, Rule, Table
 from nnopt_jax.tree.bits import tree_bits
 
 ACTIVATIONS, ELEMENTWISE = "(activations)", "(elementwise)"
-"""Rows of contractions that no leaf takes part in, and of all else that no leaf alone does."""
+"""Rows for contractions without a leaf, and for other steps that are not done for a single leaf."""
 
 _WHILE = "while: how often it runs is not known; its body is counted once"
 _DEAREST = "cond: of branches that cost different the dearest is counted"
 
 
 class Tally(NamedTuple):
-    """What was counted.
+    """Counted operations and activation bits.
 
     Args:
-        macs: multiplications that a contraction sums.
-        flops: two for each of those, and one for each entry of other steps.
+        macs: multiply-accumulates of contractions.
+        flops: two for each multiply-accumulate, and one for each entry of other steps.
         transcendentals: exponentials, roots and so on, one for each entry.
-        read: bits of activations that contractions take.
-        written: bits of activations that contractions and lookups give.
+        read: bits of the activations that contractions read.
+        written: bits of the activations that contractions and lookups write.
     """
 
     macs: int = 0
@@ -37,21 +37,21 @@ class Tally(NamedTuple):
     written: int = 0
 
     def plus(self, other: Tally) -> Tally:
-        """Add two."""
+        """Return the sum of two tallies."""
         return Tally(*(a + b for a, b in zip(self, other, strict=True)))
 
     def times(self, count: int) -> Tally:
-        """Count as often as that."""
+        """Return the tally multiplied by a number of runs."""
         return Tally(*(count * a for a in self))
 
 
 class Entry(NamedTuple):
-    """What one step costs.
+    """The cost of one step.
 
     Args:
-        row: a leaf's path, or one of the rows of no leaf.
-        tally: all its runs.
-        note: what must be known to read the numbers.
+        row: the path of a leaf, `ACTIVATIONS` or `ELEMENTWISE`.
+        tally: the counts of all its runs.
+        note: a caveat about the numbers.
     """
 
     row: str
@@ -62,16 +62,16 @@ class Entry(NamedTuple):
 def count(
     program: Program, origins: Sequence[Origin], table: Table = TABLE
 ) -> tuple[dict[str, Tally], tuple[str, ...]]:
-    """Count what a program costs.
+    """Count the cost of a program.
 
     Args:
-        program: any.
-        origins: where its inputs come from.
-        table: where primitives are described.
+        program: the program.
+        origins: the origin of each input.
+        table: the rules of the primitives.
 
     Returns:
-        What was counted, by the path of a leaf or by one of the rows of no leaf; and notes of what
-        must be known to read the numbers.
+        A tally for each row, by the path of a leaf, `ACTIVATIONS` or `ELEMENTWISE`; and notes with
+        caveats about the numbers.
     """
     domain = Counting()
     Walk(domain, table).run(program, origins)
@@ -89,28 +89,28 @@ def _rows(entries: Iterable[Entry]) -> dict[str, Tally]:
 
 @dataclasses.dataclass
 class Counting(Domain[Origin]):
-    """The domain of the abstract walk that counts: values are the origins of arrays.
+    """The domain of the abstract walk that counts costs; its values are the origins of arrays.
 
-    A layer comes from where the stack does.
+    A slice of a stacked array has the origin of the stack.
 
     Args:
-        entries: by location, since bodies of loops are walked more than once.
+        entries: the cost of each step by location, since bodies of loops are walked more than once.
     """
 
     entries: dict[Location, Entry] = dataclasses.field(default_factory=dict)
 
     def constant(self, x: Any) -> Origin:
-        """Numbers come from no leaf."""
+        """Return the origin of a constant, which belongs to no leaf."""
         return NUMBER
 
     def join(self, one: Origin, other: Origin) -> Origin:
-        """The last of the two in the order of origins."""
+        """Return the larger of two origins."""
         return max(one, other)
 
     def leave(
         self, programs: Programs, values: Sequence[Any], outcomes: Sequence[Any], site: Site
     ) -> Sequence[Any]:
-        """Keep the dearest of branches; note loops of unknown length."""
+        """Count only the most expensive of the branches; note loops of unknown length."""
         if programs.flow is Flow.LOOP and programs.times is None:
             self.entries[site.location] = Entry(ELEMENTWISE, Tally(), _WHILE)
         if programs.flow is Flow.BRANCH:
@@ -134,7 +134,7 @@ class Counting(Domain[Origin]):
     def step(
         self, equation: Equation, rule: Rule, values: list[Origin], site: Site
     ) -> Sequence[Origin]:
-        """Note what a step costs."""
+        """Record the cost of a step and return the origins of its outcomes."""
         values = [NUMBER if value is None else value for value in values]
         sources = map(rule.sources_of, range(len(rule.outcomes)))
         outs = [outcome(rule.chooses, values, operands) for operands in sources]

@@ -1,4 +1,4 @@
-"""How long a compiled function takes."""
+"""Measurement of the latency of a compiled function."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ CALLS, FEWEST, SECONDS = 100, 5, 2.0
 
 
 def milliseconds(function: Callable[..., Any], given: Sequence[Any]) -> float:
-    """The median time of a call, of those after the first, which compiles.
+    """Return the median time of a call after the first one, which compiles.
 
     Args:
-        function: of arrays; it is compiled here.
-        given: its arguments, real ones.
+        function: a function of arrays; it is compiled here.
+        given: its arguments, as arrays.
 
     Returns:
-        Milliseconds: of a hundred calls, or as many as two seconds hold, five at least.
+        The median in milliseconds of a hundred calls, or of as many as two seconds allow, but of
+        at least five.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Where a value of a program comes from: which leaf work on it is done for."""
+"""The origin of a value of a program, which decides the leaf that its work is counted for."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 CONSTANT, LEAF, CHOSEN, ACTIVATION = range(4)
-"""Of numbers of the program alone; of a leaf; entries of a leaf that an activation chose; all
-else. What is made of several values is what the last of them in this order is."""
+"""Kinds of values: made of constants alone; made of a leaf; entries of a leaf that an activation
+chose; all others. A value made of several has the largest of their kinds.
+"""
 
 
 class Origin(NamedTuple):
-    """Where a value comes from. The larger of two is where what is made of both comes from.
+    """The origin of a value; a value made of several has the largest of their origins.
 
     Args:
         kind: `CONSTANT`, `LEAF`, `CHOSEN` or `ACTIVATION`.
-        size: elements of the leaf: of two leaves the larger one counts.
-        path: of the leaf; empty where there is none.
+        size: the number of elements of the leaf; of two leaves the larger one counts.
+        path: the path of the leaf; empty without one.
 
     Example:
         >>> from nnopt_jax.trace.cost.origin import LEAF, Origin
@@ -30,12 +31,12 @@ class Origin(NamedTuple):
 
     @property
     def owned(self) -> bool:
-        """Whether there is a leaf it comes from."""
+        """Return whether the value comes from a leaf."""
         return self.kind in (LEAF, CHOSEN)
 
     @property
     def moves(self) -> bool:
-        """Whether it is other with other inputs, so that it travels at every call."""
+        """Return whether the value depends on the inputs, so that it is moved at every call."""
         return self.kind in (CHOSEN, ACTIVATION)
 
 
@@ -43,12 +44,12 @@ NUMBER, FLOWING = Origin(CONSTANT), Origin(ACTIVATION)
 
 
 def outcome(chooses: Sequence[int], given: Sequence[Origin], operands: Sequence[int]) -> Origin:
-    """Return where an outcome of a step comes from.
+    """Return the origin of an outcome of a step.
 
     Args:
-        chooses: operands that only say which entries of the others are taken.
-        given: where all operands come from.
-        operands: those that the outcome depends on.
+        chooses: the operands that only choose entries of the others.
+        given: the origins of all operands.
+        operands: the operands that the outcome depends on.
     """
     data = max((given[i] for i in operands if i not in chooses), default=NUMBER)
     chosen = max((given[i] for i in operands if i in chooses), default=NUMBER)
@@ -58,9 +59,9 @@ def outcome(chooses: Sequence[int], given: Sequence[Origin], operands: Sequence[
 
 
 def contracted(left: Origin, right: Origin) -> str:
-    """The leaf that a product is done for; empty where it is one of activations.
+    """Return the path of the leaf that a product is counted for; empty for one of activations.
 
-    A leaf before entries that were chosen of one, and before activations; of two leaves the larger.
+    A whole leaf goes before chosen entries of a leaf, and the larger of two before the smaller.
     """
     owned = [at for at in (left, right) if at.owned]
     if not owned or left.kind == right.kind == CHOSEN:

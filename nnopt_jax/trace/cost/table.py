@@ -1,4 +1,4 @@
-"""What a function costs, as a table."""
+"""The table of the costs of a function."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from nnopt_jax.trace.cost.comparison import CostComparison
 
 @dataclasses.dataclass(frozen=True)
 class CostRow:
-    """What one leaf costs.
+    """The cost of one leaf.
 
     Args:
-        path: of the leaf, or `(activations)` for products that no leaf takes part in, or
-            `(elementwise)` for steps that are no contractions and not done for one leaf alone.
-        form: how it is stored, on one line; empty where there is no leaf.
-        parameters: elements of the array it stands for.
-        bytes: of all that it is stored as.
-        macs: multiplications that contractions with it sum.
-        flops: two for each of those, and one for each entry of other steps done for it alone, such
-            as casts, and codes made floats.
+        path: the path of the leaf, or `(activations)` for products without a leaf, or
+            `(elementwise)` for other steps that are not done for a single leaf.
+        form: how the leaf is stored, on one line; empty without a leaf.
+        parameters: the number of elements of the array that it stands for.
+        bytes: the size of everything that it is stored as.
+        macs: multiply-accumulates of contractions with it.
+        flops: two for each multiply-accumulate, and one for each entry of other steps done for it
+            alone, such as casts and dequantization.
         transcendentals: exponentials, roots and so on, one for each entry.
-        bytes_read: of the activations that contractions with it take.
-        bytes_written: of those that contractions with it, and lookups in it, give.
+        bytes_read: the size of the activations that contractions with it read.
+        bytes_written: the size of the activations that contractions with it or lookups write.
 
     Example:
         >>> from nnopt_jax.trace import CostRow
@@ -45,18 +45,18 @@ class CostRow:
 
     @property
     def intensity(self) -> float | None:
-        """FLOPs for each byte that moves, the leaf once; None where nothing moves."""
+        """FLOPs per byte moved, with the leaf read once; None if nothing moves."""
         return _intensity(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a call of a function costs, for each leaf and in total.
+    """The cost of a call of a function, for each leaf and in total.
 
     Args:
-        rows: of leaves in the order of the tree, then those of no leaf.
-        latency: milliseconds of a call, where it was asked for.
-        notes: what must be known to read the numbers.
+        rows: one for each leaf in the order of the tree, then those without a leaf.
+        latency: milliseconds of a call; None unless it was asked for.
+        notes: caveats about the numbers.
 
     Example:
         >>> import jax
@@ -75,54 +75,54 @@ class Cost:
 
     @property
     def parameters(self) -> int:
-        """Elements of all leaves."""
+        """The number of elements of all leaves."""
         return sum(row.parameters for row in self.rows)
 
     @property
     def bytes(self) -> int:
-        """Of all that the leaves are stored as."""
+        """The size in bytes of everything that the leaves are stored as."""
         return sum(row.bytes for row in self.rows)
 
     @property
     def macs(self) -> int:
-        """Multiplications that contractions sum."""
+        """Multiply-accumulates of all contractions."""
         return sum(row.macs for row in self.rows)
 
     @property
     def flops(self) -> int:
-        """Two for each of those, and one for each entry of other steps."""
+        """Two FLOPs for each multiply-accumulate, and one for each entry of other steps."""
         return sum(row.flops for row in self.rows)
 
     @property
     def transcendentals(self) -> int:
-        """Exponentials, roots and so on, which are no FLOPs here, as for XLA."""
+        """Exponentials, roots and so on, which XLA does not count as FLOPs either."""
         return sum(row.transcendentals for row in self.rows)
 
     @property
     def bytes_read(self) -> int:
-        """Of the activations that contractions take."""
+        """The size in bytes of the activations that contractions read."""
         return sum(row.bytes_read for row in self.rows)
 
     @property
     def bytes_written(self) -> int:
-        """Of the activations that contractions and lookups give."""
+        """The size in bytes of the activations that contractions and lookups write."""
         return sum(row.bytes_written for row in self.rows)
 
     @property
     def intensity(self) -> float | None:
-        """FLOPs for each byte that moves, every leaf once."""
+        """FLOPs per byte moved, with every leaf read once; None if nothing moves."""
         return _intensity(self)
 
     def share(self, row: CostRow) -> float:
-        """Percent of all FLOPs that are those of a row."""
+        """Return the percentage of all FLOPs that a row has."""
         return 100 * row.flops / max(self.flops, 1)
 
     def against(self, after: Cost) -> CostComparison:
-        """This cost and one of after a change: FLOPs, bytes and times, each by themselves."""
+        """Compare this cost with the cost after a change: FLOPs, bytes and times, separately."""
         return CostComparison(self, after)
 
     def asdict(self) -> dict[str, Any]:
-        """Dictionaries, lists, strings and numbers, for JSON."""
+        """Return the cost as dictionaries, lists, strings and numbers for JSON."""
         rows = [
             dataclasses.asdict(row) | {"intensity": row.intensity, "share": self.share(row)}
             for row in self.rows
@@ -131,7 +131,7 @@ class Cost:
         return {"rows": rows, "total": totals, "notes": list(self.notes)}
 
     def __str__(self) -> str:
-        """The table."""
+        """Return the table as text."""
         lines = [_HEADER, *(self._cells(row, row.path, row.form) for row in self.rows)]
         lines.append(self._cells(self, "total", ""))
         if self.latency is not None:

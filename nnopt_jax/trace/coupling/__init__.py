@@ -1,4 +1,4 @@
-"""Which elements of the leaves change together, and the function without some of them."""
+"""Coupled axes of parameters, and smaller functions without some of their channels or heads."""
 
 from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes as CoupledAxes
 from nnopt_jax.trace.coupling.dimension import Dimension as Dimension

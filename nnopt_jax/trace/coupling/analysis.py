@@ -1,4 +1,4 @@
-"""A function of parameters, analyzed: which elements of which leaves go together."""
+"""The analysis of a function: the elements of its parameters that are removed together."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from nnopt_jax.trace.traced import Traced
 from nnopt_jax.typing import Path, Shape
 
 Outputs = Callable[[Any], Any]
-"""Of what a function returns, the part that must keep its widths."""
+"""Selects the part of a function's result that must keep its widths."""
 
 Place = tuple[Path, int]
-"""An axis of a leaf."""
+"""An axis of a leaf: the path and the number of the axis."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Analysis:
-    """What was found of a function.
+    """The result of the analysis of a function.
 
     Args:
         traced: the function.
-        domain: the labels, settled, and what was found of each step.
-        shapes: of the leaves of the first argument.
-        labels: of each of their axes.
+        domain: the settled labels, and the notes of each step.
+        shapes: the shapes of the leaves of the first argument.
+        labels: the labels of each of their axes.
     """
 
     traced: Traced
@@ -44,14 +44,14 @@ class Analysis:
 
     @property
     def book(self) -> Book:
-        """The labels."""
+        """The book of labels."""
         return self.domain.book
 
     def elements(self) -> tuple[list[Place], np.ndarray]:
-        """All meetings of elements and units.
+        """List every unit together with each position of an axis that belongs to it.
 
         Returns:
-            The places, and a row for each meeting: the unit, the place, the role of the unit there,
+            The places, and rows of four numbers: the unit, the place, the role of the unit there,
             and the position.
         """
         places, found = list(self.labels), []
@@ -62,12 +62,12 @@ class Analysis:
 
 
 def analyse(given: Traced, outputs: Outputs, table: Table) -> Analysis:
-    """Find the labels of all leaves of a function; nothing is computed.
+    """Find the labels of all leaves of a function without computing it.
 
     Args:
         given: the function; its parameters are the first argument.
-        outputs: the part of what it returns that must keep its widths.
-        table: where primitives are described.
+        outputs: selects the part of its result that must keep its widths.
+        table: the rules of the primitives.
     """
     domain = Coupling(table=table)
     book = domain.book

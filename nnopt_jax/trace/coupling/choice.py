@@ -1,4 +1,4 @@
-"""What users choose, and what fits: clear errors before any weight moves."""
+"""Validation of the units that users choose, before any weight is changed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nnopt_jax.trace.traced import arrays_of
 from nnopt_jax.typing import Params, Path, Shape
 
 Keep = Mapping[str, Any]
-"""By name of a dimension the units that stay: booleans for all of them, or their numbers."""
+"""The units that stay, by the name of a dimension: a boolean for each unit, or their numbers."""
 
 
 def dimensions_of(
     who: str, known: Sequence[Dimension], names: Iterable[str]
 ) -> dict[str, Dimension]:
-    """Dimensions by name; unknown names are an error that names all of them."""
+    """Return dimensions by name; raise an error that lists all unknown names."""
     by_name, lost = {dimension.name: dimension for dimension in known}, Problems(who)
     for name in names:
         if name not in by_name:
@@ -37,7 +37,7 @@ def dimensions_of(
 
 
 def chosen(who: str, known: Sequence[Dimension], keep: Keep) -> list[tuple[Dimension, np.ndarray]]:
-    """Each dimension that is named, and for each of its units whether it stays."""
+    """Return each named dimension with a boolean for each unit that is true where it stays."""
     found, wrong = [], Problems(who)
     if not isinstance(keep, Mapping):
         raise ValueRangeError(
@@ -73,13 +73,13 @@ _LOST = "is missing; give the parameters that the graph was made of."
 def checked(
     who: str, shapes: Mapping[Path, Shape], params: Params, text: str = _LOST, packed: bool = False
 ) -> dict[Path, Any]:
-    """The leaves of a tree, which must be arrays of these shapes.
+    """Return the leaves of a tree by path; raise if they do not have these shapes.
 
     Args:
-        who: asks, for errors.
-        shapes: by path.
+        who: the caller, for errors.
+        shapes: the shape of each leaf by path.
         params: the tree.
-        text: what is said of leaves that are missing.
+        text: the message for leaves that are missing.
         packed: whether leaves may be packed.
     """
     leaves = arrays_of(params)

@@ -1,4 +1,4 @@
-"""Which axes of which leaves change together, read off a function of them."""
+"""The dependency graph: axes of parameters that change together, found by tracing a function."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def coupled_axes(given: Traced, outputs: Outputs, table: Table = TABLE) -> Coupl
     """Find which axes of the parameters of a function change together.
 
     Args:
-        given: the function; nothing is computed.
-        outputs: the part of what it returns that must keep its widths.
-        table: where primitives are described.
+        given: the traced function, which is not computed.
+        outputs: selects the part of its result that must keep its widths.
+        table: the rules of the primitives.
     """
     found = analyse(given, outputs, table)
     known = dimensions(found)
@@ -38,17 +38,17 @@ class CoupledAxes:
 
     A unit is a set of elements (leaf, axis, index) that can be removed only together: column j of
     a kernel, element j of its bias, row j of the next kernel; a channel with its normalization; a
-    head. Removing a unit means zeros in place of all its elements, and only those units are listed
-    whose removal from all arrays computes the same as those zeros. What reaches the output, an
-    input, or a step that needs an axis whole is frozen, with the reason.
+    head. To mask a unit is to set all its elements to zero. A unit is listed only if the function
+    without its elements returns the same as with those zeros. An axis that reaches the output, an
+    input, or a step that needs all its elements is frozen, with the reason.
 
-    Numbers that the program brings stay: a mean over a layer still divides by the number of units
-    it had, as it does in the model with zeros.
+    Constants of the program stay as they are: a mean over a layer still divides by the number of
+    units before removal, as it does in the model with zeros.
 
     Args:
-        dimensions: units that are alike, which can be made fewer.
-        frozen: why other axes cannot, by (path, axis).
-        shapes: of the leaves.
+        dimensions: sets of units of the same kind, some of which can be removed.
+        frozen: by (path, axis) why the other axes cannot be made smaller.
+        shapes: the shapes of the leaves.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -63,8 +63,8 @@ class CoupledAxes:
         fc2:1   output
 
     References:
-        Fang et al. 2023, DepGraph: Towards Any Structural Pruning, arXiv:2301.12900; here by
-        elements, of the traced program.
+        Fang et al. 2023, DepGraph: Towards Any Structural Pruning, arXiv:2301.12900; here for
+        single elements of the traced program.
     """
 
     dimensions: tuple[Dimension, ...]
@@ -73,19 +73,19 @@ class CoupledAxes:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the dimensions."""
+        """The names of the dimensions."""
         return tuple(dimension.name for dimension in self.dimensions)
 
     def __getitem__(self, name: str) -> Dimension:
-        """A dimension by name.
+        """Return a dimension by name.
 
         Raises:
-            SelectionError: there is none of this name; the nearest are named.
+            SelectionError: the name is not known; the message lists the nearest ones.
         """
         return dimensions_of("graph.coupled", self.dimensions, [name])[name]
 
     def __str__(self) -> str:
-        """The table: what can be made smaller, then what cannot, and why."""
+        """Return a table of the dimensions, then of the frozen axes with their reasons."""
         cells = [("dimension", "units", "each", "members")]
         for found in self.dimensions:
             told = [f"{path}:{axis}" for path, axis in found.members]
@@ -97,18 +97,18 @@ class CoupledAxes:
         return "\n".join([*aligned(cells), *(aligned(kept) if len(kept) > 1 else [])])
 
     def kept(self, keep: Keep, who: str = "graph.coupled") -> dict[Place, np.ndarray]:
-        """Where elements are left, of the axes that lose some.
+        """Return which elements stay, for the axes that lose some.
 
         Args:
-            keep: by name of a dimension the units that stay, as booleans for all or as numbers.
-            who: asks, for errors.
+            keep: the units that stay, by the name of a dimension: booleans for all, or numbers.
+            who: the caller, for errors.
 
         Returns:
-            By (path, axis) a boolean array.
+            A boolean array by (path, axis).
 
         Raises:
-            SelectionError: a dimension is not known; all are named.
-            ValueRangeError: units are given wrongly, or none would be left; all are named.
+            SelectionError: a dimension is not known; the message lists all.
+            ValueRangeError: units are not valid, or none would be left; the message lists all.
         """
         found: dict[Place, np.ndarray] = {}
         for dimension, units in chosen(who, self.dimensions, keep):
@@ -119,32 +119,32 @@ class CoupledAxes:
         return {place: kept for place, kept in found.items() if not kept.all()}
 
     def leaves(self, params: Params, who: str = "graph.coupled") -> dict[Path, Any]:
-        """The leaves by path.
+        """Return the leaves of a tree by path, after checking their shapes.
 
         Args:
             params: a tree.
-            who: asks, for errors.
+            who: the caller, for errors.
 
         Raises:
-            SelectionError: leaves are missing, or are too many; all are named.
-            ShapeError: a leaf has another shape than was read; all are named.
-            CompositionError: a leaf is packed; all are named.
+            SelectionError: leaves are missing or superfluous; the message lists all.
+            ShapeError: a leaf has another shape than in the graph; the message lists all.
+            CompositionError: a leaf is packed; the message lists all.
         """
         return checked(who, self.shapes, params)
 
     def scores(self, tree: PyTree, reduce: str = "sum") -> dict[str, Array]:
-        """One number for each unit, of numbers for each element.
+        """Reduce a score for each element to a score for each unit.
 
         Args:
-            tree: of the structure of the parameters: a score for each element, as `abs(weight)`.
+            tree: a score for each element, such as `abs(weight)`, as a tree like the parameters.
             reduce: `"sum"`, `"mean"` or `"max"` over all elements of a unit.
 
         Returns:
-            By name of the dimension an array (units,).
+            An array (units,) by the name of the dimension.
 
         Raises:
-            SelectionError: leaves are missing, or are too many; all are named.
-            ShapeError: a leaf has another shape than was read; all are named.
+            SelectionError: leaves are missing or superfluous; the message lists all.
+            ShapeError: a leaf has another shape than in the graph; the message lists all.
             ValueRangeError: `reduce` is not known.
 
         Example:
@@ -178,22 +178,23 @@ class CoupledAxes:
     def choose(
         self, scores: Mapping[str, Any], keep: float | Mapping[str, float], multiple: int = 1
     ) -> dict[str, np.ndarray]:
-        """The units of highest score.
+        """Choose the units with the highest scores.
 
         Args:
-            scores: by name of a dimension an array (units,).
-            keep: which part of the units stays, in (0, 1]; by name of a dimension, or one for all.
-            multiple: counts that stay are rounded up to a multiple of it, as far as there are so
-                many; hardware likes multiples of 8 or 128.
+            scores: an array (units,) by the name of a dimension.
+            keep: the fraction of the units that stays, in (0, 1]; by the name of a dimension, or
+                one for all.
+            multiple: the number of units that stay is rounded up to a multiple of it, at most to
+                all units; hardware runs multiples of 8 or 128 best.
 
         Returns:
-            By name a boolean array (units,), as `graph.mask` and `graph.shrink` take it; at
-            least one unit stays.
+            A boolean array (units,) by name, for `graph.mask` and `graph.shrink`; at least one unit
+            stays.
 
         Raises:
-            SelectionError: a dimension is not known; all are named.
-            ValueRangeError: a part lies outside of (0, 1], or scores are of another length; all are
-                named.
+            SelectionError: a dimension is not known; the message lists all.
+            ValueRangeError: a fraction lies outside of (0, 1], or scores have another length; the
+                message lists all.
 
         Example:
             >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The analysis of coupled axes: labels of elements go through a program, and are joined."""
+"""The analysis of coupled axes: it passes labels of elements through a program and joins them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from nnopt_jax.trace.primitives import TABLE, MeshCut, Programs, Rule, Table
 
 
 class Note(NamedTuple):
-    """What was found of one step; dead arrays are None.
+    """The result of the analysis for one step; arrays that nothing needs are None.
 
     Args:
-        rule: of its primitive; None where it holds programs.
+        rule: the rule of its primitive; None if the step contains programs.
         ins: its operands.
         outs: its outcomes.
         derived: finds the programs of its own derivative rule.
@@ -40,12 +40,12 @@ class Note(NamedTuple):
 
 @dataclasses.dataclass
 class Coupling(Domain[Value]):
-    """The domain of the abstract walk that finds which elements go together.
+    """The domain of the abstract walk that finds which elements are removed together.
 
     Args:
-        book: of labels.
-        table: where primitives are described.
-        notes: by location, since bodies of loops are walked more than once.
+        book: the labels.
+        table: the rules of the primitives.
+        notes: the note of each step by location, since loops are walked more than once.
     """
 
     book: Book = dataclasses.field(default_factory=Book)
@@ -53,7 +53,7 @@ class Coupling(Domain[Value]):
     notes: dict[Location, Note] = dataclasses.field(default_factory=dict)
 
     def constant(self, x: Any) -> Value:
-        """An array that the program brings: it is cut where what it is combined with is."""
+        """Return the value of a constant array; it is cut where arrays combined with it are."""
         if isinstance(x, Tracer) or jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
             return ordered_value(self.book, np.shape(x))
         array = np.asarray(x)
@@ -65,7 +65,7 @@ class Coupling(Domain[Value]):
         return value
 
     def join(self, one: Value, other: Value) -> Value:
-        """One of two arrays, of which it is not known which."""
+        """Return a value that holds for either of two arrays."""
         if one.home != other.home:
             one, other = one.within(()), other.within(())
         parameter = one.parameter and other.brings_no_units
@@ -78,21 +78,21 @@ class Coupling(Domain[Value]):
         return Value(one.axes, tuple(left), constant, parameter, one.home)
 
     def same(self, one: Value, other: Value) -> bool:
-        """Whether another turn would leave the same of removed units; labels are joined."""
+        """Return whether both hold the same at removed units; their labels are joined already."""
         return one.left == other.left and one.constant == other.constant
 
     def layer(self, value: Value, site: Site) -> Value:
-        """The axis that a loop goes along stays."""
+        """Return one slice of an array that a loop iterates over; fix the axis of the loop."""
         self.book.fix(value.axes[0], Reason("a loop goes along it", site.around))
         return value._replace(axes=value.axes[1:], left=value.left[1:])
 
     def stack(self, value: Value, times: int, site: Site) -> Value:
-        """The turns of a loop stay."""
+        """Stack the outcomes of the iterations of a loop; fix the axis of the iterations."""
         turns = self.book.fixed(times, "turns of a loop")
         return value._replace(axes=(turns, *value.axes), left=(Left.UNKNOWN, *value.left))
 
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
-        """What a device has: elements at the same position of all devices go together."""
+        """Return the shard of a device; join elements at the same position of all shards."""
 
         def shared(labels: Labels, devices: int) -> Labels:
             own = labels[: len(labels) // devices]
@@ -102,7 +102,7 @@ class Coupling(Domain[Value]):
         return self._over_mesh(value, cut, mesh, shared)
 
     def whole(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
-        """What all devices have, one after another."""
+        """Return the whole array from the equal shards of the devices."""
         return self._over_mesh(value, cut, mesh, np.tile)
 
     def _over_mesh(
@@ -123,7 +123,7 @@ class Coupling(Domain[Value]):
         outcomes: Sequence[Value | None],
         site: Site,
     ) -> Sequence[Value | None]:
-        """Note a step that holds programs; analyze its own derivative rule."""
+        """Note a step that contains programs, and analyze its own derivative rule."""
         home = _home(site)
         ins = [None if value is None else value.within(home) for value in values]
         walk = Walk(self, self.table)
@@ -134,7 +134,7 @@ class Coupling(Domain[Value]):
     def step(
         self, equation: Equation, rule: Rule, values: list[Value], site: Site
     ) -> Sequence[Value]:
-        """Join what goes together in a step, and note it."""
+        """Join the labels of elements that a step couples, and note the step."""
         home = _home(site)
         ins = [value.within(home) for value in values]
         outs = StepLabels(self.book, equation, rule, ins, site).outcomes()
@@ -148,7 +148,7 @@ class Coupling(Domain[Value]):
 
 
 def _home(site: Site) -> Location:
-    """Return the program of a step; what is inlined belongs to the program around it."""
+    """Return the program of a step; steps of inlined programs belong to the program around."""
     around = site.around[:-1]
     for depth in reversed(range(len(around))):
         if not is_inlined(around[depth]):

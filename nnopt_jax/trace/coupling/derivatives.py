@@ -1,4 +1,4 @@
-"""Functions with derivative rules of their own, which they keep at smaller sizes."""
+"""Functions with custom derivative rules, which are kept at smaller sizes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives
 
 
 class Derived(NamedTuple):
-    """A program of a derivative rule.
+    """A program that a custom derivative rule runs.
 
     Args:
         program: the program.
-        location: where it is.
-        outputs: what is known of its outputs.
+        location: its location in the walk.
+        outputs: the values of its outputs.
     """
 
     program: Program
@@ -42,12 +42,12 @@ def derive(
 ) -> Callable[[], tuple[Derived, ...]]:
     """Return a function that finds the programs of the derivative rule of a step.
 
-    Rules count from the beginning. Rules inside of rules, which may go on without end, are found
-    where they are used.
+    The rule of a step is analyzed at once. A rule inside of another rule, which may nest without
+    end, is analyzed only when it is used.
 
     Args:
         walk: the analysis.
-        site: of the step.
+        site: the site of the step.
         ins: its operands.
         outs: its outcomes.
     """
@@ -65,7 +65,7 @@ def derive(
 def _walked(
     walk: Walk[Value], site: Site, number: int, program: Any, inputs: Any, known: Sequence[Value]
 ) -> Derived:
-    """Walk a program of a rule; its first outputs are arrays of which something is known."""
+    """Walk a program of a rule, and join its first outputs with their known values."""
     inner = site.inner(number)
     found = walk.run(program, inputs, site=inner)
     for one, other in zip(known, found, strict=False):
@@ -76,7 +76,7 @@ def _walked(
 def _pushed(
     walk: Walk[Value], site: Site, ins: Sequence[Value], outs: Sequence[Value]
 ) -> tuple[Derived, ...]:
-    """The program of a `jvp` rule: outcomes, their slopes, and integers."""
+    """Return the program of a `jvp` rule: it returns outcomes, their tangents, and integers."""
     equation = site.around[-1]
     moving, others = _divided(equation.invars, list(map(_spec, equation.invars)))
 
@@ -91,7 +91,7 @@ def _pushed(
 
 
 def _slope(value: Value) -> Value:
-    """The slope of what removed units leave is zero where that is a number."""
+    """Return the tangent of a value; it is zero where removed units leave a number."""
     remains = map(value.remains, range(len(value.axes)))
     left = tuple(Left.UNKNOWN if isinstance(x, Left) else 0.0 for x in remains)
     return Value(value.axes, left)
@@ -100,7 +100,7 @@ def _slope(value: Value) -> Value:
 def _pulled(
     walk: Walk[Value], site: Site, ins: Sequence[Value], outs: Sequence[Value]
 ) -> tuple[Derived, ...]:
-    """The programs of a `vjp` rule: forward, which keeps values, and backward."""
+    """Return the programs of a `vjp` rule: forward, which saves residuals, and backward."""
     equation = site.around[-1]
     moving, others = _divided(equation.invars, list(map(_spec, equation.invars)))
 
@@ -122,7 +122,7 @@ def _pulled(
 
 
 def run_pushed(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
-    """Compute a function that has a `jvp` rule, and keeps it.
+    """Compute a function with a `jvp` rule at smaller sizes, and keep the rule.
 
     Args:
         equation: the step at full sizes.
@@ -146,7 +146,7 @@ def run_pushed(equation: Equation, values: Sequence[Any], plain: Plain, run: Run
 
 
 def run_pulled(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
-    """Compute a function that has a `vjp` rule, and keeps it; the arguments are as above."""
+    """Compute a function with a `vjp` rule at smaller sizes; see `run_pushed` for the arguments."""
     function = jax.custom_vjp(plain)
 
     def ahead(*given: Any) -> Any:
@@ -165,11 +165,11 @@ def run_pulled(equation: Equation, values: Sequence[Any], plain: Plain, run: Run
 
 
 DERIVED = {primitives.custom_jvp_call_p: run_pushed, primitives.custom_vjp_call_p: run_pulled}
-"""How functions with derivative rules of their own run at smaller sizes."""
+"""How functions with custom derivative rules run at smaller sizes, by primitive."""
 
 
 def _own(equation: Equation, others: Sequence[Any]) -> Callable[..., Any]:
-    """Return the step as a function of its floats; integers come out beside."""
+    """Return the step as a function of its floats; it returns integers as auxiliary data."""
 
     def function(*moving: Any) -> tuple[list[Any], list[Any]]:
         found = bind(equation, _united(equation.invars, moving, others))
@@ -188,7 +188,7 @@ def _spec(variable: Any) -> jax.ShapeDtypeStruct:
 
 
 def _divided(variables: Sequence[Any], values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Return values that can be differentiated, and the others."""
+    """Divide values into those that can be differentiated and the others."""
     pairs = list(zip(variables, values, strict=True))
     return [x for v, x in pairs if _inexact(v)], [x for v, x in pairs if not _inexact(v)]
 

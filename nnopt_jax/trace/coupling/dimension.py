@@ -1,4 +1,4 @@
-"""Units that are alike, made dimensions with names."""
+"""Grouping of units of the same kind into named dimensions."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from nnopt_jax.trace.coupling.analysis import Analysis, Place
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dimension:
-    """Units that lie along the same axes of the same leaves, as the hidden units of a layer do.
+    """A set of units on the same axes of the same leaves, such as the hidden units of a layer.
 
     Args:
-        name: one of its members, `layer/kernel:1`.
-        size: how many units there are.
-        indices: by (path, axis) an integer array (units, elements): where each unit lies.
-        exchangeable: whether units may change places: constants that differ from unit to unit, as
-            the angles of rotary embeddings do, forbid it.
-        consumed: the members that read the units, as rows of the next kernel do; with zeros there
-            alone nothing is left of a unit.
-        counted: whether anything but products with weights adds up over the units, as layer
-            normalization and scores of attention do: with more units, that is another number.
+        name: one of its members, such as `layer/kernel:1`.
+        size: the number of units.
+        indices: by (path, axis) an integer array (units, elements) of the positions of each unit.
+        exchangeable: whether units may change places; not if constants differ from unit to unit,
+            such as the angles of rotary embeddings.
+        consumed: the members that read the units, such as rows of the next kernel; zeros there
+            alone are enough to mask a unit.
+        counted: whether anything but a product with weights sums over the units, such as layer
+            normalization or attention scores; its result would change with more units.
 
     Example:
         >>> import numpy as np
@@ -42,12 +42,12 @@ class Dimension:
 
     @property
     def members(self) -> tuple[Place, ...]:
-        """The axes, as (path, axis)."""
+        """The axes of the dimension, as (path, axis)."""
         return tuple(self.indices)
 
     @property
     def elements(self) -> int:
-        """How many positions along axes one unit has, over all members."""
+        """The number of positions that one unit has on the axes of all members."""
         return sum(at.shape[1] for at in self.indices.values())
 
 
@@ -55,17 +55,17 @@ _UNIT, _PLACE, _ROLE, _AT = range(4)
 
 
 def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
-    """Sorts units into dimensions.
+    """Group units into dimensions.
 
-    Units are alike that have equally many elements, in equal roles, along the same axes. Heads and
-    their dimensions may lie along the same axes, and are told apart by their roles.
+    Units of one dimension have equally many elements, in equal roles, on the same axes. Heads and
+    their dimensions may share axes; their roles distinguish them.
 
     Args:
-        analysis: of a function.
+        analysis: the analysis of a function.
 
     Returns:
-        In the order of the leaves, and of parts of an axis the outer ones first; units in the order
-        in which they lie along the first member.
+        The dimensions in the order of the leaves, and on one axis the outer ones first; units in
+        the order of their positions on the first member.
     """
     places, rows = analysis.elements()
     kind = _kinds(rows)
@@ -102,12 +102,12 @@ def _dimension(
 
 
 def _pieces(rows: np.ndarray, key: np.ndarray) -> list[np.ndarray]:
-    """Rows that lie together with the same key."""
+    """Split rows where their key changes."""
     return np.split(rows, np.flatnonzero(np.diff(key)) + 1) if len(rows) else []
 
 
 def _kinds(rows: np.ndarray) -> np.ndarray:
-    """A number for each row: that of the kind of its unit."""
+    """Return for each row the number of the kind of its unit."""
     if not len(rows):
         return np.zeros(0, np.int64)
     # Numbers in place of rows of numbers: they are sorted ten times as fast.
@@ -125,7 +125,7 @@ def _kinds(rows: np.ndarray) -> np.ndarray:
 
 
 def _names(analysis: Analysis, found: Sequence[Mapping[Place, np.ndarray]]) -> list[str]:
-    """By a kernel that makes the units, rather than by one that reads them."""
+    """Name each dimension after a kernel that produces its units, rather than a consumer."""
     names: list[str] = []
     for indices in found:
 
@@ -144,7 +144,7 @@ def _names(analysis: Analysis, found: Sequence[Mapping[Place, np.ndarray]]) -> l
 
 
 def frozen(analysis: Analysis, known: Sequence[Dimension]) -> dict[Place, str]:
-    """Why axes that are in no dimension stay as they are."""
+    """Return the reason for each axis outside of all dimensions why it cannot be made smaller."""
     free = {place for dimension in known for place in dimension.indices}
     found = {}
     for place, labels in analysis.labels.items():

@@ -1,7 +1,7 @@
-"""What removed units would hold, where the model with zeros in their place counts it.
+"""The values at removed units, where the model with zeros in their place sums over them.
 
-After a bias, say, the removed features of a layer normalization are all the same number, which is
-not zero; a sum over features counts it as often as there are such features.
+After a bias, for example, the removed features of a layer normalization all hold the same number,
+which need not be zero; the sum over features includes it once for each of them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from nnopt_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A program that runs: its values so far, and where they came from.
+    """A running program: its values so far, and the steps that made them.
 
     Args:
         program: the program.
-        location: where it is.
-        values: of its variables.
+        location: its location in the walk.
+        values: the values of its variables.
         made: the step that made each variable.
-        origins: of inputs of inlined programs, and of what these return: the frame and the variable
-            there.
+        origins: for inputs and outcomes of inlined programs, the frame and variable that each is
+            equal to.
     """
 
     program: Program
@@ -42,13 +42,13 @@ class Frame:
 
 
 class RunStep(NamedTuple):
-    """A step of a program that runs.
+    """A step of a running program.
 
     Args:
         frame: the program.
-        number: of the step.
+        number: the number of the step.
         equation: the step at full sizes.
-        note: what was found of it.
+        note: the result of its analysis.
         given: its operands without the removed units; None where nothing needs them.
     """
 
@@ -60,17 +60,17 @@ class RunStep(NamedTuple):
 
 
 Compute = Callable[[RunStep, list[Any], int], list[Any]]
-"""Computes a step that holds no program; its outcomes have one element along an axis."""
+"""Computes a step without inner programs, whose outcomes have one element on the given axis."""
 
 
 def ghost(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
-    """Return what an operand holds at one removed element: an array of size 1 along the axis.
+    """Return the values of an operand at one removed element: an array of size 1 on the axis.
 
     Args:
         compute: computes steps of the run.
-        step: what the operand is given to.
+        step: the step that takes the operand.
         operand: the number of the operand; it holds the same for all removed units.
-        axis: where units are removed.
+        axis: the axis on which units are removed.
     """
     value, x = step.note.ins[operand], step.given[operand]
     assert value is not None
@@ -84,7 +84,7 @@ def ghost(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
 
 
 def _made(compute: Compute, frame: Frame, variable: Any, axis: int) -> Array:
-    """Likewise of a variable: computed backwards from where it counts."""
+    """Return the values of a variable at one removed element, from the step that made it."""
     if variable in frame.origins:
         return _made(compute, *frame.origins[variable], axis)
     step = frame.made[variable]

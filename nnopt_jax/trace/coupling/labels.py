@@ -1,4 +1,4 @@
-"""Which elements of which axes go together: sets of labels, joined by whole vectors."""
+"""Sets of elements that are removed together: labels that are joined as whole vectors."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 
 Labels = np.ndarray
-"""One label for each element along an axis."""
+"""One label for each element of an axis."""
 
 KEPT = 0
-"""The label of what is always there."""
+"""The label of elements that are never removed."""
 
 _DEPTH = 16
 
 
 class Book:
-    """Labels, and what is known of them.
+    """Labels of elements, and properties of the sets that they stand for.
 
     A label stands for a set of elements that are removed together or not at all. A label may be a
-    *pair* (a, b), which is removed where a or b is: the element of a flattened axis of heads goes
-    with its head, and with its dimension. A label may be *fixed*, which is never removed, with a
-    reason; *read*, where something adds up over its elements; *counted*, where that is no product
-    with weights, and more elements would be another number; *ordered*, where it met constants
-    that differ from element to element, so that elements cannot change places.
+    *pair* (a, b), which is removed if a or b is: an element of a flattened axis of heads goes
+    with its head, and with its dimension. A *fixed* label is never removed, and has a reason. A
+    *read* label is summed over. A *counted* label is summed over by something else than a product
+    with weights, so that more elements would change the result. An *ordered* label is combined with
+    constants that differ from element to element, so that elements cannot change places.
 
     Args:
         None.
@@ -53,11 +53,11 @@ class Book:
 
     @property
     def size(self) -> int:
-        """How many labels there are."""
+        """The number of labels."""
         return self._count
 
     def fresh(self, size: int) -> Labels:
-        """New labels, all different."""
+        """Create labels, all different."""
         start, stop = self._count, self._count + size
         if stop > len(self._parent):
             self._grow(stop)
@@ -73,11 +73,11 @@ class Book:
 
     @property
     def _known(self) -> tuple[np.ndarray, ...]:
-        """What is known of sets, and of the larger set where two are joined."""
+        """The properties of sets; a joined set takes the larger value of each."""
         return self._why, self._read, self._counted, self._ordered
 
     def fixed(self, size: int, reason: Any) -> Labels:
-        """Labels of elements that stay, for a reason; all the same."""
+        """Return the label of elements that stay for a reason, repeated."""
         if reason not in self._fixed:
             (label,) = self.fresh(1)
             self._fixed[reason] = label
@@ -85,7 +85,7 @@ class Book:
         return np.full(size, self._fixed[reason])
 
     def find(self, labels: Labels) -> Labels:
-        """The label that stands for each set."""
+        """Return for each label the representative of its set."""
         found = self._parent[labels]
         while True:
             above = self._parent[found]
@@ -95,7 +95,7 @@ class Book:
             found = above
 
     def fix(self, labels: Labels, reason: Any) -> None:
-        """Elements that must stay; the first reason counts."""
+        """Fix elements that must stay; the first reason is kept."""
         roots = self.find(labels)
         free = roots[self._why[roots] == 0]
         if free.size:
@@ -103,36 +103,36 @@ class Book:
             self._why[free] = len(self._reasons) - 1
 
     def is_fixed(self, labels: Labels) -> np.ndarray:
-        """Of each label whether it stays."""
+        """Return for each label whether it is fixed."""
         return self._why[self.find(labels)] > 0
 
     def reason(self, labels: Labels) -> Any:
-        """Why the first of those stays that do; None where none does."""
+        """Return the reason of the first fixed label; None if no label is fixed."""
         why = self._why[self.find(labels)]
         return self._reasons[why[why > 0][0]] if why.any() else None
 
     def read(self, labels: Labels, *, by_weights: bool = False) -> None:
-        """Something adds up over these elements: a product with weights, or anything else."""
+        """Mark elements as summed over: by a product with weights, or by anything else."""
         roots = self.find(labels)
         self._read[roots] = True
         if not by_weights:
             self._counted[roots] = True
 
     def is_counted(self, labels: Labels) -> np.ndarray:
-        """Of each label whether something but weights adds up over it."""
+        """Return for each label whether anything but a product with weights sums over it."""
         return self._counted[self.find(labels)]
 
     def derive(self, axis: Labels, sources: Iterable[Labels]) -> None:
-        """An axis of what is made of parameters: what consumes it consumes theirs.
+        """Record the sources of an axis, where a value is made of parameters alone.
 
-        Those of them, that is, with which it shares elements.
+        A step that consumes the axis consumes those of its sources that share elements with it.
         """
         own = self._parts(axis)
         shared = [x for x in sources if x is not axis and np.isin(self._parts(x), own).any()]
         self._sources.setdefault(id(axis), (axis, []))[1].extend(shared)
 
     def _parts(self, labels: Labels) -> Labels:
-        """The sets that elements go with, of pairs both parts; not what stays."""
+        """Return the sets that elements belong to, with both parts of pairs, without fixed ones."""
         found, depth = self.find(np.unique(labels)), 0
         while depth < _DEPTH and (pairs := found[self._first[found] >= 0]).size:
             more = np.union1d(self.find(self._first[pairs]), self.find(self._second[pairs]))
@@ -140,7 +140,7 @@ class Book:
         return found[self._why[found] == 0]
 
     def consume(self, axis: Labels) -> None:
-        """A parameter is multiplied with units along this axis; it does not make them."""
+        """Mark an axis of a parameter that reads units in a product rather than producing them."""
         waiting = [axis]
         while waiting:
             axis = waiting.pop()
@@ -149,19 +149,19 @@ class Book:
                 waiting += self._sources.get(id(axis), (axis, []))[1]
 
     def is_consumed(self, axis: Labels) -> bool:
-        """Whether it is such an axis: this very vector."""
+        """Return whether this very vector of labels was consumed."""
         return id(axis) in self._consumed
 
     def order(self, labels: Labels) -> None:
-        """These elements cannot change places."""
+        """Mark elements as ones that cannot change places."""
         self._ordered[self.find(labels)] = True
 
     def is_ordered(self, labels: Labels) -> np.ndarray:
-        """Of each label whether it met constants that differ."""
+        """Return for each label whether its elements cannot change places."""
         return self._ordered[self.find(labels)]
 
     def join(self, left: Labels, right: Labels) -> None:
-        """Makes two vectors of labels the same, element by element."""
+        """Join two vectors of labels, element by element."""
         if left is right:
             return
         waiting = [(left, right)]
@@ -171,7 +171,7 @@ class Book:
             if not differ.any():
                 continue
             a, b = a[differ], b[differ]
-            # What is fixed need not be one set: only the reason goes over.
+            # Fixed labels need not become one set: only the reason is passed on.
             why_a, why_b = self._why[a], self._why[b]
             for side, other, own in ((a, why_b, why_a), (b, why_a, why_b)):
                 gets = (own == 0) & (other > 0)
@@ -181,7 +181,7 @@ class Book:
                 waiting.extend(self._merge(a[free], b[free]))
 
     def _merge(self, a: Labels, b: Labels) -> list[tuple[Labels, Labels]]:
-        """Makes sets one; pairs whose parts must be the same now are left to the caller."""
+        """Merge sets; return the parts of pairs that the caller must join in turn."""
         lost = []
         while True:
             a, b = self.find(a), self.find(b)
@@ -203,7 +203,7 @@ class Book:
         return [(self._first[gone], self._first[roots]), (self._second[gone], self._second[roots])]
 
     def paired(self, first: Labels, second: Labels) -> Labels:
-        """For each element a label that is removed where either of two is."""
+        """Return for each element a label that is removed if either of two is."""
         first, second = self.find(first), self.find(second)
         without_first, without_second = self._why[first] > 0, self._why[second] > 0
         if without_first.all() or np.array_equal(first, second):
@@ -215,11 +215,11 @@ class Book:
         return np.where(without_second, first, np.where(without_first, second, both))
 
     def merged(self, outer: Labels, inner: Labels) -> Labels:
-        """The labels of two axes made one."""
+        """Return the labels of two axes flattened to one."""
         return self.paired(np.repeat(outer, len(inner)), np.tile(inner, len(outer)))
 
     def parted(self, labels: Labels, rows: int) -> tuple[Labels, Labels]:
-        """The labels of one axis made two; what was no rectangle becomes one."""
+        """Split the labels of one axis into those of two; couple elements where needed for that."""
         return self._part(self.find(labels).reshape(rows, -1), 0)
 
     def _part(self, grid: np.ndarray, depth: int) -> tuple[Labels, Labels]:
@@ -245,7 +245,7 @@ class Book:
         return outer, inner
 
     def settle(self) -> None:
-        """What holds of a pair holds of its parts; labels that nothing reads stay."""
+        """Pass the properties of pairs on to their parts; fix labels that nothing reads."""
         pairs, first, second = self._pairs()
         self._untie(pairs, first, second)
         parts, twice = np.concatenate([first, second]), np.tile(pairs, 2)
@@ -261,13 +261,13 @@ class Book:
         self.fix(np.flatnonzero(alone), "unused")
 
     def _pairs(self) -> tuple[Labels, Labels, Labels]:
-        """All pairs, and their parts."""
+        """Return all pairs, and their two parts."""
         every = np.arange(self._count)
         pairs = np.flatnonzero((self._first[every] >= 0) & (self.find(every) == every))
         return pairs, self.find(self._first[pairs]), self.find(self._second[pairs])
 
     def _untie(self, pairs: Labels, first: Labels, second: Labels) -> None:
-        """Keeps pairs that are parts of themselves."""
+        """Fix pairs that are parts of themselves."""
         known = self._first[: self._count] < 0
         while True:
             more = known[pairs] | (known[first] & known[second])
@@ -279,11 +279,11 @@ class Book:
         self._first[tied] = self._second[tied] = -1
 
     def units(self, labels: Labels) -> tuple[np.ndarray, Labels, np.ndarray]:
-        """The sets that each element goes with, once labels are settled.
+        """Return the units that each element belongs to, once labels are settled.
 
         Returns:
-            Positions, the unit of each, and its role: which part of which part of pairs it is. One
-            position may go with several units, and with none.
+            Positions, the unit of each, and its role: the path of first and second parts from the
+            label to the unit. A position may belong to several units, or to none.
         """
         found: list[tuple[np.ndarray, Labels, np.ndarray]] = []
         at, label, role = np.arange(len(labels)), labels, np.ones(len(labels), np.int64)
@@ -301,7 +301,7 @@ class Book:
             at, role = np.tile(at, 2), np.concatenate([2 * role, 2 * role + 1])
 
     def removed(self, units: Labels) -> np.ndarray:
-        """Of every label whether it goes where the given units do."""
+        """Return for every label whether it is removed together with the given units."""
         gone = np.zeros(self._count, bool)
         gone[self.find(units)] = True
         pairs, first, second = self._pairs()

@@ -1,4 +1,4 @@
-"""Parameters with units masked, or in another order."""
+"""Masking and permutation of the units of parameters."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def mask_units(coupled: CoupledAxes, params: Params, keep: Keep) -> Params:
     """Set all elements of removed units to zero.
 
     Args:
-        coupled: the units.
+        coupled: the dependency graph.
         params: arrays.
-        keep: by name of a dimension the units that stay.
+        keep: the units that stay, by the name of a dimension.
     """
     leaves = dict(coupled.leaves(params, "graph.mask"))
     for (path, axis), kept in coupled.kept(keep, "graph.mask").items():
@@ -33,12 +33,12 @@ def mask_units(coupled: CoupledAxes, params: Params, keep: Keep) -> Params:
 
 
 def permute_units(coupled: CoupledAxes, params: Params, order: Mapping[str, Any]) -> Params:
-    """Bring units into another order.
+    """Permute units in all arrays that they belong to.
 
     Args:
-        coupled: the units.
+        coupled: the dependency graph.
         params: arrays.
-        order: by name of a dimension which unit comes to each place.
+        order: by the name of a dimension the number of the unit that comes to each place.
     """
     leaves = dict(coupled.leaves(params, "graph.permute"))
     known = dimensions_of("graph.permute", coupled.dimensions, order)

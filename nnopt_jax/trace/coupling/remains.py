@@ -1,4 +1,4 @@
-"""What an outcome holds where units are removed, of what the operands hold there."""
+"""The values that an outcome holds at removed units, from those of its operands."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from nnopt_jax.trace.primitives import Dim, Factor, Kind, Rule, factors_of
 
 
 def elementwise(equation: Equation, rule: Rule, given: Sequence[Remains]) -> Remains:
-    """Return what an elementwise step leaves.
+    """Return the value of an elementwise step at removed units.
 
     Args:
         equation: the step.
-        rule: of its primitive.
-        given: what each operand leaves.
+        rule: the rule of its primitive.
+        given: the value of each operand there.
     """
     numbers = [x for x in given if not isinstance(x, Left)]
     zeros = [i for i in rule.absorbs if given[i] == 0.0]
@@ -42,13 +42,13 @@ def elementwise(equation: Equation, rule: Rule, given: Sequence[Remains]) -> Rem
 def _evaluated(
     primitive: Any, params: tuple, dtypes: tuple[Any, ...], numbers: tuple[float, ...]
 ) -> Remains:
-    """Return what the primitive itself makes of single numbers."""
+    """Evaluate a primitive on scalars."""
     try:
         with jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
             given = [np.asarray(x).astype(d) for x, d in zip(numbers, dtypes, strict=True)]
             found = primitive.bind(*given, **dict(params))
             found = np.asarray(found[0] if primitive.multiple_results else found)
-    except Exception:  # of shapes or meshes of its own: not a function of numbers alone
+    except Exception:  # a primitive with its own shapes or mesh is not a function of scalars alone
         return Left.ALIKE
     if found.ndim or not (jnp.issubdtype(found.dtype, jnp.floating) or found.dtype.kind in "biu"):
         return Left.ALIKE
@@ -58,7 +58,7 @@ def _evaluated(
 def constant_of(
     equation: Equation, rule: Rule, values: Sequence[Value], outcome: int
 ) -> float | None:
-    """Return what every element of an outcome is, where that is known."""
+    """Return the number that every element of an outcome equals; None if unknown."""
     constants = [values[i].constant for i in rule.sources_of(outcome) if i in rule.data]
     if rule.kind is Kind.REDUCTION:
         return 0.0 if rule.absorbs and constants == [0.0] else None
@@ -80,13 +80,13 @@ def along_factor(
     left: Mapping[int, Remains],
     counted: bool,
 ) -> Remains:
-    """Return what an outcome holds where elements along a factor are removed.
+    """Return the value of an outcome where elements of a factor of the step are removed.
 
     Args:
         equation: the step.
-        rule: of its primitive.
+        rule: the rule of its primitive.
         values: its operands.
-        left: what the operands that have the factor leave along it.
+        left: the values at removed elements of the operands that have the factor, by number.
         counted: whether the step sums over other removed elements, which are not zero.
     """
     kind = rule.kind
@@ -117,15 +117,15 @@ _FOLLOWED = (Kind.ELEMENTWISE, Kind.MOVEMENT, Kind.CONTRACTION, Kind.REDUCTION)
 
 
 def followed(rule: Rule, outcome: int, axis: int) -> dict[int, int] | None:
-    """Return which axis of each operand an axis of an outcome is; None where it is no single one.
+    """Return the axis of each operand that is the same as an axis of an outcome; None without one.
 
-    What removed units hold along such an axis can be computed: the step, with one removed element
+    The value at removed units of such an axis can be computed by the step with one removed element
     in place of the axis.
 
     Args:
-        rule: of the step.
+        rule: the rule of the step.
         outcome: the number of the outcome.
-        axis: of the outcome.
+        axis: the axis of the outcome.
     """
     if rule.kind not in _FOLLOWED or rule.mesh:
         return None
@@ -143,6 +143,6 @@ def followed(rule: Rule, outcome: int, axis: int) -> dict[int, int] | None:
 
 
 def _single(rule: Rule, dim: Dim, size: int) -> Factor | None:
-    """Return the factor that a dimension is, in order and all of it."""
+    """Return the factor that a dimension consists of, if it is that factor in full and in order."""
     alone = rule.is_whole(dim, size) and len(dim[0].factors) == 1
     return dim[0].names[0] if alone else None

@@ -1,4 +1,4 @@
-"""Smaller parameters, and the smaller function of them."""
+"""Removal of units from parameters and from the function of them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ NAME = "graph.shrink"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SmallerFunction:
-    """A function of parameters, as a function of the smaller ones.
+    """A function of the smaller parameters, made from a function of the original ones.
 
-    It is traced when it is called, at its old widths and the shapes of the other arguments, and
-    computed step by step without what was removed: write `jax.jit(small.apply)`, once.
+    It is traced when it is called, at the original widths and the shapes of the other arguments,
+    and computed step by step without the removed units: compile it once with
+    `jax.jit(small.apply)`.
 
     Args:
-        function: of the parameters as they were.
-        shapes: of its leaves.
-        kept: where elements are left, of the axes that lose some.
-        outputs: the part of what it returns that keeps its widths.
-        table: where primitives are described.
+        function: the function of the original parameters.
+        shapes: the original shapes of the leaves.
+        kept: which elements stay, for the axes that lose some.
+        outputs: selects the part of its result that keeps its widths.
+        table: the rules of the primitives.
 
     Example:
         >>> SmallerFunction(lambda p, x: p * x, {"": (1,)}, {}, lambda found: found).widths
@@ -50,7 +51,7 @@ class SmallerFunction:
 
     @property
     def widths(self) -> dict[Path, Shape]:
-        """The shapes of the leaves that are left."""
+        """The shapes of the smaller leaves, by path."""
         return {
             path: tuple(
                 int(self.kept[path, axis].sum()) if (path, axis) in self.kept else size
@@ -60,16 +61,16 @@ class SmallerFunction:
         }
 
     def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        """Computes what the function does with zeros in place of what was removed.
+        """Compute what the function returns with zeros in place of the removed units.
 
         Args:
             params: the smaller tree.
-            *args: as for the function, of any batch size.
-            **kwargs: likewise.
+            *args: the other arguments of the function, at any batch size.
+            **kwargs: its keyword arguments.
 
         Raises:
-            ShapeError: a leaf is not of the smaller shape; all are named.
-            CompositionError: at these arguments the function needs what was removed.
+            ShapeError: a leaf does not have the smaller shape; the message lists all.
+            CompositionError: at these arguments the function needs units that were removed.
         """
         leaves = checked("shrunk", self.widths, params)
         old = {
@@ -83,7 +84,7 @@ class SmallerFunction:
         return given.outcome(running.run(given.program, small.values))
 
     def _removed(self, analysis: Analysis) -> np.ndarray:
-        """Of every label whether it goes: units go of which every element does."""
+        """Return for every label whether it is removed: a unit is, if all its elements are."""
         analysis.book.settle()
         places, rows = analysis.elements()
         gone = np.zeros(len(rows), bool)
@@ -110,11 +111,11 @@ class SmallerFunction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShrunkModel:
-    """What `graph.shrink` returns: smaller parameters, and the function of them.
+    """The result of `graph.shrink`: smaller parameters, and the function of them.
 
     Args:
         params: the smaller tree.
-        apply: the smaller function, of `(params, *args, **kwargs)`.
+        apply: the smaller function, called as `apply(params, *args, **kwargs)`.
 
     Example:
         >>> ShrunkModel({}, SmallerFunction(lambda p, x: x, {}, {}, lambda found: found)).widths
@@ -141,12 +142,12 @@ def shrink(
     """Remove units from parameters and from the function of them.
 
     Args:
-        function: of the parameters as they are.
-        coupled: its units.
-        outputs: the part of what it returns that keeps its widths.
+        function: the function of the original parameters.
+        coupled: its dependency graph.
+        outputs: selects the part of its result that keeps its widths.
         params: arrays.
-        keep: by name of a dimension the units that stay.
-        table: where primitives are described.
+        keep: the units that stay, by the name of a dimension.
+        table: the rules of the primitives.
     """
     kept = coupled.kept(keep, NAME)
     leaves = dict(coupled.leaves(params, NAME))

@@ -1,4 +1,4 @@
-"""Runs a program without the removed units."""
+"""Execution of a program without the removed units."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from nnopt_jax.typing import Array
 
 
 class SmallerRun:
-    """Computes programs at smaller sizes; arrays that nothing needs are None.
+    """An interpreter of programs at smaller sizes; arrays that nothing needs are None.
 
     Args:
         domain: the analysis of the programs at full sizes.
-        removed: returns for every label whether it goes; asked again when labels were added.
+        removed: returns for every label whether it is removed; called again after labels are added.
     """
 
     def __init__(self, domain: Coupling, removed: Callable[[], np.ndarray]) -> None:
@@ -41,9 +41,9 @@ class SmallerRun:
         """Compute a program.
 
         Args:
-            program: as it was analyzed.
-            values: its inputs, without what is removed.
-            location: where it is.
+            program: the program as it was analyzed.
+            values: its inputs, without the removed units.
+            location: its location in the walk.
         """
         return self.run_frame(Frame(program, location), values, [True] * len(program.jaxpr.outvars))
 
@@ -70,12 +70,12 @@ class SmallerRun:
         return [read(known, x) if want else None for x, want in outputs]
 
     def compute(self, step: RunStep, values: list[Any], single: int | None = None) -> list[Any]:
-        """Compute a step that holds no program.
+        """Compute a step without inner programs.
 
         Args:
             step: the step.
             values: its operands at smaller sizes.
-            single: an axis of the outcomes along which they have one element.
+            single: an axis of the outcomes that has one element.
         """
         rule, equation, outs = step.note.rule, step.equation, step.note.outs
         assert rule is not None
@@ -93,7 +93,7 @@ class SmallerRun:
         return values[: len(outs)]  # outside of jit a sharding must divide what is left
 
     def _with_ghosts(self, step: RunStep, found: list[Any]) -> list[Any]:
-        """Sums count what is removed, where that is not what a reduction may leave out."""
+        """Add the values at removed units to a sum, unless they are its neutral element."""
         rule = step.note.rule
         if rule is None or rule.kind is not Kind.REDUCTION or rule.neutral is None:
             return found
@@ -107,7 +107,7 @@ class SmallerRun:
         return [total]
 
     def _sliced(self, rule: Rule, step: RunStep, x: Array) -> Array:
-        """Take what is left of a slice."""
+        """Compute a slice without the removed units."""
         (value,) = step.note.ins
         assert value is not None
         for axis, (dim, labels) in enumerate(zip(rule.operands[0], value.axes, strict=True)):
@@ -125,8 +125,8 @@ class SmallerRun:
         return x
 
     def kept(self, labels: Labels) -> np.ndarray | None:
-        """Return the positions of an axis that are left; None for all."""
-        # Arrays of labels go through programs as they are: few are looked at more than once.
+        """Return the positions of an axis that stay; None if all do."""
+        # Programs pass arrays of labels on unchanged, so a cache by identity finds most of them.
         if id(labels) not in self._kept:
             gone = self._gone[labels]
             self._kept[id(labels)] = labels, np.flatnonzero(~gone) if gone.any() else None
@@ -137,7 +137,7 @@ class SmallerRun:
         return len(labels) if kept is None else len(kept)
 
     def cut(self, x: Any, axes: Sequence[Labels]) -> Any:
-        """Return what is left of an array along the axes that are still whole."""
+        """Remove units from an array on the axes that still have their full size."""
         for axis, labels in enumerate(axes):
             kept = self.kept(labels)
             if kept is not None and np.shape(x)[axis] == len(labels):
@@ -155,7 +155,7 @@ class SmallerRun:
 
 
 def _is_slice(rule: Rule) -> bool:
-    """Whether the outcome is a part of the operand, axis by axis, at places that are known."""
+    """Return whether the outcome is a slice of the operand on each axis, at known positions."""
     if rule.kind is not Kind.MOVEMENT or len(rule.operands) != 1 or len(rule.outcomes) != 1:
         return False
     ours, theirs = rule.operands[0], rule.outcomes[0]
@@ -169,13 +169,13 @@ def _is_slice(rule: Rule) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class SmallerPrograms(Inside):
-    """How the programs inside of a step run at smaller sizes.
+    """An interpreter of the programs inside of a step, at smaller sizes.
 
     Args:
         running: the run.
         step: the step.
-        programs: of its equation.
-        needed: for each outcome whether it is needed.
+        programs: the inner programs of its equation.
+        needed: whether each outcome is needed.
     """
 
     running: SmallerRun
@@ -195,7 +195,7 @@ class SmallerPrograms(Inside):
             )  # fmt: skip
         if equation.primitive in CONTROL:
             return CONTROL[equation.primitive](equation, values, self)[0]
-        body = self.programs.body  # of a call that is nothing more than its program
+        body = self.programs.body  # other primitives are calls of a single program
         found, _ = self.run(body.program, [values[i] for i in body.inputs])
         outs = dict(zip(body.outputs, found, strict=True))
         return [outs.get(number) for number in range(len(equation.outvars))]
@@ -208,7 +208,7 @@ class SmallerPrograms(Inside):
             table = self.running.domain.table
             wanted = outputs_needed(self.programs, inner, self.needed, table)
         frame, outer = Frame(program, (*step.frame.location, step.number, at)), step.frame
-        if is_inlined(step.equation):  # of all its operands, and to all its outcomes
+        if is_inlined(step.equation):  # its program takes all operands and returns all outcomes
             for own, x in zip(program.jaxpr.invars, step.equation.invars, strict=True):
                 frame.origins[own] = outer, x
             for own, x in zip(program.jaxpr.outvars, step.equation.outvars, strict=True):

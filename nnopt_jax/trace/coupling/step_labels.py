@@ -1,4 +1,4 @@
-"""The labels of the factors of one step: what operands share goes together."""
+"""The labels of the factors of one step, which couple the operands that share a factor."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _WHOLE = {
     Kind.UPDATE: "{} looks along it",
     Kind.OPAQUE: "no rule for {}",
 }
-"""Why elements stay along factors that are needed whole."""
+"""The reason for elements to stay on factors that a step needs in full, by kind."""
 _LOOKED = "{} looks along it"
 _WINDOW = "a window moves along it"
 
 
 class StepLabels:
-    """Takes labels through one step, by the factors of its rule.
+    """The labels of one step: they pass from operands to outcomes by the factors of its rule.
 
     Args:
-        book: of labels.
+        book: the labels.
         equation: the step.
-        rule: of its primitive.
+        rule: the rule of its primitive.
         values: its operands.
-        site: where it is.
+        site: its site in the walk.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class StepLabels:
         self.counted = False
 
     def outcomes(self) -> list[Value]:
-        """Return what is known of the outcomes."""
+        """Return the values of the outcomes."""
         if self.rule.kind is Kind.MADE:
             return self._made()
         flat = {a for axes in self.rule.flat for a in axes.operand}
@@ -63,8 +63,8 @@ class StepLabels:
         return [self._outcome(number) for number in range(len(self.rule.outcomes))]
 
     def fix(self, labels: Labels, text: str) -> None:
-        """Elements that the step needs."""
-        # Most are fixed already: no reason is made for these.
+        """Fix elements that the step needs."""
+        # Most labels are fixed already, and reasons are slow to make.
         if not self.book.is_fixed(labels).all():
             self.book.fix(labels, self._reason(text))
 
@@ -72,13 +72,13 @@ class StepLabels:
         return Reason(text.format(self.equation.primitive.name), self.site.around)
 
     def _made(self) -> list[Value]:
-        """Positions and random numbers: computed in full, and cut where units are removed."""
+        """Return values of positions or random numbers, which are computed in full and then cut."""
         for labels in (x for value in self.values for x in value.axes):
             self.fix(labels, "{} needs it whole")
         return [ordered_value(self.book, shape) for shape in self.rule.outcome_shapes]
 
     def _enter(self, number: int, value: Value, axis: int, place: Place) -> None:
-        """Give the labels at one place of an operand to the factors there."""
+        """Assign the labels at one place of an operand to the factors there."""
         labels, sizes = value.axes[axis], self.rule.sizes
         if isinstance(place.start, Start):
             self.fix(labels, _LOOKED)
@@ -109,9 +109,10 @@ class StepLabels:
         return {f: self.book.fixed(sizes[f], self._reason(text)) for f in place.names}
 
     def _parted(self, labels: Labels, place: Place) -> Iterator[tuple[Factor, Labels]]:
-        """Yield the factors of a place with their labels; a factor that is all has the very array.
+        """Yield the factors of a place with their labels.
 
-        Arrays of labels are known by identity, so that few are compared.
+        A factor that covers the place gets the same array of labels, not a copy: arrays of labels
+        are looked up by identity.
         """
         sizes = self.rule.sizes
         if not place.covers(len(labels), sizes):
@@ -128,7 +129,7 @@ class StepLabels:
         yield place.names[-1], labels
 
     def _relate_flat(self) -> None:
-        """Axes without common factors: their elements in order, cut anew."""
+        """Relate axes of a reshape without common factors, by the order of their elements."""
         for ours, theirs in self.rule.flat:
             flat = Place(tuple((f, 1) for a in ours for f in self.rule.operands[0][a][0].names))
             for f, a in zip(flat.names, ours, strict=True):
@@ -145,7 +146,7 @@ class StepLabels:
             self.left |= dict.fromkeys(names, left)
 
     def _left_of(self, remains: Sequence[Remains], factors: Sequence[Factor]) -> Remains:
-        """Return what is left along all of some factors; of those that stay nothing is removed."""
+        """Return the value at removed elements of several factors, without fixed ones."""
         found = agreed(remains)
         if isinstance(found, Left) and len(remains) > 1:
             pairs = zip(remains, factors, strict=True)
@@ -153,7 +154,7 @@ class StepLabels:
         return found
 
     def _reduce(self) -> None:
-        """Elements that are summed or combined: what is removed must not count."""
+        """Mark the elements that are summed; fix them if their removal would change the result."""
         rule = self.rule
         if rule.kind not in (Kind.CONTRACTION, Kind.REDUCTION):
             return
@@ -166,7 +167,7 @@ class StepLabels:
             self.book.read(labels)
             if left == rule.neutral or self.book.is_fixed(labels).all():
                 continue
-            # What every removed unit would add is known, and added, along one axis of a sum.
+            # The run adds the value of every removed unit to a sum, but for one axis only.
             sums = self.equation.primitive is primitives.reduce_sum_p
             if left is not Left.UNKNOWN and sums and not self.counted:
                 self.counted = True
@@ -179,7 +180,7 @@ class StepLabels:
             for labels, dim in zip(value.axes, dims, strict=True):
                 if value.parameter and not factors_of([dim]).isdisjoint(reduced):
                     self.book.consume(labels)
-        if self.rule.chooses:  # sizes of groups, which count rows or what is summed over
+        if self.rule.chooses:  # group sizes, which count rows or elements of the summed axis
             left, right = (factors_of(dims) for _, dims in data)
             starts = (place.start for dim in self.rule.outcomes[0] for place in dim)
             grouped = reduced if any(isinstance(x, Start) for x in starts) else left - right
@@ -193,7 +194,7 @@ class StepLabels:
                 self.fix(self.labels[factor], text)
 
     def _spread_apart(self) -> None:
-        """Padding that removes elements, or puts others between them."""
+        """Fix elements that padding spreads apart or removes."""
         rule = self.rule
         if rule.fills is None:
             return
@@ -220,7 +221,7 @@ class StepLabels:
         return Value(axes, tuple(left), constant)
 
     def _composed(self, dim: Dim, size: int) -> Labels:
-        """Return the labels along a dimension of an outcome."""
+        """Return the labels of a dimension of an outcome."""
         if self.rule.is_whole(dim, size):
             return self._merged(dim[0])
         if self.rule.kind is Kind.UPDATE and len(dim) > 1:
@@ -244,7 +245,7 @@ class StepLabels:
         return np.full(1, KEPT) if found is None else found
 
     def _labels(self, factor: Factor) -> Labels:
-        """Return the labels of a factor; those of no operand are new."""
+        """Return the labels of a factor; make new ones for a factor of no operand."""
         if factor not in self.labels:
             size = self.rule.sizes[factor]
             if factor in self.rule.whole:

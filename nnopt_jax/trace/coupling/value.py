@@ -1,4 +1,4 @@
-"""What is known of an array before there is one: its labels, and what removed units leave."""
+"""Abstract values of the coupling analysis: the labels of an array, and what removed units hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nnopt_jax.trace.jaxpr import Equation, line
 
 
 class Left(enum.Enum):
-    """What an array holds where units are removed, where that is not a number."""
+    """The content of an array at removed units, if it is not a known number."""
 
     ALIKE = "the same for every removed unit"
     UNKNOWN = "anything"
@@ -21,19 +21,19 @@ class Left(enum.Enum):
 
 
 Remains = float | Left
-"""What the model with zeros in place of removed units has there."""
+"""The content of an array at removed units, in the model with zeros in their place."""
 
 
 class Value(NamedTuple):
-    """An array as the analysis knows it.
+    """The abstract value of an array.
 
     Args:
-        axes: the labels along each axis.
-        left: for each axis what the array holds at removed elements of it.
-        constant: what every element is, where that is known.
+        axes: the labels of each axis.
+        left: the content of the array at removed elements of each axis.
+        constant: the number that every element equals, if known.
         parameter: whether it is made of parameters alone.
-        home: the program that made it. What is alike for all removed units can be computed again
-            in that program, and is unknown in all others.
+        home: the program that made it. A content that is alike for all removed units can be
+            computed again in that program only, and is unknown in others.
 
     Example:
         >>> Value((), (), 2.0).remains(0)
@@ -48,15 +48,15 @@ class Value(NamedTuple):
 
     @property
     def brings_no_units(self) -> bool:
-        """Whether a step of parameters and this array is a step of parameters."""
+        """Return whether the array has no units except those of parameters."""
         return self.parameter or not self.axes or self.constant is not None
 
     def remains(self, axis: int) -> Remains:
-        """Return what it holds at removed elements of an axis; a number where that is known."""
+        """Return the content at removed elements of an axis; a number if that is known."""
         return self.left[axis] if self.constant is None else self.constant
 
     def within(self, home: Location) -> Value:
-        """Return the array as another program knows it."""
+        """Return the value for use in another program."""
         if home == self.home:
             return self
         left = tuple(Left.UNKNOWN if x is Left.ALIKE else x for x in self.left)
@@ -64,17 +64,17 @@ class Value(NamedTuple):
 
 
 def fixed_value(book: Book, shape: Sequence[int], reason: Any) -> Value:
-    """Return an array of which nothing is removed."""
+    """Return the value of an array that loses no elements."""
     return Value(tuple(book.fixed(n, reason) for n in shape), (Left.UNKNOWN,) * len(shape))
 
 
 def made_value(book: Book, shape: Sequence[int], constant: float | None = None) -> Value:
-    """Return an array that is there before any parameter, and can be cut anywhere."""
+    """Return the value of an array made without parameters, which can be cut anywhere."""
     return Value(tuple(map(book.fresh, shape)), (Left.UNKNOWN,) * len(shape), constant)
 
 
 def ordered_value(book: Book, shape: Sequence[int]) -> Value:
-    """Return an array whose elements differ, so that they cannot change places."""
+    """Return the value of an array whose elements differ, so that they cannot change places."""
     value = made_value(book, shape)
     for labels in value.axes:
         book.order(labels)
@@ -82,24 +82,24 @@ def ordered_value(book: Book, shape: Sequence[int]) -> Value:
 
 
 def agreed(remains: Sequence[Remains]) -> Remains:
-    """Return what is left where all of these are."""
+    """Return the content that all of these share; unknown if they differ."""
     return remains[0] if remains and all(x == remains[0] for x in remains) else Left.UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reason:
-    """Why elements stay.
+    """The reason for elements to stay.
 
     Args:
-        text: in words.
-        equations: the step that needs them, and those it lies in, the outermost first.
+        text: the reason in words.
+        equations: the step that needs them, and the steps around it, the outermost first.
     """
 
     text: str
     equations: tuple[Equation, ...]
 
     def __str__(self) -> str:
-        """Show the text with the user's line, where it is known."""
-        # Programs that JAX has kept from another call do not know who calls them now.
+        """Return the text with the user's line, if that is known."""
+        # A program that JAX cached from an earlier call has the source line of that call.
         at = next(filter(None, map(line, reversed(self.equations))), "")
         return f"{self.text} at {at}" if at else self.text
