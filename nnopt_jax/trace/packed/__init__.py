@@ -1,1 +1,1 @@
-"""Functions of parameters, on packed parameters."""
+"""Execution of functions of arrays on packed parameters."""

@@ -1,4 +1,4 @@
-"""Steps on packed leaves that are computed only where an array is needed."""
+"""Deferred steps: operations on packed leaves that are computed once an array is needed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from nnopt_jax.typing import Array, Shape
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Deferred(Node):
-    """A step on packed leaves that is computed where its outcome is needed as an array.
+    """A step on packed leaves that is computed once its outcome is needed as an array.
 
-    Until then the leaves keep their codes: in what `jax.checkpoint` saves, in the layers that a
-    scan goes over. A movement of an elementwise step is a movement of its operands: a slice of
-    `exp(w)` is `exp` of a slice.
+    Until then the leaves keep their codes, for example in the residuals of `jax.checkpoint` and in
+    the layers of a scan. To move the outcome of an elementwise step is to move its operands: a
+    slice of `exp(w)` is `exp` of a slice.
 
-    It lives only while a function runs on packed parameters: no file and no tree holds it.
+    It exists only while a function runs on packed parameters, never in a file or a tree.
 
     Attributes:
         operands: nodes and arrays.
@@ -41,14 +41,14 @@ class Deferred(Node):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the outcome."""
-        if self.is_elementwise:  # also after movements
+        """The shape of the outcome."""
+        if self.is_elementwise:  # operands may have been moved, which changes the shape
             return jnp.broadcast_shapes(*(tuple(jnp.shape(x)) for x in self.operands))
         return tuple(self.equation.outvars[0].aval.shape)
 
     @property
     def dtype(self) -> Any:
-        """Dtype of the outcome."""
+        """The dtype of the outcome."""
         return self.equation.outvars[0].aval.dtype
 
     def materialize(self) -> Array:
@@ -62,11 +62,11 @@ class Deferred(Node):
 
     @property
     def is_streamed(self) -> bool:
-        """As the operands are."""
+        """Whether all packed operands are streamed."""
         return all(x.is_streamed for x in self.operands if is_node(x))
 
     def move(self, movement: Moves, shape: Shape) -> Self:
-        """Move the operands, where the step on moved operands is the moved step."""
+        """Move the operands of an elementwise step, which moves its outcome."""
         if not self.is_elementwise or movement.fills:  # a filler would go through the step
             raise CannotStayPacked("it is computed before it is moved")
         moved = [move(x, movement, shape) if x.ndim else x for x in self.operands]
@@ -74,10 +74,10 @@ class Deferred(Node):
 
 
 def deferred(equation: Equation, rule: Rule, operands: Sequence[Field]) -> Deferred | None:
-    """Return a step that is computed later; None where that saves nothing.
+    """Return a step that is computed later; None if deferral saves nothing.
 
-    Arrays among the operands are kept as well: where they are as large as the outcome, which may
-    then as well be an activation, the step is computed at once.
+    A deferred step keeps its array operands too. If they are as large as the outcome, it saves no
+    memory, so the step is computed at once.
 
     Args:
         equation: the step.
@@ -99,5 +99,5 @@ _KINDS = (Kind.ELEMENTWISE, Kind.ORDERED, Kind.UPDATE)
 
 
 def _data(operands: Sequence[Field]) -> Field:
-    """The first operand that is no number: the one whose entries change."""
+    """Return the first operand that is not a scalar."""
     return next((x for x in operands if is_node(x) or jnp.ndim(x)), None)

@@ -1,4 +1,4 @@
-"""Programs inside of programs, on packed leaves."""
+"""Execution of loops, branches and calls on packed leaves."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from nnopt_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class InsidePacked(Inside):
-    """How the programs inside of a step run on packed leaves; nothing is gathered.
+    """An interpreter of the programs inside of a step, with packed leaves as values.
 
     Args:
         equation: the step.
         compute: runs a program.
-        seen: is told of a leaf, the step it met, and why it was made dense there.
+        seen: called with a leaf, the step that uses it, and the reason if it is materialized there.
     """
 
     equation: Equation
@@ -38,18 +38,18 @@ class InsidePacked(Inside):
     seen: Callable[[Leaf, Equation, str], None]
 
     def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Any]:
-        """Computes a program; packed leaves may come out of it."""
+        """Compute a program; it may return packed leaves."""
         return self.compute(program, values), ()
 
     def dense(self, values: Sequence[Any]) -> list[Array]:
-        """The arrays of packed leaves, which loops carry and programs give."""
+        """Materialize packed leaves that a loop carries or a program returns."""
         for value in values:
             if is_leaf(value):
                 self.seen(value, self.equation, "a program inside gives or carries arrays")
         return [dense(value) for value in values]
 
     def slices(self, value: Any) -> Slices:
-        """Of a packed leaf the layers, packed; where a part of it cannot follow, of the array."""
+        """Return the slices of a packed leaf, packed if each of its parts can be sliced."""
         if not is_leaf(value):
             return Slices(value, lambda part, _: part)
         if _layer(value, 0) is None:
@@ -57,12 +57,12 @@ class InsidePacked(Inside):
             value = loosened(value)
             if not is_leaf(value):
                 return Slices(value, lambda part, _: part)
-        # What gradients are taken at goes in layer by layer, as their gradients come out.
+        # The weight that gradients are taken at is sliced by the loop, which stacks its gradients.
         stack, shown = _apart(value)
         return Slices(shown, lambda part, number: _together(_layer(stack, number), part))
 
     def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
-        """Packed leaves are cut part by part, where every part can be."""
+        """Shard a packed leaf part by part if all its parts can be; else materialize it."""
         if not is_leaf(value):
             return value, spec
         node = value.node
@@ -70,7 +70,7 @@ class InsidePacked(Inside):
             self.seen(value, self.equation, "it is computed before it is cut")
             return dense(value), spec
         specs = node.specs(spec, mesh)
-        whole = node.specs(spec)  # nothing is left out of it for being of an odd size
+        whole = node.specs(spec)  # without a mesh no axis is left out for an indivisible size
         same = jax.tree.leaves(specs, is_leaf=is_spec) == jax.tree.leaves(whole, is_leaf=is_spec)
         if same and node.follows_parts:
             return value, Leaf(specs, value.path)
@@ -79,7 +79,7 @@ class InsidePacked(Inside):
 
 
 def _layer(leaf: Leaf, number: Any) -> Leaf | None:
-    """One entry along the first axis; None where a part of the node cannot follow."""
+    """Return one entry on the first axis of a leaf; None if a part of the node cannot be sliced."""
     one, node = (1, *leaf.shape[1:]), leaf.node
     starts = (number, *[0] * (len(one) - 1))
     array = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -97,7 +97,7 @@ def _layer(leaf: Leaf, number: Any) -> Leaf | None:
 
 
 def _apart(leaf: Leaf) -> tuple[Leaf, Array | None]:
-    """A leaf without the weight that gradients are taken at, and that."""
+    """Separate a leaf from the weight that gradients are taken at."""
     name = leaf.node.GRADIENT_AT
     shown = getattr(leaf.node, name) if name else None
     return (leaf, None) if shown is None else (_with_shown(leaf, None), shown)

@@ -1,4 +1,4 @@
-"""A packed leaf on its way through a program."""
+"""Packed leaves as values of a running program."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from nnopt_jax.typing import Array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A node where the program has an array, and the path that it came in by."""
+    """A node in place of an array of the program, with the path of the argument it came from."""
 
     node: Node
     path: str = dataclasses.field(metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the array the node stands for."""
+        """The shape of the array that the node stands for."""
         return tuple(self.node.shape)
 
     @property
     def dtype(self) -> Any:
-        """Dtype of the array the node stands for."""
+        """The dtype of the array that the node stands for."""
         return self.node.dtype
 
     @property
     def form(self) -> str:
-        """The class of the node; of steps that are not computed yet, of what they were given."""
+        """The name of the node's class; for a deferred step, that of its first packed operand."""
         node = self.node
         while isinstance(node, Deferred):
             node = node.first_packed
@@ -41,16 +41,16 @@ class Leaf:
 
 
 def is_leaf(x: Any) -> bool:
-    """Whether a value of a program is packed."""
+    """Return whether a value of a program is packed."""
     return isinstance(x, Leaf)
 
 
 def dense(x: Leaf | Array) -> Array:
-    """The array that a value of a program stands for."""
+    """Return the array that a value of a program stands for."""
     return x.node.materialize() if isinstance(x, Leaf) else x
 
 
 def loosened(leaf: Leaf) -> Leaf | Array:
-    """The array of a leaf; where the leaf says how its inputs are rounded, that is still said."""
+    """Materialize a leaf, but keep the part of it that says how its inputs are rounded."""
     loose = inputs_above(leaf.node).loosened()
     return Leaf(loose, leaf.path) if is_node(loose) else loose

@@ -1,4 +1,4 @@
-"""Functions of parameters, on packed parameters."""
+"""`on_packed`: functions of arrays that also take packed parameters."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from nnopt_jax.trace.traced import is_array, refilled, require_function, traced
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnPacked:
-    """What `on_packed` returns.
+    """A function that takes packed leaves in place of arrays; `on_packed` returns it.
 
     Args:
-        function: of arrays.
-        strict: whether a leaf that is made dense is an error.
-        table: where primitives are described.
+        function: a function of arrays.
+        strict: whether it is an error to materialize a leaf.
+        table: the rules of the primitives.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -42,17 +42,17 @@ class OnPacked:
     table: Table = dataclasses.field(default=TABLE, repr=False)
 
     takes_expressions: ClassVar[bool] = True
-    """What `nnopt.value_and_grad` and `nnopt.parallel.train_step` ask of a loss."""
+    """`nnopt.value_and_grad` and `nnopt.parallel.train_step` check this attribute of a loss."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the function; packed leaves may be anywhere in the arguments.
+        """Run the function; packed leaves may be anywhere in the arguments.
 
         Raises:
-            CompositionError: a leaf was made dense, and `strict` forbids it; or the function asks
-                for values while it is traced.
-            ArtifactError: the parts of a leaf do not fit each other; all such leaves are named.
+            CompositionError: a leaf was materialized although `strict` is set; or the function
+                needs concrete values while it is traced.
+            ArtifactError: the parts of a leaf do not fit each other; the message lists all.
         """
-        if not self.strict:  # nobody asks, and lines take time to find
+        if not self.strict:  # uses are not reported, and source lines are slow to find
             return self._run(args, kwargs, lambda *_: None)
         uses: dict[Use, None] = {}
         found = self._run(args, kwargs, functools.partial(_note, uses))
@@ -60,11 +60,11 @@ class OnPacked:
         return found
 
     def report(self, *args: Any, **kwargs: Any) -> PackedReport:
-        """Says what becomes of each packed leaf, from shapes alone.
+        """Report which steps keep each leaf packed or materialize it, from shapes alone.
 
         Args:
-            *args: as for the function; `jax.ShapeDtypeStruct` will do in place of arrays.
-            **kwargs: likewise.
+            *args: the arguments of the function, as arrays or `jax.ShapeDtypeStruct`s.
+            **kwargs: its keyword arguments.
         """
         uses: dict[Use, None] = {}
         leaves, tree = jax.tree.flatten((args, kwargs))
@@ -95,23 +95,23 @@ class OnPacked:
 def on_packed(
     function: Callable[..., Any], *, strict: bool = False, table: Table = TABLE
 ) -> OnPacked:
-    """Makes a function of arrays one of packed leaves, too.
+    """Let a function of arrays take packed leaves as well.
 
     The function is traced when it is called, and computed step by step: a matrix product with a
-    quantized kernel multiplies its codes, a lookup in an embedding makes the rows dense that it
-    finds, what is moved stays packed. Where there is no such way the leaf is made dense, and
-    `report` says so. Nothing of it is kept: write `jax.jit(on_packed(function))`, once.
+    quantized kernel multiplies its codes, a lookup in an embedding dequantizes only the rows that
+    it finds, and a transpose or slice of a leaf stays packed. Other steps materialize the leaf, and
+    `report` lists them. Each call traces anew: compile it once with `jax.jit(on_packed(function))`.
 
     Args:
-        function: any that JAX can trace, of any arguments. Packed leaves are arrays of their
-            logical shapes and dtypes inside; other arguments come as they are. A packed leaf that
-            the function closes over is none of its arguments, and stays what it is.
-        strict: makes a leaf that is made dense an error.
-        table: where primitives are described; one with your own in it, `TABLE.with_rule(...)`.
+        function: any function that JAX can trace. Inside of it packed leaves are arrays of their
+            logical shapes and dtypes; other arguments are passed on unchanged. A packed leaf that
+            the function closes over is not an argument, and stays a node.
+        strict: whether it is an error to materialize a leaf.
+        table: the rules of the primitives; `TABLE.with_rule(...)` adds a rule of your own.
 
     Returns:
-        The `OnPacked`, a function of the same arguments. What comes out as it came in, or but
-        moved, comes out packed.
+        The `OnPacked`, a function of the same arguments. A leaf that it returns unchanged or only
+        moved stays packed.
 
     Example:
         >>> import jax, jax.numpy as jnp

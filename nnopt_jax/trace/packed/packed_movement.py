@@ -1,4 +1,4 @@
-"""What a movement does to a weight, and to arrays that are coarser than it, such as scales."""
+"""Slices, transposes and reshapes of a weight and of its coarser arrays, such as scales."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from nnopt_jax.typing import Array, Shape
 class Movement:
     """One outcome of a step that moves the entries of its first operand.
 
-    It moves arrays that are as coarse as the fields of packed leaves are: along each axis they have
-    one entry for every index, one for each group of indices, or one for all.
+    It moves the fields of packed leaves, which may be coarser than the weight: on each axis they
+    have one entry for every index, one for each group of indices, or one for all.
 
     Args:
         equation: the step.
         rule: its rule.
-        values: its operands; the first is what is moved.
-        outcome: which of its outcomes.
-        is_step: whether the step itself moves an array of the whole shape.
+        values: its operands; the first one is moved.
+        outcome: the number of the outcome.
+        is_step: whether an array of the full shape is moved by running the step itself.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -47,39 +47,39 @@ class Movement:
 
     @property
     def before(self) -> Shape:
-        """Shape of what is moved."""
+        """The shape of the moved operand."""
         return self.rule.operand_shapes[0]
 
     @property
     def shape(self) -> Shape:
-        """Shape of the outcome."""
+        """The shape of the outcome."""
         return self.rule.outcome_shapes[self.outcome]
 
     @property
     def kept(self) -> int:
-        """How many of the last axes stay the last ones, whole and in their order."""
+        """The number of last axes that stay the last ones, whole and in order."""
         return self.rule.kept_last(0, self.outcome)
 
     @property
     def axes(self) -> Shape:
-        """The order of axes in the outcome, where nothing else happens; else none."""
+        """The permutation of axes, if the movement is nothing but a transpose; else empty."""
         return self.rule.permutation or ()
 
     @property
     def fills(self) -> bool:
-        """Whether the outcome has entries that are in no operand but the filler."""
+        """Whether the outcome has entries that only the fill value provides."""
         return self.rule.fills is not None and self.shape != self.before
 
     def apply(self, x: Array, shape: Shape, fill: float = 0) -> Array | None:
-        """Move an array that is the weight's, or coarser.
+        """Move an array of the shape of the weight, or a coarser one.
 
         Args:
-            x: its sizes divide those of `shape`.
-            shape: of the weight, or of one whose last axes, which stay, have other sizes.
-            fill: what entries hold that come from nowhere.
+            x: an array whose sizes divide those of `shape`.
+            shape: the shape of the weight; its last axes, if they stay, may have other sizes.
+            fill: the value of new entries.
 
         Returns:
-            An array whose sizes divide those of the outcome; None where groups are cut across.
+            An array whose sizes divide those of the outcome; None if groups would be split.
         """
         if self.axes:
             return x.transpose(self.axes)
@@ -100,7 +100,7 @@ class Movement:
         return _placed(x, entries, pair, self.shape, self.rule.sizes, fill)
 
     def _of(self, shape: Shape) -> Movement | None:
-        """The same movement where the last axes, which it leaves alone, are others."""
+        """Return the same movement for a shape with other last axes, which it keeps."""
         lead = len(self.before) - self.kept
         if shape[:lead] != self.before[:lead]:
             return None
@@ -121,24 +121,24 @@ class Movement:
         return Movement(self.equation, rule, self.values, self.outcome, is_step=False)
 
     def _identity(self, x: Array) -> Array:
-        """Constraints on where an array lies are for the whole array alone."""
+        """Run an identity; a sharding constraint applies only to an array of the full shape."""
         if self.equation.primitive is primitives.sharding_constraint_p and x.shape != self.before:
             return x
         return bind(self.equation, [x] * len(self.values))[0]
 
     def _crosses_flat(self, x: Array) -> bool:
-        """Whether the array has entries along axes that a reshape tears apart."""
+        """Return whether the array has several entries on axes that a reshape splits unevenly."""
         return any(x.shape[axis] != 1 for flat in self.rule.flat for axis in flat.operand)
 
 
 Entries = dict[int, int]
-"""For each factor, how many entries a coarse array has along it."""
+"""The number of entries that a coarse array has on each factor."""
 
 
 def _taken(
     x: Array, full: Shape, places: Sequence[Place], sizes: tuple[int, ...], values: Sequence[Any]
 ) -> tuple[Array, Entries] | None:
-    """The entries of an array that lie in the places, and how many there are along each factor."""
+    """Take the entries of an array at the places; return them with their number on each factor."""
     entries: Entries = {}
     for at, (place, size) in enumerate(zip(places, full, strict=True)):
         have = x.shape[at]
@@ -177,7 +177,7 @@ def _placed(
     sizes: tuple[int, ...],
     fill: float,
 ) -> Array | None:
-    """The entries along their factors, brought in the axes of the outcome."""
+    """Arrange entries by factor into the axes of the outcome."""
     order = [factor for place in pair[0] for factor in place.names]
     wanted = [factor for place in pair[1] for factor in place.names]
     kept = [factor for factor in order if factor in wanted]
@@ -198,7 +198,7 @@ def _placed(
 
 
 def _widened(places: Sequence[Place], entries: Entries, sizes: tuple[int, ...]) -> Entries:
-    """Factors that need all their entries: a finer one follows them along the same axis."""
+    """Return the factors to be repeated in full, since a finer one follows on the same axis."""
     return {
         factor: sizes[factor]
         for place in places
@@ -211,7 +211,7 @@ def _widened(places: Sequence[Place], entries: Entries, sizes: tuple[int, ...]) 
 def _along(
     x: Array, axis: int, place: Place, size: int, sizes: tuple[int, ...], fill: float
 ) -> Array | None:
-    """An axis of the outcome: backwards where the stride is, with a filler where nothing lies."""
+    """Write one axis of the outcome: reverse it if its stride is negative, and fill its gaps."""
     have, count = x.shape[axis], place.count(sizes)
     stride = place.factors[-1][1] if place.factors else 1
     if stride < 0:
@@ -229,7 +229,7 @@ def _along(
 
 
 def movements_of(equation: Equation, rule: Rule, values: Sequence[Any]) -> list[Movement] | None:
-    """Return the movement to each outcome of a step; None where it moves more, or computes.
+    """Return the movement to each outcome of a step; None unless it only moves one operand.
 
     Args:
         equation: the step.

@@ -1,4 +1,4 @@
-"""What became of the packed leaves of a program."""
+"""The report on which steps keep leaves packed and which materialize them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from nnopt_jax.columns import aligned
 
 
 class Use(NamedTuple):
-    """One meeting of a packed leaf and a primitive.
+    """One use of a packed leaf by a primitive.
 
     Args:
-        path: the leaf.
-        primitive: what it met.
-        form: the node, in a word.
-        reason: why it was made dense there; empty where it stayed packed.
-        bytes: of the dense array; 0 where it stayed packed.
-        line: the user's line, where it is known.
+        path: the path of the leaf.
+        primitive: the name of the primitive.
+        form: the name of the node's class.
+        reason: why the leaf was materialized there; empty if it stayed packed.
+        bytes: the size of the materialized array; 0 if the leaf stayed packed.
+        line: the user's line, if that is known.
 
     Example:
         >>> from nnopt_jax.trace import Use
@@ -35,10 +35,10 @@ class Use(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PackedReport:
-    """Where packed leaves stay packed, and where they are made dense, and why.
+    """The steps that keep leaves packed, and those that materialize them, with reasons.
 
     Args:
-        uses: in the order of the program; the same use at the same line counts once.
+        uses: the uses in the order of the program; equal uses at the same line count once.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,11 +57,11 @@ class PackedReport:
 
     @property
     def dense(self) -> tuple[Use, ...]:
-        """The uses that made a leaf dense."""
+        """The uses that materialized a leaf."""
         return tuple(use for use in self.uses if use.reason)
 
     def __str__(self) -> str:
-        """The table."""
+        """Return the table of uses."""
         cells = [("leaf", "form", "meets", "becomes", "why", "line", "bytes")]
         for use in self.uses:
             becomes = "dense" if use.reason else "packed"

@@ -1,4 +1,4 @@
-"""One step of a program on packed leaves."""
+"""Execution of one step of a program on packed leaves."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from nnopt_jax.trace.probed import ragged_dot_general_p
 from nnopt_jax.typing import Array, Shape
 
 FILL = lax.GatherScatterMode.FILL_OR_DROP
-"""Rows beyond the end are such as the program says, NaN by custom."""
+"""The gather mode in which rows out of bounds get the fill value of the program, by default NaN."""
 
 
 def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[Any]:
-    """Compute one step of which some operands are packed.
+    """Compute one step with packed operands.
 
     Args:
         equation: the step.
         values: its operands: arrays, and one `Leaf` or more.
-        table: where primitives are described.
+        table: the rules of the primitives.
 
     Returns:
-        For each outcome a `Leaf` where it stays packed, else an array.
+        For each outcome a `Leaf` if it stays packed, else an array.
 
     Raises:
         CannotStayPacked: the leaf must be materialized for it.
@@ -54,7 +54,7 @@ def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[An
 
 
 def _packed_step(equation: Equation, rule: Rule, values: list[Any]) -> list[Any]:
-    """Compute a step on codes and scales themselves."""
+    """Compute a step on codes and scales, without materializing leaves."""
     own = RULES.get(equation.primitive)
     if own is not None:
         return [own(equation, values)]
@@ -71,7 +71,7 @@ def _packed_step(equation: Equation, rule: Rule, values: list[Any]) -> list[Any]
 
 
 def _unchanged(equation: Equation, values: list[Any]) -> list[Any]:
-    """Packed leaves as they are; arrays still go through the step."""
+    """Return packed leaves as they are, and arrays after the step."""
     arrays = [x for x in values if not is_leaf(x)]
     packed = [x for x in values if is_leaf(x)]
     if len(values) == 1:
@@ -82,7 +82,7 @@ def _unchanged(equation: Equation, values: list[Any]) -> list[Any]:
 
 
 def _keeps_precision(equation: Equation) -> bool:
-    """Whether a step rounds to the precision that its operand has, as `jax.checkpoint` does."""
+    """Return whether a step rounds to the precision of its operand, as `jax.checkpoint` does."""
     if equation.primitive is not primitives.reduce_precision_p:
         return False
     (operand,), k = equation.invars, equation.params
@@ -103,7 +103,7 @@ def _moved_once(leaf: Leaf, movement: Moves) -> Leaf:
 
 
 def _moved_loose(leaf: Leaf, movements: Sequence[Moves]) -> tuple[Leaf, ...] | None:
-    """What is left of a leaf beside its dense array, moved; None where nothing is."""
+    """Move a materialized leaf that still rounds its inputs; return None if it does not."""
     loose = loosened(leaf)
     if isinstance(loose, Leaf):
         with contextlib.suppress(CannotStayPacked):
@@ -112,7 +112,7 @@ def _moved_loose(leaf: Leaf, movements: Sequence[Moves]) -> tuple[Leaf, ...] | N
 
 
 def _padded(leaf: Leaf, node: Any, movement: Moves) -> Any:
-    """Zeros around a weight: codes of zero, or a mask where its codes have none."""
+    """Pad a weight with zeros: with codes of zero, or with a mask if no code is zero."""
     if not isinstance(movement, Movement) or not _is_zero(movement.values[1]):
         raise CannotStayPacked("it is padded with what is not known to be zero")
     return zero_outside(node, lambda: move(jnp.ones(leaf.shape, bool), movement, leaf.shape))
@@ -136,7 +136,7 @@ def _dot(equation: Equation, values: list[Any]) -> Array:
     own = len(swapped.free(len(weight.shape)))
 
     def turned(out: Array) -> Array:
-        """Axes of the weight before those of the array, as the step has them."""
+        """Put the axes of the weight before those of the array, as in the step."""
         order = range(out.ndim)
         batch, last = len(left_batch), out.ndim - own
         return out.transpose((*order[:batch], *order[last:], *order[batch:last]))
@@ -196,7 +196,7 @@ def _divided(equation: Equation, values: list[Any]) -> Leaf:
 
 
 def _convert(equation: Equation, values: list[Any]) -> Leaf:
-    """The cast is that of the product of codes and scales: once, at the end."""
+    """Cast a leaf by a cast of its product of codes and scales."""
     (leaf,) = values
     dtype = jnp.dtype(equation.params["new_dtype"])
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -205,7 +205,7 @@ def _convert(equation: Equation, values: list[Any]) -> Leaf:
 
 
 class _Rows(NamedTuple):
-    """A lookup, as a movement of the fields of a node."""
+    """A lookup as a movement of the fields of a node."""
 
     shape: Shape
     kept: int
@@ -215,7 +215,7 @@ class _Rows(NamedTuple):
 
 
 def _rows(equation: Equation, values: list[Any]) -> Array:
-    """Rows of an embedding: of the codes, then of the scales, and only those are made dense."""
+    """Look up rows of an embedding: take their codes and scales, and dequantize only those."""
     leaf, indices, *_ = values
     settings = equation.params
     numbers, sizes = settings["dimension_numbers"], settings["slice_sizes"]
@@ -224,10 +224,10 @@ def _rows(equation: Equation, values: list[Any]) -> Array:
     looked_up, filled = numbers.start_index_map, settings["mode"] is FILL
 
     def apply(x: Array, shape: Shape, fill: float = 0) -> Array | None:
-        del fill  # what lies outside is replaced in the end
+        del fill  # rows out of bounds are replaced at the end
         if any(x.shape[axis] not in (1, shape[axis]) for axis in looked_up):
             return None
-        # Where there is one entry for all rows, every row has that one.
+        # If there is one entry for all rows, every index looks up that one.
         one = np.array([x.shape[axis] != shape[axis] for axis in looked_up])
         return lax.gather(
             x,
@@ -265,4 +265,4 @@ RULES: dict[Any, Callable[[Equation, list[Any]], Any]] = {
     primitives.div_p: _divided,
     primitives.neg_p: _negated,
 }
-"""Steps that do more than move elements."""
+"""How steps that do more than move entries run on packed leaves, by primitive."""

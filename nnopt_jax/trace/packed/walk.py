@@ -1,4 +1,4 @@
-"""Runs a program on values of which some are packed."""
+"""Execution of a program on values, some of which are packed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from nnopt_jax.trace.packed.steps import step
 from nnopt_jax.trace.primitives import TABLE, Flow, Table
 
 Seen = Callable[[Leaf, Equation, str], None]
-"""Is told of a leaf, the step it met, and why it was made dense there; empty where it was not."""
+"""Called with a leaf, a step that uses it, and why it was materialized; empty if it was not."""
 
 
 def run(program: Program, values: Sequence[Any], seen: Seen, table: Table = TABLE) -> list[Any]:
-    """Computes a program.
+    """Compute a program on arrays and packed leaves.
 
     Args:
-        program: what was traced.
+        program: the traced program.
         values: arrays and `Leaf`s, one for each input.
-        seen: is told what becomes of leaves.
-        table: where primitives are described.
+        seen: called for each use of a leaf.
+        table: the rules of the primitives.
 
     Returns:
-        Arrays, and `Leaf`s of what came through untouched or was only moved.
+        Arrays, and a `Leaf` for each output that is an unchanged or moved leaf.
     """
     environment = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
     environment.update(zip(program.jaxpr.invars, values, strict=True))
@@ -47,7 +47,7 @@ def _compute(equation: Equation, values: list[Any], seen: Seen, table: Table) ->
     packed = [value for value in values if is_leaf(value)]
     if not packed:
         if _is_scalar_constant(equation, values):
-            # A filler or a factor stays a number that rules can read, under `jax.jit` too.
+            # Under `jax.jit` too, rules must be able to read a fill value or a scale factor.
             with jax.ensure_compile_time_eval():
                 return bind(equation, values)
         return bind(equation, values)
@@ -72,7 +72,7 @@ def _compute(equation: Equation, values: list[Any], seen: Seen, table: Table) ->
 
 
 def _computed_once(equation: Equation, values: list[Any], seen: Seen, table: Table) -> list[Any]:
-    """Compute deferred steps before a loop that would compute them again at every turn."""
+    """Compute deferred steps before a loop, which would compute them in every iteration."""
     programs = table.programs_of(equation)
     if programs is None or programs.flow is not Flow.LOOP:
         return values
@@ -85,6 +85,6 @@ def _computed_once(equation: Equation, values: list[Any], seen: Seen, table: Tab
 
 
 def _is_scalar_constant(equation: Equation, values: list[Any]) -> bool:
-    """Whether a step casts a number that the program brings."""
+    """Return whether a step casts a scalar constant of the program."""
     cast = equation.primitive is primitives.convert_element_type_p
     return cast and not isinstance(values[0], Tracer) and np.ndim(values[0]) == 0

@@ -1,4 +1,4 @@
-"""One table of JAX's primitives: what each does, as factors and places."""
+"""The table of JAX's primitives, which describes each one by factors and places."""
 
 from nnopt_jax.trace.primitives.draft import (
     Draft as Draft,

@@ -1,4 +1,4 @@
-"""Primitives that sum products."""
+"""Rules of primitives that sum products."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _dot_dims(draft: Draft, numbers: tuple, skipped: tuple[int, ...] = ()) -> tu
     """Return the dimensions of both operands and of the product: batches, left, right.
 
     Args:
-        draft: where factors are added.
+        draft: the draft that factors are added to.
         numbers: the contracted axes of both operands, and the batch axes of both.
         skipped: axes of the right operand that are in no product; they get no factor.
     """
@@ -45,7 +45,7 @@ def _dot_dims(draft: Draft, numbers: tuple, skipped: tuple[int, ...] = ()) -> tu
 
 
 def _ragged_dot(equation: Equation) -> Rule:
-    """Groups of rows of the left operand, one after another, of sizes known at run time.
+    """Return the rule of a product with consecutive groups of rows, of sizes known at run time.
 
     - Groups of free rows: each row is multiplied with the matrix of its group.
     - Groups of contracted rows: there is a product for each group.
@@ -68,7 +68,9 @@ def _ragged_dot(equation: Equation) -> Rule:
 
 
 def _convolution(equation: Equation) -> Rule:
-    """The image's index is `stride * position + dilation * tap - padding`.
+    """Return the rule of a convolution.
+
+    The image's index is `stride * position + dilation * tap - padding`.
 
     Groups of features cut the features of the image and of the outcome; groups of batches cut the
     batch of the image and the features of the outcome. A single group has no factor.

@@ -1,4 +1,4 @@
-"""How a rule is written: factors first, then the dimensions that they make."""
+"""A builder of rules, which collects factors and then composes dimensions of them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from nnopt_jax.trace.primitives.primitive_rule import Kind, Rule, Shape
 
 
 def shape_of(variable: Any) -> Shape:
-    """Return the shape of an operand or outcome; tokens have none and count as single numbers."""
+    """Return the shape of an operand or outcome; a token, without a shape, counts as a scalar."""
     return tuple(getattr(variable.aval, "shape", ()))
 
 
 class Draft:
-    """Collects the factors of a rule.
+    """A builder of the rule of an equation.
 
     Args:
-        equation: what the rule is for.
+        equation: the equation.
 
     Example:
         A primitive that sums its operand over the last axis.
@@ -42,22 +42,22 @@ class Draft:
         self.sizes: list[int] = []
 
     def factor(self, size: int) -> Factor:
-        """Add a factor."""
+        """Add a factor and return its number."""
         self.sizes.append(int(size))
         return len(self.sizes) - 1
 
     def factors(self, shape: Sequence[int]) -> list[Factor]:
-        """Add a factor for each axis of a shape."""
+        """Add a factor for each axis of a shape, and return their numbers."""
         return [self.factor(size) for size in shape]
 
     def mixed(self, *factors: Factor) -> Dim:
-        """Return a dimension that several factors make up, from major to minor."""
+        """Return a dimension composed of several factors, from major to minor."""
         sizes = [self.sizes[factor] for factor in factors]
         strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
         return (Place(tuple(zip(factors, strides, strict=True))),)
 
     def unread(self, operand: int) -> list[Dim]:
-        """Return the dimensions of an operand that is needed as a whole: new factors."""
+        """Return new dimensions for an operand whose axes appear nowhere else."""
         return axes(self.factors(self.operand_shapes[operand]))
 
     def rule(
@@ -67,7 +67,7 @@ class Draft:
         outcomes: Sequence[Sequence[Dim]],
         **facts: Any,
     ) -> Rule:
-        """Return the rule.
+        """Return the rule with these dimensions.
 
         Args:
             kind: what the primitive computes.
@@ -76,7 +76,7 @@ class Draft:
             **facts: the other fields of `Rule`.
 
         Raises:
-            ValueError: the dimensions are not as many as the shapes have axes.
+            ValueError: the number of dimensions differs from the number of axes.
         """
         for dims, shapes, what in (
             (operands, self.operand_shapes, "operand"),
@@ -105,11 +105,11 @@ def axes(factors: Sequence[Factor]) -> list[Dim]:
 
 
 def opaque_rule(equation: Equation, shared: int = 0, **facts: Any) -> Rule:
-    """Return the rule of an equation of which little is known.
+    """Return the rule of an equation about which little is known.
 
     Args:
-        equation: any.
-        shared: how many leading axes go through all operands and outcomes (batches).
+        equation: any equation.
+        shared: the number of leading batch axes that all operands and outcomes share.
         **facts: further fields of `Rule`; `kind` takes the place of `Kind.OPAQUE`.
     """
     draft = Draft(equation)

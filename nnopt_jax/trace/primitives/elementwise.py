@@ -1,4 +1,4 @@
-"""Primitives whose outcome at an index depends on the operands at that index."""
+"""Rules of primitives whose outcome at an index depends on the operands at that index."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nnopt_jax.trace.primitives.places import ONE, axis
 from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule, Same
 
 _OPERATION, _FUNCTION = Flops(1), Flops(0, 1)
-"""What XLA counts for most primitives; a transcendental is one, however a backend computes it."""
+"""The counts of XLA for most primitives; a transcendental is one, whatever a backend does."""
 
 
 def elementwise_rule(equation: Equation, **facts: Any) -> Rule:
     """Return the rule of an equation that is computed entry by entry.
 
     Args:
-        equation: operands have the shape of the outcome, one entry along some axes, or no axes.
+        equation: its operands have the shape of the outcome, size 1 on some axes, or no axes.
         **facts: further fields of `Rule`.
     """
     draft = Draft(equation)
@@ -35,18 +35,18 @@ def elementwise_rule(equation: Equation, **facts: Any) -> Rule:
 
 
 def _each(flops: Flops, *absorbs: int, **facts: Any) -> MakeRule:
-    """Return a maker of rules.
+    """Return a maker of elementwise rules.
 
     Args:
-        flops: what an entry of the outcome costs.
-        *absorbs: operands whose zeros make zeros.
+        flops: the cost of an entry of the outcome.
+        *absorbs: operands whose zeros make the outcome zero.
         **facts: further fields of `Rule`.
     """
     return functools.partial(elementwise_rule, flops=flops, absorbs=absorbs, **facts)
 
 
 def _scaled(*absorbs: int) -> MakeRule:
-    """Return a maker for products: a single number scales an operand whose zeros make zeros."""
+    """Return a maker of rules for products and quotients, which notes a scale by a scalar."""
 
     def make(equation: Equation) -> Rule:
         ranks = [len(shape_of(x)) for x in equation.invars]
@@ -58,7 +58,7 @@ def _scaled(*absorbs: int) -> MakeRule:
 
 
 def _cast(equation: Equation) -> Rule:
-    """A cast to the dtype that an array has costs nothing: it changes how weak the type is."""
+    """Return the rule of a cast; one to the same dtype changes a weak type, and costs nothing."""
     before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
     integers = jnp.issubdtype(before, jnp.integer) and jnp.issubdtype(after, jnp.integer)
     rounds = jnp.issubdtype(after, jnp.inexact) or integers
@@ -67,7 +67,7 @@ def _cast(equation: Equation) -> Rule:
 
 
 def _integer_power(equation: Equation) -> Rule:
-    """Powers are computed by squaring; a negative one needs a division more."""
+    """Return the rule of an integer power: repeated squaring, and a division if it is negative."""
     power = equation.params["y"]
     times = abs(power)
     operations = max(times.bit_length() + times.bit_count() - 2, 0) + (power < 0)
@@ -75,7 +75,7 @@ def _integer_power(equation: Equation) -> Rule:
 
 
 def _reinterpreted(equation: Equation) -> Rule:
-    """Bits of another width: the last axis of the narrower array is needed whole."""
+    """Return the rule of a bitcast, which needs the last axis of the narrower array whole."""
     draft = Draft(equation)
     before, after = draft.operand_shapes[0], draft.outcome_shapes[0]
     factors = draft.factors(max(before, after, key=len))

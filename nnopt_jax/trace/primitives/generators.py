@@ -1,4 +1,4 @@
-"""Primitives that make arrays from positions, shapes and random keys."""
+"""Rules of primitives that make arrays from positions, shapes and random keys."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rul
 
 
 def _made(equation: Equation, shared: int = 0, **facts: Any) -> Rule:
-    """A parameter may hold the shape of the last outcome, without the leading shared axes."""
+    """Return the rule of a generator.
+
+    A parameter `shape` is that of the last outcome, without the leading shared axes.
+    """
     has_shape = "shape" in equation.params
     resize = (lambda _, outcomes: {"shape": tuple(outcomes[-1][shared:])}) if has_shape else None
     return opaque_rule(equation, shared, kind=Kind.MADE, resize=resize, **facts)
 
 
 def _for_each_key(equation: Equation) -> Rule:
-    """Axes of keys come first; then those of what is made of a key, or of what makes it."""
+    """Return the rule of a random primitive, which shares the leading axes: those of the keys."""
     return _made(equation, min(len(shape_of(x)) for x in (*equation.invars, *equation.outvars)))
 
 

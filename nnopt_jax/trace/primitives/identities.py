@@ -1,4 +1,4 @@
-"""Primitives that return their operands: they say where arrays lie or how gradients flow."""
+"""Rules of primitives that return their operands, and only affect placement or gradients."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rul
 
 
 def identity_rule(equation: Equation) -> Rule:
-    """Return the rule of an equation whose outcomes are its first operands, in their order."""
+    """Return the rule of an equation whose outcomes are its first operands, in order."""
     absorbs = (0,) if len(equation.outvars) == 1 else ()
     return paired_rule(equation, Kind.MOVEMENT, same=Same.IDENTITY, flops=Flops(), absorbs=absorbs)
 
 
 def paired_rule(equation: Equation, kind: Kind, **facts: Any) -> Rule:
-    """Return the rule of an equation whose outcomes depend on its first operands, one on each.
+    """Return the rule of an equation whose outcomes each depend on the operand with their number.
 
     Args:
-        equation: an entry of an outcome depends on the entry at the same index.
-        kind: what is computed.
+        equation: an entry of an outcome depends on the operand's entry at the same index.
+        kind: the kind of the rule.
         **facts: further fields of `Rule`.
     """
     draft = Draft(equation)

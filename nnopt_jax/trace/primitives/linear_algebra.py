@@ -1,4 +1,4 @@
-"""Decompositions and transforms: leading axes are batches, the last ones are needed whole."""
+"""Rules of decompositions and transforms, with leading batch axes and last axes needed whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nnopt_jax.trace.primitives.primitive_rule import MakeRule, Rule
 
 
 def _batched(equation: Equation, last: int = 2) -> Rule:
-    """The last axes of the first operand are needed whole."""
+    """Return a rule in which the last axes of the first operand are needed whole."""
     return opaque_rule(equation, len(shape_of(equation.invars[0])) - last)
 
 

@@ -1,4 +1,4 @@
-"""Primitives that take or replace the entries that indices choose."""
+"""Rules of primitives that take or replace the entries that indices choose."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rul
 
 
 def _gather(equation: Equation) -> Rule:
-    """The operand's index is the start that the indices hold, plus the position in the window.
+    """Return the rule of a gather: operand index = start from the indices + position in the window.
 
-    Indices out of bounds are clipped, or give a fill value, as the mode of the gather says.
+    Indices out of bounds are clipped, or give a fill value, depending on the mode of the gather.
     """
     draft, sizes = Draft(equation), equation.params["slice_sizes"]
     numbers = equation.params["dimension_numbers"]
@@ -43,7 +43,7 @@ def _gather(equation: Equation) -> Rule:
 
 
 def _scatter(flops: Flops, same: Same, equation: Equation) -> Rule:
-    """The outcome is the operand, with the window of each update at the start of its indices."""
+    """Return the rule of a scatter: each update is a window of the outcome at an index."""
     draft, numbers = Draft(equation), equation.params["dimension_numbers"]
     shape, asked, given = draft.operand_shapes
     factors, batch = draft.factors(shape), draft.factors(asked[:-1])
@@ -77,13 +77,13 @@ def _scatter(flops: Flops, same: Same, equation: Equation) -> Rule:
 def _interleaved(
     rank: int, window_axes: tuple[int, ...], window: list[Factor], batch: list[Factor]
 ) -> list[Dim]:
-    """Return dimensions of which some belong to the window, in order, and the others to batches."""
+    """Return dimensions in order: window factors on window axes, batch factors on the others."""
     inner, outer = iter(window), iter(batch)
     return [axis(next(inner if a in window_axes else outer)) for a in range(rank)]
 
 
 def _dynamic_update_slice(equation: Equation) -> Rule:
-    """Along an axis that the update covers, both have one factor."""
+    """Return the rule of an update of a slice; an axis that it covers has one common factor."""
     draft = Draft(equation)
     shape, given, *_ = draft.operand_shapes
     factors = draft.factors(shape)

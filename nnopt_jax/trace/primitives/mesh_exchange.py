@@ -1,4 +1,4 @@
-"""Primitives that exchange entries between the devices of a mesh, inside of `shard_map`."""
+"""Rules of primitives that exchange entries between the devices of a mesh, inside `shard_map`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def _mesh_axes(equation: Equation) -> tuple[str, ...]:
 
 
 def _combined(equation: Equation) -> Rule:
-    """An entry is combined with the entries of other devices at the same index."""
+    """Return the rule of a collective that combines entries at the same index of all devices."""
     absorbs = tuple(range(len(equation.outvars)))
     return paired_rule(equation, Kind.REDUCTION, mesh=_mesh_axes(equation), absorbs=absorbs)
 
 
 def _exchanged(equation: Equation) -> Rule:
-    """Entries move along the named axes; where an axis is new, no axis keeps its entries."""
+    """Return the rule of a collective that moves entries between devices, on the named axes."""
     draft, k = Draft(equation), equation.params
     shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
     changed = {

@@ -1,4 +1,4 @@
-"""Primitives that keep, drop, repeat or reorder the entries of arrays."""
+"""Rules of primitives that keep, drop, repeat or reorder the entries of arrays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _squeeze(equation: Equation) -> Rule:
 
 
 def _broadcast(equation: Equation) -> Rule:
-    """New axes of one entry have no factor: nothing is repeated along them."""
+    """Return the rule of a broadcast; a new axis of size 1 has no factor, as it repeats nothing."""
     draft = Draft(equation)
     (shape, *extra), (target,) = draft.operand_shapes, draft.outcome_shapes
     places = equation.params["broadcast_dimensions"]
@@ -50,7 +50,7 @@ def _broadcast(equation: Equation) -> Rule:
 
 
 def _reshape(equation: Equation) -> Rule:
-    """Bounds that both shapes have cut the axes into factors; where bounds cross, `flat` links."""
+    """Return the rule of a reshape: common bounds split axes into factors, else `flat` is set."""
     draft = Draft(equation)
     (shape,), (target,) = draft.operand_shapes, draft.outcome_shapes
     order = equation.params.get("dimensions") or range(len(shape))
@@ -87,7 +87,7 @@ def _reshape(equation: Equation) -> Rule:
 def blocks(shape: Shape, target: Shape) -> list[tuple[list[int], list[int]]]:
     """Return the finest pairs of axes of two shapes that hold the same entries.
 
-    Axes of one entry are left out.
+    Axes of size 1 are left out.
 
     Example:
         >>> from nnopt_jax.trace.primitives.movements import blocks
@@ -105,13 +105,13 @@ def blocks(shape: Shape, target: Shape) -> list[tuple[list[int], list[int]]]:
 
 
 def _bounds(shape: Shape, own: Sequence[int] | None = None) -> list[int]:
-    """Return how many entries of some axes lie at or after the beginning of each, and 1."""
+    """Return the products of the sizes of some axes from each one to the last, and 1."""
     sizes = shape if own is None else [shape[a] for a in own]
     return [math.prod(sizes[a:]) for a in range(len(sizes) + 1)]
 
 
 def _singles(shape: Shape) -> dict[int, list[int]]:
-    """Return the axes of one entry by how many entries lie behind them, the last ones first."""
+    """Return the axes of size 1 by the product of the sizes after them, the last axes first."""
     found: dict[int, list[int]] = {}
     bounds = _bounds(shape)
     for a in reversed(range(len(shape) if 0 not in shape else 0)):
@@ -163,14 +163,14 @@ def _unstack(equation: Equation) -> Rule:
 
 
 def _stacked(draft: Draft, shape: Shape, count: int) -> tuple[list[Dim], Dim]:
-    """Return the dimensions of arrays of one shape, and of a stack: one index for each array."""
+    """Return the dimensions of arrays of one shape, and of the axis that stacks them."""
     return axes(draft.factors(shape)), tuple(Place(start=number) for number in range(count))
 
 
 def _side_by_side(
     draft: Draft, at: int, shape: Shape, parts: Sequence[Shape]
 ) -> tuple[list[Dim], list[list[Dim]]]:
-    """Return the dimensions of an array, and of the parts that it has along one axis."""
+    """Return the dimensions of an array, and of the parts that it consists of on one axis."""
     others = {a: axis(draft.factor(n)) for a, n in enumerate(shape) if a != at}
     places, found, start = (), [], 0
     for part in parts:
@@ -182,7 +182,7 @@ def _side_by_side(
 
 
 def _pad(equation: Equation) -> Rule:
-    """Padding below zero removes entries; padding inside spreads them."""
+    """Return the rule of a pad; negative padding removes entries, interior padding spreads them."""
     draft = Draft(equation)
     operand, outcome = [], []
     settings = zip(
@@ -241,7 +241,7 @@ def _dynamic_slice(equation: Equation) -> Rule:
 
 
 def whole_windows(window: Sequence[int], before: Shape, after: Shape) -> Shape:
-    """Return a window at another shape of the operand: where it was whole it is whole again."""
+    """Return a window at another shape of the operand; an axis that it covered is covered again."""
     each = zip(window, before, after, strict=True)
     return tuple(new if size == old else size for size, old, new in each)
 

@@ -1,4 +1,4 @@
-"""Where the entries of an array lie: indices as sums of strides over factors."""
+"""Indices of the entries of an array, as sums of strides over factors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Factor = int
 
 
 class Start(NamedTuple):
-    """A start that is known only at run time, because an operand holds it.
+    """A start index that an operand holds, so that it is known only at run time.
 
     Args:
         operand: the operand that holds the start.
-        entry: the position along the last axis of that operand. None where the operand is a
-            single number, or where the start is computed from it (the sizes of ragged groups).
+        entry: the position on the last axis of that operand. None if the operand is a scalar, or
+            if the start is computed from it (the sizes of ragged groups).
 
     Example:
         >>> from nnopt_jax.trace.primitives import Start
@@ -29,12 +29,12 @@ class Start(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The indices `start + sum(stride * i)` along one dimension, `i` running over factors.
+    """The indices `start + sum(stride * i)` of one dimension, where `i` runs over factors.
 
     Args:
         factors: pairs of a factor and its stride, from major to minor. Without factors the place
             is the single index `start`.
-        start: the index where all factors are zero: a number, or what an operand holds.
+        start: the index at which all factors are zero: a number, or a `Start` from an operand.
         holes: the dilation of the dimension: only indices that it divides exist, and the array has
             the entry `index // holes` there. Indices outside of the array are padding.
 
@@ -73,7 +73,7 @@ class Place(NamedTuple):
         return found
 
     def count(self, sizes: tuple[int, ...] | list[int]) -> int:
-        """Return how many indices the place has."""
+        """Return the number of indices of the place."""
         return int(np.prod([sizes[factor] for factor in self.names], dtype=int))
 
     def covers(self, size: int, sizes: tuple[int, ...]) -> bool:
@@ -92,7 +92,7 @@ class Place(NamedTuple):
 
 
 Dim = tuple[Place, ...]
-"""The places that lie side by side along one dimension; later ones win where they overlap."""
+"""The places of one dimension, side by side; where they overlap, later ones overwrite."""
 
 
 def axis(factor: Factor, start: int | Start = 0, stride: int = 1) -> Dim:
@@ -107,4 +107,4 @@ def axis(factor: Factor, start: int | Start = 0, stride: int = 1) -> Dim:
 
 
 ONE: Dim = (Place(),)
-"""A dimension of which the single index 0 takes part."""
+"""A dimension with the single index 0."""

@@ -18,7 +18,7 @@ from nnopt_jax.trace.jaxpr import primitives
 def _probes() -> list[Any]:
     """Return primitives that `jax.extend` does not offer, from small programs that use them.
 
-    A version without one of them lowers the program to another primitive, whose own name counts.
+    A version of JAX without one of them traces another primitive, which is entered by its own name.
     """
     number, cut = PartitionSpec(), PartitionSpec("all")
     by_platform = functools.partial(lax.platform_dependent, cpu=lambda: 0, default=lambda: 1)
@@ -74,5 +74,5 @@ Make = TypeVar("Make")
 
 
 def by_primitive(makers: Mapping[str, Make]) -> dict[Any, Make]:
-    """Return makers of rules by primitive, of makers by names as `named` takes them."""
+    """Return makers by primitive, from makers by names in the form that `named` takes."""
     return {primitive: make for names, make in makers.items() for primitive in named(names)}

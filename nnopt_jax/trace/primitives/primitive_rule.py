@@ -1,4 +1,4 @@
-"""What one equation does, as factors and places: the facts that all analyses share."""
+"""The rule of one equation, by factors and places: the facts that all analyses share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Dims = tuple[Dim, ...]
 
 
 class Kind(enum.Enum):
-    """What a primitive computes.
+    """The kind of a primitive.
 
     Example:
         >>> from nnopt_jax.trace.primitives import Kind
@@ -58,7 +58,7 @@ class Same(enum.Enum):
 
 
 class Flops(NamedTuple):
-    """What XLA counts for each of `Rule.points`.
+    """The operations that XLA counts for each of `Rule.points`.
 
     Args:
         operations: additions, multiplications, comparisons, casts.
@@ -70,7 +70,7 @@ class Flops(NamedTuple):
 
 
 class Flat(NamedTuple):
-    """Axes that hold the same entries in row-major order, but share no factors.
+    """Axes of an operand and of an outcome with the same entries in order, but no common factors.
 
     Args:
         operand: consecutive axes of the operand.
@@ -89,7 +89,7 @@ Resize = Callable[[Sequence[Shape], Sequence[Shape]], dict[str, Any]]
 class Rule:
     """The facts of one equation.
 
-    Along each dimension an entry has the index `start + sum(stride * i)`, where `i` runs over
+    On each dimension an entry has the index `start + sum(stride * i)`, where `i` runs over
     factors. A factor in an operand and in an outcome passes; one that is in no outcome is reduced;
     one that is in no operand is repeated; one of two operands and of the outcome is a batch.
 
@@ -102,13 +102,13 @@ class Rule:
         outcome_shapes: the shape of each outcome.
         whole: factors that are needed whole and in their order.
         chooses: operands that only choose: indices, predicates, starts, group sizes.
-        absorbs: operands whose zeros make zeros, whatever the (finite, nonzero) others are.
-        neutral: what a reduction may leave out. None where it may leave out nothing.
-        flops: what one of `points` costs; None where that is not known.
+        absorbs: operands whose zeros make the outcome zero, if the others are finite, not zero.
+        neutral: the value of entries that a reduction may leave out; None if there is none.
+        flops: the cost of one of `points`; None if that is not known.
         flat: axes that hold the same entries and share no factors.
         same: how entries of the outcome relate to the operand's.
-        fills: the operand that holds what no place reaches (the value of a pad).
-        sources: for each outcome the operands it depends on; None: all.
+        fills: the operand that holds the value of entries outside of all places (in a pad).
+        sources: for each outcome the operands that it depends on; None for all.
         mesh: names of the mesh axes whose devices exchange entries.
         resize: parameters of the equation at other shapes; None where they hold no sizes.
 
@@ -147,7 +147,7 @@ class Rule:
 
     @property
     def data(self) -> tuple[int, ...]:
-        """The operands whose entries reach the outcome: all that do not only choose."""
+        """The operands whose entries reach the outcome: all but those that only choose."""
         return tuple(i for i in range(len(self.operands)) if i not in self.chooses)
 
     def sources_of(self, outcome: int) -> Sequence[int]:
@@ -162,7 +162,7 @@ class Rule:
 
     @property
     def points(self) -> int:
-        """How often `flops` count.
+        """The number of times that `flops` are counted.
 
         - A contraction: once for each product that it sums, without those at holes.
         - A reduction or window: once for each step that combines `n` entries in `n - 1`.
@@ -181,32 +181,32 @@ class Rule:
 
     @property
     def products(self) -> int:
-        """How many products a contraction sums; zero for all other kinds."""
+        """The number of products that a contraction sums; zero for all other kinds."""
         return self.points if self.kind is Kind.CONTRACTION else 0
 
     @property
     def operations(self) -> int | None:
-        """All operations of the equation; None where they are not known."""
+        """The number of operations of the equation; None if not known."""
         return None if self.flops is None else self.points * self.flops.operations
 
     @property
     def transcendentals(self) -> int | None:
-        """All transcendental functions of the equation; None where they are not known."""
+        """The number of transcendental functions of the equation; None if not known."""
         return None if self.flops is None else self.points * self.flops.transcendentals
 
     def pair(self, operand: int = 0, outcome: int = 0) -> tuple[tuple[Place, ...], ...] | None:
         """Return the places of an operand and of an outcome that hold the same entries.
 
-        An outcome of a concatenation has one place for each operand side by side; here is the one
-        of this operand. Where a later operand reaches the same index its entry wins.
+        The outcome of a concatenation has one place for each operand, side by side; the place of
+        this operand is returned. A later operand overwrites an entry at the same index.
 
         Args:
             operand: the position of the operand.
             outcome: the position of the outcome.
 
         Returns:
-            One place for each dimension of the operand and one for each of the outcome; None where
-            the outcome does not depend on the operand.
+            One place for each dimension of the operand and one for each of the outcome; None if the
+            outcome does not depend on the operand.
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -228,7 +228,7 @@ class Rule:
 
     @property
     def permutation(self) -> Shape | None:
-        """The order of the operand's axes in the outcome, where nothing else happens to them."""
+        """The permutation of axes, if the equation is nothing but a transpose; else None."""
         if self.same is not Same.IDENTITY or self.sources is not None or self.whole:
             return None
         if len(self.data) != 1 or len(self.outcomes) != 1 or self.flat:
@@ -252,11 +252,11 @@ class Rule:
         )
 
     def is_whole(self, dim: Dim, size: int) -> bool:
-        """Return whether a dimension of this size is one place that is all of it, in order."""
+        """Return whether a dimension of this size is a single place that covers it in order."""
         return len(dim) == 1 and dim[0].covers(size, self.sizes)
 
     def kept_last(self, operand: int = 0, outcome: int = 0) -> int:
-        """Return how many of the last axes stay the last ones, whole and in their order.
+        """Return the number of last axes that stay the last ones, whole and in order.
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -277,7 +277,7 @@ class Rule:
     def resized(
         self, equation: Equation, operands: Sequence[Shape], outcomes: Sequence[Shape]
     ) -> Equation:
-        """Return the equation with the parameters that it has at other shapes.
+        """Return the equation with its parameters for other shapes.
 
         Args:
             equation: the equation that the rule was made from.
@@ -300,7 +300,7 @@ class Rule:
         return factors_of(ours, theirs)
 
     def _products(self) -> int:
-        """Count pairs of a position and a tap that fall on an entry, not on a hole between."""
+        """Count the products of a contraction, without those at the holes of a dilated image."""
         left, count = set(self._iterated), 1
         for dim in self.operands[0]:
             for place in dim:
@@ -315,7 +315,7 @@ MakeRule = Callable[[Equation], Rule]
 
 
 def factors_of(*arrays: Sequence[Dim]) -> frozenset[Factor]:
-    """Return the factors that the dimensions of some arrays have.
+    """Return the factors of the dimensions of some arrays.
 
     Example:
         >>> from nnopt_jax.trace.primitives import axis, factors_of
@@ -328,9 +328,9 @@ def factors_of(*arrays: Sequence[Dim]) -> frozenset[Factor]:
 def _belonging(
     dim: Dim, shared: frozenset[Factor], elsewhere: frozenset[Factor], number: int
 ) -> Place | None:
-    """Return the place whose factors the other side has; else one whose factors nobody else has.
+    """Return the place whose factors the other side has, or else one that no array has.
 
-    Of single indices (a stack) each array on the other side has the one of its number.
+    In a stack, whose places are single indices, it is the place with the number of the array.
     """
     if len(dim) == 1:
         return dim[0]

@@ -1,4 +1,4 @@
-"""The one table of primitives: each is described once, for every analysis."""
+"""The table of primitives, which describes each one once for every analysis."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Table:
     """An immutable table of primitives.
 
     Args:
-        rules: makes the rule of an equation, by primitive.
-        programs: finds the programs of an equation, by primitive.
+        rules: by primitive a function that makes the rule of an equation.
+        programs: by primitive a function that finds the programs of an equation.
 
     Example:
         Every analysis takes a table, so that a primitive of your own is described in one place.
@@ -69,7 +69,7 @@ class Table:
         return self.rules.get(equation.primitive, opaque_rule)(equation)
 
     def programs_of(self, equation: Equation) -> Programs | None:
-        """Return the programs that an equation holds; None where it holds none.
+        """Return the programs that an equation contains; None if it contains no programs.
 
         Args:
             equation: one equation of a program.
@@ -78,7 +78,7 @@ class Table:
         return None if make is None else make(equation)
 
     def with_rule(self, primitive: Any, make: MakeRule) -> Self:
-        """Return a table in which a primitive has this rule.
+        """Return a copy of the table with this rule for a primitive.
 
         Args:
             primitive: the primitive.
@@ -87,7 +87,7 @@ class Table:
         return dataclasses.replace(self, rules={**self.rules, primitive: make})
 
     def with_programs(self, primitive: Any, make: MakePrograms) -> Self:
-        """Return a table in which the programs of a primitive are entered.
+        """Return a copy of the table with an entry for the programs of a primitive.
 
         Args:
             primitive: the primitive.
@@ -109,7 +109,7 @@ def rule_of(equation: Equation, table: Table = TABLE) -> Rule:
 
     Args:
         equation: one equation of a program.
-        table: where primitives are described.
+        table: the rules of the primitives.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -122,11 +122,11 @@ def rule_of(equation: Equation, table: Table = TABLE) -> Rule:
 
 
 def programs_of(equation: Equation, table: Table = TABLE) -> Programs | None:
-    """Return the programs that an equation holds; None where it holds none.
+    """Return the programs that an equation contains; None if it contains no programs.
 
     Args:
         equation: one equation of a program.
-        table: where primitives are described.
+        table: the rules of the primitives.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Primitives that hold programs, and how their operands reach the inputs of these."""
+"""Primitives that contain programs, and the operands that their inputs come from."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Flow(enum.Enum):
     """How an equation runs its programs."""
 
     CALL = "call"
-    """One program, once."""
+    """One program runs once."""
     LOOP = "loop"
-    """One program again and again (`scan`), or a test and a body in turns (`while`)."""
+    """One program runs repeatedly (`scan`), or a test and a body alternate (`while`)."""
     BRANCH = "branch"
-    """One of several programs, which the first operand chooses."""
+    """One of several programs runs, which the first operand chooses."""
 
 
 class Inner(NamedTuple):
@@ -37,7 +37,7 @@ class Inner(NamedTuple):
 
 
 MeshCut = tuple[tuple[str, ...], ...]
-"""For each axis of an array the mesh axes that cut it."""
+"""The mesh axes that shard each axis of an array."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +48,15 @@ class Programs:
         flow: how they run.
         inner: the programs: the one that is called, every branch, the body, or the test and the
             body.
-        times: how often the body of a loop runs; None where that is not known (`while`).
-        carried: pairs of an operand and an outcome. The operand is the input of the first turn, an
-            output of each turn is the input of the next one, and the last is the outcome.
-        sliced: operands of which each turn gets one entry along axis 0.
-        stacked: outcomes that hold the outputs of all turns along axis 0.
+        times: the number of iterations of a loop; None if that is not known (`while`).
+        carried: pairs of an operand and an outcome. The operand is the input of the first
+            iteration, an output of each is the input of the next, and the last is the outcome.
+        sliced: operands of which each iteration gets one entry of axis 0.
+        stacked: outcomes that stack the outputs of all iterations on axis 0.
         mesh: the mesh of `shard_map`, each device of which runs the program on its part; else None.
-        operand_cuts: for each operand the mesh axes that cut its axes; empty without a mesh.
-        outcome_cuts: likewise for each outcome.
-        own_derivative: whether the equation has a derivative rule of its own, which may use every
+        operand_cuts: for each operand the mesh axes that shard its axes; empty without a mesh.
+        outcome_cuts: the same for each outcome.
+        own_derivative: whether the equation has a custom derivative rule, which may use every
             operand and every outcome of its program.
 
     Example:
@@ -97,7 +97,7 @@ MakePrograms = Callable[[Equation], Programs]
 
 
 def _calling(*keys: str, own_derivative: bool = False) -> MakePrograms:
-    """Return a maker for equations that call the program under the first of these parameters."""
+    """Return a maker for equations that call the program in the first of these parameters."""
 
     def make(equation: Equation) -> Programs:
         key = next(key for key in keys if key in equation.params)
@@ -108,7 +108,7 @@ def _calling(*keys: str, own_derivative: bool = False) -> MakePrograms:
 
 
 def _whole(equation: Equation, program: Any) -> Inner:
-    """Return a program that has the operands and outcomes of its equation."""
+    """Return a program whose inputs and outputs are all operands and outcomes of its equation."""
     counts = len(equation.invars), len(equation.outvars)
     return Inner(closed(program), *(tuple(range(count)) for count in counts))
 
@@ -177,4 +177,4 @@ PROGRAMS: dict[str, MakePrograms] = {
     "cond": _cond,
     "shard_map": _shard_map,
 }
-"""Makers of `Programs`. An exported call holds compiled code and no program: it is opaque."""
+"""Makers of `Programs`. An exported call is opaque: it contains compiled code but no program."""

@@ -1,4 +1,4 @@
-"""Primitives that combine the entries along axes, and those that need an axis in its order."""
+"""Rules of primitives that reduce axes, and of those that need an axis in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rul
 
 
 def _reduction(neutral: float | None, equation: Equation) -> Rule:
-    """Positions of the largest entry need the axis whole; so does a reduction by a function."""
+    """Return the rule of a reduction; one without a neutral element needs its axes whole."""
     draft, k = Draft(equation), equation.params
     over = {a % len(draft.operand_shapes[0]) for a in k.get("axes", k.get("dimensions"))}
     factors = draft.factors(draft.operand_shapes[0])
@@ -26,12 +26,12 @@ def _reduction(neutral: float | None, equation: Equation) -> Rule:
 
 
 def _ordered(key: str, flops: Flops | None, *absorbs: int) -> MakeRule:
-    """Return a maker of rules for equations that work along one axis.
+    """Return a maker of rules for equations that need one axis whole and in order.
 
     Args:
         key: the parameter that names the axis.
-        flops: what an entry of the outcome costs.
-        *absorbs: operands whose zeros make zeros, where there are no others.
+        flops: the cost of an entry of the outcome.
+        *absorbs: operands whose zeros make the outcome zero, if there are no other operands.
     """
 
     def make(equation: Equation) -> Rule:
@@ -63,4 +63,4 @@ REDUCTIONS: dict[str, MakeRule] = {
     "top_k": _ordered("axis", None),
     "approx_top_k": _ordered("reduction_dimension", None),
 }
-"""Rules of reductions, by what each may leave out, and of what needs an axis in its order."""
+"""Rules of reductions with their neutral elements, and of primitives that need an axis in order."""

@@ -1,4 +1,4 @@
-"""Primitives that slide a window over an array."""
+"""Rules of primitives that slide a window over an array."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def _windows(draft: Draft, shape: Shape, positions: Shape, k: Mapping[str, Any])
     """Return the dimensions that windows cover, those of their positions, and whole factors.
 
     Args:
-        draft: where factors are added.
-        shape: of the array that windows cover.
-        positions: how many windows there are along each axis.
+        draft: the draft that factors are added to.
+        shape: the shape of the array that windows cover.
+        positions: the number of windows on each axis.
         k: the settings of the windows.
     """
     ones = (1,) * len(shape)
@@ -40,7 +40,7 @@ def _windows(draft: Draft, shape: Shape, positions: Shape, k: Mapping[str, Any])
 
 
 def _reduce_window(neutral: float | None, equation: Equation) -> Rule:
-    """Windows of one entry combine nothing, and a combination by a function is of unknown cost."""
+    """Return the rule of a pooling; windows of size 1 cost nothing."""
     draft = Draft(equation)
     shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
     covered, positions, whole = _windows(draft, shape, target, equation.params)
@@ -54,7 +54,7 @@ def _reduce_window(neutral: float | None, equation: Equation) -> Rule:
 
 
 def _reach_entries(k: Mapping[str, Any]) -> bool:
-    """Whether every window has an entry: of padding alone the outcome is not zero."""
+    """Return whether every window covers an entry; one of padding alone does not give zero."""
     axes = zip(
         k["window_dimensions"], k["window_dilation"], k["base_dilation"], k["padding"], strict=True
     )
@@ -65,9 +65,9 @@ def _reach_entries(k: Mapping[str, Any]) -> bool:
 
 
 def _scattered_back(equation: Equation) -> Rule:
-    """The gradient of a pooling: an entry of each window gets what its position has.
+    """Return the rule of the gradient of a pooling, which adds to a chosen entry of each window.
 
-    All entries of a window decide which one, so the taps of the outcome are factors of their own.
+    The choice depends on all entries of a window, so the taps of the outcome are own factors.
     """
     draft = Draft(equation)
     given, shape = draft.operand_shapes
@@ -83,7 +83,7 @@ def _scattered_back(equation: Equation) -> Rule:
 
 
 def _gathered(equation: Equation) -> Rule:
-    """The derivative of a pooling: a position has what is at the chosen entry of its window."""
+    """Return the rule of a pooling's derivative, which takes the chosen entry of each window."""
     draft = Draft(equation)
     shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
     covered, positions, whole = _windows(draft, shape, target, equation.params)
