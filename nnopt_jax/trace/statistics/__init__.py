@@ -1,4 +1,4 @@
-"""What each parameter of a function is multiplied with, measured."""
+"""Statistics of the inputs and outputs of each parameter of a function."""
 
 from nnopt_jax.trace.statistics.leaf_uses import (
     LeafUse as LeafUse,

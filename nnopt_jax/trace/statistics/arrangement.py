@@ -1,4 +1,4 @@
-"""Activations in the order of the leaf that they are multiplied with."""
+"""Rearrangement of activations to the axis order of the leaf that they are multiplied with."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from nnopt_jax.trace.statistics.leaf_part import (
 from nnopt_jax.typing import Array, Shape
 
 AxesOfLeaf = Sequence[tuple[int, PartAxis]]
-"""Axes of an array, and where along each of them the leaf lies that goes along with it."""
+"""Axes of an array, each with the positions of the leaf on it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
-    """An order of the entries of an array: (factors before, rows, factors after).
+    """A rearrangement of an array to the axes (factors before, rows, factors after).
 
-    Equal arrangements of one array are equal, whichever leaves they were made for: factors are
+    Two arrangements that do the same compare equal, even for different leaves: factors are
     numbered by their order in the leaf.
 
     Args:
-        shape: that the array is first given.
+        shape: the shape that the array is first reshaped to.
         before: axes whose factors come first.
-        after: axes whose factors come last; all others are rows, and so is what is repeated.
+        after: axes whose factors come last; all other axes, and repeated factors, are rows.
     """
 
     shape: Shape
@@ -41,11 +41,11 @@ class Arrangement:
 
     @classmethod
     def of(cls, shape: Shape, before: AxesOfLeaf, after: AxesOfLeaf) -> Arrangement:
-        """Make an arrangement for a leaf."""
+        """Make the arrangement for a leaf."""
         return cls(shape, _numbered(before), _numbered(after))
 
     def __call__(self, x: Array) -> Array:
-        """Return the array so arranged, in float32 and without a gradient."""
+        """Return the rearranged array, in float32 and without a gradient."""
         x = lax.stop_gradient(x).reshape(self.shape)
         labels: list[tuple[int, int]] = [_ROWS] * x.ndim
         sides = [(axis, place, -1) for axis, place in self.before]
@@ -67,12 +67,12 @@ _ROWS = (0, 0)
 
 
 def spread(x: Array, axis: int, place: PartAxis) -> Array:
-    """Return the entries of a place, with one axis for each of its factors as the leaf counts.
+    """Split an axis of an array into one axis for each factor of the leaf, in the leaf's direction.
 
     Args:
-        x: any array.
-        axis: the axis that the place is of.
-        place: where the leaf lies along it.
+        x: the array.
+        axis: the axis to split.
+        place: the positions of the leaf on that axis.
     """
     indices = place.indices().ravel()
     if not np.array_equal(indices, np.arange(x.shape[axis])):
@@ -84,7 +84,7 @@ def spread(x: Array, axis: int, place: PartAxis) -> Array:
 
 
 def _taken(x: Array, axis: int, indices: np.ndarray) -> Array:
-    """Entries along an axis: a slice where they lie at equal distances."""
+    """Take entries on an axis, with a slice if they are equally spaced."""
     steps = set(np.diff(indices).tolist()) or {1}
     if len(steps) == 1 and (step := steps.pop()) > 0:
         return lax.slice_in_dim(x, int(indices[0]), int(indices[-1]) + 1, step, axis)
@@ -92,7 +92,7 @@ def _taken(x: Array, axis: int, indices: np.ndarray) -> Array:
 
 
 def _numbered(axes: AxesOfLeaf) -> tuple[tuple[int, PartAxis], ...]:
-    """The axes, their factors numbered by their order in the leaf."""
+    """Number the factors of axes by their order in the leaf."""
     places = [place._replace(factors=tuple(_by_step(place))) for _, place in axes]
     flat = [f for place in places for f in place.factors if f.axis != REPEATED]
     rank = {(flat[at].axis, flat[at].stride): number for number, at in enumerate(leaf_order(flat))}
@@ -109,5 +109,5 @@ def _numbered(axes: AxesOfLeaf) -> tuple[tuple[int, PartAxis], ...]:
 
 
 def _by_step(place: PartAxis) -> list[LeafFactor]:
-    """From major to minor, so that indices count up where the place is all of an axis."""
+    """Sort factors from major to minor, so that the indices of a whole axis are in order."""
     return sorted(place.factors, key=lambda factor: -factor.step)

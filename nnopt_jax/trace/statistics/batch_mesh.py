@@ -1,4 +1,4 @@
-"""Arrays on a mesh: where they lie, and functions that leave that to the compiler."""
+"""The mesh of sharded arrays, and functions whose sharding the compiler chooses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnopt_jax.tree.explicit import automatic
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that arrays lie on; None where they lie on one device, or no array has one."""
+    """Return the mesh that arrays are sharded over; None if they are on a single device."""
     for x in jax.tree.leaves(tree):
         at = getattr(x, "sharding", None)
         if isinstance(at, NamedSharding) and isinstance(at.mesh, Mesh) and at.mesh.size > 1:
@@ -21,17 +21,17 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def replicated(mesh: Mesh | None) -> NamedSharding | None:
-    """The whole array on every device."""
+    """Return the sharding that replicates an array on every device; None without a mesh."""
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def replicating(function: Callable[..., Any], mesh: Mesh | None, out: Any) -> Callable[..., Any]:
-    """`automatic`, of a function whose outcome is to lie on all devices.
+    """Let the compiler shard a function, and replicate its outcome on all devices.
 
     Args:
-        function: of arrays on the mesh.
-        mesh: the mesh; None for none.
-        out: like the function's outcome.
+        function: a function of arrays on the mesh.
+        mesh: the mesh, or None.
+        out: a tree of the structure of the outcome.
     """
     if mesh is None:
         return function

@@ -1,4 +1,4 @@
-"""The analysis that follows leaves through a program, and notes each of their uses."""
+"""The analysis that follows leaves through a program and notes each of their uses."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from nnopt_jax.trace.statistics.value_numbers import ValueNumbers
 
 
 class LeafValue(NamedTuple):
-    """What is known of an array.
+    """The abstract value of an array.
 
     Args:
-        parts: what it holds of leaves.
-        number: the same for arrays that hold the same.
-        lost: what it may hold of leaves, in one branch or one turn of a loop and not in others.
+        parts: the parts of leaves that the array holds.
+        number: the value number: equal for arrays that hold the same values.
+        lost: parts that the array holds in one branch or iteration, but not in others.
     """
 
     parts: tuple[LeafPart, ...] = ()
@@ -32,15 +32,15 @@ class LeafValue(NamedTuple):
 
 
 class NotedUse(NamedTuple):
-    """A use as the walk meets it.
+    """A use of a leaf, found by the walk.
 
     Args:
         equation: the step.
-        part: the leaf as it lies there.
-        copied: where its copy of the leaf was made, which its gradient is taken at.
-        product: what the leaf is multiplied with.
-        reason: why nothing can be measured, if so.
-        source: what inputs are made of: uses of equal inputs share their states.
+        part: the part of the leaf that the operand holds.
+        copied: the location of its copy of the leaf, which its gradient is taken at.
+        product: the product that the leaf is used in.
+        reason: why nothing can be measured; empty if something can.
+        source: a key of the inputs: uses with equal keys share their states.
     """
 
     equation: Equation
@@ -53,11 +53,11 @@ class NotedUse(NamedTuple):
 
 @dataclasses.dataclass
 class LeafStep:
-    """A step that leaves reach.
+    """A step whose operands hold leaves.
 
     Args:
-        copied: operands that go on as plain arrays, and the name of the copy that they hold.
-        uses: the uses there.
+        copied: the operands that are no longer followed, and the copy of the leaf that each holds.
+        uses: the uses by this step.
     """
 
     copied: dict[int, Location] = dataclasses.field(default_factory=dict)
@@ -66,14 +66,14 @@ class LeafStep:
 
 @dataclasses.dataclass
 class LeafDomain(Domain[LeafValue]):
-    """The domain of the abstract walk that finds uses.
+    """The domain of the abstract walk that finds the uses of leaves.
 
-    What it notes is by location, since bodies of loops are walked more than once: a leaf that they
-    change is not followed the second time.
+    Notes are kept by location, since bodies of loops are walked more than once: a leaf that a loop
+    changes is no longer followed in the second walk.
 
     Args:
-        steps: those that leaves reach.
-        numbers: of arrays.
+        steps: the steps whose operands hold leaves.
+        numbers: the value numbers of arrays.
     """
 
     steps: dict[Location, LeafStep] = dataclasses.field(default_factory=dict)
@@ -81,19 +81,19 @@ class LeafDomain(Domain[LeafValue]):
 
     @property
     def uses(self) -> dict[Location, NotedUse]:
-        """All uses."""
+        """All uses, by location."""
         return {at: use for step in self.steps.values() for at, use in step.uses.items()}
 
     def fresh(self, parts: tuple[LeafPart, ...] = ()) -> LeafValue:
-        """Of an array like no other."""
+        """Return the value of an array that equals no other."""
         return LeafValue(parts, self.numbers.new())
 
     def constant(self, x: Any) -> LeafValue:
-        """Constants hold no leaf."""
+        """Return the value of a constant, which holds no leaf."""
         return LeafValue((), self.numbers.constant(x))
 
     def join(self, one: LeafValue, other: LeafValue) -> LeafValue:
-        """Leaves are followed that both hold alike."""
+        """Return the value of either of two arrays, with the parts that both hold alike."""
         if one == other:
             return one
         if one.parts == other.parts and not (one.lost or other.lost):
@@ -102,23 +102,23 @@ class LeafDomain(Domain[LeafValue]):
         return self.fresh()._replace(lost=tuple(lost))
 
     def same(self, one: LeafValue, other: LeafValue) -> bool:
-        """Numbers of what a loop carries are its own in each turn."""
+        """Return whether two values hold the same parts; their numbers may differ by iteration."""
         return one.parts == other.parts and one.lost == other.lost
 
     def layer(self, value: LeafValue, site: Site) -> LeafValue:
-        """The axis that a scan goes along numbers layers."""
+        """Return one slice of a scanned array; the first axis becomes a level of scans."""
         depth, length = len(site.location), site.around[-1].params["length"]
         parts = tuple(part.layer(depth, length) for part in value.parts)
         return LeafValue(parts, self.numbers.of(("layer", site.location, value.number)))
 
     def stack(self, value: LeafValue, times: int, site: Site) -> LeafValue:
-        """Leaves are not followed into a stack."""
+        """Return the stacked outputs of a loop, in which leaves are not followed."""
         return self.fresh()._replace(lost=value.parts)
 
     def enter(
         self, programs: Programs, values: Sequence[LeafValue | None], site: Site
     ) -> list[LeafValue]:
-        """Note where leaves do not enter, and where they do as plain arrays."""
+        """Note operands whose leaves are not followed inside, or only as plain arrays."""
         given, step = self._reached(values, site)
         carried = {operand for operand, _ in programs.carried}
         for at, value in enumerate(given):
@@ -140,7 +140,7 @@ class LeafDomain(Domain[LeafValue]):
         outcomes: Sequence[LeafValue | None],
         site: Site,
     ) -> list[LeafValue | None]:
-        """Note where leaves are lost; those that are not come out as plain arrays."""
+        """Note the leaves that are lost; the others leave as plain arrays."""
         equation, found = site.around[-1], list(outcomes)
         is_call = programs.flow is Flow.CALL and programs.mesh is None
         numbers = [] if is_call else self._numbers(equation, values)
@@ -157,7 +157,7 @@ class LeafDomain(Domain[LeafValue]):
     def step(
         self, equation: Equation, rule: Rule, values: Sequence[LeafValue | None], site: Site
     ) -> list[LeafValue]:
-        """Follow the leaves that a step moves, and note its uses of all others."""
+        """Follow the leaves that a step moves, and note its uses of the others."""
         given, step = self._reached(values, site)
         numbers = self._numbers(equation, given)
         held: list[list[LeafPart]] = [[] for _ in numbers]
@@ -177,14 +177,14 @@ class LeafDomain(Domain[LeafValue]):
         return [LeafValue(tuple(p), number) for p, number in zip(held, numbers, strict=True)]
 
     def _numbers(self, equation: Equation, values: Sequence[LeafValue | None]) -> list[int]:
-        """Of the outcomes of a step."""
+        """Return the value numbers of the outcomes of a step."""
         given = [self.fresh() if value is None else value for value in values]
         return self.numbers.outcomes(equation, [value.number for value in given])
 
     def _reached(
         self, values: Sequence[LeafValue | None], site: Site
     ) -> tuple[list[LeafValue], LeafStep]:
-        """What a step takes; what was noted there in another turn of a loop is forgotten."""
+        """Return the operands of a step, and a new record for it if any of them holds a leaf."""
         given = [
             self.fresh() if value is None else value._replace(lost=()) if value.lost else value
             for value in values
@@ -204,7 +204,7 @@ class LeafDomain(Domain[LeafValue]):
         uses: Sequence[tuple[LeafPart, ProductUse | str]],
         values: Sequence[LeafValue] = (),
     ) -> None:
-        """Note what a step does with what one array holds of leaves, or why nothing is known."""
+        """Note the uses of the leaves in one operand, or why they cannot be measured."""
         for which, (part, use) in enumerate(uses):
             product, reason = (ProductUse(), use) if isinstance(use, str) else (use, "")
             operands = tuple(values[i].number for i in product.operands)
@@ -220,7 +220,7 @@ class LeafDomain(Domain[LeafValue]):
 
 
 def _stops(programs: Programs, parts: Sequence[LeafPart], at: int, site: Site) -> str:
-    """Why leaves are not followed into the programs of a step, if they are not."""
+    """Return why leaves are not followed into the programs of a step; empty if they are."""
     primitive, times = site.around[-1].primitive, programs.times or 0
     if primitive not in CONTROL:
         return f"no rule follows it through {primitive.name}"
@@ -229,12 +229,12 @@ def _stops(programs: Programs, parts: Sequence[LeafPart], at: int, site: Site) -
 
 
 def _as_array(parts: Sequence[LeafPart], copied: Location) -> tuple[LeafPart, ...]:
-    """Leaves in a plain array; of one that was a plain array before its first name stays."""
+    """Mark leaves as held in a plain array; a leaf keeps the first copy that it is marked with."""
     return tuple(part._replace(copied=part.copied or copied) for part in parts)
 
 
 def _comes_through(equation: Equation, values: Sequence[LeafValue | None], out: LeafValue) -> bool:
-    """Whether the run gives an outcome as it is inside: `control` says where."""
+    """Return whether a run passes an outcome of inner programs on unchanged, as `control` does."""
     is_remat = equation.primitive is primitives.remat_p
     return is_inlined(equation) or (is_remat and any(out is value for value in values))
 
@@ -245,11 +245,11 @@ _CALLS = {
     primitives.custom_jvp_call_p,
     primitives.custom_vjp_call_p,
 }
-"""Steps whose inner program runs whenever they do."""
+"""Steps that run their inner program exactly once."""
 
 
 def _scope(site: Site) -> Location:
-    """The program of the innermost loop or branch around a step: all in it runs equally often."""
+    """Return the innermost loop or branch around a step; all steps in it run equally often."""
     for depth in reversed(range(len(site.around) - 1)):
         if site.around[depth].primitive not in _CALLS:
             return site.location[: 2 * depth + 2]

@@ -1,4 +1,4 @@
-"""What was measured at one use, in the order of the leaf itself."""
+"""Conversion of measured states to the axis order of the leaf."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from nnopt_jax.typing import Array, Shape
 
 @dataclasses.dataclass(frozen=True)
 class LeafLayout:
-    """Which part of a leaf each axis of a state belongs to.
+    """The relation between the axes of a state and those of the leaf.
 
-    States have the axes (batch, then groups and channels, or outs, or others of their own).
+    A state has the batch axes first, then groups and channels, or outs, or other axes.
 
     Args:
-        shape: of the leaf.
-        part: the leaf where it is used.
-        product: what it is multiplied with there.
-        is_folded: whether states have lost their batch.
+        shape: the shape of the leaf.
+        part: the part of the leaf that is used.
+        product: the product that it is used in.
+        is_folded: whether the batch axes of states are already reduced.
     """
 
     shape: Shape
@@ -37,40 +37,40 @@ class LeafLayout:
 
     @property
     def batch(self) -> Factors:
-        """What scans go along, from the outermost, then what products have of their own."""
+        """The batch factors: of scans from the outermost, then of the product itself."""
         return () if self.is_folded else (*self.part.scanned, *self.product.batch)
 
     def unscanned(self, state: Any) -> Any:
-        """Give a state one axis for each factor of scans, in place of one for each scan."""
+        """Split the axis of each scan in a state into one axis for each of its factors."""
         for at, level in reversed([*enumerate(self.part.scans)]):
             state = jax.tree.map(lambda x, at=at, axis=level.axis: spread(x, at, axis), state)
         return state
 
     def leaf(self, x: Array) -> Array:
-        """Numbers for the whole leaf, or for each of its layers.
+        """Arrange a number for the leaf, or one for each of its layers.
 
-        They broadcast to the leaf once axes of one entry are put behind them.
+        The result broadcasts to the leaf once axes of size 1 are appended.
         """
         last = max((factor.axis for factor in self.batch), default=-1) + 1
         found = self._like_leaf(x, self.batch)
         return found.reshape(found.shape[:last])
 
     def channel(self, x: Array) -> Array:
-        """Numbers for each channel of inputs; they broadcast to the leaf."""
+        """Arrange numbers for each input channel so that they broadcast to the leaf."""
         return self._like_leaf(x, (*self.batch, *self.product.groups, *self.product.channels))
 
     def out(self, x: Array) -> Array:
-        """Numbers for each channel of outputs; they broadcast to the leaf."""
+        """Arrange numbers for each output channel so that they broadcast to the leaf."""
         return self._like_leaf(x, (*self.batch, *self.product.outs))
 
     def apart(self, x: Array) -> Array:
-        """Anything, behind a batch in the order of the leaf."""
+        """Arrange only the batch axes in the order of the leaf; keep the others."""
         order, rest = leaf_order(self.batch), x.shape[len(self.batch) :]
         x = x.transpose((*order, *range(len(order), x.ndim)))
         return x.reshape(*_sizes(self.batch).values(), *rest)
 
     def _like_leaf(self, x: Array, factors: Factors) -> Array:
-        """Join the factors of each axis; one that lacks is repeated beside another."""
+        """Merge factors into the axes of the leaf; repeat along missing factors of those axes."""
         x = x.reshape([factor.size for factor in factors]).transpose(leaf_order(factors))
         there = {_name(factor) for factor in factors}
         axes = {axis for axis, _ in there if axis != REPEATED}
@@ -82,20 +82,20 @@ class LeafLayout:
         return x.reshape([sizes.get(axis, 1) for axis in range(len(self.shape))])
 
     def folded(self) -> LeafLayout:
-        """The layout of a state that has lost its batch."""
+        """Return the layout of a state whose batch axes are reduced."""
         return dataclasses.replace(self, is_folded=True)
 
     def marks(self, labels: tuple[str, ...]) -> Any:
-        """What two layouts have in common whose states may be added.
+        """Return a key that is equal for two layouts whose states may be added.
 
         Args:
-            labels: names of properties of the product, or its batch.
+            labels: names of properties of the product, or `"batch"`.
         """
         named = [
             self.batch if label == "batch" else getattr(self.product, label) for label in labels
         ]
         axes = {f.axis for each in named for f in each if isinstance(f, LeafFactor)}
-        # A start that is not known is not that of another use.
+        # An unknown start equals no other.
         least = self.part.least
         starts = tuple(object() if least[axis] is None else least[axis] for axis in sorted(axes))
         plain = tuple(
@@ -106,7 +106,7 @@ class LeafLayout:
 
 
 def folded(state: Any, axes: int, add: Callable[[Any, Any], Any]) -> Any:
-    """A state for all of a batch, of states for each entry of its first axes."""
+    """Reduce the first axes of a state by adding the states of their entries."""
     for _ in range(axes):
         count = jax.tree.leaves(state)[0].shape[0]
         state = functools.reduce(
@@ -120,7 +120,7 @@ def _name(factor: LeafFactor) -> tuple[int, int]:
 
 
 def _sizes(factors: Factors | list) -> dict[int, int]:
-    """How much of each axis there is, in the order of the leaf."""
+    """Return the number of entries on each axis of the leaf, in order."""
     return {
         axis: math.prod(factor.size for factor in factors if factor.axis == axis)
         for axis in sorted({factor.axis for factor in factors})

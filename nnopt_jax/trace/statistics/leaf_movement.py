@@ -1,4 +1,4 @@
-"""Where the entries of leaves lie after a step, by its rule in the table of primitives."""
+"""The positions of the entries of leaves after a step, from the rule of its primitive."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from nnopt_jax.trace.primitives import Kind, Place, Rule, Same, Start
 from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafFactor, LeafPart, PartAxis
 
 Starts = list[int | None]
-"""For each axis of a leaf where a part begins; functions here move it."""
+"""The start of a part on each axis of a leaf; functions of this module update it in place."""
 
 
 class CutAcrossError(Exception):
-    """Says why the entries of a leaf cannot be followed through a step."""
+    """Raised with the reason why the entries of a leaf cannot be followed through a step."""
 
 
 def moves(equation: Equation, rule: Rule, operand: int) -> bool:
-    """Return whether the outcomes hold the entries of an operand, rounded or scaled at most.
+    """Return whether the outcomes hold the entries of an operand, at most rounded or scaled.
 
     Args:
         equation: the step.
         rule: its rule.
-        operand: which operand.
+        operand: the number of the operand.
     """
     if operand not in rule.data or operand == rule.fills or rule.mesh or rule.same is Same.NO:
         return False
     if rule.kind is Kind.MOVEMENT:
         return True
-    # Of a product with a number the outcome holds the array, and not the number.
+    # The outcome of a product with a scalar holds the array, not the scalar.
     is_number = equation.invars[operand].aval.ndim == 0 and len(equation.invars) > 1
     is_float = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating)
     return rule.kind is Kind.ELEMENTWISE and is_float and not is_number
@@ -40,16 +40,16 @@ def moves(equation: Equation, rule: Rule, operand: int) -> bool:
 def moved_parts(
     equation: Equation, rule: Rule, operand: int, parts: Sequence[LeafPart]
 ) -> list[list[LeafPart]]:
-    """Return what each outcome holds of the leaves in an operand.
+    """Return the parts of leaves that each outcome takes over from an operand.
 
     Args:
         equation: a step that `moves` the operand.
         rule: its rule.
-        operand: which operand.
-        parts: what the operand holds.
+        operand: the number of the operand.
+        parts: the parts that the operand holds.
 
     Raises:
-        CutAcrossError: places are not known, or entries do not lie at regular distances.
+        CutAcrossError: positions are not known, or entries are not equally spaced.
     """
     found: list[list[LeafPart]] = []
     for outcome in range(len(rule.outcomes)):
@@ -70,7 +70,7 @@ def moved_parts(
 def _moved(
     equation: Equation, rule: Rule, before: Sequence[Place], after: Sequence[Place], part: LeafPart
 ) -> LeafPart | None:
-    """The part in one outcome; None where the outcome has none of it."""
+    """Return the part in one outcome; None if the outcome has no entry of it."""
     starts, taken = list(part.starts), dict.fromkeys(part.taken)
     inside: dict[int, PartAxis] = {}
     for place, axis in zip(before, part.axes, strict=True):
@@ -85,7 +85,7 @@ def _moved(
 
 
 def _check_flat(equation: Equation, rule: Rule, parts: Sequence[LeafPart]) -> None:
-    """Raise where axes that are cut anew have no common bounds, unless a leaf is repeated there."""
+    """Raise if a reshape cuts axes across their bounds, unless the leaf is repeated there."""
     for part in parts:
         for axis in (axis for flat in rule.flat for axis in flat.operand):
             lies, size = part.axes[axis], rule.operand_shapes[0][axis]
@@ -94,7 +94,7 @@ def _check_flat(equation: Equation, rule: Rule, parts: Sequence[LeafPart]) -> No
 
 
 def _resolved(equation: Equation, place: Place, size: int, sizes: Sequence[int]) -> Place:
-    """The place with a start that is a number in the program, clamped as XLA does."""
+    """Return the place with its start, if that is a constant, as a number clamped as in XLA."""
     if not isinstance(place.start, Start):
         return place
     start = equation.invars[place.start.operand]
@@ -107,7 +107,7 @@ def _resolved(equation: Equation, place: Place, size: int, sizes: Sequence[int])
 def _by_factor(
     equation: Equation, place: Place, axis: PartAxis, sizes: Sequence[int], starts: Starts
 ) -> list[PartAxis] | None:
-    """Where the part lies along each factor of a place; None where the place has none of it."""
+    """Return the positions of the part on each factor of a place; None if it has no entry there."""
     counts = [sizes[factor] for factor in place.names]
     try:
         if isinstance(place.start, Start):
@@ -122,7 +122,7 @@ def _by_factor(
 
 
 def _window(axis: PartAxis, count: int, starts: Starts) -> PartAxis:
-    """Consecutive entries, the first of which is known only when the program runs."""
+    """Return the positions in a window whose start is known only at run time."""
     loose = [factor for factor in axis.factors if factor.size > 1]
     if axis.start or not loose or (len(loose) > 1 and count > 1) or loose[0].step != 1:
         raise CutAcrossError("takes a part whose place is known only when the program runs")
@@ -134,7 +134,7 @@ def _window(axis: PartAxis, count: int, starts: Starts) -> PartAxis:
 
 
 def _cut(axis: PartAxis, first: int, stride: int, count: int, starts: Starts) -> PartAxis | None:
-    """The entries at `first + stride * j`, by `j` below the count; None where there are none."""
+    """Return the positions of the entries at `first + stride * j`, `j < count`; None if none."""
     loose = [at for at, factor in enumerate(axis.factors) if factor.size > 1]
     if not loose:
         start, rest = divmod(axis.start - first, stride)
@@ -163,7 +163,7 @@ def _cut(axis: PartAxis, first: int, stride: int, count: int, starts: Starts) ->
 def _cut_one(
     axis: PartAxis, at: int, first: int, stride: int, count: int, starts: Starts
 ) -> PartAxis | None:
-    """Likewise, of one factor: where both progressions agree, by their least common multiple."""
+    """Intersect one factor with `first + stride * j`, by the least common multiple of strides."""
     factor = axis.factors[at]
     apart = first - axis.start
     common = math.gcd(factor.step, stride)
@@ -184,14 +184,14 @@ def _cut_one(
 
 
 def split_axis(axis: PartAxis, strides: Sequence[int]) -> list[PartAxis]:
-    """Return where a part lies along each of the axes that one is cut into.
+    """Return the positions of a part on each of the axes that one axis is split into.
 
     Args:
-        axis: where it lies along the one.
-        strides: of the axes, from major to minor.
+        axis: its positions on the axis before the split.
+        strides: the strides of the new axes, from major to minor.
 
     Raises:
-        CutAcrossError: the bounds of the axes are not those of the part.
+        CutAcrossError: the new axes cut across the factors of the part.
     """
     stride, *rest = strides
     if not rest:
@@ -219,7 +219,7 @@ def _placed(
     equation: Equation, place: Place, inside: dict[int, PartAxis], sizes: Sequence[int],
     starts: Starts,
 ) -> PartAxis:  # fmt: skip
-    """Return the indices that a part of a leaf takes up along one axis of an output."""
+    """Return the positions of a part of a leaf on one axis of an outcome."""
     if isinstance(place.start, Start):
         raise CutAcrossError(f"{equation.primitive.name} puts it at a place that is not known")
     start, factors = place.start, []

@@ -1,4 +1,4 @@
-"""Where the entries of a parameter lie in an array that it was moved into."""
+"""The positions of the entries of a parameter in an array that it was moved into."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from nnopt_jax.trace.abstract_walk import Location
 from nnopt_jax.typing import Shape
 
 REPEATED = -1
-"""The axis of factors along which entries of a leaf are repeated."""
+"""The axis number of factors that repeat the entries of a leaf."""
 
 
 class LeafFactor(NamedTuple):
     """A loop index that an axis of an array and an axis of a leaf share.
 
     Args:
-        axis: of the leaf; `REPEATED` where every index has the same entries.
-        stride: how far the index along the leaf's axis moves; negative where it runs backwards.
+        axis: the axis of the leaf; `REPEATED` if every index has the same entries.
+        stride: the stride on the leaf's axis; negative if the leaf runs backwards.
         size: the number of entries.
-        step: how far the index along the array's axis moves, above 0.
+        step: the stride on the array's axis, above 0.
     """
 
     axis: int
@@ -32,11 +32,11 @@ class LeafFactor(NamedTuple):
 
 
 class PartAxis(NamedTuple):
-    """Where a leaf lies along one axis of an array: at `start + sum(step * i)` over factors.
+    """The positions `start + sum(step * i)` of a leaf on one axis of an array, over factors.
 
     Args:
         start: the least index.
-        factors: what the axis has of the leaf; without any it lies at `start` alone.
+        factors: the factors of the leaf on the axis; without any, `start` is the only position.
 
     Example:
         >>> from nnopt_jax.trace.statistics.leaf_part import LeafFactor, PartAxis
@@ -54,16 +54,16 @@ class PartAxis(NamedTuple):
 
     @property
     def repeats(self) -> bool:
-        """Whether several indices have the same entry of the leaf."""
+        """Whether several indices hold the same entry of the leaf."""
         return any(factor.axis == REPEATED and factor.size > 1 for factor in self.factors)
 
     @property
     def is_constant(self) -> bool:
-        """Whether the leaf is the same at every index, and not cut out of one."""
+        """Whether every index holds the same of the leaf, by repetition alone."""
         return bool(self.factors) and all(factor.axis == REPEATED for factor in self.factors)
 
     def indices(self) -> np.ndarray:
-        """The index for each combination of the factors, one axis for each of them."""
+        """Return the index for each combination of the factors, with one axis for each factor."""
         found = np.asarray(self.start)
         for factor in self.factors:
             found = found[..., None] + factor.step * np.arange(factor.size)
@@ -71,12 +71,12 @@ class PartAxis(NamedTuple):
 
 
 class ScanLevel(NamedTuple):
-    """A scan that goes along an axis of a leaf.
+    """A scan over an axis of a leaf.
 
     Args:
-        depth: length of the scan's location.
-        length: the number of its steps.
-        axis: where the leaf lies among them; constant where every step has all of it.
+        depth: the length of the scan's location.
+        length: the number of its iterations.
+        axis: the positions of the leaf among the iterations; constant if each uses the same.
     """
 
     depth: int
@@ -85,17 +85,17 @@ class ScanLevel(NamedTuple):
 
 
 class LeafPart(NamedTuple):
-    """What an array holds of one leaf.
+    """The part of one leaf that an array holds.
 
     Args:
-        path: the leaf.
-        axes: for each axis of the array where the leaf lies.
-        starts: for each axis of the leaf the index where all factors are 0; None where it is known
-            only when the program runs.
-        levels: of the scans around, from the outermost.
-        taken: axes of the leaf along which one entry was taken.
-        copied: where the leaf became a plain array, as loops carry: all later uses have one
-            gradient together. Empty where each use has its own.
+        path: the path of the leaf.
+        axes: the positions of the leaf on each axis of the array.
+        starts: for each axis of the leaf the index at which all factors are 0; None if that is
+            known only at run time.
+        levels: the scans over the leaf, from the outermost.
+        taken: axes of the leaf of which one entry was taken.
+        copied: the location at which the leaf became a plain array, for example as the carry of
+            a loop; all later uses share one gradient. Empty if each use has its own.
     """
 
     path: str
@@ -107,34 +107,34 @@ class LeafPart(NamedTuple):
 
     @classmethod
     def whole(cls, path: str, shape: Shape) -> LeafPart:
-        """A leaf as it goes into the function."""
+        """Return the part that is a whole leaf, as an input of the function."""
         axes = (PartAxis(0, (LeafFactor(axis, 1, n, 1),)) for axis, n in enumerate(shape))
         return cls(path, tuple(axes), (0,) * len(shape))
 
     def is_stack(self, length: int) -> bool:
-        """Whether a scan of so many steps finds entries of the leaf in each, or the same in all."""
+        """Return whether a scan gets other entries in each iteration, or the same in all."""
         first = self.axes[0]
         return first.count == length if first.is_constant else not first.repeats
 
     @property
     def scans(self) -> tuple[ScanLevel, ...]:
-        """The scans that go along the leaf, from the outermost."""
+        """The scans whose iterations use different entries of the leaf, from the outermost."""
         return tuple(level for level in self.levels if not level.axis.is_constant)
 
     @property
     def scanned(self) -> tuple[LeafFactor, ...]:
-        """What they go along."""
+        """The factors of the leaf that these scans iterate over."""
         return tuple(factor for level in self.scans for factor in level.axis.factors)
 
     @property
     def factors(self) -> tuple[LeafFactor, ...]:
-        """All that is there of the leaf."""
+        """All factors of the leaf that the array or its scans have."""
         here = (factor for axis in self.axes for factor in axis.factors)
         return tuple(factor for factor in (*self.scanned, *here) if factor.axis != REPEATED)
 
     @property
     def least(self) -> tuple[int | None, ...]:
-        """The least index of each axis: starts are those of factors that may run backwards."""
+        """The least index on each axis of the leaf; factors may run backwards from `starts`."""
         found = list(self.starts)
         for factor in self.factors:
             if factor.stride < 0 and (start := found[factor.axis]) is not None:
@@ -142,13 +142,13 @@ class LeafPart(NamedTuple):
         return tuple(found)
 
     def layer(self, depth: int, length: int) -> LeafPart:
-        """The part in one step of a scan along the first axis."""
+        """Return the part in one iteration of a scan over the first axis."""
         levels = (*self.levels, ScanLevel(depth, length, self.axes[0]))
         return self._replace(axes=self.axes[1:], levels=levels)
 
 
 def leaf_order(factors: Sequence[LeafFactor]) -> list[int]:
-    """The order in which factors lie in the leaf.
+    """Return the numbers of factors in the order of the leaf, from major to minor.
 
     Example:
         >>> from nnopt_jax.trace.statistics.leaf_part import LeafFactor, leaf_order

@@ -1,4 +1,4 @@
-"""Which steps of a program use each leaf, and how."""
+"""The table of the steps that use each leaf."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from nnopt_jax.typing import Shape
 class LeafUse(NamedTuple):
     """One use of a leaf.
 
-    Axes are those of the leaf itself, however it was moved on the way.
+    Axes are those of the leaf itself, even if it was moved before.
 
     Args:
-        path: the leaf.
-        number: of the use, in the order of the program.
-        primitive: the step.
-        contracted: axes that are summed over or, in a lookup, looked up: as a product with a
-            one-hot row would sum over them.
-        batch: axes along which each entry has a use of its own: layers of a scan, heads, experts.
-        partial: axes of which the use has a part only.
-        reason: why nothing can be measured there; empty where it can.
-        line: the user's line, where it is known.
+        path: the path of the leaf.
+        number: the number of the use, in the order of the program.
+        primitive: the name of the primitive.
+        contracted: axes that are summed over, or looked up: a product with a one-hot row would
+            sum over those.
+        batch: axes of which each entry has a use of its own: layers of a scan, heads, experts.
+        partial: axes that the use covers only in part.
+        reason: why nothing can be measured there; empty if something can.
+        line: the user's line, if that is known.
 
     Example:
         >>> from nnopt_jax.trace import LeafUse
@@ -48,10 +48,10 @@ class LeafUse(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LeafUses(Sequence[LeafUse]):
-    """All uses of leaves; a sequence, and printed a table.
+    """All uses of leaves: a sequence that prints as a table.
 
     Args:
-        uses: in the order of the leaves, and then of the program.
+        uses: the uses in the order of the leaves, and then of the program.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,23 +66,23 @@ class LeafUses(Sequence[LeafUse]):
     uses: tuple[LeafUse, ...]
 
     def __getitem__(self, at: Any) -> Any:
-        """By position."""
+        """Return the use at a position."""
         return self.uses[at]
 
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of uses."""
         return len(self.uses)
 
     def __iter__(self) -> Iterator[LeafUse]:
-        """One by one."""
+        """Iterate over the uses."""
         return iter(self.uses)
 
     def of(self, path: str) -> tuple[LeafUse, ...]:
-        """Those of one leaf."""
+        """Return the uses of one leaf."""
         return tuple(use for use in self.uses if use.path == path)
 
     def __str__(self) -> str:
-        """The table."""
+        """Return the table as text."""
         header = ("leaf", "use", "used by", "contracted", "batch", "partial", "why not", "line")
         cells: list[tuple[str, ...]] = [header]
         for use in self.uses:
@@ -98,14 +98,14 @@ def _listed(axes: tuple[int, ...]) -> str:
 def leaf_use(
     shape: Shape, part: LeafPart, equation: Equation, product: ProductUse, reason: str
 ) -> LeafUse:
-    """Return the row of one use; its number is set when all are known.
+    """Return the row of one use; its number is set once all uses are known.
 
     Args:
-        shape: of the leaf.
-        part: the leaf as it lies there.
+        shape: the shape of the leaf.
+        part: the part of the leaf that is used.
         equation: the step.
-        product: what it is multiplied with.
-        reason: why nothing can be measured, if so.
+        product: the product that it is used in.
+        reason: why nothing can be measured; empty if something can.
     """
     outputs = {f.axis for f in product.outs} - {f.axis for f in product.groups}
     batch = {f.axis for f in (*part.scanned, *product.batch) if f.axis != REPEATED}
@@ -125,6 +125,6 @@ def _partial(shape: Shape, part: LeafPart) -> tuple[int, ...]:
 
 
 def leaf_uses(uses: Iterable[LeafUse], paths: Sequence[str]) -> LeafUses:
-    """Return the table of uses, leaf by leaf."""
+    """Return the table of uses, sorted by leaf."""
     order = {path: at for at, path in enumerate(paths)}
     return LeafUses(tuple(sorted(uses, key=lambda use: (order[use.path], use.number))))

@@ -1,4 +1,4 @@
-"""Computes a program and measures at the uses of its leaves, which are known before."""
+"""Execution of a program with measurements at the known uses of its leaves."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from nnopt_jax.trace.statistics.use_sites import UseSite
 from nnopt_jax.typing import Array
 
 Extras = dict[Any, Any]
-"""States by statistic and use."""
+"""States, by statistic and use."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LeafCopies:
-    """An array that leaves were moved into, where a gradient is asked for at each of their uses.
+    """An array that holds leaves, with copies so that each use of a leaf has its own gradient.
 
     Args:
         x: the array.
-        copies: the same array once more for each use, by where it becomes a plain array.
+        copies: a copy of the array for each use, by the location of the copy.
     """
 
     x: Array
@@ -39,20 +39,20 @@ def plain(value: Any, copied: Location = ()) -> Any:
 
     Args:
         value: an array, or the copies of one.
-        copied: which copy.
+        copied: the location of the copy.
     """
     return value.copies.get(copied, value.x) if isinstance(value, LeafCopies) else value
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredRun(Inside):
-    """A run of a program, or of the programs inside of one of its steps.
+    """An interpreter of a program, or of the programs inside of one of its steps.
 
     Args:
         sites: the uses of leaves.
-        steps: those that leaves reach.
-        statistics: by name.
-        location: of the step.
+        steps: the steps whose operands hold leaves.
+        statistics: the statistics by name.
+        location: the location of the step.
     """
 
     sites: Mapping[Location, UseSite]
@@ -63,15 +63,15 @@ class MeasuredRun(Inside):
     def run(
         self, program: Program, values: Sequence[Any], at: int | None = 0
     ) -> tuple[list[Any], Extras]:
-        """Computes a program inside of the step, or one that is in none; leaves may come out.
+        """Compute a program, and measure at the uses in it; it may return leaves.
 
         Args:
-            program: what was traced.
+            program: the traced program.
             values: arrays and `LeafCopies`, one for each input.
-            at: which of the step's programs it is; None where there is no step.
+            at: the number of the program inside of the step; None for the outermost program.
 
         Returns:
-            What comes out, and what was measured.
+            The outputs, and the states of what was measured.
         """
         around = self._within(at)
         environment = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
@@ -105,7 +105,7 @@ class MeasuredRun(Inside):
         return found, extras
 
     def _within(self, at: int | None) -> Location:
-        """The location of the step, or of one of its programs."""
+        """Return the location of the step, or of one of its programs."""
         return self.location if at is None else (*self.location, at)
 
     def _sites(self, location: Location) -> list[UseSite]:
@@ -113,15 +113,15 @@ class MeasuredRun(Inside):
         return [site for where, site in self.sites.items() if where[:depth] == location]
 
     def dense(self, values: Sequence[Any]) -> list[Any]:
-        """Plain arrays, of the copy that is named by the step."""
+        """Return plain arrays, from the copies that belong to the step."""
         return [plain(value, self.location) for value in values]
 
     def slices(self, value: Any) -> Slices:
-        """The scan cuts an array, and each of its copies."""
+        """Let the scan slice an array and each of its copies."""
         return Slices(value, lambda part, _: part)
 
     def nothing(self, at: int | None = None) -> Extras:
-        """Of all uses inside, what changes nothing when added."""
+        """Return the initial states of all uses inside."""
         location = self._within(at)
         return {
             (name, *site.key): self.statistics[name].start(site.shapes(name, len(location)))
@@ -130,13 +130,13 @@ class MeasuredRun(Inside):
         }
 
     def merge(self, one: Extras, other: Extras) -> Extras:
-        """Adds up what was gathered twice."""
+        """Merge the states of two runs, adding those that both have."""
         twice = sorted(one.keys() & other)
         both = {key: self.statistics[key[0]].add(one[key], other[key]) for key in twice}
         return one | other | both
 
     def split(self, extras: Extras) -> tuple[Extras, Extras]:
-        """What belongs to the layers that a scan goes over, and what to all its steps."""
+        """Split states into those with an entry for each iteration of a scan, and the others."""
         depth = len(self.location)
         over = {
             site.key
@@ -148,7 +148,7 @@ class MeasuredRun(Inside):
 
 
 def bind_copies(equation: Equation, values: Sequence[Any]) -> list[Any]:
-    """Compute a step, and once more for each copy of what it moves.
+    """Compute a step, and again for each copy of its operands.
 
     Args:
         equation: the step.

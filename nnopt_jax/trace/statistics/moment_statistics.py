@@ -1,4 +1,4 @@
-"""Means and variances of inputs and outputs."""
+"""Statistics of the means and variances of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from nnopt_jax.typing import Array, Shape
 
 
 class Moments(NamedTuple):
-    """Of each channel the mean and the variance (the mean squared distance from the mean).
+    """The mean and the (biased) variance of each channel.
 
     Args:
-        count: float32, how many values each channel had; one number for a leaf or a layer.
-        mean: float32.
-        variance: float32; 0 before the first value.
+        count: float32, the number of values of each channel; one number for a leaf or a layer.
+        mean: float32, the mean.
+        variance: float32, the mean squared distance from the mean; 0 before the first value.
 
     Example:
         >>> from nnopt_jax.trace import Moments
@@ -33,7 +33,7 @@ class Moments(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Moments on their way: all arrays have the same rank, and `squares` are from the mean."""
+    """The state of moments: arrays of equal rank, and sums of squared distances from the mean."""
 
     count: Array
     mean: Array
@@ -41,10 +41,10 @@ class _Sums(NamedTuple):
 
 
 def input_moments() -> Statistic:
-    """`Moments` of each channel of a leaf's inputs; they broadcast to the leaf.
+    """Statistic of the `Moments` of each input channel of a leaf; they broadcast to the leaf.
 
-    Channels are the entries along the axes that are summed over; of convolutions those of images.
-    Batches are joined as Chan et al. do, without a second pass and without cancellation.
+    Channels are the entries of the contracted axes; for convolutions, the channels of the image.
+    Batches are merged by the method of Chan et al., without a second pass or cancellation.
 
     Example:
         >>> from nnopt_jax.trace import input_moments
@@ -67,7 +67,7 @@ def input_moments() -> Statistic:
 
 
 def output_moments() -> Statistic:
-    """`Moments` of each channel of the products of a leaf, before anything is added to them.
+    """Statistic of the `Moments` of each output channel of a leaf, before a bias is added.
 
     They broadcast to the leaf.
 
@@ -88,7 +88,7 @@ def output_moments() -> Statistic:
 
 
 def _sums(use: ProductUse, x: Array, axis: int) -> _Sums:
-    """Of values along one axis, in two passes."""
+    """Compute the moments of values on one axis, in two passes."""
     ones = _ones(x.shape, axis)
     valid = use.valid()
     if valid is None:
@@ -102,7 +102,7 @@ def _sums(use: ProductUse, x: Array, axis: int) -> _Sums:
 
 
 def _ones(shape: Shape, axis: int) -> Shape:
-    """The batch as it is, one entry for all else: groups have the same counts."""
+    """Return the shape of counts: batch axes, then axes of size 1, since groups share counts."""
     return (*shape[:axis], *(1,) * (len(shape) - axis - 1))
 
 

@@ -1,4 +1,4 @@
-"""What each parameter of a function is multiplied with, measured batch by batch."""
+"""Measurement of the inputs and outputs of each parameter of a function, batch by batch."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def observe(
     strict: bool = False,
     table: Table = TABLE,
 ) -> Observed:
-    """Run a function on batches and measure what its parameters are multiplied with.
+    """Run a function on batches and measure the inputs and outputs of its parameters.
 
     Args:
         function: `function(params, batch)`.
         params: a pytree of arrays and packed leaves.
-        batches: any iterable of batches, pytrees of arrays.
-        statistics: what to measure, by name or made with settings.
-        where: which leaves.
+        batches: any iterable of batches, which are pytrees of arrays.
+        statistics: the statistics to measure, by name or as `Statistic`s.
+        where: which leaves to measure.
         progress: `progress(done, total)` is called after each batch.
-        strict: makes a chosen leaf of which something could not be measured an error.
-        table: where primitives are described.
+        strict: whether to raise if a statistic of a chosen leaf could not be measured.
+        table: the rules of the primitives.
     """
     wanted, of_loss = _wanted(statistics)
     if is_array(batches):
@@ -81,7 +81,7 @@ def observe(
 
 
 def _added(reader: _BatchReader, batches: Iterable[Any], progress: Progress | None) -> Totals:
-    """The totals of all batches. The next one is made while the last is computed."""
+    """Return the totals of all batches; the next batch is loaded while the last one is computed."""
     total = len(batches) if isinstance(batches, Sized) else None
     totals: Totals = {}
     done = 0
@@ -102,7 +102,7 @@ def _added(reader: _BatchReader, batches: Iterable[Any], progress: Progress | No
 
 
 class _BatchReader:
-    """Reads the function once for each shape of batches."""
+    """Analyzes and compiles the function once for each shape of batches."""
 
     def __init__(self, params: Any, read: Callable[[Any, Any], ObservedProgram]) -> None:
         self._leaves, self._tree = jax.tree.flatten(params)
@@ -113,11 +113,11 @@ class _BatchReader:
 
     @property
     def first(self) -> ObservedProgram:
-        """Of the first batch."""
+        """The program for the first batch."""
         return next(iter(self._steps.values()))[0]
 
     def add(self, totals: Totals, batch: Any) -> Totals:
-        """Add the states of one batch."""
+        """Add the states of one batch to the totals."""
         _check_arrays(batch)
         leaves, tree = jax.tree.flatten(jax.eval_shape(lambda x: x, batch))
         shape = tree, tuple(leaves)
@@ -145,7 +145,7 @@ class _BatchReader:
         return mesh_of((batch, self._arrays))
 
     def _started(self, reading: ObservedProgram, totals: Totals, batch: Any) -> Totals:
-        """Totals with all that this shape of batches adds to."""
+        """Add initial totals for the states that only this shape of batches has."""
         at = replicated(self._mesh(batch))
         fresh = jax.jit(reading.start, out_shardings=at)()
         _check_same(self.first, reading, totals, fresh)
@@ -167,16 +167,16 @@ def read_program(
     function: Callable[[Any, Any], Any], params: Any, batch: Any, chosen: dict[str, Any],
     statistics: Sequence[Statistic], of_loss: tuple[str, ...] = (), table: Table = TABLE,
 ) -> ObservedProgram:  # fmt: skip
-    """Trace a function and find where its leaves are used; to be called while JAX traces.
+    """Trace a function and find the uses of its leaves; to be called inside of a JAX trace.
 
     Args:
         function: `function(params, batch)`.
         params: its parameters.
         batch: a batch.
-        chosen: the leaves that are followed, by path.
-        statistics: what is measured at uses.
-        of_loss: which statistics of a loss are measured.
-        table: where primitives are described.
+        chosen: the leaves to follow, by path.
+        statistics: the statistics to measure at each use.
+        of_loss: the names of the statistics of a loss to measure.
+        table: the rules of the primitives.
     """
     given = traced(function, (params, batch), {})
     check_scalar(given.program, of_loss)
@@ -190,7 +190,7 @@ def read_program(
 def _wanted(
     statistics: str | Statistic | Iterable[str | Statistic],
 ) -> tuple[list[Statistic], tuple[str, ...]]:
-    """Split the wanted statistics into those of single uses and the names of those of a loss."""
+    """Split the wanted statistics into those of single uses, and the names of those of a loss."""
     given = [statistics] if isinstance(statistics, str | Statistic) else list(statistics)
     known = (*STATISTICS, *LOSS_STATISTICS)
     problems = Problems("graph.observe")
@@ -210,7 +210,7 @@ def _wanted(
 
 
 def _check_arrays(batch: Any) -> None:
-    """Raise where a batch holds something else than arrays and numbers."""
+    """Raise if a batch contains anything but arrays and numbers."""
     for x in jax.tree.leaves(batch):
         if not (is_array(x) or isinstance(x, np.generic | bool | int | float | complex)):
             raise CompositionError(
@@ -220,7 +220,7 @@ def _check_arrays(batch: Any) -> None:
 
 
 def _check_settings(reading: ObservedProgram) -> None:
-    """Raise where settings of statistics do not fit what they measure."""
+    """Raise if settings of statistics do not fit the shapes that they measure."""
     problems = Problems("graph.observe")
     for site in reading.measures.sites.values():
         for name, state in site.states.items():
@@ -233,7 +233,7 @@ def _check_settings(reading: ObservedProgram) -> None:
 def _check_same(
     first: ObservedProgram, other: ObservedProgram, totals: Totals, fresh: Totals
 ) -> None:
-    """Raise where batches of another shape are not used as the first is."""
+    """Raise if the uses for batches of another shape differ from those for the first."""
     problems = Problems("graph.observe")
     for name, path, number in totals.keys() & fresh:
         key = name, path, number

@@ -1,4 +1,4 @@
-"""What was measured, by leaf and by use."""
+"""The result of `graph.observe`: measured statistics by leaf and by use."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from nnopt_jax.trace.statistics.value_numbers import output_numbers
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Observed(Mapping[str, dict[str, Any]]):
-    """What `graph.observe` measured: a mapping from statistic to path to what was found.
+    """Measured statistics: a mapping from the name of a statistic to results by path.
 
-    All uses of a leaf are joined, as if they were one; where they have different layers, these are
-    joined too. Leaves that a statistic could not be measured of are not in it, but in `lacking`.
-    Leaves that are multiplied with the same input have the same arrays, which are stored once.
-    It is a pytree, so that a jitted function takes it.
+    The uses of a leaf are merged as if they were one; if they have different layers, the layers are
+    merged as well. A leaf whose statistic could not be measured is listed in `lacking` instead.
+    Leaves that are multiplied with the same input share their arrays.
+    It is a pytree, so jitted functions can take it as an argument.
 
     Args:
-        found: by statistic and path.
-        by_use: by statistic, and then by path and number of the use; what is measured of a leaf as
-            a whole has no entry.
-        rows: by path, how many rows of inputs the leaf has.
+        found: the results by statistic and path.
+        by_use: the results by statistic, and then by path and number of the use; statistics of a
+            leaf as a whole have no entry.
+        rows: the number of rows of inputs of each leaf, by path.
         uses: the table of uses.
-        lacking: by statistic and path, why there is nothing.
-        batches: how many there were.
+        lacking: by statistic and path why there is no result.
+        batches: the number of batches.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,25 +63,25 @@ class Observed(Mapping[str, dict[str, Any]]):
     batches: int
 
     def __getitem__(self, name: str) -> dict[str, Any]:
-        """What was found, by path."""
+        """Return the results of a statistic by path."""
         return self.found[name]
 
     def __iter__(self) -> Iterator[str]:
-        """The statistics."""
+        """Iterate over the names of the statistics."""
         return iter(self.found)
 
     def __len__(self) -> int:
-        """How many statistics there are."""
+        """Return the number of statistics."""
         return len(self.found)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """The measured arrays, and what is known without them."""
+        """Return the measured arrays, and the static rest."""
         lacking = tuple((name, tuple(why.items())) for name, why in self.lacking.items())
         return (self.found, self.by_use, self.rows), (self.uses, lacking, self.batches)
 
     @classmethod
     def tree_unflatten(cls, known: tuple[Any, ...], arrays: Sequence[Any]) -> Observed:
-        """The opposite of `tree_flatten`."""
+        """Restore the result from the parts that `tree_flatten` returns."""
         (found, by_use, rows), (uses, lacking, batches) = arrays, known
         return cls(found, by_use, rows, uses, {name: dict(why) for name, why in lacking}, batches)
 
@@ -110,11 +110,11 @@ def _short(value: Any) -> str:
 
 
 def observed(reading: ObservedProgram, totals: Totals) -> Observed:
-    """Return what totals say.
+    """Return the results that follow from totals.
 
     Args:
-        reading: the function, read for the first batch.
-        totals: of all batches.
+        reading: the program for the first batch.
+        totals: the totals of all batches.
     """
     lacking: dict[str, dict[str, str]] = {}
 
@@ -138,10 +138,10 @@ def observed(reading: ObservedProgram, totals: Totals) -> Observed:
 
 
 def computed_once(function: Callable[[Any], Any], given: Any) -> Any:
-    """Call a function so that equal outputs are one array, and inputs come out as they are.
+    """Call a function so that equal outputs share one array, and returned inputs are not copied.
 
     Args:
-        function: of one pytree.
+        function: a function of one pytree.
         given: the pytree.
     """
     leaves, tree = jax.tree.flatten(given)
@@ -170,7 +170,7 @@ def computed_once(function: Callable[[Any], Any], given: Any) -> Any:
 def _finished(
     reading: ObservedProgram, statistic: Statistic, totals: Totals
 ) -> tuple[dict[Key, Any], dict[str, Any], dict[str, str]]:
-    """By use, by leaf, and why some leaves have nothing."""
+    """Return the results by use and by leaf, and the reasons for leaves without a result."""
     sites = {site.key: site for site in reading.measures.sites.values()}
     states = {
         key: site.layout.unscanned(totals[statistic.name, *site.owners[statistic.name]])
@@ -190,7 +190,7 @@ def _finished(
 
 
 def _why_not(reading: ObservedProgram, statistic: Statistic, path: str) -> str:
-    """Of a leaf that no use has anything to measure of."""
+    """Return why nothing could be measured at the uses of a leaf."""
     sites = [site for site in reading.measures.sites.values() if site.use.path == path]
     uses = [site.noted for site in sites]
     lookups = [f"{use.equation.primitive.name} looks rows up" for use in uses if use.product.lookup]
@@ -199,7 +199,7 @@ def _why_not(reading: ObservedProgram, statistic: Statistic, path: str) -> str:
 
 
 def _drop_unreached(reading: ObservedProgram, found: Any, lacking: Any, rows: Any) -> None:
-    """What no batch has reached is not known, though its state looks like something."""
+    """Drop the results of leaves that no batch has reached: they are only initial states."""
     for name in reading.measures.statistics.keys() & found:
         for path in [path for path in found[name] if not np.asarray(rows[path]).any()]:
             del found[name][path]
@@ -207,7 +207,7 @@ def _drop_unreached(reading: ObservedProgram, found: Any, lacking: Any, rows: An
 
 
 def _joined(statistic: Statistic, mine: Sequence[tuple[LeafLayout, Any]]) -> Any:
-    """All uses of a leaf as one, or why that cannot be."""
+    """Merge the uses of a leaf, or return why that is impossible."""
     if len({layout.marks(("batch",)) for layout, _ in mine}) > 1:
         mine = [
             (layout.folded(), folded(x, len(layout.batch), statistic.add)) for layout, x in mine
@@ -223,7 +223,7 @@ def _joined(statistic: Statistic, mine: Sequence[tuple[LeafLayout, Any]]) -> Any
 def _of_loss(
     name: str, leaves: Mapping[str, Any], totals: Totals
 ) -> tuple[dict[Key, Any], dict[str, Any]]:
-    """Means over batches, by use and by leaf."""
+    """Return the means of a statistic of the loss over batches, by use and by leaf."""
     count = totals[BATCHES].astype(jnp.float32)
     means = {key[1:]: x / count for key, x in totals.items() if key[0] == name}
     by_use = {key: x for key, x in means.items() if key[1] != WHOLE}

@@ -1,4 +1,4 @@
-"""A function of one shape of batches, read once, and the step that adds the states of one batch."""
+"""The analyzed function for one shape of batches, and the step that adds the states of a batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOSS_STATISTICS = ("gradient", "fisher", "hessian_gradient")
 """Statistics of the derivatives of a loss."""
 
 Totals = dict[tuple[str, str, int], Any]
-"""States by statistic, path and use; `WHOLE` for what belongs to the leaf and no single use."""
+"""States by statistic, path and use; the use is `WHOLE` for states of a leaf as a whole."""
 
 WHOLE = -1
 BATCHES = ("batches", "", WHOLE)
@@ -31,14 +31,14 @@ BATCHES = ("batches", "", WHOLE)
 
 @dataclasses.dataclass(frozen=True)
 class ObservedProgram:
-    """What is known of a function of one shape of batches.
+    """A function that was analyzed for one shape of batches.
 
     Args:
-        program: of the parameters and a batch.
-        floats: for each of its inputs the path of the leaf, where it is a float parameter.
-        measures: what is measured where.
-        of_loss: which statistics of a loss are measured.
-        shapes: of the leaves that are followed, by path.
+        program: its program, of the parameters and a batch.
+        floats: for each input of the program its path if it is a float parameter, else None.
+        measures: the interpreter that measures at uses.
+        of_loss: the names of the statistics of a loss to measure.
+        shapes: the shapes of the followed leaves, by path.
     """
 
     program: Program
@@ -49,10 +49,10 @@ class ObservedProgram:
 
     @property
     def differentiated(self) -> dict[tuple[str, Location], UseSite]:
-        """By path and name of the copy the uses that have a gradient of their own.
+        """The uses that have a gradient of their own, by path and location of the copy.
 
-        Uses of one leaf in one array, inside of one derivative rule, or behind a loop that carries
-        it have one together: it is named by the first.
+        Uses of one leaf in one array, inside of one derivative rule, or after a loop that carries
+        it share a gradient, which belongs to the first of them.
         """
         found: dict[tuple[str, Location], UseSite] = {}
         for site in self.measures.sites.values():
@@ -60,7 +60,7 @@ class ObservedProgram:
         return found
 
     def start(self) -> Totals:
-        """Return the totals of no batch."""
+        """Return the initial totals."""
         totals = {**self.measures.nothing(), BATCHES: jnp.zeros((), jnp.int32)}
         for name in self.of_loss:
             by_use = name != "hessian_gradient"
@@ -85,7 +85,7 @@ class ObservedProgram:
         return {**self.measures.merge(seen, rest), **slopes, BATCHES: totals[BATCHES] + 1}
 
     def _slopes(self, arrays: Sequence[Array]) -> Extras:
-        """Every use has a copy of its leaf, and the loss is differentiated at the copies."""
+        """Differentiate the loss at a copy of the leaf for every use, and measure on the way."""
         sites = self.differentiated
         copies = {key: arrays[self.floats.index(key[0])] for key in sites}
 
@@ -112,7 +112,7 @@ class ObservedProgram:
         return extras
 
     def _curvature(self, arrays: Sequence[Array]) -> Extras:
-        """The Hessian times the gradient, both of all float parameters, whichever are followed."""
+        """Return the product of the Hessian and the gradient, over all float parameters."""
         inputs = {path: at for at, path in enumerate(self.floats) if path is not None}
 
         def loss(floats: dict[str, Array]) -> Array:
@@ -131,7 +131,7 @@ class ObservedProgram:
 
 
 def check_scalar(program: Program, of_loss: Sequence[str]) -> None:
-    """Raise unless a function returns a loss where statistics of one are asked for.
+    """Raise if statistics of a loss are wanted and the function does not return a loss.
 
     Raises:
         StatisticsError: the function returns something else.

@@ -1,4 +1,4 @@
-"""What a leaf is multiplied with where it is used, in the order of the leaf itself."""
+"""One product or lookup of a leaf, with its inputs and outputs in the axis order of the leaf."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Factors = tuple[LeafFactor, ...]
 
 
 class Patches(NamedTuple):
-    """How a convolution cuts patches out of an image.
+    """The extraction of patches from the image of a convolution.
 
     Args:
-        order: of the image's axes: batch, channels, window.
-        sizes: of the window.
+        order: the order of the image's axes: batch, channels, window.
+        sizes: the sizes of the window.
         settings: strides, padding and dilations.
-        arranged: the patches, in the order of the leaf.
+        arranged: arranges the patches in the order of the leaf.
     """
 
     order: Shape
@@ -32,7 +32,7 @@ class Patches(NamedTuple):
     arranged: Arrangement
 
     def of(self, image: Array) -> Array:
-        """Cut them."""
+        """Return the patches of an image."""
         image = lax.stop_gradient(image).transpose(self.order)
         exact = lax.Precision.HIGHEST  # it copies
         return self.arranged(
@@ -41,31 +41,31 @@ class Patches(NamedTuple):
 
 
 class RowGroups(NamedTuple):
-    """Rows that lie group after group; those after the last belong to none.
+    """Consecutive groups of rows; rows after the last group belong to no group.
 
     Args:
-        rows: how many there are.
-        arranged: the groups, in the order of the leaf.
+        rows: the number of rows.
+        arranged: arranges the groups in the order of the leaf.
     """
 
     rows: int
     arranged: Arrangement
 
     def valid(self, sizes: Array) -> Array:
-        """Return which rows belong to each of the groups, which have these sizes."""
+        """Return a mask of the rows of each group, from the sizes of the groups."""
         ends, row = jnp.cumsum(sizes), jnp.arange(self.rows)[None]
         inside = (row >= (ends - sizes)[:, None]) & (row < ends[:, None])
         return self.arranged(inside) > 0
 
 
 class Lookup(NamedTuple):
-    """Rows that indices choose.
+    """A lookup of rows by index.
 
     Args:
-        size: how many there are.
-        entry: the position of their index in what the second operand holds.
-        clips: whether an index out of bounds is that of the nearest row, and not of none.
-        arranged: the rows, in the order of the leaf.
+        size: the number of rows.
+        entry: the position of the row index on the last axis of the indices.
+        clips: whether an index out of bounds counts for the nearest row, rather than for no row.
+        arranged: arranges the rows in the order of the leaf.
     """
 
     size: int
@@ -74,11 +74,11 @@ class Lookup(NamedTuple):
     arranged: Arrangement
 
     def counts(self, indices: Array) -> Array:
-        """Return how often each row was asked for."""
+        """Count the lookups of each row."""
         asked = indices[..., self.entry].reshape(-1)
         if self.clips:
             asked = jnp.clip(asked, 0, self.size - 1)
-        asked = jnp.where((asked < 0) | (asked >= self.size), self.size, asked)  # in no row
+        asked = jnp.where((asked < 0) | (asked >= self.size), self.size, asked)  # counts for no row
         found = jnp.zeros(self.size, jnp.int32).at[asked].add(1, mode="drop")
         return self.arranged(found)[0]
 
@@ -87,23 +87,23 @@ class Lookup(NamedTuple):
 class ProductUse:
     """One product or lookup of a leaf.
 
-    It is known before the program runs; `on` gives it the arrays to measure. Those that it returns
-    are float32 and have the axes (batch, groups, rows, ...).
+    It is known before the program runs; `on` adds the arrays to measure. The arrays that its
+    methods return are float32 and have the axes (batch, groups, rows, ...).
 
     Args:
-        operands: those that the leaf is multiplied with, or looked up by.
-        factors: all that the operand has of the leaf, groups apart from the rest of their axis.
-        batch: factors of the leaf each entry of which has inputs of its own.
-        groups: of a grouped convolution.
-        channels: what of the leaf the axes of `inputs` after the rows are.
-        taps: of the window of a convolution.
-        outs: what of the leaf the axes of `outputs` after the rows are; groups are among them.
-        arranged: how inputs are made of the operand.
-        patch: how patches are made of it, where they are not the inputs.
-        row_groups: which rows belong to each entry of the batch; None for all.
-        lookup: how rows are counted, where the use is a lookup.
-        placed: how outputs are made of the outcome.
-        no_outputs: why the products of the leaf alone are not known.
+        operands: the operands that the leaf is multiplied with, or looked up by.
+        factors: all factors of the leaf in the operand, with groups separate from the rest.
+        batch: the factors of the leaf of which each entry has its own inputs.
+        groups: the factors of the groups of a grouped convolution.
+        channels: the factors of the leaf on the axes of `inputs` after the rows.
+        taps: the factors of the window of a convolution.
+        outs: the factors of the leaf on the axes of `outputs` after the rows, with groups.
+        arranged: arranges the operand into inputs.
+        patch: extracts patches for a convolution; None if patches equal inputs.
+        row_groups: the rows that belong to each entry of the batch; None for all.
+        lookup: counts rows if the use is a lookup; else None.
+        placed: arranges the outcome into outputs.
+        no_outputs: why the products of the leaf alone are not known; empty if they are.
         arrays: the operands of the step, and its outcome.
     """
 
@@ -123,49 +123,49 @@ class ProductUse:
     arrays: tuple[Array, ...] = ()
 
     def on(self, arrays: Sequence[Array]) -> ProductUse:
-        """Return the use of these operands, which has this outcome."""
+        """Return the use with these arrays: the operands and the outcome of the step."""
         return dataclasses.replace(self, arrays=tuple(arrays))
 
     @property
     def source(self) -> Hashable:
-        """How inputs are made of the operands; equal where they are made alike."""
+        """A key of the conversion from operands to inputs, equal for equal conversions."""
         return self.arranged, self.patch, self.row_groups, self.lookup
 
     @property
     def contracted(self) -> tuple[int, ...]:
-        """Axes of the leaf that are summed over, or looked up."""
+        """The axes of the leaf that are summed over, or looked up."""
         return tuple(sorted({factor.axis for factor in (*self.channels, *self.taps)}))
 
     def inputs(self) -> Array | None:
-        """What the leaf is multiplied with; None of a lookup."""
+        """Return the inputs that the leaf is multiplied with; None for a lookup."""
         return self._arranged(self.arranged, self.operands[0])
 
     def patches(self) -> Array | None:
-        """The same with a single axis after the rows: all that is summed over, as in the leaf."""
+        """Return the inputs with all contracted axes flattened to one, in the order of the leaf."""
         if self.patch is not None:
             return _flat(self.patch.of(self.arrays[self.operands[0]]), self.channels + self.taps)
         x = self.inputs()
         return None if x is None else _flat(x, self.channels)
 
     def outputs(self) -> Array | None:
-        """The products; None where those of the leaf alone are not known."""
+        """Return the products; None if those of the leaf alone are not known."""
         return self._arranged(self.placed, -1)
 
     def counts(self) -> Array | None:
-        """Of a lookup, how often each entry was asked for."""
+        """Count the lookups of each row; None if the use is not a lookup."""
         return None if self.lookup is None else self.lookup.counts(self.arrays[1])
 
     def valid(self) -> Array | None:
-        """Which rows belong to each entry of the batch: (batch, rows); None for all."""
+        """Return a mask (batch, rows) of the rows of each entry of the batch; None for all."""
         if self.row_groups is None:
             return None
         return self.row_groups.valid(self.arrays[self.operands[-1]])
 
     def masked(self, x: Array, fill: float) -> Array:
-        """Put a number in the place of rows that belong to other entries of the batch.
+        """Replace rows that belong to other entries of the batch by a number.
 
         Args:
-            x: of the axes (batch, rows, ...).
+            x: an array with the axes (batch, rows, ...).
             fill: the number.
         """
         valid = self.valid()
@@ -183,15 +183,15 @@ class ProductUse:
 
 
 def _flat(x: Array, factors: Factors) -> Array:
-    """An array whose last axes are made one."""
+    """Flatten the last axes of an array to one."""
     return x.reshape(*x.shape[: x.ndim - len(factors)], -1)
 
 
 def in_leaf_order(axes: Iterable[PartAxis]) -> Factors:
-    """Return what axes of an array have of a leaf.
+    """Return the factors of a leaf on some axes of an array, in the order of the leaf.
 
     Args:
-        axes: where the leaf lies along each.
+        axes: the positions of the leaf on each axis.
     """
     factors = [f for axis in axes for f in axis.factors if f.axis != REPEATED]
     return tuple(factors[i] for i in leaf_order(factors))

@@ -1,4 +1,4 @@
-"""From the rule of a step to what a leaf is multiplied with there."""
+"""Derivation of the product or lookup of a leaf from the rule of a step."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _UNMEASURED = {
 
 
 def read_product(equation: Equation, rule: Rule, at: int, part: LeafPart) -> ProductUse | str:
-    """Return what can be measured where a step uses a leaf, or why nothing can.
+    """Return the product in which a step uses a leaf, or why nothing can be measured.
 
     Args:
         equation: the step.
         rule: its rule.
-        at: which of its operands holds the leaf.
-        part: the leaf as it lies there.
+        at: the number of the operand that holds the leaf.
+        part: the part of the leaf that it holds.
     """
     name = equation.primitive.name
     if rule.kind is Kind.LOOKUP:
@@ -64,7 +64,7 @@ def _has_window(equation: Equation) -> bool:
 
 
 def _has_groups_of_rows(rule: Rule) -> bool:
-    """Whether rows of the first operand alone are in groups, of the sizes in the third."""
+    """Return whether only rows of the first operand are grouped, with sizes in the third."""
     rows = factors_of(rule.operands[0]) - rule.reduced
     sizes = rule.operand_shapes[len(rule.data) :]
     return len(rows) == len(sizes) == len(sizes[0]) == 1 and rows.isdisjoint(
@@ -73,7 +73,7 @@ def _has_groups_of_rows(rule: Rule) -> bool:
 
 
 def _by_factor(rule: Rule, at: int, part: LeafPart) -> dict[Factor, PartAxis]:
-    """Where a leaf lies along each factor of an operand."""
+    """Return the positions of a leaf on each factor of an operand."""
     found: dict[Factor, PartAxis] = {}
     for dim, size, axis in zip(rule.operands[at], rule.operand_shapes[at], part.axes, strict=True):
         if dim[0].factors and rule.is_whole(dim, size):
@@ -85,9 +85,9 @@ def _by_factor(rule: Rule, at: int, part: LeafPart) -> dict[Factor, PartAxis]:
 def _by_axis(
     rule: Rule, dims: Sequence[Dim], shape: Sequence[int]
 ) -> tuple[Shape, dict[Factor, int]]:
-    """The shape of an array that has an axis for each factor, and which it is.
+    """Return the shape of an array split into one axis for each factor, and the axis of each.
 
-    Where windows go over an axis it stays as it is.
+    An axis that windows move over is not split.
     """
     sizes: list[int] = []
     found: dict[Factor, int] = {}
@@ -108,9 +108,9 @@ class _Product:
     Args:
         equation: the step.
         rule: its rule.
-        at: which of its operands holds the leaf.
-        ours: where the leaf lies along each factor of the operand.
-        picked: where it lies along the axis that has an entry for each group of rows.
+        at: the number of the operand that holds the leaf.
+        ours: the positions of the leaf on each factor of the operand.
+        picked: its positions on the axis that has an entry for each group of rows.
     """
 
     equation: Equation
@@ -120,7 +120,7 @@ class _Product:
     picked: Sequence[PartAxis]
 
     def read(self) -> ProductUse | str:
-        """Return what can be measured, or why nothing can."""
+        """Return the product, or why nothing can be measured."""
         ours, rule = self.ours, self.rule
         shape, theirs = _by_axis(rule, rule.operands[1 - self.at], rule.operand_shapes[1 - self.at])
         result, kept = _by_axis(rule, rule.outcomes[0], rule.outcome_shapes[0])
@@ -154,7 +154,7 @@ class _Product:
         )
 
     def _why_not(self, own: Sequence[Factor], groups: Sequence[Factor], is_plain: bool) -> str:
-        """Why nothing can be measured, if nothing can."""
+        """Return why nothing can be measured; empty if something can."""
         every = factors_of(self.rule.operands[self.at])
         if len(self.rule.data) != 2 or every != self.ours.keys() or not is_plain:
             return f"{self.equation.primitive.name} is not a plain product"
@@ -165,11 +165,11 @@ class _Product:
         return "its groups lie across axes" if any(self.ours[f].repeats for f in groups) else ""
 
     def _lie(self, factors: Iterable[Factor], there: Mapping[Factor, int]) -> AxesOfLeaf:
-        """The axes that some factors are in an array, and where the leaf lies along them."""
+        """Return the axes of some factors in an array, with the positions of the leaf on them."""
         return [(there[f], self.ours[f]) for f in factors]
 
     def _patches(self, shared: Sequence[Factor], own: Sequence[Factor]) -> Patches:
-        """How the image is cut: its batch, channels and window, and then the positions."""
+        """Return the extraction of patches, with the axes batch, channels, window and positions."""
         k, rule = self.equation.params, self.rule
         (image, kernel), (x_shape, sizes) = rule.operands, rule.operand_shapes
         numbers = k["dimension_numbers"]
@@ -185,7 +185,7 @@ class _Product:
         return Patches(order, taps, tuple(k[name] for name in settings), arranged)
 
     def _row_groups(self) -> RowGroups:
-        """Which rows go with each entry of the axis that is picked from."""
+        """Return the rows that belong to each entry of the picked axis."""
         (rows,) = factors_of(self.rule.operands[0]) - self.rule.reduced
         count = self.rule.sizes[rows]
         groups = [(0, axis) for axis in self.picked]
@@ -194,7 +194,7 @@ class _Product:
 
 
 def _lookup(equation: Equation, rule: Rule, at: int, part: LeafPart) -> ProductUse | str:
-    """Read a lookup of whole rows."""
+    """Return the lookup of whole rows of a leaf, or why nothing can be measured."""
     k, shape = equation.params, rule.operand_shapes[0]
     if at != 0:
         return "it is the index of a lookup"

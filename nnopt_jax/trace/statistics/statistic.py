@@ -1,4 +1,4 @@
-"""A statistic: pure functions of states, which are pytrees of arrays."""
+"""The definition of a statistic by pure functions of states."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from nnopt_jax.trace.statistics.product_use import ProductUse
 
 @dataclasses.dataclass(frozen=True)
 class Statistic:
-    """What is measured, as pure functions of states; a state is a pytree of arrays.
+    """A statistic, as pure functions of states; a state is a pytree of arrays.
 
     Args:
-        name: what it is called.
-        show: returns the state of one use, its arrays with the axes (batch, ...); None where the
-            use has nothing of the kind.
-        start: the state before the first, of shapes: what adding changes nothing.
-        add: joins two states.
-        finish: the result of a state, in the order of the leaf.
-        labels: names of what two products must have in common for the states of their uses to be
-            joined, beside the batch.
-        check: what is wrong with a shape of states, if anything.
-        of_inputs: whether `show` looks at nothing but inputs, so that uses that have the same
+        name: its name.
+        show: returns the state of one use, with arrays of the axes (batch, ...); None if the use
+            does not have this statistic.
+        start: returns the initial state from shapes; adding it changes nothing.
+        add: adds two states.
+        finish: returns the result of a state, in the order of the leaf.
+        labels: names of the properties, beside the batch, that two products must share for the
+            states of their uses to be added.
+        check: returns an error text if the shapes of states do not fit; else an empty string.
+        of_inputs: whether `show` depends on nothing but inputs, so that uses with the same
             input share one state.
 
     Example:
@@ -47,21 +47,21 @@ class Statistic:
 
 
 def rows_axis(use: ProductUse) -> int:
-    """The axis of rows in the inputs."""
+    """Return the axis of rows in the inputs."""
     return len(use.batch) + len(use.groups)
 
 
 def all_axes(use: ProductUse) -> tuple[int, ...]:
-    """All axes but the batch."""
+    """Return all axes of the inputs but those of the batch."""
     first = len(use.batch)
     return tuple(range(first, first + len(use.groups) + 1 + len(use.channels)))
 
 
 def filled(shapes: Any, value: float) -> Any:
-    """Return arrays of some shapes that hold one number."""
+    """Return arrays of some shapes, filled with a number."""
     return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), shapes)
 
 
 def zeros(shapes: Any) -> Any:
-    """Return arrays of some shapes that hold zeros."""
+    """Return arrays of some shapes, filled with zeros."""
     return filled(shapes, 0.0)

@@ -1,4 +1,4 @@
-"""What can be measured where a leaf is used: the state of one use, and how two are joined."""
+"""The statistics that can be measured at the uses of a leaf."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nnopt_jax.typing import Array
 
 
 class Extremes(NamedTuple):
-    """The least and the greatest value; infinity and minus infinity before the first.
+    """The least and the greatest value; infinity and minus infinity before the first value.
 
     Example:
         >>> from nnopt_jax.trace import Extremes
@@ -34,14 +34,14 @@ class Extremes(NamedTuple):
 
 
 def input_absmax(*, channel: bool = False) -> Statistic:
-    """The greatest magnitude of what a leaf is multiplied with.
+    """Statistic of the greatest magnitude of the inputs of a leaf.
 
     Args:
-        channel: whether each channel of inputs has its own.
+        channel: whether to measure each input channel separately.
 
     Returns:
-        The statistic, for `graph.observe`. It gives one number for a leaf, or for each of its
-        layers; of channels, an array that broadcasts to the leaf.
+        The statistic, for `graph.observe`. Its result is one number for a leaf or for each of its
+        layers; with `channel`, an array that broadcasts to the leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,7 +78,7 @@ def input_absmax(*, channel: bool = False) -> Statistic:
 
 
 def input_range() -> Statistic:
-    """The least and the greatest input of a leaf: `Extremes`, in the order of `input_absmax`.
+    """Statistic of the least and greatest input of a leaf: `Extremes`, shaped as `input_absmax`.
 
     Example:
         >>> from nnopt_jax.trace import input_range
@@ -106,14 +106,14 @@ def input_range() -> Statistic:
 
 
 def input_histogram(bins: int = 4096) -> Statistic:
-    """A histogram that doubles its range where values lie beyond: `nnopt.quantization.Range`.
+    """Statistic of a histogram that doubles its range as needed: `nnopt.quantization.Range`.
 
     Args:
         bins: a power of two from 256 to 65,536.
 
     Returns:
-        The statistic. It gives what `nnopt.quantization.percentile_grid` and its like take, of
-        scanned leaves with a leading axis of layers.
+        The statistic. Its result is an argument of `nnopt.quantization.percentile_grid` and other
+        grids; for scanned leaves it has a leading axis of layers.
 
     Raises:
         ValueRangeError: `bins` is out of range.
@@ -156,23 +156,23 @@ def input_histogram(bins: int = 4096) -> Statistic:
 
 
 def input_gram(block: int | None = None) -> Statistic:
-    r"""Products of a leaf's inputs with each other: `X^T X` over all rows, float32.
+    r"""Statistic of the Gram matrix of a leaf's inputs: `X^T X` over all rows, float32.
 
     .. math:: G_{ij} = \sum_r x_{ri} x_{rj}
 
-    `i` and `j` number all that is summed over, in the order of the leaf's own axes; of a
-    convolution that is a patch of the image. Products are made in full float32 precision.
+    `i` and `j` number the contracted entries, in the order of the leaf's own axes; for a
+    convolution these are a patch of the image. Products have full float32 precision.
 
     Args:
-        block: keeps only blocks of this size along the diagonal, for wide layers; it divides the
-            number of entries that are summed over, or is larger.
+        block: for wide layers, keeps only blocks of this size on the diagonal; it divides the
+            number of contracted entries, or is larger.
 
     Returns:
-        The statistic. It gives `(n, n)` for a leaf, or `(n / block, block, block)`; before these
-        come layers of a scan, and groups of a grouped convolution.
+        The statistic. Its result is `(n, n)` for a leaf, or `(n / block, block, block)`, after
+        axes for the layers of a scan and the groups of a grouped convolution.
 
     Raises:
-        ValueRangeError: `block` is no whole number above 0.
+        ValueRangeError: `block` is not a whole number above 0.
 
     Example:
         >>> from nnopt_jax.trace import input_gram
@@ -190,7 +190,7 @@ def input_gram(block: int | None = None) -> Statistic:
         x, valid = use.patches(), use.valid()
         if x is None or valid is None:
             return None if x is None else _gram(x, block)
-        # All entries of the batch have the same rows; one after another, they are not copied.
+        # All entries of the batch have the same rows; a loop over them does not copy the rows.
         rows = x.reshape(-1, *x.shape[-2:])[0]
         each = lax.map(
             lambda own: _gram(jnp.where(own[:, None], rows, 0.0), block),
@@ -209,9 +209,9 @@ def input_gram(block: int | None = None) -> Statistic:
 
 
 def input_count() -> Statistic:
-    """How often each row of an embedding was looked up, float32; it broadcasts to the leaf.
+    """Statistic of the lookups of each row of an embedding, float32; it broadcasts to the leaf.
 
-    Exact up to 2**24 for a row.
+    Counts are exact up to 2**24 for a row.
 
     Example:
         >>> from nnopt_jax.trace import input_count
@@ -230,7 +230,7 @@ def input_count() -> Statistic:
 
 
 def rows() -> Statistic:
-    """How many rows of inputs a leaf has; of lookups, how many were asked for."""
+    """Statistic of the number of rows of inputs of a leaf, or of its lookups."""
 
     def show(use: ProductUse) -> Array:
         counts, valid = use.counts(), use.valid()
@@ -256,11 +256,11 @@ STATISTICS: Mapping[str, Callable[[], Statistic]] = MappingProxyType(
         "output_moments": output_moments,
     }
 )
-"""What is measured at products and lookups, by name."""
+"""The statistics of products and lookups, by name."""
 
 
 def _gram(x: Array, block: int | None) -> Array:
-    """Products of columns, or those within blocks of columns."""
+    """Return the products of columns, or those within blocks of columns."""
     if block is not None and x.shape[-1] % min(block, x.shape[-1]) == 0:
         x = x.reshape(*x.shape[:-1], -1, min(block, x.shape[-1]))
         x = jnp.moveaxis(x, -2, -3)

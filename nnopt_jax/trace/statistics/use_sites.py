@@ -1,4 +1,4 @@
-"""The uses of a program's leaves, and what is known of the states that are kept for them."""
+"""The uses of a program's leaves, with the shapes of the states measured at each."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from nnopt_jax.trace.traced import Traced, is_array
 from nnopt_jax.tree.paths import flatten
 
 Key = tuple[str, int]
-"""How results name a use: by the path of the leaf and the number of the use."""
+"""The key of a use in results: the path of the leaf and the number of the use."""
 
 
 @dataclasses.dataclass(frozen=True)
 class UseSite:
-    """A use, and what is known of the states that are kept for it.
+    """A use, with the shapes of the states measured at it.
 
     Args:
-        use: for the table.
-        noted: where it is, and of what.
-        layout: of its states.
-        states: for each statistic the shapes of the state of one use, without the axes of scans.
-        owners: for each statistic the use that the state is kept for: this one, or an earlier one
-            that has the same input.
+        use: its row in the table.
+        noted: the use as the walk noted it.
+        layout: the layout of its states.
+        states: for each statistic the shapes of its state, without the axes of scans.
+        owners: for each statistic the use that owns the state: this one, or an earlier one with
+            the same input.
     """
 
     use: LeafUse
@@ -45,16 +45,16 @@ class UseSite:
 
     @property
     def key(self) -> Key:
-        """How results name it."""
+        """The key of the use in results."""
         return self.use.path, self.use.number
 
     @property
     def owned(self) -> tuple[str, ...]:
-        """Statistics whose states are kept for this use."""
+        """The statistics whose states this use owns."""
         return tuple(name for name, owner in self.owners.items() if owner == self.key)
 
     def shapes(self, name: str, depth: int) -> Any:
-        """Those of the state of a statistic, with an axis for each scan deeper than a location."""
+        """Return the shapes of a state, with an axis for each scan deeper than a location."""
         scans = self.noted.part.scans
         lengths = tuple(level.length for level in scans if level.depth > depth)
         return jax.tree.map(
@@ -70,9 +70,9 @@ def numbered(
     """Return uses in the order of the program, with their numbers and states.
 
     Args:
-        uses: by location.
+        uses: the noted uses by location.
         leaves: arrays or shapes, by path.
-        statistics: those whose states are kept.
+        statistics: the statistics to measure.
     """
     counts: dict[str, int] = {}
     known: dict[Hashable, tuple[Key, Any]] = {}
@@ -96,7 +96,7 @@ def numbered(
 
 
 def _state(noted: NotedUse, statistic: Statistic) -> Any:
-    """The shapes of the state that a use has, without the axes of scans."""
+    """Return the shapes of the state of a use, without the axes of scans."""
     avals = [x.aval for x in (*noted.equation.invars, *noted.equation.outvars)]
     return jax.eval_shape(
         lambda *arrays: statistic.show(noted.product.on(arrays)),
@@ -105,12 +105,12 @@ def _state(noted: NotedUse, statistic: Statistic) -> Any:
 
 
 def uses_of(given: Traced, params: Any, table: Table = TABLE) -> LeafUses:
-    """Find which steps of a function use each of its float parameters; nothing is computed.
+    """Find the steps of a function that use its float parameters, without computing it.
 
     Args:
-        given: the function.
-        params: its parameters, shapes in place of arrays.
-        table: where primitives are described.
+        given: the traced function.
+        params: its parameters, with shapes in place of arrays.
+        table: the rules of the primitives.
     """
     leaves = float_leaves(params)
     sites = numbered(followed(given, leaves, table).uses, leaves)
@@ -118,12 +118,12 @@ def uses_of(given: Traced, params: Any, table: Table = TABLE) -> LeafUses:
 
 
 def followed(given: Traced, chosen: Mapping[str, Any], table: Table = TABLE) -> LeafDomain:
-    """Follow leaves through a program, and return what was noted.
+    """Follow leaves through a program, and return the domain with its notes.
 
     Args:
-        given: what was traced.
-        chosen: the leaves, by path.
-        table: where primitives are described.
+        given: the traced function.
+        chosen: the leaves to follow, by path.
+        table: the rules of the primitives.
     """
     domain = LeafDomain()
     inputs = [
@@ -135,7 +135,7 @@ def followed(given: Traced, chosen: Mapping[str, Any], table: Table = TABLE) -> 
 
 
 def names_of(given: Traced, chosen: Mapping[str, Any]) -> list[str | None]:
-    """For each input its path, where it is one of the parameters that were chosen."""
+    """Return for each input its path if it is one of the chosen parameters, else None."""
     if "" in chosen:  # the parameters are one array
         return ["" if which == 0 else None for which in given.arguments]
     return [
@@ -145,7 +145,7 @@ def names_of(given: Traced, chosen: Mapping[str, Any]) -> list[str | None]:
 
 
 def float_leaves(params: Any) -> dict[str, Any]:
-    """The float leaves of a tree, by path."""
+    """Return the float leaves of a tree, by path."""
     return {
         path: leaf
         for path, leaf in flatten(params, is_node).items()

@@ -1,4 +1,4 @@
-"""Which arrays of a program hold the same values, because they are computed alike."""
+"""Value numbering: arrays of a program that hold the same values because of equal computations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from nnopt_jax.trace.jaxpr import Equation, Program, is_variable
 
 
 class ValueNumbers:
-    """Numbers for arrays: equal for outcomes of equal steps of equals.
+    """Value numbers of arrays: equal for the outcomes of equal steps with equal operands.
 
-    Model code casts or reshapes an activation anew for each product; the outcomes are one input.
+    Model code may cast or reshape an activation anew for each product; this finds that the
+    products have the same input.
 
     References:
         Cocke 1970, Global Common Subexpression Elimination (value numbering).
@@ -23,31 +24,31 @@ class ValueNumbers:
         self._numbers: dict[Hashable, int] = {}
 
     def new(self) -> int:
-        """Return the number of an array like no other."""
+        """Return the number of an array that equals no other."""
         return self.of(object())
 
     def of(self, key: Hashable) -> int:
-        """Return the number of what a key stands for."""
+        """Return the number of the array that a key stands for."""
         return self._numbers.setdefault(key, len(self._numbers))
 
     def constant(self, x: Any) -> int:
-        """Return the number of a constant of a program, which holds it."""
+        """Return the number of a constant of a program."""
         if np.ndim(x) == 0:
             return self.of((str(getattr(x, "dtype", type(x))), str(np.asarray(x))))
         return self.of(("constant", id(x)))
 
     def outcomes(self, equation: Equation, operands: Sequence[int]) -> list[int]:
-        """Return the numbers of what a step gives.
+        """Return the numbers of the outcomes of a step.
 
         Args:
             equation: the step.
-            operands: the numbers of what it takes.
+            operands: the numbers of its operands.
         """
         settings = tuple(sorted(equation.params.items(), key=lambda item: item[0]))
         key: Hashable = equation.primitive, settings, tuple(operands)
         try:
             hash(key)
-        except TypeError:  # settings that cannot be compared: a step like no other
+        except TypeError:  # settings that cannot be compared: the step equals no other
             key = object()
         if equation.effects:
             key = object()
@@ -55,10 +56,10 @@ class ValueNumbers:
 
 
 def output_numbers(program: Program) -> list[int]:
-    """Number the outputs of a program: equal where they are computed alike.
+    """Number the outputs of a program; outputs of equal computations get equal numbers.
 
     Args:
-        program: what was traced.
+        program: the traced program.
     """
     numbers = ValueNumbers()
     known = {x: numbers.new() for x in (*program.jaxpr.constvars, *program.jaxpr.invars)}
