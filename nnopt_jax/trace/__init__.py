@@ -1,4 +1,4 @@
-"""The one analysis: what a function does with each of its parameters."""
+"""The analysis of what a function does with each of its parameters: `graph` and `on_packed`."""
 
 from nnopt_jax.trace.cost import (
     Cost as Cost,

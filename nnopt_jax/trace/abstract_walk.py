@@ -1,7 +1,7 @@
-"""The abstract walk: values of an analysis go through a program; nothing is computed.
+"""The abstract walk: it passes the values of an analysis through a program without computing it.
 
-Control flow is written once, here. An analysis is a `Domain`: what it knows of an array, how two
-are joined, and what one step makes of them.
+Control flow is handled here, once for all analyses. An analysis is a `Domain`: it defines the
+abstract value of an array, how two values are joined, and the outcomes of one step.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from nnopt_jax.trace.primitives import TABLE, Flow, Inner, MeshCut, Programs, Ru
 Value = TypeVar("Value")
 
 Location = tuple[int, ...]
-"""Where a step is: numbers of equations, and of programs inside of them, from the outermost."""
+"""The location of a step: numbers of equations and of their inner programs, from the outermost."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A step of a program.
+    """The place of a step or a program in a walk.
 
     Args:
-        location: where it is; the same however often its program is walked.
-        around: the equations that it lies in, the outermost first, and itself.
-        times: how often it runs, as far as lengths of loops are known.
+        location: its location, which is the same in every walk of its program.
+        around: the equations around it, the outermost first, and then itself.
+        times: the number of its runs, as far as lengths of loops are known.
     """
 
     location: Location = ()
@@ -35,54 +35,53 @@ class Site:
     times: int = 1
 
     def step(self, number: int, equation: Equation) -> Site:
-        """Return the site of an equation of the program that this site is of."""
+        """Return the site of an equation of the program at this site."""
         return Site((*self.location, number), (*self.around, equation), self.times)
 
     def inner(self, number: int, times: int = 1) -> Site:
-        """The site of a program inside of this step, which runs so many times."""
+        """Return the site of a program inside of this step, which runs so many times."""
         return Site((*self.location, number), self.around, self.times * times)
 
 
 class Domain(Protocol[Value]):
-    """What an analysis knows of arrays, and how it goes through steps.
+    """An analysis: the abstract values of arrays, and their rules for steps, loops and branches.
 
-    A class that names it as its base inherits what the plainest do: layers, stacks and parts of an
-    array are as the array, a loop stops when values are equal, and nothing happens where inner
-    programs begin and end.
+    A subclass inherits defaults: layers, stacks and shards of an array have the value of the
+    array, a loop stops when values are equal, and values enter and leave inner programs unchanged.
     """
 
     def constant(self, x: Any) -> Value:
-        """Of a number or an array that the program brings."""
+        """Return the value of a constant of the program."""
         ...
 
     def join(self, one: Value, other: Value) -> Value:
-        """Of an array that is one of two."""
+        """Return a value that holds for either of two arrays."""
         ...
 
     def same(self, one: Value, other: Value) -> bool:
-        """Whether a loop may stop: another turn would find nothing new."""
+        """Return whether a walk of a loop may stop, as another iteration would find nothing new."""
         return one == other
 
     def layer(self, value: Value, site: Site) -> Value:
-        """Of one entry along the first axis."""
+        """Return the value of one entry of the first axis."""
         return value
 
     def stack(self, value: Value, times: int, site: Site) -> Value:
-        """Of as many entries along a new first axis."""
+        """Return the value of a stack of so many entries on a new first axis."""
         return value
 
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
-        """Of what one device has of an array that a mesh cuts."""
+        """Return the value of one device's shard of an array."""
         return value
 
     def whole(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
-        """Of the array whose parts devices have."""
+        """Return the value of the array whose shards the devices have."""
         return value
 
     def enter(
         self, programs: Programs, values: Sequence[Value | None], site: Site
     ) -> Sequence[Value | None]:
-        """Of the operands of a step, as its programs take them; None where it is not known."""
+        """Return the values of a step's operands for its inner programs; dead arrays are None."""
         return values
 
     def leave(
@@ -92,23 +91,23 @@ class Domain(Protocol[Value]):
         outcomes: Sequence[Value | None],
         site: Site,
     ) -> Sequence[Value | None]:
-        """Of the outcomes of a step whose programs have been walked; dead arrays are None."""
+        """Return the outcomes of a step after the walk of its programs; dead arrays are None."""
         return outcomes
 
     def step(
         self, equation: Equation, rule: Rule, values: list[Value], site: Site
     ) -> Sequence[Value]:
-        """Of the outcomes of a step that holds no program."""
+        """Return the outcomes of a step without inner programs."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Walk(Generic[Value]):
-    """Takes an analysis through programs.
+    """An interpreter that runs an analysis on programs.
 
     Args:
         domain: the analysis.
-        table: where primitives are described.
+        table: the rules of the primitives.
 
     Example:
         See `nnopt_jax.trace.axes`, whose domain is a hundred lines.
@@ -124,14 +123,14 @@ class Walk(Generic[Value]):
         wanted: Sequence[bool] | None = None,
         site: Site = Site(),
     ) -> list[Value]:
-        """Return the values of the outputs.
+        """Return the values of the outputs of a program.
 
         Args:
-            program: what was traced.
+            program: the traced program.
             inputs: a value for each input; inputs that nothing needs may be None.
             wanted: for each output whether it is needed; steps that no wanted output depends on
                 are left out. None for all.
-            site: where the program is.
+            site: the site of the program.
         """
         jaxpr = program.jaxpr
         known: dict[Any, Any] = dict(
@@ -176,7 +175,7 @@ class Walk(Generic[Value]):
         needed: list[bool],
         site: Site,
     ) -> list[Any]:
-        """The outcomes of the equation that one of its programs gives."""
+        """Return the outcomes of an equation from the walk of one of its programs."""
         wanted = outputs_needed(programs, inner, needed, self.table)
         found = self.run(inner.program, [values[i] for i in inner.inputs], wanted, site)
         outs: list[Any] = [None] * len(needed)
@@ -203,7 +202,7 @@ class Walk(Generic[Value]):
     def _loop(
         self, programs: Programs, values: list[Any], needed: list[bool], site: Site
     ) -> list[Any]:
-        """Walk the body until what is known of the carry holds in every turn."""
+        """Walk the body until the values of the carry hold in every iteration."""
         domain = self.domain
         given = list(values)
         for operand in programs.sliced:
@@ -233,7 +232,7 @@ class Walk(Generic[Value]):
         return outs
 
     def _joined(self, values: Sequence[Any]) -> Any:
-        """Of an array that is one of several; of dead ones nothing is known."""
+        """Join the values that are not dead; None if all are."""
         first, *others = [value for value in values if value is not None] or [None]
         for other in others:
             first = self.domain.join(first, other)

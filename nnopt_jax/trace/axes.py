@@ -1,4 +1,4 @@
-"""The axes of a model's weights: which of them the products sum over, keep, and go along with."""
+"""The analysis of the contracted, output and batch axes of a model's weights."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from nnopt_jax.typing import Shape
 CONTRACTED, OUTPUT, BATCH, LOOKUP = "contracted", "output", "batch", "lookup"
 
 Parts = tuple[tuple[int, int], ...]
-"""What an axis of a moved leaf is made of: (axis of the leaf, entries), from major to minor."""
+"""The composition of an axis of a moved leaf: (axis of the leaf, size), from major to minor."""
 
 
 class LeafView(NamedTuple):
-    """A leaf as it comes to a step: moved, cast, cut or combined with other parameters.
+    """A leaf after it was moved, cast, cut or combined with other parameters.
 
     Args:
-        path: of the leaf.
-        dims: for each axis of the array what it is made of.
-        layers: axes of the leaf along which one entry is taken: by a scan, or by its number.
-        chosen: whether the inputs choose that entry: a row of an embedding, or an expert.
+        path: the path of the leaf.
+        dims: for each axis of the array the parts of the leaf's axes that compose it.
+        layers: axes of the leaf of which one entry was taken, by a scan or by its number.
+        chosen: whether the inputs chose that entry: a row of an embedding, or an expert.
     """
 
     path: str
@@ -40,12 +40,12 @@ class LeafView(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What the analysis knows of an array.
+    """The abstract value of an array in this analysis.
 
     Args:
-        views: the leaves that it is made of alone, or that the inputs choose its entries of.
-        varies: whether it depends on the inputs beside the parameters.
-        ends: location and path of the products with a leaf that reach it through no other one.
+        views: the leaves that it consists of, or that the inputs choose its entries from.
+        varies: whether it depends on inputs other than the parameters.
+        ends: location and path of the last products with a leaf before this array.
     """
 
     views: tuple[LeafView, ...] = ()
@@ -58,10 +58,10 @@ class AxisUse:
     """One use of a leaf.
 
     Args:
-        primitive: the step.
+        primitive: the name of the primitive.
         line: the user's line.
-        roles: pairs of an axis of the leaf and what it is there.
-        reason: why the use has no axes, where that does not follow from the roles.
+        roles: pairs of an axis of the leaf and its role in this use.
+        reason: why the use has no axes, if that does not follow from the roles.
     """
 
     primitive: str
@@ -75,24 +75,24 @@ class AxisRoles(Domain[Held]):
     """The domain of the abstract walk that finds the roles of leaves' axes.
 
     Args:
-        uses: by path and location, what was found: bodies of loops are walked more than once.
-        inner: location and path of products whose outcome a later product with a leaf takes.
+        uses: the uses by path and location, since bodies of loops are walked more than once.
+        inner: location and path of products whose outcome reaches a later product with a leaf.
     """
 
     uses: dict[tuple[str, Location], AxisUse] = dataclasses.field(default_factory=dict)
     inner: set[tuple[Location, str]] = dataclasses.field(default_factory=set)
 
     def constant(self, x: Any) -> Held:
-        """Constants hold no leaf."""
+        """Return the value of a constant, which holds no leaf."""
         return Held()
 
     def join(self, one: Held, other: Held) -> Held:
-        """The views of both."""
+        """Return a value with the views of both arrays."""
         views = tuple(dict.fromkeys((*one.views, *other.views)))
         return Held(views, one.varies or other.varies, one.ends | other.ends)
 
     def layer(self, value: Held, site: Site) -> Held:
-        """The axis that a scan goes along numbers weights."""
+        """Return one slice of a scanned array; the scanned axis is a batch axis of the weight."""
         views = (
             v._replace(dims=v.dims[1:], layers=(*v.layers, *(axis for axis, _ in v.dims[0])))
             for v in value.views
@@ -100,15 +100,16 @@ class AxisRoles(Domain[Held]):
         return value._replace(views=tuple(views))
 
     def stack(self, value: Held, times: int, site: Site) -> Held:
-        """A new axis is of no leaf."""
+        """Return the stacked outputs of a loop; the new axis belongs to no leaf."""
         return value._replace(views=tuple(v._replace(dims=((), *v.dims)) for v in value.views))
 
     def step(
         self, equation: Equation, rule: Rule, values: list[Held], site: Site
     ) -> Sequence[Held]:
-        """Note the uses of leaves, and follow what is still made of them."""
+        """Note the uses of leaves, and follow the leaves that the outcomes still hold."""
         values = [Held() if value is None else value for value in values]
-        # Between two weights a predicate that varies chooses a weight; an index makes activations.
+        # A varying predicate between two weights yields a weight, while a varying index yields
+        # activations: only elementwise steps leave out their predicates here.
         deciding = rule.data if rule.kind is Kind.ELEMENTWISE else range(len(values))
         varies = any(values[i].varies for i in deciding)
         ends = frozenset[tuple[Location, str]]().union(*(values[i].ends for i in rule.data))
@@ -144,7 +145,7 @@ class AxisRoles(Domain[Held]):
 def _fate(
     rule: Rule, values: Sequence[Held], at: int, view: LeafView, varies: bool
 ) -> tuple[bool, bool]:
-    """Whether a step uses a leaf, and whether what the step gives is still made of the leaf."""
+    """Return whether a step uses a leaf, and whether its outcome still holds the leaf."""
     hides = rule.kind in (Kind.CONTRACTION, Kind.OPAQUE)
     if view.chosen:
         other = any(values[i].varies for i in rule.data if i != at)
@@ -159,7 +160,7 @@ def _fate(
 
 
 def _roles(rule: Rule, at: int, view: LeafView) -> Iterable[tuple[int, str]]:
-    """The roles of the leaf's axes in a product or a lookup."""
+    """Yield the roles of the leaf's axes in a product or a lookup."""
     others = factors_of(*(rule.operands[i] for i in rule.data if i != at))
     reduced, parts = rule.reduced, _parts_of_factors(rule, at, view)
     for dim, own in zip(rule.operands[at], view.dims, strict=True):
@@ -175,9 +176,9 @@ def _roles(rule: Rule, at: int, view: LeafView) -> Iterable[tuple[int, str]]:
 
 
 def _moved(rule: Rule, at: int, view: LeafView) -> Iterable[LeafView | None]:
-    """The leaf as it goes on in each outcome; None where it does not."""
+    """Yield the view of the leaf in each outcome; None if the outcome does not hold it."""
     parts = _parts_of_factors(rule, at, view)
-    for flat in rule.flat:  # the same entries without common factors: each may be any of them
+    for flat in rule.flat:  # without common factors, each new axis may hold any part
         own = tuple(part for axis in flat.operand for part in view.dims[axis])
         for axis in flat.outcome:
             parts |= dict.fromkeys(factors_of([rule.outcomes[0][axis]]), own)
@@ -196,13 +197,13 @@ def _moved(rule: Rule, at: int, view: LeafView) -> Iterable[LeafView | None]:
 
 
 def _joined(dim: Dim, parts: Mapping[int, Parts]) -> Parts:
-    """What a dimension is made of: the parts of its factors, each once where places join."""
+    """Return the parts that compose a dimension, each once if several places form it."""
     found = [part for place in dim for factor in place.names for part in parts.get(factor, ())]
     return tuple(dict.fromkeys(found)) if len(dim) > 1 else tuple(found)
 
 
 def _parts_of_factors(rule: Rule, at: int, view: LeafView) -> dict[int, Parts]:
-    """What each factor of an operand is made of."""
+    """Return the parts that compose each factor of an operand."""
     found: dict[int, Parts] = {}
     shape = rule.operand_shapes[at]
     for dim, own, size in zip(rule.operands[at], view.dims, shape, strict=True):
@@ -213,10 +214,10 @@ def _parts_of_factors(rule: Rule, at: int, view: LeafView) -> dict[int, Parts]:
 
 
 def _divided(rule: Rule, place: Place, own: Parts, size: int) -> list[Parts]:
-    """The parts of an axis by the factors that a place cuts it into.
+    """Divide the parts of an axis among the factors that a place splits it into.
 
-    Where factors and parts do not fit each other, as after odd slices, each factor is made of all
-    of them: roles then still cover the right axes.
+    If factors and parts do not fit each other, for example after uneven slices, each factor gets
+    all parts, so that roles still cover the right axes.
     """
     sizes = [rule.sizes[factor] for factor in place.names]
     if math.prod(sizes) != size or len(own) < 2:
@@ -244,9 +245,9 @@ def axes_of(given: Traced, outputs: Callable[[Any], Any], table: Table = TABLE) 
     """Find the axes of every float leaf of a function's parameters.
 
     Args:
-        given: the function.
-        outputs: the part of what it returns that counts as its output.
-        table: where primitives are described.
+        given: the traced function.
+        outputs: selects the part of its result that counts as its output.
+        table: the rules of the primitives.
     """
     domain, shapes, inputs = AxisRoles(), {}, []
     for path, argument, variable in zip(
@@ -293,7 +294,7 @@ def _table(
 
 
 def _axes(use: AxisUse, ndim: int) -> Axes | str:
-    """The axes in one use, or why it has none."""
+    """Return the axes in one use, or why it does not have axes."""
     if use.reason:
         return use.reason
     kinds = {role for _, role in use.roles}
@@ -302,7 +303,7 @@ def _axes(use: AxisUse, ndim: int) -> Axes | str:
     roles: dict[str, list[int]] = {CONTRACTED: [], OUTPUT: [], BATCH: []}
     for axis in range(ndim):
         mine = {role for at, role in use.roles if at == axis}
-        mine = mine or {OUTPUT}  # of one entry, or reduced before
+        mine = mine or {OUTPUT}  # an axis of size 1, or one that was reduced before
         summed = mine & {CONTRACTED, LOOKUP}
         if summed and mine - summed:
             return f"{use.primitive} both sums over its axis {axis} and keeps it"
@@ -314,7 +315,7 @@ def _axes(use: AxisUse, ndim: int) -> Axes | str:
 
 
 def _disagreement(known: Sequence[tuple[AxisUse, Axes | str]]) -> str:
-    """The first use of each kind, by the user's line."""
+    """Describe the first use with each choice of axes, with the user's line."""
     each: dict[Axes, str] = {}
     for use, axes in known:
         if isinstance(axes, Axes) and not axes.lookup:

@@ -1,4 +1,4 @@
-"""Programs inside of programs: leaves go in; arrays, and what was gathered on the way, come out."""
+"""Execution of loops, branches and calls for interpreters that pass leaves and collect extras."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
 
 Extras = Any
-"""What a run gathers beside its outputs: any pytree."""
+"""The data that a run collects beside its outputs: any pytree."""
 
 Handler = Callable[[Equation, list[Any], "Inside"], tuple[list[Any], Extras]]
 
 
 class Slices(NamedTuple):
-    """What a scan cuts along the first axis, one entry for each of its steps.
+    """A value that a scan slices on the first axis.
 
     Args:
-        arrays: what the scan itself cuts.
-        take: `take(part of arrays, number of the step)` is what the step works on.
+        arrays: the arrays that the scan itself slices.
+        take: `take(slice of arrays, number of the iteration)` returns the value in an iteration.
     """
 
     arrays: Any
@@ -36,57 +36,57 @@ class Slices(NamedTuple):
 
 
 class Inside(abc.ABC):
-    """How an interpreter runs the programs inside of one step of its own.
+    """Base of interpreters: how one runs the programs inside of a step.
 
-    Extras come out with the outputs: a scan stacks those that belong to its steps and adds up the
-    others, a loop adds up, and a branch that is not taken gives what gathers nothing. Where
-    there are no extras, as by default, they are the empty tuple.
+    Extras are returned with the outputs. A scan stacks the extras that belong to single iterations
+    and merges the others; a `while` merges all; a branch that is not taken yields `nothing`. By
+    default there are no extras, and they are the empty tuple.
     """
 
     @abc.abstractmethod
     def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Extras]:
-        """Computes a program; leaves may come out of it.
+        """Compute a program, which may return leaves.
 
         Args:
-            program: one that is inside of the step.
+            program: a program inside of the step.
             values: its inputs.
-            at: which of the step's programs it is.
+            at: its number among the programs of the step.
         """
 
     def dense(self, values: Sequence[Any]) -> list[Array]:
-        """The arrays that inputs or outputs of the step stand for."""
+        """Return the arrays that inputs or outputs of the step stand for."""
         return list(values)
 
     def slices(self, value: Any) -> Slices:
-        """How a scan goes over an array or a leaf: an array it cuts itself."""
+        """Return how a scan slices an array or a leaf; by default the scan itself does it."""
         return Slices(value, lambda part, _: part)
 
     def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
-        """How `shard_map` cuts an input: what it is given, and a spec for each of its arrays."""
+        """Return an input for `shard_map`, and a spec for each of its arrays."""
         return self.dense([value])[0], spec
 
     def run_dense(
         self, program: Program, values: Sequence[Any], at: int = 0
     ) -> tuple[list[Array], Extras]:
-        """As `run`; arrays come out."""
+        """Compute a program as `run` does, and convert its outputs to arrays."""
         found, extras = self.run(program, values, at)
         return self.dense(found), extras
 
     def nothing(self, at: int | None = None) -> Extras:
-        """Extras of programs that have not run: of one of them, or of all inside of the step."""
+        """Return the extras of programs that have not run: of one, or of all inside of the step."""
         return ()
 
     def merge(self, one: Extras, other: Extras) -> Extras:
-        """Extras of two runs, one after the other."""
+        """Merge the extras of two successive runs."""
         return ()
 
     def split(self, extras: Extras) -> tuple[Extras, Extras]:
-        """What belongs to single steps of a scan, and what to all of it."""
+        """Split extras into those of single iterations of a scan, and those of the whole scan."""
         return (), ()
 
 
 def _jit(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
-    """Inlined, but where it says what it gives away or how its arrays lie."""
+    """Run a `jit` inline, or as a `jit` if it donates arguments or states shardings."""
     k = equation.params
     if is_inlined(equation):
         return inside.run(k["jaxpr"], values)
@@ -101,7 +101,7 @@ def _jit(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[An
 
 
 def is_inlined(equation: Equation) -> bool:
-    """Whether the program of an equation runs as if its steps were written in its place."""
+    """Return whether the program of an equation is run inline."""
     if equation.primitive is not primitives.jit_p:
         return False
     k = equation.params
@@ -110,7 +110,7 @@ def is_inlined(equation: Equation) -> bool:
 
 
 def _placed(values: Sequence[Any], at: Sequence[Any]) -> list[Any]:
-    """Arrays where they are said to lie; leaves lie as their parts came."""
+    """Constrain arrays to the stated shardings; leaves keep those of their parts."""
     return [
         lax.with_sharding_constraint(x, to) if isinstance(to, Sharding) and is_array(x) else x
         for x, to in zip(values, at, strict=True)
@@ -118,7 +118,7 @@ def _placed(values: Sequence[Any], at: Sequence[Any]) -> list[Any]:
 
 
 def _remat(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
-    """What comes out as it went in does not go through: leaves stay what they are."""
+    """Run a checkpointed program; inputs that it returns unchanged bypass it and stay leaves."""
     k = equation.params
     program = closed(k["jaxpr"])
     through = dict(zip(program.jaxpr.invars, values, strict=True))
@@ -136,7 +136,7 @@ def _remat(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[
 
 
 def _custom(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
-    """Leaves where it only runs; where it is differentiated its own rule has the arrays."""
+    """Run a function with a custom derivative on leaves; its derivative rule gets arrays."""
     program = closed(equation.params["call_jaxpr"])
 
     def own(*given: Any) -> list[Any]:
@@ -198,7 +198,7 @@ def _while(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[
         )
 
     def and_test(now: Any) -> Any:
-        """A test gives but its answer: the next one is made here, where more can come out."""
+        """Run the body and the next test, since the test of a `while_loop` cannot return extras."""
         state, extras = once(*now[:2])
         answer, more = goes_on(state)
         return state, inside.merge(extras, more), answer
@@ -209,7 +209,7 @@ def _while(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[
 
 
 def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
-    """Of stacked leaves each step has its layer; what is carried is dense."""
+    """Run a scan: each iteration gets its layer of stacked leaves; the carry consists of arrays."""
     k = equation.params
     consts, count = scanned(equation)
     whole, rows = values[:consts], [inside.slices(value) for value in values[consts + count :]]
@@ -234,7 +234,7 @@ def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
 
 
 def _shard_map(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
-    """Each device has its own part of the leaves; nothing is gathered there."""
+    """Run a `shard_map` on the shards of leaves; no extras are collected inside."""
     k = equation.params
     program = closed(k["jaxpr"])
     inputs = zip(values, k["in_specs"], strict=True)
@@ -260,4 +260,4 @@ CONTROL: dict[Any, Handler] = {
     primitives.scan_p: _scan,
     shard_map_p: _shard_map,
 }
-"""How each kind of inner program runs."""
+"""The handlers of steps with inner programs, by primitive."""

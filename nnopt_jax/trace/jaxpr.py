@@ -1,4 +1,4 @@
-"""All that the trace asks of JAX's own representation of programs, in one place."""
+"""Access to JAX's representation of programs, and differences between its versions."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from nnopt_jax.tree.explicit import is_explicit
 _CORE: Any = core  # its types are not the same ones in all versions
 
 Program = Any
-"""A traced function, a closed jaxpr."""
+"""A traced function: a closed jaxpr."""
 
 Equation = Any
-"""One step of a program: a primitive, what it takes, what it gives."""
+"""One step of a program: a primitive with its operands and outcomes."""
 
 
 def closed(program: Any) -> Program:
-    """A program with its constants; those of `remat` come without."""
+    """Return a program as a closed jaxpr; that of `remat` is not closed."""
     return program if isinstance(program, _CORE.ClosedJaxpr) else _CORE.ClosedJaxpr(program, ())
 
 
 def is_variable(x: Any) -> bool:
-    """Whether an operand is a name of a value, and not a number in its place."""
+    """Return whether an operand is a variable rather than a literal."""
     return not isinstance(x, core.Literal)
 
 
 def read(environment: dict[Any, Any], variable: Any) -> Any:
-    """The value of a variable, or of a number that stands in its place."""
+    """Return the value of a variable or a literal."""
     return environment[variable] if is_variable(variable) else variable.val
 
 
 def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
-    """Computes one step as it was traced, under the mesh and settings that it was traced under."""
+    """Compute one step under the mesh and settings that it was traced under."""
     given = equation.primitive.get_bind_params(equation.params)
-    # Programs inside of the step come apart from its settings in jax 0.10.
+    # In jax 0.10 inner programs are separate from the settings of the step.
     functions, settings = given if isinstance(given, tuple) else ((), given)
     with equation.ctx.manager:
         found = equation.primitive.bind(*functions, *values, **settings)
@@ -49,7 +49,7 @@ def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
 
 
 def scanned(equation: Equation) -> tuple[int, int]:
-    """Of the inputs of a scan how many are the same for all steps, and how many are carried."""
+    """Return how many inputs of a scan are constants, and how many are carried."""
     settings = equation.params
     if "num_consts" in settings:  # before jax 0.11
         return settings["num_consts"], settings["num_carry"]
@@ -64,9 +64,9 @@ _OURS = str(pathlib.Path(__file__).resolve().parents[1])
 
 
 def line(equation: Equation) -> str:
-    """`file.py:12 (function)`: the user's own line that made a step; empty where it is not known.
+    """Return the user's line that made a step, `file.py:12 (function)`; empty if not known.
 
-    Of the lines that led to it the innermost one that is of no installed package.
+    It is the innermost line of the traceback that is outside of installed packages.
     """
     trace = getattr(equation.source_info, "traceback", None)
     for frame in trace.frames if trace is not None else ():
@@ -76,7 +76,7 @@ def line(equation: Equation) -> str:
 
 
 def line_of(error: BaseException) -> str:
-    """Likewise, of the user's line that an error came out of."""
+    """Return the user's line that raised an error, `file.py:12 (function)`; empty if not known."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if _is_users(frame.filename):
             return _told(frame.filename, frame.lineno, frame.name)
@@ -92,7 +92,7 @@ def _told(file: str, number: int | None, name: str) -> str:
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """What a traced function sees of a packed leaf; over Explicit axes of a mesh, how it lies."""
+    """Return the abstract array of a packed leaf, with its sharding on Explicit axes of a mesh."""
     if any(isinstance(leaf, jax.Array) and is_explicit(leaf) for leaf in jax.tree.leaves(x)):
         return jax.eval_shape(lambda x: x.materialize(), x)
     return jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -1,4 +1,4 @@
-"""The steps of a program that its outcome depends on; XLA computes no others."""
+"""Liveness: the steps of a program that its outputs depend on; XLA computes no others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nnopt_jax.trace.primitives import TABLE, Flow, Inner, Programs, Table
 
 
 class Live(NamedTuple):
-    """What is needed of a program.
+    """The live steps and inputs of a program.
 
     Args:
         steps: the number of each needed equation, the equation, and which outcomes are needed.
@@ -22,12 +22,12 @@ class Live(NamedTuple):
 
 
 def live(program: Program, wanted: Sequence[bool], table: Table = TABLE) -> Live:
-    """Find what some outputs of a program depend on.
+    """Find the steps and inputs that some outputs of a program depend on.
 
     Args:
-        program: any.
+        program: the program.
         wanted: for each output whether it is needed.
-        table: where primitives are described.
+        table: the rules of the primitives.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -51,12 +51,12 @@ def live(program: Program, wanted: Sequence[bool], table: Table = TABLE) -> Live
 
 
 def operands_needed(equation: Equation, wanted: Sequence[bool], table: Table = TABLE) -> list[bool]:
-    """For each operand of an equation whether the wanted outcomes depend on it.
+    """Return for each operand of an equation whether the wanted outcomes depend on it.
 
     Args:
         equation: the equation.
         wanted: for each outcome whether it is needed.
-        table: where primitives are described.
+        table: the rules of the primitives.
     """
     programs = table.programs_of(equation)
     if programs is None or programs.own_derivative:
@@ -78,10 +78,10 @@ def outputs_needed(
     """Return which outputs of an inner program are needed, later iterations of a loop included.
 
     Args:
-        programs: of the equation.
+        programs: the programs of the equation.
         inner: the program.
         wanted: for each outcome of the equation whether it is needed.
-        table: where primitives are described.
+        table: the rules of the primitives.
     """
     if programs.own_derivative:
         return [True] * len(inner.outputs)

@@ -1,4 +1,4 @@
-"""From a function of parameters to its graph."""
+"""Creation of the graph of a function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nnopt_jax.typing import Params
 
 
 def everything(found: Any) -> Any:
-    """All that a function returns."""
+    """Return the whole result of a function: the default of `outputs`."""
     return found
 
 
@@ -32,18 +32,18 @@ def graph(
             or Haiku model, a plain function, or a loss.
         params: a tree of arrays, packed leaves or `jax.ShapeDtypeStruct`s. Leaves of other kinds
             (the functions of an Equinox module) reach `apply` as they are.
-        *args: its further arguments; of arrays shapes and dtypes will do.
-        outputs: the part of what `apply` returns that must keep its widths when units are removed;
-            running statistics that come beside it may shrink with their layers.
-        table: where primitives are described; one with your own in it: `nnopt_jax.trace.primitives.
-            TABLE.with_rule(primitive, make_rule)`.
+        *args: its further arguments; for arrays, shapes and dtypes are enough.
+        outputs: selects the part of the result that must keep its widths when units are removed;
+            running statistics beside it may shrink with their layers.
+        table: the rules of the primitives; to add your own, give
+            `nnopt_jax.trace.primitives.TABLE.with_rule(primitive, make_rule)`.
         **kwargs: its keyword arguments.
 
     Returns:
-        The `Graph`. It holds the function and the shapes, and no arrays.
+        The `Graph`. It holds the function and the shapes, but no arrays.
 
     Raises:
-        CompositionError: `apply` is not a function, or asks for values while it is traced.
+        CompositionError: `apply` is not a function, or needs concrete values while it is traced.
 
     Example:
         >>> import jax, jax.numpy as jnp

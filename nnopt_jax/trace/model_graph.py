@@ -1,4 +1,4 @@
-"""One analysis of a model: what its function does with each of its parameters."""
+"""The graph of a model: the analyses of what its function does with each parameter."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Graph:
     Args:
         apply: the function.
         traced: its program, and the shapes of its inputs.
-        params: its parameters, shapes in place of arrays.
-        args: its further arguments, likewise.
-        kwargs: its keyword arguments, likewise.
-        outputs: the part of what it returns that must keep its widths.
-        table: where the primitives of the program are described.
+        params: its parameters, with shapes in place of arrays.
+        args: its further arguments, with shapes in place of arrays.
+        kwargs: its keyword arguments, with shapes in place of arrays.
+        outputs: selects the part of its result that must keep its widths.
+        table: the rules of the primitives.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,7 +63,7 @@ class Graph:
 
     @functools.cached_property
     def uses(self) -> LeafUses:
-        """Every step that uses a float leaf, and which of the leaf's axes it sums over."""
+        """The steps that use each float leaf, and the axes of the leaf that each step sums over."""
         return uses_of(self.traced, self.params, self.table)
 
     @functools.cached_property
@@ -73,30 +73,30 @@ class Graph:
 
     @functools.cached_property
     def coupled(self) -> CoupledAxes:
-        """Which axes of which leaves change together, and why others cannot."""
+        """The dependency graph: axes of leaves that change together, and why others are frozen."""
         return coupled_axes(self.traced, self.outputs, self.table)
 
     def cost(self, params: Params | None = None, *, latency: bool = False) -> Cost:
-        """Count what a call costs, for each leaf: FLOPs, bytes, and milliseconds where asked.
+        """Count the cost of a call for each leaf: FLOPs, bytes, and optionally milliseconds.
 
-        Work belongs to the leaf it is done for: products to the leaf that is contracted, also
-        after it was transposed, reshaped, cast, cut or unpacked. Of two leaves in one product the
-        larger counts. Products of activations, and steps that are not contractions, have rows of
-        their own.
+        Each step is counted for one leaf: a product for the leaf that is contracted, also after
+        the leaf was transposed, reshaped, cast, cut or unpacked. A product of two leaves counts
+        for the larger one. Products of activations, and steps that are not contractions, have
+        rows of their own.
 
         - A contraction costs two FLOPs for each product it sums, `2 m k n` for a matrix product; a
-          convolution one product for each position, tap and pair of features. Padding counts (as
-          in papers; XLA leaves it out), the holes of a transposed convolution do not.
-        - Any other step costs one FLOP for each entry it gives, or one transcendental, a reduction
-          of `n` entries `n - 1`, movements and lookups none, as XLA counts before it simplifies.
-          Work that nothing depends on does not count; work that is written twice counts twice.
-        - A scan costs its body times its length. Of a `while` the body counts once, of a `cond`
-          the dearest branch, and the result says so, as it does of steps that have no count.
-        - Packed parameters cost what `nnopt.on_packed` does with them: two thin products for
-          factors, integer products where there are some, and unpacking where there is unpacking.
+          convolution has one product for each position, tap and pair of features. Padding counts
+          (as in papers; XLA leaves it out), the holes of a transposed convolution do not.
+        - Any other step costs one FLOP or one transcendental for each entry of its outcome. A
+          reduction of `n` entries costs `n - 1`; movements and lookups cost nothing, as XLA counts
+          before it simplifies. Dead steps do not count; a step that is written twice counts twice.
+        - A scan costs its body times its length. A `while` counts its body once, and a `cond` its
+          most expensive branch; the notes of the result list these, and steps without a count.
+        - Packed parameters cost what `nnopt.on_packed` runs for them: two thin products for
+          factors, integer products where it uses them, and unpacking.
 
         Args:
-            params: what is counted: arrays, shapes or packed leaves; None for the graph's own.
+            params: arrays, shapes or packed leaves to count; None for the graph's own.
             latency: whether to compile and time a call, on zeros of the graph's shapes.
 
         Returns:
@@ -127,39 +127,39 @@ class Graph:
         progress: Progress | None = None,
         strict: bool = False,
     ) -> Observed:
-        r"""Run the function on batches and measure what each weight is multiplied with.
+        r"""Run the function on batches and measure the inputs and outputs of each weight.
 
-        Every use of a leaf is found in the program: products, convolutions and lookups, however
-        the leaf was transposed, reshaped, cast, cut or scaled by a number before; inside `jit`,
-        `vmap`, `remat`, `scan`, `cond`, `while_loop` and functions with derivative rules of their
-        own. Scanned leaves have entries for each of their layers; what a scan uses at every step
-        is added up over the steps. A branch that is not taken adds nothing. Under `jax.vmap` both
-        branches of a `cond` are computed, and both count.
+        Every use of a leaf is found in the program: products, convolutions and lookups, also after
+        the leaf was transposed, reshaped, cast, cut or scaled by a number, and also inside `jit`,
+        `vmap`, `remat`, `scan`, `cond`, `while_loop` and functions with custom derivative rules.
+        Scanned leaves have entries for each of their layers; a leaf that a scan uses in every
+        iteration sums over the iterations. A branch that is not taken adds nothing. Under
+        `jax.vmap` both branches of a `cond` are computed, and both count.
 
         Args:
             params: the parameters; packed leaves are materialized for the run.
             batches: any iterable. A batch is the tuple of arguments after `params`; anything else
-                is a tuple of one. All of them are used, one at a time; a last one may be smaller.
-                They may be split over a mesh.
+                is taken as a tuple of one. They are used one at a time; the last may be smaller.
+                They may be sharded over a mesh.
             names: what to measure, of `"input_absmax"`, `"input_range"`, `"input_moments"`,
                 `"input_histogram"`, `"input_gram"`, `"input_count"`, `"output_moments"` and, of a
                 loss, means over batches of `"gradient"`, `"fisher"` and `"hessian_gradient"`.
                 Functions of these names in `nnopt_jax.trace` take settings; see `tx.needs`.
-            where: which leaves.
-            progress: `progress(done, total)` is called after each batch; `total` is None where
+            where: which leaves to measure.
+            progress: `progress(done, total)` is called after each batch; `total` is None if
                 `len(batches)` is not known.
-            strict: makes a chosen leaf of which something could not be measured an error.
+            strict: whether to raise if a statistic of a chosen leaf could not be measured.
 
         Returns:
-            The `Observed`: `seen[name][path]`, for `tx.init(params, stats=seen)`; use by use in
-            `seen.by_use`.
+            The `Observed`: `seen[name][path]`, for `tx.init(params, stats=seen)`; each use
+            separately in `seen.by_use`.
 
         Raises:
-            StatisticsError: there is no batch; a slope is asked for and the function is not a
-                loss; or, where `strict`, something could not be measured.
-            SelectionError: a statistic is unknown, or the rule selects no leaf of floats.
-            ShapeError: parameters have other shapes than the graph; or a block of `input_gram`
-                does not divide what is summed over.
+            StatisticsError: there is no batch; a derivative is asked for and the function is not
+                a loss; or, with `strict`, something could not be measured.
+            SelectionError: a statistic is unknown, or the rule selects no float leaf.
+            ShapeError: parameters have other shapes than in the graph; or a block of `input_gram`
+                does not divide the number of contracted entries.
             CompositionError: batches are an array, or do not fit the function.
 
         Example:
@@ -192,26 +192,26 @@ class Graph:
         )  # fmt: skip
 
     def shrink(self, params: Params, keep: Keep) -> ShrunkModel:
-        """Remove units: smaller parameters, and a smaller function that computes the same.
+        """Remove units from the parameters and from the function.
 
-        The same as the model with zeros in place of all elements of the removed units,
-        `apply(graph.mask(params, keep), ...)`, up to the order of sums. The function is traced
-        anew at its old widths whenever it is called with new shapes, and each step is computed at
-        the smaller ones; the model is not rebuilt. Gradients, `jit`, `vmap`, `jax.checkpoint` and
-        `jax.export` go through it, and functions with derivative rules of their own keep them.
+        The smaller function returns the same as the model with zeros in place of the removed
+        units, `apply(graph.mask(params, keep), ...)`, up to the order of sums. It is traced anew
+        at the original widths whenever it is called with new shapes, and each step is computed at
+        the smaller ones; the model is not rebuilt. It supports gradients, `jit`, `vmap`,
+        `jax.checkpoint` and `jax.export`, and keeps custom derivative rules.
 
         Args:
             params: arrays, of the graph's shapes.
-            keep: by name of a dimension of `graph.coupled` the units that stay, as booleans for
-                all or as numbers; dimensions that are not named stay whole.
+            keep: the units that stay, by the name of a dimension of `graph.coupled`: booleans for
+                all, or numbers; dimensions that are not named keep all units.
 
         Returns:
             The `ShrunkModel`: `.params`, `.apply`, and `.widths` by path.
 
         Raises:
-            SelectionError: a dimension or a leaf is not known; all are named.
-            ShapeError: a leaf has another shape than in the graph; all are named.
-            ValueRangeError: units are given wrongly, or none would be left; all are named.
+            SelectionError: a dimension or a leaf is not known; the message lists all.
+            ShapeError: a leaf has another shape than in the graph; the message lists all.
+            ValueRangeError: units are not valid, or none would be left; the message lists all.
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -232,12 +232,12 @@ class Graph:
 
         Args:
             params: arrays, of the graph's shapes.
-            keep: by name of a dimension of `graph.coupled` the units that stay.
+            keep: the units that stay, by the name of a dimension of `graph.coupled`.
 
         Raises:
-            SelectionError: a dimension or a leaf is not known; all are named.
-            ShapeError: a leaf has another shape than in the graph; all are named.
-            ValueRangeError: units are given wrongly, or none would be left; all are named.
+            SelectionError: a dimension or a leaf is not known; the message lists all.
+            ShapeError: a leaf has another shape than in the graph; the message lists all.
+            ValueRangeError: units are not valid, or none would be left; the message lists all.
 
         Example:
             >>> import jax.numpy as jnp
@@ -254,13 +254,13 @@ class Graph:
 
         Args:
             params: arrays, of the graph's shapes.
-            order: by name of a dimension which unit comes to each place: a permutation.
+            order: by the name of a dimension the unit that comes to each place: a permutation.
 
         Raises:
-            SelectionError: a dimension or a leaf is not known; all are named.
-            ShapeError: a leaf has another shape than in the graph; all are named.
+            SelectionError: a dimension or a leaf is not known; the message lists all.
+            ShapeError: a leaf has another shape than in the graph; the message lists all.
             ValueRangeError: an order is not a permutation, or its units differ by more than their
-                parameters; all are named.
+                parameters; the message lists all.
 
         Example:
             >>> import jax.numpy as jnp
@@ -274,11 +274,11 @@ class Graph:
 
     @property
     def _name(self) -> str:
-        """The name of the function, or of its type."""
+        """The name of the function, or of its class."""
         return getattr(self.apply, "__name__", type(self.apply).__name__)
 
     def _on_batch(self, params: Params, batch: Any) -> Any:
-        """The function of parameters and one batch."""
+        """Call the function on parameters and one batch."""
         given = batch if isinstance(batch, tuple) else (batch,)
         if len(given) != len(self.args):
             plural = "s" if len(self.args) != 1 else ""
@@ -290,7 +290,7 @@ class Graph:
         return self.apply(params, *given, **self.kwargs)
 
     def _check_keywords(self) -> None:
-        """Raise if a keyword argument is an array, of which the graph has the shape alone."""
+        """Raise if a keyword argument is an array, since the graph keeps only its shape."""
         wrong = Problems("graph.observe")
         for name, value in self.kwargs.items():
             if any(map(is_array, jax.tree.leaves(value))):
@@ -299,18 +299,18 @@ class Graph:
         wrong.raise_as(CompositionError)
 
     def _with(self, params: Params, who: str) -> Traced:
-        """The traced function with other values in place of its parameters."""
+        """Return the traced function with other values for its parameters."""
         self._check(params, who)
         return self.traced.with_parameters(arrays_of(params).values())
 
     def _check(self, params: Params, who: str) -> None:
-        """Raise if parameters are not those of the graph."""
+        """Raise if the paths or shapes of parameters differ from those of the graph."""
         shapes = {path: tuple(leaf.shape) for path, leaf in arrays_of(self.params).items()}
         lost = "is a leaf of the graph and is missing; give the whole tree"
         checked(who, shapes, params, lost, packed=True)
 
     def __str__(self) -> str:
-        """The table of leaves: what uses them, their axes, and the dimensions they belong to."""
+        """Return a table of the leaves with their uses, axes and coupled dimensions."""
         names: dict[str, list[str]] = {}
         for dimension in self.coupled.dimensions:
             for path, _ in dimension.members:
@@ -328,7 +328,7 @@ class Graph:
         return "\n".join(aligned(cells))
 
     def __repr__(self) -> str:
-        """Show the function and how many leaves it has."""
+        """Return the name of the function and its number of leaves."""
         return f"Graph({self._name}, {len(arrays_of(self.params))} leaves)"
 
 

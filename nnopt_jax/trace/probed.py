@@ -1,4 +1,4 @@
-"""Primitives that `jax.extend` does not offer, read off small programs that use them."""
+"""Primitives that `jax.extend` does not offer, found by tracing small programs that use them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnopt_jax.trace.jaxpr import Equation
 
 
 def probed(function: Callable[..., Any], *given: jax.ShapeDtypeStruct) -> Equation:
-    """The last step of a function; no device is touched.
+    """Trace a function and return its last step, without running it on a device.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -26,7 +26,7 @@ def probed(function: Callable[..., Any], *given: jax.ShapeDtypeStruct) -> Equati
 
 
 def floats(*shape: int) -> jax.ShapeDtypeStruct:
-    """Return the type of an array of floats.
+    """Return the shape and dtype of a float32 array.
 
     Example:
         >>> from nnopt_jax.trace.probed import floats
@@ -37,7 +37,7 @@ def floats(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def on_mesh(function: Callable[..., Any], out: PartitionSpec) -> Equation:
-    """Return the `shard_map` of a function of one number for each of the devices, named "all"."""
+    """Return the step that maps a function of one number over a mesh with the axis "all"."""
     mesh = AbstractMesh((1,), ("all",), axis_types=(AxisType.Auto,))
     mapped = jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("all"), out_specs=out)
     return probed(mapped, floats(1))

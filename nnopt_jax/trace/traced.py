@@ -1,4 +1,4 @@
-"""A function as JAX traces it, with the names of what goes in."""
+"""Tracing of a function, with names for its inputs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from nnopt_jax.tree.paths import flatten, path_string
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A program, and what it is given.
+    """A traced function: its program, and the names and values of its inputs.
 
     Args:
-        program: of arrays; an expression stands where its array would.
-        paths: of each input: of the first argument the path inside of it, of others their number
-            or name before it.
-        values: arrays and expressions, one for each input.
+        program: the program; a packed leaf is an array in it.
+        paths: the path of each input: inside of the first argument, or else after the number or
+            name of its argument.
+        values: arrays and packed leaves, one for each input.
         arguments: for each input the number of its positional argument, or the keyword.
-        structure: of the outcome.
+        structure: the structure of the result.
     """
 
     program: Program
@@ -37,16 +37,16 @@ class Traced:
     structure: Any
 
     def outcome(self, found: Iterable[Any]) -> Any:
-        """What the function returns, of the outputs of its program."""
+        """Return the result of the function from the outputs of its program."""
         return jax.tree.unflatten(self.structure, list(found))
 
     def part(self, outputs: Callable[[Any], Any], found: Sequence[Any]) -> list[Any]:
-        """Those of the outputs of its program that are in a part of what the function returns."""
+        """Return the outputs of the program that are in a part of the function's result."""
         numbers = self.outcome(range(len(found)))
         return [found[number] for number in jax.tree.leaves(outputs(numbers))]
 
     def with_parameters(self, leaves: Iterable[Any]) -> Traced:
-        """The function with other values in place of the leaves of its first argument."""
+        """Return the function with other values for the leaves of its first argument."""
         left = iter(leaves)
         pairs = zip(self.values, self.arguments, strict=True)
         values = tuple(next(left) if which == 0 else value for value, which in pairs)
@@ -54,16 +54,16 @@ class Traced:
 
 
 def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
-    """Trace a function; nothing is computed.
+    """Trace a function without computing it.
 
     Args:
-        function: any that JAX can trace.
-        args: its arguments: arrays, `jax.ShapeDtypeStruct`s, expressions in any containers; all
-            else reaches the function as it is.
-        kwargs: likewise.
+        function: any function that JAX can trace.
+        args: its arguments: arrays, `jax.ShapeDtypeStruct`s and packed leaves in any containers;
+            other values reach the function unchanged.
+        kwargs: its keyword arguments, of the same kinds.
 
     Raises:
-        CompositionError: the function asks for values, of which there are none yet.
+        CompositionError: the function needs concrete values, which tracing does not have.
 
     Example:
         >>> import jax.numpy as jnp
@@ -110,7 +110,7 @@ _NEEDS_VALUES = (
 
 
 def _explained(function: Any, paths: Sequence[str], error: Exception) -> CompositionError:
-    """JAX knows inputs by number, users by path."""
+    """Return an error that names inputs by path, where JAX names them by number."""
     numbers = dict.fromkeys(re.findall(r"\barrays\[(\d+)\]", str(error)))
     inputs = ", ".join(paths[int(number)] for number in numbers) or "an input"
     return CompositionError(
@@ -121,7 +121,7 @@ def _explained(function: Any, paths: Sequence[str], error: Exception) -> Composi
 
 
 def _noted(function: Any, given: Iterable[tuple[str, Any]], error: Exception) -> str:
-    """What JAX does not know: whose function was traced, and which inputs are packed."""
+    """Return a note for JAX's error: the name of the traced function, and its packed inputs."""
     leaves = [f"{p} {x.dtype}{list(x.shape)}" for p, x in given if is_node(x)]
     told = f"nnopt_jax: while {_name(function)} was traced, at {line_of(error) or 'some line'}."
     if not leaves:
@@ -131,7 +131,7 @@ def _noted(function: Any, given: Iterable[tuple[str, Any]], error: Exception) ->
 
 
 _TOLD = 8
-"""Leaves that a note names."""
+"""The number of leaves that a note names."""
 
 
 def _name(function: Any) -> str:
@@ -139,10 +139,10 @@ def _name(function: Any) -> str:
 
 
 def require_function(who: str, function: Any) -> None:
-    """Raise if something is not a function.
+    """Raise if an argument is not a function.
 
     Raises:
-        CompositionError: it is not.
+        CompositionError: the argument is not callable.
 
     Example:
         >>> require_function("demo", {"w": 1})
@@ -156,7 +156,7 @@ def require_function(who: str, function: Any) -> None:
 
 
 def is_array(x: Any) -> bool:
-    """Whether a traced function has a tracer for it; numbers of Python's own stay what they are."""
+    """Return whether a value is traced as an array; Python numbers are not."""
     return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 
@@ -166,10 +166,10 @@ def arrays_of(tree: Any) -> dict[str, Any]:
 
 
 def shapes_of(tree: Any) -> Any:
-    """Put shapes in place of the arrays and packed leaves of a tree; explicit shardings stay.
+    """Replace the arrays and packed leaves of a tree with shapes; explicit shardings stay.
 
     Args:
-        tree: any; what is neither stays as it is.
+        tree: any tree; leaves of other kinds stay as they are.
 
     Example:
         >>> shapes_of({"w": np.ones((2, 3), np.float32), "name": "relu"})
@@ -183,7 +183,7 @@ def _shape(x: Any) -> Any:
         return abstract(x)
     if not is_array(x) or isinstance(x, jax.ShapeDtypeStruct):
         return x
-    if isinstance(x, np.ndarray):  # what JAX makes of it: without 64 bits, float32 of float64
+    if isinstance(x, np.ndarray):  # as JAX converts it: without x64, float64 becomes float32
         return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
     weak = getattr(x, "weak_type", False)
     if is_explicit(x):
@@ -192,7 +192,7 @@ def _shape(x: Any) -> Any:
 
 
 def refilled(leaves: Sequence[Any], kept: Sequence[bool], arrays: Iterable[Any]) -> list[Any]:
-    """Leaves with arrays in place of those that are kept as such."""
+    """Return leaves in which those marked as kept are replaced with the arrays, in order."""
     left = iter(arrays)
     return [next(left) if keep else x for x, keep in zip(leaves, kept, strict=True)]
 
