@@ -1,4 +1,4 @@
-"""What the steps of a program ask of a packed parameter, so that it stays packed."""
+"""Hooks that let a packed parameter stay packed in the steps of a program."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Field = Any
 
 
 class CannotStayPacked(Exception):
-    """Says why a step needs the dense array of a node; whoever runs the program catches it.
+    """Raised by hooks when a step must materialize a node; the interpreter catches it.
 
     Args:
-        reason: in a few words.
-        instead: the outcome of the step, where that is more than the step on the dense array: an
-            array, or a tuple of all outcomes.
+        reason: the reason in a few words.
+        instead: the outcome to use if it is not the step on the materialized array: an array, or
+            a tuple of all outcomes.
     """
 
     def __init__(self, reason: str, instead: Any = None):
@@ -32,38 +32,39 @@ class CannotStayPacked(Exception):
 
 
 class Moves(Protocol):
-    """How entries of a weight are moved, or looked up."""
+    """A movement (transpose, slice, pad) or lookup of the entries of a weight."""
 
     @property
     def shape(self) -> Shape:
-        """Shape of the outcome."""
+        """The shape of the outcome."""
         ...
 
     @property
     def kept(self) -> int:
-        """How many of the last axes stay the last ones, whole and in their order."""
+        """The number of last axes that stay the last ones, whole and in order."""
         ...
 
     @property
     def axes(self) -> Shape:
-        """The order of axes in the outcome, where nothing else happens; else none."""
+        """The permutation of axes, if the movement is nothing but a transpose; else empty."""
         ...
 
     @property
     def fills(self) -> bool:
-        """Whether the outcome has entries that are in no operand but the filler."""
+        """Whether the outcome has entries that only the fill value provides."""
         ...
 
     def apply(self, x: Array, shape: Shape, fill: float = 0) -> Array | None:
-        """Move an array that is coarser than a weight of a shape; None where that cannot be."""
+        """Move an array of the shape of a weight, or a coarser one; None if impossible."""
         ...
 
 
 class Hooks:
-    """What a node does in the steps of a program; by default it says why it cannot stay packed.
+    """The behavior of a node in the steps of a program.
 
-    A node defines the hooks that it has an answer to, which `nnopt_jax.on_packed` asks. An answer
-    is computed from the fields and equals, rounding apart, the step on the dense array.
+    A node overrides the hooks that it supports, and `nnopt_jax.on_packed` calls them. The result is
+    computed from the fields and equals, up to rounding, the step on the materialized array. By
+    default steps raise `CannotStayPacked`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,16 +75,16 @@ class Hooks:
     """
 
     SHARED: ClassVar[tuple[str, ...] | None] = None
-    """Fields that are for the whole weight, where all others lie like it or coarser and so can be
-    moved as it is; None where they do not, and `move` says what happens."""
+    """Fields that belong to the whole weight, if all others have its axes, perhaps coarser, so that
+    they can be moved like it. None if they do not; then the node overrides `move`."""
     LINEAR: ClassVar[tuple[str, ...]] = ()
-    """Fields that the array is linear in together: they take a factor of the weight."""
+    """Fields that absorb a scalar factor, since the array is linear in all of them together."""
     TYPED: ClassVar[tuple[str, ...]] = ()
-    """Fields whose dtype is that of the array, where the node does not state one."""
+    """Fields whose dtype is that of the array, if the node does not state a dtype."""
     ROUNDS_INPUTS: ClassVar[bool] = False
     """Whether products round the other operand first."""
     GRADIENT_AT: ClassVar[str] = ""
-    """The field that is a dense array for gradients alone, if there is one."""
+    """The field whose array serves only to take gradients at, if there is one."""
 
     def dot(self, x: Array, how: Product) -> Array:
         """Multiply an array by the weight: a contraction, convolution or ragged product.
@@ -93,7 +94,7 @@ class Hooks:
             how: the product; `how(x, array)` multiplies with an array.
 
         Raises:
-            CannotStayPacked: there is no way but to materialize the weight.
+            CannotStayPacked: the weight must be materialized.
         """
         raise CannotStayPacked("no product of its parts is the product of the whole")
 
@@ -101,11 +102,11 @@ class Hooks:
         """Move the entries: transpose, slice, pad, look up rows.
 
         Args:
-            movement: moves arrays that are as coarse as a weight's fields.
-            shape: of the weight that the movement is of; the node has its shape or is coarser.
+            movement: moves arrays of the weight's shape, or coarser ones.
+            shape: the shape of the moved weight; the node has this shape or a coarser one.
 
         Raises:
-            CannotStayPacked: a field cannot follow.
+            CannotStayPacked: a field cannot be moved.
         """
         if self.SHARED is None:
             raise CannotStayPacked("a part of it cannot follow")
@@ -113,10 +114,10 @@ class Hooks:
         return _mapped(self, names, lambda part: move(part, movement, shape))
 
     def cast(self: Any, dtype: Any) -> Field:
-        """Cast to another dtype of floats: once, at the end, where the node states its dtype.
+        """Cast to another float dtype; a node that states its dtype is rounded once, at the end.
 
         Raises:
-            CannotStayPacked: the node says nothing about the dtypes of its fields.
+            CannotStayPacked: the node does not declare which fields have the dtype of the array.
         """
         if "dtype" in self.names(is_static=True):
             return self.replace(dtype=str(dtype))
@@ -128,62 +129,62 @@ class Hooks:
         """Multiply the weight by a scalar.
 
         Raises:
-            CannotStayPacked: no field has a place for it.
+            CannotStayPacked: no field can absorb the scalar.
         """
         if not self.LINEAR:
             raise CannotStayPacked("it is scaled, and has no scale of its own")
         return _mapped(self, self.LINEAR, lambda part: times(part, number))
 
     def joined(self, fields: Sequence[Any], axis: int) -> Field:
-        """Put weights side by side.
+        """Concatenate weights.
 
         Args:
             fields: nodes of this `form`, the node itself first.
-            axis: along which.
+            axis: the axis to concatenate on.
 
         Raises:
-            CannotStayPacked: the fields cannot be put side by side.
+            CannotStayPacked: the fields cannot be concatenated.
         """
         raise CannotStayPacked("it is put beside others, and has parts that cannot be")
 
     def form(self: Any) -> Any:
-        """Return what nodes that are `joined` must have in common."""
+        """Return a key that nodes must share to be `joined`: class, settings and fields."""
         settings = [getattr(self, name) for name in self.names(is_static=True)]
         return type(self), settings, [name for name, _ in self.fields()]
 
     def integers(self) -> Integers | None:
-        """Return the weight as codes of eight bits or fewer and their grid, if it has such."""
+        """Return the weight as codes of at most eight bits with their grid; None without codes."""
         return None
 
     def order_in_memory(self: Any) -> Shape:
-        """Return the axes of the weight in the order in which its entries lie."""
+        """Return the axes of the weight in the order of its entries in memory."""
         return tuple(range(self.ndim))
 
     def loosened(self: Any) -> Field:
-        """Return the dense array; in a node, where products need to know more than the array."""
+        """Return the materialized array, in a node if products need more than the array."""
         return self.materialize()
 
     @property
     def fills_with_zeros(self) -> bool:
-        """Whether zeros added around all fields are zeros of the weight."""
+        """Whether padding all fields with zeros pads the weight with zeros."""
         return False
 
     @property
     def is_streamed(self: Any) -> bool:
-        """Whether each entry comes from a few entries of the fields: a sum stores no array."""
+        """Whether each entry depends on few entries of the fields: a sum stores no array."""
         inner = (field for _, field in self.fields() if isinstance(field, Hooks))
         return self.SHARED is not None and all(field.is_streamed for field in inner)
 
     @property
     def follows_parts(self: Any) -> bool:
-        """Whether parts of all fields are a part of the weight: no field states a shape."""
+        """Whether slices of all fields form a slice of the weight: no setting states a shape."""
         stated = {"shape", "sizes", "split", "length"} & set(self.names(is_static=True))
         inner = (field for _, field in self.fields() if isinstance(field, Hooks))
         return not stated and all(field.follows_parts for field in inner)
 
 
 def _mapped(node: Any, names: Iterable[str], function: Callable[[Field], Field]) -> Any:
-    """Apply a function to those of some fields that are there."""
+    """Apply a function to the named fields that the node has."""
     fields = dict(node.fields())
     return node.replace(**{name: function(fields[name]) for name in names if name in fields})
 
@@ -192,14 +193,14 @@ def dot(x: Array, weight: Field, how: Product) -> Array:
     """Multiply an array by an array or a node.
 
     Raises:
-        CannotStayPacked: there is no way but to materialize the node.
+        CannotStayPacked: the node must be materialized.
     """
     weight = inputs_above(weight)
     return weight.dot(x, how) if isinstance(weight, Hooks) else how(x, weight)
 
 
 def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
-    """Change what is found, also where that comes instead of the step on a dense array."""
+    """Apply a change to a result, or to the `instead` of a raised `CannotStayPacked`."""
     try:
         found = find()
     except CannotStayPacked as reason:
@@ -209,10 +210,10 @@ def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
 
 
 def move(field: Field, movement: Moves, shape: Shape) -> Field:
-    """Move an array or a node as a weight of a shape is moved.
+    """Move an array or a node that belongs to a weight of the shape.
 
     Raises:
-        CannotStayPacked: a part of it cannot follow.
+        CannotStayPacked: a part of it cannot be moved.
     """
     if isinstance(field, Hooks):
         return field.move(movement, shape)
@@ -223,10 +224,10 @@ def move(field: Field, movement: Moves, shape: Shape) -> Field:
 
 
 def cast(field: Field, dtype: Any) -> Field:
-    """Cast an array or a node to a dtype of floats.
+    """Cast an array or a node to a float dtype.
 
     Raises:
-        CannotStayPacked: the node has parts of dtypes of their own.
+        CannotStayPacked: the node has parts with dtypes of their own.
     """
     return field.cast(dtype) if isinstance(field, Hooks) else field.astype(dtype)
 
@@ -235,7 +236,7 @@ def times(field: Field, number: Array) -> Field:
     """Multiply an array or a node by a scalar.
 
     Raises:
-        CannotStayPacked: the node has no place for it.
+        CannotStayPacked: no field of the node can absorb the scalar.
 
     Example:
         >>> import jax.numpy as jnp
@@ -251,16 +252,16 @@ def times(field: Field, number: Array) -> Field:
 
 
 def join(fields: Sequence[Field], axis: int) -> Field:
-    """Put arrays or nodes side by side.
+    """Concatenate arrays or nodes.
 
-    Codes of grids alike are joined, and so are their scales, an entry for each group of all.
+    Codes with equal kinds of grids are concatenated, and so are their scales.
 
     Args:
-        fields: of one shape but for the axis.
-        axis: along which.
+        fields: arrays or nodes of one shape except for the axis.
+        axis: the axis to concatenate on.
 
     Raises:
-        CannotStayPacked: they are of different forms, or their grids differ along other axes.
+        CannotStayPacked: the forms differ, or the grids differ on other axes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -280,7 +281,7 @@ def join(fields: Sequence[Field], axis: int) -> Field:
 
 
 def integers(field: Field) -> Integers | None:
-    """Return the codes and the grid of an array or a node, if it has such.
+    """Return the codes and the grid of an array or a node; None if it has no codes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -293,12 +294,12 @@ def integers(field: Field) -> Integers | None:
 
 
 def order_in_memory(field: Field) -> Shape:
-    """Return the axes of an array or a node in the order in which its entries lie."""
+    """Return the axes of an array or a node in the order of its entries in memory."""
     return field.order_in_memory() if isinstance(field, Hooks) else tuple(range(field.ndim))
 
 
 def inputs_above(field: Field) -> Field:
-    """Lets the rounding of inputs below a mask stand above it, where products look for it.
+    """Lift the rounding of inputs above a mask or another wrapper, where products look for it.
 
     Example:
         >>> import jax.numpy as jnp

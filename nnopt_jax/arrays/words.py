@@ -1,4 +1,4 @@
-"""Integers that are packed in words of bytes."""
+"""Base class of nodes that pack integers in bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnopt_jax.typing import Array, Shape
 
 
 class Words(Node):
-    """Base of the nodes that pack integers in uint8 words: along the last axis, or in a flat run.
+    """Base of nodes that pack integers in uint8 words, for each row or as one flat sequence.
 
     Example:
         >>> import jax.numpy as jnp
@@ -31,44 +31,44 @@ class Words(Node):
 
     @property
     def high(self) -> int:
-        """The greatest integer that can be held."""
+        """The greatest integer that can be packed."""
         raise NotImplementedError
 
     def _unpack(self, count: int) -> Array:
-        """The integers less `low`, so many in each run of words."""
+        """Unpack a number of integers from each sequence of words, without adding `low`."""
         raise NotImplementedError
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Always int32, which holds every code."""
+        """The dtype of the integers: int32, which holds every code."""
         return jnp.dtype(jnp.int32)
 
     def materialize(self) -> jax.Array:
-        """Unpacks to int32."""
+        """Unpack the integers to int32."""
         count = self.shape[-1] if self.layout == "rows" else math.prod(self.shape)
         codes = self._unpack(count).astype(jnp.int32)
         return codes.reshape(self.shape) + self.low
 
     @property
     def is_streamed(self) -> bool:
-        """Each integer comes from one word or two."""
+        """Whether sums need no array: always, since each integer depends on one or two words."""
         return True
 
     def store(self) -> Self:
-        """Already in storage form."""
+        """Return the node itself, which is in storage form already."""
         return self
 
     def map_elementwise(self, function: Callable[[jax.Array], jax.Array]) -> Field:
-        """Acts on the unpacked integers; whoever owns them packs again."""
+        """Apply a function to the unpacked integers; the owner of the node packs them again."""
         return function(self.materialize())
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Self:
-        """Rows are split like the logical array; a flat run is replicated."""
+        """Return specs: rows are sharded like the logical array, flat words are replicated."""
         words = fit_spec(spec, self.words.shape, mesh) if self.layout == "rows" else PartitionSpec()
         return self.replace(words=words)
 
     def move(self, movement: Moves, shape: Shape) -> Field:
-        """Words move where the axis that they lie along stays; else codes, in a byte or two."""
+        """Move the words if the last axis stays, or else unpacked codes of one or two bytes."""
         if self.layout == "rows" and movement.kept >= 1 and not movement.fills:
             words = move(self.words, movement, (*shape[:-1], self.words.shape[-1]))
             return self.replace(words=words, shape=(*words.shape[:-1], shape[-1]))

@@ -1,1 +1,1 @@
-"""Products with packed weights: what hooks of nodes are told, and the arithmetic they share."""
+"""Products with packed weights: their description for the hooks of nodes, and shared arithmetic."""

@@ -1,4 +1,4 @@
-"""What a product with a weight sums over, and how what belongs to its operands lies in it."""
+"""The `dot_general` of an array with a packed weight."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Contraction(Product):
     """A `dot_general` of an array with a weight, the weight on the right.
 
     Args:
-        left: axes of the array that are summed over.
-        right: those of the weight, in the same order.
-        left_batch: axes of the array that go along with axes of the weight.
-        right_batch: those of the weight.
-        settings: precision, dtype and what else `dot_general` takes, by name.
+        left: the contracted axes of the array.
+        right: the contracted axes of the weight, in the same order.
+        left_batch: the batch axes of the array.
+        right_batch: the batch axes of the weight, in the same order.
+        settings: the other arguments of `dot_general` by name, such as precision and dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -40,37 +40,37 @@ class Contraction(Product):
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, x: Array, weight: Array) -> Array:
-        """The product: axes that go along, those of the array, those of the weight."""
+        """Return the product; its axes are batch, free of the array, free of the weight."""
         axes = (self.left, self.right), (self.left_batch, self.right_batch)
         return lax.dot_general(x, weight, axes, **dict(self.settings))
 
     def wide(self, x: Array, weight: Array) -> Array:
-        """The product in float32, to be scaled before it is rounded once."""
+        """Return the product in float32, to be scaled before it is rounded once."""
         settings = dict(self.settings) | {"preferred_element_type": jnp.float32}
         return dataclasses.replace(self, settings=tuple(settings.items()))(x, weight)
 
     def dtype(self, x: Array) -> Any:
-        """That which the program asks for, else that of the array."""
+        """Return the dtype that the program asks for, or else that of the array."""
         return dict(self.settings).get("preferred_element_type") or x.dtype
 
     @property
     def inputs(self) -> Contraction:
-        """The product itself."""
+        """Return the product itself."""
         return self
 
     def as_contraction(self) -> Contraction:
-        """The product itself."""
+        """Return the product itself."""
         return self
 
     def scaled(self, x: Array, values: Array, scale: Array, field: Field) -> Array:
-        """Scales of outputs are applied in float32; those of groups, group by group."""
+        """Multiply with `scale * values`, group by group if scales differ on contracted axes."""
         if any(scale.shape[axis] != 1 for axis in self.right):
             return grouped_product(x, values, scale, field, self)
         out = self.wide(x, values)
         return (out * self.over_weight(scale, values.shape, out.ndim)).astype(self.dtype(x))
 
     def scales_to_inputs(self, x: Array, scale: Array, shape: Shape) -> tuple[Array, Array]:
-        """Scales of what is summed over alone are those of the inputs: `sum_i (x_i s_i) q_ij`."""
+        """Apply scales that vary only on contracted axes to the inputs: `sum_i (x_i s_i) q_ij`."""
         if all(scale.shape[axis] == 1 for axis in self.right):
             return x, scale
         if any(n != 1 for axis, n in enumerate(scale.shape) if axis not in self.right):
@@ -79,7 +79,7 @@ class Contraction(Product):
         return wide.astype(x.dtype), jnp.ones((1,) * len(shape), jnp.float32)
 
     def factored(self, x: Array, u: Field, v: Field) -> Array:
-        """`x (u v) = (x u) v`, the factor first that has the axis that is summed over."""
+        """Multiply by two factors, the one with the contracted axis first: `x (u v) = (x u) v`."""
         last = u.ndim - 1
         lead = tuple(range(last - 1))
         if tuple(self.right_batch) != lead or len(self.right) != 1:
@@ -91,21 +91,21 @@ class Contraction(Product):
         return dot(inner, second, then)
 
     def free(self, ndim: int) -> Shape:
-        """Return the axes of a weight of this rank that are in the product."""
+        """Return the free axes of a weight of this rank: neither contracted nor batch axes."""
         return _others(ndim, self.right, self.right_batch)
 
     def left_free(self, ndim: int) -> Shape:
-        """Return the axes of an array of this rank that are in the product."""
+        """Return the free axes of an array of this rank: neither contracted nor batch axes."""
         return _others(ndim, self.left, self.left_batch)
 
     def over_weight(self, grid: Array, shape: Sequence[int], ndim: int) -> Array:
-        """Lays factors of a weight so that they broadcast over the product.
+        """Arrange factors of a weight so that they broadcast over the product.
 
         Args:
-            grid: of the weight's rank: one entry, one for each group or one for each index along
-                axes that are in the product, one along those that are summed over.
-            shape: of the weight.
-            ndim: of the product.
+            grid: an array of the weight's rank: on batch and free axes one entry, one for each
+                group or one for each index; on contracted axes one entry.
+            shape: the shape of the weight.
+            ndim: the rank of the product.
         """
         free = self.free(len(shape))
         grid = _repeated(grid, [
@@ -118,12 +118,12 @@ class Contraction(Product):
         return grid.reshape(*batch, *(1,) * (ndim - len(batch) - len(own)), *own)
 
     def over_inputs(self, grid: Array, shape: Sequence[int], ndim: int) -> Array:
-        """Lays factors of what is summed over so that they broadcast over the array.
+        """Arrange factors of contracted axes so that they broadcast over the array.
 
         Args:
-            grid: of the weight's rank, one entry along axes that are not summed over.
-            shape: of the weight.
-            ndim: of the array.
+            grid: an array of the weight's rank, with one entry on axes that are not contracted.
+            shape: the shape of the weight.
+            ndim: the rank of the array.
         """
         grid = _repeated(grid, [n if axis in self.right else 1 for axis, n in enumerate(shape)])
         sizes = [grid.shape[axis] for axis in self.right]
@@ -133,7 +133,7 @@ class Contraction(Product):
         return lax.expand_dims(grid.transpose(order), others)
 
     def over_rows(self, grid: Array, ndim: int) -> Array:
-        """Lays factors of the array, one along axes that are summed over, over the product."""
+        """Arrange factors of the array's free axes so that they broadcast over the product."""
         free = self.left_free(grid.ndim)
         grid = grid.transpose((*self.left_batch, *free, *self.left))
         kept = grid.shape[: len(self.left_batch) + len(free)]
@@ -145,7 +145,7 @@ def _others(ndim: int, *gone: Shape) -> Shape:
 
 
 def _repeated(grid: Array, shape: Sequence[int]) -> Array:
-    """One entry for each group along an axis becomes one for each of its elements."""
+    """Repeat the entry of each group for all elements of the group, on every axis."""
     for axis, size in enumerate(shape):
         if grid.shape[axis] not in (1, size):
             grid = jnp.repeat(grid, size // grid.shape[axis], axis)

@@ -1,4 +1,4 @@
-"""Convolutions with packed kernels."""
+"""Convolution of an image with a packed kernel."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from nnopt_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Convolution(ComputedProduct):
-    r"""A convolution, `x * (s q) = s (x * q)` where scales are those of outputs.
+    r"""A convolution; output scales apply to its result: `x * (s q) = s (x * q)`.
 
     Args:
-        numbers: which axes are those of the batch, of features and of outputs.
+        numbers: the axes of batch, features and positions of the operands and the outcome.
     """
 
     numbers: lax.ConvDimensionNumbers
 
     @property
     def inputs(self) -> Contraction:
-        """Each image is summed over as a whole, so that it has a grid of its own."""
+        """The contraction over all axes of an image, since each image has a grid of its own."""
         batch, *others = self.numbers.lhs_spec
         del batch
         return Contraction(tuple(sorted(others)), (), (), ())
 
     def scaled(self, x: Array, values: Array, scale: Array, field: Field) -> Array:
-        """Scales are those of output features, or of groups of them."""
+        """Multiply with `scale * values`, for scales of output features or of groups of them."""
         del field
         axis = self.numbers.rhs_spec[0]
         if any(size != 1 for at, size in enumerate(scale.shape) if at != axis):

@@ -1,4 +1,4 @@
-"""Which form of a product is the fastest, by machine."""
+"""Dispatch heuristics: the fastest form of a product on each kind of machine."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import NamedTuple
 from nnopt_jax.ops.machine import row_of
 
 ANY = 1 << 62
-"""As many rows as there may be."""
+"""No limit on the number of rows."""
 
 
 class Thresholds(NamedTuple):
-    """For one kind of machine, what is multiplied as integers, and what by lists.
+    """Limits on one kind of machine for products of integers and of sparse (ELL) weights.
 
     Args:
         backend: JAX's platform.
-        since: the first version of JAX that it holds for.
-        int8_weight: least number of entries of a weight of integers.
-        int8_rows: most rows of codes that are multiplied with codes of the weight.
-        split_rows: most rows of floats that are split into integers for a weight of integers.
-        list_weight: least number of entries of a sparse weight.
-        single: of lists of single weights, the longest that pays: a part of the inputs.
-        blocks: of lists of blocks, likewise.
+        since: the first version of JAX that the limits hold for.
+        int8_weight: the least number of entries of an integer weight.
+        int8_rows: the most rows of integer activations for an integer product.
+        split_rows: the most rows of float activations for a split-int8 product.
+        list_weight: the least number of entries of a sparse weight.
+        single: the longest row of ELL for which it is faster, as a fraction of the inputs.
+        blocks: the longest row of block ELL for which it is faster, as a fraction of the inputs.
     """
 
     backend: str
@@ -38,40 +38,40 @@ TABLE = (
     Thresholds("cpu", (0, 12), 1 << 17, ANY, ANY, 1 << 15, 0.15, 0.5),
     Thresholds("cpu", (0, 0), 1 << 17, ANY, 64, 1 << 15, 0.15, 0.5),
 )
-"""The newest version first; from what `python benchmarks/products.py` prints.
+"""The limits of measured machines, the newest version first, from `benchmarks/products.py`.
 
-Integers were measured on a machine with matrix instructions for int8 (AMX). What they are compared
-with is the packed weight made float at each call, which costs more than the product itself below
-some hundred rows.
+Integers were measured on a machine with matrix instructions for int8 (AMX). They are compared with
+dequantizing the packed weight at each call, which costs more than the product itself below some
+hundred rows.
 
-Lists were measured with `--forms "laid out"` for 1, 8 and 32 rows. At 90 % zeros, where the longest
-of 1,024 lists holds 13 % of the inputs, products are 0.8 to 1.3 times as fast as dense ones
-(medians), and at 85 % most are slower; of a matrix of 4,096 x 4,096 they are 1.0 to 4.6 times as
-fast at 90 %, and slower for one row at 85 %. Of blocks the limit is between 50 % and 75 %. One row
-of a small matrix (512 x 512) is slower to 95 %, eight are not."""
+ELL was measured with `--forms "laid out"` for 1, 8 and 32 rows. At 90 % zeros, where the longest of
+1,024 rows of ELL holds 13 % of the inputs, products are 0.8 to 1.3 times as fast as dense ones
+(medians), and at 85 % most are slower; for a matrix of 4,096 x 4,096 they are 1.0 to 4.6 times as
+fast at 90 %, and slower for one row at 85 %. For block ELL the limit is between 50 % and 75 %. With
+a small matrix (512 x 512) one row is slower up to 95 %, eight are not."""
 
 OTHERS = Thresholds("", (0, 0), 0, ANY, 0, 0, 0.0, 0.0)
-"""Of machines that nobody has measured."""
+"""The limits of other machines, which were not measured: integer products, no split, no ELL."""
 
 
 def thresholds(backend: str | None = None, version: tuple[int, ...] | None = None) -> Thresholds:
     """Return the thresholds of a machine.
 
     Args:
-        backend: JAX's platform; None: the default one.
-        version: of JAX; None: this one.
+        backend: JAX's platform; None for the default one.
+        version: the version of JAX; None for the installed one.
     """
     return row_of(TABLE, OTHERS, backend, version)
 
 
 def use_int8(rows: int, inner: int, outer: int, limits: Thresholds | None = None) -> bool:
-    """Whether codes of activations and of a weight are multiplied as such.
+    """Return whether to multiply codes of activations and of a weight as integers.
 
     Args:
-        rows: of the activations, for each index that goes along.
-        inner: entries that are summed over.
-        outer: outputs of a row.
-        limits: None: those of this machine.
+        rows: the number of rows of activations, for each batch index.
+        inner: the number of contracted entries.
+        outer: the number of outputs of a row.
+        limits: the limits of the machine; None for this one.
 
     Example:
         >>> from nnopt_jax.arrays.products.dispatch import thresholds, use_int8
@@ -84,13 +84,13 @@ def use_int8(rows: int, inner: int, outer: int, limits: Thresholds | None = None
 
 
 def use_split_int8(rows: int, inner: int, outer: int, limits: Thresholds | None = None) -> bool:
-    """Whether float activations are split into several int8, for a weight of integers.
+    """Return whether to split float activations into several int8, for an integer weight.
 
     Args:
-        rows: as for `use_int8`.
-        inner: likewise.
-        outer: likewise.
-        limits: likewise.
+        rows: the number of rows of activations, for each batch index.
+        inner: the number of contracted entries.
+        outer: the number of outputs of a row.
+        limits: the limits of the machine; None for this one.
 
     Example:
         >>> from nnopt_jax.arrays.products.dispatch import thresholds, use_split_int8
@@ -103,13 +103,13 @@ def use_split_int8(rows: int, inner: int, outer: int, limits: Thresholds | None 
 
 
 def prefer_lists(size: int, part: float, *, blocks: bool, limits: Thresholds | None = None) -> bool:
-    """Whether products by lists are faster than those with the dense weight.
+    """Return whether ELL is faster than the dense weight.
 
     Args:
-        size: entries of the weight.
-        part: of the inputs, how many the longest list holds.
-        blocks: whether the lists are of blocks.
-        limits: None: those of this machine.
+        size: the number of entries of the weight.
+        part: the fraction of the inputs that the longest row of ELL holds.
+        blocks: whether the weight is block ELL.
+        limits: the limits of the machine; None for this one.
 
     Example:
         >>> from nnopt_jax.arrays.products.dispatch import TABLE, prefer_lists

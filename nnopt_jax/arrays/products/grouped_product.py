@@ -1,4 +1,4 @@
-"""Products with codes whose scales differ along the axis that is summed over."""
+"""Products with codes whose scales differ by groups of a contracted axis."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 def grouped_product(x: Array, values: Array, scale: Array, field: Field, how: Contraction) -> Array:
-    r"""`sum_g s_gj sum_{i in g} x_i v_ij`: a product for each group, then one over groups.
+    r"""Multiply group by group and sum: `sum_g s_gj sum_{i in g} x_i v_ij`.
 
-    The products of all groups are in memory together, so it pays for rows that are fewer than a
-    group has entries; beyond that the dense weight is smaller.
+    The products of all groups are in memory together, so it is used only for fewer rows than a
+    group has entries; with more rows the dense weight is smaller.
 
     Args:
         x: the array.
-        values: of the weight, before they are scaled.
-        scale: of the weight's rank, its entries along the axes that are summed over, too.
+        values: the values of the weight before scaling.
+        scale: the scale, of the weight's rank, with several entries on contracted axes.
         field: the scale as the node holds it.
         how: the product.
 
     Raises:
-        CannotStayPacked: it does not pay, or each entry has a scale of its own.
+        CannotStayPacked: there are too many rows, or each entry has a scale of its own.
     """
     if isinstance(field, UnevenGroups):
         x, values, scale = _filled_up(x, values, field, how)
@@ -44,7 +44,7 @@ def grouped_product(x: Array, values: Array, scale: Array, field: Field, how: Co
         raise CannotStayPacked(
             "there are more rows than entries in a group, for which dense is cheaper"
         )
-    for at in split:  # groups become axes that go along, before all others
+    for at in split:  # groups become batch axes, before all others
         axis = how.right[at]
         count = scale.shape[axis]
         x, values = _split(x, how.left[at], count), _split(values, axis, count)
@@ -57,9 +57,9 @@ def grouped_product(x: Array, values: Array, scale: Array, field: Field, how: Co
 def _filled_up(
     x: Array, values: Array, field: UnevenGroups, how: Contraction
 ) -> tuple[Array, Array, Array]:
-    """Append zeros to both operands, so that the last group is as long as the others.
+    """Append zeros to both operands so that the last group is as long as the others.
 
-    Where groups run along an axis that is not summed over, the operands stay what they are.
+    If the groups are on an axis that is not contracted, the operands stay as they are.
     """
     axis = values.ndim + field.axis
     if axis not in how.right or isinstance(field.values, UnevenGroups):
@@ -76,7 +76,7 @@ def _split(x: Array, axis: int, groups: int) -> Array:
 
 
 def _with_groups(how: Contraction, at: int) -> Contraction:
-    """The contraction of both operands after their axes are split: groups go along, first."""
+    """Return the contraction after the split, with groups as the first batch axis."""
     left, right = how.left[at], how.right[at]
 
     def moved(axes: Shape, split: int) -> Shape:

@@ -1,4 +1,4 @@
-"""Weights as integers, and products of integers."""
+"""Products of int8 activations with integer weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nnopt_jax.typing import Array, Shape
 
 
 class Integers(NamedTuple):
-    """A weight `scale * (codes - zero)`.
+    """An integer weight `scale * (codes - zero)`.
 
     Args:
         codes: int8, of the shape of the weight.
-        scale: of its rank.
+        scale: an array of the weight's rank.
         zero: integers of the shape of the scale; None for a symmetric grid.
     """
 
@@ -27,7 +27,7 @@ class Integers(NamedTuple):
 
 
 def under_mask(grid: Integers | None, mask: Array) -> Integers | None:
-    """Return codes that stand for zero where a mask has none; None where the grid has no zero.
+    """Return codes of zero where a mask is false; None if the grid has no such code.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,7 +46,7 @@ def under_mask(grid: Integers | None, mask: Array) -> Integers | None:
 
 
 def product_sizes(shape: Shape, x_shape: Shape, how: Contraction) -> tuple[int, int, int]:
-    """How many rows, entries that are summed over, and outputs there are, per index of a batch."""
+    """Return the numbers of rows, contracted entries and outputs for each batch index."""
     inner = math.prod(shape[axis] for axis in how.right)
     outer = math.prod(shape[axis] for axis in how.free(len(shape)))
     rows = math.prod(x_shape[axis] for axis in how.left_free(len(x_shape)))
@@ -54,7 +54,7 @@ def product_sizes(shape: Shape, x_shape: Shape, how: Contraction) -> tuple[int, 
 
 
 def in_rows(x: Array, how: Contraction) -> Array:
-    """An array with axes (that go along..., rows, summed over)."""
+    """Reshape an array to the axes (batch..., rows, contracted)."""
     free = how.left_free(x.ndim)
     batch = [x.shape[axis] for axis in how.left_batch]
     rows = math.prod(x.shape[axis] for axis in free)
@@ -63,17 +63,17 @@ def in_rows(x: Array, how: Contraction) -> Array:
 
 
 def integer_product(rows: Array, codes: Array, how: Contraction, lies: Shape) -> Array:
-    """The product of int8, in int32: axes that go along, of rows, of outputs.
+    """Multiply int8 rows with int8 codes; return int32 with the axes (batch..., rows, outputs).
 
-    What is summed over is one axis on both sides, as are rows and outputs: compilers know that
-    form, from two rows on. Codes are read as they lie, or else turned such that what is summed over
-    lies last.
+    Rows, outputs and contracted entries are one axis each: compilers have fast kernels for this
+    form from two rows on. Codes are read in their order in memory, or else transposed such that
+    contracted entries come last.
 
     Args:
-        rows: as `in_rows` gives them.
-        codes: of the shape of the weight.
+        rows: the result of `in_rows`.
+        codes: the codes, of the shape of the weight.
         how: the contraction.
-        lies: the axes of the weight as they lie in memory.
+        lies: the axes of the weight in their order in memory.
     """
     count, own, inner = len(how.right_batch), rows.shape[-2], rows.shape[-1]
     free = how.free(codes.ndim)
@@ -94,13 +94,13 @@ def integer_product(rows: Array, codes: Array, how: Contraction, lies: Shape) ->
 def weighed(
     summed: Array, totals: Array | None, grid: Integers, x_shape: Shape, how: Contraction
 ) -> Array:
-    r"""`s_j (sum_i a_ri q_ij - z_j sum_i a_ri)` of what was summed, in the axes of the product.
+    r"""Apply scale and zero point to summed codes: `s_j (sum_i a_ri q_ij - z_j sum_i a_ri)`.
 
     Args:
-        summed: float32 or int32, `sum_i a_ri q_ij`: axes that go along, of rows, of outputs.
-        totals: `sum_i a_ri`, likewise, of one output; None where there are no zero points.
+        summed: float32 or int32, `sum_i a_ri q_ij`, with the axes (batch..., rows, outputs).
+        totals: `sum_i a_ri` with the same axes and one output; None without zero points.
         grid: the weight.
-        x_shape: of the array.
+        x_shape: the shape of the array.
         how: the contraction.
     """
     shape = grid.codes.shape

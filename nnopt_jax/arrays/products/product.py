@@ -1,4 +1,4 @@
-"""What a node is told of the product that it is in."""
+"""The description of a product that the hooks of nodes take."""
 
 from __future__ import annotations
 
@@ -17,58 +17,58 @@ if TYPE_CHECKING:
 
 
 class Product(abc.ABC):
-    """A product of an array with a weight, linear in both; called, it multiplies with an array."""
+    """A product of an array with a weight, linear in both."""
 
     @abc.abstractmethod
     def __call__(self, x: Array, weight: Array) -> Array:
-        """The product with an array, of the shape of the weight."""
+        """Multiply with an array of the shape of the weight."""
 
     @abc.abstractmethod
     def dtype(self, x: Array) -> Any:
-        """Dtype of the product with an array `x`."""
+        """Return the dtype of the product with an array `x`."""
 
     @property
     @abc.abstractmethod
     def inputs(self) -> Contraction:
-        """Which axes of the array are summed over, and which go along with axes of the weight."""
+        """The contracted and batch axes of the array, as a contraction."""
 
     @abc.abstractmethod
     def scaled(self, x: Array, values: Array, scale: Array, field: Field) -> Array:
-        """Multiply with `scale * values`: with the values, each output scaled.
+        """Multiply with `scale * values` by a product with the values, whose outputs are scaled.
 
         Args:
             x: the array.
-            values: of the weight, before they are scaled.
-            scale: of the weight's rank; each size divides that of the weight.
+            values: the values of the weight before scaling.
+            scale: the scale, of the weight's rank; each size divides that of the weight.
             field: the scale as the node holds it.
 
         Raises:
-            CannotStayPacked: scales differ along axes that are summed over.
+            CannotStayPacked: scales differ on contracted axes.
         """
 
     def scales_to_inputs(self, x: Array, scale: Array, shape: Shape) -> tuple[Array, Array]:
-        """Scale the array, where scales are those of axes that are summed over alone.
+        """Move scales that vary only on contracted axes from the weight to the array.
 
         Args:
             x: the array.
-            scale: of the weight's rank.
-            shape: of the weight.
+            scale: the scale, of the weight's rank.
+            shape: the shape of the weight.
 
         Returns:
-            The array, and the scale that is left.
+            The array, and the remaining scale.
         """
         del shape
         return x, scale
 
     def in_float32(self, x: Array, values: Array) -> tuple[Array, Array]:
-        """Return the array and values of float32 in dtypes that can be multiplied."""
+        """Return the array and float32 values in dtypes that can be multiplied."""
         return x.astype(jnp.float32), values
 
     def factored(self, x: Array, u: Field, v: Field) -> Array:
-        """Multiply with the matrix product of two factors, one after the other.
+        """Multiply with two factors in turn, rather than with their matrix product.
 
         Raises:
-            CannotStayPacked: the product sums over other axes than those of the factors.
+            CannotStayPacked: the contracted axes are not those of the factors.
         """
         raise CannotStayPacked("no product of its parts is the product of the whole")
 
@@ -76,27 +76,27 @@ class Product(abc.ABC):
         """Return the product, if it is a `dot_general`.
 
         Raises:
-            CannotStayPacked: it is another one.
+            CannotStayPacked: it is another kind of product.
         """
         raise CannotStayPacked("no product of its parts is the product of the whole")
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputedProduct(Product):
-    """A product that the program says how to compute.
+    """A product that is computed by a given function.
 
     Args:
         multiply: multiplies an array by a dense weight.
-        preferred: dtype that the program asks for; None: that of the array.
+        preferred: the dtype that the program asks for; None for that of the array.
     """
 
     multiply: Callable[[Array, Array], Array]
     preferred: Any
 
     def __call__(self, x: Array, weight: Array) -> Array:
-        """What the program computes."""
+        """Multiply with an array of the shape of the weight."""
         return self.multiply(x, weight)
 
     def dtype(self, x: Array) -> Any:
-        """That which the program asks for, else that of the array."""
+        """Return the dtype that the program asks for, or else that of the array."""
         return self.preferred or x.dtype

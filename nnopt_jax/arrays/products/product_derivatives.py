@@ -1,4 +1,4 @@
-"""Products with the derivatives of other products."""
+"""Fast products that take their derivatives from float products."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nnopt_jax.typing import Array
 
 
 def dense_product(how: Any, x: Array, weight: Any, *_: Any) -> Array:
-    """The product with a node as an array."""
+    """Multiply with the materialized array of a node."""
     return how(x, weight.materialize())
 
 
@@ -21,15 +21,15 @@ def dense_product(how: Any, x: Array, weight: Any, *_: Any) -> Array:
 def differentiated_as(
     floats: Callable[..., Array], exact: Callable[..., Array], how: Any, *given: Any
 ) -> Array:
-    """`exact(how, *given)`, with the derivatives of `floats`, not computed without need.
+    """Compute `exact(how, *given)` with the derivatives of `floats`, which is run only for those.
 
-    Compiled, so that what a model multiplies many times alike is traced once: both functions are
-    to be the same objects in each call.
+    It is compiled, so that equal products of a model are traced once: pass the same function
+    objects in each call.
 
     Args:
         floats: a function that has the derivatives.
-        exact: one of the same arguments and, rounding apart, of the same values.
-        how: hashable, their first argument.
+        exact: a function of the same arguments and, up to rounding, with the same results.
+        how: the first argument of both, hashable.
         *given: pytrees of arrays.
 
     Example:

@@ -1,4 +1,4 @@
-"""Products of groups of rows with packed experts, `jax.lax.ragged_dot`."""
+"""Products of groups of rows with packed experts: `jax.lax.ragged_dot`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from nnopt_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Ragged(ComputedProduct):
-    r"""Rows of an array, group after group, each multiplied with the matrix of its group.
+    r"""A product of consecutive groups of rows, each with the matrix of its group.
 
-    By codes it is `y_r = s_{g(r)} \sum_i x_{ri} q_{g(r),i}`.
+    With codes it is `y_r = s_{g(r)} \sum_i x_{ri} q_{g(r),i}`.
 
     Args:
         rows: the axis of the array that holds the groups.
-        left: the axis of the array that is summed over.
+        left: the contracted axis of the array.
         groups: the axis of the weight that numbers its matrices.
-        right: the axis of the weight that is summed over.
-        sizes: how many rows each group has.
+        right: the contracted axis of the weight.
+        sizes: the number of rows of each group.
     """
 
     rows: int
@@ -44,10 +44,10 @@ class Ragged(ComputedProduct):
         numbers: lax.RaggedDotDimensionNumbers,
         sizes: Array,
     ) -> Ragged:
-        """Read the axes off the dimension numbers of a `ragged_dot_general`.
+        """Make the product from the dimension numbers of a `ragged_dot_general`.
 
         Raises:
-            CannotStayPacked: the groups lie along what is summed over, or there are batches.
+            CannotStayPacked: the groups are on a contracted axis, or there are batch axes.
         """
         (left, right), (batch, _) = numbers.dot_dimension_numbers
         (rows,), groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
@@ -57,15 +57,15 @@ class Ragged(ComputedProduct):
 
     @property
     def inputs(self) -> Contraction:
-        """Each row is summed over."""
+        """The contraction of each row."""
         return Contraction((self.left,), (self.right,), (), ())
 
     def in_float32(self, x: Array, values: Array) -> tuple[Array, Array]:
-        """Values are cast, for the array may have many rows."""
+        """Cast the values rather than the array, which may have many rows."""
         return x, values.astype(x.dtype)
 
     def scaled(self, x: Array, values: Array, scale: Array, field: Field) -> Array:
-        """Scales are those of the outputs of each group."""
+        """Multiply with `scale * values`, for scales of the outputs of each group."""
         del field
         if scale.shape[self.right] != 1:
             raise CannotStayPacked("its scales differ along axes that are summed over")
@@ -75,14 +75,14 @@ class Ragged(ComputedProduct):
         return (out.astype(jnp.float32) * self._over_rows(scale, x)).astype(out.dtype)
 
     def factored(self, x: Array, u: Field, v: Field) -> Array:
-        """`x (u v) = (x u) v`, group by group."""
+        """Multiply by two factors in turn, `x (u v) = (x u) v`, group by group."""
         if (x.ndim, u.ndim, self.groups, self.right, self.left) != (2, 3, 0, 1, 1):
             raise CannotStayPacked("its factors lie along other axes")
         inner = lax.ragged_dot(x, show(u).astype(x.dtype), self.sizes)
         return lax.ragged_dot(inner, show(v).astype(x.dtype), self.sizes)
 
     def _over_rows(self, scale: Array, x: Array) -> Array:
-        """Scales of groups and outputs, one for each entry of the product."""
+        """Arrange scales of groups and outputs so that they broadcast over the product."""
         outs = [a for a in range(scale.ndim) if a not in (self.groups, self.right)]
         scale = scale.transpose((self.groups, *outs, self.right))[..., 0]
         if scale.shape[0] != 1:

@@ -1,4 +1,4 @@
-"""Products of float activations, split into several int8, with integer weights."""
+"""Split-int8 products: float activations, split into several int8, with integer weights."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from nnopt_jax.arrays.quantized import Quantized
 
 BITS = 7
-"""Of an integer in the split, whose sign is its own."""
+"""The bits, including the sign, of each integer of the split but the highest."""
 
 
 def split_int8_product(x: Array, weight: Quantized, how: Product) -> Array | None:
-    r"""A product in which only activations are turned into integers; None where it does not pay.
+    r"""Multiply float activations, split into integers, with integer codes; None if not faster.
 
     .. math:: x_{ri} \approx s_r \sum_p 2^{7p} a_{pri}, \qquad
         x \cdot W = s_r s_j \sum_p 2^{7p} \sum_i a_{pri} q_{ij}
 
-    Three integers hold 22 bits of an entry, which is what a sum of float32 leaves of it; of floats
-    of 16 bits two are enough. They are rows of one product of int8, which reads the weight
-    once, at a byte an entry. A row that holds NaN or infinity gives NaN.
+    Three integers hold 22 bits of an entry, about the precision of a sum in float32; for 16-bit
+    floats two are enough. They are rows of one int8 product, which reads the weight once, at a
+    byte an entry. A row that contains NaN or infinity results in NaN.
     """
     if not isinstance(how, Contraction) or not weight.fits_int8:
         return None
@@ -48,7 +48,7 @@ def split_int8_product(x: Array, weight: Quantized, how: Product) -> Array | Non
 
 
 def _exact(how: Contraction, x: Array, weight: Quantized) -> Array:
-    grid = weight.integers()  # in here: where codes lie turned, it is turned back at once
+    grid = weight.integers()  # inside of jit, where a transpose of the codes can cancel
     assert grid is not None
     count = 3 if jnp.dtype(x.dtype).itemsize > 2 else 2
     flat = in_rows(x, how).astype(jnp.float32)
@@ -64,9 +64,9 @@ def _exact(how: Contraction, x: Array, weight: Quantized) -> Array:
 
 
 def _steps(rows: Array, most: int) -> Array:
-    """Of each row the step by which its largest entry is `most`; NaN where an entry is not finite.
+    """Return the step of each row that makes its largest entry `most`; NaN if not finite.
 
-    In a few primitives: this is traced for each shape that a model multiplies.
+    It uses few primitives, since it is traced for each shape that a model multiplies.
     """
     largest = jnp.abs(rows).max(-1, keepdims=True)
     step = jnp.maximum(largest / most, jnp.finfo(jnp.float32).tiny)
@@ -74,7 +74,7 @@ def _steps(rows: Array, most: int) -> Array:
 
 
 def _split(codes: Array, count: int) -> list[Array]:
-    """Parts of int8, the lowest first: `codes = sum_p 2^(7 p) part_p`."""
+    """Split codes into int8 parts, the lowest first: `codes = sum_p 2^(7 p) part_p`."""
     parts, half = [], 2 ** (BITS - 1)
     for _ in range(count - 1):
         low = ((codes + half) & (2**BITS - 1)) - half
@@ -84,7 +84,7 @@ def _split(codes: Array, count: int) -> list[Array]:
 
 
 def _joined(parts: Array, count: int) -> Array:
-    """The sum of what the parts gave, which are rows of it, the lowest first."""
+    """Sum the results of the parts, which are blocks of rows, the lowest part first."""
     rows = parts.shape[-2] // count
     total = jnp.float32(0)
     for at in range(count):

@@ -1,4 +1,4 @@
-"""Products with a view of a weight, as products with the weight that lies in memory."""
+"""Products with a reshaped view of a weight, rewritten as products with the stored weight."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def with_base(
 
     Args:
         runs: for each axis of the base, the axes of the view that it is split into, in order.
-        shape: of the view.
-        ndim: of the array that the view is multiplied with.
+        shape: the shape of the view.
+        ndim: the rank of the array that the view is multiplied with.
         how: the product with the view.
 
     Returns:
-        What to do with the array, the product with the base, and what to do with its outcome. None
-        where an axis of the base is summed over in part.
+        A change of the array, the product with the base, and a change of its outcome. None if an
+        axis of the base is contracted only in part.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,7 +46,7 @@ def with_base(
         return None
     free = how.free(len(shape))
     right, batch, own = (_inside(runs, role) for role in (how.right, how.right_batch, free))
-    # An axis of one entry that is no axis of the view is summed over with nothing.
+    # An axis of size 1 that the view does not have is a free axis.
     own = tuple(sorted((*own, *(base for base, run in enumerate(runs) if not run))))
     if len(right) + len(batch) + len(own) != len(runs):
         return None
@@ -77,7 +77,7 @@ def with_base(
 
 
 def _inside(runs: Runs, role: Sequence[int]) -> tuple[int, ...]:
-    """The axes of the base all of whose axes have a role, in the order of the product."""
+    """Return the axes of the base whose axes in the view all have a role, in product order."""
     whole = [base for base, run in enumerate(runs) if run and set(run) <= set(role)]
     return tuple(sorted(whole, key=lambda base: role.index(runs[base][0])))
 
@@ -87,6 +87,6 @@ def _theirs(ours: Sequence[int], theirs: Sequence[int]) -> dict[int, int]:
 
 
 def _merged(x: Array, groups: Sequence[Sequence[int]]) -> Array:
-    """An array whose groups of axes are one axis each."""
+    """Flatten each group of axes to one axis."""
     sizes = [math.prod(x.shape[axis] for axis in group) for group in groups]
     return x.transpose(tuple(itertools.chain(*groups))).reshape(sizes)
