@@ -1,4 +1,4 @@
-"""The roles that the axes of a weight have in the product that uses it."""
+"""The roles of the axes of a weight in its product: contracted, output and batch axes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONVOLUTIONS = (4, 5)  # ranks of kernels (h, w, in, out) and (d, h, w, in, out
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    r"""Which axes of a weight its product sums over, which it keeps, and which number weights.
+    r"""The contracted, output and batch axes of a weight.
 
     .. math:: y_{b,o} = \sum_i x_{b,i}\, w_{b,i,o}
 
@@ -24,9 +24,8 @@ class Axes:
         in_axis: the contracted axes `i`, in the order of the product: the inputs of a dense layer,
             `(h, w, in)` of a convolution, `(heads, head_dim)` of an output projection.
         out_axis: the output axes `o`.
-        batch_axis: the axes `b` along which each index is a weight of its own: scanned layers,
-            experts.
-        lookup: whether `in_axis` is looked up (the rows of an embedding) and not summed over.
+        batch_axis: the axes `b` whose indices number separate weights: scanned layers, experts.
+        lookup: whether `in_axis` is looked up (the rows of an embedding), not summed over.
 
     Example:
         >>> from nnopt_jax import Axes
@@ -41,7 +40,7 @@ class Axes:
     lookup: bool = False
 
     def __post_init__(self) -> None:
-        """Writes a tuple of one axis as that axis, so that equal roles compare equal."""
+        """Replace a tuple of one axis by that axis, so that equal roles compare equal."""
         for name in ("in_axis", "out_axis", "batch_axis"):
             given = getattr(self, name)
             if not isinstance(given, int):
@@ -69,7 +68,7 @@ class Axes:
         return (*self.batch, *self.contracted, *self.output)
 
     def misfit(self, shape: Sequence[int]) -> str | None:
-        """Say why these are not the axes of a shape; None where they are.
+        """Return why these axes do not fit a shape; None if they do.
 
         Example:
             >>> Axes(0, 1).misfit((3, 3, 64))
@@ -94,22 +93,22 @@ class Axes:
         return Axes(*(tuple(a % ndim for a in role) for role in roles), lookup=self.lookup)
 
     def is_matrix(self) -> bool:
-        """Whether the weight lies as `(*batch, in, out)` already."""
+        """Return whether the weight has the axes `(*batch, in, out)` already."""
         return self.order == tuple(range(len(self.order))) and (
             len(self.contracted) == len(self.output) == 1
         )
 
     def matrix_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return `(*batch, in, out)`, contracted and output axes each flattened to one.
+        """Return the shape of the weight as matrices `(*batch, in, out)`, flattening each role.
 
         Args:
-            shape: of the weight.
+            shape: the shape of the weight.
         """
         sizes = [math.prod(shape[a] for a in role) for role in (self.contracted, self.output)]
         return (*(shape[axis] for axis in self.batch), *sizes)
 
     def to_matrix(self, x: jax.Array) -> jax.Array:
-        """Lay a weight out as `(*batch, in, out)`.
+        """Transpose and reshape a weight to matrices `(*batch, in, out)`.
 
         Example:
             >>> import jax.numpy as jnp
@@ -122,8 +121,8 @@ class Axes:
         """Undo `to_matrix`.
 
         Args:
-            matrix: `(*batch, in, out)`.
-            shape: of the weight.
+            matrix: the matrices `(*batch, in, out)`.
+            shape: the shape of the weight.
         """
         return matrix.reshape([shape[a] for a in self.order]).transpose(self.inverse)
 
@@ -133,7 +132,7 @@ class Axes:
         return tuple(self.order.index(axis) for axis in range(len(self.order)))
 
     def __repr__(self) -> str:
-        """Show the roles as they are written."""
+        """Return the roles as code."""
         parts = [repr(self.in_axis), repr(self.out_axis)]
         parts += [f"batch_axis={self.batch_axis!r}"] if self.batch else []
         parts += ["lookup=True"] if self.lookup else []
@@ -144,7 +143,7 @@ def matrix_axes(ndim: int) -> Axes:
     """Return the axes of a stack of matrices `(*batch, in, out)`.
 
     Args:
-        ndim: 2 or more.
+        ndim: the number of axes, 2 or more.
 
     Example:
         >>> matrix_axes(3)
@@ -154,9 +153,9 @@ def matrix_axes(ndim: int) -> Axes:
 
 
 def assumed_axes(shape: Sequence[int]) -> Axes | None:
-    """Return the axes that a weight of no known model is taken to have; None where unclear.
+    """Return the axes that a weight is assumed to have without a graph; None if unclear.
 
-    Two axes are `(in, out)`, four and five those of Flax's convolutions, `(h, w, in, out)`.
+    Two axes are `(in, out)`; four and five are those of Flax's convolutions, `(h, w, in, out)`.
 
     Example:
         >>> assumed_axes((784, 300)), assumed_axes((3, 3, 8, 16)), assumed_axes((128, 8, 16))

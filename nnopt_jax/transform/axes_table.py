@@ -1,4 +1,4 @@
-"""The axes of all weights of a model, leaf by leaf."""
+"""The table of the axes of a model's weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from nnopt_jax.ops.axes import Axes
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AxesTable(Mapping[str, Axes]):
-    """Axes by path, and which leaves are weights: `nnopt.graph(...).axes`.
+    """Axes by path, and the weights that methods take by default: `nnopt.graph(...).axes`.
 
     Args:
-        found: by path, the axes of each leaf that a product sums over or that is looked up. Where
-            a leaf is looked up and multiplied (a tied embedding), the axes of its product.
-        uses: by path, the axes of every use, in the order of the program.
-        left_out: weights that methods leave out by default, and why: embeddings that are looked
-            up alone, and the last product before the output.
-        unknown: leaves that have no axes, and why.
+        found: by path the axes of each leaf that a product or a lookup uses. For a leaf that is
+            looked up and multiplied (a tied embedding), the axes of its product.
+        uses: by path the axes of every use, in the order of the program.
+        left_out: weights that methods leave out by default, and why: embeddings that are only
+            looked up, and the last product before the output.
+        unknown: leaves without known axes, and why.
 
     Example:
         >>> from nnopt_jax.transform.axes_table import AxesTable
@@ -36,7 +36,7 @@ class AxesTable(Mapping[str, Axes]):
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """Leaves that methods take by default: weights of products and convolutions."""
+        """The leaves that methods take by default: weights of products and convolutions."""
         return tuple(path for path in self.found if path not in self.left_out)
 
     def __getitem__(self, path: str) -> Axes:
@@ -44,15 +44,15 @@ class AxesTable(Mapping[str, Axes]):
         return self.found[path]
 
     def __iter__(self) -> Iterator[str]:
-        """The leaves that have axes."""
+        """Iterate over the paths of the leaves that have axes."""
         return iter(self.found)
 
     def __len__(self) -> int:
-        """How many leaves have axes."""
+        """Return the number of leaves that have axes."""
         return len(self.found)
 
     def __str__(self) -> str:
-        """The table."""
+        """Return the table as text."""
         cells: list[tuple[str, ...]] = [("leaf", "contracted", "output", "batch", "by default")]
         for path, axes in self.found.items():
             roles = [_listed(role) for role in (axes.contracted, axes.output, axes.batch)]

@@ -1,4 +1,4 @@
-"""What a transform knows of the model whose weights it is bound to."""
+"""The binding of a transform to a model: the axes of its weights, and the default weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Selector, Where, resolve, selector
 
 Misfit: TypeAlias = Literal["raise", "skip"]
-"""What becomes of leaves that a method's groups or patterns do not fit."""
+"""Whether to raise for leaves that a method's groups or patterns do not fit, or to skip them."""
 
 Rules = tuple[tuple[str, Axes], ...]
-"""Axes by a rule that selects leaves, in the order they were given."""
+"""Pairs of a rule that selects leaves and their axes, in the order given."""
 
 
 class ModelGraph(Protocol):
-    """What binding asks of a graph; `nnopt.graph` makes one."""
+    """The interface of a graph that binding needs; `nnopt.graph` makes one."""
 
     @property
     def params(self) -> Any:
@@ -41,14 +41,14 @@ class Binding:
     """The axes of a model's weights, and which of the weights a method takes by default.
 
     Args:
-        axes: by path, as the graph has them.
-        rules: axes by rule, as the user gave them; they come before those of the graph.
-        weights: what is taken by default; None for leaves of two axes or more.
+        axes: the axes in the graph, by path.
+        rules: the user's axes by rule; they override those of the graph.
+        weights: the leaves taken by default; None for all leaves of two axes or more.
         left_out: weights that are left out by default, and why.
-        unknown: leaves without axes, and why.
-        misfit: what becomes of leaves that groups or patterns do not fit.
-        graph: what it was made of; None where there is none.
-        partial: whether the transform is given some leaves of the model only, as under `at`.
+        unknown: leaves without known axes, and why.
+        misfit: whether to raise for leaves that groups or patterns do not fit, or to skip them.
+        graph: the graph that it was made from, or None.
+        partial: whether the transform gets only some leaves of the model, as under `at`.
 
     Example:
         >>> from nnopt_jax.ops.axes import Axes
@@ -72,11 +72,11 @@ class Binding:
         return self.graph is not None or bool(self.rules)
 
     def of(self, path: str, shape: tuple[int, ...]) -> Axes | None:
-        """Return the axes of a leaf; None where they are not known.
+        """Return the axes of a leaf; None if they are not known.
 
         Args:
-            path: of the leaf.
-            shape: of the leaf.
+            path: the path of the leaf.
+            shape: the shape of the leaf.
         """
         for rule, axes in self.rules:
             if selector(rule)(path, None):
@@ -86,11 +86,11 @@ class Binding:
         return assumed_axes(shape)
 
     def is_assumed(self, path: str) -> bool:
-        """Whether the axes of a leaf are a convention, and nobody's word."""
+        """Return whether the axes of a leaf are assumed, not given by a graph or the user."""
         return self.graph is None and not any(selector(rule)(path, None) for rule, _ in self.rules)
 
     def why_unknown(self, path: str, shape: tuple[int, ...]) -> str:
-        """Say why a leaf has no axes, and what to type."""
+        """Return why a leaf has no known axes, and what to type."""
         axes = f"axes={{{path!r}: nnopt.Axes(in_axis=..., out_axis=...)}})"
         ways = f"tx.bind({axes}"
         if self.graph is not None:
@@ -103,13 +103,13 @@ class Binding:
 
     @property
     def default_where(self) -> Selector:
-        """The rule that selects what is taken by default."""
+        """The rule that selects the default weights."""
         weights = self.weights or frozenset()
         text = "the weights of products and convolutions but the last"
         return Selector(text, lambda path, leaf: path in weights)
 
     def including(self, where: Where, leaves: Mapping[str, Any]) -> Binding:
-        """Take by default also what was left out and a rule names.
+        """Return a binding that also takes the left-out weights that a rule selects.
 
         Args:
             where: the rule.
@@ -125,24 +125,24 @@ class Binding:
 
 
 UNBOUND = Binding()
-"""Of a transform that knows no model: axes are those of conventions."""
+"""The binding of a transform without a model: axes follow conventions."""
 
 
 def binding_of(
     who: str, graph: ModelGraph | None, axes: Mapping[str, Axes] | None, misfit: Misfit
 ) -> Binding:
-    """Make a binding of a graph, of axes that a user gives, or of both.
+    """Make a binding from a graph, from a user's axes, or from both.
 
     Args:
         who: the transform, for errors.
-        graph: what `nnopt.graph` made.
-        axes: by rule, see `nnopt_jax.tree.selector`.
+        graph: the result of `nnopt.graph`, or None.
+        axes: the user's axes by rule, see `nnopt_jax.tree.selector`.
         misfit: see `Binding`.
 
     Raises:
-        CompositionError: it is not a graph.
+        CompositionError: `graph` is not a graph.
         SelectionError: a rule selects no leaf of the graph.
-        ShapeError: axes do not fit a leaf, or contradict the graph; all are named.
+        ShapeError: axes do not fit a leaf, or contradict the graph; the message lists all.
     """
     rules = tuple((axes or {}).items())
     if graph is None:
@@ -167,7 +167,7 @@ def binding_of(
 
 
 def _disagreeing(table: AxesTable) -> dict[str, str]:
-    """Leaves of which two products sum over different axes; lookups leave the axes to products."""
+    """Return the leaves whose products disagree about their axes; lookups do not count."""
     found = {}
     for path, uses in table.uses.items():
         products = list(dict.fromkeys(axes for axes in uses if not axes.lookup))
@@ -181,16 +181,16 @@ def _listed(uses: Sequence[Axes]) -> str:
 
 
 def check_parameters(who: str, leaves: Mapping[str, Any], binding: Binding) -> None:
-    """Raise if parameters are not those of the model that a transform is bound to.
+    """Raise if parameters differ from those of the model that a transform is bound to.
 
     Args:
         who: the transform, for errors.
         leaves: the parameters by path.
-        binding: of the transform.
+        binding: the binding of the transform.
 
     Raises:
         SelectionError: a rule of axes selects no leaf, or the graph has other leaves.
-        ShapeError: axes do not fit a leaf, or the graph has other shapes; all are named.
+        ShapeError: axes do not fit a leaf, or the graph has other shapes; the message lists all.
     """
     if binding.graph is not None:
         _check_same(who, leaves, binding.graph.params, partial=binding.partial)
@@ -210,7 +210,7 @@ def check_parameters(who: str, leaves: Mapping[str, Any], binding: Binding) -> N
 
 
 def _check_same(who: str, leaves: Mapping[str, Any], params: Any, *, partial: bool) -> None:
-    """Raise if the leaves of a graph are others than those that are given."""
+    """Raise if paths or shapes of leaves differ from those of the graph."""
     lost, wrong = Problems(who), Problems(who)
     known = {p: tuple(x.shape) for p, x in flatten(params, is_node).items() if hasattr(x, "shape")}
     for path, leaf in leaves.items():
@@ -219,7 +219,7 @@ def _check_same(who: str, leaves: Mapping[str, Any], params: Any, *, partial: bo
             continue
         if path not in known:
             lost.add(path, f"is not among the parameters of the graph.{nearest(path, known)}")
-        # Inside of `jax.shard_map` a leaf is a part of itself.
+        # Inside of `jax.shard_map` a leaf is only the shard of one device.
         elif shape != known[path] and not (_is_local() and len(shape) == len(known[path])):
             wrong.add(path, f"has shape {shape}, and {known[path]} in the graph")
     for path in known if not partial else ():
@@ -234,7 +234,7 @@ def _check_same(who: str, leaves: Mapping[str, Any], params: Any, *, partial: bo
 
 
 def _is_local() -> bool:
-    """Whether arrays are those of one device, as inside of `jax.shard_map`."""
+    """Return whether arrays are the shards of one device, as inside of `jax.shard_map`."""
     return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
@@ -271,7 +271,7 @@ def _check_rules(who: str, binding: Binding) -> None:
 
 
 def _agree(ours: Axes, graphs: Axes) -> bool:
-    """Whether two have the same roles; of a lookup the user may say what a product would sum."""
+    """Return whether two give axes the same roles; for a lookup, the user's axes are accepted."""
     if graphs.lookup:
         return True
     return all(
@@ -281,4 +281,4 @@ def _agree(ours: Axes, graphs: Axes) -> bool:
 
 
 Build = Callable[[Binding], Any]
-"""`build(binding) -> Transform`: a method made for the weights of one model."""
+"""`build(binding)` returns the transform for the weights of one model."""

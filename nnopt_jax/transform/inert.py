@@ -1,4 +1,4 @@
-"""Leaves that are not arrays, as modules of functions and names have them: they pass through."""
+"""Leaves that are not arrays, such as functions and names in modules, which pass through."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnopt_jax.tree.paths import flatten
 
 
 def is_inert(leaf: Any) -> bool:
-    """Whether a leaf is neither an array, a node nor a number of Python's.
+    """Return whether a leaf is neither an array, a node nor a Python number.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -26,8 +26,8 @@ def is_inert(leaf: Any) -> bool:
 def without_inert(params: Any) -> Any:
     """Leave out leaves that are not arrays, such as activation functions.
 
-    Parameters of arrays alone are returned as they are. Of others the arrays are returned as a
-    dictionary by path, in which every leaf has the name that it has in the parameters.
+    Parameters that consist of arrays are returned as they are. Otherwise the arrays are returned
+    as a dictionary by path, so that every leaf keeps its name.
 
     Example:
         >>> without_inert({"act": len, "layer": {"kernel": 1.0}})

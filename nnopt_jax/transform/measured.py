@@ -1,4 +1,4 @@
-"""Statistics that a transform is given: by name, then by path, with the reason for each gap."""
+"""The statistics that a transform takes: by name, then by path, with a reason for each gap."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Measured(dict[str, Leaves]):
     """Statistics by name and path.
 
     Args:
-        found: what was measured.
-        lacking: by name and path, why there is nothing.
+        found: the measured statistics.
+        lacking: by name and path the reason why a statistic is missing.
 
     Example:
         >>> from nnopt_jax.transform.measured import Measured
@@ -37,16 +37,16 @@ class Measured(dict[str, Leaves]):
 
     @classmethod
     def read(cls, who: str, stats: Any, paths: Iterable[str]) -> Measured:
-        """Read what a caller gives.
+        """Convert the `stats` argument of a caller.
 
         Args:
             who: the transform, for errors.
-            stats: what `graph.observe` returned; or by name a tree of the structure of the
-                parameters, or a dictionary by path, whose values may be of any kind.
-            paths: of the parameters.
+            stats: the result of `graph.observe`, or a dictionary by name. Its values are trees of
+                the structure of the parameters, or dictionaries by path with values of any kind.
+            paths: the paths of the parameters.
 
         Raises:
-            StatisticsError: they are not a dictionary by name.
+            StatisticsError: `stats` is not a dictionary by name.
         """
         if stats is None:
             return cls({}, {})
@@ -62,12 +62,12 @@ class Measured(dict[str, Leaves]):
         return cls(found, getattr(stats, "lacking", {}))
 
     def named(self, names: Iterable[str]) -> Self:
-        """Those of some names."""
+        """Return the statistics with some names."""
         found = {name: self[name] for name in names if name in self}
         return type(self)(found, self.lacking)
 
     def of(self, paths: Iterable[str]) -> Self:
-        """Those of some leaves."""
+        """Return the statistics of some leaves."""
         chosen = list(paths)
         found = {
             name: {path: leaves[path] for path in chosen if path in leaves}
@@ -76,14 +76,14 @@ class Measured(dict[str, Leaves]):
         return type(self)(found, self.lacking)
 
     def check_used(self, who: str, used: Iterable[str]) -> None:
-        """Raise if some statistics are used by nobody.
+        """Raise if a statistic was given that the transform does not use.
 
         Args:
             who: the transform, for errors.
-            used: names of the statistics that it takes.
+            used: the names of the statistics that it uses.
 
         Raises:
-            StatisticsError: a statistic is not among them; all are named.
+            StatisticsError: a statistic is not among them; the message lists all.
         """
         names = tuple(dict.fromkeys(used))
         unused = [name for name in self if name not in names]
@@ -96,16 +96,17 @@ class Measured(dict[str, Leaves]):
             )
 
     def check_complete(self, who: str, needs: Iterable[str], leaves: Leaves) -> None:
-        """Raise if leaves lack a statistic, with the reason where it is known.
+        """Raise if leaves lack a statistic, with the reason if it is known.
 
         Args:
             who: the transform, for errors.
-            needs: names of the statistics that it cannot do without.
-            leaves: by path, those that it takes.
+            needs: the names of the statistics that it requires.
+            leaves: the leaves that it takes, by path.
 
         Raises:
-            StatisticsError: some are missing; all are named.
-            ShapeError: a statistic of a loss has another shape than its leaf; all are named.
+            StatisticsError: statistics are missing; the message lists all.
+            ShapeError: a statistic of a loss has another shape than its leaf; the message
+                lists all.
         """
         problems = Problems(who)
         for name in needs:
@@ -128,7 +129,7 @@ class Measured(dict[str, Leaves]):
 
 
 def _by_path(tree: Any, paths: set[str]) -> Leaves:
-    """A dictionary by path as it is, its values of any kind; any other tree leaf by leaf."""
+    """Return a dictionary by path as it is, and flatten any other tree."""
     if isinstance(tree, Mapping) and tree and paths.issuperset(tree):
         return dict(tree)
     return flatten(tree, is_node)

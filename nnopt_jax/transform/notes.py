@@ -1,4 +1,4 @@
-"""What a plan notes about single leaves: assumed axes, and leaves that are left alone."""
+"""Notes of a plan on single leaves: assumed axes, and leaves that are left out or skipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nnopt_jax.transform.binding import Binding
 from nnopt_jax.tree.paths import flatten
 
 Notes = dict[str, tuple[str, ...]]
-"""By path, what there is to say about a leaf."""
+"""The notes on each leaf, by path."""
 
 ASSUMED = "axes assumed"
 
@@ -23,12 +23,12 @@ def leaf_notes(
     *,
     by_default: bool,
 ) -> Notes:
-    """Collect what a method has to say about the leaves of a model.
+    """Collect the notes of a method on the leaves of a model.
 
     Args:
         params: the parameters, or their shapes.
-        misfits: by path of each selected leaf, why the method does not fit it; nothing where it
-            does.
+        misfits: by path of each selected leaf the reasons why the method does not fit it; empty
+            if it does.
         needs_axes: whether the method depends on the axes of a leaf.
         binding: the model that the method is bound to.
         by_default: whether the leaves were selected by the default rule.
@@ -55,7 +55,7 @@ def leaf_notes(
 
 
 def joined(*several: Mapping[str, tuple[str, ...]]) -> Notes:
-    """Join the notes of several transforms; what two of them say is said once.
+    """Merge the notes of several transforms, without duplicates.
 
     Example:
         >>> joined({"a": ("axes assumed",)}, {"a": ("axes assumed",), "b": ("left out: it",)})
