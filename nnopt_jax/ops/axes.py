@@ -84,7 +84,7 @@ class Axes:
         )
 
     def normalized(self, ndim: int) -> Axes:
-        """Count all axes from the front.
+        """Return the roles with all axes counted from the front.
 
         Args:
             ndim: the number of axes of the weight.

@@ -14,7 +14,7 @@ from jax.extend.core import primitives as primitives
 
 from nnopt_jax.tree.explicit import is_explicit
 
-_CORE: Any = core  # its types are not the same ones in all versions
+_CORE: Any = core  # its types differ between versions of JAX
 
 Program = Any
 """A traced function: a closed jaxpr."""

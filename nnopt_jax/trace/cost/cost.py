@@ -20,7 +20,7 @@ from nnopt_jax.tree.bits import tree_bits
 
 
 def count_cost(given: Traced, *, latency: bool = False, table: Table = TABLE) -> Cost:
-    """Count what a call of a function costs, for each leaf of its parameters.
+    """Count the cost of a call of a function for each leaf of its parameters.
 
     Args:
         given: the function, with shapes, arrays or packed leaves as its inputs.

@@ -20,7 +20,7 @@ from nnopt_jax.typing import Array, Params, Path, PyTree, Shape
 
 
 def coupled_axes(given: Traced, outputs: Outputs, table: Table = TABLE) -> CoupledAxes:
-    """Find which axes of the parameters of a function change together.
+    """Find the axes of a function's parameters that change together.
 
     Args:
         given: the traced function, which is not computed.
@@ -34,7 +34,7 @@ def coupled_axes(given: Traced, outputs: Outputs, table: Table = TABLE) -> Coupl
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CoupledAxes:
-    """The dependency graph: which axes of which leaves change together, `graph.coupled`.
+    """The dependency graph: axes of leaves that change together, `graph.coupled`.
 
     A unit is a set of elements (leaf, axis, index) that can be removed only together: column j of
     a kernel, element j of its bias, row j of the next kernel; a channel with its normalization; a

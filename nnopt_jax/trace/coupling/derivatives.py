@@ -31,10 +31,10 @@ class Derived(NamedTuple):
 
 
 Plain = Callable[..., list[Any]]
-"""Computes the program of a step at smaller sizes."""
+"""A function that computes the program of a step at smaller sizes."""
 
 Run = Callable[[int, Sequence[Any]], list[Any]]
-"""Computes a program of a rule at smaller sizes, by its number."""
+"""A function that computes a program of a derivative rule, by its number, at smaller sizes."""
 
 
 def derive(

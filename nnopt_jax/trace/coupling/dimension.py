@@ -74,7 +74,7 @@ def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
     found = []
     for own in _pieces(rows, kind):
         units = np.unique(own[:, _UNIT])
-        if len(units) == 1:  # it cannot go
+        if len(units) == 1:  # a single unit cannot be removed
             continue
         parts = _pieces(own, own[:, _PLACE])
         indices = {part[0, _PLACE]: part[:, _AT].reshape(len(units), -1) for part in parts}
@@ -110,7 +110,7 @@ def _kinds(rows: np.ndarray) -> np.ndarray:
     """Return for each row the number of the kind of its unit."""
     if not len(rows):
         return np.zeros(0, np.int64)
-    # Numbers in place of rows of numbers: they are sorted ten times as fast.
+    # Rows are encoded as single numbers, which sort ten times as fast.
     _, role = np.unique(rows[:, _ROLE], return_inverse=True)
     parts = rows[:, _PLACE] * (role.max() + 1) + role
     _, first, counts = np.unique(
@@ -118,7 +118,7 @@ def _kinds(rows: np.ndarray) -> np.ndarray:
     )
     units, start = np.unique(rows[first, _UNIT], return_index=True)
     _, part = np.unique(parts[first] * (counts.max() + 1) + counts, return_inverse=True)
-    # Kinds are sets of parts; sums of random words stand for them, and their order is of no matter.
+    # A kind is a set of parts, identified by a sum of random words; the order is arbitrary.
     words = np.random.default_rng(0).integers(1 << 63, size=part.max() + 1, dtype=np.uint64)
     _, kind = np.unique(np.add.reduceat(words[part], start), return_inverse=True)
     return kind[np.searchsorted(units, rows[:, _UNIT])]

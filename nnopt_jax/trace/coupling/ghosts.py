@@ -60,7 +60,7 @@ class RunStep(NamedTuple):
 
 
 Compute = Callable[[RunStep, list[Any], int], list[Any]]
-"""Computes a step without inner programs, whose outcomes have one element on the given axis."""
+"""A function that computes a step without inner programs, with one element on the given axis."""
 
 
 def ghost(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
@@ -74,7 +74,7 @@ def ghost(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
     """
     value, x = step.note.ins[operand], step.given[operand]
     assert value is not None
-    if len(value.axes[axis]) == 1:  # repeated along it
+    if len(value.axes[axis]) == 1:  # a broadcast axis, which loses no element
         return x
     left = value.remains(axis)
     if isinstance(left, Left):

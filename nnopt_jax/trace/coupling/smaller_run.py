@@ -38,7 +38,7 @@ class SmallerRun:
         self._kept: dict[int, tuple[Labels, np.ndarray | None]] = {}
 
     def run(self, program: Program, values: Sequence[Any], location: Location = ()) -> list[Any]:
-        """Compute a program.
+        """Compute a program at smaller sizes.
 
         Args:
             program: the program as it was analyzed.
@@ -90,7 +90,7 @@ class SmallerRun:
         ]  # fmt: skip
         with contextlib.suppress(ValueError) if rule.is_identity else contextlib.nullcontext():
             return bind(rule.resized(equation, list(map(np.shape, values)), shapes), values)
-        return values[: len(outs)]  # outside of jit a sharding must divide what is left
+        return values[: len(outs)]  # outside of jit a sharding must divide the smaller sizes
 
     def _with_ghosts(self, step: RunStep, found: list[Any]) -> list[Any]:
         """Add the values at removed units to a sum, unless they are its neutral element."""
@@ -119,7 +119,7 @@ class SmallerRun:
             apart = np.unique(np.diff(at))
             if len(apart) > 1 or not at.size:
                 x = jnp.take(x, at, axis)
-            else:  # XLA fuses slices
+            else:  # unlike `take`, XLA fuses slices
                 stride = int(apart[0]) if apart.size else 1
                 x = lax.slice_in_dim(x, int(at[0]), int(at[-1]) + 1, stride, axis)
         return x
@@ -201,7 +201,7 @@ class SmallerPrograms(Inside):
         return [outs.get(number) for number in range(len(equation.outvars))]
 
     def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Any]:
-        """Compute one of the programs."""
+        """Compute one of the inner programs of the step."""
         step, inner = self.step, self.programs.inner[at]
         wanted = [True] * len(program.jaxpr.outvars)
         if inner.outputs:

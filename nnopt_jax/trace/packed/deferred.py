@@ -67,7 +67,7 @@ class Deferred(Node):
 
     def move(self, movement: Moves, shape: Shape) -> Self:
         """Move the operands of an elementwise step, which moves its outcome."""
-        if not self.is_elementwise or movement.fills:  # a filler would go through the step
+        if not self.is_elementwise or movement.fills:  # the step would apply to the fill value too
             raise CannotStayPacked("it is computed before it is moved")
         moved = [move(x, movement, shape) if x.ndim else x for x in self.operands]
         return self.replace(operands=tuple(moved))

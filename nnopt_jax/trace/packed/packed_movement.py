@@ -236,7 +236,7 @@ def movements_of(equation: Equation, rule: Rule, values: Sequence[Any]) -> list[
         rule: its rule.
         values: its operands; the first is packed, the others are arrays.
     """
-    if rule.is_identity and len(values) > 1:  # each outcome is its own operand
+    if rule.is_identity and len(values) > 1:  # each outcome comes from another operand
         return None
     moves = rule.is_identity or rule.kind.value == "movement"
     if not moves or rule.data[:1] != (0,):

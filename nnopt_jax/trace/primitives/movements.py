@@ -35,7 +35,7 @@ def _squeeze(equation: Equation) -> Rule:
 
 
 def _broadcast(equation: Equation) -> Rule:
-    """Return the rule of a broadcast; a new axis of size 1 has no factor, as it repeats nothing."""
+    """Return the rule of a broadcast; a new axis of size 1 repeats nothing and has no factor."""
     draft = Draft(equation)
     (shape, *extra), (target,) = draft.operand_shapes, draft.outcome_shapes
     places = equation.params["broadcast_dimensions"]

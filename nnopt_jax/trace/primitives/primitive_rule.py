@@ -45,7 +45,7 @@ class Kind(enum.Enum):
 
 
 class Same(enum.Enum):
-    """How the entries of an outcome relate to the entries of the operand that they come from."""
+    """The relation of the entries of an outcome to those of the operand that they come from."""
 
     IDENTITY = "identity"
     """They are the same."""
@@ -87,7 +87,7 @@ Resize = Callable[[Sequence[Shape], Sequence[Shape]], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """The facts of one equation.
+    """The rule of one equation: factors, and how its operands and outcomes are indexed by them.
 
     On each dimension an entry has the index `start + sum(stride * i)`, where `i` runs over
     factors. A factor in an operand and in an outcome passes; one that is in no outcome is reduced;

@@ -11,7 +11,7 @@ from nnopt_jax.trace.jaxpr import Equation, Program, closed, scanned
 
 
 class Flow(enum.Enum):
-    """How an equation runs its programs."""
+    """The control flow by which an equation runs its programs."""
 
     CALL = "call"
     """One program runs once."""
@@ -53,7 +53,7 @@ class Programs:
             iteration, an output of each is the input of the next, and the last is the outcome.
         sliced: operands of which each iteration gets one entry of axis 0.
         stacked: outcomes that stack the outputs of all iterations on axis 0.
-        mesh: the mesh of `shard_map`, each device of which runs the program on its part; else None.
+        mesh: the mesh of `shard_map`, each device of which runs the program; else None.
         operand_cuts: for each operand the mesh axes that shard its axes; empty without a mesh.
         outcome_cuts: the same for each outcome.
         own_derivative: whether the equation has a custom derivative rule, which may use every

@@ -128,7 +128,7 @@ class LeafDomain(Domain[LeafValue]):
                 step.copied[at], given[at] = own, value._replace(parts=())
             elif at in carried:
                 step.copied[at], given[at] = own, self.fresh(_as_array(value.parts, own))
-            elif programs.own_derivative:  # its leaves have one copy, whichever operand they are in
+            elif programs.own_derivative:  # all operands share one copy of each leaf
                 step.copied[at] = site.location
                 given[at] = value._replace(parts=_as_array(value.parts, site.location))
         return given

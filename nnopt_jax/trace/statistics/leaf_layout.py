@@ -70,7 +70,7 @@ class LeafLayout:
         return x.reshape(*_sizes(self.batch).values(), *rest)
 
     def _like_leaf(self, x: Array, factors: Factors) -> Array:
-        """Merge factors into the axes of the leaf; repeat along missing factors of those axes."""
+        """Merge factors into the axes of the leaf; broadcast over missing factors of those axes."""
         x = x.reshape([factor.size for factor in factors]).transpose(leaf_order(factors))
         there = {_name(factor) for factor in factors}
         axes = {axis for axis, _ in there if axis != REPEATED}

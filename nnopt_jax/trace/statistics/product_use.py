@@ -34,7 +34,7 @@ class Patches(NamedTuple):
     def of(self, image: Array) -> Array:
         """Return the patches of an image."""
         image = lax.stop_gradient(image).transpose(self.order)
-        exact = lax.Precision.HIGHEST  # it copies
+        exact = lax.Precision.HIGHEST  # this convolution only copies entries
         return self.arranged(
             lax.conv_general_dilated_patches(image, self.sizes, *self.settings, precision=exact)
         )

@@ -144,7 +144,7 @@ def input_histogram(bins: int = 4096) -> Statistic:
         if valid is None:
             return found
         others = (~valid).sum(-1) * math.prod(x.shape[rows_axis(use) + 1 :])
-        return found._replace(ignored=found.ignored - others)  # they are not NaN themselves
+        return found._replace(ignored=found.ignored - others)  # masked entries are not NaN inputs
 
     def begin(shapes: Range) -> Range:
         return jax.tree.map(lambda x, s: jnp.broadcast_to(x, s.shape).copy(), start, shapes)
