@@ -55,7 +55,7 @@ class Contraction(Product):
 
     @property
     def inputs(self) -> Contraction:
-        """Return the product itself."""
+        """The product itself."""
         return self
 
     def as_contraction(self) -> Contraction:

@@ -31,12 +31,12 @@ class Origin(NamedTuple):
 
     @property
     def owned(self) -> bool:
-        """Return whether the value comes from a leaf."""
+        """Whether the value comes from a leaf."""
         return self.kind in (LEAF, CHOSEN)
 
     @property
     def moves(self) -> bool:
-        """Return whether the value depends on the inputs, so that it is moved at every call."""
+        """Whether the value depends on the inputs, so that it is moved at every call."""
         return self.kind in (CHOSEN, ACTIVATION)
 
 

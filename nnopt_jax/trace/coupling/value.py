@@ -48,7 +48,7 @@ class Value(NamedTuple):
 
     @property
     def brings_no_units(self) -> bool:
-        """Return whether the array has no units except those of parameters."""
+        """Whether the array adds no units to those of the parameters."""
         return self.parameter or not self.axes or self.constant is not None
 
     def remains(self, axis: int) -> Remains:

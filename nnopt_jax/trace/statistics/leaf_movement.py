@@ -94,7 +94,7 @@ def _check_flat(equation: Equation, rule: Rule, parts: Sequence[LeafPart]) -> No
 
 
 def _resolved(equation: Equation, place: Place, size: int, sizes: Sequence[int]) -> Place:
-    """Return the place with its start, if that is a constant, as a number clamped as in XLA."""
+    """Return the place with a constant start as a number, clamped as in XLA."""
     if not isinstance(place.start, Start):
         return place
     start = equation.invars[place.start.operand]
