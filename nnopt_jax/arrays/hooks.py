@@ -161,7 +161,7 @@ class Hooks:
         return tuple(range(self.ndim))
 
     def loosened(self: Any) -> Field:
-        """Return the materialized array, in a node if products need more than the array."""
+        """Materialize the array; wrap it in a node if products need more than the array."""
         return self.materialize()
 
     @property

@@ -122,7 +122,7 @@ def _pulled(
 
 
 def run_pushed(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
-    """Compute a function with a `jvp` rule at smaller sizes, and keep the rule.
+    """Compute a function with a `jvp` rule at smaller sizes, with its rule.
 
     Args:
         equation: the step at full sizes.

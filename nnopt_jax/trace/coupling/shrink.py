@@ -84,7 +84,7 @@ class SmallerFunction:
         return given.outcome(running.run(given.program, small.values))
 
     def _removed(self, analysis: Analysis) -> np.ndarray:
-        """Return for every label whether it is removed: a unit is, if all its elements are."""
+        """Return a mask of removed labels; a unit is removed if all its elements are."""
         analysis.book.settle()
         places, rows = analysis.elements()
         gone = np.zeros(len(rows), bool)

@@ -48,7 +48,7 @@ class Value(NamedTuple):
 
     @property
     def brings_no_units(self) -> bool:
-        """Whether the array adds no units to those of the parameters."""
+        """Whether the array is made of parameters, is a scalar, or holds a single constant."""
         return self.parameter or not self.axes or self.constant is not None
 
     def remains(self, axis: int) -> Remains:

@@ -46,7 +46,7 @@ def _each(flops: Flops, *absorbs: int, **facts: Any) -> MakeRule:
 
 
 def _scaled(*absorbs: int) -> MakeRule:
-    """Return a maker of rules for products and quotients, which notes a scale by a scalar."""
+    """Return a maker of rules for products and quotients, which may scale an array by a scalar."""
 
     def make(equation: Equation) -> Rule:
         ranks = [len(shape_of(x)) for x in equation.invars]

@@ -54,7 +54,7 @@ def _reduce_window(neutral: float | None, equation: Equation) -> Rule:
 
 
 def _reach_entries(k: Mapping[str, Any]) -> bool:
-    """Return whether every window covers an entry; one of padding alone does not give zero."""
+    """Return whether every window covers an entry; padding alone would not give zero."""
     axes = zip(
         k["window_dimensions"], k["window_dilation"], k["base_dilation"], k["padding"], strict=True
     )
