@@ -13,16 +13,23 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-_DEVICES = "--xla_force_host_platform_device_count=8"
-if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+# Compiling takes most of the time, and programs run once: they are not optimized, but where
+# XLA_FLAGS says so, as `.ci/run` does for the tests that depend on the order of sums.
+for _flag, _value in (
+    ("--xla_force_host_platform_device_count", "8"),
+    ("--xla_backend_optimization_level", "0"),
+    ("--xla_llvm_disable_expensive_passes", "true"),
+):
+    if _flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 
-# What one test has compiled serves all others, in all workers. JAX may read what another process
-# has half written: it warns (pyproject.toml lets that pass) and compiles again.
+# What one test has compiled serves all others, in all workers; small programs are compiled anew in
+# less time than they are stored. JAX may read what another process has half written: it warns
+# (pyproject.toml lets that pass) and compiles again.
 _COMPILED = None
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402
