@@ -171,13 +171,14 @@ def require_arrays(who: str, leaves: Leaves) -> None:
         >>> require_arrays("demo", {"scale": 1.0})
         Traceback (most recent call last):
         nnopt_jax.errors.CompositionError: demo: scale: is the float 1.0; make it an array: \
-jnp.asarray(1.0)
+jnp.asarray(1.0); or leave it out, as eqx.partition(module, eqx.is_array) does
     """
     problems = Problems(who)
     for path, leaf in leaves.items():
         if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
             number = isinstance(leaf, bool | int | float | complex)
-            advice = f"make it an array: jnp.asarray({leaf!r})" if number else "leave it out"
+            advice = f"make it an array: jnp.asarray({leaf!r}); or " if number else ""
+            advice += "leave it out, as eqx.partition(module, eqx.is_array) does"
             problems.add(path, f"is {described(leaf)}; {advice}")
     problems.raise_as(CompositionError)
 

@@ -12,7 +12,7 @@ from nnopt_jax.arrays.base import Field, is_node, summary
 from nnopt_jax.arrays.store import find_masked
 from nnopt_jax.columns import aligned
 from nnopt_jax.transform.base import Transform, abstract_state, abstractly
-from nnopt_jax.transform.given import require_transforms
+from nnopt_jax.transform.given import require_arrays, require_transforms
 from nnopt_jax.transform.inert import without_inert
 from nnopt_jax.tree.bits import tree_bits
 from nnopt_jax.tree.paths import flatten
@@ -134,6 +134,7 @@ def plan(tx: Transform, params: Any) -> Plan:
     """
     require_transforms("plan", [tx])
     params = without_inert(params)
+    require_arrays(tx.name, flatten(params, is_node))
     state = abstract_state(tx, params)
     encoded = jax.eval_shape(tx.encode, params, state)
     final = tx.capacities(params)

@@ -86,13 +86,14 @@ def deferred(equation: Equation, rule: Rule, operands: Sequence[Field]) -> Defer
     """
     if len(rule.outcomes) != 1 or rule.kind not in _KINDS or not is_node(_data(operands)):
         return None
-    is_elementwise = rule.kind is Kind.ELEMENTWISE
+    (shape,) = rule.outcome_shapes
     arrays = sum(jnp.size(x) for x in operands if not is_node(x) and jnp.ndim(x))
-    if arrays >= (1 if is_elementwise else math.prod(rule.outcome_shapes[0])):
+    if arrays >= (1 if rule.kind is Kind.ELEMENTWISE else math.prod(shape)):
         return None
+    # Axes of one entry may broadcast, and a movement of the outcome is none of such an operand.
+    alike = all(operand in ((), shape) for operand in rule.operand_shapes)
     kept = tuple(x if is_node(x) else jnp.asarray(x) for x in operands)
-    later = Deferred(kept, equation, is_elementwise)
-    return later if later.shape == rule.outcome_shapes[0] else None
+    return Deferred(kept, equation, alike and rule.kind is Kind.ELEMENTWISE)
 
 
 _KINDS = (Kind.ELEMENTWISE, Kind.ORDERED, Kind.UPDATE)

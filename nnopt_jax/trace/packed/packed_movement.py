@@ -81,10 +81,10 @@ class Movement:
         Returns:
             An array whose sizes divide those of the outcome; None if groups would be split.
         """
-        if self.axes:
-            return x.transpose(self.axes)
         if self.rule.is_identity:
             return self._identity(x)
+        if self.axes:
+            return x.transpose(self.axes)
         if tuple(shape) != self.before:
             there = self._of(tuple(shape))
             return None if there is None else there.apply(x, shape, fill)
@@ -121,8 +121,8 @@ class Movement:
         return Movement(self.equation, rule, self.values, self.outcome, is_step=False)
 
     def _identity(self, x: Array) -> Array:
-        """Run an identity; a sharding constraint applies only to an array of the full shape."""
-        if self.equation.primitive is primitives.sharding_constraint_p and x.shape != self.before:
+        """Run an identity; what says where entries lie applies only to an array of full shape."""
+        if self.equation.primitive in _PLACED and x.shape != self.before:
             return x
         return bind(self.equation, [x] * len(self.values))[0]
 
@@ -130,6 +130,8 @@ class Movement:
         """Return whether the array has several entries on axes that a reshape splits unevenly."""
         return any(x.shape[axis] != 1 for flat in self.rule.flat for axis in flat.operand)
 
+
+_PLACED = {primitives.sharding_constraint_p, primitives.device_put_p}
 
 Entries = dict[int, int]
 """The number of entries that a coarse array has on each factor."""
@@ -146,6 +148,8 @@ def _taken(
             entries |= dict.fromkeys(place.names, 1)
             continue
         group, count = size // have, place.count(sizes)
+        if count == 0:
+            return None
         stride = place.factors[-1][1] if place.factors else 1
         if isinstance(place.start, Start):
             if group > 1:
@@ -239,7 +243,8 @@ def movements_of(equation: Equation, rule: Rule, values: Sequence[Any]) -> list[
     if rule.is_identity and len(values) > 1:  # each outcome comes from another operand
         return None
     moves = rule.is_identity or rule.kind.value == "movement"
-    if not moves or rule.data[:1] != (0,):
+    exchanges = rule.mesh and not rule.is_identity  # with other devices, which hold other scales
+    if not moves or exchanges or rule.data[:1] != (0,):
         return None
     others = [i for i in rule.data if i != 0 and i != rule.fills]
     if any(factors_of(rule.operands[i]) for i in others):

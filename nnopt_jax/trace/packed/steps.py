@@ -201,6 +201,8 @@ def _convert(equation: Equation, values: list[Any]) -> Leaf:
     dtype = jnp.dtype(equation.params["new_dtype"])
     if not jnp.issubdtype(dtype, jnp.floating):
         raise CannotStayPacked(f"{dtype} is no dtype of floats")
+    if dtype.itemsize < 2:  # nothing rounds to as few bits for speed alone
+        raise CannotStayPacked(f"it is rounded to {dtype}")
     return Leaf(cast(leaf.node, dtype), leaf.path)
 
 
@@ -225,7 +227,8 @@ def _rows(equation: Equation, values: list[Any]) -> Array:
 
     def apply(x: Array, shape: Shape, fill: float = 0) -> Array | None:
         del fill  # rows out of bounds are replaced at the end
-        if any(x.shape[axis] not in (1, shape[axis]) for axis in looked_up):
+        coarse = [axis for axis, n in enumerate(shape) if x.shape[axis] not in (1, n)]
+        if any(axis in looked_up or sizes[axis] != shape[axis] for axis in coarse):
             return None
         # If there is one entry for all rows, every index looks up that one.
         one = np.array([x.shape[axis] != shape[axis] for axis in looked_up])
@@ -233,7 +236,7 @@ def _rows(equation: Equation, values: list[Any]) -> Array:
             x,
             jnp.where(one.reshape((1,) * (indices.ndim - 1) + one.shape), 0, indices),
             numbers,
-            tuple(n if n != leaf.shape[axis] else x.shape[axis] for axis, n in enumerate(sizes)),
+            tuple(min(n, x.shape[axis]) for axis, n in enumerate(sizes)),
             mode=lax.GatherScatterMode.CLIP if filled else settings["mode"],
         )
 

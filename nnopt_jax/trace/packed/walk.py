@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from nnopt_jax.arrays.hooks import CannotStayPacked
+from nnopt_jax.errors import ShapeError
 from nnopt_jax.trace.control import CONTROL
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives, read
 from nnopt_jax.trace.packed.deferred import Deferred
@@ -68,7 +69,20 @@ def _compute(equation: Equation, values: list[Any], seen: Seen, table: Table) ->
         return bind(equation, [dense(value) for value in values])
     for leaf in packed:
         seen(leaf, equation, "")
+    _check_shapes(equation, packed, found)
     return found
+
+
+def _check_shapes(equation: Equation, packed: list[Any], found: list[Any]) -> None:
+    """Raise if the hook of a node gave something of another shape."""
+    for value, variable in zip(found, equation.outvars, strict=True):
+        shape, wanted = tuple(value.shape), tuple(variable.aval.shape)
+        if shape != wanted:
+            forms = " and ".join(dict.fromkeys(leaf.form for leaf in packed))
+            raise ShapeError(
+                f"on_packed: {packed[0].path}: {equation.primitive.name} of {forms} has shape "
+                f"{shape}, and {wanted} is wanted; mend the hook of that node."
+            )
 
 
 def _computed_once(equation: Equation, values: list[Any], seen: Seen, table: Table) -> list[Any]:

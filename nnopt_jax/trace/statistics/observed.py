@@ -195,7 +195,9 @@ def _why_not(reading: ObservedProgram, statistic: Statistic, path: str) -> str:
     uses = [site.noted for site in sites]
     lookups = [f"{use.equation.primitive.name} looks rows up" for use in uses if use.product.lookup]
     reasons = [use.reason or use.product.no_outputs for use in uses if not use.product.lookup]
-    return "; ".join(filter(None, dict.fromkeys((*lookups, *reasons)))) or "no step uses it"
+    known = "; ".join(filter(None, dict.fromkeys((*lookups, *reasons))))
+    products = ", ".join(dict.fromkeys(use.equation.primitive.name for use in uses))
+    return known or (f"{products} looks nothing up" if products else "no step uses it")
 
 
 def _drop_unreached(reading: ObservedProgram, found: Any, lacking: Any, rows: Any) -> None:

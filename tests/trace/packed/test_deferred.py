@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec as P
 
 import nnopt_jax as nnopt
 from nnopt_jax.trace.primitives import named
@@ -183,3 +184,59 @@ def test_every_elementwise_primitive_waits(case):
     assert not [use for use in uses if use.reason not in ("", "its outcome is returned")]
     found, wanted = jax.jit(lambda p: (run(p), apply(nnopt.materialize(p))))(packed)
     np.testing.assert_allclose(found, wanted, 1e-5, 1e-6)
+
+
+def test_operands_that_broadcast_are_computed_before_they_are_moved():
+    """JAX leaves axes of one entry as they are in `mul`; the outcome has more entries."""
+    packed = packed_of(g=(1, 4), h=(3, 1))
+    total = lambda p: jnp.broadcast_to(p["g"] + p["h"], (5, 3, 4)).sum()  # noqa: E731
+    check(total, packed, dense=["broadcast_in_dim"])
+    check(lambda p: (p["g"] * p["h"]).reshape(-1), packed, dense=["reshape"])
+    packed = packed_of(w=(4, 6))
+    check(lambda p: (p["w"] - p["w"][:, :1]).reshape(-1), packed, dense=["reshape"])
+
+
+def test_narrow_floats_round():
+    packed = packed_of(w=(8, 4))
+    x = jnp.ones((3, 8))
+    narrow = lambda w: w.astype(jnp.float8_e4m3fn).astype(jnp.float32)  # noqa: E731
+    check(lambda p, x: x @ narrow(p["w"]), packed, x, dense=["dot_general"])
+
+
+def test_lookups_of_windows():
+    ids = jnp.array([1, 3])
+    windows = lambda p, ids: jax.vmap(lambda i: lax.dynamic_slice(p["w"], (i, 0), (2, 6)))(ids)  # noqa: E731
+    for granularity in ("tensor", "channel"):
+        packed = packed_of(nnopt.quantization.uniform(8, granularity=granularity), w=(8, 12))
+        check(lambda p, ids: p["w"][ids, 3:9], packed, ids)
+        check(windows, packed, ids)
+        check(lambda p, ids: jnp.exp(p["w"])[ids, :2], packed, ids)
+
+
+def test_empty_slices():
+    packed = packed_of(nnopt.quantization.uniform(8, granularity="channel", axis=0), w=(8, 4))
+    found = nnopt.on_packed(lambda p: p["w"][3:3:2])(packed)
+    assert found.shape == (0, 4)
+
+
+def test_devices_exchange_arrays_whose_scales_differ():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("d",))
+    packed = packed_of(nnopt.quantization.uniform(8, granularity="channel", axis=0), w=(4, 2))
+    turn = lambda w: lax.ppermute(w, "d", [(i, (i + 1) % 4) for i in range(4)])  # noqa: E731
+    whole = lambda w: lax.all_gather(w, "d")[0]  # noqa: E731
+    for inner, out in ((turn, P("d")), (whole, P(None))):
+        cut = jax.shard_map(inner, mesh=mesh, in_specs=P("d"), out_specs=out, check_vma=False)
+        check(lambda p, cut=cut: cut(p["w"]), packed, dense=[use_of(inner)])
+
+
+def use_of(function):
+    return "ppermute" if "ppermute" in function.__code__.co_names else "all_gather"
+
+
+def test_a_step_on_what_all_devices_share():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("d",))
+    packed, x = packed_of(w=(8, 4)), jnp.arange(64.0).reshape(8, 8)
+    cut = jax.shard_map(
+        lambda w, y: y @ jnp.tanh(w), mesh=mesh, in_specs=(P(), P("d")), out_specs=P("d")
+    )
+    check(lambda p, x: cut(p["w"], x), packed, x, dense=["dot_general"])
