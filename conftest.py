@@ -9,6 +9,7 @@ import doctest
 import functools
 import importlib.util
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -87,8 +88,13 @@ def pytest_runtest_call():
     return (yield from _skipped_without_float16())
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the comparisons with PyTorch libraries where these are not installed."""
+    """Mark the tests listed as slow; skip comparisons with PyTorch libraries that are missing."""
+    slow = set((pathlib.Path(__file__).parent / "tests/slow.txt").read_text().splitlines())
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker(pytest.mark.slow)
     missing = [name for name in _REFERENCES if importlib.util.find_spec(name) is None]
     if not missing:
         return

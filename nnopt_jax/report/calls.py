@@ -30,9 +30,9 @@ def leaf_calls(tree: Any, report: PackedReport) -> dict[str, str]:
         >>> from nnopt_jax.report import leaf_calls
         >>> tx, params = nnopt.pruning.magnitude(0.5), {"w": jnp.eye(4)}
         >>> packed = tx.pack(params, tx.init(params))
-        >>> run = nnopt.on_packed(lambda params: jnp.sin(params["w"]))
+        >>> run = nnopt.on_packed(lambda params: jnp.fft.fft(params["w"]))
         >>> leaf_calls(packed, run.report(packed))
-        {'w': 'Sparse: no rule for sin'}
+        {'w': 'Sparse: no rule for fft'}
     """
     leaves = {path: leaf for path, leaf in flatten(tree, is_node).items() if is_node(leaf)}
     found = dict.fromkeys(leaves, UNREAD)

@@ -153,17 +153,27 @@ def binding_of(
             "*inputs)."
         )
     table, torn = graph.axes, _disagreeing(graph.axes)
+    unknown = {**torn, **table.unknown}
     found = Binding(
         {path: axes for path, axes in table.items() if path not in torn},
         rules,
         frozenset(table.weights),
-        table.left_out,
-        {**torn, **table.unknown},
+        {**_used_in_products(table, unknown), **table.left_out},
+        unknown,
         misfit,
         graph,
     )
     _check_rules(who, found)
     return found
+
+
+def _used_in_products(table: AxesTable, unknown: Mapping[str, str]) -> dict[str, str]:
+    """Return the leaves without known axes that products use all the same: uses that disagree."""
+    return {
+        path: why
+        for path, why in unknown.items()
+        if any(not axes.lookup for axes in table.uses.get(path, ()))
+    }
 
 
 def _disagreeing(table: AxesTable) -> dict[str, str]:

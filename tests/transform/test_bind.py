@@ -188,3 +188,16 @@ def test_saving_a_function_names_its_leaf(tmp_path):
     tx = nnopt.pruning.magnitude(0.5)
     with pytest.raises(nnopt.errors.ArtifactError, match="act: is a "):
         nnopt.save(tmp_path / "a.nnopt", tx.pack(params, tx.init(params)))
+
+
+def test_a_plan_says_that_uses_disagree():
+    params = {"w": jnp.ones((4, 4)), "v": jnp.ones((4, 4)), "head": jnp.ones((4, 2))}
+
+    def apply(p, x):
+        return (x @ p["w"] + x @ p["w"].T) @ p["v"] @ p["head"]
+
+    tx = nnopt.quantization.uniform(8, granularity="channel")
+    plan = nnopt.plan(tx.bind(nnopt.graph(apply, params, jnp.ones((3, 4)))), params)
+    (row,) = (row for row in plan.rows if row.path == "w")
+    assert row.after == "unchanged"
+    assert "left out: its uses disagree" in row.note
