@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,31 @@ def is_variable(x: Any) -> bool:
 def read(environment: dict[Any, Any], variable: Any) -> Any:
     """Return the value of a variable or a literal."""
     return environment[variable] if is_variable(variable) else variable.val
+
+
+def evaluate(
+    program: Program,
+    values: Sequence[Any],
+    compute: Callable[[int, Equation, list[Any]], Sequence[Any]],
+) -> list[Any]:
+    """Run the steps of a program one after another, and return its outputs.
+
+    Args:
+        program: the traced program.
+        values: its inputs.
+        compute: called with the number of a step, the step and its operands; returns the outcomes.
+
+    Example:
+        >>> program = jax.make_jaxpr(lambda x: -(x + 1))(2)
+        >>> evaluate(program, [2], lambda number, equation, given: bind(equation, given))
+        [Array(-3, dtype=int32, weak_type=True)]
+    """
+    known = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+    known.update(zip(program.jaxpr.invars, values, strict=True))
+    for number, equation in enumerate(program.jaxpr.eqns):
+        found = compute(number, equation, [read(known, x) for x in equation.invars])
+        known.update(zip(equation.outvars, found, strict=True))
+    return [read(known, x) for x in program.jaxpr.outvars]
 
 
 def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from nnopt_jax.trace.jaxpr import Equation, bind, primitives
 from nnopt_jax.trace.packed.deferred import deferred
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf, loosened
 from nnopt_jax.trace.packed.packed_movement import Movement, movements_of
-from nnopt_jax.trace.primitives import TABLE, Kind, Rule, Table, rule_of
+from nnopt_jax.trace.primitives import TABLE, Kind, Table, rule_of
 from nnopt_jax.trace.probed import ragged_dot_general_p
 from nnopt_jax.typing import Array, Shape
 
@@ -42,22 +42,29 @@ def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[An
     Raises:
         CannotStayPacked: the leaf must be materialized for it.
     """
-    rule = table.rule_of(equation)
     try:
-        return _packed_step(equation, rule, values)
+        return _packed_step(equation, values, table)
     except CannotStayPacked as reason:
-        later = deferred(equation, rule, [x.node if is_leaf(x) else x for x in values])
-        if later is None or reason.instead is not None:
+        if reason.instead is not None:
             raise
-        paths = dict.fromkeys(x.path for x in values if is_leaf(x))
-        return [Leaf(later, " and ".join(paths))]
+        operands = [x.node if is_leaf(x) else x for x in values]
+        later = deferred(equation, table.rule_of(equation), operands)
+        if later is None:
+            raise
+        return [Leaf(later, _joint_path(values))]
 
 
-def _packed_step(equation: Equation, rule: Rule, values: list[Any]) -> list[Any]:
+def _joint_path(values: Sequence[Any]) -> str:
+    """Return the paths of the leaves among some values, each once."""
+    return " and ".join(dict.fromkeys(x.path for x in values if is_leaf(x)))
+
+
+def _packed_step(equation: Equation, values: list[Any], table: Table) -> list[Any]:
     """Compute a step on codes and scales, without materializing leaves."""
     own = RULES.get(equation.primitive)
     if own is not None:
         return [own(equation, values)]
+    rule = table.rule_of(equation)
     if rule.is_identity or _keeps_precision(equation):
         return _unchanged(equation, values)
     if rule.kind is Kind.REDUCTION and all(x.node.is_streamed for x in values if is_leaf(x)):
@@ -173,7 +180,7 @@ def _concatenate(equation: Equation, values: list[Any]) -> Leaf:
     if not all(is_leaf(value) for value in values):
         raise CannotStayPacked("it is put beside arrays")
     node = join([value.node for value in values], equation.params["dimension"])
-    return Leaf(node, " and ".join(dict.fromkeys(value.path for value in values)))
+    return Leaf(node, _joint_path(values))
 
 
 def _times(equation: Equation, values: list[Any]) -> Leaf:

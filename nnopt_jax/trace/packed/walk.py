@@ -12,7 +12,7 @@ from jax.core import Tracer
 from nnopt_jax.arrays.hooks import CannotStayPacked
 from nnopt_jax.errors import ShapeError
 from nnopt_jax.trace.control import CONTROL
-from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives, read
+from nnopt_jax.trace.jaxpr import Equation, Program, bind, evaluate, primitives
 from nnopt_jax.trace.packed.deferred import Deferred
 from nnopt_jax.trace.packed.inside import InsidePacked
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
@@ -35,13 +35,9 @@ def run(program: Program, values: Sequence[Any], seen: Seen, table: Table = TABL
     Returns:
         Arrays, and a `Leaf` for each output that is an unchanged or moved leaf.
     """
-    environment = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
-    environment.update(zip(program.jaxpr.invars, values, strict=True))
-    for equation in program.jaxpr.eqns:
-        given = [read(environment, variable) for variable in equation.invars]
-        found = _compute(equation, given, seen, table)
-        environment.update(zip(equation.outvars, found, strict=True))
-    return [read(environment, variable) for variable in program.jaxpr.outvars]
+    return evaluate(
+        program, values, lambda _, equation, given: _compute(equation, given, seen, table)
+    )
 
 
 def _compute(equation: Equation, values: list[Any], seen: Seen, table: Table) -> list[Any]:

@@ -10,7 +10,7 @@ import jax
 
 from nnopt_jax.trace.abstract_walk import Location
 from nnopt_jax.trace.control import CONTROL, Inside, Slices
-from nnopt_jax.trace.jaxpr import Equation, Program, bind, read
+from nnopt_jax.trace.jaxpr import Equation, Program, bind, evaluate
 from nnopt_jax.trace.statistics.leaf_domain import LeafStep
 from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.use_sites import UseSite
@@ -74,16 +74,15 @@ class MeasuredRun(Inside):
             The outputs, and the states of what was measured.
         """
         around = self._within(at)
-        environment = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
-        environment.update(zip(program.jaxpr.invars, values, strict=True))
         extras: Extras = {}
-        for number, equation in enumerate(program.jaxpr.eqns):
-            given = [read(environment, variable) for variable in equation.invars]
+
+        def compute(number: int, equation: Equation, given: list[Any]) -> list[Any]:
             step = dataclasses.replace(self, location=(*around, number))
             found, more = step._computed(equation, given)
-            environment.update(zip(equation.outvars, found, strict=True))
-            extras |= more
-        return [read(environment, variable) for variable in program.jaxpr.outvars], extras
+            extras.update(more)
+            return found
+
+        return evaluate(program, values, compute), extras
 
     def _computed(self, equation: Equation, values: Sequence[Any]) -> tuple[list[Any], Extras]:
         step = self.steps.get(self.location)

@@ -88,17 +88,22 @@ def output_moments() -> Statistic:
 
 
 def _sums(use: ProductUse, x: Array, axis: int) -> _Sums:
-    """Compute the moments of values on one axis, in two passes."""
-    ones = _ones(x.shape, axis)
+    """Compute the moments of values on one axis.
+
+    The mean of the distances corrects the mean, whose sum rounds where values are far from zero.
+    """
     valid = use.valid()
+    ones = _ones(x.shape, axis)
     if valid is None:
         count = jnp.full(ones, x.shape[axis], jnp.float32)
-        mean = x.sum(axis) / max(x.shape[axis], 1)
     else:
         count = valid.sum(-1, dtype=jnp.float32).reshape(ones)
-        mean = use.masked(x, 0.0).sum(axis) / jnp.maximum(count, 1.0)
-    squares = use.masked(jnp.square(x - jnp.expand_dims(mean, axis)), 0.0)
-    return _Sums(count, mean, squares.sum(axis))
+    total = jnp.maximum(count, 1.0)
+    mean = use.masked(x, 0.0).sum(axis) / total
+    apart = use.masked(x - jnp.expand_dims(mean, axis), 0.0)
+    shift = apart.sum(axis) / total
+    squares = use.masked(jnp.square(apart - jnp.expand_dims(shift, axis)), 0.0)
+    return _Sums(count, mean + shift, squares.sum(axis))
 
 
 def _ones(shape: Shape, axis: int) -> Shape:
