@@ -47,7 +47,7 @@ class Factored(Node):
         return (*self.u.shape[:-1], self.v.shape[-1])
 
     def slot_axes(self, name: str, axes: Axes | None) -> Axes | None:
-        """Each factor is a stack of matrices: `(in, rank)`, and `(rank, out)`."""
+        """Return the axes of a factor: a stack of matrices (in, rank) or (rank, out)."""
         del axes
         return matrix_axes(getattr(self, name).ndim)
 
@@ -57,7 +57,7 @@ class Factored(Node):
         return jnp.matmul(u, v).astype(self.dtype)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The factors must meet in one rank."""
+        """Check that the last axis of `u` is as long as the first axis of `v`."""
         found = [text for _, field in self.fields() if is_node(field)
                  for text in field.problems(field.shape)]  # fmt: skip
         if self.u.ndim < 2 or self.v.ndim < 2 or self.u.shape[-1] != self.v.shape[-2]:
@@ -65,7 +65,7 @@ class Factored(Node):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Factored:
-        """Each factor keeps the axis it shares with the weight; the rank is not split."""
+        """Split each factor on the axis that it shares with the weight; never split the rank."""
         axes = (*spec, *(None for _ in range(self.ndim - len(spec))))
         return self.replace(
             u=field_specs(self.u, PartitionSpec(*axes[:-1], None), mesh),
@@ -73,11 +73,11 @@ class Factored(Node):
         )
 
     def dot(self, x: jax.Array, how: Product) -> jax.Array:
-        """`x (u v) = (x u) v`, or likewise from the other side."""
+        """Multiply by one factor after the other: `x (u v) = (x u) v`."""
         return how.factored(x, self.u, self.v)
 
     def move(self, movement: Moves, shape: Shape) -> Factored:
-        """Factors are moved along their leading axes, or transposed."""
+        """Move the factors on their leading axes, or transpose them."""
         swapped = movement.axes[-2:] == (self.ndim - 1, self.ndim - 2)
         if movement.kept < 2 and not swapped:
             raise CannotStayPacked("a part of it cannot follow")

@@ -25,7 +25,7 @@ often, which makes products of 32 rows five times as fast."""
 
 
 class _Lists(Node):
-    """Base of the nodes that list for each output, or block of outputs, what it takes."""
+    """Base of the nodes that list the inputs of each output or output block (ELL, block ELL)."""
 
     indices: jax.Array
     values: jax.Array
@@ -43,13 +43,13 @@ class _Lists(Node):
         return self
 
     def move(self, movement: Moves, shape: Shape) -> Field:
-        """Lists stay; the matrix is seen with its axes in another order."""
+        """Return a transposed view; the lists stay as they are."""
         if not movement.axes:
             raise CannotStayPacked("a part of it cannot follow")
         return Reshaped.of(self, movement.axes)
 
     def _product(self, x: Array, how: Product, exact: Callable[..., Array]) -> Array:
-        """What `exact` gives.
+        """Multiply by `exact`.
 
         Slopes are those of the dense product: that with regard to the array is one with the
         transposed weight, which the lists do not tell.
@@ -101,13 +101,13 @@ class Gathered(_Lists):
         return cls(jnp.asarray(indices), jnp.asarray(values), tuple(matrix.shape))
 
     def materialize(self) -> jax.Array:
-        """Each value at its place, zeros elsewhere."""
+        """Scatter the values into zeros."""
         empty = jnp.zeros(self.shape, self.dtype)
         places = self.indices, jnp.arange(self.shape[1])
         return empty.at[places].set(self.values, mode="drop", unique_indices=True)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The lists are matrices alike, no longer than there are inputs."""
+        """Check that both lists have one shape, and are no longer than the inputs."""
         inputs, outputs = self.shape
         lists = longest, count = self.indices.shape
         fits = self.values.shape == lists and count == outputs and longest <= inputs
@@ -166,7 +166,7 @@ class GatheredBlocks(_Lists):
         return cls(jnp.asarray(indices), values, tuple(matrix.shape))
 
     def materialize(self) -> jax.Array:
-        """Each block at its place, zeros elsewhere."""
+        """Scatter the blocks into zeros."""
         count, wide, _, tall = self.values.shape
         empty = jnp.zeros((count, self.shape[0] // tall, wide, tall), self.dtype)
         places = jnp.arange(count)[:, None], self.indices
@@ -175,7 +175,7 @@ class GatheredBlocks(_Lists):
         return filled.transpose(1, 3, 0, 2).reshape(self.shape)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Blocks divide the matrix, and the lists are no longer than there are blocks of inputs."""
+        """Check that blocks divide the matrix, and that no list is longer than the input blocks."""
         inputs, outputs = self.shape
         count, wide, longest, tall = self.values.shape
         fits = self.indices.shape == (count, longest) and count * wide == outputs
@@ -192,7 +192,7 @@ class GatheredBlocks(_Lists):
 
 
 def longest_list(mask: np.ndarray, sizes: tuple[int, int]) -> int:
-    """How many blocks of inputs that block of outputs takes which takes most; 1 at least.
+    """Return the greatest number of input blocks that an output block reads, at least 1.
 
     Example:
         >>> import numpy as np
@@ -203,7 +203,7 @@ def longest_list(mask: np.ndarray, sizes: tuple[int, int]) -> int:
 
 
 def _grid(mask: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
-    """Which blocks a mask keeps some of."""
+    """Return the blocks of which a mask keeps an entry."""
     (inputs, outputs), (tall, wide) = mask.shape, sizes
     split = mask.reshape(inputs // tall, tall, outputs // wide, wide)
     return np.asarray(split.any((1, 3)))
@@ -212,7 +212,7 @@ def _grid(mask: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
 def _concrete(
     dense: jax.Array, mask: jax.Array | np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix, zero where a mask has nothing, and the mask."""
+    """Return the masked matrix, and the mask."""
     matrix = np.asarray(dense)
     kept = matrix != 0 if mask is None else np.asarray(mask)
     return np.where(kept, matrix, matrix.dtype.type(0)), kept
@@ -230,7 +230,7 @@ def _is_integer(indices: jax.Array) -> bool:
 
 
 def _misfit(field: Gathered | GatheredBlocks) -> list[str]:
-    """Arrays of shapes that are none of a matrix of this shape."""
+    """Say that the shapes of the fields do not fit the shape of the matrix."""
     return [f"of shape {field.shape} has {field.outline()}"]
 
 
@@ -270,12 +270,12 @@ def _by_blocks(how: Contraction, x: Array, weight: GatheredBlocks) -> Array:
 
 
 def _columns(x: Array, weight: Gathered | GatheredBlocks, how: Contraction) -> tuple[Array, Any]:
-    """What is summed over first, rows last, in the dtype of the sums."""
+    """Return the inputs as (contracted, rows), and the dtype in which products are summed."""
     dtype = jnp.promote_types(jnp.promote_types(x.dtype, weight.dtype), jnp.float32)
     return in_rows(x, how).T.astype(dtype), dtype
 
 
 def _in_its_axes(found: Array, x: Array, how: Contraction) -> Array:
-    """What was found, outputs first, in the axes of the product."""
+    """Return products (outputs, rows) in the axis order of the contraction."""
     free = [x.shape[axis] for axis in how.left_free(x.ndim)]
     return found.T.reshape(*free, found.shape[0]).astype(how.dtype(x))

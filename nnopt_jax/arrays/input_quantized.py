@@ -1,4 +1,4 @@
-"""A weight that says how what it is multiplied with is rounded."""
+"""A weight whose products round their other operand."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class InputQuantized(Node):
         return self.replace(values=store_field(self.values), shown=None)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The scale has the weight's rank, and each of its sizes is that of the weight or 1."""
+        """Check that the scale has the rank of the weight, and on each axis its size or 1."""
         found = super().problems(shape)
         sizes = () if self.scale is None else self.scale.shape
         fits = len(sizes) == len(shape) and all(
@@ -90,15 +90,15 @@ class InputQuantized(Node):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> InputQuantized:
-        """Scales follow the weight along the axes where they have entries."""
+        """Split scales as the weight is split, on axes where they have entries."""
         return self.specs_alike(spec, mesh)
 
     def loosened(self) -> InputQuantized:
-        """The dense weight, which still says how its inputs are rounded."""
+        """Return the materialized weight, whose products still round their inputs."""
         return self.replace(values=self.materialize(), shown=None)
 
     def dot(self, x: Array, how: Product) -> Array:
-        """The array is rounded first; the rounding stays where the weight is made dense."""
+        """Round the array first, then multiply; also if the weight has to be materialized."""
         found = _int8_product(x, self, how)
         if found is not None:
             return found
@@ -124,7 +124,7 @@ class _Rows(NamedTuple):
 
 
 def rounds_inputs(field: Field) -> bool:
-    """Whether there is a weight in it that says how its inputs are rounded.
+    """Return whether a node holds a weight whose products round their inputs.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,7 +139,7 @@ def rounds_inputs(field: Field) -> bool:
 
 
 def for_products(field: Field) -> InputQuantized | None:
-    """What products in training need of a weight: its codes, which get no gradient.
+    """Return the codes of a weight for products in training; they get no gradient.
 
     Give it the dense weight that gradients are taken at as `shown`. None where the rounding is of
     a part of the weight only, as of the base below adapters.
@@ -159,7 +159,7 @@ def for_products(field: Field) -> InputQuantized | None:
 
 
 def _rows_of(x: Array, weight: InputQuantized, how: Contraction) -> _Rows:
-    """The codes of what a weight is multiplied with, on the grids that the weight tells."""
+    """Quantize the array on the grids that the weight states."""
     low, high = integer_range(weight.input_bits)
     x = lax.stop_gradient(x)
     if weight.scale is None:
@@ -171,7 +171,7 @@ def _rows_of(x: Array, weight: InputQuantized, how: Contraction) -> _Rows:
 
 
 def _scale_of_rows(scale: Array, ndim: int, how: Contraction) -> Array:
-    """The scale of a weight, an entry for each index that goes along, at the array's rank.
+    """Return the input scale of each batch index, at the rank of the array.
 
     Where a stack is summed over, or its layers are outputs, one grid has to do for all of them.
     """
@@ -184,7 +184,7 @@ def _scale_of_rows(scale: Array, ndim: int, how: Contraction) -> Array:
 
 
 def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
-    """What a weight is multiplied with, rounded as the weight says; straight through for gradients.
+    """Round the array as the weight states, with straight-through gradients.
 
     Magnitudes beyond a static range get none.
     """
@@ -198,7 +198,7 @@ def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
 
 
 def _int8_product(x: Array, weight: InputQuantized, how: Product) -> Array | None:
-    """The product of the codes, in 32-bit integers; None where it has no codes or does not pay.
+    """Multiply codes in 32-bit integers; None if there are no codes or floats are faster.
 
     `sum_i s_r a_ri s_j (q_ij - z_j) = s_r s_j (sum_i a_ri q_ij - z_j sum_i a_ri)`. Gradients are
     those of the product of what the codes stand for.

@@ -87,7 +87,7 @@ class Levels(Node):
         return self.replace(codes=codes, scale=store_field(self.scale), below=below, carry=None)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Levels must ascend, and every axis of a scale divide that of the codes."""
+        """Check that levels ascend, and that every axis of a scale divides that of the codes."""
         found = self.codes.problems(shape) if is_node(self.codes) else []
         for name in ("scale", "below"):
             scale = getattr(self, name)
@@ -104,11 +104,11 @@ class Levels(Node):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Levels:
-        """Scales follow the weight along the axes where they have entries."""
+        """Split scales as the weight is split, on axes where they have entries."""
         return self.specs_alike(spec, mesh)
 
     def dot(self, x: jax.Array, how: Product) -> jax.Array:
-        """As of integers; levels are of float32, and so is the product."""
+        """Multiply by the levels in float32, then by the scales."""
         if self.below is not None:
             raise CannotStayPacked("values below zero have a scale of their own")
         wide, values = how.in_float32(x, level_values(show(self.codes), self.levels))

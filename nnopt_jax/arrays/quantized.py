@@ -84,7 +84,7 @@ class Quantized(Node):
         return pack_integers(zero, self.low, self.high)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Every axis of the scale (and of the zero point) must divide that of the codes."""
+        """Check that every axis of the scale and of the zero point divides that of the codes."""
         found = super().problems(shape)
         for name in ("scale", "zero"):
             grid = getattr(self, name)
@@ -95,7 +95,7 @@ class Quantized(Node):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Quantized:
-        """Scales and zero points follow the weight along the axes where they have entries."""
+        """Split scales and zero points as the weight is split, on axes where they have entries."""
         return self.specs_alike(spec, mesh)
 
     def dot(self, x: Array, how: Product) -> Array:
@@ -120,27 +120,27 @@ class Quantized(Node):
         return -128 <= self.low <= self.high <= 127
 
     def integers(self) -> Integers | None:
-        """The codes as int8."""
+        """Return the codes as int8; None if they do not fit."""
         if not self.fits_int8:
             return None
         zero = None if self.zero is None else show(self.zero)
         return Integers(show(self.codes).astype(jnp.int8), show(self.scale), zero)
 
     def order_in_memory(self) -> Shape:
-        """That of the codes."""
+        """Return the order in which the codes lie."""
         return order_in_memory(self.codes)
 
     @property
     def fills_with_zeros(self) -> bool:
-        """Codes of zero stand for zero where there are no zero points."""
+        """Whether a code of zero stands for zero: there is no zero point."""
         return self.zero is None
 
     def times(self, number: Array) -> Quantized:
-        """The number goes to the scale."""
+        """Multiply the scale."""
         return self.replace(scale=_scale_times(self.scale, number))
 
     def joined(self, fields: Sequence[Quantized], axis: int) -> Quantized:
-        """Codes are put side by side, and scales and zero points, an entry for each group."""
+        """Concatenate codes, and scales and zero points with one entry for each group."""
         return self.replace(
             codes=jax.lax.concatenate([show(field.codes) for field in fields], axis),
             scale=_side_by_side(fields, "scale", axis),
@@ -155,7 +155,7 @@ def _scale_times(scale: Field, number: Array) -> Field:
 
 
 def _side_by_side(fields: Sequence[Quantized], name: str, axis: int) -> Array:
-    """Scales or zero points; each axis of theirs is one entry, or one for each group."""
+    """Concatenate scales or zero points, with one entry for each group of all weights."""
     grids = [show(getattr(field, name)) for field in fields]
     if len({grid.shape[:axis] + grid.shape[axis + 1 :] for grid in grids}) > 1:
         raise CannotStayPacked("it is put beside others of another grid")

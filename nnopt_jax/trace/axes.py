@@ -55,7 +55,7 @@ class Held(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AxisUse:
-    """One use of a leaf.
+    """A step that uses a leaf, and the roles that the axes of the leaf have in it.
 
     Args:
         primitive: the name of the primitive.

@@ -36,7 +36,7 @@ class Slices(NamedTuple):
 
 
 class Inside(abc.ABC):
-    """Base of interpreters: how one runs the programs inside of a step.
+    """Base class of the interpreters of loops, branches and calls.
 
     Extras are returned with the outputs. A scan stacks the extras that belong to single iterations
     and merges the others; a `while` merges all; a branch that is not taken yields `nothing`. By

@@ -90,7 +90,7 @@ class Plan:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        """The table."""
+        """Return the plan as a table with a row for each leaf."""
         size = sum(row.size for row in self.rows)
         bound = any(row.bound for row in self.rows)
         ratio = f"{self.bits_before / max(self.bits_after, 1):.1f}x"

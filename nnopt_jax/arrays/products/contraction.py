@@ -50,7 +50,7 @@ class Contraction(Product):
         return dataclasses.replace(self, settings=tuple(settings.items()))(x, weight)
 
     def dtype(self, x: Array) -> Any:
-        """Return the dtype that the program asks for, or else that of the array."""
+        """Return the dtype of the product: the one the program states, else that of the array."""
         return dict(self.settings).get("preferred_element_type") or x.dtype
 
     @property

@@ -119,7 +119,7 @@ class CoupledAxes:
         return {place: kept for place, kept in found.items() if not kept.all()}
 
     def leaves(self, params: Params, who: str = "graph.coupled") -> dict[Path, Any]:
-        """Return the leaves of a tree by path, after checking their shapes.
+        """Check the shapes of the leaves of a tree, and return the leaves by path.
 
         Args:
             params: a tree.

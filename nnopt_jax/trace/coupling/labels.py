@@ -203,7 +203,7 @@ class Book:
         return [(self._first[gone], self._first[roots]), (self._second[gone], self._second[roots])]
 
     def paired(self, first: Labels, second: Labels) -> Labels:
-        """Return for each element a label that is removed if either of two is."""
+        """Join two label vectors: each element is removed if either of its labels is."""
         first, second = self.find(first), self.find(second)
         without_first, without_second = self._why[first] > 0, self._why[second] > 0
         if without_first.all() or np.array_equal(first, second):

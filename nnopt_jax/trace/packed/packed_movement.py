@@ -140,7 +140,7 @@ Entries = dict[int, int]
 def _taken(
     x: Array, full: Shape, places: Sequence[Place], sizes: tuple[int, ...], values: Sequence[Any]
 ) -> tuple[Array, Entries] | None:
-    """Take the entries of an array at the places; return them with their number on each factor."""
+    """Return the entries of an array at some places, and how many there are on each factor."""
     entries: Entries = {}
     for at, (place, size) in enumerate(zip(places, full, strict=True)):
         have = x.shape[at]

@@ -243,7 +243,7 @@ class Rule:
 
     @property
     def is_identity(self) -> bool:
-        """Whether each outcome is the operand of the same position, entry by entry."""
+        """Whether each outcome equals the operand at the same position."""
         count = len(self.outcomes)
         return (
             self.same is Same.IDENTITY

@@ -59,7 +59,7 @@ class PartAxis(NamedTuple):
 
     @property
     def is_constant(self) -> bool:
-        """Whether every index holds the same of the leaf, by repetition alone."""
+        """Whether the leaf is only repeated here: every index holds the same entries."""
         return bool(self.factors) and all(factor.axis == REPEATED for factor in self.factors)
 
     def indices(self) -> np.ndarray:

@@ -33,10 +33,14 @@ class Moments(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """The state of moments: arrays of equal rank, and sums of squared distances from the mean."""
+    """The state of moments: arrays of equal rank.
+
+    The mean is `mean + tail`, and `squares` are sums of squared distances from it.
+    """
 
     count: Array
     mean: Array
+    tail: Array
     squares: Array
 
 
@@ -90,7 +94,8 @@ def output_moments() -> Statistic:
 def _sums(use: ProductUse, x: Array, axis: int) -> _Sums:
     """Compute the moments of values on one axis.
 
-    The mean of the distances corrects the mean, whose sum rounds where values are far from zero.
+    The mean of the distances from the mean is its tail: what rounding takes where values are far
+    from zero.
     """
     valid = use.valid()
     ones = _ones(x.shape, axis)
@@ -101,9 +106,9 @@ def _sums(use: ProductUse, x: Array, axis: int) -> _Sums:
     total = jnp.maximum(count, 1.0)
     mean = use.masked(x, 0.0).sum(axis) / total
     apart = use.masked(x - jnp.expand_dims(mean, axis), 0.0)
-    shift = apart.sum(axis) / total
-    squares = use.masked(jnp.square(apart - jnp.expand_dims(shift, axis)), 0.0)
-    return _Sums(count, mean + shift, squares.sum(axis))
+    tail = apart.sum(axis) / total
+    squares = use.masked(jnp.square(apart - jnp.expand_dims(tail, axis)), 0.0)
+    return _Sums(count, mean, tail, squares.sum(axis))
 
 
 def _ones(shape: Shape, axis: int) -> Shape:
@@ -114,12 +119,14 @@ def _ones(shape: Shape, axis: int) -> Shape:
 def _join(a: _Sums, b: _Sums) -> _Sums:
     count = a.count + b.count
     share = b.count / jnp.maximum(count, 1.0)
-    apart = b.mean - a.mean
-    squares = a.squares + b.squares + jnp.square(apart) * (a.count * share)
-    return _Sums(count, a.mean + apart * share, squares)
+    apart, tails = b.mean - a.mean, b.tail - a.tail
+    mean = a.mean + apart * share
+    rounded = apart * share - (mean - a.mean)  # Kahan: what the sum above leaves out
+    squares = a.squares + b.squares + jnp.square(apart + tails) * (a.count * share)
+    return _Sums(count, mean, a.tail + tails * share + rounded, squares)
 
 
 def _moments(state: _Sums, lay: LeafLayout, place: Callable[[Array], Array]) -> Moments:
     count = jnp.maximum(state.count, 1.0)
     one = state.count.reshape(*state.count.shape[: len(lay.batch)], -1)[..., 0]
-    return Moments(lay.leaf(one), place(state.mean), place(state.squares / count))
+    return Moments(lay.leaf(one), place(state.mean + state.tail), place(state.squares / count))
