@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import Field as Field, Hooks
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.ops.axes import Axes, assumed_axes
-from nnopt_jax.tree.bits import tree_bits
+from nnopt_jax.ops.axis_roles import Axes, assumed_axes
+from nnopt_jax.tree.sizes import tree_bits
 
 NodeType = TypeVar("NodeType", bound="type[Node]")
 NODE_TYPES: dict[str, type[Node]] = {}

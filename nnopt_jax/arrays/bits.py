@@ -12,8 +12,7 @@ import numpy as np
 from nnopt_jax.arrays.base import Field, is_node, node, static, store_field, summary
 from nnopt_jax.arrays.trits import Trits
 from nnopt_jax.arrays.words import Words
-from nnopt_jax.ops import host_bits
-from nnopt_jax.ops.bits import pack_bits, packed_size, unpack_bits
+from nnopt_jax.ops.bit_packing import host_pack_bits, pack_bits, packed_size, unpack_bits
 
 
 @node
@@ -52,7 +51,7 @@ class Bits(Words):
         unsigned = codes.astype(np.int32) - low
         rows = unsigned if layout == "rows" else unsigned.ravel()
         if isinstance(rows, np.ndarray):
-            return cls(jnp.asarray(host_bits.pack(rows, width)), width, low, shape, layout)
+            return cls(jnp.asarray(host_pack_bits(rows, width)), width, low, shape, layout)
         return cls(pack_bits(rows, width), width, low, shape, layout)
 
     @staticmethod

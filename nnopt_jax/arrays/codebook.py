@@ -12,9 +12,9 @@ from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show,
 from nnopt_jax.arrays.bits import store_codes
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, integers
 from nnopt_jax.arrays.products.int8_product import Integers
-from nnopt_jax.ops.axes import Axes, assumed_axes
-from nnopt_jax.ops.lookup import lookup
-from nnopt_jax.ops.straight_through import straight_through
+from nnopt_jax.ops.axis_roles import Axes, assumed_axes
+from nnopt_jax.ops.gradient_estimators import straight_through
+from nnopt_jax.ops.lookup_tables import lookup
 from nnopt_jax.typing import Shape
 
 

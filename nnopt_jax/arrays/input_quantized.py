@@ -28,8 +28,8 @@ from nnopt_jax.arrays.products.int8_product import (
 )
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.arrays.products.product_derivatives import differentiated_as
+from nnopt_jax.ops.gradient_estimators import gate, straight_through
 from nnopt_jax.ops.grid import dequantize, fit_grid, integer_range, quantize
-from nnopt_jax.ops.straight_through import gate, straight_through
 from nnopt_jax.typing import Array
 
 

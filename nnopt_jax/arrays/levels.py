@@ -12,9 +12,9 @@ from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, stor
 from nnopt_jax.arrays.bits import store_codes
 from nnopt_jax.arrays.hooks import CannotStayPacked
 from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.ops.gradient_estimators import straight_through
 from nnopt_jax.ops.grid import covers, expand
-from nnopt_jax.ops.levels import level_values
-from nnopt_jax.ops.straight_through import straight_through
+from nnopt_jax.ops.lookup_tables import level_values
 
 _MOST = 256
 

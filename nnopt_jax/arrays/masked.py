@@ -26,7 +26,7 @@ from nnopt_jax.arrays.hooks import integers, join
 from nnopt_jax.arrays.products.int8_product import Integers, under_mask
 from nnopt_jax.arrays.sparse import Sparse
 from nnopt_jax.arrays.supports.choose import NAMES, Format, Roles, n_of_m, support_of
-from nnopt_jax.ops.straight_through import straight_through
+from nnopt_jax.ops.gradient_estimators import straight_through
 
 
 @node

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, kept, node, show
-from nnopt_jax.ops.exponent import exponent
+from nnopt_jax.ops.block_formats import exponent
 
 
 @node

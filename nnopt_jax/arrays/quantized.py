@@ -17,8 +17,8 @@ from nnopt_jax.arrays.products.int8_product import Integers
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.arrays.products.split_int8 import split_int8_product
 from nnopt_jax.arrays.uneven_groups import UnevenGroups
+from nnopt_jax.ops.gradient_estimators import straight_through
 from nnopt_jax.ops.grid import covers, dequantize, expand
-from nnopt_jax.ops.straight_through import straight_through
 from nnopt_jax.typing import Array, Shape
 
 

@@ -13,7 +13,7 @@ from nnopt_jax.arrays.base import Field, Node, field_specs, kept, node, show, st
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, after, dot, move
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.arrays.products.view_product import with_base
-from nnopt_jax.ops.axes import Axes, matrix_axes
+from nnopt_jax.ops.axis_roles import Axes, matrix_axes
 from nnopt_jax.typing import Shape
 
 
@@ -73,7 +73,7 @@ class Reshaped(Node):
         Example:
             >>> import jax.numpy as jnp
             >>> from nnopt_jax.arrays import Reshaped
-            >>> from nnopt_jax.ops.axes import Axes
+            >>> from nnopt_jax.ops.axis_roles import Axes
             >>> Reshaped.of_matrix(jnp.ones((8, 6)), Axes(1, (0, 2)), (3, 8, 2)).shape
             (3, 8, 2)
         """
@@ -91,7 +91,7 @@ class Reshaped(Node):
         Example:
             >>> import jax.numpy as jnp
             >>> from nnopt_jax.arrays import Reshaped
-            >>> from nnopt_jax.ops.axes import Axes
+            >>> from nnopt_jax.ops.axis_roles import Axes
             >>> Reshaped.of_matrix(jnp.ones((8, 6)), Axes(1, (0, 2)), (3, 8, 2)).runs()
             ((1,), (0, 2))
         """

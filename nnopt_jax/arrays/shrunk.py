@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from nnopt_jax.arrays.base import Field, Node, node, show
-from nnopt_jax.ops.proximal import shrink
+from nnopt_jax.ops.proximal_operators import shrink
 
 
 @node

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field, is_node, summary
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.ops.axes import Axes
+from nnopt_jax.ops.axis_roles import Axes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static
-from nnopt_jax.ops.soft_kmeans import soft_assign
+from nnopt_jax.ops.soft_clustering import soft_assign
 
 
 @node

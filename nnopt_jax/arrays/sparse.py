@@ -14,7 +14,7 @@ from nnopt_jax.arrays.hooks import integers
 from nnopt_jax.arrays.products.int8_product import Integers, under_mask
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.supports.base import Support
-from nnopt_jax.ops.mask_rank import mask_rank
+from nnopt_jax.ops.masks import mask_rank
 
 
 @node

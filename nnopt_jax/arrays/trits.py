@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import node, static, summary
 from nnopt_jax.arrays.words import Words
-from nnopt_jax.ops.trits import pack_trits, unpack_trits
+from nnopt_jax.ops.bit_packing import pack_ternary, unpack_ternary
 
 
 @node
@@ -46,7 +46,7 @@ class Trits(Words):
         layout = "rows" if shape and shape[-1] and shape[-1] % 5 == 0 else "flat"
         unsigned = codes.astype(jnp.int32) - low
         rows = unsigned if layout == "rows" else unsigned.ravel()
-        return cls(pack_trits(rows), low, shape, layout)
+        return cls(pack_ternary(rows), low, shape, layout)
 
     @property
     def high(self) -> int:
@@ -54,7 +54,7 @@ class Trits(Words):
         return self.low + 2
 
     def _unpack(self, count: int) -> jax.Array:
-        return unpack_trits(self.words, count)
+        return unpack_ternary(self.words, count)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """The words must be exactly those that the shape needs."""

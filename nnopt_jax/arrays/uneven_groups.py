@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
-from nnopt_jax.ops.blocks import repeat_uneven
+from nnopt_jax.ops.blockwise import repeat_uneven
 from nnopt_jax.typing import Shape
 
 

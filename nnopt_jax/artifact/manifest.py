@@ -12,7 +12,7 @@ from nnopt_jax.arrays.base import NODE_TYPES
 from nnopt_jax.artifact import dictionary
 from nnopt_jax.artifact.wire import Reader, varint
 from nnopt_jax.errors import ArtifactError, ValueRangeError, nearest
-from nnopt_jax.ops.bits import packed_size
+from nnopt_jax.ops.bit_packing import packed_size
 
 _MOST_BYTES = 1 << 26
 """A longer description is refused, so that no file can inflate without end."""

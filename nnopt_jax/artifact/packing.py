@@ -5,12 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from nnopt_jax.errors import ArtifactError
-from nnopt_jax.ops.host_bits import (
-    pack as pack,
-    pack_trits as pack_trits,
-    unpack as unpack,
-    unpack_trits as unpack_trits,
-)
 
 
 def gaps(mask: np.ndarray, width: int) -> np.ndarray:

@@ -27,7 +27,13 @@ from nnopt_jax.arrays import (
     is_node,
 )
 from nnopt_jax.artifact.codec import MOST_ALPHABET
-from nnopt_jax.artifact.packing import gaps, mask_of, pack, pack_trits, unpack, unpack_trits
+from nnopt_jax.artifact.packing import gaps, mask_of
+from nnopt_jax.ops.bit_packing import (
+    host_pack_bits,
+    host_pack_ternary,
+    host_unpack_bits,
+    host_unpack_ternary,
+)
 
 Arrays = Sequence[np.ndarray]
 
@@ -138,12 +144,12 @@ class Packed(Stream):
         """The codes, unpacked."""
         bits, words = self.bits, arrays[self.covers[0]]
         size = self.shape[-1] if bits.layout == "rows" else math.prod(self.shape)
-        return unpack(words, bits.width, size).reshape(self.shape)
+        return host_unpack_bits(words, bits.width, size).reshape(self.shape)
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
         """The words."""
         rows = symbols if self.bits.layout == "rows" else symbols.ravel()
-        return {self.covers[0]: pack(rows, self.bits.width)}
+        return {self.covers[0]: host_pack_bits(rows, self.bits.width)}
 
 
 class Ternary(Stream):
@@ -159,12 +165,12 @@ class Ternary(Stream):
     def symbols(self, arrays: Arrays) -> np.ndarray:
         """The codes, unpacked."""
         size = self.shape[-1] if self.trits.layout == "rows" else math.prod(self.shape)
-        return unpack_trits(arrays[self.covers[0]], size).reshape(self.shape)
+        return host_unpack_ternary(arrays[self.covers[0]], size).reshape(self.shape)
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
         """The words."""
         rows = symbols if self.trits.layout == "rows" else symbols.ravel()
-        return {self.covers[0]: pack_trits(rows)}
+        return {self.covers[0]: host_pack_ternary(rows)}
 
 
 class Gapped(Stream):

@@ -21,9 +21,9 @@ from nnopt_jax.interop.agreement import require_agreement
 from nnopt_jax.interop.encoding import Leaf, decode, decode_python, encode, encode_python
 from nnopt_jax.interop.finite import nonfinite
 from nnopt_jax.interop.mismatch import mismatches
-from nnopt_jax.ops.host_checksum import digest
+from nnopt_jax.ops.checksums import digest
+from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten, unflatten
-from nnopt_jax.tree.place import place
 
 
 class Wanted(NamedTuple):

@@ -1,10 +1,11 @@
 """Pure array functions: no trees, no state; safe under jit, vmap and grad, and on meshes."""
 
-from nnopt_jax.ops.assign import assign as assign
-from nnopt_jax.ops.bits import (
+from nnopt_jax.ops.bit_packing import (
     pack_bits as pack_bits,
+    pack_ternary as pack_ternary,
     packed_size as packed_size,
     unpack_bits as unpack_bits,
+    unpack_ternary as unpack_ternary,
 )
 from nnopt_jax.ops.block_formats import (
     block_count as block_count,
@@ -19,7 +20,19 @@ from nnopt_jax.ops.block_formats import (
     shared_exponent as shared_exponent,
     stored_scale as stored_scale,
 )
-from nnopt_jax.ops.checksum import checksum as checksum
+from nnopt_jax.ops.checksums import checksum as checksum
+from nnopt_jax.ops.clustering import kmeans as kmeans
+from nnopt_jax.ops.factorization import (
+    factorize as factorize,
+    rank_for_energy as rank_for_energy,
+    svd as svd,
+)
+from nnopt_jax.ops.gradient_estimators import (
+    gate as gate,
+    round_clip as round_clip,
+    scale_gradient as scale_gradient,
+    straight_through as straight_through,
+)
 from nnopt_jax.ops.grid import (
     dequantize as dequantize,
     expand as expand,
@@ -28,32 +41,23 @@ from nnopt_jax.ops.grid import (
     integer_range as integer_range,
     quantize as quantize,
 )
-from nnopt_jax.ops.groups import keep_n_of_m as keep_n_of_m
-from nnopt_jax.ops.kmeans import kmeans as kmeans
-from nnopt_jax.ops.levels import level_values as level_values, nearest_level as nearest_level
-from nnopt_jax.ops.proximal import (
+from nnopt_jax.ops.lookup_tables import (
+    assign as assign,
+    level_values as level_values,
+    nearest_level as nearest_level,
+)
+from nnopt_jax.ops.masks import keep_n_of_m as keep_n_of_m
+from nnopt_jax.ops.proximal_operators import (
     block_rms as block_rms,
     block_soft_threshold as block_soft_threshold,
     hoyer_scale as hoyer_scale,
     shrink as shrink,
     soft_threshold as soft_threshold,
 )
-from nnopt_jax.ops.ranges import mse_range as mse_range, percentile_range as percentile_range
-from nnopt_jax.ops.rounding import round_clip as round_clip
-from nnopt_jax.ops.soft_kmeans import soft_assign as soft_assign, soft_kmeans as soft_kmeans
-from nnopt_jax.ops.straight_through import (
-    gate as gate,
-    scale_gradient as scale_gradient,
-    straight_through as straight_through,
-)
-from nnopt_jax.ops.svd import (
-    factorize as factorize,
-    rank_for_energy as rank_for_energy,
-    svd as svd,
-)
+from nnopt_jax.ops.range_search import mse_range as mse_range, percentile_range as percentile_range
+from nnopt_jax.ops.soft_clustering import soft_assign as soft_assign, soft_kmeans as soft_kmeans
 from nnopt_jax.ops.threshold import (
     kth_largest as kth_largest,
     top_k_mask as top_k_mask,
     top_k_masks as top_k_masks,
 )
-from nnopt_jax.ops.trits import pack_trits as pack_trits, unpack_trits as unpack_trits

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from nnopt_jax.ops.blocks import reduce_blocks, repeat_uneven
+from nnopt_jax.ops.blockwise import reduce_blocks, repeat_uneven
 from nnopt_jax.ops.grid import expand
 
 _TINY = float(np.finfo(np.float32).tiny)
@@ -293,3 +294,27 @@ def _first_largest(v: Array, axes: tuple[int, ...]) -> Array:
     rows = jnp.transpose(v, (*others, *axes)).reshape(*shape, -1)
     at = jnp.argmax(jnp.abs(rows), axis=-1, keepdims=True)
     return jnp.take_along_axis(rows, at, axis=-1)[..., 0]
+
+
+def exponent(x: ArrayLike, axis: int | tuple[int, ...] | None = None) -> Array:
+    r"""The power of two above the greatest magnitude; it passes no gradient.
+
+    .. math:: e = \lfloor \log_2 \max |x| \rfloor + 1
+
+    `jnp.ldexp(x, -e)` lies within -1 and 1 and is `x` to the last bit: its squares neither overflow
+    nor vanish.
+
+    Args:
+        x: float array.
+        axis: what the maximum is taken over; default: all.
+
+    Returns:
+        int32, with size 1 along those axes; 0 where all is zero.
+
+    Example:
+        >>> import numpy as np
+        >>> exponent(np.float32([3e20, -1e30])), np.log2(1e30).round(1)
+        (Array([100], dtype=int32), np.float64(99.7))
+    """
+    size = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis, keepdims=True, initial=0.0)
+    return jnp.frexp(size)[1]

@@ -11,8 +11,8 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from nnopt_jax.errors import ShapeError, ValueRangeError
-from nnopt_jax.ops.blocks import reduce_blocks
-from nnopt_jax.ops.rounding import round_clip
+from nnopt_jax.ops.blockwise import reduce_blocks
+from nnopt_jax.ops.gradient_estimators import round_clip
 
 
 def integer_range(bits: int, *, symmetric: bool = True) -> tuple[int, int]:

@@ -3,15 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from nnopt_jax.ops.compand import compand, uncompand
-from nnopt_jax.ops.running import running
+_ONE = 0x3F800000  # the bits of 1.0
+_LARGEST = 0x7F7FFFFF  # the bits of the largest float
+_OCTAVE = 2.0**23  # the bits from one power of two to the next
+
+
+def compand(y: Array) -> Array:
+    """Maps numbers to a scale that is linear up to 2 and logarithmic beyond.
+
+    `sign(y) * g(|y|)` with `g(a) = a` up to 1, and above it 1 plus the distance of the float bits
+    of `a` from those of 1, an octave being 1. The slope is 1 up to 2, then 1/2, 1/4, ...
+
+    Args:
+        y: float32, any shape; infinities allowed.
+
+    Returns:
+        float32 within 129 of 0; strictly monotone in `y`, up to rounding.
+
+    Example:
+        >>> import numpy as np
+        >>> print(compand(np.array([-0.5, 1.5, 2.0, 3.0, 4.0], np.float32)))
+        [-0.5  1.5  2.   2.5  3. ]
+    """
+    size = jnp.abs(y)
+    octaves = (lax.bitcast_convert_type(size, jnp.int32) - _ONE).astype(jnp.float32) / _OCTAVE
+    mapped = jnp.where(size < 1, size, 1 + octaves)
+    return jnp.where(y < 0, -mapped, mapped)
+
+
+def uncompand(u: Array) -> Array:
+    """Inverts `compand`, up to rounding.
+
+    Args:
+        u: float32 within 129 of 0.
+
+    Returns:
+        float32.
+
+    Example:
+        >>> import numpy as np
+        >>> print(uncompand(np.array([-0.5, 1.5, 2.5, 3.0], np.float32)))
+        [-0.5  1.5  3.   4. ]
+    """
+    size = jnp.abs(u)
+    bits = _ONE + (jnp.maximum(size - 1, 0) * _OCTAVE).astype(jnp.int32)
+    bits = jnp.minimum(bits, _LARGEST)
+    mapped = jnp.where(size < 1, size, lax.bitcast_convert_type(bits, jnp.float32))
+    return jnp.where(u < 0, -mapped, mapped)
 
 
 class Atoms(NamedTuple):
@@ -194,3 +239,72 @@ def _sample(v: Array, w: Array) -> tuple[Array, Array]:
     )
     known = count > 0
     return jnp.where(known, middle, 0), jnp.where(known, high / 4 - low / 4, 0)
+
+
+_ROWS = 256
+_T = TypeVar("_T")
+
+
+def running(op: Callable[[_T, _T], _T], x: _T, unit: Any) -> _T:
+    """Combines each element with all before it.
+
+    `out[i] = x[0] op x[1] op ... op x[i]`. Rows of the vector advance side by side, then row after
+    row. `jax.lax.associative_scan` gives the same, but unrolls a level for each halving and takes
+    seconds to compile.
+
+    Args:
+        op: associative, elementwise.
+        x: vector, or pytree of vectors, of a size that 256 divides.
+        unit: scalar, or pytree of scalars, that `op` leaves alone.
+
+    Returns:
+        As `x`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(running(jnp.maximum, jnp.arange(256.0) % 7, -jnp.inf)[:9])
+        [0. 1. 2. 3. 4. 5. 6. 6. 6.]
+    """
+
+    def along(total: _T, column: _T) -> tuple[_T, _T]:
+        total = op(total, column)
+        return total, total
+
+    def down(total: _T, row: _T) -> tuple[_T, _T]:
+        return op(total, row), total
+
+    units = jax.tree.map(lambda u, v: jnp.full((_ROWS,), u, v.dtype), unit, x)
+    columns = jax.tree.map(lambda v: v.reshape(_ROWS, -1).T, x)
+    totals, inner = lax.scan(along, units, columns)
+    _, before = lax.scan(down, jax.tree.map(lambda u: u[0], units), totals)
+    out = op(jax.tree.map(lambda b: b[None], before), inner)
+    return jax.tree.map(lambda v: v.T.ravel(), out)
+
+
+def running_sum(x: Array) -> tuple[Array, Array]:
+    """Sums all before each point in pairs of floats, whose differences lose nothing.
+
+    Args:
+        x: float32 vector of a size that 256 divides.
+
+    Returns:
+        `(high, low)`, each one longer than `x`: `high + low` is the sum of the elements before, to
+        some 48 bits.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> high, low = running_sum(jnp.ones(256).at[0].set(1e9))
+        >>> print((high[3] - high[1]) + (low[3] - low[1]))
+        2.0
+
+    Source: Knuth, The Art of Computer Programming 2, section 4.2.2, theorem B.
+    """
+
+    def add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        total = a[0] + b[0]
+        part = total - a[0]
+        error = (a[0] - (total - part)) + (b[0] - part)
+        return total, error + (a[1] + b[1])
+
+    sums = running(add, (x, jnp.zeros_like(x)), (0.0, 0.0))  # pyright: ignore
+    return tuple(jnp.append(jnp.zeros(1, x.dtype), part) for part in sums)  # pyright: ignore

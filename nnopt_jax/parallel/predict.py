@@ -16,9 +16,8 @@ from nnopt_jax.parallel.data import pad_batch, rows_of
 from nnopt_jax.parallel.mesh import batch_spec, constrain, inside, named, settled, shares
 from nnopt_jax.parallel.shard import require_planned
 from nnopt_jax.parallel.specs import Shards, require_plan
-from nnopt_jax.tree.explicit import automatic
+from nnopt_jax.tree.devices import automatic, place
 from nnopt_jax.tree.paths import flatten
-from nnopt_jax.tree.place import place
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from nnopt_jax.arrays.base import is_node, summary
 from nnopt_jax.errors import Problems, ShapeError, nearest
 from nnopt_jax.parallel.mesh import settled
 from nnopt_jax.parallel.specs import Shards, require_plan
+from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten
-from nnopt_jax.tree.place import place
 
 
 def shard(params: Any, plan: Shards) -> Any:

@@ -23,9 +23,8 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform import Transform, chain, step, trainable
 from nnopt_jax.transform.given import described, require_transforms
 from nnopt_jax.transform.training import show
-from nnopt_jax.tree.explicit import automatic
+from nnopt_jax.tree.devices import automatic, place
 from nnopt_jax.tree.paths import flatten
-from nnopt_jax.tree.place import place
 from nnopt_jax.typing import Key
 
 

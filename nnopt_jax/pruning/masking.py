@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.supports.choose import Format, Roles
-from nnopt_jax.ops.axes import Axes
-from nnopt_jax.ops.kept import kept
+from nnopt_jax.ops.axis_roles import Axes
+from nnopt_jax.ops.masks import kept
 from nnopt_jax.ops.threshold import top_k_mask, top_k_masks
 from nnopt_jax.pruning.allocation import Allocation, erk, lamp, own, uniform
 from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, conventional, parse

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.supports.choose import Roles
-from nnopt_jax.ops.axes import Axes, assumed_axes, matrix_axes
-from nnopt_jax.ops.blocks import reduce_blocks
+from nnopt_jax.ops.axis_roles import Axes, assumed_axes, matrix_axes
+from nnopt_jax.ops.blockwise import reduce_blocks
 from nnopt_jax.ops.grid import expand
-from nnopt_jax.ops.groups import MOST_CHOICES, group_axis, keep_n_of_m
+from nnopt_jax.ops.masks import MOST_CHOICES, group_axis, keep_n_of_m
 from nnopt_jax.settings import Settings, is_whole
 
 Pattern: TypeAlias = str | Sequence[int] | None
@@ -120,7 +120,7 @@ class Blocks:
         """Return the sizes of a block along each axis of a leaf that it fits.
 
         Example:
-            >>> from nnopt_jax.ops.axes import Axes
+            >>> from nnopt_jax.ops.axis_roles import Axes
             >>> Blocks((4, 2)).block((8, 64), Axes(in_axis=1, out_axis=0))
             (2, 4)
             >>> Blocks((32, 2)).block((4, 16, 8), Axes(in_axis=(0, 1), out_axis=2))

@@ -13,7 +13,7 @@ import numpy as np
 from nnopt_jax.arrays.base import is_node, show
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.ops.kept import kept
+from nnopt_jax.ops.masks import kept
 from nnopt_jax.ops.threshold import top_k_mask, top_k_masks
 from nnopt_jax.pruning.masking import Mode, mask_mode, settle
 from nnopt_jax.pruning.timing import check_schedule, is_due, target

@@ -10,7 +10,7 @@ import jax
 from nnopt_jax.arrays.base import Field, show
 from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.ops.block_formats import in_units
-from nnopt_jax.ops.levels import nearest_level
+from nnopt_jax.ops.lookup_tables import nearest_level
 from nnopt_jax.quantization.fitted import Fit, fitted
 from nnopt_jax.quantization.granularity import Blocked, Sharing
 from nnopt_jax.transform.base import Transform

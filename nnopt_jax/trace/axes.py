@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from nnopt_jax.ops.axes import Axes
+from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
 from nnopt_jax.trace.jaxpr import Equation, line
 from nnopt_jax.trace.primitives import TABLE, Dim, Kind, Place, Rule, Start, Table, factors_of

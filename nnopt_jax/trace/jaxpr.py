@@ -12,7 +12,7 @@ import jax
 from jax.extend import core
 from jax.extend.core import primitives as primitives
 
-from nnopt_jax.tree.explicit import is_explicit
+from nnopt_jax.tree.devices import is_explicit
 
 _CORE: Any = core  # its types differ between versions of JAX
 

@@ -13,7 +13,7 @@ import numpy as np
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Program, abstract, line_of
-from nnopt_jax.tree.explicit import is_explicit
+from nnopt_jax.tree.devices import is_explicit
 from nnopt_jax.tree.paths import flatten, path_string
 
 

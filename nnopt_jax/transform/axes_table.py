@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from nnopt_jax.columns import aligned
-from nnopt_jax.ops.axes import Axes
+from nnopt_jax.ops.axis_roles import Axes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from nnopt_jax.arrays.base import Field, is_node, materialize
 from nnopt_jax.arrays.store import store
 from nnopt_jax.errors import NonFiniteError, Problems, ShapeError
-from nnopt_jax.ops.axes import Axes
+from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.transform.binding import UNBOUND, Binding, Build, Misfit, ModelGraph, binding_of
 from nnopt_jax.transform.inert import is_inert, without_inert
 from nnopt_jax.transform.notes import Notes

@@ -10,7 +10,7 @@ import jax
 
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
-from nnopt_jax.ops.axes import Axes, assumed_axes
+from nnopt_jax.ops.axis_roles import Axes, assumed_axes
 from nnopt_jax.transform.axes_table import AxesTable
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Selector, Where, resolve, selector
@@ -51,7 +51,7 @@ class Binding:
         partial: whether the transform gets only some leaves of the model, as under `at`.
 
     Example:
-        >>> from nnopt_jax.ops.axes import Axes
+        >>> from nnopt_jax.ops.axis_roles import Axes
         >>> from nnopt_jax.transform.binding import Binding
         >>> Binding(rules=(("**/kernel", Axes(1, 0)),)).of("fc/kernel", (4, 8))
         Axes(1, 0)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.arrays.base import field_specs, fit_spec, is_node, is_spec
 from nnopt_jax.errors import SelectionError, nearest
-from nnopt_jax.ops.axes import Axes
+from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.transform.base import TOGETHER, State, Transform, abstract_state
 from nnopt_jax.tree.paths import flatten, unflatten
 

@@ -1,9 +1,8 @@
 """Pytrees only: names of leaves, selectors, differences and honest sizes."""
 
-from nnopt_jax.tree.bits import dtype_bits as dtype_bits, tree_bits as tree_bits
-from nnopt_jax.tree.diff import diff as diff
 from nnopt_jax.tree.paths import (
     IsLeaf as IsLeaf,
+    diff as diff,
     flatten as flatten,
     path_string as path_string,
     unflatten as unflatten,
@@ -14,3 +13,4 @@ from nnopt_jax.tree.select import (
     resolve as resolve,
     selector as selector,
 )
+from nnopt_jax.tree.sizes import dtype_bits as dtype_bits, tree_bits as tree_bits

@@ -27,7 +27,7 @@ from nnopt_jax.arrays import (
     store,
 )
 from nnopt_jax.errors import ArtifactError
-from nnopt_jax.ops.levels import BINARY, E2M1, NF4, TERNARY
+from nnopt_jax.ops.lookup_tables import BINARY, E2M1, NF4, TERNARY
 
 TABLES = st.sampled_from([BINARY, TERNARY, E2M1, NF4, (-1.0,), (-3.0, 0.25)])
 

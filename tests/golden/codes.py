@@ -20,7 +20,7 @@ from nnopt_jax.arrays import (
     UnevenGroups,
     store,
 )
-from nnopt_jax.ops.axes import Axes
+from nnopt_jax.ops.axis_roles import Axes
 from tests.golden.draws import FP4, NF4, SHAPE, Draws
 
 

@@ -9,8 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nnopt_jax.interop.finite import nonfinite
-from nnopt_jax.ops.checksum import checksum
-from nnopt_jax.ops.host_checksum import digest
+from nnopt_jax.ops.checksums import checksum, digest
 
 DTYPES = (
     "bool int4 uint4 int8 uint8 int16 uint16 int32 uint32 float8_e4m3fn float8_e5m2 "

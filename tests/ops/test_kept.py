@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, strategies as st
 
-from nnopt_jax.ops.kept import kept
+from nnopt_jax.ops.masks import kept
 
 SIZES = (1, 3, 15, 1000, 16_777_218, 2**31 - 1)
 compiled = jax.jit(kept, static_argnums=0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nnopt_jax.ops.mask_rank import mask_rank
+from nnopt_jax.ops.masks import mask_rank
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])

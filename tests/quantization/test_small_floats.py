@@ -10,7 +10,7 @@ import pytest
 import nnopt_jax as nnopt
 from nnopt_jax.arrays import Powers, Quantized
 from nnopt_jax.errors import ShapeError, ValueRangeError
-from nnopt_jax.ops.levels import E2M1, NF4
+from nnopt_jax.ops.lookup_tables import E2M1, NF4
 
 W = np.random.default_rng(4).normal(0, 0.05, (64, 8)).astype(np.float32)
 PARAMS = {"kernel": jnp.asarray(W)}

@@ -9,7 +9,7 @@ import pytest
 
 import nnopt_jax as nnopt
 from nnopt_jax.arrays.base import show
-from nnopt_jax.ops.levels import NF4
+from nnopt_jax.ops.lookup_tables import NF4
 
 pytestmark = pytest.mark.reference
 BITS = {level: code for code, level in enumerate([0, 0.5, 1, 1.5, 2, 3, 4, 6])}

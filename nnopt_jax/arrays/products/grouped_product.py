@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nnopt_jax.arrays.base import show
 from nnopt_jax.arrays.hooks import CannotStayPacked, Field
 from nnopt_jax.arrays.uneven_groups import UnevenGroups
-from nnopt_jax.ops.blocks import fill_up
+from nnopt_jax.ops.blockwise import fill_up
 from nnopt_jax.typing import Array, Shape
 
 if TYPE_CHECKING:

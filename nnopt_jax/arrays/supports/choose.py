@@ -19,9 +19,9 @@ from nnopt_jax.arrays.supports.gaps import Gaps
 from nnopt_jax.arrays.supports.groups import Groups
 from nnopt_jax.arrays.supports.rows import Rows
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.ops.axes import Axes
+from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.ops.grid import expand
-from nnopt_jax.ops.groups import split_groups
+from nnopt_jax.ops.masks import split_groups
 from nnopt_jax.settings import Settings
 
 Format: TypeAlias = str | tuple[int, ...]

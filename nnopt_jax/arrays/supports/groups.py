@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from nnopt_jax.arrays.base import Field, field_specs, is_node, node, show, static, summary
 from nnopt_jax.arrays.bits import Bits, width_for
 from nnopt_jax.arrays.supports.base import Support
-from nnopt_jax.ops.groups import (
+from nnopt_jax.ops.masks import (
     MOST_CHOICES,
     group_axis,
     join_groups,

@@ -15,15 +15,15 @@ from nnopt_jax.arrays.factored import Factored
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.errors import CapacityError, NonFiniteError, ShapeError, ValueRangeError
-from nnopt_jax.ops.axes import Axes
-from nnopt_jax.ops.svd import Method, factorize, rank_for_energy
+from nnopt_jax.ops.axis_roles import Axes
+from nnopt_jax.ops.factorization import Method, factorize, rank_for_energy
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import Start, matrices
 from nnopt_jax.transform.refining import refining
-from nnopt_jax.tree.bits import dtype_bits
 from nnopt_jax.tree.select import Where
+from nnopt_jax.tree.sizes import dtype_bits
 
 _NAME = "compression.low_rank"
 _REFINED = {"table": "shared", "codes": "quantized", "u": "factored", "v": "factored"}

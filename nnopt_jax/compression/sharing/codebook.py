@@ -16,9 +16,9 @@ from nnopt_jax.compression.sharing.channels import (
     too_few_in_channels,
 )
 from nnopt_jax.errors import ValueRangeError
+from nnopt_jax.ops.clustering import assign, kmeans
+from nnopt_jax.ops.gradient_estimators import round_clip
 from nnopt_jax.ops.histogram import pool
-from nnopt_jax.ops.kmeans import assign, kmeans
-from nnopt_jax.ops.rounding import round_clip
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Start, Update, matrices, refresh_when

@@ -11,8 +11,8 @@ from nnopt_jax.arrays.codebook import Codebook
 from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.arrays.soft_codebook import SoftCodebook
 from nnopt_jax.compression.sharing.codebook import shared, too_few
-from nnopt_jax.ops.kmeans import kmeans
-from nnopt_jax.ops.soft_kmeans import soft_kmeans
+from nnopt_jax.ops.clustering import kmeans
+from nnopt_jax.ops.soft_clustering import soft_kmeans
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Start, Update, matrices

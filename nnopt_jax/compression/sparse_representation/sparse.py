@@ -16,7 +16,7 @@ from nnopt_jax.arrays.supports.blocks import any_in_block
 from nnopt_jax.arrays.supports.choose import n_of_m, shape_misfit
 from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.ops.grid import expand
-from nnopt_jax.ops.groups import keep_n_of_m, split_groups
+from nnopt_jax.ops.masks import keep_n_of_m, split_groups
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, Start, matrices, wrapping

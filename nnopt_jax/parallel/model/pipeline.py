@@ -21,7 +21,7 @@ from nnopt_jax.parallel.mesh import (
 )
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.given import described
-from nnopt_jax.tree.explicit import automatic
+from nnopt_jax.tree.devices import automatic
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array
 

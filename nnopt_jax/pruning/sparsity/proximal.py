@@ -13,8 +13,13 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.base import is_node
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.ops.grid import expand
-from nnopt_jax.ops.kept import kept
-from nnopt_jax.ops.proximal import block_rms, block_soft_threshold, hoyer_scale, soft_threshold
+from nnopt_jax.ops.masks import kept
+from nnopt_jax.ops.proximal_operators import (
+    block_rms,
+    block_soft_threshold,
+    hoyer_scale,
+    soft_threshold,
+)
 from nnopt_jax.pruning.allocation import Allocation
 from nnopt_jax.pruning.masking import Layout, layout, mask_mode
 from nnopt_jax.pruning.sparsity.groups import Groups, block_of, check_groups, misfit, needs_axes

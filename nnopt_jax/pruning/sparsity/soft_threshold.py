@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.shrunk import Shrunk
-from nnopt_jax.ops.proximal import shrink
+from nnopt_jax.ops.proximal_operators import shrink
 from nnopt_jax.pruning.allocation import Allocation
 from nnopt_jax.pruning.masking import Layout, layout
 from nnopt_jax.pruning.sparsity.thresholds import largest_gone

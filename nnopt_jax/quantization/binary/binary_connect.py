@@ -12,7 +12,7 @@ from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.grid import expand
-from nnopt_jax.ops.levels import BINARY, nearest_level
+from nnopt_jax.ops.lookup_tables import BINARY, nearest_level
 from nnopt_jax.quantization.granularity import Sharing
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform

@@ -11,8 +11,8 @@ from nnopt_jax.arrays.base import Node
 from nnopt_jax.arrays.levels import Levels
 from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.ops.block_formats import block_largest, block_mean, stored_scale
-from nnopt_jax.ops.levels import TERNARY
-from nnopt_jax.ops.straight_through import scale_gradient
+from nnopt_jax.ops.gradient_estimators import scale_gradient
+from nnopt_jax.ops.lookup_tables import TERNARY
 from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform

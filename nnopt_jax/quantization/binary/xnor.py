@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.ops.block_formats import block_count, block_mean, stored_scale
-from nnopt_jax.ops.levels import BINARY
-from nnopt_jax.ops.straight_through import scale_gradient
+from nnopt_jax.ops.gradient_estimators import scale_gradient
+from nnopt_jax.ops.lookup_tables import BINARY
 from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.quantization.leveled import leveled
 from nnopt_jax.settings import Settings

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from nnopt_jax.ops.gradient_estimators import gate, straight_through
 from nnopt_jax.ops.grid import dequantize, expand, fit_grid, integer_range, quantize
-from nnopt_jax.ops.straight_through import gate, straight_through
 from nnopt_jax.quantization.activation import floats
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from nnopt_jax.arrays.input_quantized import InputQuantized, rounds_inputs
 from nnopt_jax.errors import Problems, StatisticsError
 from nnopt_jax.ops.grid import grid_of_range, integer_range
-from nnopt_jax.ops.growing import Range
+from nnopt_jax.ops.running_histogram import Range
 from nnopt_jax.quantization.integer.calibrated import mse_grid, percentile_grid
 from nnopt_jax.quantization.integer.entropy import kl_grid
 from nnopt_jax.settings import Settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnopt_jax.errors import ShapeError
-from nnopt_jax.ops.growing import Range as Range, add_values, joined
+from nnopt_jax.ops.running_histogram import Range as Range, add_values, joined
 from nnopt_jax.quantization.activation import floats, require_seen
 from nnopt_jax.typing import ArrayLike
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import show
 from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.ops.gradient_estimators import gate
 from nnopt_jax.ops.grid import expand, fit_grid, grid_of_range, integer_range, quantize
-from nnopt_jax.ops.ranges import mse_range, percentile_range
-from nnopt_jax.ops.straight_through import gate
+from nnopt_jax.ops.range_search import mse_range, percentile_range
 from nnopt_jax.quantization.fitted import fitted
 from nnopt_jax.quantization.granularity import Blocked, Granularity, Sharing, sharing
 from nnopt_jax.settings import Settings

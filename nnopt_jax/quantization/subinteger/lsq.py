@@ -11,9 +11,9 @@ from jax import lax
 from nnopt_jax.arrays.base import Node, show
 from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.slots import Slot
-from nnopt_jax.ops.blocks import reduce_blocks
+from nnopt_jax.ops.blockwise import reduce_blocks
+from nnopt_jax.ops.gradient_estimators import gate, straight_through
 from nnopt_jax.ops.grid import integer_range, quantize
-from nnopt_jax.ops.straight_through import gate, straight_through
 from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform

@@ -6,7 +6,7 @@ import jax
 
 from nnopt_jax.arrays.powers import Powers
 from nnopt_jax.ops.block_formats import block_largest, shared_exponent
-from nnopt_jax.ops.levels import E2M1
+from nnopt_jax.ops.lookup_tables import E2M1
 from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.quantization.leveled import leveled
 from nnopt_jax.settings import Settings

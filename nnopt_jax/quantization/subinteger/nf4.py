@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.base import Field
 from nnopt_jax.arrays.quantized import Quantized
-from nnopt_jax.ops.axes import Axes
+from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.ops.block_formats import block_largest, stored_scale
 from nnopt_jax.ops.grid import quantize
-from nnopt_jax.ops.levels import NF4
+from nnopt_jax.ops.lookup_tables import NF4
 from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing
 from nnopt_jax.quantization.leveled import leveled
 from nnopt_jax.settings import Settings

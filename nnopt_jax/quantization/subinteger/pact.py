@@ -5,8 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
-from nnopt_jax.ops.rounding import round_clip
-from nnopt_jax.ops.straight_through import gate, straight_through
+from nnopt_jax.ops.gradient_estimators import gate, round_clip, straight_through
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike
 

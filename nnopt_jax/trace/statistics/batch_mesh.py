@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from nnopt_jax.tree.explicit import automatic
+from nnopt_jax.tree.devices import automatic
 
 
 def mesh_of(tree: Any) -> Mesh | None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nnopt_jax.ops.growing import Range, add_values, joined
+from nnopt_jax.ops.running_histogram import Range, add_values, joined
 from nnopt_jax.settings import Settings
 from nnopt_jax.trace.statistics.leaf_layout import LeafLayout
 from nnopt_jax.trace.statistics.moment_statistics import input_moments, output_moments

@@ -8,7 +8,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from nnopt_jax.errors import ShapeError
-from nnopt_jax.ops.exponent import exponent
+from nnopt_jax.ops.block_formats import exponent
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.distill.pairs import as_pair
 from nnopt_jax.typing import Array, ArrayLike

@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from nnopt_jax.ops import merging
+from nnopt_jax.ops import model_merging
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.parameter.models import aligned, merged, reals
 from nnopt_jax.typing import ArrayLike, Params
@@ -56,9 +56,9 @@ def slerp(a: Params, b: Params, t: ArrayLike, *, scope: Literal["leaf", "tree"] 
     settings.done()
     t = jnp.asarray(t, jnp.float32)
     if scope == "leaf":
-        return merged(_NAME, [a, b], lambda x, y: merging.slerp(x, y, t), ("a", "b"))
+        return merged(_NAME, [a, b], lambda x, y: model_merging.slerp(x, y, t), ("a", "b"))
     mine, theirs = aligned(_NAME, [a, b], ("a", "b"))
     numbers = [path for path, x in mine.items() if jnp.issubdtype(x.dtype, jnp.inexact)]
     x, y = ([reals(tree[path]) for path in numbers] for tree in (mine, theirs))
-    near, far = merging.arc(x, y, t)
+    near, far = model_merging.arc(x, y, t)
     return merged(_NAME, [a, b], lambda x, y: near * x + far * y, ("a", "b"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.ops import merging
+from nnopt_jax.ops import model_merging
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.parameter.models import check_weights, listed, merged
 from nnopt_jax.typing import Params
@@ -22,7 +22,7 @@ def ties(
     *,
     density: float = 0.2,
     scale: float = 1.0,
-    vote: merging.Elect = "weighted",
+    vote: model_merging.Elect = "weighted",
 ) -> Params:
     r"""Merges models fine-tuned from one base: trim, elect signs, average those that agree.
 
@@ -70,7 +70,7 @@ def ties(
     shares = jnp.asarray(check_weights(settings, weights, len(models), some=False))
 
     def merge(start: jax.Array, *others: jax.Array) -> jax.Array:
-        kept = jnp.stack([merging.trim(other - start, density) for other in others])
-        return start + scale * merging.elect(kept, shares, vote)
+        kept = jnp.stack([model_merging.trim(other - start, density) for other in others])
+        return start + scale * model_merging.elect(kept, shares, vote)
 
     return merged(_NAME, [base, *models], merge, ("the base",))

@@ -16,7 +16,7 @@ from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.errors import ValueRangeError
-from nnopt_jax.ops.axes import Axes
+from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.parameter.adapters.freeze import freezing
 from nnopt_jax.transform.base import State, Transform, bindable

@@ -23,7 +23,7 @@ from nnopt_jax.errors import (
     ValueRangeError,
     nearest,
 )
-from nnopt_jax.ops.host_checksum import digest
+from nnopt_jax.ops.checksums import digest
 from nnopt_jax.transform.given import require_values
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Params

@@ -15,8 +15,8 @@ from nnopt_jax.transfer.parameter.graft.leaves import canonical, loses, read, re
 from nnopt_jax.transfer.parameter.graft.report import GraftReport
 from nnopt_jax.transfer.parameter.graft.rule import Failed, Leaves, Rule, tried
 from nnopt_jax.transform.given import described
+from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten, unflatten
-from nnopt_jax.tree.place import place
 from nnopt_jax.typing import Params
 
 _NAME = "transfer.graft"

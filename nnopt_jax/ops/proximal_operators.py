@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from nnopt_jax.ops.blocks import reduce_blocks
+from nnopt_jax.ops.blockwise import reduce_blocks
+from nnopt_jax.ops.gradient_estimators import straight_through
 from nnopt_jax.ops.grid import expand
-from nnopt_jax.ops.straight_through import straight_through
 
 
 def soft_threshold(x: ArrayLike, threshold: ArrayLike) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from nnopt_jax.ops.proximal import (
+from nnopt_jax.ops.proximal_operators import (
     block_rms,
     block_soft_threshold,
     hoyer_scale,

@@ -7,7 +7,7 @@ from tests.parallel.pair import ends, pair
 BODY = """
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
-    from nnopt_jax.tree.place import place
+    from nnopt_jax.tree.devices import place
 
     mesh = parallel.mesh(data=-1)
     whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in [(), ("data",)])

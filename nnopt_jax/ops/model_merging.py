@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from nnopt_jax.ops.exponent import exponent
+from nnopt_jax.ops.block_formats import exponent
 from nnopt_jax.ops.threshold import top_k_mask
 from nnopt_jax.typing import Array, ArrayLike
 

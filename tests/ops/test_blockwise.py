@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nnopt_jax.ops.block_formats import block_mean, q4_0_step
-from nnopt_jax.ops.blocks import reduce_blocks, repeat_uneven
-from nnopt_jax.ops.ranges import mse_range, percentile_range
+from nnopt_jax.ops.blockwise import reduce_blocks, repeat_uneven
+from nnopt_jax.ops.range_search import mse_range, percentile_range
 
 X = np.random.default_rng(0).normal(3, 1, (5, 7)).astype(np.float32)  # a zero would win each min
 MASK = np.random.default_rng(1).random(X.shape) < 0.7

@@ -1,16 +1,18 @@
-"""Groups of m entries along the axis before the last, and which n of them are kept."""
+"""Masks: n of every m entries, ranks of kept entries, and how many a fraction keeps."""
 
 from __future__ import annotations
 
 import functools
 import math
+import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nnopt_jax.ops.lookup import lookup
+from nnopt_jax.ops.lookup_tables import lookup
 
 MOST_CHOICES = 2**31
 """Ways to choose n of m that a number of 32 bits tells apart with ease."""
@@ -155,3 +157,95 @@ def _choices(m: int, n: int) -> np.ndarray:
     top = 2**32 - 1
     rows = [[min(math.comb(place, count), top) for count in range(n + 1)] for place in range(m)]
     return np.asarray(rows, np.uint32)
+
+
+_BITS, _WORDS = 32, 128  # bits of a word; words of a block, counted by themselves
+
+
+def mask_rank(mask: jax.Array) -> jax.Array:
+    r"""How many elements are kept before each, in flat order.
+
+    .. math:: r_i = \sum_{j < i} m_j
+
+    One cumulative sum over all elements is slow on processors. Here sums run over blocks of 4,096
+    elements and the words of a block; inside a word of 32 the bits below one's own are counted.
+
+    Args:
+        mask: bool, any shape, at most `2**31 - 1` elements.
+
+    Returns:
+        int32, `(mask.size,)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mask_rank(jnp.array([[True, False], [True, True]]))
+        Array([0, 1, 1, 2], dtype=int32)
+
+    References:
+        Jacobson 1989, Space-efficient Static Trees and Graphs, section 2 (rank).
+    """
+    size = math.prod(mask.shape)
+    blocks = -(-size // (_BITS * _WORDS))
+    flat = jnp.pad(mask.ravel(), (0, blocks * _WORDS * _BITS - size))
+    place = jnp.arange(_BITS, dtype=jnp.uint32).reshape(1, 1, _BITS)
+    bits = flat.reshape(blocks, _WORDS, _BITS).astype(jnp.uint32) << place
+    words = bits.sum(-1, dtype=jnp.uint32)
+    counts = jax.lax.population_count(words).astype(jnp.int32)
+    below = (jnp.uint32(1) << place) - 1
+    inside = jax.lax.population_count(words[..., None] & below).astype(jnp.int32)
+    before = _before(counts.sum(1))[:, None] + _before(counts)
+    return (before[..., None] + inside).ravel()[:size]
+
+
+def _before(counts: jax.Array) -> jax.Array:
+    """Sums of what stands before each entry of the last axis."""
+    return jnp.cumsum(counts, axis=-1) - counts
+
+
+_ONE = 1 << 30  # shares are read as whole numbers of this part, which float32 holds exactly
+_HALF, _LIMB = _ONE >> 1, 15
+
+
+def kept(size: int, share: Any) -> Any:
+    r"""How many of `size` entries are kept where a share of them goes.
+
+    .. math:: n - \mathrm{round}(n\, s)
+
+    In whole numbers, so that eager and compiled code, which round floats differently, agree: what
+    storage has room for is what a mask keeps. The share counts as float32; of two counts equally
+    near, the even one.
+
+    Args:
+        size: `n`, less than `2**31`.
+        share: `s`, from 0 to 1: a Python number or a scalar array; NaN counts as 0.
+
+    Returns:
+        A Python int where the share is a Python number, else int32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.ops.masks import kept
+        >>> kept(10, 0.75), int(kept(10, jnp.float32(0.75)))
+        (2, 2)
+    """
+    if isinstance(share, numbers.Real):
+        parts = int(np.rint(np.float32(share) * np.float32(_ONE)))
+        gone, rest = divmod(size * parts, _ONE)
+        return size - gone - (rest > _HALF or (rest == _HALF and (size - gone) % 2))
+    share = jnp.nan_to_num(jnp.asarray(share, jnp.float32), nan=0.0)
+    parts = jnp.round(share * jnp.float32(_ONE)).astype(jnp.uint32)
+    gone, rest = _divided(size, parts)
+    left = jnp.uint32(size) - gone
+    up = (rest > _HALF) | ((rest == _HALF) & (left % 2 == 1))
+    return (left - up).astype(jnp.int32)
+
+
+def _divided(size: int, parts: Any) -> tuple[Any, Any]:
+    """`size * parts` over `2**30` and the rest, of 61 bits, in words of 32."""
+    low, high = jnp.uint32(size & 0xFFFF), jnp.uint32(size >> 16)
+    below, above = parts & ((1 << _LIMB) - 1), parts >> _LIMB
+    least = low * below
+    # In units of 2**15; the sum stays below 2**32, as sizes are below 2**31.
+    middle = 2 * (high * below) + low * above + (least >> _LIMB)
+    rest = ((middle & ((1 << _LIMB) - 1)) << _LIMB) + (least & ((1 << _LIMB) - 1))
+    return 2 * (high * above) + (middle >> _LIMB), rest

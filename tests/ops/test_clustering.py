@@ -12,8 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops import assign, kmeans
-from nnopt_jax.ops.compand import compand, uncompand
-from nnopt_jax.ops.partition import partition
+from nnopt_jax.ops.clustering import partition
+from nnopt_jax.ops.histogram import compand, uncompand
 
 
 def optimum(x: np.ndarray, weight: np.ndarray, clusters: int) -> float:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from nnopt_jax.ops.blocks import fill_up, reduce_blocks, repeat_uneven
+from nnopt_jax.ops.blockwise import fill_up, reduce_blocks, repeat_uneven
 from nnopt_jax.ops.grid import dequantize, grid_of_range, integer_range, quantize
 
 _FACTORS = 80  # of the range that is searched: 1, 79/80, ..., 1/80

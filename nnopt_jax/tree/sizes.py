@@ -22,7 +22,7 @@ def dtype_bits(dtype: Any) -> int:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.tree.bits import dtype_bits
+        >>> from nnopt_jax.tree.sizes import dtype_bits
         >>> dtype_bits(jnp.int4), dtype_bits(jnp.bfloat16), dtype_bits(jnp.bool_)
         (4, 16, 8)
     """
@@ -49,7 +49,7 @@ def tree_bits(tree: Any) -> int:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.tree.bits import tree_bits
+        >>> from nnopt_jax.tree.sizes import tree_bits
         >>> tree_bits({"w": jnp.ones((4, 2)), "mask": jnp.ones(8, bool)})
         320
     """

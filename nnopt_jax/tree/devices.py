@@ -1,12 +1,14 @@
-"""Arrays on the devices of all processes."""
+"""Devices that arrays lie on: transfer across processes, and meshes with Explicit axes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 
 def place(tree: Any, at: Any) -> Any:
@@ -24,7 +26,7 @@ def place(tree: Any, at: Any) -> Any:
 
     Example:
         >>> import jax
-        >>> from nnopt_jax.tree.place import place
+        >>> from nnopt_jax.tree.devices import place
         >>> place(jax.random.key(0), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         Array((), dtype=key<fry>) overlaying:
         [0 0]
@@ -50,3 +52,32 @@ def _as_given(x: Any, placed: jax.Array) -> jax.Array:
 
 def _is_key(x: Any) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def is_explicit(x: jax.Array) -> bool:
+    """Whether the type of an array, traced or not, says where it lies.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.tree.devices import is_explicit
+        >>> is_explicit(jnp.ones(2))
+        False
+    """
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+
+
+def automatic(function: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..., Any]:
+    """Lets the compiler place what a function computes, on a mesh with Explicit axes too.
+
+    Args:
+        function: of arrays on the mesh.
+        mesh: the mesh.
+        out: a `NamedSharding` for each array that it returns.
+
+    Returns:
+        The function, to be compiled.
+    """
+    around = jax.sharding.get_abstract_mesh().axis_types  # Auto: inside of such a function already
+    if all(kind == AxisType.Auto for kind in (around or mesh.axis_types)):
+        return function
+    return jax.sharding.auto_axes(function, out_sharding=out)
