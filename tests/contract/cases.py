@@ -9,11 +9,12 @@ import pytest
 
 import nnopt_jax as nnopt
 from nnopt_jax import registry
+from tests.contract.methods import CONTRACTS, Contract
 
 SINGLE = {
     f"{name}-{i}": (name, dict(case))
-    for name, entry in registry.ENTRIES.items()
-    for i, case in enumerate(entry.cases)
+    for name, contract in CONTRACTS.items()
+    for i, case in enumerate(contract.cases)
 }
 """Settings of every case, by name and number."""
 
@@ -36,9 +37,9 @@ def first(key: str) -> bool:
     return key.endswith("-0")
 
 
-def entry(key: str) -> registry.Entry:
-    """The entry of a case."""
-    return registry.get(SINGLE[key][0])
+def entry(key: str) -> Contract:
+    """What the suite knows of the method of a case."""
+    return CONTRACTS[SINGLE[key][0]]
 
 
 def trains_as_stored(key: str) -> bool:

@@ -79,7 +79,7 @@ def test_zeros_are_shown_as_zeros(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("method", cases.registry.ENTRIES)
+@pytest.mark.parametrize("method", cases.registry.METHODS)
 def test_small_dtypes_when_compiled(method, dtype):
     checks.check_law(cases.single(f"{method}-0"), checks.example_params(dtype))
 

@@ -1,0 +1,78 @@
+"""Every method by name, and where it lives, so that recipes can name it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from nnopt_jax.errors import SelectionError, nearest
+
+__all__ = ["METHODS", "Method", "get"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method; nothing is imported before `load`.
+
+    Args:
+        name: its name in recipes, `"pruning.magnitude"`.
+        source: `"module:attribute"`.
+
+    Example:
+        >>> from nnopt_jax import registry
+        >>> registry.get("pruning.magnitude").load()(0.5).name
+        'pruning.magnitude'
+    """
+
+    name: str
+    source: str
+
+    def load(self) -> Callable[..., Any]:
+        """Import the method: a function of settings that returns a `Transform`."""
+        module, _, attribute = self.source.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+# A new transform is one word here; the contract suite then asks for its cases.
+_NAMES = {
+    "compression": "codebook dkm tie low_rank sparse",
+    "quantization": "lsq uniform quantize_activations binary_connect xnor twn ttq nf4 fp4 mxfp4 "
+    "grouped",
+    "pruning": "magnitude taylor movement fisher snip grasp saliency rewind proximal random_mask "
+    "rigl sparse_evolution soft_threshold learned_threshold",
+    "transfer": "freeze lora dora",
+}
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        f"{mission}.{name}": Method(f"{mission}.{name}", f"nnopt_jax.{mission}:{name}")
+        for mission, names in _NAMES.items()
+        for name in names.split()
+    }
+)
+
+
+def get(name: str) -> Method:
+    """Look a method up.
+
+    Args:
+        name: as in `nnopt_jax.<name>`, `"pruning.magnitude"`.
+
+    Returns:
+        The method.
+
+    Raises:
+        SelectionError: there is no such method; the text names the nearest.
+
+    Example:
+        >>> from nnopt_jax import registry
+        >>> registry.get("pruning.magnitud")
+        Traceback (most recent call last):
+        nnopt_jax.errors.SelectionError: registry: no method 'pruning.magnitud'. Did you mean pruning.magnitude?
+    """  # noqa: E501 - printed by the doctest
+    if name not in METHODS:
+        raise SelectionError(f"registry: no method {name!r}.{nearest(name, METHODS)}")
+    return METHODS[name]
