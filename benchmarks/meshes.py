@@ -36,7 +36,7 @@ from rich.table import Table
 
 import nnopt_jax as nnopt
 from nnopt_jax import parallel
-from nnopt_jax.zoo import lenet, losses, mlp
+from nnopt_jax.zoo import lenet, losses, perceptrons
 from nnopt_jax.zoo.transformer import Transformer
 
 MESHES: dict[str, dict[str, int]] = {
@@ -181,7 +181,7 @@ def other(name: str, axes: Mapping[str, int]) -> Case:
     models = {
         "lenet_300_100": lenet.lenet_300_100(),
         "lenet5": lenet.lenet5(),
-        "mlp, batch norm": mlp.mlp(width=64, layers=2),
+        "mlp, batch norm": perceptrons.mlp(width=64, layers=2),
     }
     model = models[name]
     images = jax.random.normal(jax.random.key(1), (32, 28, 28, 1))

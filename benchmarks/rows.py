@@ -100,8 +100,10 @@ class Network(NamedTuple):
 NETWORKS = {
     "lenet_300_100": Network("nnopt_jax.zoo.lenet:lenet_300_100", 10, 10, 2e-3, 1e-3),
     "lenet5": Network("nnopt_jax.zoo.lenet:lenet5", 6, 6, 2e-3, 1e-3),
-    "mlp": Network("nnopt_jax.zoo.mlp:mlp", 10, 40, 2e-3, 3e-3),
-    "mlp 256": Network({"source": "nnopt_jax.zoo.mlp:mlp", "width": 256}, 10, 10, 2e-3, 1e-3),
+    "mlp": Network("nnopt_jax.zoo.perceptrons:mlp", 10, 40, 2e-3, 3e-3),
+    "mlp 256": Network(
+        {"source": "nnopt_jax.zoo.perceptrons:mlp", "width": 256}, 10, 10, 2e-3, 1e-3
+    ),
 }
 
 
@@ -171,14 +173,14 @@ def blocks(method: str, *sizes: int, **settings: Any) -> list[dict[str, Any]]:
 
 def projected(**settings: Any) -> Callable[[argparse.Namespace], dict[str, Any]]:
     """A model on a projection of its inputs."""
-    source = {"source": "nnopt_jax.zoo.projected:projected_mlp", **settings}
+    source = {"source": "nnopt_jax.zoo.perceptrons:projected_mlp", **settings}
     mnist = "nnopt_jax.zoo.data:mnist"
     return lambda options: {**source, "data": {"source": mnist, "dir": options.data}}
 
 
 def rounded(activations: str, bits: int) -> Callable[[argparse.Namespace], dict[str, Any]]:
     """LeNet-300-100 with rounded activations."""
-    source = "nnopt_jax.zoo.quantized:quantized_mlp"
+    source = "nnopt_jax.zoo.perceptrons:quantized_mlp"
     return lambda options: {"source": source, "activations": activations, "bits": bits}
 
 

@@ -19,7 +19,7 @@ import optax
 from interleave import interleave
 
 import nnopt_jax as nnopt
-from nnopt_jax.zoo import data, lenet, losses, net
+from nnopt_jax.zoo import convnet, data, lenet, losses
 
 BATCH = 64
 
@@ -103,7 +103,7 @@ def main() -> None:
     if chosen != "net":
         halved("LeNet-5", lenet.lenet5(), data.digits(), epochs=10, more=5)
     if chosen != "lenet5":
-        halved("net, 16.9 M parameters", net.net(), data.digits32(), epochs=2, more=1)
+        halved("net, 16.9 M parameters", convnet.net(), data.digits32(), epochs=2, more=1)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 import nnopt_jax as nnopt
 from nnopt_jax.quantization import Range, dynamic, fake_quant, observe, percentile_grid
-from nnopt_jax.zoo import data, losses, net
+from nnopt_jax.zoo import convnet, data, losses
 
 
 def on_inputs(change):
@@ -32,7 +32,7 @@ def on_inputs(change):
 
 
 def main(steps: int) -> None:
-    digits, model = data.digits32(), net.net()
+    digits, model = data.digits32(), convnet.net()
     params = model.init(jax.random.key(0), digits.train.x[:1])["params"]
     tx = nnopt.quantization.uniform(8, granularity="channel", where="**/kernel")
     state, optimizer = tx.init(params), optax.adam(optax.cosine_decay_schedule(1e-3, steps))

@@ -17,7 +17,7 @@ import optax
 
 import nnopt_jax as nnopt
 from nnopt_jax.zoo import data, losses
-from nnopt_jax.zoo.mlp import mlp
+from nnopt_jax.zoo.perceptrons import mlp
 
 
 def main(steps: int, file: str) -> None:

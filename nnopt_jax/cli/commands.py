@@ -6,7 +6,6 @@ import argparse
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import jax
 from rich.console import Console
@@ -111,9 +110,8 @@ def _artifact(name: str) -> Path:
 
 def data(args: argparse.Namespace) -> None:
     """Fetches a data set and prints its files."""
-    from nnopt_jax.zoo.fetch import fetch_mnist
+    from nnopt_jax.zoo.data import fetch_mnist
 
-    fetched: Any = fetch_mnist(Path(args.dir) / args.name)
-    for path in fetched:
+    for path in fetch_mnist(Path(args.dir) / args.name):
         print(path)
     print(f"Recipes find them by --set data.dir={args.dir} or NNOPT_DATA={args.dir}.")

@@ -6,13 +6,28 @@ Nothing here is special: each is named by `package.module:callable`, as a user's
 |---|---|
 | `nnopt_jax.zoo.lenet:lenet_300_100`, `...:lenet_300_100_nnx` | 784-300-100-10, 266,610 weights |
 | `nnopt_jax.zoo.lenet:lenet5`, `...:lenet5_nnx` | LeNet-5 as in Caffe, 431,080 weights |
-| `nnopt_jax.zoo.mlp:mlp` | 3 x 1,024 with batch normalization, 2,916,372 weights |
-| `nnopt_jax.zoo.projected:projected_mlp` | principal or random components, then 300-100-10 |
-| `nnopt_jax.zoo.quantized:quantized_mlp` | LeNet-300-100, its activations rounded |
-| `nnopt_jax.zoo.net:net`, `...:net_nnx` | two convolutions on 32x32x3, 16,858,506 weights |
+| `nnopt_jax.zoo.perceptrons:mlp` | 3 x 1,024 with batch normalization, 2,916,372 weights |
+| `nnopt_jax.zoo.perceptrons:projected_mlp` | principal or random components, then 300-100-10 |
+| `nnopt_jax.zoo.perceptrons:quantized_mlp` | LeNet-300-100, its activations rounded |
+| `nnopt_jax.zoo.convnet:net`, `...:net_nnx` | two convolutions on 32x32x3, 16,858,506 weights |
 | `nnopt_jax.zoo.bert:Bert` | the encoder of BERT as a function of a plain tree |
 | `nnopt_jax.zoo.llama:Llama` | the decoder of Llama, likewise |
 | `nnopt_jax.zoo.data:digits`, `...:digits32` | 5,000 MNIST digits from a Python package |
-| `nnopt_jax.zoo.data:mnist` | the full MNIST, from a folder |
+| `nnopt_jax.zoo.data:mnist` | the full MNIST, from a folder that `nnopt data mnist` fills |
 | `nnopt_jax.zoo.losses:cross_entropy`, `...:error_rate` | loss and metric of a classifier |
 """
+
+_RENAMED = {
+    "fetch": "nnopt_jax.zoo.data, which has fetch_mnist",
+    "mlp": "nnopt_jax.zoo.perceptrons",
+    "net": "nnopt_jax.zoo.convnet",
+    "projected": "nnopt_jax.zoo.perceptrons",
+    "quantized": "nnopt_jax.zoo.perceptrons",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Say what became of a module."""
+    if name in _RENAMED:
+        raise AttributeError(f"nnopt_jax.zoo.{name} is now {_RENAMED[name]}")
+    raise AttributeError(f"module 'nnopt_jax.zoo' has no attribute {name!r}")

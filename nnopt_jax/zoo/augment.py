@@ -27,8 +27,9 @@ def shift(images: Array, key: Key, *, pixels: int = 2) -> Array:
         >>> moved.shape, float(moved.sum())
         ((1, 5, 5, 1), 1.0)
 
-    Source: Simard et al., "Best practices for convolutional neural networks applied to visual
-    document analysis" (2003), section 2.
+    References:
+        Simard et al., "Best practices for convolutional neural networks applied to visual document
+        analysis" (2003), section 2.
     """
     framed = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
     corners = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
@@ -74,8 +75,9 @@ def affine(
         >>> bool((still == images).all())
         True
 
-    Source: Simard et al., "Best practices for convolutional neural networks applied to visual
-    document analysis" (2003), section 2.
+    References:
+        Simard et al., "Best practices for convolutional neural networks applied to visual document
+        analysis" (2003), section 2.
     """
     batch, height, width, channels = images.shape
     u = jax.random.uniform(key, (batch, 6, 1, 1), minval=-1.0, maxval=1.0)

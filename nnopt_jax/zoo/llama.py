@@ -34,8 +34,9 @@ class Llama:
         >>> jax.eval_shape(llama.apply, params, jnp.array([[1, 2, 3]])).shape
         (1, 3, 100)
 
-    Source: Touvron et al., arXiv:2302.13971, section 2.2; Su et al., arXiv:2104.09864, section 3.4;
-    Ainslie et al., arXiv:2305.13245, section 2.2.
+    References:
+        Touvron et al., arXiv:2302.13971, section 2.2; Su et al., arXiv:2104.09864, section 3.4;
+        Ainslie et al., arXiv:2305.13245, section 2.2.
     """
 
     vocabulary: int = 32000

@@ -35,7 +35,8 @@ class Transformer:
         >>> model(params, jnp.ones((3, 28, 28, 1))).shape
         (3, 10)
 
-    Source: Vaswani et al., arXiv:1706.03762; normalization first: Xiong et al., arXiv:2002.04745.
+    References:
+        Vaswani et al., arXiv:1706.03762; normalization first: Xiong et al., arXiv:2002.04745.
     """
 
     inputs: int
@@ -122,7 +123,7 @@ class Transformer:
         return self.head(params, h)
 
 
-def transformer(key: Key, **sizes: Any) -> tuple[dict[str, Any], Transformer]:
+def row_transformer(key: Key, **sizes: Any) -> tuple[dict[str, Any], Transformer]:
     """A transformer that reads the rows of an image as a sequence, for recipes.
 
     Args:
@@ -134,8 +135,8 @@ def transformer(key: Key, **sizes: Any) -> tuple[dict[str, Any], Transformer]:
 
     Example:
         >>> import jax
-        >>> from nnopt_jax.zoo.transformer import transformer
-        >>> params, _ = transformer(jax.random.key(0), layers=2)
+        >>> from nnopt_jax.zoo.transformer import row_transformer
+        >>> params, _ = row_transformer(jax.random.key(0), layers=2)
         >>> sum(leaf.size for leaf in jax.tree.leaves(params))
         103488
     """

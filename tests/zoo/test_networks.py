@@ -8,12 +8,12 @@ import pytest
 from flax import nnx
 from scipy.signal import correlate
 
-from nnopt_jax.zoo import lenet, net
+from nnopt_jax.zoo import convnet, lenet
 
 NETWORKS = {
     "lenet_300_100": (lenet.lenet_300_100, lenet.lenet_300_100_nnx, (28, 28, 1), 266_610),
     "lenet5": (lenet.lenet5, lenet.lenet5_nnx, (28, 28, 1), 431_080),
-    "net": (net.net, net.net_nnx, (32, 32, 3), 16_858_506),
+    "net": (convnet.net, convnet.net_nnx, (32, 32, 3), 16_858_506),
 }
 
 

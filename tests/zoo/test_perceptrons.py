@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from nnopt_jax.zoo.quantized import quantized_mlp
+from nnopt_jax.zoo.perceptrons import quantized_mlp
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "ema", "lsq", "pact"])
