@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import Gathered, GatheredBlocks, Sparse, input_quantized, lay_out
+from nnopt_jax.arrays import ELL, BlockELL, Sparse, input_quantized, lay_out
 from nnopt_jax.arrays.products import split_int8
 from nnopt_jax.arrays.products.dispatch import prefer_lists, use_int8, use_split_int8
 
@@ -104,10 +104,10 @@ def compiled(packed: Any, x: jax.Array, integers: bool | None = None) -> Callabl
 
 def is_chosen(packed: Any) -> bool:
     """Whether `lay_out(..., dense=True)` makes lists of what these are lists of."""
-    if isinstance(packed, Gathered):
+    if isinstance(packed, ELL):
         part = len(packed.indices) / packed.shape[0]
         return prefer_lists(packed.size, part, blocks=False)
-    if isinstance(packed, GatheredBlocks):
+    if isinstance(packed, BlockELL):
         part = math.prod(packed.values.shape[2:]) / packed.shape[0]
         return prefer_lists(packed.size, part, blocks=True)
     return not isinstance(packed, Sparse)

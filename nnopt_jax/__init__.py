@@ -15,7 +15,7 @@ from nnopt_jax import (
     transfer as transfer,
     tree as tree,
 )
-from nnopt_jax.arrays.base import materialize as materialize
+from nnopt_jax.arrays.nodes import materialize as materialize
 from nnopt_jax.artifact import inspect as inspect, load as load, save as save
 from nnopt_jax.ops.axis_roles import Axes as Axes
 from nnopt_jax.trace import (

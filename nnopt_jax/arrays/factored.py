@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
+from nnopt_jax.arrays.nodes import Field, Node, field_specs, is_node, node, show, static
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.axis_roles import Axes, matrix_axes
 from nnopt_jax.typing import Shape

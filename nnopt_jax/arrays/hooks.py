@@ -10,7 +10,7 @@ from jax import lax
 from nnopt_jax.typing import Array, Shape
 
 if TYPE_CHECKING:
-    from nnopt_jax.arrays.products.int8_product import Integers
+    from nnopt_jax.arrays.products.integer_products import IntegerWeight
     from nnopt_jax.arrays.products.product import Product
 
 Field = Any
@@ -152,7 +152,7 @@ class Hooks:
         settings = [getattr(self, name) for name in self.names(is_static=True)]
         return type(self), settings, [name for name, _ in self.fields()]
 
-    def integers(self) -> Integers | None:
+    def integers(self) -> IntegerWeight | None:
         """Return the weight as codes of at most eight bits with their grid; None without codes."""
         return None
 
@@ -280,7 +280,7 @@ def join(fields: Sequence[Field], axis: int) -> Field:
     return first.joined(fields, axis)
 
 
-def integers(field: Field) -> Integers | None:
+def integers(field: Field) -> IntegerWeight | None:
     """Return the codes and the grid of an array or a node; None if it has no codes.
 
     Example:

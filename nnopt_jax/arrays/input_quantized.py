@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
 from nnopt_jax.arrays.hooks import (
     CannotStayPacked,
     dot,
@@ -18,16 +17,16 @@ from nnopt_jax.arrays.hooks import (
     order_in_memory,
 )
 from nnopt_jax.arrays.masked import without_carry
+from nnopt_jax.arrays.nodes import Field, Node, is_node, node, show, static, store_field
 from nnopt_jax.arrays.products.contraction import Contraction
 from nnopt_jax.arrays.products.dispatch import use_int8
-from nnopt_jax.arrays.products.int8_product import (
+from nnopt_jax.arrays.products.integer_products import (
     in_rows,
     integer_product,
     product_sizes,
     weighed,
 )
-from nnopt_jax.arrays.products.product import Product
-from nnopt_jax.arrays.products.product_derivatives import differentiated_as
+from nnopt_jax.arrays.products.product import Product, differentiated_as
 from nnopt_jax.ops.gradient_estimators import gate, straight_through
 from nnopt_jax.ops.grid import dequantize, fit_grid, integer_range, quantize
 from nnopt_jax.typing import Array
@@ -111,7 +110,7 @@ class InputQuantized(Node):
             raise CannotStayPacked(str(reason), how(x, self.materialize())) from reason
 
 
-class _Rows(NamedTuple):
+class _QuantizedRows(NamedTuple):
     """An array on the grids of its rows.
 
     Args:
@@ -158,7 +157,7 @@ def for_products(field: Field) -> InputQuantized | None:
     return jax.tree.map(jax.lax.stop_gradient, without_carry(above))
 
 
-def _rows_of(x: Array, weight: InputQuantized, how: Contraction) -> _Rows:
+def _rows_of(x: Array, weight: InputQuantized, how: Contraction) -> _QuantizedRows:
     """Quantize the array on the grids that the weight states."""
     low, high = integer_range(weight.input_bits)
     x = lax.stop_gradient(x)
@@ -167,7 +166,7 @@ def _rows_of(x: Array, weight: InputQuantized, how: Contraction) -> _Rows:
         scale, _ = fit_grid(x, weight.input_bits, block)
     else:
         scale = _scale_of_rows(show(weight.scale), x.ndim, how)
-    return _Rows(quantize(x, scale, None, low, high), scale)
+    return _QuantizedRows(quantize(x, scale, None, low, high), scale)
 
 
 def _scale_of_rows(scale: Array, ndim: int, how: Contraction) -> Array:

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import (
+from nnopt_jax.arrays.hooks import integers, join
+from nnopt_jax.arrays.mask_format import NAMES, Format, Roles, n_of_m, support_of
+from nnopt_jax.arrays.nodes import (
     Field,
     Node,
     compactable,
@@ -21,11 +23,9 @@ from nnopt_jax.arrays.base import (
     static,
     store_field,
 )
-from nnopt_jax.arrays.bits import Bits
-from nnopt_jax.arrays.hooks import integers, join
-from nnopt_jax.arrays.products.int8_product import Integers, under_mask
-from nnopt_jax.arrays.sparse import Sparse
-from nnopt_jax.arrays.supports.choose import NAMES, Format, Roles, n_of_m, support_of
+from nnopt_jax.arrays.packed_integers import Bits
+from nnopt_jax.arrays.products.integer_products import IntegerWeight, under_mask
+from nnopt_jax.arrays.sparse_array import Sparse
 from nnopt_jax.ops.gradient_estimators import straight_through
 
 
@@ -110,7 +110,7 @@ class Masked(Node):
         """The mask is split like the values."""
         return self.specs_alike(spec, mesh)
 
-    def integers(self) -> Integers | None:
+    def integers(self) -> IntegerWeight | None:
         """The codes of the values, with those of zero where nothing is kept."""
         return under_mask(integers(self.values), show(self.mask).astype(bool))
 
@@ -177,9 +177,11 @@ def raised(field: Field) -> Field:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays import Masked, Shrunk
-        >>> raised(Shrunk(Masked(jnp.ones(2), jnp.ones(2, bool)), jnp.float32(0.5))).outline()
-        'Masked(values Shrunk(values float32[2], threshold float32[]), mask bool[2])'
+        >>> from nnopt_jax.arrays import Masked, SoftThresholded
+        >>> raised(
+        ...     SoftThresholded(Masked(jnp.ones(2), jnp.ones(2, bool)), jnp.float32(0.5))
+        ... ).outline()
+        'Masked(values SoftThresholded(values float32[2], threshold float32[]), mask bool[2])'
     """
     if not is_node(field) or not field.KEEPS_ZERO:
         return field

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, field_specs, kept, node, show, static
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, after, dot, move
+from nnopt_jax.arrays.nodes import Field, Node, field_specs, kept, node, show, static
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.arrays.products.view_product import with_base
 from nnopt_jax.ops.axis_roles import Axes, matrix_axes

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.artifact import container
 from nnopt_jax.artifact.whole import replace_file
 from nnopt_jax.errors import ArtifactError, ValueRangeError

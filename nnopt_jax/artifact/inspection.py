@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from nnopt_jax.arrays import is_node
-from nnopt_jax.arrays.base import summary
+from nnopt_jax.arrays.nodes import summary
 from nnopt_jax.artifact.container import Contents
 from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
 from nnopt_jax.artifact.leaves import slot_tree

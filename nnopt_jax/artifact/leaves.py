@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.arrays import Node, Sparse, is_node
-from nnopt_jax.arrays.manifest import dtype_named
+from nnopt_jax.arrays.node_description import dtype_named
 from nnopt_jax.artifact.streams import Slot
 from nnopt_jax.errors import ArtifactError, Problems, SelectionError
 from nnopt_jax.tree.paths import flatten, path_string

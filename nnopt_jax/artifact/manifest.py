@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from nnopt_jax.arrays.base import NODE_TYPES
+from nnopt_jax.arrays.nodes import NODE_TYPES
 from nnopt_jax.artifact import dictionary
 from nnopt_jax.artifact.wire import Reader, varint
 from nnopt_jax.errors import ArtifactError, ValueRangeError, nearest

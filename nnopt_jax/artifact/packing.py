@@ -8,7 +8,7 @@ from nnopt_jax.errors import ArtifactError
 
 
 def gaps(mask: np.ndarray, width: int) -> np.ndarray:
-    """The codes of `Gaps`: masked elements before each kept one, `2^width - 1` to go on.
+    """The codes of `DeltaIndex`: masked elements before each kept one, `2^width - 1` to go on.
 
     Example:
         >>> gaps(np.array([False, True, False, False, False, True]), 2)

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.arrays import (
+    CSR,
     Bits,
     Codebook,
-    Gaps,
-    Levels,
+    DeltaIndex,
+    LookupQuantized,
+    PackedTernary,
     Quantized,
-    Rows,
     Sparse,
-    Trits,
     is_node,
 )
 from nnopt_jax.artifact.codec import MOST_ALPHABET
@@ -89,7 +89,7 @@ def _zero(about: Any, arrays: Arrays) -> int:
     if isinstance(about, Codebook) and isinstance(about.table, Slot):
         table = arrays[about.table.index]  # of several tables, what they have in the mean
         return round((table < 0).sum() * table.shape[-1] / max(table.size, 1))
-    if isinstance(about, Levels):
+    if isinstance(about, LookupQuantized):
         return sum(level < 0 for level in about.levels)
     if (
         isinstance(about, Quantized)
@@ -153,11 +153,11 @@ class Packed(Stream):
 
 
 class Ternary(Stream):
-    """The codes of `Trits`."""
+    """The codes of `PackedTernary`."""
 
     alphabet = 3
 
-    def __init__(self, trits: Trits, about: Any) -> None:
+    def __init__(self, trits: PackedTernary, about: Any) -> None:
         self.trits, self.about = trits, about
         self.covers = (_index(trits.words),)
         self.shape, self.low = trits.shape, trits.low
@@ -174,11 +174,11 @@ class Ternary(Stream):
 
 
 class Gapped(Stream):
-    """The mask that `Gaps` stands for."""
+    """The mask that `DeltaIndex` stands for."""
 
     alphabet = 2
 
-    def __init__(self, support: Gaps, codes: Stream) -> None:
+    def __init__(self, support: DeltaIndex, codes: Stream) -> None:
         self.support, self.codes = support, codes
         self.covers, self.shape = self.codes.covers, support.shape
 
@@ -194,11 +194,11 @@ class Gapped(Stream):
 
 
 class Listed(Stream):
-    """The mask that `Rows` stands for."""
+    """The mask that `CSR` stands for."""
 
     alphabet = 2
 
-    def __init__(self, support: Rows, counts: Stream, columns: Stream) -> None:
+    def __init__(self, support: CSR, counts: Stream, columns: Stream) -> None:
         self.counts, self.columns = counts, columns
         self.covers, self.shape = (*counts.covers, *columns.covers), support.shape
         self.matrix = (math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1)
@@ -259,7 +259,7 @@ def loose(stream: Stream, slots: Mapping[int, Slot]) -> list[Stream]:
 
 
 def _visit(field: Any, about: Any) -> Iterator[Stream]:
-    if isinstance(field, (Slot, Bits, Trits, Gaps)) or _is_listed(field):
+    if isinstance(field, (Slot, Bits, PackedTernary, DeltaIndex)) or _is_listed(field):
         yield _stream(field, about)
     elif isinstance(field, Sparse):
         yield from _visit_sparse(field)
@@ -269,7 +269,7 @@ def _visit(field: Any, about: Any) -> Iterator[Stream]:
 
 
 def _visit_sparse(field: Sparse) -> Iterator[Stream]:
-    if not (isinstance(field.support, (Bits, Gaps)) or _is_listed(field.support)):
+    if not (isinstance(field.support, (Bits, DeltaIndex)) or _is_listed(field.support)):
         # One code stands for many elements: it says more than they would, one by one.
         yield from _visit(field.support, None)
         yield from _visit(field.values, None)
@@ -286,13 +286,13 @@ def _visit_sparse(field: Sparse) -> Iterator[Stream]:
 
 
 def _is_listed(field: Any) -> bool:
-    """Whether a field is `Rows` of few enough columns for a stream of its own."""
-    return isinstance(field, Rows) and all(isinstance(x, Bits) for _, x in field.fields())
+    """Whether a field is `CSR` of few enough columns for a stream of its own."""
+    return isinstance(field, CSR) and all(isinstance(x, Bits) for _, x in field.fields())
 
 
 def _elements(field: Any, about: Any) -> Iterator[Stream]:
     """The streams of the fields that lie like the kept elements."""
-    if isinstance(field, (Slot, Bits, Trits)):
+    if isinstance(field, (Slot, Bits, PackedTernary)):
         yield _stream(field, about)
     else:
         for name in field.ELEMENTWISE:
@@ -302,11 +302,11 @@ def _elements(field: Any, about: Any) -> Iterator[Stream]:
 def _stream(field: Any, about: Any) -> Stream:
     if isinstance(field, Bits):
         return Packed(field, about)
-    if isinstance(field, Trits):
+    if isinstance(field, PackedTernary):
         return Ternary(field, about)
-    if isinstance(field, Rows):
+    if isinstance(field, CSR):
         return Listed(field, _stream(field.counts, None), _stream(field.columns, None))
-    if isinstance(field, Gaps):
+    if isinstance(field, DeltaIndex):
         codes = _stream(field.codes, None)
         return codes if isinstance(codes, Plain) else Gapped(field, codes)
     small = jnp.issubdtype(field.dtype, jnp.integer) and np.dtype(field.dtype).itemsize <= 2

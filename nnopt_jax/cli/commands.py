@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 
 from nnopt_jax import artifact, parallel, recipe as recipes
-from nnopt_jax.arrays.base import materialize, summary
+from nnopt_jax.arrays.nodes import materialize, summary
 from nnopt_jax.cli.progress import watch
 from nnopt_jax.recipe.folder import Folder
 from nnopt_jax.recipe.setup import prepare

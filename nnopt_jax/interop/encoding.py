@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from nnopt_jax.arrays.manifest import dtype_named
+from nnopt_jax.arrays.node_description import dtype_named
 from nnopt_jax.tree.sizes import dtype_bits
 
 PYTHON = {f"python {kind.__name__}": kind for kind in (bool, int, float, complex, str)}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nnopt_jax.arrays.manifest import abstract, describe
+from nnopt_jax.arrays.node_description import abstract, describe
 from nnopt_jax.errors import (
     ArtifactError,
     CheckpointError,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import GetAttrKey, tree_leaves_with_path
 
-from nnopt_jax.arrays.base import is_spec
+from nnopt_jax.arrays.nodes import is_spec
 from nnopt_jax.parallel.mesh import named
 from nnopt_jax.parallel.parameter import optimizer_specs
 from nnopt_jax.parallel.specs import Shards, share_bytes

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from nnopt_jax.arrays.base import materialize
+from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.parallel.data import pad_batch, rows_of
 from nnopt_jax.parallel.mesh import batch_spec, constrain, inside, named, settled, shares

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from nnopt_jax.arrays.base import is_node, summary
+from nnopt_jax.arrays.nodes import is_node, summary
 from nnopt_jax.errors import Problems, ShapeError, nearest
 from nnopt_jax.parallel.mesh import settled
 from nnopt_jax.parallel.specs import Shards, require_plan

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from nnopt_jax.arrays.base import field_specs, is_node, summary
+from nnopt_jax.arrays.nodes import field_specs, is_node, summary
 from nnopt_jax.columns import aligned
 from nnopt_jax.errors import CompositionError, SelectionError
 from nnopt_jax.parallel.mesh import named, require_mesh, shares

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nnopt_jax.arrays.base import Node
-from nnopt_jax.arrays.slots import Slot
+from nnopt_jax.arrays.nodes import Node
+from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.quantization.granularity import Blocked, Sharing
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Update, refresh_when

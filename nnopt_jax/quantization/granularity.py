@@ -9,10 +9,10 @@ from typing import Literal, TypeAlias
 
 import jax
 
-from nnopt_jax.arrays.base import Field, Node
+from nnopt_jax.arrays.nodes import Field, Node
+from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.arrays.reshaped import Reshaped
-from nnopt_jax.arrays.slots import Slot
-from nnopt_jax.arrays.uneven_groups import UnevenGroups
+from nnopt_jax.arrays.scales import UnevenGroups
 from nnopt_jax.ops.axis_roles import Axes, matrix_axes
 from nnopt_jax.ops.blockwise import repeat_uneven
 from nnopt_jax.ops.grid import expand

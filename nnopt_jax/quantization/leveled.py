@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from nnopt_jax.arrays.base import Field, show
-from nnopt_jax.arrays.levels import Levels
+from nnopt_jax.arrays.lookup_quantized import LookupQuantized
+from nnopt_jax.arrays.nodes import Field, show
 from nnopt_jax.ops.block_formats import in_units
 from nnopt_jax.ops.lookup_tables import nearest_level
 from nnopt_jax.quantization.fitted import Fit, fitted
@@ -44,9 +44,9 @@ def leveled(
         The transform.
     """
 
-    def encode(part: Blocked, state: Any) -> Levels:
+    def encode(part: Blocked, state: Any) -> LookupQuantized:
         x, scales = part.array, part.field(scale(state))
         codes = nearest_level(in_units(x, show(scales)), levels)
-        return Levels(codes, scales, None, carry(part, state), levels, str(x.dtype))
+        return LookupQuantized(codes, scales, None, carry(part, state), levels, str(x.dtype))
 
     return fitted(name, where, sharing, fit=fit, encode=encode, exact=exact)

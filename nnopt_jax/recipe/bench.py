@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax import artifact
-from nnopt_jax.arrays.base import materialize
+from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.errors import Problems, RecipeError
 from nnopt_jax.recipe.data import open_data
 from nnopt_jax.recipe.earlier import left

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 
 from nnopt_jax import artifact
-from nnopt_jax.arrays.base import materialize
+from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.errors import RecipeError
 from nnopt_jax.interop.flax import Model
 from nnopt_jax.recipe import resolve

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax import artifact
-from nnopt_jax.arrays.base import materialize
+from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.errors import ArtifactError
 from nnopt_jax.recipe.evaluate import evaluate, forward, network
 from nnopt_jax.recipe.folder import Folder

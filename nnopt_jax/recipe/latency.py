@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from nnopt_jax.arrays.base import is_node
-from nnopt_jax.arrays.layout import lay_out
+from nnopt_jax.arrays.nodes import is_node
+from nnopt_jax.arrays.prepacking import lay_out
 from nnopt_jax.report.summary import Latency
 from nnopt_jax.typing import Params
 

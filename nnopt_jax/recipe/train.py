@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node, materialize, show
 from nnopt_jax.arrays.input_quantized import rounds_inputs
+from nnopt_jax.arrays.nodes import is_node, materialize, show
 from nnopt_jax.errors import CheckpointError, NonFiniteError
 from nnopt_jax.interop.orbax import Checkpoints
 from nnopt_jax.recipe.data import batches

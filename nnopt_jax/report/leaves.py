@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nnopt_jax.arrays.base import is_node, show, summary
+from nnopt_jax.arrays.nodes import is_node, show, summary
 from nnopt_jax.report.summary import LeafRow
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.sizes import tree_bits

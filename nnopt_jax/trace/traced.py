@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Program, abstract, line_of
 from nnopt_jax.tree.devices import is_explicit

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from nnopt_jax.arrays.base import Field, is_node, materialize
-from nnopt_jax.arrays.store import store
+from nnopt_jax.arrays.nodes import Field, is_node, materialize
+from nnopt_jax.arrays.storage import store
 from nnopt_jax.errors import NonFiniteError, Problems, ShapeError
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.transform.binding import UNBOUND, Binding, Build, Misfit, ModelGraph, binding_of

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.ops.axis_roles import Axes, assumed_axes
 from nnopt_jax.transform.axes_table import AxesTable

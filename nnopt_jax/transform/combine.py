@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import CapacityError
 from nnopt_jax.transform.base import Grads, Transform, abstract_state, abstractly, bindable
 from nnopt_jax.transform.binding import Binding, check_parameters

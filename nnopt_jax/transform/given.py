@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node, summary
+from nnopt_jax.arrays.nodes import is_node, summary
 from nnopt_jax.errors import (
     CompositionError,
     Problems,

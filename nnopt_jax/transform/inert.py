@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.tree.paths import flatten
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import Problems, StatisticsError
 from nnopt_jax.transform.given import described, require_shapes
 from nnopt_jax.tree.paths import flatten

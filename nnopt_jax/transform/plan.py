@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from nnopt_jax.arrays.base import Field, is_node, summary
-from nnopt_jax.arrays.store import find_masked
+from nnopt_jax.arrays.nodes import Field, is_node, summary
+from nnopt_jax.arrays.storage import find_masked
 from nnopt_jax.columns import aligned
 from nnopt_jax.transform.base import Transform, abstract_state, abstractly
 from nnopt_jax.transform.given import require_arrays, require_transforms

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field, is_node
-from nnopt_jax.arrays.slots import Slot, refine, require_unstored, slots
+from nnopt_jax.arrays.nodes import Field, is_node
+from nnopt_jax.arrays.refinement import Slot, refine, require_unstored, slots
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.binding import UNBOUND, Binding
 from nnopt_jax.transform.leaves import (

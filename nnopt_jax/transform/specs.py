@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from nnopt_jax.arrays.base import field_specs, fit_spec, is_node, is_spec
+from nnopt_jax.arrays.nodes import field_specs, fit_spec, is_node, is_spec
 from nnopt_jax.errors import SelectionError, nearest
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.transform.base import TOGETHER, State, Transform, abstract_state

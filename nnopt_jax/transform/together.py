@@ -7,8 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field, is_node
-from nnopt_jax.arrays.slots import Slot, refine, slots
+from nnopt_jax.arrays.nodes import Field, is_node
+from nnopt_jax.arrays.refinement import Slot, refine, slots
 from nnopt_jax.errors import CompositionError, ShapeError
 from nnopt_jax.transform.base import TOGETHER, State, Transform
 from nnopt_jax.transform.binding import UNBOUND, Binding

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node, materialize
 from nnopt_jax.arrays.input_quantized import InputQuantized, for_products, rounds_inputs
+from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.transform.base import Grads, State, Transform
 from nnopt_jax.transform.inert import blanked, is_inert

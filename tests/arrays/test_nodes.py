@@ -10,27 +10,27 @@ from jax import export
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays import (
+    BSR,
+    CSR,
+    ELL,
     Bits,
-    Blocks,
+    BlockELL,
     Codebook,
+    DeltaIndex,
     Factored,
-    Gaps,
-    Gathered,
-    GatheredBlocks,
-    Groups,
     InputQuantized,
-    Levels,
+    LookupQuantized,
     Masked,
+    NMIndex,
     Normalized,
+    PackedTernary,
     Powers,
     Quantized,
     Reshaped,
-    Rows,
-    Shrunk,
     SoftCodebook,
+    SoftThresholded,
     Sparse,
     Sum,
-    Trits,
     UnevenGroups,
     is_node,
     materialize,
@@ -38,7 +38,7 @@ from nnopt_jax.arrays import (
     slots,
     store,
 )
-from nnopt_jax.arrays.base import NODE_TYPES
+from nnopt_jax.arrays.nodes import NODE_TYPES
 
 MASK = jnp.array([[True, False, True], [False, False, True]])
 CODES = jnp.array([[1.0, -2.0, 0.0], [3.0, 4.0, -5.0]])
@@ -48,22 +48,22 @@ INDICES = jnp.array([[0, 1, 2], [2, 2, 0]], jnp.uint8)
 
 NODES = {
     "bits": Bits.of(INDICES, 2),
-    "trits": Trits.of(INDICES, 0),
+    "trits": PackedTernary.of(INDICES, 0),
     "powers": Powers(INDICES + jnp.uint8(126)),
-    "levels": Levels(INDICES, SCALE, levels=(-1.0, 0.0, 0.5)),
-    "gaps": Gaps.of(MASK, 2),
-    "rows": Rows.of(MASK),
-    "groups": Groups.of(jnp.array([[True, False, True], [False, True, False]]), 1, 2),
-    "blocks": Blocks.of(jnp.array([[True, True, True], [False, False, False]]), (1, 3)),
-    "gathered": Gathered.of(jnp.where(MASK, CODES, 0.0), MASK),
-    "gathered blocks": GatheredBlocks.of(jnp.where(MASK, CODES, 0.0), (1, 3), MASK),
+    "levels": LookupQuantized(INDICES, SCALE, levels=(-1.0, 0.0, 0.5)),
+    "gaps": DeltaIndex.of(MASK, 2),
+    "rows": CSR.of(MASK),
+    "groups": NMIndex.of(jnp.array([[True, False, True], [False, True, False]]), 1, 2),
+    "blocks": BSR.of(jnp.array([[True, True, True], [False, False, False]]), (1, 3)),
+    "gathered": ELL.of(jnp.where(MASK, CODES, 0.0), MASK),
+    "gathered blocks": BlockELL.of(jnp.where(MASK, CODES, 0.0), (1, 3), MASK),
     "masked": Masked(CODES, MASK),
     "quantized": Quantized(CODES, SCALE, jnp.ones((1, 3))),
     "codebook": Codebook(INDICES, TABLE),
     "factored": Factored(jnp.ones((2, 1)), jnp.ones((1, 3))),
     "sum": Sum(CODES, Factored(jnp.ones((2, 1)), jnp.ones((1, 3)))),
     "normalized": Normalized(CODES, jnp.array([[1.0, 2.0, 3.0]])),
-    "shrunk": Shrunk(CODES, jnp.float32(2)),
+    "shrunk": SoftThresholded(CODES, jnp.float32(2)),
     "reshaped": Reshaped.of(Codebook(INDICES.T, TABLE), (1, 0)),
     "soft": SoftCodebook(0.9 * CODES, TABLE, jnp.float32(1e-3)),
     "input quantized": InputQuantized(CODES, jnp.array([[0.5]])),
@@ -100,14 +100,13 @@ REPRS = {
     "bits": "2-bit[2,3]",
     "trits": "1.6-bit[2,3]",
     "powers": "Powers(exponents uint8[2,3], 8 bits/weight)",
-    "levels": "Levels(codes uint8[2,3], scale float32[1,3], 24 bits/weight)",
+    "levels": "LookupQuantized(codes uint8[2,3], scale float32[1,3], 24 bits/weight)",
     "gaps": "gaps 2-bit[3]",
     "rows": "rows 2-bit[2] columns 2-bit[3]",
     "groups": "1:2 1-bit[1,3]",
     "blocks": "1x3 blocks 1-bit[2,1]",
-    "gathered": "Gathered(indices int32[2,3], values float32[2,3], 64 bits/weight)",
-    "gathered blocks": "GatheredBlocks(indices int32[1,2], values float32[1,3,2,1], "
-    "42.67 bits/weight)",
+    "gathered": "ELL(indices int32[2,3], values float32[2,3], 64 bits/weight)",
+    "gathered blocks": "BlockELL(indices int32[1,2], values float32[1,3,2,1], 42.67 bits/weight)",
     "masked": "Masked(values float32[2,3], mask bool[2,3], 40 bits/weight)",
     "quantized": "Quantized(codes float32[2,3], scale float32[1,3], zero float32[1,3], "
     "64 bits/weight)",
@@ -116,7 +115,7 @@ REPRS = {
     "sum": "Sum(base float32[2,3], delta Factored(u float32[2,1], v float32[1,3]), "
     "58.67 bits/weight)",
     "normalized": "Normalized(base float32[2,3], magnitude float32[1,3], 48 bits/weight)",
-    "shrunk": "Shrunk(values float32[2,3], threshold float32[], 37.33 bits/weight)",
+    "shrunk": "SoftThresholded(values float32[2,3], threshold float32[], 37.33 bits/weight)",
     "reshaped": "Reshaped(base Codebook(indices uint8[3,2], table float32[3]), 24 bits/weight)",
     "soft": "SoftCodebook(values float32[2,3], table float32[3], width float32[], "
     "53.33 bits/weight)",
@@ -253,7 +252,7 @@ def test_support_takes_the_smaller_form(width, sparse, form):
     mask = np.random.default_rng(0).random((50, 40)) < width
     stored = Masked(jnp.ones((50, 40)), jnp.asarray(mask)).store()
     assert isinstance(stored, Sparse)
-    assert isinstance(stored.support, Gaps) == sparse
+    assert isinstance(stored.support, DeltaIndex) == sparse
     assert repr(stored.support).startswith(form)
     assert stored.support.bits <= mask.size
 

@@ -22,13 +22,13 @@ from nnopt_jax import artifact
 from nnopt_jax.arrays import (
     Bits,
     Codebook,
+    DeltaIndex,
     Factored,
-    Gaps,
     Masked,
     Quantized,
     Reshaped,
-    Shrunk,
     SoftCodebook,
+    SoftThresholded,
     Sparse,
     Sum,
     materialize,
@@ -96,11 +96,11 @@ def everything():
         "coded_grid": store(Masked(Quantized(shared, jnp.ones((1, 1)), low=-7, high=7), mask)),
         "factored": Factored(floats[:, :2], floats[:2], dtype="bfloat16"),
         "float_mask": store(Masked(floats, mask)),
-        "gaps": Gaps.of(jnp.asarray(rng.random((50, 9)) < 0.01), 3),
+        "gaps": DeltaIndex.of(jnp.asarray(rng.random((50, 9)) < 0.01), 3),
         "masked": store(Masked(Factored(floats[:, :2], floats[:2]), mask)),
         "quantized": store(grid),
         "sparse_grid": store(Masked(grid, mask)),
-        "shrunk": store(Masked(Shrunk(grid, jnp.float32(0.5)), mask)),
+        "shrunk": store(Masked(SoftThresholded(grid, jnp.float32(0.5)), mask)),
         "sparse_wide": store(Masked(wide, mask)),
         "soft": SoftCodebook(floats, floats[0, :5].sort(), jnp.float32(0.1)),
         "sum": Sum(store(grid), Factored(floats[:, :2], floats[:2])),
@@ -200,7 +200,7 @@ def test_empty_arrays_come_back_however_many(path):
 def test_arrays_that_no_node_would_make_come_back_all_the_same(path):
     """Padding bits that are set, gaps that go on needlessly, more values than the mask keeps."""
     padded = Bits(jnp.full(3, 255, jnp.uint8), 5, 0, (4,))
-    roundabout = Gaps(Bits.of(jnp.array([3, 0, 3, 3]), 2), (2, 6), 2)
+    roundabout = DeltaIndex(Bits.of(jnp.array([3, 0, 3, 3]), 2), (2, 6), 2)
     spare = Sparse(jnp.arange(5, dtype=jnp.uint8), Bits.of(jnp.arange(12) < 2, 1), (12,))
     for tree in (padded, roundabout, spare, Sparse(padded, roundabout, (2, 6))):
         round_trip({"x": tree, "y": store(pruned())}, path)
@@ -249,7 +249,9 @@ def test_packing_is_that_of_the_arrays(width, shape, seed):
 def test_gaps_are_those_of_the_arrays(width, density):
     mask = np.random.default_rng(0).random(200) < density
     codes = packing.gaps(mask, width)
-    np.testing.assert_array_equal(codes, Gaps.of(jnp.asarray(mask), width).codes.materialize())
+    np.testing.assert_array_equal(
+        codes, DeltaIndex.of(jnp.asarray(mask), width).codes.materialize()
+    )
     np.testing.assert_array_equal(packing.mask_of(codes, width, 200), mask)
 
 

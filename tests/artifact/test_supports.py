@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import Masked, Quantized, Rows, Sparse, store
+from nnopt_jax.arrays import CSR, Masked, Quantized, Sparse, store
 from nnopt_jax.artifact import container
 from nnopt_jax.interop import Checkpoints
 from nnopt_jax.ops import keep_n_of_m
@@ -34,7 +34,7 @@ TREE = {
     f"{format} {quantized}": stored(format, mask, quantized)
     for format, mask in FORMATS.items()
     for quantized in (False, True)
-} | {"wide": Sparse(jnp.ones(int(WIDE.sum())), Rows.of(WIDE), WIDE.shape)}
+} | {"wide": Sparse(jnp.ones(int(WIDE.sum())), CSR.of(WIDE), WIDE.shape)}
 
 
 def test_every_format_comes_back_from_a_file(tmp_path):

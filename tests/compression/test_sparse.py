@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import Blocks, Gaps, Groups, Masked, Quantized, Rows, Sparse
+from nnopt_jax.arrays import BSR, CSR, DeltaIndex, Masked, NMIndex, Quantized, Sparse
 from nnopt_jax.errors import CompositionError, ShapeError, ValueRangeError
 
 RNG = np.random.default_rng(0)
@@ -45,11 +45,11 @@ def test_zeros_stay_while_the_rest_learns():
 @pytest.mark.parametrize(
     ("format", "kind"),
     [
-        ("csr", Rows),
-        pytest.param("gaps", Gaps, marks=pytest.mark.slow),
-        ("2:4", Groups),
-        pytest.param((2, 2), Blocks, marks=pytest.mark.slow),
-        ([4, 8], Blocks),
+        ("csr", CSR),
+        pytest.param("gaps", DeltaIndex, marks=pytest.mark.slow),
+        ("2:4", NMIndex),
+        pytest.param((2, 2), BSR, marks=pytest.mark.slow),
+        ([4, 8], BSR),
     ],
 )
 def test_the_mask_is_the_smallest_of_its_format_that_covers_all(format, kind):
@@ -94,7 +94,7 @@ def test_a_mask_of_an_earlier_link_stays_and_gets_the_format():
     state = tx.init(tree)
     leaf = tx.encode(tree, state)["kernel"]
     assert not isinstance(leaf.values, Masked)
-    assert isinstance(tx.pack(tree, state)["kernel"].support, Rows)
+    assert isinstance(tx.pack(tree, state)["kernel"].support, CSR)
     with pytest.raises(CompositionError, match="in a group that are not zero"):
         nnopt.chain(nnopt.pruning.magnitude(0.25), sparse("2:4")).init(tree)
 
@@ -111,7 +111,7 @@ def test_a_mask_that_loses_the_pattern_is_refused_when_it_is_packed():
 
 
 def test_patterns_of_pruning_are_stored_as_what_they_are_under_jit_as_well():
-    for pattern, kind in (("2:4", Groups), ((2, 4), Blocks)):
+    for pattern, kind in (("2:4", NMIndex), ((2, 4), BSR)):
         share = None if pattern == "2:4" else 0.5
         tx = nnopt.chain(nnopt.pruning.magnitude(share, pattern=pattern), sparse())
         tree = params(DENSE != 0)

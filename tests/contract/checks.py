@@ -19,15 +19,15 @@ from nnopt_jax.arrays import (
     Codebook,
     Factored,
     InputQuantized,
-    Levels,
+    LookupQuantized,
     Masked,
     Normalized,
     Quantized,
     Sum,
     is_node,
 )
-from nnopt_jax.arrays.base import compactable, show
 from nnopt_jax.arrays.masked import raised
+from nnopt_jax.arrays.nodes import compactable, show
 from nnopt_jax.errors import CapacityError, NonFiniteError, SelectionError
 from nnopt_jax.ops import expand
 from nnopt_jax.transform.measured import SLOPES
@@ -409,7 +409,7 @@ def check_no_negative_zero(tx: nnopt.Transform, params: Any) -> None:
 
 def _on_grid(leaf: Any) -> bool:
     inner = is_node(leaf) and any(_on_grid(field) for _, field in leaf.fields())
-    return isinstance(leaf, (Levels, Quantized)) or inner
+    return isinstance(leaf, (LookupQuantized, Quantized)) or inner
 
 
 def check_keeps_zeros(before: nnopt.Transform, after: nnopt.Transform, params: Any) -> None:
@@ -480,7 +480,7 @@ def _outer_scale(field: Any) -> np.ndarray:
     """The scale of a grid above a codebook, repeated to the logical shape."""
     if isinstance(field, Masked):
         return _outer_scale(field.values)
-    if not isinstance(field, (Levels, Quantized)):
+    if not isinstance(field, (LookupQuantized, Quantized)):
         return np.zeros((1, 1))
     scale = np.asarray(show(field.scale), np.float32)
     for axis, size in enumerate(field.shape):

@@ -234,7 +234,7 @@ def test_too_many_values_are_caught():
         matrices,
         init=lambda leaves, start: ({}, {p: None for p in leaves}),
         encode=_each(
-            lambda leaf, rest, train: nnopt.arrays.Shrunk(
+            lambda leaf, rest, train: nnopt.arrays.SoftThresholded(
                 leaf, jnp.linspace(0, 1, leaf.size).reshape(leaf.shape)
             )
         ),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from nnopt_jax.arrays import Bits, Codebook, Gaps, Masked, Quantized, Sparse, Trits
+from nnopt_jax.arrays import Bits, Codebook, DeltaIndex, Masked, PackedTernary, Quantized, Sparse
 from tests.golden.draws import Draws
 
 _DTYPES = (
@@ -68,7 +68,7 @@ def constant() -> Any:
     return {
         "zeros": jnp.zeros((9, 9), np.uint8), "same": jnp.full((5, 5), -3, np.int16),
         "true": jnp.ones((4, 4), bool), "bits": Bits.of(jnp.full((7, 7), 5), 3),
-        "trits": Trits.of(jnp.zeros((3, 3), np.int32)), "floats": jnp.full((6,), 1.5),
+        "trits": PackedTernary.of(jnp.zeros((3, 3), np.int32)), "floats": jnp.full((6,), 1.5),
         "empty": Bits.of(jnp.zeros((0, 3), np.int32), 2), "one": jnp.ones((1,), np.uint8),
     }  # fmt: skip
 
@@ -108,7 +108,7 @@ def tables() -> Any:
         "narrow": jnp.asarray(narrow), "wide": jnp.asarray(wide), "mask": jnp.asarray(sparse),
         "signed": jnp.asarray((narrow.astype(np.int16) - 100).astype(np.int8)),
         "skewed": Bits.of(jnp.asarray(skewed), 4),
-        "ternary": Trits.of(jnp.asarray(rng.choice(3, 20_000, p=[0.1, 0.85, 0.05]))),
+        "ternary": PackedTernary.of(jnp.asarray(rng.choice(3, 20_000, p=[0.1, 0.85, 0.05]))),
         "noise": jnp.asarray(rng.integers(0, 256, 4500).astype(np.uint8)),
     }  # fmt: skip
 
@@ -120,7 +120,7 @@ def large() -> Any:
     rows, columns = np.nonzero(rng.random(busy.shape) < 0.0003 * busy)
     codes = np.ones(busy.shape, np.int32)
     codes[rows, columns] = rng.integers(0, 2, rows.size) * 2
-    return {"ternary": Trits.of(jnp.asarray(codes))}
+    return {"ternary": PackedTernary.of(jnp.asarray(codes))}
 
 
 def kept() -> Any:
@@ -147,7 +147,7 @@ def apart() -> Any:
     mask = jnp.asarray(np.arange(384).reshape(16, 24) % 5 == 1)
     return {
         "bits": codes.replace(words=jnp.asarray(words)),
-        "gaps": Gaps(trailing, (60,), 2),
+        "gaps": DeltaIndex(trailing, (60,), 2),
         "capacity": Masked(Draws(36).int4(), mask, capacity=90).store(),
         "spare": Sparse(jnp.arange(90.0), Bits.of(mask, 1), (16, 24)),
     }

@@ -10,13 +10,13 @@ import numpy as np
 from nnopt_jax.arrays import (
     Bits,
     Codebook,
-    Levels,
+    LookupQuantized,
     Masked,
+    PackedTernary,
     Powers,
     Quantized,
     Reshaped,
     SoftCodebook,
-    Trits,
     UnevenGroups,
     store,
 )
@@ -39,10 +39,10 @@ def bits() -> Any:
 def trits() -> Any:
     draws = Draws(2)
     return {
-        "flat": Trits.of(draws.indices(3, 7, 9) - 1),
-        "rows": Trits.of(draws.indices(3, 4, 10) + 5, 5),
-        "empty": Trits.of(jnp.zeros((0,), np.int32)),
-        "scalar": Trits.of(jnp.int32(1), 0),
+        "flat": PackedTernary.of(draws.indices(3, 7, 9) - 1),
+        "rows": PackedTernary.of(draws.indices(3, 4, 10) + 5, 5),
+        "empty": PackedTernary.of(jnp.zeros((0,), np.int32)),
+        "scalar": PackedTernary.of(jnp.int32(1), 0),
     }
 
 
@@ -146,22 +146,26 @@ def levels() -> Any:
     double = Quantized(draws.codes(0, 255, 4, 24), draws.scales(1, 3), low=0, high=255)
     many = tuple(float(x) for x in np.linspace(-3, 3, 256, dtype=np.float32))
     stored = {
-        "signs": Levels(draws.codes(0, 1), draws.scales()),
-        "signs_tensor": Levels(draws.codes(0, 1), draws.scales(1, 1)),
-        "ternary": Levels(draws.codes(0, 2), draws.scales(), levels=three),
-        "two_scales": Levels(draws.codes(0, 2), draws.scales(), draws.scales(), levels=three),
-        "eight": Levels(draws.codes(0, 7), draws.scales(), levels=NF4[::2]),
-        "nf4": Levels(sixteen, draws.scales(4, 24), levels=NF4),
-        "nf4_double": Levels(sixteen, double, levels=NF4),
-        "nf4_bfloat16": Levels(sixteen, draws.scales(4, 24), levels=NF4, dtype="bfloat16"),
-        "fp4": Levels(draws.codes(0, 14), draws.scales(4, 24), levels=FP4),
-        "mxfp4": Levels(draws.codes(0, 14), powers, levels=FP4),
-        "float16_scale": Levels(sixteen, draws.scales(4, 24, dtype=np.float16), levels=NF4),
-        "many": Levels(draws.codes(0, 255), draws.scales(), levels=many),
-        "zero_scale": Levels(draws.codes(0, 2), jnp.zeros((1, 24)), levels=three),
-        "stack": Levels(draws.codes(0, 1, 2, 8, 24), draws.scales(2, 1, 24)),
+        "signs": LookupQuantized(draws.codes(0, 1), draws.scales()),
+        "signs_tensor": LookupQuantized(draws.codes(0, 1), draws.scales(1, 1)),
+        "ternary": LookupQuantized(draws.codes(0, 2), draws.scales(), levels=three),
+        "two_scales": LookupQuantized(
+            draws.codes(0, 2), draws.scales(), draws.scales(), levels=three
+        ),
+        "eight": LookupQuantized(draws.codes(0, 7), draws.scales(), levels=NF4[::2]),
+        "nf4": LookupQuantized(sixteen, draws.scales(4, 24), levels=NF4),
+        "nf4_double": LookupQuantized(sixteen, double, levels=NF4),
+        "nf4_bfloat16": LookupQuantized(sixteen, draws.scales(4, 24), levels=NF4, dtype="bfloat16"),
+        "fp4": LookupQuantized(draws.codes(0, 14), draws.scales(4, 24), levels=FP4),
+        "mxfp4": LookupQuantized(draws.codes(0, 14), powers, levels=FP4),
+        "float16_scale": LookupQuantized(
+            sixteen, draws.scales(4, 24, dtype=np.float16), levels=NF4
+        ),
+        "many": LookupQuantized(draws.codes(0, 255), draws.scales(), levels=many),
+        "zero_scale": LookupQuantized(draws.codes(0, 2), jnp.zeros((1, 24)), levels=three),
+        "stack": LookupQuantized(draws.codes(0, 1, 2, 8, 24), draws.scales(2, 1, 24)),
     }
-    training = Levels(draws.codes(0, 1), draws.scales(), carry=draws.floats())
+    training = LookupQuantized(draws.codes(0, 1), draws.scales(), carry=draws.floats())
     return {name: leaf.store() for name, leaf in stored.items()} | {"training": training}
 
 
@@ -178,7 +182,7 @@ def in_layouts() -> Any:
         "uneven": Quantized(draws.codes(-7, 7), uneven, low=-7, high=7),
         "uneven_float16": Quantized(draws.codes(-7, 7), half, low=-7, high=7),
         "uneven_zero": Quantized(draws.codes(0, 15), uneven, zero, low=0, high=15),
-        "uneven_levels": Levels(draws.codes(0, 2), uneven, levels=(-1.0, 0.0, 1.0)),
+        "uneven_levels": LookupQuantized(draws.codes(0, 2), uneven, levels=(-1.0, 0.0, 1.0)),
         "turned": Reshaped.of_matrix(matrix, Axes(1, 0), (24, 16)),
         "query": Reshaped.of_matrix(matrix, Axes(1, (0, 2)), (4, 16, 6)),
         "pattern_along_outputs": masked,

@@ -12,12 +12,12 @@ from nnopt_jax.arrays import (
     Codebook,
     Factored,
     InputQuantized,
-    Levels,
+    LookupQuantized,
     Masked,
     Normalized,
     Quantized,
     Reshaped,
-    Shrunk,
+    SoftThresholded,
     Sum,
 )
 from tests.golden.draws import FP4, SHAPE, Draws
@@ -40,7 +40,7 @@ def sums() -> Any:
     draws = Draws(15)
     factors = Factored(draws.eighths(16, 2), draws.eighths(2, 24))
     eighth = jnp.full((1, 24), 0.125)
-    eight = Levels(draws.codes(0, 14), eighth, levels=FP4)
+    eight = LookupQuantized(draws.codes(0, 14), eighth, levels=FP4)
     return {
         "dense": Sum(draws.eighths(), factors),
         "arrays": Sum(draws.eighths(), draws.eighths()),
@@ -72,10 +72,10 @@ def shrunk() -> Any:
     draws = Draws(16)
     table = jnp.array([-1.0, -0.25, 0.0, 0.5, 2.0])
     return {
-        "dense": Shrunk(draws.eighths(), jnp.float32(0.5)),
-        "grid": Shrunk(draws.int4(), jnp.float32(0.25)).store(),
-        "shared": Shrunk(Codebook(draws.indices(5), table), jnp.float32(0.25)).store(),
-        "bfloat16": Shrunk(draws.eighths().astype(jnp.bfloat16), jnp.float32(0.5)),
+        "dense": SoftThresholded(draws.eighths(), jnp.float32(0.5)),
+        "grid": SoftThresholded(draws.int4(), jnp.float32(0.25)).store(),
+        "shared": SoftThresholded(Codebook(draws.indices(5), table), jnp.float32(0.25)).store(),
+        "bfloat16": SoftThresholded(draws.eighths().astype(jnp.bfloat16), jnp.float32(0.5)),
     }
 
 
@@ -132,7 +132,7 @@ def nested() -> Any:
     rounded = InputQuantized(pruned, jnp.full((1, 1), 0.5), input_bits=4)
     return {
         "sparse_codes_shared": Masked(grid_over_codes, mask).store(),
-        "sparse_shrunk": Masked(Shrunk(draws.int4(), jnp.float32(0.25)), mask).store(),
+        "sparse_shrunk": Masked(SoftThresholded(draws.int4(), jnp.float32(0.25)), mask).store(),
         "sparse_inputs": Masked(InputQuantized(draws.int4()), mask).store(),
         "sparse_view": Masked(Reshaped.of(draws.int4()), mask).store(),
         "masked_turned": Masked(
@@ -145,7 +145,7 @@ def nested() -> Any:
         "inputs_of_sum": InputQuantized(Sum(draws.int4().store(), factors)),
         "view_of_sparse": Reshaped.of(pruned.store(), (1, 0)),
         "masked_sum": Masked(Sum(draws.eighths(), factors), mask).store(),
-        "shrunk_levels": Shrunk(Levels(draws.codes(0, 2), jnp.full((1, 1), 0.5),
+        "shrunk_levels": SoftThresholded(LookupQuantized(draws.codes(0, 2), jnp.full((1, 1), 0.5),
                                        levels=(-1.0, 0.0, 1.0)), jnp.float32(0.25)).store(),
         "training": Masked(Quantized(coded, eighths, carry=draws.floats(), low=-7, high=7), mask),
     }  # fmt: skip

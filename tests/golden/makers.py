@@ -54,7 +54,7 @@ def nodes_of(tree: Any) -> set[type[Node]]:
 
 
 def _names(tree: Any) -> list[str]:
-    return sorted(cls.__name__ for cls in nodes_of(tree))
+    return sorted(cls.file_name() for cls in nodes_of(tree))
 
 
 def _told(kind: str, tree: Any, **more: Any) -> dict[str, Any]:

@@ -11,22 +11,22 @@ import numpy as np
 import optax
 
 from nnopt_jax.arrays import (
+    BSR,
+    CSR,
+    ELL,
     Bits,
-    Blocks,
+    BlockELL,
     Codebook,
     Factored,
-    Gathered,
-    GatheredBlocks,
     InputQuantized,
-    Levels,
+    LookupQuantized,
     Masked,
     Normalized,
     Powers,
     Quantized,
     Reshaped,
-    Rows,
-    Shrunk,
     SoftCodebook,
+    SoftThresholded,
     Sparse,
     Sum,
 )
@@ -49,7 +49,7 @@ def packed() -> dict[str, Any]:
     draws = Draws(51)
     grid = Quantized(draws.codes(-7, 7, 11, 16), jnp.full((1, 16), 0.125), low=-7, high=7)
     shared = Codebook(draws.indices(4), jnp.array([-1.0, -0.25, 0.5, 1.0]))
-    signs = Levels(draws.codes(0, 1, 24, 3), jnp.full((1, 3), 0.25)).store()
+    signs = LookupQuantized(draws.codes(0, 1, 24, 3), jnp.full((1, 3), 0.25)).store()
     return {
         "embed": grid.store(),
         "layers": [{"kernel": Masked(shared, draws.mask(0.3)).store(), "bias": draws.eighths(24)}],
@@ -115,7 +115,7 @@ def adapters() -> dict[str, tuple[Any, Any]]:
     mask = draws.mask(0.3)
     plain = {"kernel": draws.eighths(), "head": draws.eighths(24, 3), "bias": draws.eighths(24)}
     coded = {
-        "levels": Levels(draws.codes(0, 14), jnp.full((4, 24), 0.125), levels=FP4).store(),
+        "levels": LookupQuantized(draws.codes(0, 14), jnp.full((4, 24), 0.125), levels=FP4).store(),
         "grid": Quantized(triangles, jnp.ones((1, 24)), low=-7, high=7).store(),
         "sparse": Masked(draws.int4(), mask).store(),
         "bias": draws.eighths(24),
@@ -168,12 +168,12 @@ def exportable() -> dict[str, Any]:
     table = jnp.array([-1.0, -0.25, 0.5, 1.0])
     exponents = jnp.full((1, 24), 124, np.uint8)
     factors = Factored(draws.eighths(16, 2), draws.eighths(2, 24))
-    ternary = Levels(draws.codes(0, 2), Powers(exponents), levels=(-1.0, 0.0, 1.0))
+    ternary = LookupQuantized(draws.codes(0, 2), Powers(exponents), levels=(-1.0, 0.0, 1.0))
     lists = {"2:4": draws.n_of_m(2, 4), (4, 8): blocks, "gaps": mask}
     stored = {str(form): Masked(values, kept, format=form).store() for form, kept in lists.items()}
     return stored | {
-        "rows": Sparse(jnp.ones(int(mask.sum())), Rows.of(mask), SHAPE),
-        "blocks": Sparse(jnp.ones(int(blocks.sum())), Blocks.of(blocks, (4, 8)), SHAPE),
+        "rows": Sparse(jnp.ones(int(mask.sum())), CSR.of(mask), SHAPE),
+        "blocks": Sparse(jnp.ones(int(blocks.sum())), BSR.of(blocks, (4, 8)), SHAPE),
         "bits": Quantized(Bits.of(draws.codes(-8, 7), 4, -8), jnp.full((1, 24), 0.125)),
         "masked": Masked(values, mask),
         "grid": grid,
@@ -182,11 +182,11 @@ def exportable() -> dict[str, Any]:
         "ternary": ternary.store(),
         "lora": Sum(grid.store(), factors),
         "dora": Normalized(jnp.zeros(SHAPE).at[0].set(3).at[1].set(4), jnp.full((1, 24), 10.0)),
-        "shrunk": Shrunk(grid.store(), jnp.float32(0.25)),
+        "shrunk": SoftThresholded(grid.store(), jnp.float32(0.25)),
         "view": Reshaped.of(draws.eighths(24, 16), (1, 0)),
         "inputs": InputQuantized(grid.store(), jnp.full((1, 1), 0.5)),
-        "lists": Gathered.of(values, mask),
-        "lists_of_blocks": GatheredBlocks.of(values, (4, 8), blocks),
+        "lists": ELL.of(values, mask),
+        "lists_of_blocks": BlockELL.of(values, (4, 8), blocks),
     }
 
 

@@ -17,7 +17,7 @@ from jax import export
 
 import nnopt_jax as nnopt
 from nnopt_jax import recipe as recipes
-from nnopt_jax.arrays.base import NODE_TYPES
+from nnopt_jax.arrays.nodes import NODE_TYPES
 from nnopt_jax.errors import ArtifactError
 from nnopt_jax.interop import Checkpoints, read_metadata, read_weights
 from nnopt_jax.transfer import Structure, load_adapter, load_model
@@ -103,7 +103,7 @@ def test_every_node_class_has_a_golden_file():
     """A new class needs an entry of its own: see `tests/golden/write.py`."""
     found = {node for name in entries("tree") for node in INDEX[name]["nodes"]}
     ours = (cls for cls in NODE_TYPES.values() if cls.__module__.startswith("nnopt_jax."))
-    assert {cls.__name__ for cls in ours} == found
+    assert {cls.file_name() for cls in ours} == found
 
 
 def test_golden_files_are_small():
@@ -132,7 +132,7 @@ def test_golden_files_are_never_rewritten(tmp_path):
 def test_a_tree_loads_bit_for_bit(name, tmp_path):
     tree = loaded(name)
     require_equal(shown(tree), wanted(name))
-    assert sorted(cls.__name__ for cls in nodes_of(tree)) == INDEX[name]["nodes"]
+    assert sorted(cls.file_name() for cls in nodes_of(tree)) == INDEX[name]["nodes"]
     assert array_bytes(tree) <= INDEX[name]["bytes"]  # packed as it was
     assert nnopt.inspect(file(name, ".nnopt")).metadata == INDEX[name]["metadata"]
     nnopt.save(tmp_path / "again.nnopt", tree, metadata=INDEX[name]["metadata"])

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from nnopt_jax.arrays import (
     Bits,
     Codebook,
+    DeltaIndex,
     Factored,
-    Gaps,
     Masked,
     Quantized,
     Sparse,
@@ -26,7 +26,7 @@ from nnopt_jax.arrays import (
     materialize,
     store,
 )
-from nnopt_jax.arrays.bits import pack_integers
+from nnopt_jax.arrays.packed_integers import pack_integers
 from nnopt_jax.tree import tree_bits
 
 SHAPES = st.sampled_from([(), (1,), (7,), (3, 8), (2, 3, 5), (0, 4)])
@@ -104,7 +104,7 @@ def test_pack_integers_is_lossless(shape, ends, seed):
 @given(st.data(), st.integers(1, 8))
 def test_gaps_round_trip(data, width):
     mask = data.draw(masks(data.draw(SHAPES)))
-    gaps = Gaps.of(jnp.asarray(mask), width)
+    gaps = DeltaIndex.of(jnp.asarray(mask), width)
     np.testing.assert_array_equal(gaps.materialize(), mask)
     codes = np.asarray(gaps.codes.materialize())
     assert codes.size == 0 or (codes.min() >= 0 and codes.max() < 2**width)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
-from nnopt_jax.arrays import Groups, smallest_support
-from nnopt_jax.arrays.supports import support_of
+from nnopt_jax.arrays import NMIndex, smallest_support
+from nnopt_jax.arrays.mask_format import support_of
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.ops import keep_n_of_m
 
@@ -53,7 +53,7 @@ def test_n_of_m(pair, seed):
     scores = np.random.default_rng(seed).normal(size=(12, 5)).astype(np.float32)
     mask = keep_n_of_m(jnp.asarray(scores), n, m)
     support = support_of(mask, f"{n}:{m}")
-    assert isinstance(support, Groups)
+    assert isinstance(support, NMIndex)
     assert support.least == support.most == int(mask.sum()) == 60 * n // m
     assert not support.problems((12, 5))
     np.testing.assert_array_equal(support.materialize(), mask)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import Shrunk, Sparse
+from nnopt_jax.arrays import SoftThresholded, Sparse
 from nnopt_jax.errors import ValueRangeError
 
 W = np.random.default_rng(4).normal(size=(8, 5)).astype(np.float32)
@@ -76,7 +76,7 @@ def test_over_codes_the_threshold_is_stored(before):
     state = tx.init(PARAMS)
     packed = tx.pack(PARAMS, state)["kernel"]
     assert isinstance(packed, Sparse)
-    assert isinstance(packed.values, Shrunk)
+    assert isinstance(packed.values, SoftThresholded)
     coded = np.asarray(before.apply(PARAMS, state[0])["kernel"])
     expected = np.where(np.asarray(state[1].rest["kernel"]["mask"]),
                         _soft(coded, _level(coded, 20)), 0)  # fmt: skip

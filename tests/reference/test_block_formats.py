@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays.base import show
+from nnopt_jax.arrays.nodes import show
 from nnopt_jax.ops.lookup_tables import NF4
 
 pytestmark = pytest.mark.reference

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import Masked, Reshaped, Shrunk
+from nnopt_jax.arrays import Masked, Reshaped, SoftThresholded
 from nnopt_jax.errors import SelectionError, ShapeError, ValueRangeError
 from nnopt_jax.transfer import dora, freeze, lora
 
@@ -135,8 +135,8 @@ def doubly_masked(w):
 BASES = {
     "bits": lambda w: sparse(w, "bitmask"),
     "gaps": lambda w: sparse(w, "gaps"),
-    "shrunk": lambda w: Shrunk(sparse(w), jnp.float32(0.1)),
-    "masked twice": lambda w: Shrunk(doubly_masked(w), jnp.float32(0.1)),
+    "shrunk": lambda w: SoftThresholded(sparse(w), jnp.float32(0.1)),
+    "masked twice": lambda w: SoftThresholded(doubly_masked(w), jnp.float32(0.1)),
     "view": lambda w: Reshaped.of(sparse(w.T), (1, 0)),
     "adapter": lambda w: dora_over(sparse(w)),
 }

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from nnopt_jax.arrays.base import Field
 from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.nodes import Field
+from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.arrays.reshaped import Reshaped
-from nnopt_jax.arrays.slots import Slot
 from nnopt_jax.errors import CapacityError, NonFiniteError, ShapeError, ValueRangeError
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.ops.factorization import Method, factorize, rank_for_energy

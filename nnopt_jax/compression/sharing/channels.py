@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax
 
-from nnopt_jax.arrays.slots import Slot
+from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.ops.clustering import assign, kmeans
 
@@ -31,7 +31,7 @@ def channel_tables(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays.slots import Slot
+        >>> from nnopt_jax.arrays.refinement import Slot
         >>> from nnopt_jax.ops.axis_roles import Axes
         >>> slot = Slot("", jnp.array([[1.0, 8.0], [2.0, 9.0]]), "value", None, Axes(0, 1))
         >>> channel_tables(slot, 2, "density", 5, None)

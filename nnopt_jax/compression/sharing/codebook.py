@@ -8,8 +8,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.codebook import Codebook
-from nnopt_jax.arrays.slots import Slot
+from nnopt_jax.arrays.codebooks import Codebook
+from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.compression.sharing.channels import (
     assign_channels,
     channel_tables,

@@ -7,9 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.codebook import Codebook
-from nnopt_jax.arrays.slots import Slot
-from nnopt_jax.arrays.soft_codebook import SoftCodebook
+from nnopt_jax.arrays.codebooks import Codebook, SoftCodebook
+from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.compression.sharing.codebook import shared, too_few
 from nnopt_jax.ops.clustering import kmeans
 from nnopt_jax.ops.soft_clustering import soft_kmeans

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from nnopt_jax.arrays.base import is_node, summary
+from nnopt_jax.arrays.nodes import is_node, summary
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings

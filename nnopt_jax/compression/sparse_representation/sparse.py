@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from nnopt_jax.arrays.base import Field, is_node, summary
+from nnopt_jax.arrays.mask_format import Format, n_of_m, parse_format, shape_misfit
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.sparse import Sparse
-from nnopt_jax.arrays.supports import Format, parse_format
-from nnopt_jax.arrays.supports.blocks import any_in_block
-from nnopt_jax.arrays.supports.choose import n_of_m, shape_misfit
+from nnopt_jax.arrays.nodes import Field, is_node, summary
+from nnopt_jax.arrays.pattern_layouts import any_in_block
+from nnopt_jax.arrays.sparse_array import Sparse
 from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.masks import keep_n_of_m, split_groups

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.artifact import load
 from nnopt_jax.errors import ArtifactError, ValueRangeError
 from nnopt_jax.interop.weights.npz import read_npz

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.artifact.whole import replace_file
 from nnopt_jax.errors import ArtifactError, Problems, SelectionError, ValueRangeError
 from nnopt_jax.interop.weights import header

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import ArtifactError, CheckpointError
 from nnopt_jax.interop.orbax import Checkpoints
 from nnopt_jax.tree.paths import flatten

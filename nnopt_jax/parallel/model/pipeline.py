@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from nnopt_jax.arrays.base import summary
+from nnopt_jax.arrays.nodes import summary
 from nnopt_jax.errors import CompositionError, Problems, ShapeError
 from nnopt_jax.parallel.data import micro_batches, require_divisible
 from nnopt_jax.parallel.mesh import (

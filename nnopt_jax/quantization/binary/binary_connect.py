@@ -8,8 +8,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.levels import Levels
-from nnopt_jax.arrays.slots import Slot
+from nnopt_jax.arrays.lookup_quantized import LookupQuantized
+from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.lookup_tables import BINARY, nearest_level
@@ -91,11 +91,11 @@ def binary_connect(
             )
         return None, {**rest, "key": start.key, "count": jnp.int32(0)}
 
-    def encode(slot: Slot, learned: Any, rest: Any, train: bool) -> Levels:
+    def encode(slot: Slot, learned: Any, rest: Any, train: bool) -> LookupQuantized:
         del learned
         x = slot.array
         codes = _drawn(x, rest) if stochastic and train else nearest_level(x, BINARY)
-        return Levels(codes, rest["scale"], None, x, BINARY, str(x.dtype))
+        return LookupQuantized(codes, rest["scale"], None, x, BINARY, str(x.dtype))
 
     def refresh(slot: Slot, learned: Any, rest: Any, now: Update) -> tuple[Any, Any]:
         del slot

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Node
-from nnopt_jax.arrays.levels import Levels
-from nnopt_jax.arrays.slots import Slot
+from nnopt_jax.arrays.lookup_quantized import LookupQuantized
+from nnopt_jax.arrays.nodes import Node
+from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.ops.block_formats import block_largest, block_mean, stored_scale
 from nnopt_jax.ops.gradient_estimators import scale_gradient
 from nnopt_jax.ops.lookup_tables import TERNARY
@@ -99,7 +99,7 @@ def ttq(
         codes = _codes(x, part.expand(found))
         carry = scale_gradient(x, _slope(codes, learned, part))
         above, below = (part.field(learned[name]) for name in ("positive", "negative"))
-        return part.in_place(Levels(codes, above, below, carry, TERNARY, str(x.dtype)))
+        return part.in_place(LookupQuantized(codes, above, below, carry, TERNARY, str(x.dtype)))
 
     def refresh(slot: Slot, learned: Any, found: Any, now: Update) -> tuple[Any, Any]:
         del found, now

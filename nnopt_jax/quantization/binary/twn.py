@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.arrays.integer_quantized import Quantized
 from nnopt_jax.ops.block_formats import block_mean, stored_scale
 from nnopt_jax.quantization.fitted import fitted
 from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing

@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import show
-from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.arrays.integer_quantized import Quantized
+from nnopt_jax.arrays.nodes import show
 from nnopt_jax.ops.gradient_estimators import gate
 from nnopt_jax.ops.grid import expand, fit_grid, grid_of_range, integer_range, quantize
 from nnopt_jax.ops.range_search import mse_range, percentile_range

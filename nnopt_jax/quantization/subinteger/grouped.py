@@ -7,9 +7,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Node
-from nnopt_jax.arrays.levels import Levels
-from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.arrays.integer_quantized import Quantized
+from nnopt_jax.arrays.lookup_quantized import LookupQuantized
+from nnopt_jax.arrays.nodes import Node
 from nnopt_jax.ops.block_formats import (
     q4_0_codes,
     q4_0_step,
@@ -94,6 +94,6 @@ def grouped(
             step = jnp.where(scale == 0, jnp.float32(0), step)  # codes of 0 show no -0
             return Quantized(q8_0_codes(x, step), scale, None, x, dtype=str(x.dtype))
         # Steps have a sign here, and levels show no -0.
-        return Levels(q4_0_codes(x, step) + 8, scale, None, x, _SIGNED, str(x.dtype))
+        return LookupQuantized(q4_0_codes(x, step) + 8, scale, None, x, _SIGNED, str(x.dtype))
 
     return fitted(_NAME, where, shared, fit=fit, encode=encode)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nnopt_jax.arrays.base import Node, show
-from nnopt_jax.arrays.quantized import Quantized
-from nnopt_jax.arrays.slots import Slot
+from nnopt_jax.arrays.integer_quantized import Quantized
+from nnopt_jax.arrays.nodes import Node, show
+from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.ops.blockwise import reduce_blocks
 from nnopt_jax.ops.gradient_estimators import gate, straight_through
 from nnopt_jax.ops.grid import integer_range, quantize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from nnopt_jax.arrays.powers import Powers
+from nnopt_jax.arrays.scales import Powers
 from nnopt_jax.ops.block_formats import block_largest, shared_exponent
 from nnopt_jax.ops.lookup_tables import E2M1
 from nnopt_jax.quantization.granularity import Blocked, Granularity, sharing

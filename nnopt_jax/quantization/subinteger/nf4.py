@@ -6,8 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field
-from nnopt_jax.arrays.quantized import Quantized
+from nnopt_jax.arrays.integer_quantized import Quantized
+from nnopt_jax.arrays.nodes import Field
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.ops.block_formats import block_largest, stored_scale
 from nnopt_jax.ops.grid import quantize

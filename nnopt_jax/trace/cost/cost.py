@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node, summary
+from nnopt_jax.arrays.nodes import is_node, summary
 from nnopt_jax.trace.cost.count import ACTIVATIONS, ELEMENTWISE, Tally, count
 from nnopt_jax.trace.cost.latency import milliseconds
 from nnopt_jax.trace.cost.origin import FLOWING, LEAF, Origin

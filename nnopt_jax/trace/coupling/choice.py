@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import (
     CompositionError,
     Problems,

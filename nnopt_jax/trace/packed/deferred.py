@@ -10,8 +10,8 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field, Node, is_node, show
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
+from nnopt_jax.arrays.nodes import Field, Node, is_node, show
 from nnopt_jax.trace.jaxpr import Equation, bind
 from nnopt_jax.trace.primitives import Kind, Rule
 from nnopt_jax.typing import Array, Shape

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import is_spec
 from nnopt_jax.arrays.hooks import CannotStayPacked, move
+from nnopt_jax.arrays.nodes import is_spec
 from nnopt_jax.trace.control import Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program
 from nnopt_jax.trace.packed.deferred import Deferred

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from nnopt_jax.arrays.base import Node, is_node
 from nnopt_jax.arrays.hooks import inputs_above
+from nnopt_jax.arrays.nodes import Node, is_node
 from nnopt_jax.trace.packed.deferred import Deferred
 from nnopt_jax.typing import Array
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import jax
 
-from nnopt_jax.arrays.base import is_node
-from nnopt_jax.arrays.manifest import check
+from nnopt_jax.arrays.node_description import check
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Equation, line
 from nnopt_jax.trace.packed.deferred import Deferred

@@ -14,8 +14,7 @@ from jax.core import Tracer
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, after, cast, dot, join, move, times
 from nnopt_jax.arrays.masked import zero_outside
 from nnopt_jax.arrays.products.contraction import Contraction
-from nnopt_jax.arrays.products.convolution import Convolution
-from nnopt_jax.arrays.products.ragged import Ragged
+from nnopt_jax.arrays.products.special_products import Convolution, Ragged
 from nnopt_jax.trace.jaxpr import Equation, bind, primitives
 from nnopt_jax.trace.packed.deferred import deferred
 from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf, loosened

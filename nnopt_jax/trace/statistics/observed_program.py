@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from nnopt_jax.arrays.base import is_node, show
+from nnopt_jax.arrays.nodes import is_node, show
 from nnopt_jax.errors import StatisticsError
 from nnopt_jax.trace.abstract_walk import Location
 from nnopt_jax.trace.jaxpr import Program

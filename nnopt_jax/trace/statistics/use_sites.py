@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.trace.abstract_walk import Location, Walk
 from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.statistics.leaf_domain import LeafDomain, NotedUse

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays.base import is_node, show, summary
+from nnopt_jax.arrays.nodes import is_node, show, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings, single
 from nnopt_jax.transform.given import require_values

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import Problems, SelectionError
 from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten, unflatten

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node, show
+from nnopt_jax.arrays.nodes import is_node, show
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.transfer.structure.layers import apart, check_chosen
 from nnopt_jax.transfer.structure.place import layers_at, with_layers

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays.base import is_node, show, summary
+from nnopt_jax.arrays.nodes import is_node, show, summary
 from nnopt_jax.errors import (
     CompositionError,
     Problems,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays.base import is_node, show
+from nnopt_jax.arrays.nodes import is_node, show
 from nnopt_jax.errors import Problems, ValueRangeError, nearest
 from nnopt_jax.tree.select import resolve
 from nnopt_jax.typing import Key

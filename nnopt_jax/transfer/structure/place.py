@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nnopt_jax.arrays.base import is_node, show, summary
+from nnopt_jax.arrays.nodes import is_node, show, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, ValueRangeError, nearest
 from nnopt_jax.transform.given import require_values
 from nnopt_jax.tree.paths import flatten

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays import abstract, is_node
-from nnopt_jax.arrays.base import show, summary
+from nnopt_jax.arrays.nodes import show, summary
 from nnopt_jax.artifact.leaves import plain
 from nnopt_jax.columns import aligned
 from nnopt_jax.errors import (

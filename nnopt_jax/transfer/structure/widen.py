@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node, show, summary
+from nnopt_jax.arrays.nodes import is_node, show, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.structure.place import whole

@@ -9,9 +9,9 @@ import pytest
 
 import nnopt_jax as nnopt
 from nnopt_jax.arrays import (
+    ELL,
+    BlockELL,
     Codebook,
-    Gathered,
-    GatheredBlocks,
     InputQuantized,
     Masked,
     Reshaped,
@@ -23,8 +23,8 @@ SINGLE = drawn.random((64, 32)) < 0.1
 SINGLE[:, 3], SINGLE[:, 4] = False, True
 BLOCKS = np.kron(drawn.random((16, 4)) < 0.3, np.ones((4, 8), bool)).astype(bool)
 LISTS = {
-    "single": lambda dtype: Gathered.of(jnp.asarray(W, dtype), SINGLE),
-    "blocks": lambda dtype: GatheredBlocks.of(jnp.asarray(W, dtype), (4, 8), BLOCKS),
+    "single": lambda dtype: ELL.of(jnp.asarray(W, dtype), SINGLE),
+    "blocks": lambda dtype: BlockELL.of(jnp.asarray(W, dtype), (4, 8), BLOCKS),
 }
 EACH = pytest.mark.parametrize("name", LISTS)
 RUN = nnopt.on_packed(lambda p, x: x @ p["w"], strict=True)
@@ -169,7 +169,7 @@ def test_tables_run_on_lists_and_as_arrays():
     table = Codebook(jnp.abs(jnp.round(jnp.asarray(W))).astype(jnp.uint8), jnp.arange(4.0))
     packed = {"w": Masked(table, jnp.asarray(SINGLE & (np.arange(32) != 4))).store()}
     laid_out = nnopt.arrays.lay_out(packed)
-    assert isinstance(laid_out["w"], Gathered)
+    assert isinstance(laid_out["w"], ELL)
     x = rows(3, 64)
     close(RUN(laid_out, x), np.asarray(x) @ np.asarray(nnopt.materialize(packed)["w"]))
     arrays = nnopt.arrays.lay_out(packed, dense=True)

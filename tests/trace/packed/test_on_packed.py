@@ -244,7 +244,9 @@ def test_leaves_whose_parts_do_not_fit_are_named():
 
 @pytest.mark.parametrize("rounds", [False, True], ids=["weights", "activations too"])
 def test_what_is_multiplied_many_times_alike_is_traced_once(as_integers, rounds, monkeypatch):
-    monkeypatch.setattr("nnopt_jax.arrays.products.split_int8.use_split_int8", lambda *_: True)
+    monkeypatch.setattr(
+        "nnopt_jax.arrays.products.integer_products.use_split_int8", lambda *_: True
+    )
     links = [nnopt.quantization.uniform(8, granularity="channel")]
     if rounds:
         links.append(nnopt.quantization.quantize_activations(8))

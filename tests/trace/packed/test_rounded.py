@@ -376,7 +376,7 @@ def test_on_meshes(kind, as_integers):
     run = nnopt.on_packed(lambda p, x: x @ p["w"])
     wanted = rounded(x, 1) @ np.float64(packed["w"].materialize())
     with jax.set_mesh(devices):
-        specs = nnopt.arrays.base.field_specs(packed["w"], PartitionSpec(None, "model"), devices)
+        specs = nnopt.arrays.nodes.field_specs(packed["w"], PartitionSpec(None, "model"), devices)
         put = jax.tree.map(
             lambda x, spec: jax.device_put(x, NamedSharding(devices, spec)), packed["w"], specs
         )
@@ -472,7 +472,9 @@ def test_stacks_that_cannot_be_cut_are_rounded_all_the_same(pays):
 
 
 def test_planes_are_as_good_as_floats(monkeypatch):
-    monkeypatch.setattr("nnopt_jax.arrays.products.split_int8.use_split_int8", lambda *_: True)
+    monkeypatch.setattr(
+        "nnopt_jax.arrays.products.integer_products.use_split_int8", lambda *_: True
+    )
     x, codes = drawn(5, 512), whole(drawn(512, 6))
     for zero in (None, zeros_of(1, 6)):
         node = Quantized(codes, positive(1, 6), zero).store()

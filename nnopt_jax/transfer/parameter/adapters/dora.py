@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field
-from nnopt_jax.arrays.normalized import Normalized, norm_like
+from nnopt_jax.arrays.adapted import Normalized, norm_like
+from nnopt_jax.arrays.nodes import Field
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.transfer.parameter.adapters.factors import Factors, adapting, make_factors
 from nnopt_jax.transform.base import Transform

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field, kept
+from nnopt_jax.arrays.adapted import Sum
 from nnopt_jax.arrays.factored import Factored
 from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.arrays.nodes import Field, kept
 from nnopt_jax.arrays.reshaped import Reshaped
-from nnopt_jax.arrays.sum_ import Sum
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.settings import Settings

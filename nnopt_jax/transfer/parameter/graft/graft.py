@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node, show
+from nnopt_jax.arrays.nodes import is_node, show
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.transfer.parameter.graft.leaves import canonical, loses, read, read_source
 from nnopt_jax.transfer.parameter.graft.report import GraftReport

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import show
+from nnopt_jax.arrays.nodes import show
 from nnopt_jax.errors import SelectionError, ShapeError
 from nnopt_jax.transfer.parameter.graft.rule import (
     Failed,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from nnopt_jax.arrays.base import is_node
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import Problems
 from nnopt_jax.transfer.parameter.graft.rule import Leaves
 from nnopt_jax.transform.given import described

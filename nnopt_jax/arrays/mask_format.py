@@ -11,13 +11,10 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from nnopt_jax.arrays.bits import Bits
+from nnopt_jax.arrays.index_layouts import CSR, DeltaIndex
+from nnopt_jax.arrays.packed_integers import Bits
+from nnopt_jax.arrays.pattern_layouts import BSR, NMIndex, any_in_block, block_misfit, n_of_m_misfit
 from nnopt_jax.arrays.reshaped import Reshaped
-from nnopt_jax.arrays.supports import blocks, groups
-from nnopt_jax.arrays.supports.blocks import Blocks, any_in_block
-from nnopt_jax.arrays.supports.gaps import Gaps
-from nnopt_jax.arrays.supports.groups import Groups
-from nnopt_jax.arrays.supports.rows import Rows
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.ops.grid import expand
@@ -52,7 +49,7 @@ def parse_format(format: str | Sequence[int], settings: Settings) -> Format:
     """
     if isinstance(format, str):
         pair = n_of_m(format)
-        known = pair is not None and groups.misfit((pair[1],), *pair) is None
+        known = pair is not None and n_of_m_misfit((pair[1],), *pair) is None
         if known or format in NAMES:
             return format
     elif isinstance(format, Sequence) and format:
@@ -84,8 +81,8 @@ def shape_misfit(shape: tuple[int, ...], format: Format) -> str | None:
         ('groups of 4 do not divide axis 0 of shape (6, 8)', None)
     """
     if pair := n_of_m(format):
-        return groups.misfit(shape, *pair)
-    return blocks.misfit(shape, format) if isinstance(format, tuple) else None
+        return n_of_m_misfit(shape, *pair)
+    return block_misfit(shape, format) if isinstance(format, tuple) else None
 
 
 def mask_misfit(mask: jax.Array, format: Format) -> str | None:
@@ -112,7 +109,7 @@ def mask_misfit(mask: jax.Array, format: Format) -> str | None:
 
 def support_of(
     mask: jax.Array, format: Format = "smallest", roles: Roles = ()
-) -> Bits | Gaps | Rows | Groups | Blocks | Reshaped:
+) -> Bits | DeltaIndex | CSR | NMIndex | BSR | Reshaped:
     """Stores a mask in a given format.
 
     Under `jax.jit` the mask is unknown: patterns (n:m, blocks) are believed, and in place of the
@@ -131,7 +128,7 @@ def support_of(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays.supports import support_of
+        >>> from nnopt_jax.arrays.mask_format import support_of
         >>> mask = jnp.arange(16).reshape(8, 2) % 4 < 2
         >>> [support_of(mask, format) for format in ("bitmask", "csr", "2:4", (1, 2))]
         [1-bit[8,2], rows 2-bit[8] columns 1-bit[8], 2:4 3-bit[2,2], 1x2 blocks 1-bit[8,1]]
@@ -148,17 +145,17 @@ def support_of(
     if text:
         raise CompositionError(f"{text}; give another format, or prune to this pattern.")
     if pair:
-        return Groups.of(mask, *pair)
+        return NMIndex.of(mask, *pair)
     if isinstance(format, tuple):
-        return Blocks.of(mask, format)
+        return BSR.of(mask, format)
     if traced or format == "bitmask":
         return Bits.of(mask, 1)
     if format == "smallest":
         return smallest_support(mask)
-    return Gaps.of(mask) if format == "gaps" else Rows.of(mask)
+    return DeltaIndex.of(mask) if format == "gaps" else CSR.of(mask)
 
 
-def smallest_support(mask: jax.Array) -> Bits | Gaps | Rows | Groups | Blocks | Reshaped:
+def smallest_support(mask: jax.Array) -> Bits | DeltaIndex | CSR | NMIndex | BSR | Reshaped:
     """Stores a mask in the format whose arrays take the fewest bits.
 
     Tried are a bit an element, relative indices, compressed rows, `n:m` along the axis before the
@@ -173,7 +170,7 @@ def smallest_support(mask: jax.Array) -> Bits | Gaps | Rows | Groups | Blocks | 
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays.supports import smallest_support
+        >>> from nnopt_jax.arrays.mask_format import smallest_support
         >>> from nnopt_jax.ops import keep_n_of_m
         >>> half = keep_n_of_m(jnp.sin(jnp.arange(256.0) ** 2).reshape(32, 8), 2, 4)
         >>> for mask in (jnp.arange(1000) % 101 == 0, half, jnp.ones((32, 8), bool)):
@@ -193,14 +190,14 @@ def _forms(mask: np.ndarray) -> dict[Format, int]:
     """The formats a mask can have, and the bits of each."""
     forms: dict[Format, int] = {
         "bitmask": Bits.cost(mask.shape, 1),
-        "gaps": Gaps.cost(mask),
-        "csr": Rows.cost(mask),
+        "gaps": DeltaIndex.cost(mask),
+        "csr": CSR.cost(mask),
     }
     if pair := _pattern(mask):
-        forms[f"{pair[0]}:{pair[1]}"] = Groups.cost(mask.shape, *pair)
+        forms[f"{pair[0]}:{pair[1]}"] = NMIndex.cost(mask.shape, *pair)
     sizes = tuple(_unit(mask, axis) for axis in range(mask.ndim))
     if math.prod(sizes) > 1:
-        forms[sizes] = Blocks.cost(mask, sizes)
+        forms[sizes] = BSR.cost(mask, sizes)
     return forms
 
 
@@ -209,7 +206,7 @@ def _pattern(mask: np.ndarray) -> tuple[int, int] | None:
     total = int(mask.sum())
     for m in _GROUPS:
         kept, rest = divmod(total * m, mask.size)
-        if rest or not 0 < kept < m or groups.misfit(mask.shape, kept, m):
+        if rest or not 0 < kept < m or n_of_m_misfit(mask.shape, kept, m):
             continue
         axis = max(mask.ndim - 2, 0)
         split = (*mask.shape[:axis], -1, m, *mask.shape[axis + 1 :])

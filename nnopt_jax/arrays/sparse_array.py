@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field, Node, is_node, map_elementwise, node, show, static
-from nnopt_jax.arrays.bits import Bits
 from nnopt_jax.arrays.hooks import integers
-from nnopt_jax.arrays.products.int8_product import Integers, under_mask
+from nnopt_jax.arrays.index_layouts import SparseLayout
+from nnopt_jax.arrays.nodes import Field, Node, is_node, map_elementwise, node, show, static
+from nnopt_jax.arrays.packed_integers import Bits
+from nnopt_jax.arrays.products.integer_products import IntegerWeight, under_mask
 from nnopt_jax.arrays.reshaped import Reshaped
-from nnopt_jax.arrays.supports.base import Support
 from nnopt_jax.ops.masks import mask_rank
 
 
@@ -26,8 +26,8 @@ class Sparse(Node):
 
     Args:
         values: array or node whose elementwise fields hold the kept elements, in flat order.
-        support: what stands for the bool mask: `Bits` of width 1, `Gaps`, `Rows`, `Groups`,
-            `Blocks`, or a `Reshaped` view of one of them.
+        support: what stands for the bool mask: `Bits` of width 1, `DeltaIndex`, `CSR`, `NMIndex`,
+            `BSR`, or a `Reshaped` view of one of them.
         shape: logical shape.
 
     Example:
@@ -64,7 +64,7 @@ class Sparse(Node):
         values = show(values)
         return jnp.where(mask, values, jnp.zeros((), values.dtype))
 
-    def integers(self) -> Integers | None:
+    def integers(self) -> IntegerWeight | None:
         """The codes of the values, with those of zero where nothing is kept."""
         values, mask = self.expanded()
         return under_mask(integers(values), mask)
@@ -77,10 +77,10 @@ class Sparse(Node):
         """The support must have the logical shape, and no more elements than there are values."""
         found = super().problems(self.shape)
         support = self.support.base if isinstance(self.support, Reshaped) else self.support
-        if not isinstance(support, (Bits, Support)) or self.support.shape != self.shape:
+        if not isinstance(support, (Bits, SparseLayout)) or self.support.shape != self.shape:
             return [*found, f"of shape {self.shape} has support {self.support!r}"]
         shapes = set(_elementwise_shapes(self.values))
-        least = support.least if isinstance(support, Support) else 0
+        least = support.least if isinstance(support, SparseLayout) else 0
         fits = len(shapes) == 1 and all(len(shape) == 1 for shape in shapes)
         if not (fits and least <= min(shapes)[0] <= math.prod(self.shape)):
             sizes = " and ".join(map(str, sorted(shapes)))

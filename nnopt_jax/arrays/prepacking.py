@@ -10,23 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from nnopt_jax.arrays.base import Field, is_node, show
-from nnopt_jax.arrays.bits import Bits
-from nnopt_jax.arrays.codebook import Codebook
+from nnopt_jax.arrays.adapted import Normalized, Sum
+from nnopt_jax.arrays.codebooks import Codebook, SoftCodebook
+from nnopt_jax.arrays.ell import ELL, BlockELL, longest_list
 from nnopt_jax.arrays.factored import Factored
-from nnopt_jax.arrays.gathered import Gathered, GatheredBlocks, longest_list
 from nnopt_jax.arrays.hooks import inputs_above
 from nnopt_jax.arrays.input_quantized import InputQuantized
+from nnopt_jax.arrays.integer_quantized import Quantized
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.normalized import Normalized
+from nnopt_jax.arrays.nodes import Field, is_node, show
+from nnopt_jax.arrays.packed_integers import Bits
+from nnopt_jax.arrays.pattern_layouts import BSR
 from nnopt_jax.arrays.products.dispatch import prefer_lists
-from nnopt_jax.arrays.quantized import Quantized
 from nnopt_jax.arrays.reshaped import Reshaped
-from nnopt_jax.arrays.shrunk import Shrunk
-from nnopt_jax.arrays.soft_codebook import SoftCodebook
-from nnopt_jax.arrays.sparse import Sparse
-from nnopt_jax.arrays.sum_ import Sum
-from nnopt_jax.arrays.supports.blocks import Blocks
+from nnopt_jax.arrays.soft_thresholded import SoftThresholded
+from nnopt_jax.arrays.sparse_array import Sparse
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 from nnopt_jax.typing import Array
@@ -37,7 +35,7 @@ def lay_out(packed: Any, where: Where | None = None, *, dense: bool = False) -> 
 
     Integer codes, factors and arrays lie as `(out, in)` in memory: products read what they sum
     over in one run, and need no other order when it lies so. They are up to three times as fast.
-    Sparse kernels become lists of what each output takes, `Gathered` or `GatheredBlocks`, where
+    Sparse kernels become lists of what each output takes, `ELL` or `BlockELL`, where
     those are smaller than the array: at 90 % zeros a product is 10 to 70 times as fast as one that
     makes the kernel dense in each call, in 7 to 8 bits a weight. Shapes and values stay. A lookup
     of rows (an embedding) is slower afterwards. A product that sums over the last axis of lists
@@ -70,7 +68,7 @@ def lay_out(packed: Any, where: Where | None = None, *, dense: bool = False) -> 
         Reshaped(base int8[2,4], 8 bits/weight)
         >>> tx, params = nnopt.pruning.magnitude(0.75), {"kernel": jnp.eye(4)}
         >>> nnopt.arrays.lay_out(tx.pack(params, tx.init(params)))
-        {'kernel': Gathered(indices int32[1,4], values float32[1,4], 16 bits/weight)}
+        {'kernel': ELL(indices int32[1,4], values float32[1,4], 16 bits/weight)}
     """
     leaves = flatten(packed, is_node)
     packed_ones = [path for path, leaf in leaves.items() if is_node(leaf)]
@@ -82,7 +80,7 @@ def lay_out(packed: Any, where: Where | None = None, *, dense: bool = False) -> 
 _WIDE = 8
 """Outputs of a block, at least: of narrower blocks the weights are listed one by one."""
 
-_MADE_DENSE = Codebook | SoftCodebook | Masked | Normalized | Shrunk | Sparse
+_MADE_DENSE = Codebook | SoftCodebook | Masked | Normalized | SoftThresholded | Sparse
 """Nodes that no product multiplies as they are."""
 
 
@@ -123,12 +121,12 @@ def _listed(field: Sparse, dense: bool) -> Field | None:
     if not (prefer_lists(field.size, part, blocks=blocks) if dense else smaller):
         return None
     shown = field.materialize()
-    return GatheredBlocks.of(shown, sizes, mask) if blocks else Gathered.of(shown, mask)
+    return BlockELL.of(shown, sizes, mask) if blocks else ELL.of(shown, mask)
 
 
 def _sizes(support: Field) -> tuple[int, int]:
     """Sizes of the blocks of a mask; single weights where too few outputs lie together."""
-    sizes = (1, 1, *support.sizes)[-2:] if isinstance(support, Blocks) else (1, 1)
+    sizes = (1, 1, *support.sizes)[-2:] if isinstance(support, BSR) else (1, 1)
     return (sizes[0], sizes[1]) if sizes[1] >= _WIDE else (1, 1)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 
-from nnopt_jax.arrays.base import Field, Node, node, show
+from nnopt_jax.arrays.nodes import Field, Node, node, show
 from nnopt_jax.ops.proximal_operators import shrink
 
 
 @node
-class Shrunk(Node):
+class SoftThresholded(Node):
     r"""The soft threshold of an expression: of codes or shared values, which stay what they are.
 
     .. math:: \operatorname{sign}(w) \max(|w| - t, 0)
@@ -20,8 +20,8 @@ class Shrunk(Node):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays import Shrunk
-        >>> Shrunk(jnp.array([3.0, -0.5]), jnp.float32(1)).materialize()
+        >>> from nnopt_jax.arrays import SoftThresholded
+        >>> SoftThresholded(jnp.array([3.0, -0.5]), jnp.float32(1)).materialize()
         Array([2., 0.], dtype=float32)
     """
 

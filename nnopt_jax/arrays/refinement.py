@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field, is_node, summary
+from nnopt_jax.arrays.nodes import Field, is_node, summary
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.ops.axis_roles import Axes
 

@@ -12,17 +12,17 @@ import scipy.sparse
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays import (
+    BSR,
+    CSR,
     Bits,
-    Blocks,
-    Gaps,
-    Groups,
+    DeltaIndex,
     Masked,
+    NMIndex,
     Quantized,
-    Rows,
     smallest_support,
     store,
 )
-from nnopt_jax.arrays.supports import support_of
+from nnopt_jax.arrays.mask_format import support_of
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.ops import keep_n_of_m
 
@@ -44,7 +44,7 @@ FORMATS = ("bitmask", "gaps", "csr")
 @pytest.mark.parametrize("name", MASKS)
 def test_rows_are_those_of_scipy(name):
     theirs = scipy.sparse.csr_array(MASKS[name])
-    ours = Rows.of(jnp.asarray(MASKS[name]))
+    ours = CSR.of(jnp.asarray(MASKS[name]))
     np.testing.assert_array_equal(ours.starts, theirs.indptr)
     np.testing.assert_array_equal(ours.columns.materialize(), theirs.indices)
     np.testing.assert_array_equal(ours.materialize(), MASKS[name])
@@ -58,7 +58,7 @@ def test_rows_are_those_of_scipy(name):
 def test_a_convolution_has_a_row_for_each_input_of_each_place():
     mask = RNG.random((3, 3, 4, 10)) < 0.2
     theirs = scipy.sparse.csr_array(mask.reshape(-1, 10))
-    ours = Rows.of(jnp.asarray(mask))
+    ours = CSR.of(jnp.asarray(mask))
     np.testing.assert_array_equal(ours.starts, theirs.indptr)
     np.testing.assert_array_equal(ours.materialize(), mask)
 
@@ -66,13 +66,13 @@ def test_a_convolution_has_a_row_for_each_input_of_each_place():
 def test_rows_of_many_columns_take_whole_words():
     mask = np.zeros((2, 70_000), bool)
     mask[1, [3, 69_999]] = True
-    ours = Rows.of(jnp.asarray(mask))
+    ours = CSR.of(jnp.asarray(mask))
     assert ours.columns.dtype == jnp.uint32
     np.testing.assert_array_equal(ours.materialize(), mask)
 
 
 def test_two_of_four_take_three_bits_for_four_weights():
-    support = Groups.of(jnp.asarray(MASKS["2:4"]), 2, 4)
+    support = NMIndex.of(jnp.asarray(MASKS["2:4"]), 2, 4)
     choices = sorted(itertools.combinations(range(4), 2), key=lambda places: places[::-1])
     wanted = [
         [
@@ -97,14 +97,14 @@ def test_more_choices_than_sixteen_bits_tell_apart():
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("scattered", Gaps),
+        ("scattered", DeltaIndex),
         ("half", Bits),
-        ("rows", Rows),
-        ("2:4", Groups),
-        ("blocks", Blocks),
-        ("few blocks", Blocks),
-        ("nothing", Gaps),
-        ("all", Blocks),
+        ("rows", CSR),
+        ("2:4", NMIndex),
+        ("blocks", BSR),
+        ("few blocks", BSR),
+        ("nothing", DeltaIndex),
+        ("all", BSR),
     ],
 )
 def test_the_smallest_is_taken(name, kind):
@@ -123,18 +123,18 @@ def test_the_smallest_is_taken(name, kind):
 @pytest.mark.parametrize("name", MASKS)
 def test_costs_are_those_of_the_arrays(name):
     mask = MASKS[name]
-    made = {Gaps.cost(mask): Gaps.of(mask), Rows.cost(mask): Rows.of(mask)}
+    made = {DeltaIndex.cost(mask): DeltaIndex.of(mask), CSR.cost(mask): CSR.of(mask)}
     made[Bits.cost(mask.shape, 1)] = Bits.of(jnp.asarray(mask), 1)
     if name == "2:4":
-        made[Groups.cost(mask.shape, 2, 4)] = Groups.of(jnp.asarray(mask), 2, 4)
+        made[NMIndex.cost(mask.shape, 2, 4)] = NMIndex.of(jnp.asarray(mask), 2, 4)
     if "blocks" in name:
-        made[Blocks.cost(mask, (4, 8))] = Blocks.of(jnp.asarray(mask), (4, 8))
+        made[BSR.cost(mask, (4, 8))] = BSR.of(jnp.asarray(mask), (4, 8))
     for cost, support in made.items():
         assert cost == 8 * sum(x.nbytes for x in jax.tree.leaves(support))
 
 
 def test_grids_of_few_blocks_lie_as_gaps():
-    assert isinstance(support_of(jnp.asarray(MASKS["few blocks"]), (4, 8)).kept, Gaps)
+    assert isinstance(support_of(jnp.asarray(MASKS["few blocks"]), (4, 8)).kept, DeltaIndex)
     assert isinstance(support_of(jnp.asarray(MASKS["blocks"]), (4, 8)).kept, Bits)
 
 
@@ -175,9 +175,9 @@ def test_a_mask_over_a_pattern_has_no_pattern():
     inner = Masked(VALUES, jnp.asarray(MASKS["2:4"]), format="2:4")
     outer = Masked(inner, jnp.asarray(MASKS["half"]), format="2:4")
     stored = store({"w": outer})["w"]
-    assert not isinstance(stored.support, Groups)
+    assert not isinstance(stored.support, NMIndex)
     np.testing.assert_array_equal(stored.materialize(), outer.materialize())
-    assert isinstance(store({"w": outer.replace(format="csr")})["w"].support, Rows)
+    assert isinstance(store({"w": outer.replace(format="csr")})["w"].support, CSR)
 
 
 def test_values_must_be_as_many_as_the_support_keeps():
@@ -194,13 +194,13 @@ def test_values_must_be_as_many_as_the_support_keeps():
 @pytest.mark.parametrize(
     ("support", "text"),
     [
-        (Rows.of(MASKS["half"]).replace(shape=(63, 48)), "of 63 rows has rows 5-bit[64]"),
-        (Groups.of(MASKS["2:4"], 2, 4).replace(shape=(60, 48)), "of shape (60, 48) has 2:4 3-bit"),
-        (Groups.of(MASKS["2:4"], 2, 4).replace(m=5), "groups of 5 do not divide axis 0"),
-        (Groups.of(MASKS["2:4"], 2, 4).replace(n=0), "0:4 is no pattern"),
-        (Blocks.of(MASKS["blocks"], (4, 8)).replace(sizes=(4, 4)), "of shape (64, 48) has 4x4"),
-        (Blocks.of(MASKS["blocks"], (4, 8)).replace(sizes=(5, 8)), "blocks of (5, 8) do not"),
-        (Blocks.of(MASKS["blocks"], (4, 8)).replace(sizes=(0, 8)), "(0, 8) are no sizes"),
+        (CSR.of(MASKS["half"]).replace(shape=(63, 48)), "of 63 rows has rows 5-bit[64]"),
+        (NMIndex.of(MASKS["2:4"], 2, 4).replace(shape=(60, 48)), "of shape (60, 48) has 2:4 3-bit"),
+        (NMIndex.of(MASKS["2:4"], 2, 4).replace(m=5), "groups of 5 do not divide axis 0"),
+        (NMIndex.of(MASKS["2:4"], 2, 4).replace(n=0), "0:4 is no pattern"),
+        (BSR.of(MASKS["blocks"], (4, 8)).replace(sizes=(4, 4)), "of shape (64, 48) has 4x4"),
+        (BSR.of(MASKS["blocks"], (4, 8)).replace(sizes=(5, 8)), "blocks of (5, 8) do not"),
+        (BSR.of(MASKS["blocks"], (4, 8)).replace(sizes=(0, 8)), "(0, 8) are no sizes"),
     ],
 )
 def test_malformed_supports_say_why(support, text):
@@ -209,5 +209,5 @@ def test_malformed_supports_say_why(support, text):
 
 def test_patterns_are_split_like_the_weight():
     spec = PartitionSpec("data", "model")
-    assert tuple(Groups.of(MASKS["2:4"], 2, 4).specs(spec).codes.words) == ("data", "model")
-    assert tuple(Blocks.of(MASKS["blocks"], (4, 1)).specs(spec).kept.words) == ("data", "model")
+    assert tuple(NMIndex.of(MASKS["2:4"], 2, 4).specs(spec).codes.words) == ("data", "model")
+    assert tuple(BSR.of(MASKS["blocks"], (4, 1)).specs(spec).kept.words) == ("data", "model")

@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
-from nnopt_jax.arrays.bits import pack_integers, store_codes
 from nnopt_jax.arrays.hooks import CannotStayPacked, order_in_memory
-from nnopt_jax.arrays.products.int8_product import Integers
+from nnopt_jax.arrays.nodes import Field, Node, is_node, node, show, static, store_field
+from nnopt_jax.arrays.packed_integers import pack_integers, store_codes
+from nnopt_jax.arrays.products.integer_products import IntegerWeight, split_int8_product
 from nnopt_jax.arrays.products.product import Product
-from nnopt_jax.arrays.products.split_int8 import split_int8_product
-from nnopt_jax.arrays.uneven_groups import UnevenGroups
+from nnopt_jax.arrays.scales import UnevenGroups
 from nnopt_jax.ops.gradient_estimators import straight_through
 from nnopt_jax.ops.grid import covers, dequantize, expand
 from nnopt_jax.typing import Array, Shape
@@ -119,12 +118,12 @@ class Quantized(Node):
         """Whether all codes are of eight bits or fewer."""
         return -128 <= self.low <= self.high <= 127
 
-    def integers(self) -> Integers | None:
+    def integers(self) -> IntegerWeight | None:
         """Return the codes as int8; None if they do not fit."""
         if not self.fits_int8:
             return None
         zero = None if self.zero is None else show(self.zero)
-        return Integers(show(self.codes).astype(jnp.int8), show(self.scale), zero)
+        return IntegerWeight(show(self.codes).astype(jnp.int8), show(self.scale), zero)
 
     def order_in_memory(self) -> Shape:
         """Return the order in which the codes lie."""

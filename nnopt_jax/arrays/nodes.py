@@ -19,7 +19,21 @@ from nnopt_jax.tree.sizes import tree_bits
 
 NodeType = TypeVar("NodeType", bound="type[Node]")
 NODE_TYPES: dict[str, type[Node]] = {}
-"""Every node class by name: what a manifest may name, and nothing else."""
+"""Every node class by its name in files: what a description may name, and nothing else."""
+
+_FILE_NAMES = {
+    "BSR": "Blocks",
+    "BlockELL": "GatheredBlocks",
+    "CSR": "Rows",
+    "DeltaIndex": "Gaps",
+    "ELL": "Gathered",
+    "LookupQuantized": "Levels",
+    "NMIndex": "Groups",
+    "PackedTernary": "Trits",
+    "SoftThresholded": "Shrunk",
+}
+"""The names that classes have in files where they differ from those of Python. Files, checkpoints,
+checksums of adapters and exported programs hold them, so that they outlive every renaming."""
 
 
 def static(*, late: bool = False, **options: Any) -> Any:
@@ -34,7 +48,7 @@ def static(*, late: bool = False, **options: Any) -> Any:
         The field.
 
     Example:
-        >>> from nnopt_jax.arrays.base import static
+        >>> from nnopt_jax.arrays.nodes import static
         >>> static(default=3).metadata["static"]
         True
     """
@@ -68,6 +82,11 @@ class Node(Hooks):
     stand above it."""
     SLOTS: ClassVar[Mapping[str, str]] = {}
     """Fields a later link may refine, each with its kind; "inherit" takes the enclosing kind."""
+
+    @classmethod
+    def file_name(cls) -> str:
+        """Return the name of the class in files, checkpoints and exported programs."""
+        return _FILE_NAMES.get(cls.__name__, cls.__name__)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -221,7 +240,7 @@ def node(cls: NodeType) -> NodeType:
         The class, registered with JAX.
 
     Example:
-        >>> from nnopt_jax.arrays.base import NODE_TYPES
+        >>> from nnopt_jax.arrays.nodes import NODE_TYPES
         >>> "Masked" in NODE_TYPES
         True
     """
@@ -229,11 +248,11 @@ def node(cls: NodeType) -> NodeType:
     jax.tree_util.register_dataclass(cls, cls.names(), cls.names(is_static=True))
     export.register_pytree_node_serialization(
         cls,
-        serialized_name=f"nnopt_jax.{cls.__name__}.v{cls.VERSION}",
+        serialized_name=f"nnopt_jax.{cls.file_name()}.v{cls.VERSION}",
         serialize_auxdata=lambda aux: json.dumps(aux).encode(),
         deserialize_auxdata=lambda data: _tuples(json.loads(data.decode())),
     )
-    NODE_TYPES[cls.__name__] = cls
+    NODE_TYPES[cls.file_name()] = cls
     return cls
 
 
@@ -259,7 +278,7 @@ def show(field: Field) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays.base import show
+        >>> from nnopt_jax.arrays.nodes import show
         >>> show(jnp.arange(2))
         Array([0, 1], dtype=int32)
     """
@@ -299,9 +318,9 @@ def kept(field: Field) -> Field:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays import Masked, Shrunk
-        >>> from nnopt_jax.arrays.base import kept
-        >>> kept(Shrunk(Masked(jnp.ones(2), jnp.array([True, False])), jnp.float32(0.5)))
+        >>> from nnopt_jax.arrays import Masked, SoftThresholded
+        >>> from nnopt_jax.arrays.nodes import kept
+        >>> kept(SoftThresholded(Masked(jnp.ones(2), jnp.array([True, False])), jnp.float32(0.5)))
         Array([ True, False], dtype=bool)
     """
     return field.kept() if is_node(field) else None
@@ -320,7 +339,7 @@ def is_spec(x: Any) -> bool:
 
     Example:
         >>> from jax.sharding import PartitionSpec
-        >>> from nnopt_jax.arrays.base import is_spec
+        >>> from nnopt_jax.arrays.nodes import is_spec
         >>> is_spec(PartitionSpec("data")), is_spec(None)
         (True, False)
     """
@@ -350,7 +369,7 @@ def fit_spec(
 
     Example:
         >>> from jax.sharding import PartitionSpec
-        >>> from nnopt_jax.arrays.base import fit_spec
+        >>> from nnopt_jax.arrays.nodes import fit_spec
         >>> tuple(fit_spec(PartitionSpec("data", "model"), (1, 8), None))
         (None, 'model')
     """

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import NODE_TYPES, Node, is_node
+from nnopt_jax.arrays.nodes import NODE_TYPES, Node, is_node
 from nnopt_jax.errors import ArtifactError, Problems, nearest
 from nnopt_jax.tree.paths import flatten, path_string
 
@@ -28,7 +28,7 @@ def describe(tree: Any) -> Any:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays.manifest import describe
+        >>> from nnopt_jax.arrays.node_description import describe
         >>> describe({"w": jnp.ones((2, 3)), "rest": (None,)})
         {'dict': {'rest': {'tuple': [None]}, 'w': ['float32', [2, 3]]}}
     """
@@ -36,7 +36,7 @@ def describe(tree: Any) -> Any:
         return None
     if is_node(tree):
         return {
-            "node": type(tree).__name__,
+            "node": tree.file_name(),
             "version": tree.VERSION,
             "static": {f.name: getattr(tree, f.name) for f in _settings(tree)},
             "fields": {name: describe(field) for name, field in tree.fields()},
@@ -78,7 +78,7 @@ def abstract(description: Any, leaf: Callable[[str, tuple[int, ...]], Any] | Non
         ArtifactError: the description is malformed, or names an unknown node type or version.
 
     Example:
-        >>> from nnopt_jax.arrays.manifest import abstract
+        >>> from nnopt_jax.arrays.node_description import abstract
         >>> abstract({"dict": {"w": ["float32", [2, 3]]}})
         {'w': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
     """
@@ -139,7 +139,7 @@ def dtype_named(name: str) -> Any:
         ArtifactError: there is no such dtype.
 
     Example:
-        >>> from nnopt_jax.arrays.manifest import dtype_named
+        >>> from nnopt_jax.arrays.node_description import dtype_named
         >>> dtype_named("bfloat16")
         dtype(bfloat16)
     """
@@ -167,7 +167,7 @@ def check(tree: Any, who: str) -> None:
     Example:
         >>> import jax.numpy as jnp
         >>> from nnopt_jax.arrays import Factored
-        >>> from nnopt_jax.arrays.manifest import check
+        >>> from nnopt_jax.arrays.node_description import check
         >>> check({"w": Factored(jnp.ones((2, 3)), jnp.ones((4, 5)))}, "load")
         Traceback (most recent call last):
         nnopt_jax.errors.ArtifactError: load: w: Factored has factors (2, 3) and (4, 5)

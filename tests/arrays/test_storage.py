@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nnopt_jax.arrays import Codebook, Masked, Quantized, Shrunk, Sparse, materialize, store
+from nnopt_jax.arrays import (
+    Codebook,
+    Masked,
+    Quantized,
+    SoftThresholded,
+    Sparse,
+    materialize,
+    store,
+)
 from nnopt_jax.errors import CapacityError
 
 VALUES = jnp.arange(1.0, 13.0).reshape(3, 4)
@@ -61,7 +69,7 @@ def test_scales_and_zero_points_survive_a_mask_at_any_granularity():
 def test_a_mask_below_a_node_is_not_cut_by_the_mask_above():
     """Where the node keeps zeros the masks are merged; elsewhere the outer one lies beside."""
     inner, outer = Masked(VALUES, VALUES % 3 > 0), VALUES > 4
-    merged = Masked(Shrunk(inner, jnp.float32(5.5)), outer)
+    merged = Masked(SoftThresholded(inner, jnp.float32(5.5)), outer)
     stored = merged.store()
     assert stored.values.values.shape == (5,)
     np.testing.assert_array_equal(stored.materialize(), merged.materialize())

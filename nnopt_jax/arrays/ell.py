@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nnopt_jax.arrays.base import Field, Node, node, static
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves
+from nnopt_jax.arrays.nodes import Field, Node, node, static
 from nnopt_jax.arrays.products.contraction import Contraction
-from nnopt_jax.arrays.products.int8_product import in_rows
-from nnopt_jax.arrays.products.product import Product
-from nnopt_jax.arrays.products.product_derivatives import dense_product, differentiated_as
+from nnopt_jax.arrays.products.integer_products import in_rows
+from nnopt_jax.arrays.products.product import Product, dense_product, differentiated_as
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.typing import Array, Shape
 
@@ -24,7 +23,7 @@ UNROLLED = 8
 often, which makes products of 32 rows five times as fast."""
 
 
-class _Lists(Node):
+class _PaddedRows(Node):
     """Base of the nodes that list the inputs of each output or output block (ELL, block ELL)."""
 
     indices: jax.Array
@@ -63,7 +62,7 @@ class _Lists(Node):
 
 
 @node
-class Gathered(_Lists):
+class ELL(_PaddedRows):
     r"""A matrix of few weights: for each output as many inputs as the fullest one has.
 
     .. math:: W_{a_{kj}, j} = v_{kj}, \qquad (x W)_j = \sum_k x_{a_{kj}} v_{kj}
@@ -78,10 +77,10 @@ class Gathered(_Lists):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays import Gathered
-        >>> few = Gathered.of(jnp.array([[0.0, 7.0], [5.0, 0.0], [0.0, 0.0]]))
+        >>> from nnopt_jax.arrays import ELL
+        >>> few = ELL.of(jnp.array([[0.0, 7.0], [5.0, 0.0], [0.0, 0.0]]))
         >>> few, few.indices
-        (Gathered(indices int32[1,2], values float32[1,2], 21.33 bits/weight), Array([[1, 0]], dtype=int32))
+        (ELL(indices int32[1,2], values float32[1,2], 21.33 bits/weight), Array([[1, 0]], dtype=int32))
 
     References:
         Kincaid et al. 1989, ITPACKV 2D User's Guide (ELLPACK, stored by columns).
@@ -92,7 +91,7 @@ class Gathered(_Lists):
     shape: tuple[int, ...] = static(default=())  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @classmethod
-    def of(cls, dense: jax.Array, mask: jax.Array | np.ndarray | None = None) -> Gathered:
+    def of(cls, dense: jax.Array, mask: jax.Array | np.ndarray | None = None) -> ELL:
         """Lists the weights of a concrete matrix that a mask keeps; default: all but zeros."""
         matrix, kept = _concrete(dense, mask)
         lists = _lists(kept)
@@ -119,13 +118,13 @@ class Gathered(_Lists):
 
 
 @node
-class GatheredBlocks(_Lists):
+class BlockELL(_PaddedRows):
     r"""A matrix of few blocks: for each block of outputs as many as the fullest one has.
 
     .. math:: W_{[a_{jk}], [j]} = v_{jk}^T, \qquad (x W)_{[j]} = \sum_k v_{jk} \, x_{[a_{jk}]}
 
     No block of outputs lists a block of inputs twice; short lists are filled by further ones, of
-    zeros, as those of `Gathered`.
+    zeros, as those of `ELL`.
 
     Args:
         indices: `a`, int32, `(blocks of outputs, longest list)`: blocks of inputs, ascending along
@@ -136,9 +135,9 @@ class GatheredBlocks(_Lists):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays import GatheredBlocks
+        >>> from nnopt_jax.arrays import BlockELL
         >>> weight = jnp.array([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0], [0.0, 0.0]])
-        >>> few = GatheredBlocks.of(weight, (2, 2))
+        >>> few = BlockELL.of(weight, (2, 2))
         >>> few.indices, few.values.shape
         (Array([[0]], dtype=int32), (1, 2, 1, 2))
 
@@ -154,7 +153,7 @@ class GatheredBlocks(_Lists):
     @classmethod
     def of(
         cls, dense: jax.Array, sizes: tuple[int, int], mask: jax.Array | np.ndarray | None = None
-    ) -> GatheredBlocks:
+    ) -> BlockELL:
         """Lists the blocks of a concrete matrix of which a mask keeps some; default: not zero."""
         matrix, kept = _concrete(dense, mask)
         (inputs, outputs), (tall, wide) = matrix.shape, sizes
@@ -229,12 +228,12 @@ def _is_integer(indices: jax.Array) -> bool:
     return bool(jnp.issubdtype(indices.dtype, jnp.integer))
 
 
-def _misfit(field: Gathered | GatheredBlocks) -> list[str]:
+def _misfit(field: ELL | BlockELL) -> list[str]:
     """Say that the shapes of the fields do not fit the shape of the matrix."""
     return [f"of shape {field.shape} has {field.outline()}"]
 
 
-def _by_places(how: Contraction, x: Array, weight: Gathered) -> Array:
+def _by_places(how: Contraction, x: Array, weight: ELL) -> Array:
     columns, dtype = _columns(x, weight, how)
 
     def add(total: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
@@ -247,7 +246,7 @@ def _by_places(how: Contraction, x: Array, weight: Gathered) -> Array:
     return _in_its_axes(found, x, how)
 
 
-def _by_blocks(how: Contraction, x: Array, weight: GatheredBlocks) -> Array:
+def _by_blocks(how: Contraction, x: Array, weight: BlockELL) -> Array:
     count, wide, longest, tall = weight.values.shape
     columns, dtype = _columns(x, weight, how)
     rows = columns.shape[1]
@@ -269,7 +268,7 @@ def _by_blocks(how: Contraction, x: Array, weight: GatheredBlocks) -> Array:
     return _in_its_axes(found.reshape(count * wide, rows), x, how)
 
 
-def _columns(x: Array, weight: Gathered | GatheredBlocks, how: Contraction) -> tuple[Array, Any]:
+def _columns(x: Array, weight: ELL | BlockELL, how: Contraction) -> tuple[Array, Any]:
     """Return the inputs as (contracted, rows), and the dtype in which products are summed."""
     dtype = jnp.promote_types(jnp.promote_types(x.dtype, weight.dtype), jnp.float32)
     return in_rows(x, how).T.astype(dtype), dtype

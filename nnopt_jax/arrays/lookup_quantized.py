@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, is_node, node, show, static, store_field
-from nnopt_jax.arrays.bits import store_codes
 from nnopt_jax.arrays.hooks import CannotStayPacked
+from nnopt_jax.arrays.nodes import Field, Node, is_node, node, show, static, store_field
+from nnopt_jax.arrays.packed_integers import store_codes
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.gradient_estimators import straight_through
 from nnopt_jax.ops.grid import covers, expand
@@ -20,7 +20,7 @@ _MOST = 256
 
 
 @node
-class Levels(Node):
+class LookupQuantized(Node):
     r"""Weights on a few fixed levels, evenly spaced or not, times a scale for each block.
 
     .. math:: w = s \, l_c
@@ -40,12 +40,12 @@ class Levels(Node):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays import Levels
-        >>> signs = Levels(jnp.array([[0.0, 1.0]]), jnp.array([[0.5]]), levels=(-1.0, 1.0))
+        >>> from nnopt_jax.arrays import LookupQuantized
+        >>> signs = LookupQuantized(jnp.array([[0.0, 1.0]]), jnp.array([[0.5]]), levels=(-1.0, 1.0))
         >>> signs.materialize()
         Array([[-0.5,  0.5]], dtype=float32)
         >>> signs.store()
-        Levels(codes 1-bit[1,2], scale float32[1,1], 20 bits/weight)
+        LookupQuantized(codes 1-bit[1,2], scale float32[1,1], 20 bits/weight)
     """
 
     codes: Field
@@ -80,7 +80,7 @@ class Levels(Node):
         step = (self.levels[-1] - self.levels[0]) / max(len(self.levels) - 1, 1)
         return straight_through(values, codes.astype(jnp.float32) * jnp.float32(step))
 
-    def store(self) -> Levels:
+    def store(self) -> LookupQuantized:
         """Packs the codes and drops the carry."""
         codes = store_codes(self.codes, 0, len(self.levels) - 1)
         below = None if self.below is None else store_field(self.below)
@@ -103,7 +103,7 @@ class Levels(Node):
             found.append(f"has levels {self.levels!r}, which do not ascend")
         return found
 
-    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Levels:
+    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> LookupQuantized:
         """Split scales as the weight is split, on axes where they have entries."""
         return self.specs_alike(spec, mesh)
 

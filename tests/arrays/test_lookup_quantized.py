@@ -15,11 +15,11 @@ import nnopt_jax as nnopt
 from nnopt_jax.arrays import (
     Bits,
     Codebook,
-    Levels,
+    LookupQuantized,
     Masked,
+    PackedTernary,
     Powers,
     Quantized,
-    Trits,
     abstract,
     check,
     describe,
@@ -39,7 +39,7 @@ def _levels(levels, shape=(8, 10), seed=0, **fields):
     rng = np.random.default_rng(seed)
     codes = jnp.asarray(rng.integers(0, len(levels), shape), jnp.float32)
     scale = jnp.asarray(rng.random((2, *shape[1:])), jnp.float32)
-    return Levels(codes, scale, levels=levels, **fields)
+    return LookupQuantized(codes, scale, levels=levels, **fields)
 
 
 @settings(max_examples=10)
@@ -60,9 +60,11 @@ def test_stands_for_the_same_in_every_form(levels, seed, apart):
 
 
 def test_shows_no_negative_zero():
-    leaf = Levels(jnp.array([[0.0, 1.0, 2.0]]), jnp.array([[-0.0]]), levels=TERNARY)
+    leaf = LookupQuantized(jnp.array([[0.0, 1.0, 2.0]]), jnp.array([[-0.0]]), levels=TERNARY)
     assert not np.signbit(leaf.materialize()).any()
-    small = Levels(jnp.zeros((1, 1)), jnp.full((1, 1), 1e-12), levels=BINARY, dtype="float16")
+    small = LookupQuantized(
+        jnp.zeros((1, 1)), jnp.full((1, 1), 1e-12), levels=BINARY, dtype="float16"
+    )
     assert not np.signbit(small.materialize()).any()
 
 
@@ -71,7 +73,11 @@ def test_a_refined_code_has_a_gradient():
 
     def shown(table):
         codes = Codebook(jnp.array([[0, 1, 1]]), table)
-        return Levels(codes, jnp.full((1, 1), 3.0), levels=(-1.0, 0.0, 1.0)).materialize().sum()
+        return (
+            LookupQuantized(codes, jnp.full((1, 1), 3.0), levels=(-1.0, 0.0, 1.0))
+            .materialize()
+            .sum()
+        )
 
     np.testing.assert_array_equal(jax.grad(shown)(jnp.array([0.0, 2.0])), [3, 6])
 
@@ -79,7 +85,7 @@ def test_a_refined_code_has_a_gradient():
 def test_a_table_of_codes_picks_levels():
     """What sharing makes of codes: few of the levels, exactly."""
     codes = Codebook(jnp.array([[0, 1, 2, 1]]), jnp.array([3.0, 7.0, 15.0]))
-    leaf = Levels(codes, jnp.full((1, 1), 2.0), levels=NF4)
+    leaf = LookupQuantized(codes, jnp.full((1, 1), 2.0), levels=NF4)
     wanted = 2 * np.array(NF4, np.float32)[[3, 7, 15, 7]]
     np.testing.assert_array_equal(leaf.materialize(), wanted[None])
     np.testing.assert_array_equal(leaf.store().materialize(), wanted[None])
@@ -90,23 +96,23 @@ def test_specs_follow_the_weight():
     spec = leaf.specs(PartitionSpec("data", "model"))
     assert tuple(spec.codes.words) == ("data", "model")
     assert tuple(spec.scale.exponents) == ("data", "model")
-    flat = Trits.of(jnp.zeros((2, 3))).specs(PartitionSpec("data"))
+    flat = PackedTernary.of(jnp.zeros((2, 3))).specs(PartitionSpec("data"))
     assert tuple(flat.words) == ()
-    rows = Trits.of(jnp.zeros((2, 5))).specs(PartitionSpec("data"))
+    rows = PackedTernary.of(jnp.zeros((2, 5))).specs(PartitionSpec("data"))
     assert rows.words == PartitionSpec("data")
 
 
 @pytest.mark.parametrize(
     ("leaf", "text"),
     [
-        (Levels(jnp.ones((4, 2)), jnp.ones((3, 1))), "does not divide"),
-        (Levels(jnp.ones((4, 2)), jnp.ones((1, 1)), jnp.ones((1, 3))), "below"),
-        (Levels(jnp.ones((1, 1)), jnp.ones((1, 1)), levels=(1.0, -1.0)), "do not ascend"),
-        (Levels(jnp.ones((1, 1)), jnp.ones((1, 1)), levels=()), "has levels"),
-        (Levels(jnp.ones((1, 1)), jnp.ones((1, 1)), levels=("a",)), "has levels"),  # pyright: ignore
+        (LookupQuantized(jnp.ones((4, 2)), jnp.ones((3, 1))), "does not divide"),
+        (LookupQuantized(jnp.ones((4, 2)), jnp.ones((1, 1)), jnp.ones((1, 3))), "below"),
+        (LookupQuantized(jnp.ones((1, 1)), jnp.ones((1, 1)), levels=(1.0, -1.0)), "do not ascend"),
+        (LookupQuantized(jnp.ones((1, 1)), jnp.ones((1, 1)), levels=()), "has levels"),
+        (LookupQuantized(jnp.ones((1, 1)), jnp.ones((1, 1)), levels=("a",)), "has levels"),  # pyright: ignore
         (Powers(jnp.ones(3, jnp.int8)), "not uint8"),
-        (Trits(jnp.zeros(2, jnp.uint8), -1, (3, 5), "rows"), "needs uint8 words"),
-        (Trits(jnp.zeros(3, jnp.uint8), -1, (3, 5), "columns"), "layout"),
+        (PackedTernary(jnp.zeros(2, jnp.uint8), -1, (3, 5), "rows"), "needs uint8 words"),
+        (PackedTernary(jnp.zeros(3, jnp.uint8), -1, (3, 5), "columns"), "layout"),
     ],
 )
 def test_broken_invariants_are_told(leaf, text):
@@ -124,11 +130,11 @@ STORED = {
     "int4 in groups": (Quantized(_codes(16, SHAPE) - 8, GROUPS, low=-8, high=7), 4.25),
     "int2 in groups": (Quantized(_codes(4, SHAPE) - 2, GROUPS, low=-2, high=1), 2.25),
     "ternary in groups": (Quantized(_codes(3, SHAPE) - 1, GROUPS, low=-1, high=1), 1.85),
-    "ternary": (Levels(_codes(3, SHAPE), jnp.ones((1, 1)), levels=TERNARY), 1.6 + 1e-4),
-    "binary": (Levels(_codes(2, SHAPE), jnp.ones((1, 640)), levels=BINARY), 1 + 32 / 512),
-    "NF4": (Levels(_codes(16, SHAPE), jnp.ones(GROUPS.shape), levels=NF4), 4.5),
+    "ternary": (LookupQuantized(_codes(3, SHAPE), jnp.ones((1, 1)), levels=TERNARY), 1.6 + 1e-4),
+    "binary": (LookupQuantized(_codes(2, SHAPE), jnp.ones((1, 640)), levels=BINARY), 1 + 32 / 512),
+    "NF4": (LookupQuantized(_codes(16, SHAPE), jnp.ones(GROUPS.shape), levels=NF4), 4.5),
     "MXFP4": (
-        Levels(_codes(15, SHAPE), Powers(jnp.ones((16, 640), jnp.uint8)), levels=E2M1),
+        LookupQuantized(_codes(15, SHAPE), Powers(jnp.ones((16, 640), jnp.uint8)), levels=E2M1),
         4.25,
     ),
 }
@@ -146,7 +152,7 @@ def test_stored_bits(name):
 
 def test_a_file_of_trits_is_no_larger_than_one_of_bits(tmp_path):
     codes = np.random.default_rng(1).choice(3, 10_000, p=[0.2, 0.6, 0.2]).reshape(100, 100) - 1
-    trits, bits = Trits.of(jnp.asarray(codes)), Bits.of(jnp.asarray(codes), 2, -1)
+    trits, bits = PackedTernary.of(jnp.asarray(codes)), Bits.of(jnp.asarray(codes), 2, -1)
     sizes = []
     for words in (trits, bits):
         leaf = Quantized(words, jnp.ones((1, 1)), low=-1, high=1)
@@ -175,5 +181,5 @@ def test_comes_back_from_a_file(levels, masked, tmp_path):
 
 def test_words_that_no_packing_makes_come_back_as_they_are(tmp_path):
     words = jnp.array([255, 1, 7], jnp.uint8)
-    nnopt.save(tmp_path / "w.nnopt", {"w": Trits(words, -1, (3, 5), "flat")})
+    nnopt.save(tmp_path / "w.nnopt", {"w": PackedTernary(words, -1, (3, 5), "flat")})
     np.testing.assert_array_equal(nnopt.load(tmp_path / "w.nnopt")["w"].words, words)

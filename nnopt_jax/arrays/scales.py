@@ -1,16 +1,59 @@
-"""One number for each group of entries along an axis, where the last group is shorter."""
+"""Compact forms of scales: powers of two, and groups whose last one is shorter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.base import Field, Node, field_specs, is_node, node, show, static
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
+from nnopt_jax.arrays.nodes import Field, Node, field_specs, is_node, node, show, static
+from nnopt_jax.ops.block_formats import power_of_two
 from nnopt_jax.ops.blockwise import repeat_uneven
 from nnopt_jax.typing import Shape
+
+
+@node
+class Powers(Node):
+    r"""Powers of two in 8 bits each: the scales of microscaling formats (E8M0).
+
+    .. math:: s = 2^{e - 127}
+
+    Args:
+        exponents: `e`, uint8, 0 to 254; 0 stands for 0 here, because 2^-127 is no normal float32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Powers
+        >>> Powers(jnp.array([126, 127, 130], jnp.uint8)).materialize()
+        Array([0.5, 1. , 8. ], dtype=float32)
+
+    References:
+        OCP Microscaling Formats (MX) Specification 1.0, section 5.4.1.
+    """
+
+    exponents: Field
+
+    ELEMENTWISE = ("exponents",)
+    SHARED = ()
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Always float32."""
+        return jnp.dtype(jnp.float32)
+
+    def materialize(self) -> jax.Array:
+        """The powers, made of their bits: exact."""
+        return power_of_two(show(self.exponents))
+
+    def problems(self, shape: tuple[int, ...]) -> list[str]:
+        """Exponents are bytes."""
+        found = super().problems(shape)
+        if self.exponents.dtype != jnp.uint8:
+            found.append(f"has exponents of {self.exponents.dtype}, not uint8")
+        return found
 
 
 @node

@@ -11,11 +11,11 @@ from jax.sharding import PartitionSpec as P
 
 import nnopt_jax as nnopt
 from nnopt_jax.arrays import (
-    Blocks,
+    BSR,
+    ELL,
+    BlockELL,
     Codebook,
     Factored,
-    Gathered,
-    GatheredBlocks,
     InputQuantized,
     Masked,
     Quantized,
@@ -71,7 +71,7 @@ def shown(seed):
 @given(seed=st.integers(0, 2**16), kind=st.sampled_from(MASKS), part=st.sampled_from([0.1, 0.6]))
 def test_lists_are_the_very_array(seed, kind, part):
     mask, values = masked(kind, seed, part), shown(seed)
-    lists = Gathered.of(values, mask)
+    lists = ELL.of(values, mask)
     np.testing.assert_array_equal(bits(lists.materialize()), bits(np.where(mask, values, 0)))
     assert lists.problems(SHAPE) == []
     assert lists.indices.shape[0] == max(mask.sum(0).max(), 1)
@@ -87,7 +87,7 @@ def test_lists_of_blocks_are_the_very_array(seed, sizes, part):
     values = shown(seed)
     grid = np.random.default_rng(seed).random((12 // sizes[0], 16 // sizes[1])) < part
     mask = np.kron(grid, np.ones(sizes, bool)).astype(bool)
-    lists = GatheredBlocks.of(values, sizes, mask)
+    lists = BlockELL.of(values, sizes, mask)
     np.testing.assert_array_equal(bits(lists.materialize()), bits(np.where(mask, values, 0)))
     assert lists.problems(SHAPE) == []
     assert lists.indices.shape[1] == max(grid.sum(0).max(), 1)
@@ -100,7 +100,7 @@ def test_what_is_laid_out_is_what_was_packed(grid, kind):
     values = jnp.asarray(values.reshape(SHAPE), jnp.float32)
     packed = Masked(GRID[grid](values), jnp.asarray(masked(kind, 0))).store()
     laid_out = lay_out({"w": packed})["w"]
-    assert isinstance(laid_out, Gathered)
+    assert isinstance(laid_out, ELL)
     assert laid_out.bits < 32 * values.size
     same(laid_out, packed)
 
@@ -114,18 +114,16 @@ def pruned(dtype="float32", part=0.1):
 def test_the_dtype_stays(dtype):
     packed = pruned(dtype)
     laid_out = lay_out({"w": packed})["w"]
-    assert isinstance(laid_out, Gathered)
+    assert isinstance(laid_out, ELL)
     same(laid_out, packed)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "kind"), [((4, 8), GatheredBlocks), ((1, 8), GatheredBlocks), ((4, 4), Gathered)]
-)
+@pytest.mark.parametrize(("sizes", "kind"), [((4, 8), BlockELL), ((1, 8), BlockELL), ((4, 4), ELL)])
 def test_blocks_stay_blocks_where_outputs_lie_together(sizes, kind):
     mask = np.zeros(SHAPE, bool)
     mask[4 : 4 + sizes[0], 8 : 8 + sizes[1]] = True
     packed = Masked(jnp.ones(SHAPE), jnp.asarray(mask), format=sizes).store()
-    assert isinstance(packed.support, Blocks)
+    assert isinstance(packed.support, BSR)
     laid_out = lay_out({"w": packed})["w"]
     assert type(laid_out) is kind
     assert laid_out.values.size == sizes[0] * sizes[1] * (16 // sizes[1])
@@ -138,9 +136,9 @@ def test_what_lies_around_stays():
     below = Masked(grid, jnp.asarray(masked("drawn", 0, 0.1))).store()
     tree = {"sum": Sum(packed, factors), "inputs": below, "rest": jnp.ones(3)}
     laid_out = lay_out(tree)
-    assert type(laid_out["sum"].base) is Gathered
+    assert type(laid_out["sum"].base) is ELL
     assert type(laid_out["inputs"]) is InputQuantized
-    assert type(laid_out["inputs"].values) is Gathered
+    assert type(laid_out["inputs"].values) is ELL
     assert laid_out["rest"] is tree["rest"]
     for name in ("sum", "inputs"):
         same(laid_out[name], tree[name])
@@ -171,7 +169,7 @@ def test_dense_makes_arrays_of_what_each_call_would_make_dense():
     }
     laid_out = lay_out(tree, dense=True)
     kinds = {name: type(leaf) for name, leaf in laid_out.items()}
-    assert kinds["few"] is Gathered
+    assert kinds["few"] is ELL
     assert kinds["half"] is kinds["table"] is kinds["small"] is Reshaped
     assert kinds["grid"] is Quantized
     assert isinstance(laid_out["kernel"], jax.Array)
@@ -186,7 +184,7 @@ def test_dense_makes_arrays_of_what_each_call_would_make_dense():
 def test_lists_are_saved_and_loaded(tmp_path):
     block = Masked(jnp.ones((8, 16)), jnp.arange(8)[:, None] < jnp.full((8, 16), 2)).store()
     laid_out = lay_out({"w": pruned(), "bf16": pruned("bfloat16"), "block": block})
-    assert type(laid_out["block"]) is GatheredBlocks
+    assert type(laid_out["block"]) is BlockELL
     nnopt.save(tmp_path / "lists.nnopt", laid_out)
     back = nnopt.load(tmp_path / "lists.nnopt")
     assert jax.tree.structure(back) == jax.tree.structure(laid_out)
@@ -215,8 +213,8 @@ def test_malformed_lists_say_why():
     ]
     assert lists.replace(shape=(1, 16)).problems((1, 16))
     assert lists.replace(indices=lists.indices.astype(float)).problems(SHAPE)
-    blocks = GatheredBlocks.of(jnp.ones((4, 8)), (2, 4))
+    blocks = BlockELL.of(jnp.ones((4, 8)), (2, 4))
     assert blocks.replace(indices=blocks.indices[:1]).problems((4, 8))
     assert blocks.replace(shape=(5, 8)).problems((5, 8))
-    with pytest.raises(nnopt.errors.ArtifactError, match="w: Gathered of shape"):
+    with pytest.raises(nnopt.errors.ArtifactError, match="w: ELL of shape"):
         nnopt.arrays.check({"w": lists.replace(shape=(12, 15))}, "load")

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
-from nnopt_jax.arrays.base import Field, is_node, show, store_field
 from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.arrays.nodes import Field, is_node, show, store_field
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.errors import CapacityError, CompositionError, SelectionError, nearest
 from nnopt_jax.settings import Settings
