@@ -57,7 +57,7 @@ def main() -> None:
     )
     ids = jax.ShapeDtypeStruct((1, options.tokens), "int32")
     tx = tx.bind(nnopt.graph(model.apply, params, ids, ids))
-    packed = nnopt.arrays.lay_out(tx.pack(params, tx.init(params)), "**/kernel")
+    packed = nnopt.prepack(tx.pack(params, tx.init(params)), where="**/kernel")
     run, on_packed = jax.jit(model.apply), jax.jit(nnopt.on_packed(model.apply))
     dense, quantized = theirs(model)
     print(f"jax {jax.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")

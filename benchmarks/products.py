@@ -4,8 +4,8 @@
 
 A number is how many times as fast a product is as the better of `x @ w` in float32 with the weight
 stored (in, out) and (out, in): the ratio of the medians over rounds in which all forms take turns
-in one process, and after the stroke that of the least times. Forms that end on "turned" are laid
-out by `nnopt.arrays.lay_out`; "as integers" and "as floats" are told which they are to be, and a
+in one process, and after the stroke that of the least times. Forms that end on "turned" are
+prepacked by `nnopt.prepack`; "as integers" and "as floats" are told which they are to be, and a
 star marks the one that the library chooses there by its table
 (nnopt_jax/arrays/products/dispatch.py), which is made from what this prints.
 """
@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import ELL, BlockELL, Sparse, input_quantized, lay_out
-from nnopt_jax.arrays.products import split_int8
-from nnopt_jax.arrays.products.dispatch import prefer_lists, use_int8, use_split_int8
+from nnopt_jax.arrays import ELL, BlockELL, Sparse, input_quantized
+from nnopt_jax.arrays.products import integer_products
+from nnopt_jax.arrays.products.dispatch import prefer_ell, use_int8
 
 Make = Callable[[jax.Array], Any]
 DENSE = ("dense (in, out)", "dense (out, in)")
@@ -40,8 +40,8 @@ def by(*links: nnopt.Transform) -> Make:
 
 
 def turned(make: Make) -> Make:
-    """The same, laid out for products."""
-    return lambda w: lay_out({"w": make(w)}, "w")["w"]
+    """The same, prepacked for products."""
+    return lambda w: nnopt.prepack({"w": make(w)}, where="w")["w"]
 
 
 def grid(bits: int) -> nnopt.Transform:
@@ -71,11 +71,11 @@ ONE: dict[str, Make] = {
     "codebook of 16": by(nnopt.compression.codebook(16)),
     "sparse, 90 %": by(nnopt.pruning.magnitude(0.9)),
     **{
-        f"sparse, {part} %, laid out": turned(by(nnopt.pruning.magnitude(part / 100)))
+        f"sparse, {part} %, prepacked": turned(by(nnopt.pruning.magnitude(part / 100)))
         for part in (85, 90, 95, 99)
     },
     **{
-        f"blocks of {n}, {part} %, laid out": turned(
+        f"blocks of {n}, {part} %, prepacked": turned(
             by(nnopt.pruning.magnitude(part / 100, pattern=(n, n)))
         )
         for n in (8, 32)
@@ -92,7 +92,7 @@ def told(integers: bool | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if integers is not None:
             stack.enter_context(mock.patch.object(input_quantized, "use_int8", say))
-            stack.enter_context(mock.patch.object(split_int8, "use_split_int8", say))
+            stack.enter_context(mock.patch.object(integer_products, "use_int8", say))
         yield
 
 
@@ -103,13 +103,13 @@ def compiled(packed: Any, x: jax.Array, integers: bool | None = None) -> Callabl
 
 
 def is_chosen(packed: Any) -> bool:
-    """Whether `lay_out(..., dense=True)` makes lists of what these are lists of."""
+    """Whether `prepack(..., dense=True)` makes lists of what these are lists of."""
     if isinstance(packed, ELL):
         part = len(packed.indices) / packed.shape[0]
-        return prefer_lists(packed.size, part, blocks=False)
+        return prefer_ell(packed.size, part, blocks=False)
     if isinstance(packed, BlockELL):
         part = math.prod(packed.values.shape[2:]) / packed.shape[0]
-        return prefer_lists(packed.size, part, blocks=True)
+        return prefer_ell(packed.size, part, blocks=True)
     return not isinstance(packed, Sparse)
 
 
@@ -130,8 +130,8 @@ def measure(rows: int, size: int, forms: str | None, rounds: int) -> dict[str, t
         for integers in (True, False):
             label = f"{name}, as {'integers' if integers else 'floats'}"
             timed[label] = compiled(packed, x, integers)
-            use = use_split_int8 if "weights" in name else use_int8
-            chosen[label] = use(rows, size, size) is integers
+            use = use_int8(rows, size, size, split="weights" in name)
+            chosen[label] = use is integers
     times = interleave(timed, rounds=rounds, budget=20)
     return {name: (timing, chosen[name]) for name, timing in times.items()}
 

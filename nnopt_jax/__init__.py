@@ -16,6 +16,7 @@ from nnopt_jax import (
     tree as tree,
 )
 from nnopt_jax.arrays.nodes import materialize as materialize
+from nnopt_jax.arrays.prepacking import prepack as prepack
 from nnopt_jax.artifact import inspect as inspect, load as load, save as save
 from nnopt_jax.ops.axis_roles import Axes as Axes
 from nnopt_jax.trace import (

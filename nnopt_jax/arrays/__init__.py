@@ -27,7 +27,6 @@ from nnopt_jax.arrays.nodes import (
 )
 from nnopt_jax.arrays.packed_integers import Bits as Bits, PackedTernary as PackedTernary
 from nnopt_jax.arrays.pattern_layouts import BSR as BSR, NMIndex as NMIndex
-from nnopt_jax.arrays.prepacking import lay_out as lay_out
 from nnopt_jax.arrays.refinement import Slot as Slot, refine as refine, slots as slots
 from nnopt_jax.arrays.reshaped import Reshaped as Reshaped
 from nnopt_jax.arrays.scales import Powers as Powers, UnevenGroups as UnevenGroups
@@ -36,21 +35,22 @@ from nnopt_jax.arrays.sparse_array import Sparse as Sparse
 from nnopt_jax.arrays.storage import store as store
 
 _RENAMED = {
-    "Blocks": "BSR",
-    "Gaps": "DeltaIndex",
-    "Gathered": "ELL",
-    "GatheredBlocks": "BlockELL",
-    "Groups": "NMIndex",
-    "Levels": "LookupQuantized",
-    "Rows": "CSR",
-    "Shrunk": "SoftThresholded",
-    "Support": "SparseLayout",
-    "Trits": "PackedTernary",
+    "Blocks": "nnopt.arrays.BSR",
+    "Gaps": "nnopt.arrays.DeltaIndex",
+    "Gathered": "nnopt.arrays.ELL",
+    "GatheredBlocks": "nnopt.arrays.BlockELL",
+    "Groups": "nnopt.arrays.NMIndex",
+    "Levels": "nnopt.arrays.LookupQuantized",
+    "Rows": "nnopt.arrays.CSR",
+    "Shrunk": "nnopt.arrays.SoftThresholded",
+    "Support": "nnopt.arrays.SparseLayout",
+    "Trits": "nnopt.arrays.PackedTernary",
+    "lay_out": "nnopt.prepack(packed, where=..., dense=...)",
 }
 
 
 def __getattr__(name: str) -> object:
     """Say what became of a name."""
     if name in _RENAMED:
-        raise AttributeError(f"nnopt.arrays.{name} is now nnopt.arrays.{_RENAMED[name]}")
+        raise AttributeError(f"nnopt.arrays.{name} is now {_RENAMED[name]}")
     raise AttributeError(f"module 'nnopt_jax.arrays' has no attribute {name!r}")

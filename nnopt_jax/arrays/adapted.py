@@ -34,6 +34,7 @@ class Sum(Node):
 
     SHARED = ()
     LINEAR = ("base", "delta")
+    FACTORS = ("base", "delta")
     SLOTS = {"base": "value"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:

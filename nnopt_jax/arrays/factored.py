@@ -39,6 +39,7 @@ class Factored(Node):
     dtype: Any = static(default="float32")  # pyright: ignore[reportIncompatibleMethodOverride]
 
     LINEAR = ("u",)
+    FACTORS = ("u", "v")
     SLOTS = {"u": "value", "v": "value"}  # noqa: RUF012 - a constant, as declared in Node
 
     @property

@@ -83,6 +83,8 @@ class Hooks:
     """Fields whose dtype is that of the array, if the node does not state a dtype."""
     ROUNDS_INPUTS: ClassVar[bool] = False
     """Whether products round the other operand first."""
+    FACTORS: ClassVar[tuple[str, ...]] = ()
+    """Fields that products multiply one by one, so that each is prepacked by itself."""
     GRADIENT_AT: ClassVar[str] = ""
     """The field whose array serves only to take gradients at, if there is one."""
 
@@ -151,6 +153,25 @@ class Hooks:
         """Return a key that nodes must share to be `joined`: class, settings and fields."""
         settings = [getattr(self, name) for name in self.names(is_static=True)]
         return type(self), settings, [name for name, _ in self.fields()]
+
+    def prepack(self, backend: str) -> Field:
+        """Return the form that products read fastest on a platform: by default the node itself.
+
+        Args:
+            backend: JAX's platform, such as `"cpu"`.
+        """
+        return self
+
+    def multiplies(self, backend: str) -> bool:
+        """Return whether products read the fields of the prepacked form.
+
+        By default a class with a `dot` of its own does; without one, every call materializes the
+        array, and `prepack(..., dense=True)` does so once.
+
+        Args:
+            backend: JAX's platform, such as `"cpu"`.
+        """
+        return type(self).dot is not Hooks.dot
 
     def integers(self) -> IntegerWeight | None:
         """Return the weight as codes of at most eight bits with their grid; None without codes."""

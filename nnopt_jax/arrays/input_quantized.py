@@ -65,6 +65,7 @@ class InputQuantized(Node):
     KEEPS_ZERO = True
     SHARED = ()
     TYPED = ("values", "shown")
+    FACTORS = ("values",)
     ROUNDS_INPUTS = True
     GRADIENT_AT = "shown"
     SLOTS = {"values": "inherit"}  # noqa: RUF012 - a constant, as declared in Node

@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, order_in_memory
 from nnopt_jax.arrays.nodes import Field, Node, is_node, node, show, static, store_field
-from nnopt_jax.arrays.packed_integers import pack_integers, store_codes
+from nnopt_jax.arrays.packed_integers import Bits, pack_integers, store_codes
 from nnopt_jax.arrays.products.integer_products import IntegerWeight, split_int8_product
 from nnopt_jax.arrays.products.product import Product
+from nnopt_jax.arrays.reshaped import Reshaped, swapped_axes, transposed_in_memory
 from nnopt_jax.arrays.scales import UnevenGroups
 from nnopt_jax.ops.gradient_estimators import straight_through
 from nnopt_jax.ops.grid import covers, dequantize, expand
@@ -112,6 +113,20 @@ class Quantized(Node):
         if self.zero is None:
             return codes
         return codes - expand(show(self.zero).astype(dtype), self.shape)
+
+    def prepack(self, backend: str) -> Quantized:
+        """Transpose the codes in memory, unless the scales differ along the last axis but one."""
+        del backend
+        codes = self.codes
+        is_packed = isinstance(codes, Bits)
+        known = is_packed or (not is_node(codes) and codes.dtype.itemsize == 1)
+        if not known or self.ndim < 2 or self.scale.shape[-2] != 1:
+            return self
+        if not is_packed:
+            return self.replace(codes=transposed_in_memory(codes))
+        order = swapped_axes(self.ndim)
+        packed = Bits.of(codes.materialize().transpose(order), codes.width, codes.low)
+        return self.replace(codes=Reshaped.of(packed, order))
 
     @property
     def fits_int8(self) -> bool:

@@ -120,6 +120,11 @@ class Reshaped(Node):
         return self.sizes if self.axes else tuple(self.base.shape)
 
     @property
+    def FACTORS(self) -> tuple[str, ...]:
+        """The base, where it is a product of factors; views of arrays are prepacked already."""
+        return ("base",) if isinstance(self.base, Node) and self.base.FACTORS else ()
+
+    @property
     def ELEMENTWISE(self) -> tuple[str, ...]:
         """The base, where it lies like the view."""
         return () if self.axes else ("base",)
@@ -217,3 +222,21 @@ class Reshaped(Node):
         if not permutes:
             raise CannotStayPacked("a part of it cannot follow")
         return move(self.materialize(), movement, shape)
+
+
+def transposed_in_memory(x: jax.Array) -> Reshaped:
+    """Return an array whose last two axes lie in memory in the other order: `(out, in)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays.reshaped import transposed_in_memory
+        >>> transposed_in_memory(jnp.ones((2, 3)))
+        Reshaped(base float32[3,2], 32 bits/weight)
+    """
+    order = swapped_axes(x.ndim)
+    return Reshaped.of(x.transpose(order), order)
+
+
+def swapped_axes(ndim: int) -> Shape:
+    """Return the order of axes with the last two swapped."""
+    return (*range(ndim - 2), ndim - 1, ndim - 2)

@@ -7,14 +7,22 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
+from nnopt_jax.arrays.ell import ELL, BlockELL, longest_list
 from nnopt_jax.arrays.hooks import integers
 from nnopt_jax.arrays.index_layouts import SparseLayout
 from nnopt_jax.arrays.nodes import Field, Node, is_node, map_elementwise, node, show, static
 from nnopt_jax.arrays.packed_integers import Bits
+from nnopt_jax.arrays.pattern_layouts import BSR
+from nnopt_jax.arrays.products.dispatch import prefer_ell, thresholds
 from nnopt_jax.arrays.products.integer_products import IntegerWeight, under_mask
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.ops.masks import mask_rank
+
+_WIDE = 8
+"""Outputs of a block, at least: entries of narrower blocks are listed one by one."""
 
 
 @node
@@ -63,6 +71,43 @@ class Sparse(Node):
         values, mask = self.expanded()
         values = show(values)
         return jnp.where(mask, values, jnp.zeros((), values.dtype))
+
+    def prepack(self, backend: str) -> Node:
+        """Return the ELL form of a kernel, where it is smaller than the array."""
+        del backend
+        found = self._row_fraction()
+        if found is None:
+            return self
+        mask, sizes, part = found
+        width = jnp.dtype(self.dtype).itemsize
+        if part * (width + 4 / math.prod(sizes)) >= width:
+            return self
+        dense = self.materialize()
+        return ELL.of(dense, mask) if sizes == (1, 1) else BlockELL.of(dense, sizes, mask)
+
+    def multiplies(self, backend: str) -> bool:
+        """Return whether products with the ELL form are faster than with the array."""
+        found = self._row_fraction()
+        if found is None:
+            return False
+        _, sizes, part = found
+        limits = thresholds(backend)
+        return prefer_ell(self.size, part, blocks=sizes != (1, 1), limits=limits)
+
+    def _row_fraction(self) -> tuple[np.ndarray, tuple[int, int], float] | None:
+        """Return mask, block sizes and the fraction of the inputs in the longest row of ELL.
+
+        None without an ELL form: under `jax.jit`, of other ranks, of integers.
+        """
+        is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(self))
+        is_float = jnp.issubdtype(self.dtype, jnp.floating)
+        if is_traced or self.ndim != 2 or not is_float or not self.size:
+            return None
+        mask, sizes = np.asarray(show(self.support)).astype(bool), (1, 1)
+        if isinstance(self.support, BSR):
+            tall, wide = (1, 1, *self.support.sizes)[-2:]
+            sizes = (tall, wide) if wide >= _WIDE else sizes
+        return mask, sizes, longest_list(mask, sizes) * sizes[0] / self.shape[0]
 
     def integers(self) -> IntegerWeight | None:
         """The codes of the values, with those of zero where nothing is kept."""

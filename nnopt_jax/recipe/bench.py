@@ -84,7 +84,7 @@ def bench(path: str | Path, batches: Sequence[int] = (1, 8, 128), rounds: int = 
     apart = len(told) > 1
     notes = [f"Batch of {', '.join(of)}: {note}" if apart else note for note, of in told.items()]
     if after:
-        notes.append(f"Laid out (nnopt.arrays.lay_out, dense=True), by batch: {'; '.join(after)}.")
+        notes.append(f"Laid out (nnopt.prepack, dense=True), by batch: {'; '.join(after)}.")
     return Bench(rows, tuple(notes))
 
 

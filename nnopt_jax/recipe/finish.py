@@ -125,7 +125,7 @@ def _measures(
     ]
     if ready is not None:
         took = latency(run, shown, ready, extra, sample)
-        note = f"by arrays.lay_out before serving, {took.ratio:.2f}x as fast"
+        note = f"by nnopt.prepack before serving, {took.ratio:.2f}x as fast"
         measures.append(Measure("laid out", "ms", took.dense, took.packed, note))
     return measures
 

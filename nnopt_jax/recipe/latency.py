@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from nnopt_jax.arrays.nodes import is_node
-from nnopt_jax.arrays.prepacking import lay_out
+from nnopt_jax.arrays.prepacking import prepack
 from nnopt_jax.report.summary import Latency
 from nnopt_jax.typing import Params
 
@@ -70,10 +70,10 @@ def latency(
 
 
 def laid_out(packed: Params) -> Params | None:
-    """Packed parameters as `nnopt.arrays.lay_out` readies them for serving.
+    """Packed parameters as `nnopt.prepack` readies them for serving.
 
     Returns:
-        What `lay_out(packed, dense=True)` makes; None where it changes no leaf.
+        What `prepack(packed, dense=True)` makes; None where it changes no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -81,6 +81,6 @@ def laid_out(packed: Params) -> Params | None:
         >>> laid_out({"bias": jnp.zeros(3)}) is None
         True
     """
-    ready = lay_out(packed, dense=True)
+    ready = prepack(packed, dense=True)
     pairs = zip(*(jax.tree.leaves(tree, is_leaf=is_node) for tree in (packed, ready)), strict=True)
     return ready if any(one is not other for one, other in pairs) else None

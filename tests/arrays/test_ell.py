@@ -22,7 +22,6 @@ from nnopt_jax.arrays import (
     Reshaped,
     Sparse,
     Sum,
-    lay_out,
 )
 
 SHAPE = (12, 16)
@@ -95,14 +94,14 @@ def test_lists_of_blocks_are_the_very_array(seed, sizes, part):
 
 @pytest.mark.parametrize("grid", GRID)
 @pytest.mark.parametrize("kind", ["drawn", "no column", "empty"])
-def test_what_is_laid_out_is_what_was_packed(grid, kind):
+def test_what_is_prepacked_is_what_was_packed(grid, kind):
     values = np.round(shown(0)) if grid == "floats" else np.round(2 * np.sin(np.arange(192.0)))
     values = jnp.asarray(values.reshape(SHAPE), jnp.float32)
     packed = Masked(GRID[grid](values), jnp.asarray(masked(kind, 0))).store()
-    laid_out = lay_out({"w": packed})["w"]
-    assert isinstance(laid_out, ELL)
-    assert laid_out.bits < 32 * values.size
-    same(laid_out, packed)
+    prepacked = nnopt.prepack({"w": packed})["w"]
+    assert isinstance(prepacked, ELL)
+    assert prepacked.bits < 32 * values.size
+    same(prepacked, packed)
 
 
 def pruned(dtype="float32", part=0.1):
@@ -113,9 +112,9 @@ def pruned(dtype="float32", part=0.1):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_dtype_stays(dtype):
     packed = pruned(dtype)
-    laid_out = lay_out({"w": packed})["w"]
-    assert isinstance(laid_out, ELL)
-    same(laid_out, packed)
+    prepacked = nnopt.prepack({"w": packed})["w"]
+    assert isinstance(prepacked, ELL)
+    same(prepacked, packed)
 
 
 @pytest.mark.parametrize(("sizes", "kind"), [((4, 8), BlockELL), ((1, 8), BlockELL), ((4, 4), ELL)])
@@ -124,10 +123,10 @@ def test_blocks_stay_blocks_where_outputs_lie_together(sizes, kind):
     mask[4 : 4 + sizes[0], 8 : 8 + sizes[1]] = True
     packed = Masked(jnp.ones(SHAPE), jnp.asarray(mask), format=sizes).store()
     assert isinstance(packed.support, BSR)
-    laid_out = lay_out({"w": packed})["w"]
-    assert type(laid_out) is kind
-    assert laid_out.values.size == sizes[0] * sizes[1] * (16 // sizes[1])
-    same(laid_out, packed)
+    prepacked = nnopt.prepack({"w": packed})["w"]
+    assert type(prepacked) is kind
+    assert prepacked.values.size == sizes[0] * sizes[1] * (16 // sizes[1])
+    same(prepacked, packed)
 
 
 def test_what_lies_around_stays():
@@ -135,13 +134,13 @@ def test_what_lies_around_stays():
     grid = InputQuantized(Quantized(jnp.ones(SHAPE), jnp.ones((1, 16))))
     below = Masked(grid, jnp.asarray(masked("drawn", 0, 0.1))).store()
     tree = {"sum": Sum(packed, factors), "inputs": below, "rest": jnp.ones(3)}
-    laid_out = lay_out(tree)
-    assert type(laid_out["sum"].base) is ELL
-    assert type(laid_out["inputs"]) is InputQuantized
-    assert type(laid_out["inputs"].values) is ELL
-    assert laid_out["rest"] is tree["rest"]
+    prepacked = nnopt.prepack(tree)
+    assert type(prepacked["sum"].base) is ELL
+    assert type(prepacked["inputs"]) is InputQuantized
+    assert type(prepacked["inputs"].values) is ELL
+    assert prepacked["rest"] is tree["rest"]
     for name in ("sum", "inputs"):
-        same(laid_out[name], tree[name])
+        same(prepacked[name], tree[name])
 
 
 def test_what_has_no_lists_stays_what_it_is():
@@ -150,8 +149,8 @@ def test_what_has_no_lists_stays_what_it_is():
     integers = Masked(jnp.ones(SHAPE, jnp.int32), jnp.asarray(masked("one", 0))).store()
     nothing = Masked(jnp.ones((0, 4)), jnp.ones((0, 4), bool)).store()
     tree = {"kernel": kernel, "full": full, "integers": integers, "nothing": nothing}
-    assert all(leaf is tree[name] for name, leaf in lay_out(tree).items())
-    inside = jax.jit(lay_out)({"w": pruned()})
+    assert all(leaf is tree[name] for name, leaf in nnopt.prepack(tree).items())
+    inside = jax.jit(nnopt.prepack)({"w": pruned()})
     assert isinstance(inside["w"], Sparse)
 
 
@@ -167,14 +166,14 @@ def test_dense_makes_arrays_of_what_each_call_would_make_dense():
         "small": pruned(),
         "grid": Quantized(jnp.ones((4, 4)), jnp.ones((1, 1))).store(),
     }
-    laid_out = lay_out(tree, dense=True)
-    kinds = {name: type(leaf) for name, leaf in laid_out.items()}
+    prepacked = nnopt.prepack(tree, dense=True)
+    kinds = {name: type(leaf) for name, leaf in prepacked.items()}
     assert kinds["few"] is ELL
     assert kinds["half"] is kinds["table"] is kinds["small"] is Reshaped
     assert kinds["grid"] is Quantized
-    assert isinstance(laid_out["kernel"], jax.Array)
+    assert isinstance(prepacked["kernel"], jax.Array)
     for left, right in zip(
-        jax.tree.leaves(nnopt.materialize(laid_out)),
+        jax.tree.leaves(nnopt.materialize(prepacked)),
         jax.tree.leaves(nnopt.materialize(tree)),
         strict=True,
     ):
@@ -183,18 +182,18 @@ def test_dense_makes_arrays_of_what_each_call_would_make_dense():
 
 def test_lists_are_saved_and_loaded(tmp_path):
     block = Masked(jnp.ones((8, 16)), jnp.arange(8)[:, None] < jnp.full((8, 16), 2)).store()
-    laid_out = lay_out({"w": pruned(), "bf16": pruned("bfloat16"), "block": block})
-    assert type(laid_out["block"]) is BlockELL
-    nnopt.save(tmp_path / "lists.nnopt", laid_out)
+    prepacked = nnopt.prepack({"w": pruned(), "bf16": pruned("bfloat16"), "block": block})
+    assert type(prepacked["block"]) is BlockELL
+    nnopt.save(tmp_path / "lists.nnopt", prepacked)
     back = nnopt.load(tmp_path / "lists.nnopt")
-    assert jax.tree.structure(back) == jax.tree.structure(laid_out)
-    for name, leaf in laid_out.items():
+    assert jax.tree.structure(back) == jax.tree.structure(prepacked)
+    for name, leaf in prepacked.items():
         same(back[name], leaf)
-    assert jax.tree.structure(nnopt.arrays.store(laid_out)) == jax.tree.structure(laid_out)
+    assert jax.tree.structure(nnopt.arrays.store(prepacked)) == jax.tree.structure(prepacked)
 
 
 def test_members_are_lists_of_their_own():
-    one, other = lay_out({"w": pruned()})["w"], lay_out({"w": pruned()})["w"]
+    one, other = nnopt.prepack({"w": pruned()})["w"], nnopt.prepack({"w": pruned()})["w"]
     both = jax.tree.map(lambda *x: jnp.stack(x), one, other.replace(values=-other.values))
     dense = jax.vmap(nnopt.materialize)(both)
     np.testing.assert_array_equal(dense[0], -dense[1])
@@ -202,12 +201,12 @@ def test_members_are_lists_of_their_own():
 
 
 def test_lists_lie_whole_on_every_device():
-    specs = lay_out({"w": pruned()})["w"].specs(P("a", "b"))
+    specs = nnopt.prepack({"w": pruned()})["w"].specs(P("a", "b"))
     assert (tuple(specs.indices), tuple(specs.values)) == ((), ())
 
 
 def test_malformed_lists_say_why():
-    lists = lay_out({"w": pruned()})["w"]
+    lists = nnopt.prepack({"w": pruned()})["w"]
     assert lists.replace(shape=(12, 15)).problems((12, 15)) == [
         f"of shape (12, 15) has {lists.outline()}"
     ]

@@ -9,6 +9,7 @@ import pytest
 from jax import export
 from jax.sharding import PartitionSpec
 
+import nnopt_jax as nnopt
 from nnopt_jax.arrays import (
     BSR,
     CSR,
@@ -313,3 +314,9 @@ def test_malformed_views_say_why():
     assert NODES["soft"].replace(width=jnp.ones(2)).problems((2, 3)) == [
         "has a table of shape (3,), width of (2,)"
     ]
+
+
+@pytest.mark.parametrize("name", ["Gathered", "Levels", "Trits", "lay_out"])
+def test_removed_names_say_what_to_type(name):
+    with pytest.raises(AttributeError, match=rf"nnopt\.arrays\.{name} is now nnopt\.\w"):
+        getattr(nnopt.arrays, name)

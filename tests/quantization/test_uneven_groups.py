@@ -186,7 +186,7 @@ def test_groups_of_whole_heads_are_multiplied_packed():
 def test_zero_points_of_inputs_are_subtracted_from_codes(monkeypatch):
     """One scale and zero point for each input, in products that pay as planes of integers."""
     monkeypatch.setattr(
-        "nnopt_jax.arrays.products.integer_products.use_split_int8", lambda *_: True
+        "nnopt_jax.arrays.products.integer_products.use_int8", lambda *_, **__: True
     )
     rng = np.random.default_rng(14)
     params = {"w": jnp.asarray(rng.normal(1, 1, size=(16, 6)).astype(F32))}

@@ -19,7 +19,7 @@ class Thresholds(NamedTuple):
         int8_weight: the least number of entries of an integer weight.
         int8_rows: the most rows of integer activations for an integer product.
         split_rows: the most rows of float activations for a split-int8 product.
-        list_weight: the least number of entries of a sparse weight.
+        ell_weight: the least number of entries of a sparse weight.
         single: the longest row of ELL for which it is faster, as a fraction of the inputs.
         blocks: the longest row of block ELL for which it is faster, as a fraction of the inputs.
     """
@@ -29,7 +29,7 @@ class Thresholds(NamedTuple):
     int8_weight: int
     int8_rows: int
     split_rows: int
-    list_weight: int
+    ell_weight: int
     single: float
     blocks: float
 
@@ -44,7 +44,7 @@ Integers were measured on a machine with matrix instructions for int8 (AMX). The
 dequantizing the packed weight at each call, which costs more than the product itself below some
 hundred rows.
 
-ELL was measured with `--forms "laid out"` for 1, 8 and 32 rows. At 90 % zeros, where the longest of
+ELL was measured with `--forms prepacked` for 1, 8 and 32 rows. At 90 % zeros, where the longest of
 1,024 rows of ELL holds 13 % of the inputs, products are 0.8 to 1.3 times as fast as dense ones
 (medians), and at 85 % most are slower; for a matrix of 4,096 x 4,096 they are 1.0 to 4.6 times as
 fast at 90 %, and slower for one row at 85 %. For block ELL the limit is between 50 % and 75 %. With
@@ -64,45 +64,32 @@ def thresholds(backend: str | None = None, version: tuple[int, ...] | None = Non
     return row_of(TABLE, OTHERS, backend, version)
 
 
-def use_int8(rows: int, inner: int, outer: int, limits: Thresholds | None = None) -> bool:
-    """Return whether to multiply codes of activations and of a weight as integers.
+def use_int8(
+    rows: int, inner: int, outer: int, *, split: bool = False, limits: Thresholds | None = None
+) -> bool:
+    """Return whether to multiply an integer weight as integers.
 
     Args:
         rows: the number of rows of activations, for each batch index.
         inner: the number of contracted entries.
         outer: the number of outputs of a row.
+        split: whether activations are floats that are split into several int8, not codes.
         limits: the limits of the machine; None for this one.
 
     Example:
         >>> from nnopt_jax.arrays.products.dispatch import thresholds, use_int8
-        >>> machine = thresholds("cpu", (0, 12, 0))
-        >>> use_int8(32, 4096, 4096, machine), use_int8(32, 64, 64, machine)
-        (True, False)
-    """
-    limits = limits or thresholds()
-    return inner * outer >= limits.int8_weight and rows <= limits.int8_rows
-
-
-def use_split_int8(rows: int, inner: int, outer: int, limits: Thresholds | None = None) -> bool:
-    """Return whether to split float activations into several int8, for an integer weight.
-
-    Args:
-        rows: the number of rows of activations, for each batch index.
-        inner: the number of contracted entries.
-        outer: the number of outputs of a row.
-        limits: the limits of the machine; None for this one.
-
-    Example:
-        >>> from nnopt_jax.arrays.products.dispatch import thresholds, use_split_int8
         >>> machine = thresholds("cpu", (0, 10, 2))
-        >>> use_split_int8(8, 4096, 4096, machine), use_split_int8(256, 4096, 4096, machine)
+        >>> use_int8(256, 4096, 4096, limits=machine), use_int8(32, 64, 64, limits=machine)
         (True, False)
+        >>> use_int8(256, 4096, 4096, split=True, limits=machine)
+        False
     """
     limits = limits or thresholds()
-    return inner * outer >= limits.int8_weight and rows <= limits.split_rows
+    most = limits.split_rows if split else limits.int8_rows
+    return inner * outer >= limits.int8_weight and rows <= most
 
 
-def prefer_lists(size: int, part: float, *, blocks: bool, limits: Thresholds | None = None) -> bool:
+def prefer_ell(size: int, part: float, *, blocks: bool, limits: Thresholds | None = None) -> bool:
     """Return whether ELL is faster than the dense weight.
 
     Args:
@@ -112,9 +99,9 @@ def prefer_lists(size: int, part: float, *, blocks: bool, limits: Thresholds | N
         limits: the limits of the machine; None for this one.
 
     Example:
-        >>> from nnopt_jax.arrays.products.dispatch import TABLE, prefer_lists
-        >>> [prefer_lists(2**20, part, blocks=False, limits=TABLE[0]) for part in (0.1, 0.5)]
+        >>> from nnopt_jax.arrays.products.dispatch import TABLE, prefer_ell
+        >>> [prefer_ell(2**20, part, blocks=False, limits=TABLE[0]) for part in (0.1, 0.5)]
         [True, False]
     """
     limits = limits or thresholds()
-    return size >= limits.list_weight and part <= (limits.blocks if blocks else limits.single)
+    return size >= limits.ell_weight and part <= (limits.blocks if blocks else limits.single)

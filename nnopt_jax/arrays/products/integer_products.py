@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.arrays.products.contraction import Contraction
-from nnopt_jax.arrays.products.dispatch import use_split_int8
+from nnopt_jax.arrays.products.dispatch import use_int8
 from nnopt_jax.arrays.products.product import Product, dense_product, differentiated_as
 from nnopt_jax.typing import Array, Shape
 
@@ -139,7 +139,7 @@ def split_int8_product(x: Array, weight: Quantized, how: Product) -> Array | Non
     if any(grid.shape[axis] != 1 for grid in grids for axis in how.right):
         return None
     rows, inner, outer = product_sizes(weight.shape, x.shape, how)
-    if not x.size or inner * 2**15 >= 2**31 or not use_split_int8(rows, inner, outer):
+    if not x.size or inner * 2**15 >= 2**31 or not use_int8(rows, inner, outer, split=True):
         return None
     return differentiated_as(dense_product, _split_product, how, x, weight)
 

@@ -168,10 +168,10 @@ def test_rows_that_are_split_over_devices():
 def test_tables_run_on_lists_and_as_arrays():
     table = Codebook(jnp.abs(jnp.round(jnp.asarray(W))).astype(jnp.uint8), jnp.arange(4.0))
     packed = {"w": Masked(table, jnp.asarray(SINGLE & (np.arange(32) != 4))).store()}
-    laid_out = nnopt.arrays.lay_out(packed)
-    assert isinstance(laid_out["w"], ELL)
+    prepacked = nnopt.prepack(packed)
+    assert isinstance(prepacked["w"], ELL)
     x = rows(3, 64)
-    close(RUN(laid_out, x), np.asarray(x) @ np.asarray(nnopt.materialize(packed)["w"]))
-    arrays = nnopt.arrays.lay_out(packed, dense=True)
+    close(RUN(prepacked, x), np.asarray(x) @ np.asarray(nnopt.materialize(packed)["w"]))
+    arrays = nnopt.prepack(packed, dense=True)
     assert isinstance(arrays["w"], Reshaped)
-    close(RUN(arrays, x), RUN(laid_out, x))
+    close(RUN(arrays, x), RUN(prepacked, x))

@@ -245,7 +245,7 @@ def test_leaves_whose_parts_do_not_fit_are_named():
 @pytest.mark.parametrize("rounds", [False, True], ids=["weights", "activations too"])
 def test_what_is_multiplied_many_times_alike_is_traced_once(as_integers, rounds, monkeypatch):
     monkeypatch.setattr(
-        "nnopt_jax.arrays.products.integer_products.use_split_int8", lambda *_: True
+        "nnopt_jax.arrays.products.integer_products.use_int8", lambda *_, **__: True
     )
     links = [nnopt.quantization.uniform(8, granularity="channel")]
     if rounds:

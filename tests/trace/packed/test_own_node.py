@@ -9,34 +9,9 @@ import pytest
 from jax import lax
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays import Node, node
-from nnopt_jax.arrays.hooks import move
+from nnopt_jax.arrays import Node, Reshaped
 from nnopt_jax.errors import CompositionError
-
-
-@node
-class Signed(Node):
-    """A weight of one sign bit for each entry and one magnitude for all."""
-
-    positive: jax.Array
-    magnitude: jax.Array
-
-    @property
-    def dtype(self):
-        return self.magnitude.dtype
-
-    def _signs(self):
-        return jnp.where(self.positive, 1.0, -1.0).astype(self.dtype)
-
-    def materialize(self):
-        return self.magnitude * self._signs()
-
-    def dot(self, x, how):
-        return self.magnitude * how(x, self._signs())
-
-    def move(self, movement, shape):
-        return self.replace(positive=move(self.positive, movement, shape))
-
+from tests.trace.packed.own_node import Signed
 
 W = Signed(jax.random.bernoulli(jax.random.key(0), shape=(8, 6)), jnp.float32(0.25))
 X = jax.random.normal(jax.random.key(1), (3, 8))
@@ -89,3 +64,40 @@ def test_padding_with_zeros_masks_it():
     padded = nnopt.on_packed(lambda w: jnp.pad(w, ((0, 2), (0, 0))))(W)
     assert isinstance(padded, nnopt.arrays.Masked)
     np.testing.assert_array_equal(padded.materialize(), jnp.pad(W.materialize(), ((0, 2), (0, 0))))
+
+
+def test_it_trains():
+    def loss(magnitude, x, y):
+        run = nnopt.on_packed(lambda w, x: x @ w, strict=True)
+        return jnp.mean((run(W.replace(magnitude=magnitude), x) - y) ** 2)
+
+    y = X @ W.replace(magnitude=jnp.float32(0.75)).materialize()
+    magnitude = W.magnitude
+    for _ in range(50):
+        magnitude -= 0.02 * jax.jit(jax.grad(loss))(magnitude, X, y)
+    assert float(magnitude) == pytest.approx(0.75, abs=1e-3)
+
+
+def test_it_is_saved_and_loaded(tmp_path):
+    nnopt.save(tmp_path / "own.nnopt", {"w": W})
+    back = nnopt.load(tmp_path / "own.nnopt")["w"]
+    assert type(back) is Signed
+    np.testing.assert_array_equal(back.positive, W.positive)
+    np.testing.assert_array_equal(back.magnitude, W.magnitude)
+
+
+def test_it_is_prepacked_by_its_hook():
+    ready = nnopt.prepack({"w": W}, dense=True)["w"]
+    assert ready.positive.outline() == "Reshaped(base bool[6,8])"
+    np.testing.assert_array_equal(ready.materialize(), W.materialize())
+    run = nnopt.on_packed(lambda w, x: x @ w, strict=True)
+    np.testing.assert_allclose(run(ready, X), X @ W.materialize(), rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_product_of_its_own_it_is_materialized_once():
+    class NoProduct(Signed):
+        dot = Node.dot
+
+    ready = nnopt.prepack({"w": NoProduct(W.positive, W.magnitude)}, dense=True)["w"]
+    assert isinstance(ready, Reshaped)
+    np.testing.assert_array_equal(ready.materialize(), W.materialize())

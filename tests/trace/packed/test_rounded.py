@@ -171,7 +171,7 @@ GRIDS = {
     "sparse": lambda: Masked(GRID, MASK).store(),
     "table": lambda: Codebook(INDICES, TABLE),
     "pruned table": lambda: Masked(Codebook(INDICES, TABLE), MASK).store(),
-    "turned": lambda: nnopt.arrays.lay_out(GRID.store()),
+    "turned": lambda: nnopt.prepack(GRID.store()),
 }
 
 
@@ -416,9 +416,9 @@ LAID_OUT = {
 
 
 @pytest.mark.parametrize("name", some(LAID_OUT, "int4", "low rank"))
-def test_what_is_laid_out_is_the_same(name, as_integers):
+def test_what_is_prepacked_is_the_same(name, as_integers):
     packed = packed_by(LAID_OUT[name], {"w": drawn(8, 16)})
-    turned = nnopt.arrays.lay_out(packed, "w")
+    turned = nnopt.prepack(packed, where="w")
     np.testing.assert_array_equal(turned["w"].materialize(), packed["w"].materialize())
     assert (8, 16) not in [leaf.shape for leaf in jax.tree.leaves(turned)]
     nnopt.arrays.check(turned, "test")
@@ -429,10 +429,10 @@ def test_what_is_laid_out_is_the_same(name, as_integers):
 
 
 @pytest.mark.parametrize("name", some(["int8", "int4"], "int4"))
-def test_layers_stay_laid_out(name, as_integers):
+def test_layers_stay_prepacked(name, as_integers):
     tx = LAID_OUT[name].bind(axes={"w": nnopt.Axes(1, 2, batch_axis=0)})
     packed = packed_by(tx, {"w": drawn(2, 8, 16)})
-    turned = nnopt.arrays.lay_out(packed)
+    turned = nnopt.prepack(packed)
 
     def layers(p, x):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w)[:, 8:], x @ w), x, p["w"])
@@ -473,7 +473,7 @@ def test_stacks_that_cannot_be_cut_are_rounded_all_the_same(pays):
 
 def test_planes_are_as_good_as_floats(monkeypatch):
     monkeypatch.setattr(
-        "nnopt_jax.arrays.products.integer_products.use_split_int8", lambda *_: True
+        "nnopt_jax.arrays.products.integer_products.use_int8", lambda *_, **__: True
     )
     x, codes = drawn(5, 512), whole(drawn(512, 6))
     for zero in (None, zeros_of(1, 6)):
