@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.mask_format import Format, Roles
+from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import Field, is_node
+from nnopt_jax.arrays.supports.choose import Format, Roles
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.ops.masks import kept
 from nnopt_jax.ops.threshold import top_k_mask, top_k_masks

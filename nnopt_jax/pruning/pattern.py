@@ -11,7 +11,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.mask_format import Roles
+from nnopt_jax.arrays.supports.choose import Roles
 from nnopt_jax.ops.axis_roles import Axes, assumed_axes, matrix_axes
 from nnopt_jax.ops.blockwise import reduce_blocks
 from nnopt_jax.ops.grid import expand

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnopt_jax.arrays.base import is_node, show
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import is_node, show
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.ops.masks import kept
 from nnopt_jax.ops.threshold import top_k_mask, top_k_masks

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from nnopt_jax.arrays.nodes import is_node, show
+from nnopt_jax.arrays.base import is_node, show
 from nnopt_jax.errors import (
     CompositionError,
     Problems,

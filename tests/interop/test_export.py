@@ -13,25 +13,25 @@ from jax import export
 
 import nnopt_jax as nnopt
 from nnopt_jax.arrays import (
-    ELL,
-    BlockELL,
     Codebook,
     Factored,
+    Gathered,
+    GatheredBlocks,
     InputQuantized,
-    LookupQuantized,
+    Levels,
     Masked,
     Normalized,
     Powers,
     Quantized,
     Reshaped,
+    Shrunk,
     SoftCodebook,
-    SoftThresholded,
     Sum,
     UnevenGroups,
     is_node,
     store,
 )
-from nnopt_jax.arrays.nodes import NODE_TYPES, Node
+from nnopt_jax.arrays.base import NODE_TYPES, Node
 from nnopt_jax.interop import Checkpoints
 from nnopt_jax.ops import expand
 from nnopt_jax.pruning.pattern import NOfM
@@ -54,19 +54,17 @@ def trees():
         "shared": Codebook(jnp.arange(256).reshape(32, 8) % 4, table),
         "sum": Sum(grid, Factored(w[:, :2], w[:2, :])),
         "turned": Normalized(Sum(grid, Factored(w[:, :2], w[:2, :])), jnp.ones((1, 8))),
-        "shrunk": Masked(SoftThresholded(grid, jnp.float32(0.5)), few),
+        "shrunk": Masked(Shrunk(grid, jnp.float32(0.5)), few),
         "soft": SoftCodebook(w, jnp.array([-1.0, 1.0]), jnp.float32(0.5)),
         "view": Reshaped.of(w.T, (1, 0)),
-        "levels": Masked(
-            LookupQuantized((w > 0) * 1.0, Powers(jnp.full((4, 8), 125, jnp.uint8))), few
-        ),
+        "levels": Masked(Levels((w > 0) * 1.0, Powers(jnp.full((4, 8), 125, jnp.uint8))), few),
         "inputs": InputQuantized(grid, jnp.full((1, 1), 0.5)),
-        "lists": ELL.of(w, few),
-        "lists of blocks": BlockELL.of(w, (4, 8), few),
+        "lists": Gathered.of(w, few),
+        "lists of blocks": GatheredBlocks.of(w, (4, 8), few),
         "uneven": Quantized(
             jnp.round(w * 4), UnevenGroups(jnp.full((5, 8), 0.25), -2, 7, 32), low=-16, high=15
         ),
-        "ternary": LookupQuantized(jnp.sign(w) + 1, jnp.ones((1, 8)), levels=(-1.0, 0.0, 1.0)),
+        "ternary": Levels(jnp.sign(w) + 1, jnp.ones((1, 8)), levels=(-1.0, 0.0, 1.0)),
     }
     return {"training": training, "stored": store(training)}
 

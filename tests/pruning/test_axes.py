@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 import nnopt_jax as nnopt
 from nnopt_jax import Axes
 from nnopt_jax.arrays import Masked, Reshaped, Sparse
-from nnopt_jax.arrays.node_description import describe
+from nnopt_jax.arrays.manifest import describe
 from nnopt_jax.errors import CompositionError, ShapeError
 from nnopt_jax.pruning.pattern import Blocks, NOfM
 

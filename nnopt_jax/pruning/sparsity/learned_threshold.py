@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.arrays.base import show
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import show
 from nnopt_jax.pruning.sparsity.soft_threshold import shrunk
 from nnopt_jax.pruning.timing import check_schedule, target
 from nnopt_jax.settings import Settings

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnopt_jax.arrays.base import Field, is_node, show
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import Field, is_node, show
-from nnopt_jax.arrays.sparse_array import Sparse
+from nnopt_jax.arrays.sparse import Sparse
 from nnopt_jax.columns import aligned
 from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, conventional, parse
 from nnopt_jax.settings import Settings

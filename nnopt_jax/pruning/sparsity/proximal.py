@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.arrays.base import is_node
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.masks import kept
 from nnopt_jax.ops.proximal_operators import (

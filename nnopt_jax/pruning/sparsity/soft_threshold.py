@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import Field, is_node
-from nnopt_jax.arrays.soft_thresholded import SoftThresholded
+from nnopt_jax.arrays.shrunk import Shrunk
 from nnopt_jax.ops.proximal_operators import shrink
 from nnopt_jax.pruning.allocation import Allocation
 from nnopt_jax.pruning.masking import Layout, layout
@@ -92,9 +92,7 @@ def shrunk(leaf: Field, threshold: ArrayLike) -> Field:
     """The soft threshold of a leaf: an array of an array, a node over a node, below its mask."""
     if isinstance(leaf, Masked):  # zero stays zero, and masks on top of one another are one
         return leaf.replace(values=shrunk(leaf.values, threshold))
-    return (
-        SoftThresholded(leaf, jnp.asarray(threshold)) if is_node(leaf) else shrink(leaf, threshold)
-    )
+    return Shrunk(leaf, jnp.asarray(threshold)) if is_node(leaf) else shrink(leaf, threshold)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Former folder of sparse layouts, for imports in pruning that move next."""
