@@ -41,8 +41,8 @@ _NAMES = {
     "compression": "codebook dkm tie low_rank sparse",
     "quantization": "lsq uniform quantize_activations binary_connect xnor twn ttq nf4 fp4 mxfp4 "
     "grouped",
-    "pruning": "magnitude taylor movement fisher snip grasp saliency rewind proximal random_mask "
-    "rigl sparse_evolution soft_threshold learned_threshold",
+    "pruning": "magnitude taylor movement fisher snip grasp wanda saliency rewind proximal "
+    "random_mask rigl sparse_evolution soft_threshold learned_threshold",
     "transfer": "freeze lora dora",
 }
 

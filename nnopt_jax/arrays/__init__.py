@@ -51,8 +51,6 @@ _RENAMED = {
 
 def __getattr__(name: str) -> object:
     """Say what became of a name."""
-    if name in ("Gathered", "GatheredBlocks", "Levels", "Shrunk"):  # until tests of export move
-        return globals()[_RENAMED[name].rpartition(".")[2]]
     if name in _RENAMED:
         raise AttributeError(f"nnopt.arrays.{name} is now {_RENAMED[name]}")
     raise AttributeError(f"module 'nnopt_jax.arrays' has no attribute {name!r}")

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field, is_node, show
 from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.arrays.nodes import Field, is_node, show
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import chosen_leaves, leaves_of_state, make_update

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from nnopt_jax.arrays.base import is_node, show
+from nnopt_jax.arrays.nodes import is_node, show
 from nnopt_jax.errors import (
     CompositionError,
     Problems,
@@ -43,6 +43,7 @@ class Start(NamedTuple):
         stats: by name, and then by path, what `nnopt_jax.statistics` measured; for the leaves
             that the method was asked to transform.
         path: the leaf, for methods that are given one slot at a time.
+        caller: the method, for errors.
 
     Example:
         >>> from nnopt_jax.transform import Start
@@ -53,6 +54,7 @@ class Start(NamedTuple):
     key: jax.Array | None
     stats: Mapping[str, Leaves]
     path: str = ""
+    caller: str = ""
 
 
 class Update(NamedTuple):
@@ -61,13 +63,15 @@ class Update(NamedTuple):
     Args:
         count: int32, the number of this update, from 1.
         grads: by path, the gradient at what the model saw; None where the caller gave none.
+        caller: the method, for errors.
     """
 
     count: jax.Array
     grads: Mapping[str, jax.Array] | None
+    caller: str = ""
 
-    def shown(self, who: str, paths: Iterable[str]) -> Leaves:
-        """The gradients of some leaves at what the model saw, for methods that need them.
+    def gradients(self, paths: Iterable[str]) -> Leaves:
+        """Return the dense gradients of some leaves, for methods that need them.
 
         Raises:
             StatisticsError: leaves have none.
@@ -77,8 +81,9 @@ class Update(NamedTuple):
         lacking = [path for path, grad in found.items() if grad is None]
         if lacking:
             raise StatisticsError(
-                f"{who}: judges by gradients, and `update` got none of {', '.join(lacking)}. Give "
-                "nnopt.step(tx, params, state, updates, grads) what nnopt.value_and_grad returned."
+                f"{self.caller}: judges by gradients, and `update` got none of "
+                f"{', '.join(lacking)}. Give nnopt.step(tx, params, state, updates, grads) what "
+                "nnopt.value_and_grad returned."
             )
         return found
 
@@ -140,10 +145,10 @@ def make_update(who: str, leaves: Leaves, state: State, grads: Grads | None, ste
     require_grads(who, grads)
     count = state.count + 1 if step is None else jnp.asarray(step, jnp.int32)
     if grads is None:
-        return Update(count, None)
+        return Update(count, None, who)
     shown = flatten(grads.shown, is_node)
     require_shapes(who, "gradient", shown, leaves)
-    return Update(count, shown)
+    return Update(count, shown, who)
 
 
 def make_start(
@@ -171,7 +176,7 @@ def make_start(
     given = Measured.read(who, stats, flatten(params, is_node))
     given.check_used(who, (*needs, *takes))
     given.check_complete(who, needs, leaves)
-    return Start(key, given.of(leaves))
+    return Start(key, given.of(leaves), caller=who)
 
 
 def wrapping(

@@ -30,6 +30,7 @@ from nnopt_jax.arrays.masked import raised
 from nnopt_jax.arrays.nodes import compactable, show
 from nnopt_jax.errors import CapacityError, NonFiniteError, SelectionError
 from nnopt_jax.ops import expand
+from nnopt_jax.trace.statistics import Moments
 from nnopt_jax.transform.measured import SLOPES
 from nnopt_jax.tree import flatten
 
@@ -71,11 +72,19 @@ def slopes(params: Any, rate: float = 3.0) -> Any:
     )
 
 
+def moments(leaf: jax.Array) -> Moments:
+    """Moments of inputs that differ, in the shape in which a graph observes them."""
+    rows = (*leaf.shape[:-1], 1) if leaf.ndim > 1 else leaf.shape
+    mean = jnp.sin(jnp.arange(1.0, 1 + np.prod(rows, dtype=int))).reshape(rows)
+    return Moments(jnp.float32(8), mean, jnp.square(mean) / 2)
+
+
 def begin(tx: nnopt.Transform, params: Any) -> Any:
     """The first state, with a key and all statistics that the transform uses."""
     dense = nnopt.materialize(params)
     stats = {name: slopes(dense, 1.0 + i) for i, name in enumerate(SLOPES)}
     stats["input_absmax"] = jax.tree.map(lambda x: jnp.float32(2.0), dense)
+    stats["input_moments"] = {path: moments(x) for path, x in flatten(dense).items()}
     used = {name: stats[name] for name in dict.fromkeys((*tx.needs, *tx.takes))}
     return tx.init(params, stats=used, key=jax.random.key(KEY))
 

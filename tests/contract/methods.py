@@ -233,11 +233,20 @@ CONTRACTS: dict[str, Contract] = {
             {"sparsity": 0.5, "allocation": "erk", "pattern": (2, 2)},
         ),
     ),
+    "pruning.wanda": Contract(
+        "wrap",
+        (
+            {"sparsity": 0.5},
+            {"sparsity": 0.75, "pattern": None, "mode": "soft"},
+            {"pattern": "2:4"},
+        ),
+    ),
     "pruning.rigl": Contract(
         "wrap",
         (
             {"sparsity": 0.5, "end_step": 10, "every": 1},
             {"sparsity": 0.75, "end_step": 10, "every": 2, "allocation": "uniform"},
+            {"sparsity": 0.5, "end_step": 10, "every": 1, "pattern": (2, 2)},
         ),
     ),
     "pruning.sparse_evolution": Contract(

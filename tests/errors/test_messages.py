@@ -240,7 +240,7 @@ SETTINGS = {
     "pattern": (
         lambda: magnitude(0.5, pattern="4:2"),
         "pruning.magnitude: pattern='4:2' is neither None, 'n:m' with n <= m <= 64, nor block "
-        "sizes such as (4, 4).",
+        "sizes such as (4, 4), nor 'per_output', nor 'coupled'.",
     ),
     "allocation": (
         lambda: magnitude(0.5, allocation="layer"),

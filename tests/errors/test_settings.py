@@ -9,7 +9,8 @@ import pytest
 
 from nnopt_jax import quantization as q
 from nnopt_jax.errors import ValueRangeError
-from nnopt_jax.pruning.pattern import Blocks, parse
+from nnopt_jax.pruning.pattern_names import parse_pattern as parse
+from nnopt_jax.pruning.patterns import BlockPattern
 from nnopt_jax.settings import Settings
 
 GOOD = {
@@ -83,4 +84,4 @@ def test_what_is_no_pattern(pattern):
 
 
 def test_numbers_of_numpy_make_a_pattern():
-    assert parse((np.int64(4), 1), Settings("demo")) == Blocks((4, 1))
+    assert parse((np.int64(4), 1), Settings("demo")) == BlockPattern((4, 1))

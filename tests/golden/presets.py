@@ -155,7 +155,7 @@ CASES: dict[str, Mapping[str, Any]] = {
     "pruning.structured-1": {
         "sparsity": ramp,
         "score": "l1",
-        "scope": "global",
+        "allocation": "global",
         "every": 2,
         "mode": "soft",
     },

@@ -13,28 +13,28 @@ from jax import export
 
 import nnopt_jax as nnopt
 from nnopt_jax.arrays import (
+    ELL,
+    BlockELL,
     Codebook,
     Factored,
-    Gathered,
-    GatheredBlocks,
     InputQuantized,
-    Levels,
+    LookupQuantized,
     Masked,
     Normalized,
     Powers,
     Quantized,
     Reshaped,
-    Shrunk,
     SoftCodebook,
+    SoftThresholded,
     Sum,
     UnevenGroups,
     is_node,
     store,
 )
-from nnopt_jax.arrays.base import NODE_TYPES, Node
+from nnopt_jax.arrays.nodes import NODE_TYPES, Node
 from nnopt_jax.interop import Checkpoints
 from nnopt_jax.ops import expand
-from nnopt_jax.pruning.pattern import NOfM
+from nnopt_jax.ops.masks import keep_n_of_m
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +48,25 @@ def trees():
         "dense": w,
         "gaps": Masked(w, few),
         "csr": Masked(w, few, format="csr"),
-        "two_of_four": Masked(w, NOfM(2, 4).mask(w), format="2:4"),
+        "two_of_four": Masked(w, keep_n_of_m(w, 2, 4), format="2:4"),
         "blocks": Masked(w, expand(w[::4, ::4] > 0, w.shape), format=(4, 4)),
         "bitmask": Masked(Codebook((w > 0).astype(jnp.int32), jnp.array([-0.5, 0.5])), many),
         "shared": Codebook(jnp.arange(256).reshape(32, 8) % 4, table),
         "sum": Sum(grid, Factored(w[:, :2], w[:2, :])),
         "turned": Normalized(Sum(grid, Factored(w[:, :2], w[:2, :])), jnp.ones((1, 8))),
-        "shrunk": Masked(Shrunk(grid, jnp.float32(0.5)), few),
+        "shrunk": Masked(SoftThresholded(grid, jnp.float32(0.5)), few),
         "soft": SoftCodebook(w, jnp.array([-1.0, 1.0]), jnp.float32(0.5)),
         "view": Reshaped.of(w.T, (1, 0)),
-        "levels": Masked(Levels((w > 0) * 1.0, Powers(jnp.full((4, 8), 125, jnp.uint8))), few),
+        "levels": Masked(
+            LookupQuantized((w > 0) * 1.0, Powers(jnp.full((4, 8), 125, jnp.uint8))), few
+        ),
         "inputs": InputQuantized(grid, jnp.full((1, 1), 0.5)),
-        "lists": Gathered.of(w, few),
-        "lists of blocks": GatheredBlocks.of(w, (4, 8), few),
+        "lists": ELL.of(w, few),
+        "lists of blocks": BlockELL.of(w, (4, 8), few),
         "uneven": Quantized(
             jnp.round(w * 4), UnevenGroups(jnp.full((5, 8), 0.25), -2, 7, 32), low=-16, high=15
         ),
-        "ternary": Levels(jnp.sign(w) + 1, jnp.ones((1, 8)), levels=(-1.0, 0.0, 1.0)),
+        "ternary": LookupQuantized(jnp.sign(w) + 1, jnp.ones((1, 8)), levels=(-1.0, 0.0, 1.0)),
     }
     return {"training": training, "stored": store(training)}
 
@@ -101,7 +103,7 @@ RUN = """
 import sys, jax, numpy as np
 from nnopt_jax.interop import Checkpoints
 from nnopt_jax.ops import expand
-from nnopt_jax.pruning.pattern import NOfM
+from nnopt_jax.ops.masks import keep_n_of_m
 folder = sys.argv[1]
 with open(f"{folder}/program", "rb") as file:
     program = jax.export.deserialize(file.read())

@@ -11,9 +11,9 @@ from hypothesis import given, settings, strategies as st
 import nnopt_jax as nnopt
 from nnopt_jax import Axes
 from nnopt_jax.arrays import Masked, Reshaped, Sparse
-from nnopt_jax.arrays.manifest import describe
+from nnopt_jax.arrays.node_description import describe
 from nnopt_jax.errors import CompositionError, ShapeError
-from nnopt_jax.pruning.pattern import Blocks, NOfM
+from nnopt_jax.pruning.patterns import BlockPattern, NOfM
 
 DRAWS = np.random.default_rng(0)
 
@@ -115,9 +115,9 @@ def test_blocks_are_inputs_by_outputs():
 
 
 def test_flattened_axes_hold_blocks_of_whole_inner_axes():
-    assert Blocks((6, 2)).block((3, 2, 8), Axes((0, 1), 2)) == (3, 2, 2)
-    assert "do not divide" in (Blocks((4, 2)).misfit((3, 2, 8), Axes((0, 1), 2)) or "")
-    assert "do not divide" in (Blocks((2, 3)).misfit((4, 8), Axes(1, 0)) or "")
+    assert BlockPattern((6, 2)).block((3, 2, 8), Axes((0, 1), 2)) == (3, 2, 2)
+    assert "do not divide" in (BlockPattern((4, 2)).misfit((3, 2, 8), Axes((0, 1), 2)) or "")
+    assert "do not divide" in (BlockPattern((2, 3)).misfit((4, 8), Axes(1, 0)) or "")
 
 
 def test_where_nothing_is_known_kernels_are_flax_ones():
@@ -236,7 +236,8 @@ def test_training_and_files_keep_the_pattern(tmp_path):
 
 def test_a_mask_without_the_pattern_is_not_stored_as_one():
     w = jnp.asarray(values(6, 8))
-    mask = NOfM(2, 4).mask(jnp.abs(w), Axes(1, 0))
+    pattern, axes = NOfM(2, 4), Axes(1, 0)
+    mask = pattern.spread(pattern.choose(pattern.pool(jnp.abs(w), axes)), w.shape, axes)
     wrong = mask.at[0, 0].set(~mask[0, 0])
     roles = ((1,), (0,), ())
     with pytest.raises(CompositionError, match="in a group, and format 2:4 stores 2"):

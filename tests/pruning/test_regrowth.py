@@ -12,8 +12,8 @@ import pytest
 
 import nnopt_jax as nnopt
 from nnopt_jax.errors import StatisticsError, ValueRangeError
-from nnopt_jax.pruning.random.draws import draw
-from nnopt_jax.pruning.random.regrowth import drop_and_grow
+from nnopt_jax.pruning.regrowth import drop_and_grow
+from nnopt_jax.pruning.score import draw
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(8, 6)).astype(np.float32)

@@ -68,7 +68,7 @@ def test_taken_out_it_computes_what_the_mask_computes(net):
 
 def test_one_threshold_over_all_dimensions(net):
     params, graph, _ = net
-    state = nnopt.pruning.structured(0.5, scope="global").init(params, graph=graph)
+    state = nnopt.pruning.structured(0.5, allocation="global").init(params, graph=graph)
     units = nnopt.pruning.kept_units(state)
     even = {name: scores / scores.mean() for name, scores in norms(params).items()}
     cut = np.sort(np.concatenate([*even.values()]))[-7]  # seven of fourteen
@@ -146,7 +146,7 @@ def test_errors_say_what_to_give(net):
         nnopt.pruning.structured(0.5, where="fc1:2").init(params, graph=graph)
     with pytest.raises(CompositionError, match=r"no state of pruning\.structured"):
         nnopt.pruning.kept_units(nnopt.pruning.magnitude(0.5).init(params))
-    with pytest.raises(ValueRangeError, match=r"multiple.*scope='dimension' only"):
-        nnopt.pruning.structured(0.5, scope="global", multiple=8)
+    with pytest.raises(ValueRangeError, match=r"multiple.*allocation='uniform' only"):
+        nnopt.pruning.structured(0.5, allocation="global", multiple=8)
     with pytest.raises(ValueRangeError, match="score"):
         nnopt.pruning.structured(0.5, score="l3")

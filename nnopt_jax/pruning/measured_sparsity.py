@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays.base import Field, is_node, show
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.sparse import Sparse
+from nnopt_jax.arrays.nodes import Field, is_node, show
+from nnopt_jax.arrays.sparse_array import Sparse
 from nnopt_jax.columns import aligned
-from nnopt_jax.pruning.pattern import Blocks, NOfM, Pattern, conventional, parse
+from nnopt_jax.pruning.pattern_names import PatternLike, parse_pattern
+from nnopt_jax.pruning.patterns import NOfM, Pattern, WholeBlocks, conventional
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.given import require_arrays
 from nnopt_jax.tree.paths import flatten
@@ -140,7 +141,7 @@ class SparsityTable:
         return "\n".join(aligned(cells))
 
 
-def measure_sparsity(tree: Any, *, pattern: Pattern = None) -> SparsityTable:
+def measure_sparsity(tree: Any, *, pattern: PatternLike = None) -> SparsityTable:
     r"""Measures how sparse the arrays are that a tree shows.
 
     Zeros are counted by value in the dense arrays, and by mask where a mask (in training form or
@@ -177,7 +178,7 @@ def measure_sparsity(tree: Any, *, pattern: Pattern = None) -> SparsityTable:
         (https://arxiv.org/abs/0811.4706).
     """
     settings = Settings("pruning.measure_sparsity")
-    found = parse(pattern, settings)
+    found = parse_pattern(pattern, settings)
     settings.done()
     leaves = flatten(tree, is_node)
     require_arrays("pruning.measure_sparsity", leaves)
@@ -189,7 +190,7 @@ def measure_sparsity(tree: Any, *, pattern: Pattern = None) -> SparsityTable:
     return SparsityTable(tuple(rows), None if pattern is None else str(pattern))
 
 
-def _row(path: str, leaf: Field, pattern: NOfM | Blocks | None) -> SparsityRow:
+def _row(path: str, leaf: Field, pattern: Pattern) -> SparsityRow:
     dense = np.asarray(show(leaf))
     mask = known_mask(leaf)
     magnitudes = np.abs(dense.astype(np.float64))
@@ -217,9 +218,9 @@ def known_mask(leaf: Field) -> np.ndarray | None:
     return np.asarray(show(leaf.support)).astype(bool) if isinstance(leaf, Sparse) else None
 
 
-def _groups(present: np.ndarray, pattern: NOfM | Blocks | None) -> tuple[int | None, int | None]:
+def _groups(present: np.ndarray, pattern: Pattern) -> tuple[int | None, int | None]:
     """Groups of a pattern, and how many are good."""
-    if pattern is None or not present.size or pattern.misfit(present.shape):
+    if not present.size or pattern.misfit(present.shape):
         return None, None
     if isinstance(pattern, NOfM):
         axes = conventional(present.shape)
@@ -227,6 +228,8 @@ def _groups(present: np.ndarray, pattern: NOfM | Blocks | None) -> tuple[int | N
         split = present.reshape(-1, pattern.m, outputs)  # batch, contracted, output: in this order
         good = split.sum(1) <= pattern.n
         return good.size, int(good.sum())
+    if not isinstance(pattern, WholeBlocks):
+        return None, None
     for axis, part in enumerate(pattern.block(present.shape)):
         starts = np.arange(0, present.shape[axis], part)
         present = np.logical_or.reduceat(present, starts, axis)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import is_node
 from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.ops.grid import expand
-from nnopt_jax.ops.masks import kept
 from nnopt_jax.ops.proximal_operators import (
     block_rms,
     block_soft_threshold,
@@ -21,10 +19,11 @@ from nnopt_jax.ops.proximal_operators import (
     soft_threshold,
 )
 from nnopt_jax.pruning.allocation import Allocation
-from nnopt_jax.pruning.masking import Layout, layout, mask_mode
-from nnopt_jax.pruning.sparsity.groups import Groups, block_of, check_groups, misfit, needs_axes
-from nnopt_jax.pruning.sparsity.thresholds import largest_gone
-from nnopt_jax.pruning.timing import final, is_due, target
+from nnopt_jax.pruning.masking import node_mode
+from nnopt_jax.pruning.pattern_names import parse_groups
+from nnopt_jax.pruning.patterns import WholeBlocks
+from nnopt_jax.pruning.schedules import final, is_due, target
+from nnopt_jax.pruning.selection import Selection, check_selection, largest_pruned
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform, UpdateFn, bindable
 from nnopt_jax.transform.binding import Binding
@@ -42,7 +41,7 @@ def proximal(
     sparsity: ScalarOrSchedule,
     *,
     penalty: Penalty = "l1",
-    groups: Groups | None = None,
+    groups: str | Sequence[int] | None = None,
     where: Where = matrices,
     allocation: Allocation = "uniform",
     delete: Literal["at_once", "on_arrival"] = "at_once",
@@ -107,7 +106,7 @@ def proximal(
         variables.
     """
     settings = Settings(_NAME)
-    how, sparsity = layout(settings, sparsity, allocation, None)
+    how, sparsity = check_selection(settings, sparsity, allocation, None)
     settings.choice("penalty", penalty, _PENALTIES)
     settings.choice("delete", delete, ("at_once", "on_arrival"))
     settings.integer("every", every, 1)
@@ -115,23 +114,23 @@ def proximal(
         settings.wrong("allocation", allocation, "has no threshold of its own; give 'global'.")
     if groups is not None and penalty != "group_lasso":
         settings.wrong("groups", groups, "is for penalty='group_lasso'.")
-    groups = check_groups("groups", "outputs" if groups is None else groups, settings)
+    grouped = parse_groups("outputs" if groups is None else groups, settings)
     settings.done()
-    grouped = groups if penalty == "group_lasso" else None
+    how = how._replace(pattern=grouped) if penalty == "group_lasso" else how
 
     def build(binding: Binding) -> Transform:
         how_bound = how._replace(binding=binding)
-        way = _Proximal(how_bound, sparsity, penalty, grouped, delete == "on_arrival", every)
+        way = _Proximal(how_bound, sparsity, penalty, delete == "on_arrival", every)
         tx = wrapping(
             _NAME,
             where,
             init=way.init,
             encode=way.encode,
             update=way.update,
-            check=lambda path, leaf: misfit(grouped, leaf.shape, how_bound.axes(path, leaf.shape)),
+            check=lambda path, leaf: how_bound.misfit(path, leaf.shape),
             exact=penalty == "l1",
             capacities=way.counts,
-            needs_axes=needs_axes(grouped),
+            needs_axes=how.pattern.needs_axes,
             binding=binding,
         )
         return dataclasses.replace(tx, update=way.moving(tx.update))
@@ -147,10 +146,9 @@ class _Proximal:
     the scale that follows it.
     """
 
-    how: Layout
+    how: Selection
     sparsity: Any
     penalty: str
-    groups: str | Sequence[int] | None
     returns: bool
     every: int
 
@@ -196,7 +194,7 @@ class _Proximal:
 
     def _moved(self, path: str, leaf: jax.Array, rest: Any) -> jax.Array:
         wide, threshold = leaf.astype(jnp.float32), rest["threshold"]
-        if self.groups is None:
+        if not isinstance(self.how.pattern, WholeBlocks):
             moved = soft_threshold(wide, threshold) * rest["scale"]
         else:
             moved = block_soft_threshold(wide, threshold, self._block(path, leaf.shape))
@@ -206,23 +204,19 @@ class _Proximal:
         known: Leaves = {} if callable(self.sparsity) else self.counts(leaves)
         return {
             path: Masked(
-                leaf, state.rest[path]["mask"], known.get(path), mask_mode("hard", leaf, train)
+                leaf, state.rest[path]["mask"], known.get(path), node_mode("hard", leaf, train)
             )
             for path, leaf in leaves.items()
         }
 
     def counts(self, leaves: Leaves) -> dict[str, int]:
-        if not self.how.is_counted:
-            return {}
-        shares = self.how.shares({p: x.shape for p, x in leaves.items()}, final(self.sparsity))
-        units = {path: math.prod(self._block(path, x.shape)) for path, x in leaves.items()}
-        return {
-            path: int(kept(leaf.size // max(units[path], 1), shares[path])) * units[path]
-            for path, leaf in leaves.items()
-        }
+        return self.how.counts(leaves, self.sparsity)
 
     def _block(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return block_of(self.groups, shape, self.how.axes(path, shape))
+        pattern = self.how.pattern
+        if not isinstance(pattern, WholeBlocks):
+            return (1,) * len(shape)
+        return pattern.block(shape, self.how.axes(path, shape))
 
     def _still(self, rest: Leaves) -> Leaves:
         """Nothing moves any more: no threshold, and no scale."""
@@ -235,9 +229,13 @@ class _Proximal:
         levels, rest = {}, {}
         for path, leaf in leaves.items():
             alive = jnp.where(may[path], leaf.astype(jnp.float32), jnp.float32(0))
-            levels[path] = block_rms(alive, blocks[path]) if self.groups else jnp.abs(alive)
+            levels[path] = (
+                block_rms(alive, blocks[path])
+                if isinstance(self.how.pattern, WholeBlocks)
+                else jnp.abs(alive)
+            )
         masks = self.how.choose(levels, {p: x.shape for p, x in leaves.items()}, share)
-        limits = largest_gone(levels, masks, together=self.how.allocation == "global")
+        limits = largest_pruned(levels, masks, together=self.how.allocation == "global")
         for path, leaf in leaves.items():
             scale = jnp.float32(1)
             if self.penalty == "hoyer":

@@ -1,20 +1,20 @@
-"""Soft thresholds driven to a target sparsity."""
+"""Soft thresholds: driven to a target sparsity, or learned."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.base import Field, is_node
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.shrunk import Shrunk
+from nnopt_jax.arrays.nodes import Field, is_node, show
+from nnopt_jax.arrays.soft_thresholded import SoftThresholded
 from nnopt_jax.ops.proximal_operators import shrink
 from nnopt_jax.pruning.allocation import Allocation
-from nnopt_jax.pruning.masking import Layout, layout
-from nnopt_jax.pruning.sparsity.thresholds import largest_gone
-from nnopt_jax.pruning.timing import is_due, target
+from nnopt_jax.pruning.schedules import check_schedule, is_due, target
+from nnopt_jax.pruning.selection import Selection, check_selection, largest_pruned
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, refresh_when, wrapping
@@ -22,6 +22,7 @@ from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ArrayLike, ScalarOrSchedule
 
 _NAME = "pruning.soft_threshold"
+_LEARNED = "pruning.learned_threshold"
 
 
 def soft_threshold(
@@ -71,7 +72,7 @@ def soft_threshold(
         (https://doi.org/10.1109/18.382009).
     """
     settings = Settings(_NAME)
-    how, sparsity = layout(settings, sparsity, allocation, None)
+    how, sparsity = check_selection(settings, sparsity, allocation, None)
     settings.choice("mode", mode, ("soft", "frozen"))
     settings.integer("every", every, 1)
     if allocation == "lamp":
@@ -92,14 +93,16 @@ def shrunk(leaf: Field, threshold: ArrayLike) -> Field:
     """The soft threshold of a leaf: an array of an array, a node over a node, below its mask."""
     if isinstance(leaf, Masked):  # zero stays zero, and masks on top of one another are one
         return leaf.replace(values=shrunk(leaf.values, threshold))
-    return Shrunk(leaf, jnp.asarray(threshold)) if is_node(leaf) else shrink(leaf, threshold)
+    return (
+        SoftThresholded(leaf, jnp.asarray(threshold)) if is_node(leaf) else shrink(leaf, threshold)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _SoftThreshold:
     """The functions of the transform, made of settings that are checked."""
 
-    how: Layout
+    how: Selection
     sparsity: Any
     mode: str
     every: int
@@ -128,12 +131,12 @@ class _SoftThreshold:
         }
 
     def counts(self, leaves: Leaves) -> dict[str, int]:
-        return self.how.counted(leaves, self.sparsity)
+        return self.how.counts(leaves, self.sparsity)
 
     def _choose(self, leaves: Leaves, share: Any) -> Leaves:
         levels = {path: jnp.abs(leaf.astype(jnp.float32)) for path, leaf in leaves.items()}
         masks = self.how.masks(levels, share)
-        limits = largest_gone(levels, masks, together=self.how.allocation == "global")
+        limits = largest_pruned(levels, masks, together=self.how.allocation == "global")
         return {
             path: {
                 "mask": mask,
@@ -142,3 +145,70 @@ class _SoftThreshold:
             }
             for path, mask in masks.items()
         }
+
+
+def learned_threshold(
+    *, start: float = -8.0, decay: ScalarOrSchedule = 0.0, where: Where = matrices
+) -> Transform:
+    r"""Shows weights beyond a threshold that is learned for each leaf, moved towards zero by it.
+
+    .. math:: \hat w = \operatorname{sign}(w) \max(|w| - t, 0), \qquad t = \frac{1}{1 + e^{-s}}
+
+    An optimizer moves `s` along its gradient, the sum of
+    :math:`-\operatorname{sign}(w) \, t (1 - t) \, \partial L / \partial \hat w` over the weights
+    beyond the threshold. The weights within get no gradient, and return only when the threshold
+    falls. Decay of `s` towards 0 raises the threshold, against the loss: the more of it, the more
+    zeros. How many there are is data: `pack` is eager, or is told capacities.
+
+    Args:
+        start: of `s`, 0 or less: -8 begins with a threshold of 0.0003.
+        decay: the share of `s` that goes at each update, 0 to 1, or a schedule of the number of
+            updates (end it in time for the weights to settle); 0 leaves it to the optimizer's
+            weight decay, as in the paper.
+        where: which leaves; default: those of two axes or more.
+
+    Returns:
+        The transform. It wraps: later links of a chain keep its zeros.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.pruning.learned_threshold(start=-1e-9)
+        >>> params = {"kernel": jnp.array([[1.0, -3.0], [2.0, 0.25]])}
+        >>> tx.apply(params, tx.init(params))["kernel"]
+        Array([[ 0.5, -2.5],
+               [ 1.5,  0. ]], dtype=float32)
+
+    References:
+        Kusupati et al. 2020, Soft Threshold Weight Reparameterization for Learnable Sparsity,
+        section 3 (https://arxiv.org/abs/2002.03231).
+    """
+    settings = Settings(_LEARNED)
+    settings.number("start", start, -1e4, 0)
+    settings.share("decay", decay)
+    check_schedule(settings, "decay", decay)
+    settings.done()
+
+    def init(leaves: Leaves, begin: Start) -> tuple[Leaves, Leaves]:
+        del begin
+        return {path: jnp.float32(start) for path in leaves}, dict.fromkeys(leaves)
+
+    def encode(leaves: Leaves, state: State, train: bool) -> Leaves:
+        del train
+        shown = {}
+        for path, leaf in leaves.items():
+            threshold = jax.nn.sigmoid(state.learned[path])
+            # The other way round, NaN would be within, and not be seen.
+            beyond = ~(jnp.abs(show(leaf).astype(jnp.float32)) <= threshold)
+            shown[path] = Masked(shrunk(leaf, threshold), jax.lax.stop_gradient(beyond))
+        return shown
+
+    def update(leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
+        del leaves
+        kept = jnp.asarray(1 - target(decay, now.count), jnp.float32)
+        return {path: s * kept for path, s in state.learned.items()}, state.rest
+
+    return wrapping(_LEARNED, where, init=init, encode=encode, update=update)

@@ -1,1 +1,0 @@
-"""Former folder of sparse layouts, for imports in pruning that move next."""

@@ -1,0 +1,99 @@
+"""Pruning of channels, neurons and heads by any score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+from nnopt_jax.errors import CompositionError
+from nnopt_jax.pruning import scores
+from nnopt_jax.pruning.masking import MaskMode
+from nnopt_jax.pruning.patterns import CoupledPattern
+from nnopt_jax.pruning.pruner import by_score
+from nnopt_jax.pruning.score import Score
+from nnopt_jax.transform.base import Transform
+from nnopt_jax.tree.select import Where
+from nnopt_jax.typing import Array, ScalarOrSchedule
+
+__all__ = ["structured"]
+
+ChannelScore: TypeAlias = Literal["l1", "l2"] | str | Score | Callable[[str, Array], Array]
+"""A norm, a score of weights by value or name, or `(path, leaf) -> a score for each weight`."""
+
+
+def structured(
+    sparsity: ScalarOrSchedule,
+    *,
+    graph: Any = None,
+    where: Where = "**",
+    score: ChannelScore = "l2",
+    allocation: Literal["uniform", "global", "flops"] = "uniform",
+    multiple: int = 1,
+    mode: MaskMode = "hard",
+    every: int = 1,
+) -> Transform:
+    r"""Keep the channels, neurons and heads of greatest score, with all that belongs to them.
+
+    .. math:: s_u = \Big(\sum_{w \in u} w^2\Big)^{1/2}
+
+    The graph says what belongs together: a column of a kernel, its bias, the row of the next
+    kernel; a channel and all that normalization has of it; a head. While training it is masked;
+    `graph.shrink(params, nnopt.pruning.kept_units(state))` takes it out, and what is left is
+    smaller and faster.
+
+    Args:
+        sparsity: the fraction of channels (with `allocation="flops"`, of operations) that goes,
+            from 0 to less than 1, or an `optax.Schedule`.
+        graph: removed; write `structured(0.5).bind(graph)`, or `tx.init(params, graph=graph)`.
+        where: which dimensions, by name; default: all.
+        score: `"l2"`, the norm of a channel; `"l1"`; a score of weights by name or value, such as
+            `"taylor"` or `pruning.scores.fisher()`; or `(path, leaf) -> a score for each weight`.
+            Those of a channel's weights are summed.
+        allocation: `"uniform"`: the fraction holds in each dimension. `"global"`: one threshold
+            over all, of scores over the mean of their dimension. `"flops"`: likewise, at which
+            the fraction of the operations of products with weights goes. One channel always stays.
+        multiple: how many stay of a dimension is rounded up to a multiple of it, as far as there
+            are so many; hardware likes multiples of 8 or 128. Only with `allocation="uniform"`.
+        mode: `"hard"`, `"soft"` or `"frozen"`; see `by_score`.
+        every: updates between two choices.
+
+    Returns:
+        The transform. It wraps: later transforms of a chain keep its zeros.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        CompositionError: `graph` was given here; or, at `init`, there is no graph.
+        StatisticsError: (by `init` or `update`) statistics of the score are missing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> apply = lambda p, x: jnp.tanh(x @ p["fc1"]) @ p["fc2"]
+        >>> params = {"fc1": jnp.array([[1.0, 3.0]]), "fc2": jnp.array([[2.0], [1.0]])}
+        >>> graph = nnopt.graph(apply, params, jnp.ones((1, 1)))
+        >>> tx = nnopt.pruning.structured(0.5).bind(graph)
+        >>> state = tx.init(params)
+        >>> tx.apply(params, state)["fc1"], nnopt.pruning.kept_units(state)["fc1:1"]
+        (Array([[0., 3.]], dtype=float32), Array([False,  True], dtype=bool))
+        >>> small = graph.shrink(params, nnopt.pruning.kept_units(state))
+        >>> small.widths
+        {'fc1': (1, 1), 'fc2': (1, 1)}
+
+    References:
+        Li et al. 2017, Pruning Filters for Efficient ConvNets, section 3; coupled axes: Fang et
+        al. 2023, DepGraph, section 3.3.
+    """
+    name = "pruning.structured"
+    if graph is not None:
+        raise CompositionError(
+            f"{name}: takes no graph=; write {name}(...).bind(graph), or give it to "
+            "tx.init(params, graph=graph)."
+        )
+    norms = {"l1": scores.magnitude, "l2": scores.norm}
+    found: Any = norms[score]() if isinstance(score, str) and score in norms else score
+    if callable(score) and not isinstance(score, Score):
+        found = scores.saliency(lambda path, weight, _: score(path, weight))
+    return by_score(
+        found, sparsity, where=where, allocation=allocation, pattern=CoupledPattern(multiple),
+        mode=mode, every=every, name=name,
+    )  # fmt: skip

@@ -1,1 +1,0 @@
-"""Pruning by importance: a score for each weight, the greatest are kept."""

@@ -1,0 +1,150 @@
+"""Pruning by scores that are measured once, before training or after it."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from nnopt_jax.pruning import scores
+from nnopt_jax.pruning.allocation import Allocation
+from nnopt_jax.pruning.masking import MaskMode
+from nnopt_jax.pruning.pattern_names import PatternLike
+from nnopt_jax.pruning.pruner import PruningChoices, by_score, preset
+from nnopt_jax.transform.base import Transform
+from nnopt_jax.transform.leaves import matrices
+from nnopt_jax.tree.select import Where
+
+__all__ = ["grasp", "snip", "wanda"]
+
+
+@preset
+def snip(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> Transform:
+    r"""Keep, once and before training, the connections that the loss depends on most.
+
+    .. math:: I_i = \left| \frac{\partial L(c \odot w)}{\partial c_i} \right|_{c = 1}
+        = | g_i w_i |
+
+    The mask of `init` stays. The paper divides the scores by their sum, which no ranking sees.
+    Gradients that are not finite count as 0.
+
+    Args:
+        sparsity: the fraction of zeros, from 0 to 1; left out where a pattern `"n:m"` says it.
+        **choices: `where`, `pattern`, `mode`, and `allocation` of `by_score`; the default
+            allocation is `"global"`, one threshold over all leaves, as in the paper.
+
+    Returns:
+        The transform. It wraps, and `init` needs the mean gradient of some batches:
+        `nnopt.graph(loss, params, *batch).observe(params, batches, tx.needs)`.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        StatisticsError: (by `init`) gradients are missing, with the leaves' paths.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.pruning.snip(0.5)
+        >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
+        >>> loss, x = lambda p, x: (p["kernel"] * x).sum(), jnp.array([[0.1, 2.0]])
+        >>> stats = nnopt.graph(loss, params, x).observe(params, [x], tx.needs)
+        >>> tx.apply(params, tx.init(params, stats=stats))
+        {'kernel': Array([[0., 1.]], dtype=float32)}
+
+    References:
+        Lee et al. 2019, SNIP: Single-shot Network Pruning based on Connection Sensitivity,
+        section 4.1 (6).
+    """
+    return by_score(scores.snip(), sparsity, **choices)
+
+
+@preset
+def grasp(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> Transform:
+    r"""Keep, once and before training, the weights whose removal would weaken the gradient most.
+
+    .. math:: I_i = w_i \, (H g)_i, \qquad
+        \Delta \|g\|^2 \approx -2 \, w_i \, (H g)_i \quad \text{when } w_i \text{ goes}
+
+    Scores have signs, and the greatest are kept: the paper writes `-w H g` and removes the
+    greatest. The mask of `init` stays. The temperature of the paper (logits divided by 200) is for
+    the loss that `graph.observe` measures. The product `H g` is the mean of those of the
+    batches; one large batch gives the paper's. Products that are not finite count as 0.
+
+    Args:
+        sparsity: the fraction of zeros, from 0 to 1; left out where a pattern `"n:m"` says it.
+        **choices: `where`, `pattern`, `mode`, and `allocation` (not `"lamp"`) of `by_score`; the
+            default allocation is `"global"`, one threshold over all leaves, as in the paper.
+
+    Returns:
+        The transform. It wraps, and `init` needs the Hessian's product with the gradient:
+        `nnopt.graph(loss, params, *batch).observe(params, batches, tx.needs)`.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        StatisticsError: (by `init`) products are missing, with the leaves' paths.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.pruning.grasp(0.5)
+        >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
+        >>> loss = lambda p, x: 0.5 * (x * p["kernel"] ** 2).sum()  # H g = x^2 w
+        >>> x = jnp.array([[0.1, 2.0]])
+        >>> stats = nnopt.graph(loss, params, x).observe(params, [x], tx.needs)
+        >>> tx.apply(params, tx.init(params, stats=stats))
+        {'kernel': Array([[0., 1.]], dtype=float32)}
+
+    References:
+        Wang, Zhang and Grosse 2020, Picking Winning Tickets Before Training by Preserving Gradient
+        Flow, section 4.1 (8) and algorithm 1.
+    """
+    return by_score(scores.grasp(), sparsity, **choices)
+
+
+def wanda(
+    sparsity: float | None = None,
+    *,
+    where: Where = matrices,
+    allocation: Allocation = "uniform",
+    pattern: PatternLike = "per_output",
+    mode: MaskMode = "hard",
+) -> Transform:
+    r"""Keep, once and after training, the weights that move the outputs most.
+
+    .. math:: I_{ij} = |w_{ij}| \, \lVert x_i \rVert_2
+
+    Weights are compared within each output, as the paper does.
+
+    Args:
+        sparsity: the fraction of zeros, from 0 to 1; left out where a pattern `"n:m"` says it.
+        where: see `by_score`, as are `allocation` and `mode`.
+        allocation: how the sparsity is divided among leaves.
+        pattern: `"per_output"`; `"2:4"` gives the paper's structured form.
+        mode: what happens to pruned weights.
+
+    Returns:
+        The transform. It wraps, and `init` needs the moments of the inputs:
+        `nnopt.graph(apply, params, *inputs).observe(params, batches, tx.needs)`.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        StatisticsError: (by `init`) moments are missing, with the leaves' paths.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"w": jnp.array([[3.0, 1.0], [2.0, 2.0]])}
+        >>> x = jnp.array([[0.1, 1.0]])
+        >>> graph = nnopt.graph(lambda p, x: x @ p["w"], params, x)
+        >>> tx = nnopt.pruning.wanda(0.5).bind(graph)
+        >>> print(
+        ...     tx.apply(params, tx.init(params, stats=graph.observe(params, [x], tx.needs)))["w"]
+        ... )
+        [[0. 0.]
+         [2. 2.]]
+
+    References:
+        Sun et al. 2024, A Simple and Effective Pruning Approach for Large Language Models,
+        section 3 (1).
+    """
+    return by_score(
+        scores.wanda(), sparsity, where=where, allocation=allocation, pattern=pattern, mode=mode
+    )

@@ -1,1 +1,0 @@
-"""Pruning at random: random masks, and sparse training that drops weights and grows others."""

@@ -1,0 +1,197 @@
+"""Sparse training that stays sparse: some weights are dropped, and as many others are grown."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.ops.threshold import top_k_mask
+from nnopt_jax.pruning.masking import Masking
+from nnopt_jax.pruning.patterns import Pattern, WholeBlocks
+from nnopt_jax.pruning.score import draw, finite_gradients, seeds
+from nnopt_jax.pruning.selection import Selection
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.base import State
+from nnopt_jax.transform.leaves import Leaves, Start, Update, refresh_when
+
+_LEAST = float(jnp.finfo(jnp.float32).tiny)  # what may be chosen scores more than what may not
+
+
+@dataclasses.dataclass(frozen=True)
+class Regrow:
+    r"""A mode of pruning that drops weights of least score and grows as many others.
+
+    At an update, in each leaf of $k$ units: $n = \lfloor f_t k \rfloor$ of least score go, and of
+    all units that are then free, $n$ are grown. Grown weights start at zero. With `end_step` $T$
+    and `decay="cosine"`, $f_t = \frac{\alpha}{2} (1 + \cos \frac{t \pi}{T})$.
+
+    Args:
+        by: what is grown: the units of greatest `"gradient"`, or units drawn at `"random"`.
+        fraction: $\alpha$, the fraction of a leaf's units that moves.
+        end_step: the update from which connections stay; None: never.
+        decay: `"cosine"`, down to zero at `end_step`, or `"constant"`.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.pruning.Regrow("random", fraction=0.2)
+        Regrow(by='random', fraction=0.2, end_step=None, decay='constant')
+
+    References:
+        Evci et al. 2020, Rigging the Lottery, section 3; Mocanu et al. 2018, Scalable Training of
+        Artificial Neural Networks with Adaptive Sparse Connectivity, algorithm 1.
+    """
+
+    by: Literal["gradient", "random"] = "gradient"
+    fraction: float = 0.3
+    end_step: int | None = None
+    decay: Literal["cosine", "constant"] = "constant"
+
+    def check(self, settings: Settings, selection: Selection) -> None:
+        """Add what is wrong with the settings, and with units that cannot move."""
+        settings.choice("by", self.by, ("gradient", "random"))
+        settings.number("fraction", self.fraction, 0, 1)
+        settings.integer("end_step", self.end_step, 1, none=self.decay == "constant")
+        if not callable(selection.allocation):
+            settings.choice("allocation", selection.allocation, ("uniform", "erk"))
+        pattern = selection.pattern
+        if type(pattern) is not Pattern and not isinstance(pattern, WholeBlocks):
+            settings.wrong("pattern", pattern, "divides a leaf into rows that connections cannot "
+                           "leave; regrowth moves them freely: give None or block sizes.",
+                           )  # fmt: skip
+
+    def moving(self, count: jax.Array) -> jax.Array:
+        """Return the fraction of units that moves at an update."""
+        if self.decay == "constant":
+            return jnp.float32(self.fraction)
+        end: Any = self.end_step
+        arc = jnp.minimum(count, end).astype(jnp.float32) * jnp.float32(math.pi / end)
+        return jnp.float32(self.fraction / 2) * (1 + jnp.cos(arc))
+
+    def is_due(self, every: int | None, count: jax.Array, last: jax.Array) -> Any:
+        """Return whether connections move: once for each optimizer step.
+
+        Under accumulation, calls between two steps repeat a number.
+        """
+        due = (count % (every or 1) == 0) & (count > last)
+        return due if self.end_step is None else due & (count < self.end_step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regrowth(Masking):
+    """The functions of a transform that trains a sparse network and moves its connections.
+
+    The state of a leaf: its mask; which of its weights were there before the last update as well
+    (the others start at zero); its seed; and what the score remembers.
+    """
+
+    def init(self, leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
+        """Draw the first connections at random."""
+        found = seeds(leaves, start)
+        scores = {path: draw(found[path], leaf.shape) for path, leaf in leaves.items()}
+        masks = self.selection.masks(scores, self.sparsity)
+        memory = self.score.begin(leaves, start) if self.score.begin else {}
+        moved = {path: (mask, mask, found[path]) for path, mask in masks.items()}
+        return {}, self._state(moved, memory, leaves)
+
+    def update(self, leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
+        """Drop units of least score and grow as many, when it is due."""
+        found = {path: rest["seed"] for path, rest in state.rest.items()}
+        masks = {path: rest["mask"] for path, rest in state.rest.items()}
+        memory = self._learned(leaves, state, now) if self.score.begin else {}
+        counts = self.counts(leaves)
+        # Missing gradients are reported at every update, not only when connections move.
+        slopes = finite_gradients(leaves, now) if self.mode.by == "gradient" else None
+
+        def move() -> Leaves:
+            fraction, scores = self.mode.moving(now.count), self.score.of(leaves, memory)
+            if slopes is None:
+                growth = {p: draw(found[p], x.shape, now.count) for p, x in leaves.items()}
+            else:
+                growth = slopes
+            return {
+                p: self._moved(p, scores[p], masks[p], growth[p], counts[p], fraction)
+                for p in leaves
+            }
+
+        due = self.mode.is_due(self.every, now.count, state.count)
+        fresh = refresh_when(due, move, masks)
+        moved = {path: (mask, mask & masks[path], found[path]) for path, mask in fresh.items()}
+        return {}, self._state(moved, memory, leaves)
+
+    def encode(self, leaves: Leaves, state: State, train: bool) -> Leaves:
+        """Return a node for each leaf that selects in training as well.
+
+        A weight that is not there has no gradient, and an optimizer's averages forget it.
+        """
+        del train
+        counts = self.counts(leaves)
+        return {p: Masked(x, state.rest[p]["mask"], counts[p]) for p, x in leaves.items()}
+
+    def _moved(
+        self,
+        path: str,
+        score: jax.Array,
+        mask: jax.Array,
+        growth: jax.Array,
+        count: int,
+        fraction: jax.Array,
+    ) -> jax.Array:
+        """Return the new mask of a leaf that keeps `count` weights."""
+        pattern, axes = self.selection.pattern, self.selection.axes(path, mask.shape)
+        units = [pattern.pool(jnp.abs(x.astype(jnp.float32)), axes) for x in (score, mask, growth)]
+        size = math.prod(mask.shape) // max(units[0].size, 1)  # weights of a unit
+        count //= max(size, 1)
+        dropped = jnp.floor(fraction * count).astype(jnp.int32)
+        kept = drop_and_grow(units[0], units[1] > 0, units[2], count, dropped)
+        return pattern.spread(kept, mask.shape, axes)
+
+    def _state(self, moved: Leaves, memory: Leaves, seen: Leaves) -> Leaves:
+        rest = {p: {"mask": m, "old": old, "seed": seed} for p, (m, old, seed) in moved.items()}
+        if self.score.begin is None:
+            return rest
+        return self._joined(rest, self._remembered(memory, False), seen)
+
+
+def drop_and_grow(
+    score: jax.Array, mask: jax.Array, growth: jax.Array, count: int, dropped: jax.Array
+) -> jax.Array:
+    """Drop the units of least score and grow as many of the free ones.
+
+    A unit that was dropped is free, and may be grown again. Of equal ones the earlier in flat
+    order.
+
+    Args:
+        score: float, any shape, ranked by magnitude: what decides who is dropped.
+        mask: bool, of that shape, `count` of it True: the units there are.
+        growth: float, of that shape, ranked by magnitude: what decides who is grown.
+        count: how many units there are.
+        dropped: int32, how many are dropped.
+
+    Returns:
+        bool, of that shape, again `count` of it True.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> w, mask = jnp.array([3.0, 0.1, 0.0, 0.0]), jnp.array([True, True, False, False])
+        >>> drop_and_grow(w, mask, jnp.array([9.0, 1.0, 2.0, 3.0]), 2, jnp.int32(1))
+        Array([ True, False, False,  True], dtype=bool)
+    """
+    least, none = jnp.float32(_LEAST), jnp.float32(0)
+    worth, gain = (jnp.abs(x.astype(jnp.float32)) for x in (score, growth))
+    stays = top_k_mask(jnp.where(mask, _at_least(worth, least), none), count - dropped)
+    return stays | top_k_mask(jnp.where(stays, none, _at_least(gain, least)), dropped)
+
+
+def _at_least(x: jax.Array, least: jax.Array) -> jax.Array:
+    """Return the greater of the two; NaN stays, and ranks above all."""
+    return jnp.where(x < least, least, x)
+
+
+def project_grown(leaf: jax.Array, rest: Any) -> jax.Array:
+    """Set weights that are gone to zero, and those that were just grown."""
+    return jnp.where(rest["old"], leaf, jnp.zeros((), leaf.dtype))

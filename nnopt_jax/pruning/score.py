@@ -1,0 +1,145 @@
+"""What an importance score is, and what all scores share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.errors import ValueRangeError
+from nnopt_jax.settings import Settings
+from nnopt_jax.transform.leaves import Leaves, Start, Update, slot_key
+
+__all__ = ["Score"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """An importance score: how much the network needs each weight.
+
+    Args:
+        name: the noun that `repr`, errors and recipes use.
+        of: `(dense leaves, memory) -> scores`, both by path; the greatest are kept.
+        begin: `(dense leaves, Start) -> memory` by path; None for a score without memory.
+        learn: `(dense leaves, memory, Update) -> memory`, after each optimizer step; None if the
+            memory does not change.
+        settings: the settings by name, for `repr` and comparisons.
+        check: adds what is wrong with the settings to those of the method.
+        needs: statistics that `begin` reads; see `Graph.observe`.
+        signed: whether scores are ranked by value; else by magnitude.
+        paired: whether `learn` takes the leaves at which the gradients were computed, which the
+            state then holds a copy of; else the leaves after the step.
+        forgets: whether memory starts from zero after each choice of a mask.
+        once: whether the mask is chosen once, at `init`.
+        exact: see `Transform`.
+        of_sum: what becomes of the sum of scores over a channel, which a root makes its norm.
+        mode: the default `mode` of a method with this score.
+        allocation: its default `allocation`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> nearest_one = nnopt.pruning.Score(
+        ...     "nearest_one",
+        ...     lambda leaves, memory: {p: -abs(w - 1) for p, w in leaves.items()},
+        ...     signed=True,
+        ... )
+        >>> tx = nnopt.pruning.by_score(nearest_one, 0.5)
+        >>> params = {"kernel": jnp.array([[3.0, 1.2]])}
+        >>> print(nearest_one, tx.apply(params, tx.init(params)))
+        nearest_one() {'kernel': Array([[0. , 1.2]], dtype=float32)}
+    """
+
+    name: str
+    of: Callable[[Leaves, Leaves], Leaves] = dataclasses.field(compare=False)
+    begin: Callable[[Leaves, Start], Leaves] | None = dataclasses.field(default=None, compare=False)
+    learn: Callable[[Leaves, Leaves, Update], Leaves] | None = dataclasses.field(
+        default=None, compare=False
+    )
+    settings: tuple[tuple[str, Any], ...] = ()
+    check: Callable[[Settings], None] | None = dataclasses.field(default=None, compare=False)
+    needs: tuple[str, ...] = ()
+    signed: bool = False
+    paired: bool = False
+    forgets: bool = False
+    once: bool = False
+    exact: bool = True
+    of_sum: Callable[[jax.Array], jax.Array] = dataclasses.field(
+        default=lambda total: total, compare=False
+    )
+    mode: str = "hard"
+    allocation: str = "uniform"
+
+    def __repr__(self) -> str:
+        """Return the name and the settings, as a call is written."""
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.settings)})"
+
+
+def finite(x: Any) -> jax.Array:
+    """Return float32 with 0 in place of NaN and infinity.
+
+    One overflow, of a batch that the optimizer skips as well, must not stay in a sum for ever.
+    """
+    x = jnp.asarray(x).astype(jnp.float32)
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
+
+
+def measured(leaves: Leaves, start: Start, name: str) -> Leaves:
+    """Return a statistic of each leaf as finite float32; zeros where none was given."""
+    given = start.stats.get(name, {})
+    return {path: finite(given.get(path, jnp.zeros(w.shape))) for path, w in leaves.items()}
+
+
+def finite_gradients(leaves: Leaves, now: Update) -> Leaves:
+    """Return the gradient of each leaf as finite float32."""
+    return {path: finite(g) for path, g in now.gradients(leaves).items()}
+
+
+def accumulate(old: jax.Array, new: jax.Array, decay: float | None) -> jax.Array:
+    """Add to a sum, or to a running mean.
+
+    A mean that starts at zero is too small by one factor for all weights, which no ranking sees.
+    """
+    new = finite(new)  # a product of finite numbers may overflow
+    return old + new if decay is None else decay * old + (1.0 - decay) * new
+
+
+def seeds(leaves: Leaves, start: Start) -> Leaves:
+    """Return two random numbers for each leaf, made of the caller's key and the leaf's path.
+
+    Two numbers rather than a key: they are an array like any other in checkpoints, whatever kind of
+    key the caller uses.
+
+    Args:
+        leaves: by path.
+        start: holds the key.
+
+    Returns:
+        uint32[2] by path.
+
+    Raises:
+        ValueRangeError: the caller gave no key.
+    """
+    if start.key is None:
+        raise ValueRangeError(f"{start.caller}: draws at random; give tx.init(params, key="
+                              "jax.random.key(0)).")  # fmt: skip
+    keys = {path: cast("jax.Array", slot_key(start.key, path, 0)) for path in leaves}
+    return {path: jax.random.bits(key, (2,), jnp.uint32) for path, key in keys.items()}
+
+
+def draw(seed: jax.Array, shape: tuple[int, ...], number: jax.Array | int = 0) -> jax.Array:
+    """Return uniform numbers from 0 to 1, the same for one seed and one number.
+
+    Args:
+        seed: uint32[2].
+        shape: of the result.
+        number: which draw.
+
+    Returns:
+        float32.
+    """
+    key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+    return jax.random.uniform(jax.random.fold_in(key, number), shape)

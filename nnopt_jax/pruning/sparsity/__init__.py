@@ -1,1 +1,0 @@
-"""Pruning by sparsity: penalties and thresholds driven to a target, and measured sparsity."""
