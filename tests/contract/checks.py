@@ -75,8 +75,8 @@ def slopes(params: Any, rate: float = 3.0) -> Any:
 def moments(leaf: jax.Array) -> Moments:
     """Moments of inputs that differ, in the shape in which a graph observes them."""
     rows = (*leaf.shape[:-1], 1) if leaf.ndim > 1 else leaf.shape
-    mean = jnp.sin(jnp.arange(1.0, 1 + np.prod(rows, dtype=int))).reshape(rows)
-    return Moments(jnp.float32(8), mean, jnp.square(mean) / 2)
+    mean = np.sin(np.arange(1, 1 + np.prod(rows, dtype=int))).reshape(rows).astype(np.float32)
+    return Moments(jnp.float32(8), jnp.asarray(mean), jnp.asarray(mean * mean))
 
 
 def begin(tx: nnopt.Transform, params: Any) -> Any:
