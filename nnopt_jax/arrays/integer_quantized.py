@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, order_in_memory
 from nnopt_jax.arrays.nodes import Field, Node, is_node, node, show, static, store_field
@@ -65,13 +64,13 @@ class Quantized(Node):
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:
-        """`scale * (codes - zero)`, in float32, cast once."""
+        """Return `scale * (codes - zero)`, in float32 and cast once."""
         zero = None if self.zero is None else show(self.zero)
         dense = dequantize(show(self.codes), show(self.scale), zero, jnp.dtype(self.dtype))
         return dense if self.carry is None else straight_through(dense, self.carry)
 
     def store(self) -> Quantized:
-        """Packs the codes and drops the carry."""
+        """Pack the codes and drop the straight-through residual."""
         codes = store_codes(self.codes, self.low, self.high)
         zero = self._stored_zero(self.zero)
         return self.replace(codes=codes, scale=store_field(self.scale), zero=zero, carry=None)
@@ -94,12 +93,8 @@ class Quantized(Node):
             found.append(f"has codes from {self.low!r} to {self.high!r}")
         return found
 
-    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Quantized:
-        """Split scales and zero points as the weight is split, on axes where they have entries."""
-        return self.specs_alike(spec, mesh)
-
     def dot(self, x: Array, how: Product) -> Array:
-        r"""`sum_i x_i s_j (q_ij - z_j) = s_j sum_i x_i (q_ij - z_j)`."""
+        r"""Compute `sum_i x_i s_j (q_ij - z_j)` as `s_j sum_i x_i (q_ij - z_j)`."""
         x, scale = how.scales_to_inputs(x, show(self.scale), self.shape)
         found = split_int8_product(x, self.replace(scale=scale), how)
         if found is not None:
@@ -107,7 +102,7 @@ class Quantized(Node):
         return how.scaled(x, self._shifted_codes(), scale, self.scale)
 
     def _shifted_codes(self) -> Array:
-        """`q - z`, in the dtype of the weight, which holds such integers."""
+        """Return `q - z` in the dtype of the weight, which holds such integers."""
         dtype = jnp.dtype(self.dtype)
         codes = show(self.codes).astype(dtype)
         if self.zero is None:
@@ -165,7 +160,8 @@ class Quantized(Node):
 def _scale_times(scale: Field, number: Array) -> Field:
     if isinstance(scale, UnevenGroups):
         return scale.replace(values=_scale_times(scale.values, number))
-    return show(scale) * number  # of other forms there are few entries
+    # In float32: a product of two float16 numbers may underflow. Other forms have few entries.
+    return show(scale).astype(jnp.float32) * number
 
 
 def _side_by_side(fields: Sequence[Quantized], name: str, axis: int) -> Array:
