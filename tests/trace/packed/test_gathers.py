@@ -113,14 +113,26 @@ def test_vmap_over_examples_and_over_members(name):
 
 
 @EACH
-def test_an_input_that_no_output_lists_reaches_none(name):
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_an_input_that_no_output_lists_reaches_none(name, odd):
     packed, dense = lists(name)
     listed = np.zeros_like(dense, bool)
     ones = packed["w"].replace(values=jnp.ones_like(packed["w"].values))
     listed[np.asarray(ones.materialize()) != 0] = True
-    x = rows(2, 64).at[:, 7].set(jnp.nan)
+    x = rows(2, 64).at[:, 7].set(odd)
     found = np.asarray(RUN(packed, x))
-    np.testing.assert_array_equal(np.isnan(found[0]), listed[7])
+    np.testing.assert_array_equal(~np.isfinite(found[0]), listed[7])
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+@pytest.mark.parametrize("form", ["masked", "stored"])
+def test_elsewhere_a_pruned_weight_is_a_zero(form, odd):
+    """IEEE's `0 * inf` is NaN, and each product sums one for the outputs that drop the input."""
+    node = Masked(jnp.asarray(W), jnp.asarray(SINGLE))
+    node = node.store() if form == "stored" else node
+    x = rows(2, 64).at[:, 7].set(odd)
+    found = nnopt.on_packed(lambda p, x: x @ p["w"])({"w": node}, x)
+    np.testing.assert_array_equal(np.isnan(found[0]), ~SINGLE[7] | np.isnan(odd))
 
 
 @EACH
@@ -145,7 +157,7 @@ def test_the_other_axis_makes_them_dense_and_says_why(name):
     run = nnopt.on_packed(lambda p, x: x @ p["w"].T)
     close(jax.jit(run)(packed, x), np.asarray(x, np.float64) @ dense.T)
     (use,) = run.report(packed, x).dense
-    assert use.reason == "it is laid out for sums over its first axis"
+    assert use.reason == "it is prepacked for sums over its first axis"
 
 
 @EACH
