@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from interleave import interleave, show
 
-from nnopt_jax.ops import assign, kmeans
+from nnopt_jax.ops.clustering import kmeans
+from nnopt_jax.ops.lookup_tables import assign
 
 
 def optimal_table(values: np.ndarray, clusters: int, bins: int) -> np.ndarray:

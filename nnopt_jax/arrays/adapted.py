@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import dot
-from nnopt_jax.arrays.nodes import Field, Node, kept, node, show
+from nnopt_jax.arrays.nodes import Field, Node, field_specs, kept, node, show
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.block_formats import exponent
 
@@ -38,28 +38,24 @@ class Sum(Node):
     SLOTS = {"base": "value"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:
-        """`base + delta` in float32, cast once to the dtype of the base."""
+        """Return `base + delta`, in float32 and cast once to the dtype of the base."""
         base, delta = (show(term).astype(jnp.float32) for term in (self.base, self.delta))
         return (base + delta).astype(self.dtype)
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
-        """The base lies like the weight."""
+        """Return the mask above: the base has the axes of the weight."""
         del name
         return outer
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Both terms must have one shape."""
+        """Check that both terms have one shape."""
         found = super().problems(shape)
         if self.base.shape != self.delta.shape:
             found.append(f"has terms {self.base.shape} and {self.delta.shape}")
         return found
 
-    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Sum:
-        """Both terms are split like the weight."""
-        return self.specs_alike(spec, mesh)
-
     def dot(self, x: jax.Array, how: Product) -> jax.Array:
-        """`x (w + d) = x w + x d`."""
+        """Multiply by both terms: `x (w + d) = x w + x d`."""
         how = how.as_contraction()
         base, delta = dot(x, self.base, how), dot(x, self.delta, how)
         return (base.astype(jnp.float32) + delta.astype(jnp.float32)).astype(base.dtype)
@@ -67,12 +63,12 @@ class Sum(Node):
 
 @node
 class Normalized(Node):
-    r"""A weight whose columns have lengths of their own.
+    r"""A weight with a length for each column: a direction times a magnitude.
 
     .. math:: W = m \, \frac{V}{\lVert V \rVert}
 
     The norm is that of all entries for which `m` has one value. It passes no gradient, as in DoRA,
-    section 4.3; where it is zero, zeros are shown.
+    section 4.3; where it is zero, the weight is zero.
 
     Args:
         base: `V`, array or node.
@@ -92,23 +88,23 @@ class Normalized(Node):
     SLOTS = {"base": "value"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:
-        """`magnitude * base / norm` in float32, cast once to the dtype of the base."""
+        """Return `magnitude * base / norm`, in float32 and cast once to the dtype of the base."""
         base, length = (show(x).astype(jnp.float32) for x in (self.base, self.magnitude))
         norm = norm_like(base, length.shape)
         share = jnp.where(norm > 0, length / jnp.where(norm > 0, norm, 1.0), 0.0)
         return (base * share).astype(self.dtype)
 
     def kept(self) -> Field:
-        """The mask of the base: a length of zero stays zero."""
+        """Return the mask of the base: a column of length zero is zero."""
         return kept(self.base)
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
-        """The base lies like the weight."""
+        """Return the mask above: the base has the axes of the weight."""
         del name
         return outer
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The magnitude must have one value for each group of entries."""
+        """Check that the magnitude has one value for each group of entries."""
         found = super().problems(shape)
         sizes = self.magnitude.shape
         fits = len(sizes) == self.base.ndim and all(
@@ -119,12 +115,13 @@ class Normalized(Node):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Normalized:
-        """Both are split like the weight, the magnitude where it has more than one value."""
-        return self.specs_alike(spec, mesh)
+        """Split both fields as the weight is split, the magnitude where it has several values."""
+        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
+        return self.replace(**fields)
 
 
 def norm_like(base: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The Euclidean norms of all entries that share a place of `shape`; no gradient.
+    """Return Euclidean norms over the axes on which `shape` has one entry; no gradient.
 
     Example:
         >>> import jax.numpy as jnp

@@ -38,7 +38,7 @@ class Codebook(Node):
         indices: `a`, integers of the logical shape; packed in storage.
         table: `t`, float, `(clusters,)`; or a table for each channel, of the axes of the weight
             and `clusters`, with one entry along axes that share a table: `(1, out, clusters)`. A
-            later link may quantize it.
+            later transform may quantize it.
         carry: the float array the indices replaced; it only takes the gradient (the table takes
             its own, summed over each cluster), and is not stored.
         dtype: dtype of the array the node stands for.
@@ -72,7 +72,7 @@ class Codebook(Node):
     SLOTS = {"table": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:
-        """`table[indices]`, cast once."""
+        """Return `table[indices]`, cast once."""
         indices, table = show(self.indices).astype(jnp.int32), show(self.table)
         if table.ndim > 1:  # all tables one after another
             first = jnp.arange(table.size // table.shape[-1], dtype=jnp.int32) * table.shape[-1]
@@ -81,7 +81,7 @@ class Codebook(Node):
         return dense if self.carry is None else straight_through(dense, self.carry)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The table is one flat run of at least one entry, or there is one for each channel."""
+        """Check that there is a table of one axis, or one for each channel."""
         found = [] if not is_node(self.table) else self.table.problems(self.table.shape)
         if is_node(self.indices):
             found += self.indices.problems(shape)
@@ -93,13 +93,13 @@ class Codebook(Node):
         return found
 
     def slot_axes(self, name: str, axes: Axes | None) -> Axes | None:
-        """The entries of a table belong together, as what a product sums over does."""
+        """Return axes that contract the entries of a table, so that they share a scale."""
         del name, axes
         last = self.table.ndim - 1
         return Axes(last, tuple(range(last))) if last else assumed_axes(self.table.shape)
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Node:
-        """Indices are split like the weight, and tables of channels along their axes."""
+        """Split indices as the weight is split, and tables of channels along their axes."""
         found = super().specs(spec, mesh)
         if self.table.ndim == 1:
             return found
@@ -107,18 +107,18 @@ class Codebook(Node):
         return found.replace(table=field_specs(self.table, PartitionSpec(*axes), mesh))
 
     def store(self) -> Codebook:
-        """Packs the indices and drops the carry."""
+        """Pack the indices and drop the straight-through residual."""
         indices = store_codes(self.indices, 0, self.table.shape[-1] - 1)
         return self.replace(indices=indices, table=store_field(self.table), carry=None)
 
     def move(self, movement: Moves, shape: Shape) -> Field:
-        """Indices move, where one table is for all of them."""
+        """Move the indices, if there is one table for all of them."""
         if self.table.ndim > 1:
             raise CannotStayPacked("a part of it cannot follow")
         return super().move(movement, shape)
 
     def integers(self) -> IntegerWeight | None:
-        """The codes that the table has at the indices, where it has one scale."""
+        """Look up codes of a quantized table, if it has one scale; else return None."""
         table = integers(self.table)
         if table is None or table.scale.size != 1 or self.table.ndim > 1:
             return None
@@ -130,14 +130,14 @@ class Codebook(Node):
 
 @node
 class SoftCodebook(Node):
-    r"""Weighed means of a table, in place of its nearest entries.
+    r"""Weighted means of the entries of a table, in place of its nearest entries.
 
     .. math:: y_i = \sum_c a_{ic} t_c, \qquad
         a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{h^2}\right)
 
     Args:
         values: `w`, float array.
-        table: `t`, float, `(clusters,)`; a later link may quantize it.
+        table: `t`, float, `(clusters,)`; a later transform may quantize it.
         width: `h`, float scalar, the root of the temperature.
         dtype: dtype of the array the node stands for.
 
@@ -160,11 +160,11 @@ class SoftCodebook(Node):
     SLOTS = {"table": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:
-        """The weighed means, in float32, cast once."""
+        """Return the weighted means, in float32 and cast once."""
         return soft_assign(self.values, show(self.table), self.width).astype(self.dtype)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The table is one flat run of at least one entry, the width a scalar."""
+        """Check that the table has one axis and entries, and that the width is a scalar."""
         found = [] if not is_node(self.table) else self.table.problems(self.table.shape)
         if self.table.ndim != 1 or not self.table.shape[0] or self.width.ndim:
             found.append(f"has a table of shape {self.table.shape}, width of {self.width.shape}")

@@ -38,7 +38,7 @@ class _PaddedRows(Node):
         return self.values.dtype
 
     def store(self) -> Self:
-        """Already in storage form."""
+        """Return the node itself, which is in storage form already."""
         return self
 
     def move(self, movement: Moves, shape: Shape) -> Field:
@@ -55,7 +55,7 @@ class _PaddedRows(Node):
         """
         how = how.as_contraction()
         if tuple(how.right) != (0,):
-            raise CannotStayPacked("it is laid out for sums over its first axis")
+            raise CannotStayPacked("it is prepacked for sums over its first axis")
         if not x.size:
             raise CannotStayPacked("nothing is multiplied")
         return differentiated_as(dense_product, exact, how, x, self)
@@ -63,12 +63,15 @@ class _PaddedRows(Node):
 
 @node
 class ELL(_PaddedRows):
-    r"""A matrix of few weights: for each output as many inputs as the fullest one has.
+    r"""A sparse matrix in ELL form: for each output as many inputs as the fullest one has.
 
     .. math:: W_{a_{kj}, j} = v_{kj}, \qquad (x W)_j = \sum_k x_{a_{kj}} v_{kj}
 
     No output lists an input twice. Outputs that have fewer weights list further inputs, with
     weights of zero: every entry of a list is one of the matrix, and no place needs a mark.
+
+    A pruned weight is no connection: an infinite or NaN input does not reach an output that does
+    not list it, while a product with the dense array computes `0 * inf`, which is NaN.
 
     Args:
         indices: `a`, int32, `(longest list, outputs)`: inputs, ascending along axis 0.
@@ -92,7 +95,7 @@ class ELL(_PaddedRows):
 
     @classmethod
     def of(cls, dense: jax.Array, mask: jax.Array | np.ndarray | None = None) -> ELL:
-        """Lists the weights of a concrete matrix that a mask keeps; default: all but zeros."""
+        """Convert a concrete matrix; a mask says which entries stay, default: all but zeros."""
         matrix, kept = _concrete(dense, mask)
         lists = _lists(kept)
         indices = np.ascontiguousarray(lists.T)
@@ -113,13 +116,13 @@ class ELL(_PaddedRows):
         return [] if fits and _is_integer(self.indices) else _misfit(self)
 
     def dot(self, x: Array, how: Product) -> Array:
-        r"""`(x W)_j = sum_k x_{a_kj} v_kj`, a place of all lists at a time."""
+        r"""Compute `(x W)_j = sum_k x_{a_kj} v_kj`, one list entry of all outputs at a time."""
         return self._product(x, how, _by_places)
 
 
 @node
 class BlockELL(_PaddedRows):
-    r"""A matrix of few blocks: for each block of outputs as many as the fullest one has.
+    r"""A block-sparse matrix in ELL form: as many blocks for each block of outputs.
 
     .. math:: W_{[a_{jk}], [j]} = v_{jk}^T, \qquad (x W)_{[j]} = \sum_k v_{jk} \, x_{[a_{jk}]}
 
@@ -130,7 +133,7 @@ class BlockELL(_PaddedRows):
         indices: `a`, int32, `(blocks of outputs, longest list)`: blocks of inputs, ascending along
             axis 1.
         values: `v`, float, `(blocks of outputs, outputs of a block, longest list, inputs of a
-            block)`, such that what an output sums over lies together.
+            block)`, such that the entries of each sum lie together.
         shape: `(inputs, outputs)`.
 
     Example:
@@ -154,7 +157,7 @@ class BlockELL(_PaddedRows):
     def of(
         cls, dense: jax.Array, sizes: tuple[int, int], mask: jax.Array | np.ndarray | None = None
     ) -> BlockELL:
-        """Lists the blocks of a concrete matrix of which a mask keeps some; default: not zero."""
+        """Convert a concrete matrix; blocks in which a mask keeps an entry are listed whole."""
         matrix, kept = _concrete(dense, mask)
         (inputs, outputs), (tall, wide) = matrix.shape, sizes
         split = inputs // tall, tall, outputs // wide, wide
@@ -182,10 +185,10 @@ class BlockELL(_PaddedRows):
         return [] if fits and _is_integer(self.indices) else _misfit(self)
 
     def dot(self, x: Array, how: Product) -> Array:
-        r"""`(x W)_[j] = sum_k v_jk x_[a_jk]`: all outputs at once, or block by block.
+        r"""Compute `(x W)_[j] = sum_k v_jk x_[a_jk]`, all output blocks at once or one by one.
 
-        At once what is gathered lies in memory for all blocks of outputs. That pays where it is
-        less than the weight, which is where there are fewer rows than outputs in a block.
+        All at once, the gathered inputs of all blocks of outputs are in memory. This is faster
+        while they are smaller than the weight: with fewer rows than outputs in a block.
         """
         return self._product(x, how, _by_blocks)
 
@@ -202,7 +205,7 @@ def longest_list(mask: np.ndarray, sizes: tuple[int, int]) -> int:
 
 
 def _grid(mask: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
-    """Return the blocks of which a mask keeps an entry."""
+    """Return which blocks hold an entry that a mask keeps."""
     (inputs, outputs), (tall, wide) = mask.shape, sizes
     split = mask.reshape(inputs // tall, tall, outputs // wide, wide)
     return np.asarray(split.any((1, 3)))
@@ -218,7 +221,7 @@ def _concrete(
 
 
 def _lists(kept: np.ndarray) -> np.ndarray:
-    """Which inputs each output takes: all that are kept, and of the others as many as it lacks."""
+    """Return the inputs of each output: all that are kept, filled up with others to one length."""
     longest = longest_list(kept, (1, 1))
     first = np.argsort(~kept.T, axis=1, kind="stable")[:, :longest]
     return np.sort(first, axis=1).astype(np.int32)

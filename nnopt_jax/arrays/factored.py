@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
-from nnopt_jax.arrays.nodes import Field, Node, field_specs, is_node, node, show, static
+from nnopt_jax.arrays.nodes import Field, Node, field_specs, node, show, static
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.axis_roles import Axes, matrix_axes
 from nnopt_jax.typing import Shape
@@ -44,7 +44,7 @@ class Factored(Node):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(..., m, n)`."""
+        """Shape `(..., m, n)` of the product."""
         return (*self.u.shape[:-1], self.v.shape[-1])
 
     def slot_axes(self, name: str, axes: Axes | None) -> Axes | None:
@@ -53,14 +53,13 @@ class Factored(Node):
         return matrix_axes(getattr(self, name).ndim)
 
     def materialize(self) -> jax.Array:
-        """`u @ v` in float32, cast once."""
+        """Return `u @ v`, in float32 and cast once."""
         u, v = show(self.u).astype(jnp.float32), show(self.v).astype(jnp.float32)
         return jnp.matmul(u, v).astype(self.dtype)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that the last axis of `u` is as long as the first axis of `v`."""
-        found = [text for _, field in self.fields() if is_node(field)
-                 for text in field.problems(field.shape)]  # fmt: skip
+        found = self.inner_problems()
         if self.u.ndim < 2 or self.v.ndim < 2 or self.u.shape[-1] != self.v.shape[-2]:
             found.append(f"has factors {self.u.shape} and {self.v.shape}")
         return found

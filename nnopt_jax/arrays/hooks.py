@@ -22,13 +22,18 @@ class CannotStayPacked(Exception):
 
     Args:
         reason: the reason in a few words.
-        instead: the outcome to use if it is not the step on the materialized array: an array, or
-            a tuple of all outcomes.
+        instead: the outcome to use if it is not the step on the materialized array; a tuple if
+            there are several.
+
+    Attributes:
+        instead: the tuple of all outcomes; None where the step on the materialized array gives
+            them.
     """
 
     def __init__(self, reason: str, instead: Any = None):
         super().__init__(reason)
-        self.instead = instead
+        several = instead is None or isinstance(instead, tuple)
+        self.instead: tuple[Any, ...] | None = instead if several else (instead,)
 
 
 class Moves(Protocol):
@@ -141,7 +146,7 @@ class Hooks:
         """Concatenate weights.
 
         Args:
-            fields: nodes of this `form`, the node itself first.
+            fields: nodes of this `join_key`, the node itself first.
             axis: the axis to concatenate on.
 
         Raises:
@@ -149,7 +154,7 @@ class Hooks:
         """
         raise CannotStayPacked("it is put beside others, and has parts that cannot be")
 
-    def form(self: Any) -> Any:
+    def join_key(self: Any) -> Any:
         """Return a key that nodes must share to be `joined`: class, settings and fields."""
         settings = [getattr(self, name) for name in self.names(is_static=True)]
         return type(self), settings, [name for name, _ in self.fields()]
@@ -225,7 +230,7 @@ def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
     try:
         found = find()
     except CannotStayPacked as reason:
-        instead = None if reason.instead is None else change(reason.instead)
+        instead = reason.instead and tuple(change(outcome) for outcome in reason.instead)
         raise CannotStayPacked(str(reason), instead) from reason
     return change(found)
 
@@ -295,8 +300,8 @@ def join(fields: Sequence[Field], axis: int) -> Field:
     first, *others = fields
     if not any(isinstance(field, Hooks) for field in fields):
         return lax.concatenate(list(fields), axis)
-    form = first.form() if isinstance(first, Hooks) else None
-    if any(not isinstance(field, Hooks) or field.form() != form for field in others):
+    key = first.join_key() if isinstance(first, Hooks) else None
+    if any(not isinstance(field, Hooks) or field.join_key() != key for field in others):
         raise CannotStayPacked("it is put beside leaves of another form")
     return first.joined(fields, axis)
 

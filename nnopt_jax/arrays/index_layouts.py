@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays.nodes import Field, Node, is_node, node, show, static, summary
+from nnopt_jax.arrays.nodes import Field, Node, node, show, static, summary
 from nnopt_jax.arrays.packed_integers import Bits, width_for
 
 
 class SparseLayout(Node):
-    """Base of the nodes that stand for a mask; a plain bit for each element is `Bits` of width 1.
+    """Base of the sparse layouts, nodes that stand for a mask; `Bits` of width 1 is another.
 
     Example:
         >>> import jax.numpy as jnp
@@ -26,27 +26,27 @@ class SparseLayout(Node):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Always bool."""
+        """The dtype of a mask, bool."""
         return jnp.dtype(jnp.bool_)
 
     @property
     def most(self) -> int:
-        """The most elements that can be kept, told from shapes alone."""
+        """The most elements that can be kept, derived from shapes alone."""
         return self.size
 
     @property
     def least(self) -> int:
-        """The least number of elements that are kept, told from shapes alone."""
+        """The fewest elements that can be kept, derived from shapes alone."""
         return 0
 
     def store(self) -> Self:
-        """Already in storage form."""
+        """Return the node itself, which is in storage form already."""
         return self
 
 
 @node
 class DeltaIndex(SparseLayout):
-    """A mask as relative indices: how many masked elements lie before each kept one.
+    """A mask as relative indices: the number of masked elements before each kept one.
 
     A gap of `2^width - 1` stands for that many masked elements and no kept one, so that long
     gaps are sums. Stands for a bool array.
@@ -73,7 +73,7 @@ class DeltaIndex(SparseLayout):
 
     @classmethod
     def of(cls, mask: jax.Array, width: int | None = None) -> DeltaIndex:
-        """Encodes a concrete mask; the number of codes depends on it, and the best width too."""
+        """Encode a concrete mask, whose entries decide the number of codes and the best width."""
         between = _entries_between(np.asarray(mask))
         width = _best_width(between) if width is None else width
         escape = 2**width - 1
@@ -83,18 +83,18 @@ class DeltaIndex(SparseLayout):
 
     @staticmethod
     def cost(mask: np.ndarray) -> int:
-        """Bits of what `of` makes of a mask, in the best width."""
+        """Return the bits of the result of `of`, in the best width."""
         between = _entries_between(mask)
         width = _best_width(between)
         return Bits.cost((_code_count(between, width),), width)
 
     @property
     def most(self) -> int:
-        """No more than there are codes."""
+        """The number of codes."""
         return self.codes.size
 
     def materialize(self) -> jax.Array:
-        """The bool mask."""
+        """Return the bool mask."""
         codes = show(self.codes).astype(jnp.int32)
         kept = codes != 2**self.width - 1
         position = jnp.cumsum(codes + kept.astype(jnp.int32)) - 1
@@ -103,38 +103,38 @@ class DeltaIndex(SparseLayout):
         return flat.reshape(self.shape)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The codes must be a flat run of integers."""
+        """Check that the codes are integers on one axis."""
         codes = super().problems(shape)
         if self.codes.ndim != 1 or not 1 <= self.width <= 16:
             codes.append(f"has codes {self.codes!r} of width {self.width!r}")
         return codes
 
     def outline(self) -> str:
-        """`gaps 5-bit[8000]`."""
+        """Return a summary such as `gaps 5-bit[8000]`."""
         return f"gaps {summary(self.codes)}"
 
 
 def _entries_between(mask: np.ndarray) -> np.ndarray:
-    """Masked elements before each kept one, in flat order."""
+    """Return the number of masked elements before each kept one, in flat order."""
     return np.diff(np.flatnonzero(mask), prepend=-1) - 1
 
 
 def _best_width(between: np.ndarray) -> int:
-    """The width of 2 to 8 bits that needs the fewest bits; 1 bit would be a bit an element."""
+    """Return the width of 2 to 8 bits that needs the fewest bits; 1 bit would be a bitmask."""
     costs = {width: _code_count(between, width) * width for width in range(2, 9)}
     return min(costs, key=costs.__getitem__)
 
 
 def _code_count(between: np.ndarray, width: int) -> int:
-    """How many codes gaps take, those included that stand for no kept element."""
+    """Count the codes, including those that only extend a long distance."""
     return int((between // (2**width - 1) + 1).sum())
 
 
 @node
 class CSR(SparseLayout):
-    """A mask as compressed sparse rows: the column of each kept element, and where rows start.
+    """A mask as compressed sparse rows: the column of each kept element, and counts of rows.
 
-    A leaf of any rank is seen as a matrix of the sizes of its last axis: a kernel `(in, out)` has
+    A leaf of any rank counts as a matrix, whose columns are the last axis: a kernel `(in, out)` has
     a row for each input, a convolution `(h, w, in, out)` one for each `(h, w, in)`. Of the row
     pointers their differences are stored, which need the bits of the fullest row only.
 
@@ -162,7 +162,7 @@ class CSR(SparseLayout):
 
     @classmethod
     def of(cls, mask: jax.Array) -> CSR:
-        """Encodes a concrete mask; the number of columns stored depends on it."""
+        """Encode a concrete mask, whose entries decide the number of columns."""
         rows, width = _matrix(mask.shape)
         table = np.asarray(mask).reshape(rows, width)
         counts, columns = table.sum(1), np.nonzero(table)[1]
@@ -171,7 +171,7 @@ class CSR(SparseLayout):
 
     @staticmethod
     def cost(mask: np.ndarray) -> int:
-        """Bits of what `of` makes of a mask."""
+        """Return the bits of the result of `of`."""
         rows, width = _matrix(mask.shape)
         counts = mask.reshape(rows, width).sum(1)
         fullest = int(counts.max(initial=0))
@@ -185,16 +185,16 @@ class CSR(SparseLayout):
 
     @property
     def most(self) -> int:
-        """As many as there are columns."""
+        """The number of columns."""
         return self.columns.size
 
     @property
     def least(self) -> int:
-        """As many as there are columns."""
+        """The number of columns."""
         return self.columns.size
 
     def materialize(self) -> jax.Array:
-        """The bool mask."""
+        """Return the bool mask."""
         (rows, width), stored = _matrix(self.shape), self.columns.size
         flat = jnp.zeros(rows * width, bool)
         if not stored:
@@ -204,9 +204,8 @@ class CSR(SparseLayout):
         return flat.at[row * width + columns].set(True, mode="drop").reshape(self.shape)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """One count for each row, and a flat run of columns."""
-        found = [text for _, field in self.fields() if is_node(field)
-                 for text in field.problems(field.shape)]  # fmt: skip
+        """Check that there is one count for each row, and columns on one axis."""
+        found = self.inner_problems()
         rows, width = _matrix(self.shape)
         flat = self.counts.shape == (rows,) and self.columns.ndim == 1
         if not flat or self.columns.size > rows * width:
@@ -214,22 +213,22 @@ class CSR(SparseLayout):
         return found
 
     def outline(self) -> str:
-        """`rows 3-bit[300] columns 7-bit[900]`."""
+        """Return a summary such as `rows 3-bit[300] columns 7-bit[900]`."""
         return f"rows {summary(self.counts)} columns {summary(self.columns)}"
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows, and the entries of each."""
+    """Return the number of rows and the length of a row."""
     return math.prod(shape[:-1]), shape[-1] if shape else 1
 
 
 def _packed(integers: np.ndarray, kinds: int) -> jax.Array | Bits:
-    """Integers below `kinds` in the fewest bits; 17 and more take 32."""
+    """Pack integers below `kinds` into the fewest bits; 17 and more take 32."""
     width = width_for(kinds)
     return Bits.of(integers, width) if width <= 16 else jnp.asarray(integers, jnp.uint32)
 
 
 def _packed_cost(size: int, kinds: int) -> int:
-    """Bits of what `_packed` makes."""
+    """Return the bits of the result of `_packed`."""
     width = width_for(kinds)
     return Bits.cost((size,), width) if width <= 16 else 32 * size

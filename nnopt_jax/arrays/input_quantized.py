@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import (
     CannotStayPacked,
@@ -71,11 +70,11 @@ class InputQuantized(Node):
     SLOTS = {"values": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:
-        """The weight."""
+        """Return the dense weight."""
         return show(self.values if self.shown is None else self.shown)
 
     def store(self) -> InputQuantized:
-        """The weight in storage form; what only gradients need is dropped."""
+        """Return the weight in storage form, without the array that only gradients need."""
         return self.replace(values=store_field(self.values), shown=None)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
@@ -88,10 +87,6 @@ class InputQuantized(Node):
         if self.scale is not None and not fits:
             found.append(f"has scale {sizes}, which does not fit {shape}")
         return found
-
-    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> InputQuantized:
-        """Split scales as the weight is split, on axes where they have entries."""
-        return self.specs_alike(spec, mesh)
 
     def loosened(self) -> InputQuantized:
         """Return the materialized weight, whose products still round their inputs."""
@@ -112,7 +107,7 @@ class InputQuantized(Node):
 
 
 class _QuantizedRows(NamedTuple):
-    """An array on the grids of its rows.
+    """An array that is quantized with one scale for each row.
 
     Args:
         codes: integers held in float32, NaN where the array has it.

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import CannotStayPacked
 from nnopt_jax.arrays.nodes import Field, Node, is_node, node, show, static, store_field
@@ -21,11 +20,11 @@ _MOST = 256
 
 @node
 class LookupQuantized(Node):
-    r"""Weights on a few fixed levels, evenly spaced or not, times a scale for each block.
+    r"""Lookup-table quantization: indices into a few fixed levels, times a scale for each block.
 
     .. math:: w = s \, l_c
 
-    Signs, NF4 and small floats are levels. A scale of 0 shows zeros.
+    Signs, NF4 and small floats are levels. A scale of 0 makes zeros.
 
     Args:
         codes: `c`, indices into the levels, of the logical shape: float32 holding integers in
@@ -61,7 +60,7 @@ class LookupQuantized(Node):
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:
-        """`scale * levels[codes]`, in float32, cast once, never -0."""
+        """Return `scale * levels[codes]`, in float32 and cast once, never -0."""
         values = self._values()
         scale = expand(show(self.scale).astype(jnp.float32), self.shape)
         if self.below is not None:
@@ -76,12 +75,12 @@ class LookupQuantized(Node):
         values = level_values(codes, self.levels)
         if not is_node(self.codes) or not jnp.issubdtype(codes.dtype, jnp.floating):
             return values
-        # A later link refines the codes, and may learn: a code is worth the mean step.
+        # A later transform refines the codes and may learn: a code is worth the mean step.
         step = (self.levels[-1] - self.levels[0]) / max(len(self.levels) - 1, 1)
         return straight_through(values, codes.astype(jnp.float32) * jnp.float32(step))
 
     def store(self) -> LookupQuantized:
-        """Packs the codes and drops the carry."""
+        """Pack the codes and drop the straight-through residual."""
         codes = store_codes(self.codes, 0, len(self.levels) - 1)
         below = None if self.below is None else store_field(self.below)
         return self.replace(codes=codes, scale=store_field(self.scale), below=below, carry=None)
@@ -102,10 +101,6 @@ class LookupQuantized(Node):
         elif list(self.levels) != sorted(set(self.levels)):
             found.append(f"has levels {self.levels!r}, which do not ascend")
         return found
-
-    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> LookupQuantized:
-        """Split scales as the weight is split, on axes where they have entries."""
-        return self.specs_alike(spec, mesh)
 
     def dot(self, x: jax.Array, how: Product) -> jax.Array:
         """Multiply by the levels in float32, then by the scales."""

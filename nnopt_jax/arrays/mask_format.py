@@ -32,7 +32,7 @@ _GROUPS = (2, 4, 8, 16, 32)  # sizes of groups that `smallest_support` looks for
 
 
 def parse_format(format: str | Sequence[int], settings: Settings) -> Format:
-    """Reads the name of a storage form.
+    """Parse the name of a storage form of masks.
 
     Args:
         format: what the user wrote.
@@ -63,7 +63,7 @@ def parse_format(format: str | Sequence[int], settings: Settings) -> Format:
 
 
 def n_of_m(format: Format) -> tuple[int, int] | None:
-    """The two numbers of `"n:m"`; None for any other format.
+    """Parse `"n:m"` to its two numbers; return None for any other format.
 
     Example:
         >>> n_of_m("2:4"), n_of_m("csr")
@@ -74,7 +74,7 @@ def n_of_m(format: Format) -> tuple[int, int] | None:
 
 
 def shape_misfit(shape: tuple[int, ...], format: Format) -> str | None:
-    """Why no mask of this shape has this format; None if one may have.
+    """Return why no mask of this shape can have this format; None if one can.
 
     Example:
         >>> shape_misfit((6, 8), "2:4"), shape_misfit((6, 8), "csr")
@@ -86,7 +86,7 @@ def shape_misfit(shape: tuple[int, ...], format: Format) -> str | None:
 
 
 def mask_misfit(mask: jax.Array, format: Format) -> str | None:
-    """Why a concrete mask does not have this format; None if it has.
+    """Return why a concrete mask does not have this format; None if it has.
 
     Example:
         >>> import jax.numpy as jnp
@@ -110,7 +110,7 @@ def mask_misfit(mask: jax.Array, format: Format) -> str | None:
 def support_of(
     mask: jax.Array, format: Format = "smallest", roles: Roles = ()
 ) -> Bits | DeltaIndex | CSR | NMIndex | BSR | Reshaped:
-    """Stores a mask in a given format.
+    """Encode a mask in a given format.
 
     Under `jax.jit` the mask is unknown: patterns (n:m, blocks) are believed, and in place of the
     formats whose size depends on the mask (gaps, CSR, the smallest) a bit an element is taken.
@@ -156,7 +156,7 @@ def support_of(
 
 
 def smallest_support(mask: jax.Array) -> Bits | DeltaIndex | CSR | NMIndex | BSR | Reshaped:
-    """Stores a mask in the format whose arrays take the fewest bits.
+    """Encode a mask in the format whose arrays take the fewest bits.
 
     Tried are a bit an element, relative indices, compressed rows, `n:m` along the axis before the
     last for groups of 2 to 32, and the largest blocks that the mask consists of. Under `jax.jit`
@@ -171,7 +171,7 @@ def smallest_support(mask: jax.Array) -> Bits | DeltaIndex | CSR | NMIndex | BSR
     Example:
         >>> import jax.numpy as jnp
         >>> from nnopt_jax.arrays.mask_format import smallest_support
-        >>> from nnopt_jax.ops import keep_n_of_m
+        >>> from nnopt_jax.ops.masks import keep_n_of_m
         >>> half = keep_n_of_m(jnp.sin(jnp.arange(256.0) ** 2).reshape(32, 8), 2, 4)
         >>> for mask in (jnp.arange(1000) % 101 == 0, half, jnp.ones((32, 8), bool)):
         ...     print(smallest_support(mask))
@@ -187,7 +187,7 @@ def smallest_support(mask: jax.Array) -> Bits | DeltaIndex | CSR | NMIndex | BSR
 
 
 def _forms(mask: np.ndarray) -> dict[Format, int]:
-    """The formats a mask can have, and the bits of each."""
+    """Return the formats that a mask can have, and the bits of each."""
     forms: dict[Format, int] = {
         "bitmask": Bits.cost(mask.shape, 1),
         "gaps": DeltaIndex.cost(mask),
@@ -202,7 +202,7 @@ def _forms(mask: np.ndarray) -> dict[Format, int]:
 
 
 def _pattern(mask: np.ndarray) -> tuple[int, int] | None:
-    """The least groups of which each keeps the same number, if there are any."""
+    """Return the smallest `n:m` pattern that a mask has; None if it has none."""
     total = int(mask.sum())
     for m in _GROUPS:
         kept, rest = divmod(total * m, mask.size)
@@ -216,7 +216,7 @@ def _pattern(mask: np.ndarray) -> tuple[int, int] | None:
 
 
 def _unit(mask: np.ndarray, axis: int) -> int:
-    """The largest size of blocks along an axis that the mask consists of."""
+    """Return the largest size of blocks along an axis that the mask consists of."""
     lines = np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1)
     changes = np.flatnonzero((lines[1:] != lines[:-1]).any(1)) + 1
     return math.gcd(mask.shape[axis], *changes.tolist())

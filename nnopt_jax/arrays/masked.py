@@ -1,4 +1,4 @@
-"""A mask over any expression: the training form of pruning."""
+"""A mask over any array or node: the training form of pruning."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import integers, join
 from nnopt_jax.arrays.mask_format import NAMES, Format, Roles, n_of_m, support_of
@@ -32,6 +31,9 @@ from nnopt_jax.ops.gradient_estimators import straight_through
 @node
 class Masked(Node):
     """`where(mask, values, 0)`: zeros are known by the mask, never by value.
+
+    A masked value does not matter, be it infinite or NaN. A masked weight is a zero in products:
+    an infinite or NaN input makes NaN of it, as of any zero.
 
     Args:
         values: float array or node, of the logical shape.
@@ -76,12 +78,12 @@ class Masked(Node):
         return self.mask.shape
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
-        """What the slot sees: kept here and, where there is one, by the mask above."""
+        """Return the entries that this mask and, if there is one, the mask above keep."""
         del name
         return self._kept(outer)
 
     def kept(self) -> Field:
-        """The mask and, where there is one, that of the values."""
+        """Return the mask, combined with that of the values if they have one."""
         below = kept(self.values)
         return self.mask if below is None else self._kept(show(below).astype(bool))
 
@@ -90,7 +92,7 @@ class Masked(Node):
         return own if outer is None else own & outer
 
     def materialize(self) -> jax.Array:
-        """`where(mask, values, 0)`."""
+        """Return `where(mask, values, 0)`."""
         values = show(self.values)
         if self.mode == "applied" and not is_node(self.values):
             return values
@@ -100,37 +102,33 @@ class Masked(Node):
         return straight_through(jax.lax.stop_gradient(kept), values)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Mask and values must have one shape."""
+        """Check that mask and values have one shape."""
         found = super().problems(shape)
         if self.values.shape != self.mask.shape:
             found.append(f"has values {self.values.shape} and mask {self.mask.shape}")
         return found
 
-    def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Masked:
-        """The mask is split like the values."""
-        return self.specs_alike(spec, mesh)
-
     def integers(self) -> IntegerWeight | None:
-        """The codes of the values, with those of zero where nothing is kept."""
+        """Return the codes of the values, with codes of zero under the mask."""
         return under_mask(integers(self.values), show(self.mask).astype(bool))
 
-    def form(self) -> Any:
-        """Nodes of any capacities can be joined: the outcome states none."""
-        return Node.form(self.replace(capacity=None))
+    def join_key(self) -> Any:
+        """Return the key without the capacity, which the joined node does not state."""
+        return Node.join_key(self.replace(capacity=None))
 
     def joined(self, fields: Sequence[Masked], axis: int) -> Masked:
-        """Values are put side by side, and so are masks."""
+        """Concatenate the values, and the masks."""
         values = join([field.values for field in fields], axis)
         masks = [show(field.mask).astype(bool) for field in fields]
         return self.replace(values=values, mask=jax.lax.concatenate(masks, axis), capacity=None)
 
     @property
     def fills_with_zeros(self) -> bool:
-        """The mask keeps nothing there."""
+        """Whether padding with zeros pads the weight: always, since the mask is False there."""
         return True
 
     def store(self) -> Node:
-        """`Sparse` with the kept elements only; the mask in bits where values cannot be cut."""
+        """Return `Sparse` with the kept elements; if values cannot be compacted, a mask of bits."""
         below = raised(self.values)
         if isinstance(below, Masked):
             return self._merged(below).store()
@@ -146,14 +144,14 @@ class Masked(Node):
         return Sparse(store_field(values), support_of(mask, self.format, self.roles), mask.shape)
 
     def _count(self, mask: jax.Array) -> int:
-        """How many values storage has room for."""
+        """Return the number of values that storage has room for."""
         if self.capacity is not None:
             return min(self.capacity, mask.size)
         pair = n_of_m(self.format)
         return mask.size // pair[1] * pair[0] if pair else int(mask.sum())
 
     def _merged(self, inner: Masked) -> Masked:
-        """A mask over a mask is their intersection."""
+        """Merge a mask over a mask to their intersection."""
         known = [count for count in (self.capacity, inner.capacity) if count is not None]
         capacity = min(known) if known else None
         mask = self._kept(show(inner.mask).astype(bool))
@@ -163,7 +161,7 @@ class Masked(Node):
 
 
 def zero_outside(field: Node, mask: Callable[[], jax.Array]) -> Node:
-    """Return a node that was filled up around its fields as one that is zero there.
+    """Mask the entries with which a node was padded, unless they are zeros already.
 
     Args:
         field: the node.
@@ -173,7 +171,7 @@ def zero_outside(field: Node, mask: Callable[[], jax.Array]) -> Node:
 
 
 def raised(field: Field) -> Field:
-    """Lets a mask below nodes that keep zeros stand above them, where masks are merged.
+    """Swap a mask and the nodes above it that keep zeros, so that masks can be merged.
 
     Example:
         >>> import jax.numpy as jnp
@@ -193,7 +191,7 @@ def raised(field: Field) -> Field:
 
 
 def without_carry(field: Field) -> Field:
-    """Drops what only gradients need, at any depth, so that it is neither cut nor stored.
+    """Drop straight-through residuals at any depth, so that they are neither cut nor stored.
 
     Example:
         >>> import jax.numpy as jnp

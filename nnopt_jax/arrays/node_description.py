@@ -15,7 +15,7 @@ from nnopt_jax.tree.paths import flatten, path_string
 
 
 def describe(tree: Any) -> Any:
-    """Describes a tree: containers, node types with versions and static fields, shapes, dtypes.
+    """Describe a tree: containers, node types with versions and static fields, shapes, dtypes.
 
     Dictionaries, lists, tuples and None stay what they are; any other container (a dataclass, a
     named tuple, a framework's state) is described as the dictionary of its fields.
@@ -57,7 +57,7 @@ def describe(tree: Any) -> Any:
 
 
 def _settings(node: Node) -> Iterator[dataclasses.Field[Any]]:
-    """The static fields of a node, but late ones that have their defaults."""
+    """Yield the static fields of a node, except late ones that have their defaults."""
     for field in dataclasses.fields(node):  # pyright: ignore[reportArgumentType]
         late = field.metadata.get("late") and getattr(node, field.name) == field.default
         if field.metadata.get("static") and not late:
@@ -65,7 +65,7 @@ def _settings(node: Node) -> Iterator[dataclasses.Field[Any]]:
 
 
 def abstract(description: Any, leaf: Callable[[str, tuple[int, ...]], Any] | None = None) -> Any:
-    """Rebuilds the tree that `describe` described, with `jax.ShapeDtypeStruct` for arrays.
+    """Rebuild the tree that `describe` described, with `jax.ShapeDtypeStruct` for arrays.
 
     Args:
         description: what `describe` returned, perhaps from a file that is not trusted.
@@ -133,7 +133,7 @@ def _hashable(value: Any) -> Any:
 
 
 def dtype_named(name: str) -> Any:
-    """The dtype of a name that `describe` wrote, PRNG keys included.
+    """Return the dtype of a name that `describe` wrote, PRNG keys included.
 
     Raises:
         ArtifactError: there is no such dtype.
@@ -155,7 +155,7 @@ def dtype_named(name: str) -> Any:
 
 
 def check(tree: Any, who: str) -> None:
-    """Checks the invariants of every node in a tree, from shapes and static fields alone.
+    """Check the invariants of every node in a tree, from shapes and static fields alone.
 
     Args:
         tree: any pytree of arrays (or `jax.ShapeDtypeStruct`) and nodes.

@@ -1,4 +1,4 @@
-"""What every expression node is: a frozen pytree that knows the dense array it stands for."""
+"""Base of all nodes: frozen pytrees that know the dense array they stand for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from nnopt_jax.arrays.hooks import Field as Field, Hooks
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.ops.axis_roles import Axes, assumed_axes
-from nnopt_jax.tree.sizes import tree_bits
+from nnopt_jax.tree.bit_counts import tree_bits
 
 NodeType = TypeVar("NodeType", bound="type[Node]")
 NODE_TYPES: dict[str, type[Node]] = {}
@@ -37,7 +37,7 @@ checksums of adapters and exported programs hold them, so that they outlive ever
 
 
 def static(*, late: bool = False, **options: Any) -> Any:
-    """Declares a field that is part of a node's type: hashable, never traced.
+    """Declare a field that is part of a node's type: hashable, never traced.
 
     Args:
         late: whether the field came after files were written: descriptions leave it out where it
@@ -56,7 +56,7 @@ def static(*, late: bool = False, **options: Any) -> Any:
 
 
 class Node(Hooks):
-    """Base of the expression nodes; concrete classes are made by the decorator `node`.
+    """Base of all nodes; the decorator `node` makes concrete classes.
 
     A node's array fields are pytree data; all else is static and hashable. Nothing is checked
     when a node is built, because `jax.vmap`, `jax.tree.map` and the like build nodes out of
@@ -70,7 +70,7 @@ class Node(Hooks):
     """
 
     VERSION: ClassVar[int] = 1
-    """Raised when the fields change, so that old manifests are told apart."""
+    """Raised when the fields change, so that old files are recognized."""
     ELEMENTWISE: ClassVar[tuple[str, ...]] = ()
     """Fields that lie like the logical array: a mask over the node may compact them."""
     CODES: ClassVar[bool] = False
@@ -78,10 +78,10 @@ class Node(Hooks):
     COMPACTABLE: ClassVar[bool] = True
     """Whether a mask above may cut the elementwise fields; no where one of them is a mask."""
     KEEPS_ZERO: ClassVar[bool] = False
-    """Whether zeros of the elementwise field are shown as zeros: then a mask below it may as well
-    stand above it."""
+    """Whether zeros of the elementwise field stay zeros, so that a mask below the node may move
+    above it."""
     SLOTS: ClassVar[Mapping[str, str]] = {}
-    """Fields a later link may refine, each with its kind; "inherit" takes the enclosing kind."""
+    """Fields that a later transform may refine, by kind; "inherit" takes the enclosing kind."""
 
     @classmethod
     def file_name(cls) -> str:
@@ -114,21 +114,21 @@ class Node(Hooks):
         return tree_bits(self)
 
     def materialize(self) -> jax.Array:
-        """Computes the dense array, in float32 and cast once at the end."""
+        """Compute the dense array, in float32 and cast once at the end."""
         raise NotImplementedError
 
     def store(self) -> Node:
-        """Returns the storage form: same array bit for bit, training-only fields dropped."""
+        """Return the storage form: the same array bit for bit, without fields for training."""
         return self.replace(**{name: store_field(field) for name, field in self.fields()})
 
     def map_elementwise(self, function: Callable[[jax.Array], jax.Array]) -> Node:
-        """Applies `function` to the fields that lie like the logical array."""
+        """Apply a function to the fields that have the axes of the weight."""
         return self.replace(
             **{name: map_elementwise(getattr(self, name), function) for name in self.ELEMENTWISE}
         )
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
-        """Which entries of a slot count.
+        """Return which entries of a slot are in use.
 
         Args:
             name: the slot's field.
@@ -150,44 +150,56 @@ class Node(Hooks):
         return axes if inner == tuple(self.shape) else assumed_axes(inner)
 
     def kept(self) -> Field:
-        """The mask of the node: bool array or node, False where zeros stay; None for no mask."""
+        """Return the mask of the node, False where entries stay zero; None for no mask."""
         return kept(getattr(self, self.ELEMENTWISE[0])) if self.KEEPS_ZERO else None
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Node:
-        """Returns the node with a `PartitionSpec` in place of every array.
+        """Return the node with a `PartitionSpec` in place of every array.
 
         Args:
             spec: how the logical array is partitioned.
             mesh: where given, an axis that does not divide a field is dropped for that field.
         """
+        whole = self.names() if self.SHARED is None else self.SHARED
         like = {
-            name: field_specs(field, spec if name in self.ELEMENTWISE else PartitionSpec(), mesh)
+            name: field_specs(
+                field,
+                PartitionSpec() if name in whole and name not in self.ELEMENTWISE else spec,
+                mesh,
+            )
             for name, field in self.fields()
         }
         return self.replace(**like)
 
-    def specs_alike(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None) -> Self:
-        """Return `specs` of fields that are split as the weight is, along every axis they share."""
-        fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
-        return self.replace(**fields)
-
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Lists broken invariants, each a phrase to follow the class name.
+        """List broken invariants, each a phrase to follow the class name.
 
         Args:
             shape: the logical shape; inside `Sparse` the elementwise fields are cut short and
                 their own shape says nothing.
         """
+        return self.inner_problems(shape)
+
+    def inner_problems(self, shape: tuple[int, ...] | None = None) -> list[str]:
+        """List the broken invariants of the nodes inside.
+
+        Args:
+            shape: their logical shape; None for the shape that each of them states.
+        """
         inner = [field for _, field in self.fields() if is_node(field)]
-        return [text for field in inner for text in field.problems(shape)]
+        return [
+            text
+            for field in inner
+            for text in field.problems(field.shape if shape is None else shape)
+        ]
 
     def replace(self, **fields: Field) -> Self:
-        """Returns a copy with some fields replaced."""
+        """Return a copy with some fields replaced."""
         return dataclasses.replace(self, **fields)  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def names(cls, *, is_static: bool = False) -> tuple[str, ...]:
-        """Names of the data fields, or of the static ones."""
+        """Return the names of the data fields, or of the static ones."""
         return tuple(
             field.name
             for field in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
@@ -195,7 +207,7 @@ class Node(Hooks):
         )
 
     def fields(self) -> list[tuple[str, Field]]:
-        """The data fields that are present, by name."""
+        """Return the data fields that are present, by name."""
         present = [(name, getattr(self, name)) for name in self.names()]
         return [(name, field) for name, field in present if field is not None]
 
@@ -205,11 +217,11 @@ class Node(Hooks):
         return f"{type(self).__name__}({inner})"
 
     def __jax_array__(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuses: an expression is an array only where somebody says so."""
+        """Refuse conversion: a packed parameter becomes an array only on request."""
         raise CompositionError(
-            f"{self.outline()} is an expression, no array. Give it to nnopt.on_packed(function) "
-            "as an argument: what a function closes over, and modules that were put together "
-            "outside of it, stay what they are. Or make it dense: nnopt.materialize(tree)."
+            f"{self.outline()} is an expression, no array. Give it as an argument to "
+            "nnopt.on_packed(function): what a function closes over, and modules that were put "
+            "together outside of it, stay what they are. Or call nnopt.materialize(tree)."
         )
 
     __array__ = __jax_array__
@@ -219,7 +231,7 @@ class Node(Hooks):
     __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rmatmul__ = __rpow__ = __jax_array__
 
     def __repr__(self) -> str:
-        """The outline and, where it lists fields, what they cost for each logical element."""
+        """Return the outline and, where it lists fields, the bits for each element."""
         outline = self.outline()
         if not outline.endswith(")"):
             return outline
@@ -231,7 +243,7 @@ class Node(Hooks):
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static,))
 def node(cls: NodeType) -> NodeType:
-    """Makes a node class: a frozen dataclass, a pytree, exportable, and known to manifests.
+    """Make a node class: a frozen dataclass, a pytree, exportable, known to files.
 
     Args:
         cls: a subclass of `Node` with annotated fields, static ones marked by `static()`.
@@ -257,12 +269,12 @@ def node(cls: NodeType) -> NodeType:
 
 
 def _tuples(value: Any) -> Any:
-    """Undoes JSON's only change to static fields: tuples come back as lists."""
+    """Convert lists back to tuples, the only change that JSON makes to static fields."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def is_node(x: Any) -> bool:
-    """Says whether `x` is an expression node; made to be passed as `is_leaf`.
+    """Return whether `x` is a node; made to be passed as `is_leaf`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -274,14 +286,7 @@ def is_node(x: Any) -> bool:
 
 
 def show(field: Field) -> jax.Array:
-    """The dense array of a field: a node's by `materialize`, an array as it is.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from nnopt_jax.arrays.nodes import show
-        >>> show(jnp.arange(2))
-        Array([0, 1], dtype=int32)
-    """
+    """Return the dense array of a field: of a node by `materialize`, of an array itself."""
     return field.materialize() if is_node(field) else field
 
 
@@ -304,17 +309,17 @@ def materialize(tree: Any) -> Any:
 
 
 def store_field(field: Field) -> Field:
-    """The storage form of a field: nodes by their own `store`, arrays as they are."""
+    """Return the storage form of a field: of a node by its `store`, of an array itself."""
     return field.store() if is_node(field) else field
 
 
 def map_elementwise(field: Field, function: Callable[[jax.Array], jax.Array]) -> Field:
-    """Applies a function to an array, or to the fields of a node that lie like its array."""
+    """Apply a function to an array, or to the elementwise fields of a node."""
     return field.map_elementwise(function) if is_node(field) else function(field)
 
 
 def kept(field: Field) -> Field:
-    """The mask of a field: a node's by its own `kept`, of an array None.
+    """Return the mask of a field: of a node by its `kept`, of an array None.
 
     Example:
         >>> import jax.numpy as jnp
@@ -327,7 +332,7 @@ def kept(field: Field) -> Field:
 
 
 def compactable(field: Field) -> bool:
-    """Says whether the elementwise fields alone hold what belongs to single elements."""
+    """Return whether a mask may cut the elementwise fields of a node, and of nodes inside."""
     if not is_node(field):
         return True
     names = field.ELEMENTWISE if field.COMPACTABLE else ()
@@ -335,7 +340,7 @@ def compactable(field: Field) -> bool:
 
 
 def is_spec(x: Any) -> bool:
-    """Says whether `x` is a `PartitionSpec`; made to be passed as `is_leaf`.
+    """Return whether `x` is a `PartitionSpec`; made to be passed as `is_leaf`.
 
     Example:
         >>> from jax.sharding import PartitionSpec
@@ -347,14 +352,14 @@ def is_spec(x: Any) -> bool:
 
 
 def field_specs(field: Field, spec: PartitionSpec, mesh: jax.sharding.Mesh | None) -> Field:
-    """Specs for one field whose array is partitioned by `spec`."""
+    """Return the specs of a field whose array is partitioned by `spec`."""
     return field.specs(spec, mesh) if is_node(field) else fit_spec(spec, field.shape, mesh)
 
 
 def fit_spec(
     spec: PartitionSpec, shape: tuple[int, ...], mesh: jax.sharding.Mesh | None
 ) -> PartitionSpec:
-    """Drops from a spec the axes that an array of this shape cannot be split along.
+    """Drop from a spec the axes that an array of this shape cannot be split along.
 
     A scale that has one entry along an axis is replicated over it; with a mesh, an axis whose
     devices do not divide the array is dropped as well, because JAX would replicate silently.
@@ -382,7 +387,7 @@ def fit_spec(
 
 
 def summary(field: Field) -> str:
-    """A few characters for one field: `float32[3,4]`, or the outline of a node."""
+    """Return a few characters for a field: `float32[3,4]`, or the outline of a node."""
     if is_node(field):
         return field.outline()
     try:

@@ -97,7 +97,7 @@ class PackedIntegers(Node):
 
 @node
 class PackedTernary(PackedIntegers):
-    """Integers `low`, `low + 1` and `low + 2` in 1.6 bits each.
+    """Ternary integers `low`, `low + 1` and `low + 2` in 1.6 bits each.
 
     The codes lie in `uint8` words along the last axis (`layout="rows"`) where that axis needs no
     padding, so that the other axes can be sharded, and as one flat run otherwise.
@@ -123,7 +123,7 @@ class PackedTernary(PackedIntegers):
 
     @classmethod
     def of(cls, codes: jax.Array, low: int = -1) -> Self:
-        """Packs integers (of any dtype, floats holding integers included)."""
+        """Pack integers (of any dtype, floats holding integers included)."""
         shape = codes.shape
         layout = "rows" if shape and shape[-1] and shape[-1] % 5 == 0 else "flat"
         unsigned = codes.astype(jnp.int32) - low
@@ -139,7 +139,7 @@ class PackedTernary(PackedIntegers):
         return unpack_ternary(self.words, count)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The words must be exactly those that the shape needs."""
+        """Check that the words are exactly those that the shape needs."""
         if self.layout not in ("rows", "flat"):
             return [f"has layout {self.layout!r}"]
         rows = self.shape if self.layout == "rows" else (math.prod(self.shape),)
@@ -149,7 +149,7 @@ class PackedTernary(PackedIntegers):
         return [f"of shape {self.shape} needs uint8 words {wanted}, has {summary(self.words)}"]
 
     def outline(self) -> str:
-        """`1.6-bit[300,100]`."""
+        """Return a summary such as `1.6-bit[300,100]`."""
         return f"1.6-bit[{','.join(map(str, self.shape))}]"
 
 
@@ -183,7 +183,7 @@ class Bits(PackedIntegers):
 
     @classmethod
     def of(cls, codes: jax.Array | np.ndarray, width: int, low: int = 0) -> Self:
-        """Packs integers (of any dtype, floats holding integers included); NumPy's on the host."""
+        """Pack integers (of any dtype, floats holding integers included); NumPy's on the host."""
         shape = tuple(codes.shape)
         layout = "rows" if shape and shape[-1] and shape[-1] % 8 == 0 else "flat"
         unsigned = codes.astype(np.int32) - low
@@ -194,21 +194,21 @@ class Bits(PackedIntegers):
 
     @staticmethod
     def cost(shape: tuple[int, ...], width: int) -> int:
-        """Bits of the words that `of` makes of integers of this shape."""
+        """Return the bits of the words that `of` makes of integers of this shape."""
         if shape and shape[-1] and shape[-1] % 8 == 0:
             return 8 * math.prod(shape[:-1]) * packed_size(shape[-1], width)
         return 8 * packed_size(math.prod(shape), width)
 
     @property
     def high(self) -> int:
-        """The greatest integer that the width has room for."""
+        """The greatest integer that the width can hold."""
         return self.low + 2**self.width - 1
 
     def _unpack(self, count: int) -> jax.Array:
         return unpack_bits(self.words, self.width, count)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The words must be exactly those that the shape needs."""
+        """Check that the words are exactly those that the shape needs."""
         rows, count = self.shape[:-1], self.shape[-1] if self.layout == "rows" else 0
         if self.layout == "flat":
             rows, count = (), math.prod(self.shape)
@@ -220,12 +220,12 @@ class Bits(PackedIntegers):
         return [f"of shape {self.shape} needs uint8 words {wanted}, has {summary(self.words)}"]
 
     def outline(self) -> str:
-        """`4-bit[300,100]`."""
+        """Return a summary such as `4-bit[300,100]`."""
         return f"{self.width}-bit[{','.join(map(str, self.shape))}]"
 
 
 def width_for(count: int) -> int:
-    """Bits needed to tell `count` things apart, at least 1.
+    """Return the bits that distinguish `count` things, at least 1.
 
     Example:
         >>> from nnopt_jax.arrays.packed_integers import width_for
@@ -236,12 +236,12 @@ def width_for(count: int) -> int:
 
 
 def store_codes(codes: Field, low: int, high: int) -> Field:
-    """The storage form of codes of `low .. high`: nodes by their own `store`, arrays packed."""
+    """Return the storage form of codes `low .. high`: of nodes by `store`, of arrays packed."""
     return store_field(codes) if is_node(codes) else pack_integers(codes, low, high)
 
 
 def pack_integers(codes: jax.Array, low: int, high: int) -> jax.Array | Bits | PackedTernary:
-    """Stores integers of `low .. high` in the smallest form.
+    """Store integers of `low .. high` in the smallest form.
 
     Three values lie five to a byte, others of seven bits and less are packed; eight and sixteen
     bits lie in arrays of their own dtype, which hardware reads directly.

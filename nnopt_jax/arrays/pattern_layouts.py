@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.index_layouts import DeltaIndex, SparseLayout
-from nnopt_jax.arrays.nodes import Field, field_specs, is_node, node, show, static, summary
+from nnopt_jax.arrays.nodes import Field, field_specs, node, show, static, summary
 from nnopt_jax.arrays.packed_integers import Bits, width_for
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.masks import (
@@ -28,7 +28,7 @@ _LOW = 16  # bits that `Bits` holds at most
 
 @node
 class NMIndex(SparseLayout):
-    r"""A mask that keeps `n` of every `m` along the axis before the last: which ones, as a number.
+    r"""A mask that keeps `n` of every `m` along the axis before the last, one number a group.
 
     .. math:: \lceil \log_2 \tbinom{m}{n} \rceil \text{ bits for } m \text{ elements}
 
@@ -62,7 +62,7 @@ class NMIndex(SparseLayout):
 
     @classmethod
     def of(cls, mask: jax.Array, n: int, m: int) -> NMIndex:
-        """Encodes a mask that keeps `n` of every `m`; works under `jax.jit`, which believes it."""
+        """Encode a mask that keeps `n` of every `m`; under `jax.jit` the pattern is not checked."""
         rank = subset_rank(split_groups(mask, m), n)
         width = width_for(math.comb(m, n))
         if width <= _LOW:
@@ -72,32 +72,31 @@ class NMIndex(SparseLayout):
 
     @staticmethod
     def cost(shape: tuple[int, ...], n: int, m: int) -> int:
-        """Bits of what `of` makes of a mask of this shape."""
+        """Return the bits of the result of `of` for a mask of this shape."""
         width, grid = width_for(math.comb(m, n)), _group_grid(shape, m)
         high = Bits.cost(grid, width - _LOW) if width > _LOW else 0
         return Bits.cost(grid, min(width, _LOW)) + high
 
     @property
     def most(self) -> int:
-        """Exactly so many."""
+        """The number of kept elements, which is fixed."""
         return self.size // self.m * self.n
 
     @property
     def least(self) -> int:
-        """Exactly so many."""
+        """The number of kept elements, which is fixed."""
         return self.most
 
     def materialize(self) -> jax.Array:
-        """The bool mask."""
+        """Return the bool mask."""
         rank = show(self.codes).astype(jnp.uint32)
         if self.high is not None:
             rank = rank | show(self.high).astype(jnp.uint32) << _LOW
         return join_groups(subset_of_rank(rank, self.n, self.m), self.shape)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Groups must divide the mask, and have one code each."""
-        found = [text for _, field in self.fields() if is_node(field)
-                 for text in field.problems(field.shape)]  # fmt: skip
+        """Check that groups divide the mask, and have one code each."""
+        found = self.inner_problems()
         if text := n_of_m_misfit(self.shape, self.n, self.m):
             return [*found, text]
         grid = _group_grid(self.shape, self.m)
@@ -108,24 +107,24 @@ class NMIndex(SparseLayout):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> NMIndex:
-        """The codes lie like the mask, a group where its elements were."""
+        """Split the codes as the mask is split: each lies in the place of its group."""
         fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
         return self.replace(**fields)
 
     def outline(self) -> str:
-        """`2:4 3-bit[196,300]`."""
+        """Return a summary such as `2:4 3-bit[196,300]`."""
         inner = " ".join(summary(field) for _, field in self.fields())
         return f"{self.n}:{self.m} {inner}"
 
 
 def _group_grid(shape: tuple[int, ...], m: int) -> tuple[int, ...]:
-    """The shape of the groups."""
+    """Return the number of groups along each axis."""
     axis = group_axis(shape)
     return (*shape[:axis], shape[axis] // m, *shape[axis + 1 :])
 
 
 def n_of_m_misfit(shape: tuple[int, ...], n: int, m: int) -> str | None:
-    """Why a mask of this shape cannot keep `n` of every `m`, or not as numbers; None if it can.
+    """Return why a mask of this shape cannot keep `n` of every `m` in this layout; None if it can.
 
     Example:
         >>> n_of_m_misfit((6, 8), 2, 4)
@@ -166,7 +165,7 @@ class BSR(SparseLayout):
 
     @classmethod
     def of(cls, mask: jax.Array, sizes: tuple[int, ...]) -> BSR:
-        """Encodes a mask of whole blocks: bits under `jax.jit`, else gaps where those are fewer."""
+        """Encode a mask of whole blocks: in bits under `jax.jit`, else in the smaller layout."""
         grid = any_in_block(mask, sizes)
         few = not isinstance(mask, Tracer) and DeltaIndex.cost(np.asarray(grid)) < Bits.cost(
             grid.shape, 1
@@ -176,7 +175,7 @@ class BSR(SparseLayout):
 
     @staticmethod
     def cost(mask: np.ndarray, sizes: tuple[int, ...]) -> int:
-        """Bits of what `of` makes of a mask of whole blocks, a size given for every axis."""
+        """Return the bits of the result of `of` for a mask of whole blocks on every axis."""
         grid = mask[tuple(slice(None, None, size) for size in sizes)]
         return min(DeltaIndex.cost(grid), Bits.cost(grid.shape, 1))
 
@@ -187,12 +186,12 @@ class BSR(SparseLayout):
         return blocks * int(np.prod(self.sizes))
 
     def materialize(self) -> jax.Array:
-        """The bool mask."""
+        """Return the bool mask."""
         return expand(show(self.kept).astype(bool), self.shape)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Blocks must divide the mask, and have one entry each."""
-        found = self.kept.problems(self.kept.shape) if is_node(self.kept) else []
+        """Check that blocks divide the mask, and have one entry each."""
+        found = self.inner_problems()
         if text := block_misfit(self.shape, self.sizes):
             return [*found, text]
         if not isinstance(self.kept, (Bits, DeltaIndex)) or self.kept.shape != _block_grid(
@@ -202,16 +201,16 @@ class BSR(SparseLayout):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> BSR:
-        """Bits lie like the mask, a block where its elements were."""
+        """Split the bits as the mask is split: each lies in the place of its block."""
         return self.replace(kept=field_specs(self.kept, spec, mesh))
 
     def outline(self) -> str:
-        """`4x4 blocks 1-bit[75,25]`."""
+        """Return a summary such as `4x4 blocks 1-bit[75,25]`."""
         return f"{'x'.join(map(str, self.sizes))} blocks {summary(self.kept)}"
 
 
 def block_misfit(shape: tuple[int, ...], sizes: tuple[int, ...]) -> str | None:
-    """Why blocks of these sizes do not fit a mask of this shape; None if they do.
+    """Return why blocks of these sizes do not fit a mask of this shape; None if they do.
 
     Example:
         >>> block_misfit((6, 8), (4, 4))
@@ -228,7 +227,7 @@ def block_misfit(shape: tuple[int, ...], sizes: tuple[int, ...]) -> str | None:
 
 
 def any_in_block(mask: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
-    """Whether any element of each block is kept.
+    """Return whether any element of each block is kept.
 
     Example:
         >>> import jax.numpy as jnp
@@ -243,6 +242,6 @@ def any_in_block(mask: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
 
 
 def _block_grid(shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The number of blocks along each axis."""
+    """Return the number of blocks along each axis."""
     parts = (*(1 for _ in range(len(shape) - len(sizes))), *sizes)
     return tuple(size // part for size, part in zip(shape, parts, strict=True))

@@ -1,4 +1,4 @@
-"""The float arrays inside an expression that a later link may refine."""
+"""The float arrays inside a parameter that a later transform may refine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnopt_jax.ops.axis_roles import Axes
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A float array inside an expression that a later link of a chain may refine.
+    """A float array inside a parameter that a later transform of a chain may refine.
 
     Args:
         name: the fields that lead to it, `values/table`; empty for a raw leaf.
@@ -41,18 +41,18 @@ class Slot:
 
 
 def refine(
-    expression: Field, function: Callable[[Slot], Field], axes: Axes | None = None, path: str = ""
+    parameter: Field, function: Callable[[Slot], Field], axes: Axes | None = None, path: str = ""
 ) -> Field:
-    """Replaces every float slot of an expression, and never a node above one.
+    """Replace every float slot of a parameter, and never a node above one.
 
     Args:
-        expression: an array or a node.
+        parameter: an array or a node.
         function: takes a `Slot` and returns what stands in its place.
-        axes: of the expression, where they are known.
+        axes: the axes of the parameter, if they are known.
         path: of the leaf.
 
     Returns:
-        The expression with its slots replaced; integers and stored nodes stay as they are.
+        The parameter with its slots replaced; integers and stored nodes stay as they are.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,7 +61,7 @@ def refine(
         >>> refine(tree, lambda slot: slot.array * 3).materialize()
         Array([3., 0.], dtype=float32)
     """
-    return _refine(expression, function, Slot("", expression, "value", None, axes, path))
+    return _refine(parameter, function, Slot("", parameter, "value", None, axes, path))
 
 
 def _refine(field: Field, function: Callable[[Slot], Field], at: Slot) -> Field:
@@ -82,8 +82,8 @@ def _refine(field: Field, function: Callable[[Slot], Field], at: Slot) -> Field:
     return field.replace(**replaced)
 
 
-def slots(expression: Field, axes: Axes | None = None, path: str = "") -> list[Slot]:
-    """Lists the float slots of an expression, in the order `refine` visits them.
+def slots(parameter: Field, axes: Axes | None = None, path: str = "") -> list[Slot]:
+    """List the float slots of a parameter, in the order in which `refine` visits them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,18 +92,18 @@ def slots(expression: Field, axes: Axes | None = None, path: str = "") -> list[S
         ['u', 'v']
     """
     found: list[Slot] = []
-    refine(expression, lambda slot: (found.append(slot), slot.array)[1], axes, path)
+    refine(parameter, lambda slot: (found.append(slot), slot.array)[1], axes, path)
     return found
 
 
-def require_unstored(expression: Field, who: str) -> None:
-    """Raises where an expression has no float slot left to refine.
+def require_unstored(parameter: Field, who: str) -> None:
+    """Raise an error if a parameter has no float slot left to refine.
 
     Raises:
         CompositionError: the leaf is in storage form.
     """
-    if not slots(expression):
+    if not slots(parameter):
         raise CompositionError(
-            f"{who}: {summary(expression)} is in storage form and has nothing to refine. "
+            f"{who}: {summary(parameter)} is in storage form and has nothing to refine. "
             "Apply the transform to the parameters it was packed from."
         )

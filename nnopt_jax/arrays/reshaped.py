@@ -1,4 +1,4 @@
-"""Another view of an expression: its elements in another shape and order of axes."""
+"""A view of an array or node: its elements in another shape and order of axes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from nnopt_jax.typing import Shape
 
 @node
 class Reshaped(Node):
-    """The elements of an expression, seen in another shape: reshape, permute axes, reshape.
+    """A view of an array or node: reshaped, with permuted axes, and reshaped again.
 
     The kernel of a convolution is the view of a matrix that can be factored; a tied leaf is a
     view, perhaps transposed, of the leaf that it is tied to.
 
     Args:
         base: array or node.
-        split: shape the base is seen in first.
+        split: shape that the base is reshaped to first.
         axes: the order its axes are then brought in, as `jnp.transpose` takes it; none, and no
             shapes, where the view is of the very layout of its base.
         sizes: shape of the outcome.
@@ -52,7 +52,7 @@ class Reshaped(Node):
 
     @classmethod
     def of(cls, base: Field, axes: tuple[int, ...] = ()) -> Reshaped:
-        """A view with the axes in another order; of the same layout where none is told."""
+        """Return a view with permuted axes; without axes, a view of the same layout."""
         if axes == tuple(range(len(axes))):
             return cls(base)
         shape = tuple(base.shape)
@@ -68,7 +68,7 @@ class Reshaped(Node):
             shape: of the weight.
 
         Returns:
-            The view; the matrix itself where the weight lies like it.
+            The view; the matrix itself, if it has the axes of the weight.
 
         Example:
             >>> import jax.numpy as jnp
@@ -126,23 +126,23 @@ class Reshaped(Node):
 
     @property
     def ELEMENTWISE(self) -> tuple[str, ...]:
-        """The base, where it lies like the view."""
+        """The base, if it has the axes of the view."""
         return () if self.axes else ("base",)
 
     def materialize(self) -> jax.Array:
-        """`base` in the shape `split`, its axes in the order `axes`, in the shape `sizes`."""
+        """Reshape the base to `split`, permute its axes by `axes`, reshape to `sizes`."""
         dense = show(self.base)
         if not self.axes:
             return dense
         return dense.reshape(self.split).transpose(self.axes).reshape(self.sizes)
 
     def kept(self) -> Field:
-        """The mask of the base, seen alike."""
+        """Return the same view of the mask of the base."""
         below = kept(self.base)
         return None if below is None else self.replace(base=below)
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
-        """The mask as the base lies."""
+        """Return the mask above in the shape of the base."""
         del name
         if outer is None or not self.axes:
             return outer
@@ -151,7 +151,7 @@ class Reshaped(Node):
         return jnp.transpose(moved, back).reshape(self.base.shape)
 
     def slot_axes(self, name: str, axes: Axes | None) -> Axes | None:
-        """Axes of the base: permuted back, or those of the matrix that a kernel is a view of."""
+        """Return the axes of the base: permuted back, or those of the matrix that was reshaped."""
         del name
         if not self.axes:
             return axes
@@ -165,7 +165,7 @@ class Reshaped(Node):
         )
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Reshaped:
-        """Axes of the base that are axes of the view are split like them, others are whole."""
+        """Split axes of the base that are axes of the view as those are; keep others whole."""
         if not self.axes:
             return self.replace(base=field_specs(self.base, spec, mesh))
         axes = (*spec, *(None for _ in range(self.ndim - len(spec))))
@@ -174,7 +174,7 @@ class Reshaped(Node):
         return self.replace(base=field_specs(self.base, below, mesh))
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """All shapes must have as many elements as the base."""
+        """Check that all shapes have as many elements as the base."""
         if not self.axes:
             return super().problems(shape)
         found = super().problems(self.base.shape)
@@ -186,13 +186,13 @@ class Reshaped(Node):
         return found
 
     def order_in_memory(self) -> Shape:
-        """That of the base, where axes are but permuted."""
+        """Return the order of the base, if the axes are only permuted."""
         if not self.axes or len(self.axes) != self.ndim:
             return super().order_in_memory()
         return tuple(sorted(range(self.ndim), key=self.axes.__getitem__))
 
     def dot(self, x: jax.Array, how: Product) -> jax.Array:
-        """The base, read in its own axes; what comes out is brought in those of the view."""
+        """Multiply by the base in its own axes, and permute the outcome to those of the view."""
         how = how.as_contraction()
         if not self.axes:
             return dot(x, self.base, how)
@@ -203,7 +203,7 @@ class Reshaped(Node):
         return after(lambda: dot(inputs(x), self.base, there), outputs)
 
     def move(self, movement: Moves, shape: Shape) -> Field:
-        """What lies in other axes stays so where its first axis is cut, or all are permuted."""
+        """Move the base, if its first axis is cut or all axes are permuted."""
         runs = self.runs()
         if runs is None or not self.axes:
             raise CannotStayPacked("a part of it cannot follow")

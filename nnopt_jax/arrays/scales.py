@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
-from nnopt_jax.arrays.nodes import Field, Node, field_specs, is_node, node, show, static
+from nnopt_jax.arrays.nodes import Field, Node, field_specs, node, show, static
 from nnopt_jax.ops.block_formats import power_of_two
 from nnopt_jax.ops.blockwise import repeat_uneven
 from nnopt_jax.typing import Shape
@@ -41,15 +41,15 @@ class Powers(Node):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Always float32."""
+        """The dtype of the powers, float32."""
         return jnp.dtype(jnp.float32)
 
     def materialize(self) -> jax.Array:
-        """The powers, made of their bits: exact."""
+        """Return the powers, exactly, by setting the exponent bits of floats."""
         return power_of_two(show(self.exponents))
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Exponents are bytes."""
+        """Check that the exponents are bytes."""
         found = super().problems(shape)
         if self.exponents.dtype != jnp.uint8:
             found.append(f"has exponents of {self.exponents.dtype}, not uint8")
@@ -58,7 +58,7 @@ class Powers(Node):
 
 @node
 class UnevenGroups(Node):
-    r"""Scales of groups that do not divide an axis: as an array, a scale for each entry.
+    r"""Scales of groups that do not divide an axis; as an array, one scale for each entry.
 
     .. math:: s_i = v_{\lfloor i / g \rfloor}, \qquad i < n
 
@@ -85,7 +85,7 @@ class UnevenGroups(Node):
 
     @classmethod
     def of(cls, values: Field, shape: Sequence[int], block: Sequence[int]) -> Field:
-        """Return the values themselves where all blocks are of equal size.
+        """Wrap values whose last block is shorter; return the values where all blocks are equal.
 
         Args:
             values: array or node, one entry for each block.
@@ -105,16 +105,16 @@ class UnevenGroups(Node):
         return tuple(sizes)
 
     def materialize(self) -> jax.Array:
-        """The values, each as often as its group has entries."""
+        """Repeat each value for the entries of its group."""
         values = show(self.values)
         block = [1] * values.ndim
         block[self.axis] = self.group
         return repeat_uneven(values, self.shape, block)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """There must be as many values as the axis has groups."""
+        """Check that there are as many values as the axis has groups."""
         del shape
-        found = self.values.problems(self.values.shape) if is_node(self.values) else []
+        found = self.inner_problems()
         sizes = self.values.shape
         if not -len(sizes) <= self.axis < 0 or self.group < 1:
             return [*found, f"of shape {sizes} has groups of {self.group} along axis {self.axis}"]
@@ -124,13 +124,13 @@ class UnevenGroups(Node):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> UnevenGroups:
-        """Values are replicated along the axis of the groups, of which no device has whole ones."""
+        """Replicate values along the axis of the groups, since no device has whole groups."""
         at = len(self.values.shape) + self.axis
         entries = [None if axis == at else entry for axis, entry in enumerate(spec)]
         return self.replace(values=field_specs(self.values, PartitionSpec(*entries), mesh))
 
     def move(self, movement: Moves, shape: Shape) -> UnevenGroups:
-        """Groups follow where their axis stays whole: among those that are kept, or reordered."""
+        """Move the values, if their axis stays whole: it is kept or permuted."""
         axis = self.axis
         if movement.axes:
             axis = movement.axes.index(len(shape) + axis) - len(shape)

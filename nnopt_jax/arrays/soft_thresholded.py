@@ -10,7 +10,7 @@ from nnopt_jax.ops.proximal_operators import shrink
 
 @node
 class SoftThresholded(Node):
-    r"""The soft threshold of an expression: of codes or shared values, which stay what they are.
+    r"""The soft threshold of a node, such as codes or shared values, which stay unchanged below it.
 
     .. math:: \operatorname{sign}(w) \max(|w| - t, 0)
 
@@ -33,11 +33,11 @@ class SoftThresholded(Node):
     SLOTS = {"values": "value"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:
-        """The soft threshold in float32, cast once; gradients pass straight through to values."""
+        """Apply the soft threshold in float32 and cast once; gradients pass straight through."""
         return shrink(show(self.values), self.threshold)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The threshold must be one number."""
+        """Check that the threshold is one number."""
         found = super().problems(shape)
         if self.threshold.shape != ():
             found.append(f"has a threshold of shape {self.threshold.shape}")

@@ -27,10 +27,12 @@ _WIDE = 8
 
 @node
 class Sparse(Node):
-    """Kept elements of an expression, and the support that says where they belong.
+    """Kept elements of a weight, and a sparse layout of the mask that they belong to.
 
     Materializes as expand, inner formula, `where(support, ., 0)`: scales, zero points and tables
-    stay those of the whole array, so any granularity survives a mask.
+    stay those of the whole array, so any granularity survives a mask. Products use the dense
+    array, in which a pruned weight is a zero: an infinite or NaN input makes NaN of it. The ELL
+    form, see `ELL`, drops such products.
 
     Args:
         values: array or node whose elementwise fields hold the kept elements, in flat order.
@@ -55,7 +57,7 @@ class Sparse(Node):
     TYPED = ("values",)
 
     def expanded(self) -> tuple[Field, jax.Array]:
-        """The expression at full size, anything where nothing was kept, and the mask."""
+        """Return the values at full size, arbitrary where nothing is kept, and the mask."""
         mask = show(self.support).astype(bool)
         place = mask_rank(mask)
 
@@ -67,7 +69,7 @@ class Sparse(Node):
         return map_elementwise(self.values, expand), mask
 
     def materialize(self) -> jax.Array:
-        """Expands the kept elements, applies the inner formula, fills the rest with zero."""
+        """Expand the kept elements, apply the inner formula, fill the rest with zeros."""
         values, mask = self.expanded()
         values = show(values)
         return jnp.where(mask, values, jnp.zeros((), values.dtype))
@@ -110,16 +112,16 @@ class Sparse(Node):
         return mask, sizes, longest_list(mask, sizes) * sizes[0] / self.shape[0]
 
     def integers(self) -> IntegerWeight | None:
-        """The codes of the values, with those of zero where nothing is kept."""
+        """Return the codes of the values, with codes of zero under the mask."""
         values, mask = self.expanded()
         return under_mask(integers(values), mask)
 
     def kept(self) -> Field:
-        """The support."""
+        """Return the layout of the mask."""
         return self.support
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """The support must have the logical shape, and no more elements than there are values."""
+        """Check that the layout has the shape of the weight, and no more elements than values."""
         found = super().problems(self.shape)
         support = self.support.base if isinstance(self.support, Reshaped) else self.support
         if not isinstance(support, (Bits, SparseLayout)) or self.support.shape != self.shape:
@@ -133,12 +135,12 @@ class Sparse(Node):
         return found
 
     def store(self) -> Sparse:
-        """Already in storage form."""
+        """Return the node itself, which is in storage form already."""
         return self
 
 
 def _elementwise_shapes(field: Field) -> Iterator[tuple[int, ...]]:
-    """Shapes of the arrays that hold one entry for each kept element."""
+    """Yield the shapes of the arrays that hold one entry for each kept element."""
     if is_node(field) and field.ELEMENTWISE:
         for name in field.ELEMENTWISE:
             yield from _elementwise_shapes(getattr(field, name))

@@ -17,7 +17,7 @@ from nnopt_jax.tree.paths import flatten, unflatten
 
 
 def store(tree: Any, *, capacities: Mapping[str, int] | None = None) -> Any:
-    """Turns every expression of a tree into its storage form.
+    """Convert every node of a tree to its storage form.
 
     `materialize(store(tree))` equals `materialize(tree)` bit for bit: masks become `Sparse`,
     integers held as floats are packed, what only gradients need is dropped.
@@ -65,7 +65,7 @@ def _capacities(given: Any, leaves: Mapping[str, Field]) -> dict[str, int]:
 
 
 def _views(leaves: Mapping[str, Field], stored: Mapping[str, Field]) -> dict[str, Field]:
-    """Views of other leaves of the tree, in memory once with what they are views of."""
+    """Return views of other leaves of the tree, which share memory with those."""
     paths = {id(leaf): path for path, leaf in leaves.items() if not isinstance(leaf, Reshaped)}
     return {
         path: leaf.replace(base=stored[paths[id(leaf.base)]])
@@ -89,7 +89,7 @@ def _store_leaf(path: str, leaf: Field, capacity: int | None) -> Field:
 
 
 def _enough(path: str, leaf: Field, capacity: int) -> int:
-    """Checks a capacity against the mask, where the mask is known."""
+    """Check a capacity against the mask, if the mask is known."""
     masked = find_masked(leaf)
     if masked is None or isinstance(show(masked.mask), Tracer):
         return capacity
@@ -100,7 +100,7 @@ def _enough(path: str, leaf: Field, capacity: int) -> int:
 
 
 def find_masked(field: Field) -> Masked | None:
-    """The outermost mask of an expression, if there is one."""
+    """Return the outermost mask of a parameter, if there is one."""
     if not is_node(field) or isinstance(field, Masked):
         return field if is_node(field) else None
     inner = (find_masked(getattr(field, name)) for name in field.SLOTS)
@@ -108,7 +108,7 @@ def find_masked(field: Field) -> Masked | None:
 
 
 def with_capacity(field: Field, capacity: int) -> Field:
-    """States how many values the masks of an expression keep."""
+    """State how many values the masks of a parameter keep."""
     if not is_node(field):
         return field
     slots = {name: with_capacity(getattr(field, name), capacity) for name in field.SLOTS}

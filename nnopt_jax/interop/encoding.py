@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from nnopt_jax.arrays.node_description import dtype_named
-from nnopt_jax.tree.sizes import dtype_bits
+from nnopt_jax.tree.bit_counts import dtype_bits
 
 PYTHON = {f"python {kind.__name__}": kind for kind in (bool, int, float, complex, str)}
 """Plain Python leaves: they live in the manifest, not among the arrays."""

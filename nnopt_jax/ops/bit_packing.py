@@ -15,7 +15,7 @@ from nnopt_jax.errors import ShapeError, ValueRangeError
 
 
 def _planes(width: int) -> list[tuple[int, int]]:
-    """Splits a width into (shift, bits) planes: 5 -> [(0, 4), (4, 1)], 12 -> [(0, 8), (8, 4)]."""
+    """Split a width into (shift, bits) planes: 5 -> [(0, 4), (4, 1)], 12 -> [(0, 8), (8, 4)]."""
     if not 1 <= width <= 16:
         raise ValueRangeError(f"pack_bits: width {width} is not one of 1 to 16")
     planes, shift = [], 0
@@ -27,7 +27,7 @@ def _planes(width: int) -> list[tuple[int, int]]:
 
 
 def packed_size(size: int, width: int) -> int:
-    """Counts the bytes that hold `size` codes of `width` bits.
+    """Count the bytes that hold `size` codes of `width` bits.
 
     `sum(ceil(size * p / 8))` over the planes `p` of the width: at most two bytes above the bound.
 
@@ -46,7 +46,7 @@ def packed_size(size: int, width: int) -> int:
 
 
 def pack_bits(codes: ArrayLike, width: int, axis: int = -1) -> Array:
-    """Packs unsigned codes into bytes, exactly.
+    """Pack unsigned codes into bytes, exactly.
 
     The width is written as planes of 8, 4, 2 and 1 bits, the largest first and holding the lowest
     bits of the code (5 = 4 + 1). A plane of `p` bits and `n` bytes lies split: byte `j` holds codes
@@ -101,7 +101,7 @@ def _words(codes: Any, width: int, xp: Any) -> Any:
 
 
 def unpack_bits(words: ArrayLike, width: int, size: int, axis: int = -1) -> Array:
-    """Inverts `pack_bits`.
+    """Invert `pack_bits`.
 
     Args:
         words: uint8, as `pack_bits` returned them.
@@ -176,7 +176,7 @@ _DIGITS = 5  # 3^5 = 243 fit a byte
 
 
 def pack_ternary(codes: ArrayLike, axis: int = -1) -> Array:
-    """Packs codes 0, 1 and 2 into bytes, five to each: 1.6 bits a code.
+    """Pack codes 0, 1 and 2 into bytes, five to each: 1.6 bits a code.
 
     Byte `j` of `n` holds codes `j`, `j + n`, ..., `j + 4n`, as `pack_bits` splits them: with
     `v = 81 c_0 + 27 c_1 + 9 c_2 + 3 c_3 + c_4` it is `ceil(256 v / 243)`, the fraction `v / 243` of
@@ -229,7 +229,7 @@ def _ternary_words(codes: Any, xp: Any) -> Any:
 
 
 def unpack_ternary(words: ArrayLike, size: int, axis: int = -1) -> Array:
-    """Inverts `pack_ternary`.
+    """Invert `pack_ternary`.
 
     Args:
         words: uint8, as `pack_ternary` returned them.

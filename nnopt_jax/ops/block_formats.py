@@ -17,7 +17,7 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 def block_largest(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
-    """Finds the largest magnitude of each block; no gradient.
+    """Find the largest magnitude of each block; no gradient.
 
     Args:
         x: float array.
@@ -40,7 +40,7 @@ def block_largest(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = N
 
 
 def block_mean(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
-    """Averages the magnitudes of each block; no gradient.
+    """Average the magnitudes of each block; no gradient.
 
     Args:
         x: float array.
@@ -65,7 +65,7 @@ def block_mean(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None
 
 
 def block_count(shape: Sequence[int], block: Sequence[int], mask: ArrayLike | None = None) -> Array:
-    """Counts the entries of each block that are kept, 1 at least.
+    """Count the entries of each block that are kept; at least 1.
 
     Args:
         shape: of the array.
@@ -86,7 +86,7 @@ def block_count(shape: Sequence[int], block: Sequence[int], mask: ArrayLike | No
 
 
 def stored_scale(scale: ArrayLike, dtype: DTypeLike = jnp.float32) -> Array:
-    """Casts scales to the dtype they are stored in, and so applied in.
+    """Cast scales to the dtype in which they are stored and applied.
 
     Args:
         scale: float32.
@@ -108,7 +108,7 @@ def stored_scale(scale: ArrayLike, dtype: DTypeLike = jnp.float32) -> Array:
 
 
 def in_units(x: ArrayLike, scale: ArrayLike) -> Array:
-    """Divides each entry by the scale of its block; 0 where that is 0 or subnormal.
+    """Divide each entry by the scale of its block; 0 where that is 0 or subnormal.
 
     Args:
         x: float array.
@@ -130,7 +130,7 @@ def in_units(x: ArrayLike, scale: ArrayLike) -> Array:
 
 
 def power_of_two(exponents: ArrayLike) -> Array:
-    """Gives `2^(e - 127)` exactly, and 0 for `e = 0`, where that is no normal float32.
+    """Return `2^(e - 127)` exactly, and 0 for `e = 0`, which is no normal float32.
 
     Args:
         exponents: uint8, 0 to 254.
@@ -148,7 +148,7 @@ def power_of_two(exponents: ArrayLike) -> Array:
 
 
 def shared_exponent(largest: ArrayLike, top: int = 2) -> Array:
-    """Chooses the exponents of microscaling blocks.
+    """Choose the exponents of microscaling blocks.
 
     `e = 127 + floor(log2(largest)) - top`, taken from the bits of the float; at least 0.
 
@@ -164,14 +164,15 @@ def shared_exponent(largest: ArrayLike, top: int = 2) -> Array:
         >>> print(shared_exponent(np.array([0.0, 6.0, 7.9, 8.0])))
         [  0 127 127 128]
 
-    Source: OCP Microscaling Formats (MX) Specification 1.0, section 6.3.
+    References:
+        OCP Microscaling Formats (MX) Specification 1.0, section 6.3.
     """
     bits = lax.bitcast_convert_type(jnp.asarray(largest, jnp.float32), jnp.uint32)
     return jnp.maximum((bits >> 23 & 255).astype(jnp.int32) - top, 0).astype(jnp.uint8)
 
 
 def q8_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
-    """Fits the step of each block as GGUF's Q8_0 does: `max|x| / 127`.
+    """Fit the step of each block as GGUF's Q8_0 does: `max|x| / 127`.
 
     Args:
         x: float array.
@@ -193,7 +194,7 @@ def q8_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None)
 
 
 def q8_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
-    """Rounds half away from zero to -127..127, as GGUF's Q8_0 does.
+    """Round half away from zero to -127..127, as GGUF's Q8_0 does.
 
     Args:
         x: float array.
@@ -213,7 +214,7 @@ def q8_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
 
 
 def q4_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
-    """Fits the step of each block as GGUF's Q4_0 does: the entry of largest magnitude over -8.
+    """Fit the step of each block as GGUF's Q4_0 does: the entry of largest magnitude over -8.
 
     Args:
         x: float array.
@@ -235,7 +236,7 @@ def q4_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None)
 
 
 def q4_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
-    """Rounds to -8..7 as GGUF's Q4_0 does: `trunc(x / step + 8.5) - 8`, in float32.
+    """Round to -8..7 as GGUF's Q4_0 does: `trunc(x / step + 8.5) - 8`, in float32.
 
     Args:
         x: float array.
@@ -257,7 +258,7 @@ def q4_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
 
 
 def _first_value(code: int) -> np.float32:
-    """The least float32 `v` for which `v + 8.5`, rounded to float32, reaches a code of 1 to 15."""
+    """Return the least float32 `v` for which float32 `v + 8.5` reaches a code of 1 to 15."""
     v, half = np.float32(code - 8.5), np.float32(8.5)
     while (below := np.nextafter(v, np.float32(-np.inf))) + half >= code:
         v = below
@@ -268,7 +269,7 @@ _Q4_0_STARTS = tuple(_first_value(code) for code in range(1, 16))
 
 
 def _times_inverse(x: ArrayLike, step: ArrayLike) -> Array:
-    """`x * (1 / step)`, and 0 for a step of 0: not `x / step`, which rounds otherwise."""
+    """Return `x * (1 / step)`, 0 for a step of 0; `x / step` would round differently."""
     x = lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
     step = lax.stop_gradient(jnp.asarray(step)).astype(jnp.float32)
     good = jnp.abs(step) >= _TINY
@@ -286,7 +287,7 @@ def _sum(v: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _first_largest(v: Array, axes: tuple[int, ...]) -> Array:
-    """The entry of largest magnitude along some axes, the first of equals; 0 of none."""
+    """Return the entry of largest magnitude along axes, the first of equal ones."""
     others = [axis for axis in range(v.ndim) if axis not in axes]
     shape = tuple(v.shape[axis] for axis in others)
     if not v.size:
@@ -297,7 +298,7 @@ def _first_largest(v: Array, axes: tuple[int, ...]) -> Array:
 
 
 def exponent(x: ArrayLike, axis: int | tuple[int, ...] | None = None) -> Array:
-    r"""The power of two above the greatest magnitude; it passes no gradient.
+    r"""Return the exponent of the power of two above the greatest magnitude; no gradient.
 
     .. math:: e = \lfloor \log_2 \max |x| \rfloor + 1
 

@@ -17,7 +17,7 @@ def reduce_blocks(
     x: ArrayLike,
     block: Sequence[int],
 ) -> Array:
-    """Reduces each block of an array to one number; the last block of an axis may be shorter.
+    """Reduce each block of an array to one number; the last block of an axis may be shorter.
 
     Args:
         who: the caller, as errors name it.
@@ -69,7 +69,7 @@ def _reduced(
 
 
 def repeat_uneven(values: Array, shape: Sequence[int], block: Sequence[int]) -> Array:
-    """Repeats one number a block along the axes whose last block is shorter; others stay coarse.
+    """Repeat block values along the axes whose last block is shorter; others stay coarse.
 
     Args:
         values: what `reduce_blocks` returned.
@@ -88,7 +88,7 @@ def repeat_uneven(values: Array, shape: Sequence[int], block: Sequence[int]) -> 
 
 
 def fill_up(x: Array, block: Sequence[int]) -> Array:
-    """Appends zeros to each axis, so that the last block is as long as the others.
+    """Append zeros to each axis, so that the last block is as long as the others.
 
     Example:
         >>> fill_up(jnp.array([1, 2, 3]), (2,))
@@ -99,7 +99,7 @@ def fill_up(x: Array, block: Sequence[int]) -> Array:
 
 
 def _split(shape: tuple[int, ...], counts: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:
-    """Splits each axis in (blocks, block); also tells the block axes."""
+    """Split each axis into (blocks, block); also return the block axes."""
     split, axes = [], []
     for size, count in zip(shape, counts, strict=True):
         split += [count, size // count if count else 1]

@@ -14,7 +14,7 @@ _SEEDS = (0x9E3779B9, 0x7F4A7C15)
 
 
 def checksum(x: ArrayLike) -> Array:
-    """Digests the bits of an array and where they lie.
+    """Digest the bits of an array and where they lie.
 
     `sum_i mix(bits[i] ^ mix(i + seed)) mod 2**32` for two seeds, with `mix` the finalizer of
     MurmurHash3. Sums have no order, so the result is the same on every mesh, for one small
@@ -32,7 +32,8 @@ def checksum(x: ArrayLike) -> Array:
         >>> print(checksum(x).tolist() == checksum(x[::-1]).tolist())
         False
 
-    Source: Appleby, MurmurHash3, https://github.com/aappleby/smhasher (fmix32).
+    References:
+        Appleby, MurmurHash3, https://github.com/aappleby/smhasher (fmix32).
     """
     return _checksum(jnp.asarray(x))
 
@@ -61,7 +62,7 @@ _CHUNK = 1 << 16  # elements: all temporaries stay in cache
 
 
 def digest(x: Any) -> list[int]:
-    """The two words of `checksum(x)`.
+    """Return the two words of `checksum(x)` as integers.
 
     On the host where all of the array is there, whatever its dtype and the setting of
     `jax_enable_x64`; on the devices where other processes hold a part. Both agree.
@@ -80,7 +81,8 @@ def digest(x: Any) -> list[int]:
         >>> digest(x) == checksum(x).tolist()
         True
 
-    Source: Appleby, MurmurHash3, https://github.com/aappleby/smhasher (fmix32).
+    References:
+        Appleby, MurmurHash3, https://github.com/aappleby/smhasher (fmix32).
     """
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return np.asarray(checksum(x)).tolist()

@@ -29,10 +29,10 @@ def kmeans(
     bins: int = 65536,
     key: Array | None = None,
 ) -> Array:
-    """Fits a table of shared values by weighted k-means.
+    """Fit a table of shared values by weighted k-means.
 
     Minimizes `sum(weights * (values - nearest(table))**2)` by Lloyd's algorithm, on a histogram
-    whose bins are each shown at the mean of their values.
+    each of whose bins stands at the mean of its values.
 
     Args:
         values: float array, any shape; NaN and infinities are ignored.
@@ -60,7 +60,8 @@ def kmeans(
         >>> print(kmeans(np.array([1.0, 1.0, 5.0, 7.0]), 2))
         [1. 6.]
 
-    Source: Lloyd, https://doi.org/10.1109/TIT.1982.1056489; Panter and Dite,
+    References:
+        Lloyd, https://doi.org/10.1109/TIT.1982.1056489; Panter and Dite,
         https://doi.org/10.1109/JRPROC.1951.230421 (the cube root).
     """
     _check(clusters, init, iterations, bins, key)
@@ -86,7 +87,7 @@ def _fit(
 
 
 def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
-    """Chooses where Lloyd's algorithm starts."""
+    """Choose where Lloyd's algorithm starts."""
     steps = (jnp.arange(clusters, dtype=jnp.float32) + 0.5) / clusters
     if init == "linear":
         low, high = atoms.place[0], atoms.place[-1]
@@ -102,7 +103,7 @@ def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
 
 
 def _share(atoms: Atoms) -> Array:
-    """Gives each atom its part of the integral of the cube root of the density.
+    """Return each atom's part of the integral of the cube root of the density.
 
     None gets more than two cells of the plan, lest an outlier takes them all.
     """
@@ -117,7 +118,7 @@ def _share(atoms: Atoms) -> Array:
 
 
 def _planned(atoms: Atoms, clusters: int) -> Array:
-    """Finds the best table for atoms joined to cells, spaced by the cube root of the density."""
+    """Find the best table for cells of atoms, spaced by the cube root of the density."""
     share = running(jnp.add, _share(atoms), 0.0)
     cell = share / jnp.where(share[-1] > 0, share[-1], 1) * _CELLS
     cell = jnp.clip(cell.astype(jnp.int32), 0, _CELLS - 1)
@@ -128,7 +129,7 @@ def _planned(atoms: Atoms, clusters: int) -> Array:
 
 
 def _means(place: Array, weight: Array, label: Array, labels: int) -> tuple[Array, Array]:
-    """Gives the mean place and the weight of each label; an unused one repeats its left neighbor.
+    """Return the mean place and the weight of each label; an unused one repeats its left neighbor.
 
     Labels ascend. Distances are summed from the first place of each, which keeps them small.
     """
@@ -142,7 +143,7 @@ def _means(place: Array, weight: Array, label: Array, labels: int) -> tuple[Arra
 
 
 def _lloyd(atoms: Atoms, table: Array, iterations: int) -> Array:
-    """Moves each entry to the mean of what is nearest to it, again and again."""
+    """Move each entry to the mean of the atoms nearest to it, repeatedly."""
     center = atoms.place[atoms.place.size // 2]
     number = running_sum(atoms.weight)
     moment = running_sum(atoms.weight * (atoms.place - center))
@@ -179,7 +180,7 @@ _Sums = tuple[Array, Array, Array]
 
 
 def partition(place: Array, weight: Array, parts: int, reach: int) -> Array:
-    """Divides ordered points into runs of least squared distance from their means.
+    """Divide ordered points into runs of least squared distance from their means.
 
     `D[c, j] = min_{0 <= d <= reach} D[c-1, j-d] + cost(j-d, j)`, where `cost(i, j)` is the weighted
     sum of squared distances of points `i` to `j - 1` from their mean. Exact where no run of the
@@ -201,7 +202,8 @@ def partition(place: Array, weight: Array, parts: int, reach: int) -> Array:
         >>> print(partition(place, jnp.ones(5), parts=2, reach=5))
         [0 2 5]
 
-    Source: Bellman, https://doi.org/10.1016/0025-5564(73)90007-2; Wang and Song,
+    References:
+        Bellman, https://doi.org/10.1016/0025-5564(73)90007-2; Wang and Song,
         https://doi.org/10.32614/RJ-2011-015.
     """
     size = place.size
@@ -225,7 +227,7 @@ def partition(place: Array, weight: Array, parts: int, reach: int) -> Array:
 
 
 def _costs(place: Array, weight: Array, reach: int) -> Array:
-    """Gives `cost(j - d, j)` at row d, column j; infinite where j - d < 0.
+    """Return `cost(j - d, j)` at row d, column j; infinite where j - d < 0.
 
     A run grows leftwards point by point, measured from its right end: all sums are of one sign, so
     that float32 serves.

@@ -24,7 +24,7 @@ def svd(
     oversampling: int = 8,
     power: int = 2,
 ) -> tuple[Array, Array, Array]:
-    r"""The greatest singular values of matrices, and their vectors.
+    r"""Compute the greatest singular values of matrices, and their vectors.
 
     .. math:: X \approx U \, \mathrm{diag}(s) \, V, \qquad U^T U = V V^T = I
 
@@ -76,7 +76,7 @@ def _times(a: Array, b: Array) -> Array:
 
 
 def _range(x: Array, size: int, key: Array, power: int) -> Array:
-    """An orthonormal basis of a subspace that holds most of the range of `x`."""
+    """Return an orthonormal basis of a subspace that holds most of the range of `x`."""
     draw = jax.random.normal(key, (*x.shape[:-2], x.shape[-1], size))
     basis = jnp.linalg.qr(_times(x, draw))[0]
     for _ in range(power):
@@ -88,7 +88,7 @@ def _range(x: Array, size: int, key: Array, power: int) -> Array:
 def factorize(
     x: ArrayLike, rank: int, *, method: Method = "svd", key: Array | None = None
 ) -> tuple[Array, Array]:
-    r"""The best product of two thin matrices, of equal size.
+    r"""Compute the best product of two thin matrices of equal norm.
 
     .. math:: A = U S^{1/2}, \qquad B = S^{1/2} V, \qquad
         \lVert X - A B \rVert_F^2 = \sum_{i > r} s_i^2
@@ -125,11 +125,11 @@ def factorize(
 
 
 def rank_for_energy(x: ArrayLike, energy: float) -> int:
-    """The least rank whose singular values hold a share of the sum of all squares.
+    """Return the least rank whose singular values hold a fraction of the sum of all squares.
 
     Args:
         x: float, `(..., m, n)`, concrete; NaN and infinities count as 0. Of many matrices, each
-            is to reach the share.
+            is to reach the fraction.
         energy: above 0 and at most 1.
 
     Returns:

@@ -24,7 +24,7 @@ def _through_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]):
 
 
 def straight_through(y: ArrayLike, x: ArrayLike) -> Array:
-    """Shows `y`, and lets `x` receive the gradient as if it had been shown.
+    """Return `y`, and pass its gradient to `x` as if `x` had been returned.
 
     Value `y`, bit for bit (`x + stop_gradient(y - x)` would round, and would turn infinities into
     NaN); tangent `dy + dx`.
@@ -47,7 +47,8 @@ def straight_through(y: ArrayLike, x: ArrayLike) -> Array:
         >>> print(jax.grad(lambda x: straight_through(jnp.round(x), x).sum())(x))
         [1. 1.]
 
-    Source: Bengio, Leonard, Courville, https://arxiv.org/abs/1308.3432, section 4.
+    References:
+        Bengio, Leonard, Courville, https://arxiv.org/abs/1308.3432, section 4.
     """
     y, x = jnp.asarray(y), jnp.asarray(x)
     if y.shape != x.shape:
@@ -58,7 +59,7 @@ def straight_through(y: ArrayLike, x: ArrayLike) -> Array:
 
 
 def gate(x: ArrayLike, inside: ArrayLike) -> Array:
-    """Shows `x`, and lets the gradient pass only where `inside` holds.
+    """Return `x`, and pass the gradient only where `inside` holds.
 
     Value `x`, bit for bit; tangent `where(inside, dx, 0)`.
 
@@ -92,7 +93,7 @@ def _scaled_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]):
 
 
 def scale_gradient(x: ArrayLike, factor: ArrayLike) -> Array:
-    """Shows `x`, and multiplies its gradient.
+    """Return `x`, and multiply its gradient by a factor.
 
     Value `x`, bit for bit; tangent `factor * dx`.
 
@@ -112,7 +113,7 @@ def scale_gradient(x: ArrayLike, factor: ArrayLike) -> Array:
 
 
 def round_clip(v: ArrayLike, lo: ArrayLike, hi: ArrayLike) -> Array:
-    """Rounds half to even, then clips; straight-through inside the range.
+    """Round half to even, then clip; straight-through inside the range.
 
     Value `clip(round(v), lo, hi)`, never -0; tangent `dv` where `lo <= v <= hi`, else 0. The
     gradient of a plain clip would be 1/2 at both ends, where many codes lie.
@@ -133,7 +134,8 @@ def round_clip(v: ArrayLike, lo: ArrayLike, hi: ArrayLike) -> Array:
         >>> print(jax.grad(lambda v: round_clip(v, -7, 7).sum())(v))
         [0. 1. 1. 1.]
 
-    Source: Esser et al., https://arxiv.org/abs/1902.08153, section 2.1 (the same mask).
+    References:
+        Esser et al., https://arxiv.org/abs/1902.08153, section 2.1 (the same mask).
     """
     v = jnp.asarray(v)
     lo, hi = (jax.lax.stop_gradient(jnp.asarray(bound, v.dtype)) for bound in (lo, hi))

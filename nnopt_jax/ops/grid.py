@@ -16,7 +16,7 @@ from nnopt_jax.ops.gradient_estimators import round_clip
 
 
 def integer_range(bits: int, *, symmetric: bool = True) -> tuple[int, int]:
-    """Gives the least and greatest code of a signed grid.
+    """Return the least and greatest code of a signed grid.
 
     `hi = 2**(bits-1) - 1`; `lo = -hi` where symmetric, else `-hi - 1`.
 
@@ -49,7 +49,7 @@ def fit_grid(
     mask: ArrayLike | None = None,
     scale_dtype: DTypeLike = jnp.float32,
 ) -> tuple[Array, Array | None]:
-    """Fits one grid to each block of an array, from its extreme values.
+    """Fit one grid to each block of an array, from its extreme values.
 
     Symmetric: `scale = max|x| / hi`. Affine: `scale = (max(x, 0) - min(x, 0)) / (hi - lo)` and
     `zero = round(lo - min(x, 0) / scale)`, so that 0 is a point of every grid. The scale is cast to
@@ -83,10 +83,13 @@ def fit_grid(
         >>> print(scale.ravel(), zero)
         [1. 2.] None
 
-    Source: Jacob et al., https://arxiv.org/abs/1712.05877, section 2.1.
+    References:
+        Jacob et al., https://arxiv.org/abs/1712.05877, section 2.1.
     """
     x = jax.lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
-    integer_range(bits, symmetric=symmetric)  # first, so that bad bits are told before bad blocks
+    integer_range(
+        bits, symmetric=symmetric
+    )  # first, so that bad bits are reported before bad blocks
     if symmetric:
         top = _extreme(jnp.max, jnp.abs(x), block, mask)
         return grid_of_range(-top, top, bits, symmetric=True, scale_dtype=scale_dtype)
@@ -102,7 +105,7 @@ def grid_of_range(
     symmetric: bool = True,
     scale_dtype: DTypeLike = jnp.float32,
 ) -> tuple[Array, Array | None]:
-    """Makes the grid that spans a range, 0 included.
+    """Return the grid that spans a range, 0 included.
 
     Symmetric: `scale = max(-bottom, top) / hi`. Affine: `scale = (top - bottom) / (hi - lo)` and
     `zero = round(lo - bottom / scale)`, so that 0 is a point of every grid. The scale is cast to
@@ -127,7 +130,8 @@ def grid_of_range(
         >>> print(scale.round(4), zero)
         0.02 -78.0
 
-    Source: Jacob et al., https://arxiv.org/abs/1712.05877, section 2.1.
+    References:
+        Jacob et al., https://arxiv.org/abs/1712.05877, section 2.1.
     """
     lo, hi = integer_range(bits, symmetric=symmetric)
     bottom = jnp.minimum(jnp.asarray(bottom, jnp.float32), 0)
@@ -145,7 +149,7 @@ def grid_of_range(
 def quantize(
     x: ArrayLike, scale: ArrayLike, zero: ArrayLike | None, lo: ArrayLike, hi: ArrayLike
 ) -> Array:
-    """Gives the codes of an array on a grid; straight-through inside the range.
+    """Return the codes of an array on a grid; straight-through inside the range.
 
     `clip(round(x / scale) + zero, lo, hi)`, `x / scale` being the product by a float32 reciprocal.
     Followed by `dequantize`, the gradient is 1 inside the range and 0 outside; that of the scale is
@@ -166,7 +170,8 @@ def quantize(
         >>> print(quantize(np.array([0.9, -3.1, 99.0]), np.array([0.5]), None, -7, 7))
         [ 2. -6.  7.]
 
-    Source: Esser et al., https://arxiv.org/abs/1902.08153, section 2.1.
+    References:
+        Esser et al., https://arxiv.org/abs/1902.08153, section 2.1.
     """
     x = jnp.asarray(x)
     scale = jnp.asarray(scale)
@@ -184,7 +189,7 @@ def dequantize(
     zero: ArrayLike | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Array:
-    """Gives the values of codes on a grid.
+    """Return the values of codes on a grid.
 
     `(codes - zero) * scale`, in float32, cast once at the end.
 
@@ -210,7 +215,7 @@ def dequantize(
 
 
 def expand(scale: ArrayLike, shape: Sequence[int]) -> Array:
-    """Repeats one number a block to the whole array.
+    """Repeat block values to the whole array.
 
     `out[i, ...] = scale[i // (shape[0] // scale.shape[0]), ...]`.
 
@@ -235,7 +240,7 @@ def expand(scale: ArrayLike, shape: Sequence[int]) -> Array:
 
 
 def covers(blocks: Sequence[int], shape: Sequence[int]) -> bool:
-    """Says whether a grid of so many blocks of equal size covers a shape.
+    """Return whether a grid of so many blocks of equal size covers a shape.
 
     Args:
         blocks: how many there are along each axis.
@@ -255,7 +260,7 @@ def covers(blocks: Sequence[int], shape: Sequence[int]) -> bool:
 
 
 def _usable(scale: Array, dtype: DTypeLike) -> tuple[Array, Array]:
-    """Casts scales and puts 1 for those of no use; also tells which were good."""
+    """Cast scales and replace unusable ones by 1; also return which were usable."""
     good = jnp.isfinite(scale)
     scale = jnp.minimum(scale, float(jnp.finfo(dtype).max)).astype(dtype)
     good &= scale.astype(jnp.float32) >= jnp.finfo(jnp.float32).tiny
@@ -263,14 +268,14 @@ def _usable(scale: Array, dtype: DTypeLike) -> tuple[Array, Array]:
 
 
 def _extreme(reduce: Any, x: Array, block: Sequence[int], mask: ArrayLike | None) -> Array:
-    """Reduces each block, 0 included, to the shape of the scale."""
+    """Reduce each block, 0 included, to the shape of the scale."""
     if mask is not None:
         x = jnp.where(jnp.asarray(mask), x, jnp.float32(0))
     return reduce_blocks("fit_grid", lambda v, axes: reduce(v, axis=axes, initial=0), x, block)
 
 
 def _aligned(scale: Array, shape: tuple[int, ...]) -> Array:
-    """Makes a scale that broadcasts to `shape`, repeating only along axes in several blocks."""
+    """Make a scale broadcastable to `shape`, repeating only along axes in several blocks."""
     if not covers(scale.shape, shape):
         raise ShapeError(
             f"expand: a scale of shape {scale.shape} for an array of shape {shape}; "

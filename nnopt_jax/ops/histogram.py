@@ -16,7 +16,7 @@ _OCTAVE = 2.0**23  # the bits from one power of two to the next
 
 
 def compand(y: Array) -> Array:
-    """Maps numbers to a scale that is linear up to 2 and logarithmic beyond.
+    """Map numbers to a scale that is linear up to 2 and logarithmic beyond.
 
     `sign(y) * g(|y|)` with `g(a) = a` up to 1, and above it 1 plus the distance of the float bits
     of `a` from those of 1, an octave being 1. The slope is 1 up to 2, then 1/2, 1/4, ...
@@ -39,7 +39,7 @@ def compand(y: Array) -> Array:
 
 
 def uncompand(u: Array) -> Array:
-    """Inverts `compand`, up to rounding.
+    """Invert `compand`, up to rounding.
 
     Args:
         u: float32 within 129 of 0.
@@ -76,7 +76,7 @@ class Atoms(NamedTuple):
 
 
 def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tuple[Atoms, Array]:
-    """Gathers values into bins, each shown as one atom at their mean.
+    """Gather values into bins, each represented by one atom at their mean.
 
     The bins are even on a companded scale that a sample centers and scales: an outlier, be it a
     million times larger than the rest, takes few of them.
@@ -137,9 +137,9 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
 def pool(
     arrays: Sequence[Array], masks: Sequence[Array | None], bins: int = 65536
 ) -> tuple[Array, Array]:
-    """Joins arrays to one run of weighted values that a histogram of all of them may be made of.
+    """Join arrays to one vector of weighted values, for a histogram of all of them.
 
-    Arrays of more entries than bins are shown as their atoms, so that none is moved as a whole
+    Arrays of more entries than bins are replaced by their atoms, so that none is moved as a whole
     where it is split among devices.
 
     Args:
@@ -177,7 +177,7 @@ def _atoms(place: Array, weight: Array) -> Atoms:
 
 
 def _weighed(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Array]:
-    """Gives values and weights; both are 0 where a value does not count."""
+    """Return values and weights; both are 0 where a value does not count."""
     v, mask, weights = parts
     valid = jnp.isfinite(v) if mask is None else jnp.isfinite(v) & mask
     w = jnp.float32(1) if weights is None else weights
@@ -185,7 +185,7 @@ def _weighed(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Ar
 
 
 def _extremes(v: Array, w: Array) -> tuple[Array, Array]:
-    """Gives the least and the greatest value that counts, in one pass; 0 without any."""
+    """Return the least and the greatest value that counts, in one pass; 0 without any."""
     low, high = lax.reduce(
         (jnp.where(w > 0, v, jnp.inf), jnp.where(w > 0, v, -jnp.inf)),
         (jnp.float32(jnp.inf), jnp.float32(-jnp.inf)),
@@ -196,16 +196,16 @@ def _extremes(v: Array, w: Array) -> tuple[Array, Array]:
 
 
 def _power_of_two(size: Array) -> Array:
-    """Gives the power of two below: it scales exactly, and squares of what it scales are safe."""
+    """Return the power of two below: it scales exactly, and squares of the result are safe."""
     bits = lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000
     bits = jnp.minimum(bits, 0x7E800000)  # 2**126, whose reciprocal is normal
     return jnp.where(bits > 0, lax.bitcast_convert_type(bits, jnp.float32), 1.0)
 
 
 def _cut(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Chooses an axis and in how many slices to take a large array, to need less memory at a time.
+    """Choose an axis and a number of slices for a large array, to need less memory at a time.
 
-    An axis is seen as (16 or fewer, slices, rest), so that up to 16 shards of it do not move.
+    An axis is split into (16 or fewer, slices, rest), so that up to 16 shards of it do not move.
     """
     if math.prod(shape) < 1 << 20:
         return 0, 1
@@ -215,7 +215,7 @@ def _cut(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _split(x: Array, axis: int, count: int) -> Array:
-    """Splits an axis in three; the middle one numbers the slices."""
+    """Split an axis into three, of which the middle one numbers the slices."""
     if x.ndim == 0:
         return x.reshape(1, 1, 1)
     shards = math.gcd(x.shape[axis] // count, 16)
@@ -223,7 +223,7 @@ def _split(x: Array, axis: int, count: int) -> Array:
 
 
 def _thinned(x: Array) -> Array:
-    """Takes some thousand entries, evenly."""
+    """Return some thousand entries, evenly spaced."""
     for axis in sorted(range(x.ndim), key=lambda axis: -x.shape[axis]):
         step = max(1, min(x.shape[axis], x.size // 4096))
         x = lax.slice_in_dim(x, 0, None, step, axis)
@@ -231,7 +231,7 @@ def _thinned(x: Array) -> Array:
 
 
 def _sample(v: Array, w: Array) -> tuple[Array, Array]:
-    """Gives the median and a robust spread of values that count; 0 without any."""
+    """Return the median and a robust spread of values that count; 0 without any."""
     count = jnp.sum(w > 0, dtype=jnp.int32)
     v = jnp.sort(jnp.append(jnp.where(w > 0, v, jnp.inf), jnp.inf))
     low, middle, high = (
@@ -246,7 +246,7 @@ _T = TypeVar("_T")
 
 
 def running(op: Callable[[_T, _T], _T], x: _T, unit: Any) -> _T:
-    """Combines each element with all before it.
+    """Combine each element with all before it.
 
     `out[i] = x[0] op x[1] op ... op x[i]`. Rows of the vector advance side by side, then row after
     row. `jax.lax.associative_scan` gives the same, but unrolls a level for each halving and takes
@@ -282,7 +282,7 @@ def running(op: Callable[[_T, _T], _T], x: _T, unit: Any) -> _T:
 
 
 def running_sum(x: Array) -> tuple[Array, Array]:
-    """Sums all before each point in pairs of floats, whose differences lose nothing.
+    """Sum all before each point in pairs of floats, whose differences lose nothing.
 
     Args:
         x: float32 vector of a size that 256 divides.
@@ -297,7 +297,8 @@ def running_sum(x: Array) -> tuple[Array, Array]:
         >>> print((high[3] - high[1]) + (low[3] - low[1]))
         2.0
 
-    Source: Knuth, The Art of Computer Programming 2, section 4.2.2, theorem B.
+    References:
+        Knuth, The Art of Computer Programming 2, section 4.2.2, theorem B.
     """
 
     def add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -47,7 +47,7 @@ Shortest decimals of float32; `tests/ops/test_lookup_tables.py` derives them.
 
 
 def nearest_level(v: ArrayLike, levels: Sequence[float]) -> Array:
-    r"""Finds the nearest of a few fixed levels for each value.
+    r"""Find the nearest of a few fixed levels for each value.
 
     .. math:: c = \arg\min_k |v - l_k|
 
@@ -82,7 +82,7 @@ def _nearest_level(v: Array, levels: Sequence[float]) -> Array:
 
 
 def level_values(codes: ArrayLike, levels: Sequence[float]) -> Array:
-    """Looks levels up.
+    """Look up levels by index.
 
     Args:
         codes: indices into the levels, in any integer or float dtype that holds them; those out
@@ -114,7 +114,7 @@ def _level_values(codes: Array, levels: Sequence[float]) -> Array:
 
 
 def lookup(table: Array, indices: Array) -> Array:
-    """`table[indices]`; over Explicit axes of a mesh the outcome lies as the indices do.
+    """Return `table[indices]`; on meshes with Explicit axes, sharded as the indices are.
 
     Args:
         table: `(entries,)`, on all devices whole.
@@ -140,7 +140,7 @@ _CELLS = 1 << 16
 
 
 def assign(values: ArrayLike, table: ArrayLike) -> Array:
-    """Finds the nearest entry of a table for each value.
+    """Find the nearest entry of a table for each value.
 
     `argmin_c |values - table[c]|`, decided in float32 at the midpoints of neighbors; ties go to the
     lower index. Exact for any table.
@@ -175,7 +175,7 @@ def _assign(v: Array, t: Array) -> Array:
 
 
 def _looked_up(v: Array, middles: Array, dtype: DTypeLike) -> Array:
-    """Counts the midpoints below each value: a grid tells all but one, which is compared.
+    """Count the midpoints below each value: by a grid, and one comparison.
 
     The neighbors of a cell count with it, lest rounding matters. Where a cell then has more than
     one midpoint, as an outlier in the table can bring about, binary search serves.

@@ -15,11 +15,11 @@ from jax import lax
 from nnopt_jax.ops.lookup_tables import lookup
 
 MOST_CHOICES = 2**31
-"""Ways to choose n of m that a number of 32 bits tells apart with ease."""
+"""Ways to choose n of m that a number of 32 bits can distinguish."""
 
 
 def group_axis(shape: tuple[int, ...]) -> int:
-    """The axis a contraction runs over: the one before the last, or the only one.
+    """Return the contracted axis: the one before the last, or the only one.
 
     Example:
         >>> group_axis((3, 3, 64, 128)), group_axis((8,))
@@ -29,7 +29,7 @@ def group_axis(shape: tuple[int, ...]) -> int:
 
 
 def split_groups(x: jax.Array, m: int) -> jax.Array:
-    """Lays the entries of each group along a new last axis.
+    """Move the entries of each group to a new last axis.
 
     Args:
         x: `(..., a, b)` or `(a,)`, `a` a multiple of `m`.
@@ -49,7 +49,7 @@ def split_groups(x: jax.Array, m: int) -> jax.Array:
 
 
 def join_groups(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Undoes `split_groups`.
+    """Undo `split_groups`.
 
     Args:
         groups: what it returned.
@@ -67,7 +67,7 @@ def join_groups(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def keep_n_of_m(scores: jax.Array, n: int, m: int) -> jax.Array:
-    """Marks the `n` greatest scores of each group; of equal ones the earlier.
+    """Mark the `n` greatest scores of each group; of equal ones the earlier.
 
     Args:
         scores: `(..., a, b)` or `(a,)`, float of either sign, `a` a multiple of `m`; NaN counts
@@ -93,7 +93,7 @@ def keep_n_of_m(scores: jax.Array, n: int, m: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def subset_rank(kept: jax.Array, n: int) -> jax.Array:
-    r"""Numbers the ways to keep `n` of `m`, without gaps.
+    r"""Number the ways to keep `n` of `m`, without gaps.
 
     .. math:: \sum_{i=1}^{n} \binom{p_i}{i}, \qquad p_1 < \dots < p_n \text{ the places kept}
 
@@ -120,7 +120,7 @@ def subset_rank(kept: jax.Array, n: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def subset_of_rank(rank: jax.Array, n: int, m: int) -> jax.Array:
-    """Undoes `subset_rank`.
+    """Undo `subset_rank`.
 
     Args:
         rank: unsigned or positive integers, any shape.
@@ -146,14 +146,14 @@ def subset_of_rank(rank: jax.Array, n: int, m: int) -> jax.Array:
         return (jnp.where(here, rest - term, rest), left - here.astype(jnp.int32)), here
 
     rest = rank.astype(jnp.uint32)
-    left = (rest & 0).astype(jnp.int32) + n  # lies over a mesh as the ranks do
+    left = (rest & 0).astype(jnp.int32) + n  # sharded as the ranks are
     # As one loop: written out, large groups take the compiler minutes.
     _, kept = lax.scan(place, (rest, left), jnp.asarray(_choices(m, n)), reverse=True)
     return jnp.moveaxis(kept, 0, -1)
 
 
 def _choices(m: int, n: int) -> np.ndarray:
-    """`comb(place, count)`, `(m, n + 1)`; no sum of them that is needed exceeds 32 bits."""
+    """Return `comb(place, count)`, `(m, n + 1)`, clipped to 32 bits, which no sum exceeds."""
     top = 2**32 - 1
     rows = [[min(math.comb(place, count), top) for count in range(n + 1)] for place in range(m)]
     return np.asarray(rows, np.uint32)
@@ -163,7 +163,7 @@ _BITS, _WORDS = 32, 128  # bits of a word; words of a block, counted by themselv
 
 
 def mask_rank(mask: jax.Array) -> jax.Array:
-    r"""How many elements are kept before each, in flat order.
+    r"""Count the elements that are kept before each element, in flat order.
 
     .. math:: r_i = \sum_{j < i} m_j
 
@@ -198,29 +198,30 @@ def mask_rank(mask: jax.Array) -> jax.Array:
 
 
 def _before(counts: jax.Array) -> jax.Array:
-    """Sums of what stands before each entry of the last axis."""
+    """Return the exclusive cumulative sum along the last axis."""
     return jnp.cumsum(counts, axis=-1) - counts
 
 
-_ONE = 1 << 30  # shares are read as whole numbers of this part, which float32 holds exactly
+_ONE = 1 << 30  # fractions are rounded to multiples of its inverse, which float32 holds exactly
 _HALF, _LIMB = _ONE >> 1, 15
 
 
 def kept(size: int, share: Any) -> Any:
-    r"""How many of `size` entries are kept where a share of them goes.
+    r"""Return how many of `size` entries are kept when a fraction is pruned.
 
     .. math:: n - \mathrm{round}(n\, s)
 
     In whole numbers, so that eager and compiled code, which round floats differently, agree: what
-    storage has room for is what a mask keeps. The share counts as float32; of two counts equally
+    storage has room for is what a mask keeps. The fraction counts as float32; of two counts equally
     near, the even one.
 
     Args:
         size: `n`, less than `2**31`.
-        share: `s`, from 0 to 1: a Python number or a scalar array; NaN counts as 0.
+        share: the pruned fraction `s`, from 0 to 1: a Python number or a scalar array; NaN counts
+            as 0.
 
     Returns:
-        A Python int where the share is a Python number, else int32.
+        A Python int where the fraction is a Python number, else int32.
 
     Example:
         >>> import jax.numpy as jnp
@@ -241,7 +242,7 @@ def kept(size: int, share: Any) -> Any:
 
 
 def _divided(size: int, parts: Any) -> tuple[Any, Any]:
-    """`size * parts` over `2**30` and the rest, of 61 bits, in words of 32."""
+    """Divide `size * parts`, which has 61 bits, by `2**30` in words of 32; return the rest, too."""
     low, high = jnp.uint32(size & 0xFFFF), jnp.uint32(size >> 16)
     below, above = parts & ((1 << _LIMB) - 1), parts >> _LIMB
     least = low * below

@@ -19,7 +19,7 @@ _SAME, _OPPOSITE = 1 - 5e-7, -0.9995
 
 
 def slerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
-    r"""Goes from one array to another along the arc between their directions.
+    r"""Interpolate between two arrays along the arc between their directions.
 
     .. math:: \frac{\sin((1 - t)\,\theta)}{\sin\theta}\, a + \frac{\sin(t\,\theta)}{\sin\theta}\, b,
         \qquad \cos\theta = \frac{\langle a, b \rangle}{\lVert a \rVert \lVert b \rVert}
@@ -48,7 +48,7 @@ def slerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
 
 
 def arc(a: Sequence[Array], b: Sequence[Array], t: ArrayLike) -> tuple[Array, Array]:
-    """The two factors of `slerp` for lists of arrays, each taken as one vector.
+    """Return the two factors of `slerp` for lists of arrays, each taken as one vector.
 
     Args:
         a: float32 arrays.
@@ -75,7 +75,7 @@ def arc(a: Sequence[Array], b: Sequence[Array], t: ArrayLike) -> tuple[Array, Ar
 
 
 def _near_one(arrays: Sequence[Array]) -> list[Array]:
-    """Arrays times one power of two, which leaves directions as they are."""
+    """Scale arrays by one power of two, which leaves directions unchanged."""
     power = jnp.max(jnp.stack([exponent(x).ravel() for x in arrays])) if arrays else 0
     return [jnp.ldexp(x, -power) for x in arrays]
 
@@ -85,11 +85,11 @@ def _product(a: Sequence[Array], b: Sequence[Array]) -> Array:
 
 
 def trim(delta: ArrayLike, density: float) -> Array:
-    r"""Keeps the greatest part of a difference, and sets the rest to zero.
+    r"""Keep the greatest entries of a difference, and set the rest to zero.
 
     Args:
         delta: float array.
-        density: the share that is kept, from 0 to 1: `floor(density * n)` values of greatest
+        density: the fraction that is kept, from 0 to 1: `floor(density * n)` values of greatest
             magnitude; of equal ones, those that come first.
 
     Returns:
@@ -108,7 +108,7 @@ def trim(delta: ArrayLike, density: float) -> Array:
 
 
 def elect(deltas: ArrayLike, weights: ArrayLike, vote: Elect = "weighted") -> Array:
-    r"""Averages, entry by entry, the differences whose sign has the majority.
+    r"""Average, entry by entry, the differences whose sign has the majority.
 
     .. math:: \gamma = \mathrm{sgn}\Big(\sum_k \delta_k\Big), \qquad
         \tau = \frac{\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} w_k\, \delta_k}

@@ -15,7 +15,7 @@ from nnopt_jax.ops.grid import expand
 
 
 def soft_threshold(x: ArrayLike, threshold: ArrayLike) -> Array:
-    r"""Moves every entry towards zero by a threshold, and those within it to zero.
+    r"""Move every entry towards zero by a threshold, and those within it to zero.
 
     .. math:: \operatorname{sign}(x) \max(|x| - t, 0)
         = \arg\min_y \tfrac12 (y - x)^2 + t \, |y|
@@ -34,20 +34,21 @@ def soft_threshold(x: ArrayLike, threshold: ArrayLike) -> Array:
         >>> print(soft_threshold(jnp.array([3.0, -0.5, -2.0]), 1.0))
         [ 2.  0. -1.]
 
-    Source: Donoho, De-noising by soft-thresholding, https://doi.org/10.1109/18.382009, section I.
+    References:
+        Donoho, De-noising by soft-thresholding, https://doi.org/10.1109/18.382009, section I.
     """
     x = jnp.asarray(x)
     wide = x.astype(jnp.float32)
     left = jnp.abs(wide) - jnp.asarray(threshold, jnp.float32)
-    # Asked this way round, NaN stays to be seen.
+    # NaN compares as false, and so stays NaN.
     return jnp.where(left <= 0, jnp.float32(0), jnp.sign(wide) * left).astype(x.dtype)
 
 
 def shrink(x: ArrayLike, threshold: ArrayLike) -> Array:
-    r"""Shows the soft threshold of `x`; the gradient passes straight through to `x`.
+    r"""Return the soft threshold of `x`; the gradient passes straight through to `x`.
 
     Value `soft_threshold(x, t)`; tangent `dx - sign(x) dt`, within the threshold as well, so that
-    what is shown as zero may learn its way back.
+    a value that became zero may grow again.
 
     Args:
         x: float array.
@@ -69,7 +70,7 @@ def shrink(x: ArrayLike, threshold: ArrayLike) -> Array:
 
 
 def block_rms(x: ArrayLike, block: Sequence[int]) -> Array:
-    r"""Root mean square of each block, without overflow.
+    r"""Return the root mean square of each block, without overflow.
 
     .. math:: \sqrt{\tfrac1n \textstyle\sum_{i \in g} x_i^2}
 
@@ -101,7 +102,7 @@ def _mean_square(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def block_soft_threshold(x: ArrayLike, threshold: ArrayLike, block: Sequence[int]) -> Array:
-    r"""Shrinks whole blocks; those of small norm become zero.
+    r"""Shrink whole blocks; those of small norm become zero.
 
     .. math:: x_g \max\Bigl(1 - \frac{t \sqrt{n_g}}{\lVert x_g \rVert_2}, 0\Bigr)
         = \arg\min_y \tfrac12 \lVert y - x \rVert_2^2
@@ -122,7 +123,8 @@ def block_soft_threshold(x: ArrayLike, threshold: ArrayLike, block: Sequence[int
         [[2.7 0. ]
          [3.6 0. ]]
 
-    Source: Yuan and Lin, Model selection and estimation in regression with grouped variables,
+    References:
+        Yuan and Lin, Model selection and estimation in regression with grouped variables,
     https://doi.org/10.1111/j.1467-9868.2005.00532.x, section 2.
     """
     x = jnp.asarray(x)
@@ -134,7 +136,7 @@ def block_soft_threshold(x: ArrayLike, threshold: ArrayLike, block: Sequence[int
 
 
 def hoyer_scale(x: ArrayLike, threshold: ArrayLike) -> Array:
-    r"""What brings a soft-thresholded array back to the norm that it had.
+    r"""Return the factor that restores the norm of a soft-thresholded array.
 
     Soft threshold and rescaling together are the proximal step of Hoyer's square measure, which
     does not depend on scale, among arrays of one norm:
@@ -159,7 +161,8 @@ def hoyer_scale(x: ArrayLike, threshold: ArrayLike) -> Array:
         >>> print(hoyer_scale(jnp.array([4.0, -3.0]), 3.0))
         5.0
 
-    Source: the measure: Yang, Wen, Li, DeepHoyer, https://arxiv.org/abs/1908.09979, section 3; the
+    References:
+        the measure: Yang, Wen, Li, DeepHoyer, https://arxiv.org/abs/1908.09979, section 3; the
     projection: Hoyer, Non-negative Matrix Factorization with Sparseness Constraints,
     https://arxiv.org/abs/cs/0408058, section 3.
     """

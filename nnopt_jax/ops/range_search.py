@@ -25,7 +25,7 @@ def percentile_range(
     symmetric: bool = True,
     mask: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
-    """Finds ranges that leave a share of the entries of a block out, by counting, not sorting.
+    """Find ranges that leave out a fraction of each block, by counting, not sorting.
 
     Of `n` entries, `round(n * (1 - percent / 100))` may lie beyond an end: those of greatest
     magnitude where symmetric, else as many of the greatest and of the least.
@@ -51,7 +51,8 @@ def percentile_range(
         >>> print(bottom, top)
         [-1.] [1.]
 
-    Source: McKinstry et al., https://arxiv.org/abs/1809.04191, section 3 (the 99.9th percentile).
+    References:
+        McKinstry et al., https://arxiv.org/abs/1809.04191, section 3 (the 99.9th percentile).
     """
     x = lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
     kept = jnp.ones(x.shape, bool) if mask is None else jnp.asarray(mask)
@@ -84,7 +85,7 @@ def mse_range(
     mask: ArrayLike | None = None,
     scale_dtype: DTypeLike = jnp.float32,
 ) -> tuple[Array, Array]:
-    """Finds ranges whose grids have the least squared error, among 80 shares of the extremes.
+    """Find ranges whose grids have the least squared error, among 80 fractions of the extremes.
 
     `argmin_f sum (x - grid_f(x))**2`, where `grid_f` spans `f * min(x, 0)` to `f * max(x, 0)` and
     `f` is one of 1, 79/80, ..., 1/80; of equal errors the widest range.
@@ -112,7 +113,8 @@ def mse_range(
         >>> print(bottom.round(2), top.round(2))
         [-0.75] [0.75]
 
-    Source: Banner et al., https://arxiv.org/abs/1810.05723, section 3 (clipping by squared error).
+    References:
+        Banner et al., https://arxiv.org/abs/1810.05723, section 3 (clipping by squared error).
     """
     x = lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
     x = x if mask is None else jnp.where(jnp.asarray(mask), x, 0.0)  # 0 has no error on any grid
@@ -147,7 +149,7 @@ def _total(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _kth_largest(keys: Array, rank: Array, axes: tuple[int, ...]) -> Array:
-    """Finds the key of a rank in each block, two bits at a time from the highest."""
+    """Find the key of a rank in each block, two bits at a time from the highest."""
 
     def narrow(i: Array, low: Array) -> Array:
         shift = jnp.uint32(30) - 2 * i.astype(jnp.uint32)
@@ -167,12 +169,12 @@ def _add(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
 
 
 def _keys(x: Array) -> Array:
-    """Maps floats to integers of the same order, every NaN above infinity."""
+    """Map floats to integers of the same order, every NaN above infinity."""
     bits = lax.bitcast_convert_type(jnp.where(jnp.isnan(x), jnp.nan, x), jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _floats(keys: Array) -> Array:
-    """Undoes `_keys`."""
+    """Undo `_keys`."""
     bits = jnp.where(keys >> 31 == 1, keys ^ jnp.uint32(1 << 31), ~keys)
     return lax.bitcast_convert_type(bits, jnp.float32)

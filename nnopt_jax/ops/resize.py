@@ -15,7 +15,7 @@ Sampling = Literal["align_corners", "half_pixel"]
 
 
 def corner(x: ArrayLike, like: ArrayLike) -> Array:
-    """Puts an array into the leading corner of another: axes that are longer are cut.
+    """Copy an array into the leading corner of another, cutting axes that are longer.
 
     Args:
         x: any array.
@@ -41,7 +41,7 @@ def corner(x: ArrayLike, like: ArrayLike) -> Array:
 
 
 def resize_rows(x: ArrayLike, rows: int) -> Array:
-    """Cuts rows, or adds rows that are the mean of all: an embedding for another vocabulary.
+    """Cut rows, or add rows that are the mean of all: an embedding for another vocabulary.
 
     Args:
         x: `(n, ...)`, `n` of 1 or more.
@@ -70,7 +70,7 @@ def resize_rows(x: ArrayLike, rows: int) -> Array:
 
 
 def resize_grid(x: ArrayLike, places: int, sampling: Sampling, extra: int | None = None) -> Array:
-    r"""Interpolates a square grid of position embeddings, bilinearly.
+    r"""Interpolate a square grid of position embeddings, bilinearly.
 
     .. math:: x_i = i\,\frac{n - 1}{m - 1} \text{ (align corners)}, \qquad
         x_i = \big(i + \tfrac12\big)\frac{n}{m} - \tfrac12 \text{ (half pixel)}
@@ -125,7 +125,7 @@ def _is_square(count: int) -> bool:
 
 
 def _bilinear(n: int, m: int, sampling: Sampling) -> Array:
-    """`(m, n)`: what each new place takes of the old ones."""
+    """Return the interpolation weights `(m, n)` of each new place over the old ones."""
     at = jnp.arange(m, dtype=jnp.float32)
     if sampling == "align_corners":
         at = at * ((n - 1) / max(m - 1, 1))

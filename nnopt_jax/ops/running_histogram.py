@@ -1,4 +1,4 @@
-"""Histograms that grow with what they are shown: extreme values, and counts that stay exact."""
+"""Histograms of observed activations that grow: extreme values, and counts that stay exact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEAST = -100  # exponent of the narrowest histogram
 
 
 class Range(NamedTuple):
-    """What was seen of an activation: a small pytree, to be carried through jit, scan and vmap.
+    """The observed range of an activation: a small pytree to carry through jit, scan and vmap.
 
     The histogram spans `-2**exponent` to `2**exponent`. Where values lie beyond, it doubles: pairs
     of bins become one, so that no count ever moves to a bin that does not hold it.
@@ -42,7 +42,7 @@ class Range(NamedTuple):
 
     @classmethod
     def start(cls, bins: int = 4096) -> Range:
-        """Nothing seen yet.
+        """Return the range of no values.
 
         Args:
             bins: a power of two from 256 to 65,536.
@@ -65,17 +65,17 @@ class Range(NamedTuple):
 
     @property
     def width(self) -> Array:
-        """How wide a bin is: a power of two."""
+        """The width of a bin, a power of two."""
         return _power_of_two(self.exponent + 1 - (self.counts.size.bit_length() - 1))
 
     def ends(self) -> tuple[Array, Array]:
-        """The least and the greatest value, 0 before the first."""
+        """Return the least and the greatest value, 0 before the first."""
         some = self.low <= self.high
         return jnp.where(some, self.low, 0.0), jnp.where(some, self.high, 0.0)
 
 
 def add_values(state: Range, x: Array) -> Range:
-    """Adds values to what was seen.
+    """Add values to an observed range.
 
     Args:
         state: what was seen before.
@@ -109,7 +109,7 @@ def add_values(state: Range, x: Array) -> Range:
 
 
 def joined(a: Range, b: Range) -> Range:
-    """What was seen in two places, as if one had seen it all.
+    """Combine the ranges of two sets of values, as if observed together.
 
     Args:
         a: one state, or a stack of them: all arrays with the same leading axes.
@@ -134,7 +134,7 @@ def joined(a: Range, b: Range) -> Range:
 
 
 def _doubled(counts: Array, times: Array) -> Array:
-    """Makes pairs of bins one, outwards from the middle, some times over."""
+    """Merge pairs of bins outwards from the middle, the given number of times."""
     half = counts.size // 2
     # The shift rounds down, below zero as above: bins of either side stay on it.
     index = half + ((jnp.arange(counts.size) - half) >> jnp.minimum(times, 31))
@@ -142,11 +142,11 @@ def _doubled(counts: Array, times: Array) -> Array:
 
 
 def _exponent(top: Array) -> Array:
-    """The least `e` with `top < 2**e`, but not below the narrowest."""
+    """Return the least `e` with `top < 2**e`, but not below the narrowest."""
     bits = lax.bitcast_convert_type(top, jnp.int32)
     return jnp.maximum((bits >> 23) - 126, _LEAST)
 
 
 def _power_of_two(exponent: ArrayLike) -> Array:
-    """`2**exponent`, exactly."""
+    """Return `2**exponent`, exactly."""
     return jax.lax.bitcast_convert_type((jnp.asarray(exponent, jnp.int32) + 127) << 23, jnp.float32)

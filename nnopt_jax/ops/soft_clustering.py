@@ -14,7 +14,7 @@ _CHUNK = 1 << 20
 
 
 def soft_assign(values: ArrayLike, table: ArrayLike, width: ArrayLike) -> Array:
-    r"""Shows for each value the mean of a table, weighed by how near its entries are.
+    r"""Replace each value by the mean of a table, weighted by how near its entries are.
 
     .. math:: y_i = \sum_c a_{ic} t_c, \qquad
         a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{h^2}\right)
@@ -25,8 +25,8 @@ def soft_assign(values: ArrayLike, table: ArrayLike, width: ArrayLike) -> Array:
     Args:
         values: float, any shape.
         table: `(clusters,)`, in any order.
-        width: `h`, positive scalar, the root of the temperature; toward 0 the nearest entry is
-            shown.
+        width: `h`, positive scalar, the root of the temperature; toward 0 the result
+            is the nearest entry.
 
     Returns:
         float32 of the shape of `values`; differentiable in all arguments.
@@ -56,7 +56,7 @@ def soft_kmeans(
     mask: ArrayLike | None = None,
     iterations: int = 5,
 ) -> Array:
-    r"""Moves the entries of a table to the weighed means of the values, some times.
+    r"""Move the entries of a table to the weighted means of the values, repeatedly.
 
     .. math:: t_c \leftarrow \frac{\sum_i a_{ic} w_i}{\sum_i a_{ic}}
 
@@ -94,7 +94,7 @@ def soft_kmeans(
 
         weight, moment = (x.sum(0) for x in lax.map(sums, chunks))
         full = weight > 1e-12
-        # By how much, not whereto: sums of the largest values overflow.
+        # Differences are summed, since sums of the largest values overflow.
         return table + width * jnp.where(full, moment / jnp.where(full, weight, 1.0), 0)
 
     for step in range(iterations):
@@ -107,17 +107,17 @@ def _floats(*arrays: ArrayLike) -> tuple[Array, ...]:
 
 
 def _distances(chunk: Array, table: Array, width: Array) -> Array:
-    """From each value to each cluster, in widths, `(values, clusters)`."""
+    """Return the distances of values from clusters, in widths, `(values, clusters)`."""
     return (chunk[:, None] - table[None, :]) / width
 
 
 def _attention(distance: Array) -> Array:
-    """How much each value belongs to each cluster."""
+    """Return how much each value belongs to each cluster."""
     return jax.nn.softmax(-jnp.square(distance), axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _chunks(x: Array, clusters: int) -> Array:
-    """Cuts values in equal runs, the last one filled up with zeros."""
+    """Cut values into equal runs, the last one padded with zeros."""
     size = max(1, min(x.size, _CHUNK // clusters))
     return jnp.pad(x.ravel(), (0, -x.size % size)).reshape(-1, size)

@@ -23,7 +23,7 @@ _Count = Callable[[list[Array]], list[Array]]
 
 
 def kth_largest(scores: ArrayLike, k: int | Array) -> Array:
-    """Finds the k-th largest score, exactly.
+    """Find the k-th largest score, exactly.
 
     The largest `t` with `sum(|scores| >= t) >= k`.
 
@@ -48,7 +48,7 @@ def kth_largest(scores: ArrayLike, k: int | Array) -> Array:
 
 
 def top_k_mask(scores: ArrayLike, k: int | Array, *, signed: bool = False) -> Array:
-    """Marks exactly the k largest scores; of equal ones, those of lower flat index.
+    """Mark exactly the k largest scores; of equal ones, those of lower flat index.
 
     `mask[i] = #{j : |s[j]| > |s[i]|} + #{j < i : |s[j]| == |s[i]|} < k`, without the bars where
     `signed`.
@@ -79,7 +79,7 @@ def top_k_mask(scores: ArrayLike, k: int | Array, *, signed: bool = False) -> Ar
 def top_k_masks(
     scores: Sequence[ArrayLike], k: int | Array, *, signed: bool = False
 ) -> list[Array]:
-    """Marks exactly the k largest scores of several arrays together.
+    """Mark exactly the k largest scores of several arrays together.
 
     As `top_k_mask` of the arrays laid end to end, which are never laid so: their counts are summed.
     Hence each may be sharded in its own way, and a step of the search exchanges one number.
@@ -128,7 +128,7 @@ def _masks(arrays: list[Array], k: Array, signed: bool) -> list[Array]:
 def _break_ties(
     arrays: list[Array], keys: _Keys, low: Array, missing: Array, size: int
 ) -> list[Array]:
-    """Marks the keys above `low` and the first `missing` of those equal to it."""
+    """Mark the keys above `low` and the first `missing` of those equal to it."""
     before = list(itertools.accumulate((array.size for array in arrays), initial=0))
 
     def order(i: int, array: Array) -> Array:
@@ -143,10 +143,10 @@ def _break_ties(
 def _search(
     count: _Count, k: Array, ends: tuple[int, int], size: int, exact: bool = False
 ) -> tuple[Array, Array, Array]:
-    """Finds the largest int32 `low` of a span with `count(low) >= k`, by (q + 1)-section.
+    """Find the largest int32 `low` of a span with `count(low) >= k`, by (q + 1)-section.
 
     Args:
-        count: tells how many of the `size` integers, all in the span, reach each of q cuts.
+        count: counts how many of the `size` integers, all in the span, reach each of q cuts.
         k: the count sought.
         ends: the span, least and greatest; int32 must hold the next greater one too.
         size: the count at the least.
@@ -181,13 +181,13 @@ def _search(
 
 
 def _by_magnitude(scores: Array) -> Array:
-    """Maps magnitudes to int32 keys of the same order, which are their bits; all NaN to one key."""
+    """Map magnitudes to int32 keys of the same order, which are their bits; all NaN to one key."""
     bits = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
     return jnp.minimum(bits & 0x7FFFFFFF, _NAN)
 
 
 def _by_value(scores: Array) -> Array:
-    """Maps values to int32 keys of the same order; all NaN to the greatest."""
+    """Map values to int32 keys of the same order; all NaN to the greatest."""
     bits = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
     magnitude = jnp.minimum(bits & 0x7FFFFFFF, _NAN)
     # Below zero counted down, so that -0 and 0 have one key.
@@ -195,7 +195,7 @@ def _by_value(scores: Array) -> Array:
 
 
 def _counter(arrays: list[Array], keys: Callable[[int, Array], Array]) -> _Count:
-    """Makes the function that counts, over all arrays, the keys that reach each of some cuts."""
+    """Return a function that counts, over all arrays, the keys that reach each cut."""
 
     def count(cuts: list[Array]) -> list[Array]:
         totals = [jnp.int32(0)] * len(cuts)
@@ -209,7 +209,7 @@ def _counter(arrays: list[Array], keys: Callable[[int, Array], Array]) -> _Count
 
 
 def _reached(keys: Array, cuts: list[Array]) -> list[Array]:
-    """Counts the keys that reach each cut, in one pass.
+    """Count the keys that reach each cut, in one pass.
 
     One reduction of several sums compiles to one vectorized loop over the array as it lies, sharded
     or not; the sum of a comparison alone becomes a tree of windows, which takes ten times as long.
@@ -233,7 +233,7 @@ def _flat_index(shape: tuple[int, ...]) -> Array:
 def _checked(
     name: str, scores: Sequence[ArrayLike], k: int | Array, least: int
 ) -> tuple[list[Array], Array]:
-    """Checks the arguments; all that can be wrong is told at once."""
+    """Check the arguments; all problems are reported at once."""
     arrays = [jnp.asarray(array) for array in scores]
     size = sum(array.size for array in arrays)
     problems = Problems(name)

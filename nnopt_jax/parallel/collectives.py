@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from nnopt_jax.tree.sizes import dtype_bits
+from nnopt_jax.tree.bit_counts import dtype_bits
 
 _LINE = re.compile(
     r" = (?P<result>.*?) "

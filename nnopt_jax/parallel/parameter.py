@@ -17,7 +17,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from nnopt_jax.parallel.mesh import axis_names, parts
-from nnopt_jax.tree.sizes import dtype_bits
+from nnopt_jax.tree.bit_counts import dtype_bits
 
 KeyPath = tuple[Any, ...]
 

@@ -20,9 +20,9 @@ from nnopt_jax.parallel.parameter import split_fully
 from nnopt_jax.settings import Settings
 from nnopt_jax.trace import Graph
 from nnopt_jax.transform.given import described, require_arrays
+from nnopt_jax.tree.bit_counts import dtype_bits, tree_bits
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
-from nnopt_jax.tree.sizes import dtype_bits, tree_bits
 
 LEAST = 2**14
 """Bytes below which an array is not worth gathering."""

@@ -25,8 +25,8 @@ from nnopt_jax.report.calls import call_note, leaf_calls
 from nnopt_jax.report.leaves import leaf_rows
 from nnopt_jax.report.summary import Latency, Measure, Summary
 from nnopt_jax.transfer import save_model
+from nnopt_jax.tree.bit_counts import tree_bits
 from nnopt_jax.tree.paths import flatten
-from nnopt_jax.tree.sizes import tree_bits
 from nnopt_jax.typing import Array, Params
 
 _LATENCY_BATCH = 128

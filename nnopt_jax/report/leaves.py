@@ -9,8 +9,8 @@ import numpy as np
 
 from nnopt_jax.arrays.nodes import is_node, show, summary
 from nnopt_jax.report.summary import LeafRow
+from nnopt_jax.tree.bit_counts import tree_bits
 from nnopt_jax.tree.paths import flatten
-from nnopt_jax.tree.sizes import tree_bits
 
 _BINS = 48
 

@@ -14,8 +14,8 @@ from nnopt_jax.columns import aligned
 from nnopt_jax.transform.base import Transform, abstract_state, abstractly
 from nnopt_jax.transform.given import require_arrays, require_transforms
 from nnopt_jax.transform.inert import without_inert
+from nnopt_jax.tree.bit_counts import tree_bits
 from nnopt_jax.tree.paths import flatten
-from nnopt_jax.tree.sizes import tree_bits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Pytrees only: names of leaves, selectors, differences and honest sizes."""
 
+from nnopt_jax.tree.bit_counts import dtype_bits as dtype_bits, tree_bits as tree_bits
 from nnopt_jax.tree.paths import (
     IsLeaf as IsLeaf,
     diff as diff,
@@ -13,4 +14,3 @@ from nnopt_jax.tree.select import (
     resolve as resolve,
     selector as selector,
 )
-from nnopt_jax.tree.sizes import dtype_bits as dtype_bits, tree_bits as tree_bits

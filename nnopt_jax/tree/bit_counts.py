@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def dtype_bits(dtype: Any) -> int:
-    """Bits of one element: 4 for int4, 8 for bool (one byte each), 32 for float32, 0 for float0.
+    """Return the bits of an element: 4 for int4, 8 for bool (a byte), 32 for float32, 0 for float0.
 
     `.nbytes` counts a whole byte for an int4 element on some backends; this does not.
 
@@ -22,7 +22,7 @@ def dtype_bits(dtype: Any) -> int:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.tree.sizes import dtype_bits
+        >>> from nnopt_jax.tree.bit_counts import dtype_bits
         >>> dtype_bits(jnp.int4), dtype_bits(jnp.bfloat16), dtype_bits(jnp.bool_)
         (4, 16, 8)
     """
@@ -39,7 +39,7 @@ def dtype_bits(dtype: Any) -> int:
 
 
 def tree_bits(tree: Any) -> int:
-    """Sums the bits of all arrays in a tree: codes, scales, tables, indices and masks included.
+    """Sum the bits of all arrays in a tree: codes, scales, tables, indices and masks included.
 
     Args:
         tree: any pytree of arrays or `jax.ShapeDtypeStruct`.
@@ -49,7 +49,7 @@ def tree_bits(tree: Any) -> int:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.tree.sizes import tree_bits
+        >>> from nnopt_jax.tree.bit_counts import tree_bits
         >>> tree_bits({"w": jnp.ones((4, 2)), "mask": jnp.ones(8, bool)})
         320
     """

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 
 def place(tree: Any, at: Any) -> Any:
-    """`jax.device_put`, also of what each process holds alone, to the devices of all.
+    """Apply `jax.device_put`, also to host arrays that go to the devices of all processes.
 
     JAX takes NumPy arrays there, and no typed PRNG keys and no arrays that are committed to a
     device. Every process is to give the same values.
@@ -55,7 +55,7 @@ def _is_key(x: Any) -> bool:
 
 
 def is_explicit(x: jax.Array) -> bool:
-    """Whether the type of an array, traced or not, says where it lies.
+    """Return whether an array, traced or not, lies on a mesh with Explicit axes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,7 +67,7 @@ def is_explicit(x: jax.Array) -> bool:
 
 
 def automatic(function: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..., Any]:
-    """Lets the compiler place what a function computes, on a mesh with Explicit axes too.
+    """Let the compiler place the results of a function, on a mesh with Explicit axes too.
 
     Args:
         function: of arrays on the mesh.

@@ -14,7 +14,7 @@ IsLeaf = Callable[[Any], bool]
 
 
 def path_string(key_path: tuple[Any, ...]) -> str:
-    """Writes a JAX key path as `a/b/kernel`.
+    """Write a JAX key path as `a/b/kernel`.
 
     Dictionary keys, attributes, and list positions are joined by `/`. The attribute `value` that
     an NNX variable adds at the end is dropped, so Linen and NNX name the same leaf alike.
@@ -38,7 +38,7 @@ def path_string(key_path: tuple[Any, ...]) -> str:
 
 
 def flatten(tree: Any, is_leaf: IsLeaf | None = None) -> dict[str, Any]:
-    """Lists the leaves of a tree by path, in JAX's own order.
+    """List the leaves of a tree by path, in JAX's own order.
 
     Args:
         tree: any pytree.
@@ -74,7 +74,7 @@ def flatten(tree: Any, is_leaf: IsLeaf | None = None) -> dict[str, Any]:
 
 
 def unflatten(tree: Any, leaves: Mapping[str, Any], is_leaf: IsLeaf | None = None) -> Any:
-    """Puts leaves, given by path, into the structure of `tree`.
+    """Put leaves, given by path, into the structure of `tree`.
 
     Args:
         tree: the pytree whose structure is wanted.
@@ -101,7 +101,7 @@ def _signature(leaf: Any) -> str:
 
 
 def diff(left: Any, right: Any, is_leaf: IsLeaf | None = None) -> list[str]:
-    """Lists the differences in paths, shapes and dtypes of two trees.
+    """List the differences in paths, shapes and dtypes of two trees.
 
     Args:
         left: any pytree of arrays or `jax.ShapeDtypeStruct`.

@@ -35,24 +35,24 @@ class Selector:
     test: Predicate
 
     def __call__(self, path: str, leaf: Any) -> bool:
-        """Says whether the leaf at `path` is meant."""
+        """Return whether the leaf at `path` is selected."""
         return bool(self.test(path, leaf))
 
     def __and__(self, other: Selector) -> Selector:
-        """Leaves that both select."""
+        """Select the leaves that both select."""
         return Selector(f"{self.text} & {other.text}", lambda p, x: self(p, x) and other(p, x))
 
     def __or__(self, other: Selector) -> Selector:
-        """Leaves that either selects."""
+        """Select the leaves that either selects."""
         return Selector(f"({self.text} | {other.text})", lambda p, x: self(p, x) or other(p, x))
 
     def __invert__(self) -> Selector:
-        """Leaves that this one does not select."""
+        """Select the leaves that this one does not select."""
         text = f"({self.text})" if " & " in self.text else self.text
         return Selector(f"~{text}", lambda p, x: not self(p, x))
 
     def __repr__(self) -> str:
-        """Shows the rule as it was written."""
+        """Return the rule as it was written."""
         return f"Selector({self.text})"
 
 
@@ -60,7 +60,7 @@ Where = str | Selector | Predicate
 
 
 def _glob(pattern: str) -> re.Pattern[str]:
-    """Translates a glob: `**` is any number of path segments, `*` and `?` stay in one segment."""
+    """Translate a glob: `**` is any number of path segments, `*` and `?` stay in one segment."""
     parts = []
     for token in re.split(r"(\*\*/|/\*\*|\*\*|\*|\?)", pattern):
         parts.append(
@@ -72,7 +72,7 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 
 def selector(where: Where) -> Selector:
-    """Makes a selector from what a user writes.
+    """Make a selector from a glob, a regular expression or a predicate.
 
     Args:
         where: a glob (`"**/kernel"`: `**` spans any number of segments, `*` stays within one), a
@@ -119,7 +119,7 @@ def selector(where: Where) -> Selector:
 
 
 def resolve(where: Where, leaves: Mapping[str, Any], who: str) -> list[str]:
-    """Lists the paths a rule selects; a rule that selects none is an error.
+    """List the paths that a rule selects; a rule that selects none is an error.
 
     Args:
         where: what `selector` takes.
@@ -150,7 +150,7 @@ def resolve(where: Where, leaves: Mapping[str, Any], who: str) -> list[str]:
 
 
 def _nearest(pattern: str, leaves: Mapping[str, Any]) -> str:
-    """The three paths most like a pattern that matched none."""
+    """Name the three paths most like a pattern that matched none."""
 
     def likeness(path: str) -> float:
         return difflib.SequenceMatcher(None, pattern.removeprefix("re:"), path).ratio()

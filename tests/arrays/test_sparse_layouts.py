@@ -24,7 +24,7 @@ from nnopt_jax.arrays import (
 )
 from nnopt_jax.arrays.mask_format import support_of
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.ops import keep_n_of_m
+from nnopt_jax.ops.masks import keep_n_of_m
 
 RNG = np.random.default_rng(0)
 VALUES = jnp.asarray(RNG.normal(size=(64, 48)).astype(np.float32))

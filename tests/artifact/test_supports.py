@@ -13,7 +13,7 @@ import nnopt_jax as nnopt
 from nnopt_jax.arrays import CSR, Masked, Quantized, Sparse, store
 from nnopt_jax.artifact import container
 from nnopt_jax.interop import Checkpoints
-from nnopt_jax.ops import keep_n_of_m
+from nnopt_jax.ops.masks import keep_n_of_m
 from tests.contract.checks import assert_same
 
 RNG = np.random.default_rng(0)

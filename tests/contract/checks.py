@@ -29,7 +29,7 @@ from nnopt_jax.arrays import (
 from nnopt_jax.arrays.masked import raised
 from nnopt_jax.arrays.nodes import compactable, show
 from nnopt_jax.errors import CapacityError, NonFiniteError, SelectionError
-from nnopt_jax.ops import expand
+from nnopt_jax.ops.grid import expand
 from nnopt_jax.trace.statistics import Moments
 from nnopt_jax.transform.measured import SLOPES
 from nnopt_jax.tree import flatten

@@ -12,7 +12,7 @@ import pytest
 
 import nnopt_jax as nnopt
 from nnopt_jax.arrays import Masked, Quantized, materialize, store
-from nnopt_jax.ops import fit_grid, quantize
+from nnopt_jax.ops.grid import fit_grid, quantize
 from nnopt_jax.transform import matrices, refining, wrapping
 from tests.contract import checks
 

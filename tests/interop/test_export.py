@@ -33,7 +33,7 @@ from nnopt_jax.arrays import (
 )
 from nnopt_jax.arrays.nodes import NODE_TYPES, Node
 from nnopt_jax.interop import Checkpoints
-from nnopt_jax.ops import expand
+from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.masks import keep_n_of_m
 
 
@@ -102,7 +102,7 @@ def test_the_trees_hold_every_node_there_is(trees):
 RUN = """
 import sys, jax, numpy as np
 from nnopt_jax.interop import Checkpoints
-from nnopt_jax.ops import expand
+from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.masks import keep_n_of_m
 folder = sys.argv[1]
 with open(f"{folder}/program", "rb") as file:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from nnopt_jax.errors import ShapeError, ValueRangeError
-from nnopt_jax.ops import pack_bits, packed_size, unpack_bits
+from nnopt_jax.ops.bit_packing import pack_bits, packed_size, unpack_bits
 
 WIDTHS = range(1, 17)
 SIZES = (0, 1, 7, 8, 64, 100)

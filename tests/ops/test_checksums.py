@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from nnopt_jax.ops import checksum
+from nnopt_jax.ops.checksums import checksum
 
 DTYPES = ["bool", "int2", "int4", "uint4", "int8", "uint8", "int16", "uint32", "float16"]
 DTYPES += ["bfloat16", "float32", "complex64", "float8_e4m3fn", "float4_e2m1fn"]

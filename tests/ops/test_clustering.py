@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from nnopt_jax.errors import ValueRangeError
-from nnopt_jax.ops import assign, kmeans
-from nnopt_jax.ops.clustering import partition
+from nnopt_jax.ops.clustering import kmeans, partition
 from nnopt_jax.ops.histogram import compand, uncompand
+from nnopt_jax.ops.lookup_tables import assign
 
 
 def optimum(x: np.ndarray, weight: np.ndarray, clusters: int) -> float:

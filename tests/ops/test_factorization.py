@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 
 from nnopt_jax.errors import ValueRangeError
-from nnopt_jax.ops import factorize, rank_for_energy, svd
+from nnopt_jax.ops.factorization import factorize, rank_for_energy, svd
 
 KEY = jax.random.key(0)
 

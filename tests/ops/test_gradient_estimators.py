@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nnopt_jax.errors import ShapeError
-from nnopt_jax.ops import gate, straight_through
+from nnopt_jax.ops.gradient_estimators import gate, straight_through
 
 ODD = np.array([np.inf, -np.inf, np.nan, -0.0, 1e-45, 3e38], np.float32)
 

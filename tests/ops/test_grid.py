@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from nnopt_jax.errors import ShapeError, ValueRangeError
-from nnopt_jax.ops import dequantize, expand, fit_grid, integer_range, quantize
+from nnopt_jax.ops.grid import dequantize, expand, fit_grid, integer_range, quantize
 
 FIT = jax.jit(fit_grid, static_argnums=(1, 2), static_argnames=("symmetric", "scale_dtype"))
 BLOCKS = [(6, 8), (6, 1), (1, 8), (1, 1), (3, 8), (6, 2), (2, 4)]

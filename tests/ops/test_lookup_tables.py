@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy.stats import norm
 
-from nnopt_jax.ops import level_values, nearest_level
-from nnopt_jax.ops.lookup_tables import BINARY, E2M1, NF4, TERNARY
+from nnopt_jax.ops.lookup_tables import BINARY, E2M1, NF4, TERNARY, level_values, nearest_level
 
 TABLES = {"signs": BINARY, "ternary": TERNARY, "E2M1": E2M1, "NF4": NF4}
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from nnopt_jax.ops import keep_n_of_m
-from nnopt_jax.ops.masks import join_groups, split_groups, subset_of_rank, subset_rank
+from nnopt_jax.ops.masks import join_groups, keep_n_of_m, split_groups, subset_of_rank, subset_rank
 
 
 @pytest.mark.parametrize("shape", [(8,), (8, 3), (2, 4, 3)])

@@ -10,7 +10,8 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from nnopt_jax.errors import ShapeError
-from nnopt_jax.ops import dequantize, grid_of_range, mse_range, percentile_range, quantize
+from nnopt_jax.ops.grid import dequantize, grid_of_range, quantize
+from nnopt_jax.ops.range_search import mse_range, percentile_range
 
 F32 = np.float32
 FLOATS = st.floats(-(2.0**99), 2.0**99, width=32)

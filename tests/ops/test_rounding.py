@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nnopt_jax.ops import round_clip
+from nnopt_jax.ops.gradient_estimators import round_clip
 
 FLOATS = st.floats(width=32, allow_nan=False)
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nnopt_jax.ops import assign, kmeans, soft_assign, soft_kmeans
+from nnopt_jax.ops.clustering import kmeans
 from nnopt_jax.ops.histogram import pool
+from nnopt_jax.ops.lookup_tables import assign
+from nnopt_jax.ops.soft_clustering import soft_assign, soft_kmeans
 
 X = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 TABLE = np.array([-1.0, 0.2, 1.5], np.float32)

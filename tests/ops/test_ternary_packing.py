@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from nnopt_jax.errors import ShapeError
-from nnopt_jax.ops import pack_ternary, unpack_ternary
-from nnopt_jax.ops.bit_packing import host_pack_ternary, host_unpack_ternary
+from nnopt_jax.ops.bit_packing import (
+    host_pack_ternary,
+    host_unpack_ternary,
+    pack_ternary,
+    unpack_ternary,
+)
 
 ROUND_TRIP = jax.jit(lambda codes: unpack_ternary(pack_ternary(codes), codes.shape[-1]))
 

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from nnopt_jax.errors import ValueRangeError
-from nnopt_jax.ops import kth_largest, top_k_mask, top_k_masks
+from nnopt_jax.ops.threshold import kth_largest, top_k_mask, top_k_masks
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -3e-40, 2.0**-126, np.inf, -np.inf, np.nan, 1.0000001]
 FLOATS = st.sampled_from(SPECIAL) | st.floats(width=32)

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from nnopt_jax.arrays import NMIndex, smallest_support
 from nnopt_jax.arrays.mask_format import support_of
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.ops import keep_n_of_m
+from nnopt_jax.ops.masks import keep_n_of_m
 
 SHAPES = st.sampled_from([(), (12,), (8, 6), (2, 4, 3), (0, 4)])
 FORMATS = ["smallest", "bitmask", "gaps", "csr", (1,), (2, 3)]

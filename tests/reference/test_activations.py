@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nnopt_jax.ops import fit_grid, integer_range
+from nnopt_jax.ops.grid import fit_grid, integer_range
 from nnopt_jax.quantization import fake_quant
 
 F32 = np.float32

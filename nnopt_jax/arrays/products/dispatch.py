@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nnopt_jax.ops.machine import row_of
+import jax
 
 ANY = 1 << 62
 """No limit on the number of rows."""
@@ -61,7 +61,9 @@ def thresholds(backend: str | None = None, version: tuple[int, ...] | None = Non
         backend: JAX's platform; None for the default one.
         version: the version of JAX; None for the installed one.
     """
-    return row_of(TABLE, OTHERS, backend, version)
+    backend, version = backend or jax.default_backend(), version or jax.__version_info__
+    known = (row for row in TABLE if row.backend == backend and version >= row.since)
+    return next(known, OTHERS)
 
 
 def use_int8(

@@ -22,8 +22,8 @@ from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import Start, matrices
 from nnopt_jax.transform.refining import refining
+from nnopt_jax.tree.bit_counts import dtype_bits
 from nnopt_jax.tree.select import Where
-from nnopt_jax.tree.sizes import dtype_bits
 
 _NAME = "compression.low_rank"
 _REFINED = {"table": "shared", "codes": "quantized", "u": "factored", "v": "factored"}

@@ -16,7 +16,7 @@ from nnopt_jax.trace.packed.leaf import Leaf
 from nnopt_jax.trace.packed.walk import run
 from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.traced import Traced
-from nnopt_jax.tree.sizes import tree_bits
+from nnopt_jax.tree.bit_counts import tree_bits
 
 
 def count_cost(given: Traced, *, latency: bool = False, table: Table = TABLE) -> Cost:

@@ -10,7 +10,7 @@ from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
 from nnopt_jax.trace.cost.origin import FLOWING, LEAF, NUMBER, Origin, contracted, outcome
 from nnopt_jax.trace.jaxpr import Equation, Program
 from nnopt_jax.trace.primitives import TABLE, Flow, Kind, Programs, Rule, Table
-from nnopt_jax.tree.sizes import tree_bits
+from nnopt_jax.tree.bit_counts import tree_bits
 
 ACTIVATIONS, ELEMENTWISE = "(activations)", "(elementwise)"
 """Rows for contractions without a leaf, and for other steps that are not done for a single leaf."""
