@@ -28,9 +28,9 @@ import jax.numpy as jnp
 from interleave import interleave
 
 from nnopt_jax import recipe
-from nnopt_jax.recipe.measure import measure
-from nnopt_jax.recipe.phases import Carry, make_step
-from nnopt_jax.recipe.setup import prepare
+from nnopt_jax.recipe import prepare
+from nnopt_jax.recipe.recipe_plan import Carry
+from nnopt_jax.recipe.runner import make_step, statistics_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 KERNELS = "**/kernel"
@@ -463,9 +463,9 @@ def _stepper(setup: Any, phase: Any, x: Any, y: Any) -> Any:
     last = setup.phases[-1]
     phase = phase or dataclasses.replace(last, links=())
     first = Carry(setup.model.params, setup.model.extra, (), None)
-    carry = phase.begin(first, setup.key, measure(setup, phase, first))
+    carry = phase.begin(first, setup.key, statistics_of(setup, phase, first))
     held = [jax.tree.map(lambda leaf: leaf.copy(), carry)]
-    step = make_step(phase, setup.model, setup.loss, setup.augment, setup.key)
+    step = make_step(setup, phase)
 
     def ten() -> Any:
         for number in range(10):

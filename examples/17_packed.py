@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import nnopt_jax as nnopt
-from nnopt_jax.recipe.latency import latency
+from nnopt_jax.recipe.measurement import latency
 from nnopt_jax.zoo import data, lenet, losses
 
 MODEL = lenet.lenet_300_100()

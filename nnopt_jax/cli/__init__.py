@@ -1,3 +1,3 @@
 """The command line: `nnopt run | plan | inspect | diff | bench | data`."""
 
-from nnopt_jax.cli.main import main as main
+from nnopt_jax.cli.command_line import main as main

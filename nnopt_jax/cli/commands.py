@@ -12,34 +12,32 @@ from rich.console import Console
 
 from nnopt_jax import artifact, parallel, recipe as recipes
 from nnopt_jax.arrays.nodes import materialize, summary
-from nnopt_jax.cli.progress import watch
-from nnopt_jax.recipe.folder import Folder
-from nnopt_jax.recipe.setup import prepare
-from nnopt_jax.report import LeafRow, diff_table, latency_table, leaf_table, table
+from nnopt_jax.cli.progress import show_progress
+from nnopt_jax.recipe.run_folder import RunFolder
+from nnopt_jax.report import LeafRow, diff_table, latency_table, leaf_table, result_table
 from nnopt_jax.transfer import load_structure
-from nnopt_jax.transform import plan as plan_of
 from nnopt_jax.tree import diff as tree_diff, flatten
 
 
 def _console() -> Console:
-    """Wide enough for the tables where the output is no terminal."""
+    """Return a console that is wide enough for the tables where the output is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=140)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs a recipe and prints the final table."""
+    """Run a recipe and print the final table."""
     recipe = recipes.load(args.recipe, args.set)
     start = time.monotonic()
     with _together(args):
         first = not args.distributed or jax.process_index() == 0
-        with watch() if first else nullcontext() as progress:
-            result = recipes.run(recipe, fresh=args.fresh, watch=progress)
+        with show_progress() if first else nullcontext() as callback:
+            result = recipes.run(recipe, fresh=args.fresh, callback=callback)
     if result is None:
         return
-    folder, console = Folder(recipe.folder), _console()
+    folder, console = RunFolder(recipe.folder), _console()
     console.print()
-    console.print(table(result))
+    console.print(result_table(result))
     console.print()
     for line in (*result.notes, f"Wrote {folder.artifact} and {folder.report}."):
         console.print(line, style="dim", highlight=False)
@@ -47,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _together(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """What a run is entered under: other processes, where there are any."""
+    """Return the context of a run: that of the other processes, where there are any."""
     if not args.distributed:
         return nullcontext()
     where = {"processes": args.processes, "process": args.process}
@@ -55,22 +53,17 @@ def _together(args: argparse.Namespace) -> AbstractContextManager[None]:
 
 
 def plan(args: argparse.Namespace) -> None:
-    """Prints what each stage's chain makes of the model."""
-    setup = prepare(recipes.load(args.recipe, args.set), check_rules=not args.list)
+    """Print what the chain of each stage makes of the model."""
+    made = recipes.prepare(recipes.load(args.recipe, args.set), check_rules=not args.list)
     if args.list:
-        for path, leaf in flatten(setup.model.params).items():
+        for path, leaf in flatten(made.model.params).items():
             print(f"{path}  {summary(leaf)}")
         return
-    if setup.spread is not None:
-        print(setup.spread.plan, end="\n\n")
-    for phase in setup.phases:
-        print(f"Stage {phase.stage.name}: {phase.steps:,} steps, ", end="")
-        print(plan_of(phase.tx, setup.model.params) if phase.links else "no transforms")
-        print()
+    print(made)
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """Prints a row for each leaf of a file, and what its program takes and gives."""
+    """Print a row for each leaf of a file, and the inputs and outputs of its program."""
     path = _artifact(args.file)
     found = artifact.inspect(path)
     rows = tuple(
@@ -85,7 +78,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def diff(args: argparse.Namespace) -> None:
-    """Prints how the models of two files differ."""
+    """Print how the models of two files differ."""
     left, right = (artifact.load(_artifact(name)) for name in (args.left, args.right))
     for line in tree_diff(materialize(left), materialize(right)):
         print(line)
@@ -93,7 +86,7 @@ def diff(args: argparse.Namespace) -> None:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Prints how long a call takes, dense and packed, for batches of several sizes."""
+    """Print how long a call takes, dense and packed, for batches of several sizes."""
     found = recipes.bench(args.path, args.batch, args.rounds)
     console = _console()
     console.print(latency_table(args.path, found.rows))
@@ -103,13 +96,13 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def _artifact(name: str) -> Path:
-    """A file as it is named, or that of a run's folder."""
+    """Return the path of a file, or that of the file in a run's folder."""
     path = Path(name)
-    return Folder(path).artifact if path.is_dir() else path
+    return RunFolder(path).artifact if path.is_dir() else path
 
 
 def data(args: argparse.Namespace) -> None:
-    """Fetches a data set and prints its files."""
+    """Fetch a data set and print its files."""
     from nnopt_jax.zoo.data import fetch_mnist
 
     for path in fetch_mnist(Path(args.dir) / args.name):

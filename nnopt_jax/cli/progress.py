@@ -1,4 +1,4 @@
-"""Progress on a terminal, or lines where there is none."""
+"""Progress bars on a terminal, or log lines where there is none."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from nnopt_jax.recipe.watch import Watch
+from nnopt_jax.recipe import Callback
 
 _log = logging.getLogger("nnopt_jax.cli")
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-def tell(row: Mapping[str, Any]) -> str:
-    """A row of metrics on one line.
+def describe_row(row: Mapping[str, Any]) -> str:
+    """Return a row of metrics on one line.
 
     Example:
-        >>> from nnopt_jax.cli.progress import tell
-        >>> tell({"step": 40, "epoch": 2, "loss": 0.5, "sparsity": 0.25, "valid_error": 0.031})
+        >>> from nnopt_jax.cli.progress import describe_row
+        >>> describe_row(
+        ...     {"step": 40, "epoch": 2, "loss": 0.5, "sparsity": 0.25, "valid_error": 0.031}
+        ... )
         'epoch 2  loss 0.5000  zeros 25.0 %  valid error 3.10 %'
     """
     words = [f"epoch {row['epoch']}", f"loss {row['loss']:.4f}"]
@@ -40,7 +42,7 @@ def tell(row: Mapping[str, Any]) -> str:
     return "  ".join(words)
 
 
-class Lines(Watch):
+class Lines(Callback):
     """A log line now and then: at the end of a stage, and every few seconds between.
 
     Example:
@@ -53,23 +55,23 @@ class Lines(Watch):
         self._stage = ""
 
     def stage(self, name: str, place: str, steps: int, done: int) -> None:
-        """Says which stage begins."""
+        """Log which stage begins."""
         self._stage = f"{place} {name}"
         _log.info("%s: %d steps%s", self._stage, steps, f", {done} done" if done else "")
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Says how far it is."""
+        """Log the newest numbers."""
         ends_epoch, ends_stage = "valid_error" in row, "test_error" in row
         if ends_stage or (ends_epoch and time.monotonic() >= self._next):
-            _log.info("%s: %s", self._stage, tell(row))
+            _log.info("%s: %s", self._stage, describe_row(row))
             self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
 
     def note(self, text: str) -> None:
-        """Passes it on."""
+        """Log the remark."""
         _log.info("%s", text)
 
 
-class Bars(Watch):
+class Bars(Callback):
     """A bar for each stage."""
 
     def __init__(self, progress: Progress) -> None:
@@ -77,32 +79,32 @@ class Bars(Watch):
         self._task: Any = None
 
     def stage(self, name: str, place: str, steps: int, done: int) -> None:
-        """Adds a bar."""
+        """Add a bar."""
         self._task = self._progress.add_task(
-            f"{place} {name}", total=steps, completed=done, said=""
+            f"{place} {name}", total=steps, completed=done, described=""
         )
 
     def step(self, done: int) -> None:
-        """Moves the bar."""
+        """Move the bar."""
         self._progress.update(self._task, completed=done)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Puts the newest numbers beside the bar."""
+        """Put the newest numbers beside the bar."""
         if "valid_error" in row:
-            self._progress.update(self._task, said=tell(row))
+            self._progress.update(self._task, described=describe_row(row))
 
     def note(self, text: str) -> None:
-        """Prints above the bars."""
+        """Print above the bars."""
         self._progress.console.print(text)
 
 
 @contextmanager
-def watch() -> Iterator[Watch]:
-    """Bars where stderr is a terminal, lines elsewhere.
+def show_progress() -> Iterator[Callback]:
+    """Show bars where stderr is a terminal, lines elsewhere.
 
     Example:
-        >>> from nnopt_jax.cli.progress import watch
-        >>> with watch() as progress:
+        >>> from nnopt_jax.cli.progress import show_progress
+        >>> with show_progress() as progress:
         ...     progress.note("hello")
     """
     console = Console(stderr=True)
@@ -114,7 +116,7 @@ def watch() -> Iterator[Watch]:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        TextColumn("[dim]{task.fields[said]}"),
+        TextColumn("[dim]{task.fields[described]}"),
     )
     with Progress(*columns, console=console) as progress:
         yield Bars(progress)

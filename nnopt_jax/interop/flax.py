@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import linen, nnx
 
 from nnopt_jax.errors import RecipeError
@@ -32,6 +33,12 @@ class Model(NamedTuple):
     params: Params
     extra: Mapping[str, PyTree]
     apply: Callable[..., tuple[Any, Mapping[str, PyTree]]]
+
+    def __repr__(self) -> str:
+        """Return the number of parameters, and the collections of other variables."""
+        size = sum(np.size(leaf) for leaf in flatten(self.params).values())
+        others = ", ".join(self.extra) or "none"
+        return f"Model({size:,} parameters; other variables: {others})"
 
 
 def adapt(made: Any, sample: Any, key: Key | None) -> Model:

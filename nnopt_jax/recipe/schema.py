@@ -1,4 +1,4 @@
-"""What a recipe may say, as frozen dataclasses: the field names are the keys of the YAML file."""
+"""The settings of a recipe, as frozen dataclasses: field names are the keys of the YAML file."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+__all__ = ["Call", "Distill", "Parallel", "Recipe", "Stage", "TransformCall", "WarmStart"]
+
 
 @dataclass(frozen=True)
 class Call:
-    """A callable by name, and the keyword arguments it is called with.
+    """A callable by name, and the keyword arguments of its call.
 
     In YAML: `package.module:callable`, or a mapping `{source: package.module:callable, ...}`.
 
     Args:
         source: `package.module:callable`; the working directory is on the path.
-        kwargs: its keyword arguments. A mapping that has a `source` is itself a call, whose
-            result is the argument. A percentage such as `70%` is that share of the stage's steps.
+        kwargs: the keyword arguments. A mapping that has a `source` is itself a call, whose
+            result is the argument. A percentage such as `70%` is that fraction of the steps of
+            the stage.
 
     Example:
         >>> from nnopt_jax.recipe.schema import Call
@@ -29,13 +32,13 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Link:
+class TransformCall:
     """One transform of a stage.
 
     In YAML: `- pruning.magnitude: {sparsity: 0.9}`.
 
     Args:
-        method: a name of `nnopt_jax.registry`, or `package.module:callable` for one's own.
+        method: a name of `nnopt_jax.registry`, or `package.module:callable` for your own.
         kwargs: its settings, as those of a `Call`.
     """
 
@@ -48,32 +51,32 @@ class Stage:
     """A number of epochs under one chain of transforms.
 
     Args:
-        name: how tables and metrics call it.
+        name: the name in tables and metrics.
         epochs: passes over the training split.
-        transforms: links added to the chain of the stages before. A link stays to the end of the
-            run and keeps its state (its masks, its tables).
+        transforms: appended to the chain of the stages before. A transform stays to the end of
+            the run and keeps its state (its masks, its tables).
         optimizer: an optax optimizer, started anew; default that of the recipe.
-        statistics: training batches that gradients are averaged over before the first step, for
-            transforms that judge weights by them when they start.
+        statistics: training batches over which gradients are averaged before the first step, for
+            transforms that score weights by them when they start.
     """
 
     name: str
     epochs: int
-    transforms: tuple[Link, ...] = ()
+    transforms: tuple[TransformCall, ...] = ()
     optimizer: Call | None = None
     statistics: int = 16
 
 
 @dataclass(frozen=True)
 class Distill:
-    """A teacher, whom the network is to be like.
+    """A teacher whose outputs the network imitates.
 
     The loss is `weight * loss(logits, teacher's logits) + (1 - weight) * loss of the labels`.
 
     Args:
         teacher: the folder of a finished run, or a recipe file, which is run first, into the
             folder `teacher` of this run.
-        weight: of the teacher, from 0 to 1.
+        weight: the weight of the teacher, from 0 to 1.
         loss: `(student's logits, teacher's logits) -> scalar`.
 
     Example:
@@ -88,20 +91,20 @@ class Distill:
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """Another network, whose parameters this one begins with.
 
     Args:
         run: the folder of a finished run, or a recipe file, which is run first, into the folder
             `start` of this run.
-        layers: where the layers are, as `nnopt_jax.transfer.select_layers` is told, if the two
+        layers: where the layers are, as `nnopt_jax.transfer.select_layers` takes it, if the two
             networks differ in depth; null where they do not.
         how: which layer comes from which; see `nnopt_jax.transfer.layer_map`.
         zero: leaves of a new layer that begin as zeros; see `nnopt_jax.transfer.deepen`.
 
     Example:
-        >>> from nnopt_jax.recipe.schema import Start
-        >>> Start("runs/deep", layers="block_{index}").how
+        >>> from nnopt_jax.recipe.schema import WarmStart
+        >>> WarmStart("runs/deep", layers="block_{index}").how
         'even'
     """
 
@@ -113,12 +116,12 @@ class Start:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Which leaves of the model are split, and how.
+    """The split of some leaves of the model over devices.
 
     Args:
         where: a glob, or `re:` and a regular expression, over paths.
-        split: for each axis the mesh axis it lies along, a list of them, or null; null in place
-            of the list for leaves that are to stay whole.
+        split: for each axis the mesh axis that it is split over, a list of them, or null; null
+            in place of the list for leaves that stay whole.
     """
 
     where: str
@@ -130,13 +133,13 @@ class Parallel:
     """Many devices for one run.
 
     Args:
-        mesh: how many devices lie along each axis; -1 for what is left. `data` splits the batch,
+        mesh: the number of devices along each axis; -1 for the rest. `data` splits the batch,
             `fsdp` the batch and the parameters, others are for rules.
         rules: tensor parallelism.
         fsdp: the axis for parameter parallelism, where the mesh has it; null for none.
-        least: it leaves arrays of fewer bytes alone.
-        accumulate: micro-batches a batch is cut into.
-        remat: whether less is kept for the backward pass, and computed again.
+        least: arrays of fewer bytes stay whole on the `fsdp` axis.
+        accumulate: micro-batches that a batch is cut into.
+        remat: whether the backward pass recomputes values that would else be kept.
 
     Example:
         >>> from nnopt_jax.recipe.schema import Parallel
@@ -152,30 +155,31 @@ class Parallel:
     remat: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """A whole run.
 
     Args:
-        name: what the run is called.
+        name: the name of the run.
         model: makes the network; see `nnopt_jax.interop.flax.adapt` for the three kinds.
         data: returns an object with `train`, `test` and perhaps `valid`, each with arrays `x`
             and `y`.
-        stages: what is done, in order.
+        stages: the stages of training, in order.
         loss: `(logits, labels) -> scalar`, to be minimized.
         metric: `(logits, labels) -> scalar`, the smaller the better, reported as the error.
         distill: a teacher, if there is one; in all stages.
-        start: another network to begin with; default: as the model begins by itself.
-        program: whether the file holds what the network computes, too, so that
+        start: another network to begin with; default: the model's own initial parameters.
+        program: whether the file also holds the program of the network, so that
             `nnopt_jax.transfer.load_model` runs it where its code is not at hand.
         augment: `(inputs, key) -> inputs`, applied to every training batch inside the step.
         parallel: a mesh of devices; default one device.
         optimizer: for the stages that name none.
-        batch_size: examples in a step; what does not fill a batch is left out of the epoch.
+        batch_size: examples in a step; examples that do not fill a batch are left out of the
+            epoch.
         seed: of the parameters, the order of the batches and the transforms.
         log_every: steps between two rows of `metrics.jsonl`.
         checkpoint_every: steps between two checkpoints; one more ends each stage.
-        output: folder for everything the run writes; default `runs/<name>`.
+        output: folder for everything that the run writes; default `runs/<name>`.
     """
 
     name: str
@@ -185,7 +189,7 @@ class Recipe:
     loss: Call = Call("nnopt_jax.zoo.losses:cross_entropy")
     metric: Call = Call("nnopt_jax.zoo.losses:error_rate")
     distill: Distill | None = None
-    start: Start | None = None
+    start: WarmStart | None = None
     program: bool = False
     augment: Call | None = None
     parallel: Parallel | None = None
@@ -196,7 +200,12 @@ class Recipe:
     checkpoint_every: int = 500
     output: str | None = None
 
+    def __repr__(self) -> str:
+        """Return the name, the model and the stages."""
+        stages = f"{len(self.stages)} stages"
+        return f"Recipe({self.name!r}: {self.model.source} on {self.data.source}, {stages})"
+
     @property
     def folder(self) -> str:
-        """Where the run writes."""
+        """Return the folder that the run writes into."""
         return self.output or f"runs/{self.name}"

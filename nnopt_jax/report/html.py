@@ -6,41 +6,91 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from nnopt_jax.report.style import CSS
-from nnopt_jax.report.summary import LeafRow, Measure, Summary, amount
+from nnopt_jax.report.leaf_report import LeafRow
+from nnopt_jax.report.result import Measure, Result, amount, measure_rows
 from nnopt_jax.report.svg import Band, Line, bar_chart, histogram, line_chart
+
+__all__ = ["page"]
 
 _HISTOGRAMS, _BARS = 24, 12
 
+# The look of the report, for light and dark.
+_CSS = """
+:root { color-scheme: light dark;
+  --bg: #f7f8fa; --card: #ffffff; --ink: #1b2330; --soft: #667085; --rule: #e4e7ec;
+  --band: #f2f4f7; --a: #2f6fed; --b: #e07b39; --c: #12946f; --good: #0d7a55; }
+@media (prefers-color-scheme: dark) { :root {
+  --bg: #10141b; --card: #181e27; --ink: #e7ebf1; --soft: #98a2b3; --rule: #2a3240;
+  --band: #1f2631; --a: #7aa5ff; --b: #f2a06b; --c: #4cc9a0; --good: #4cc9a0; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 40px 24px 64px; max-width: 1120px; background: var(--bg);
+  color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+header p, small, .note { color: var(--soft); }
+h1 { margin: 0; font-size: 28px; letter-spacing: -0.02em; }
+h2 { margin: 40px 0 12px; font-size: 17px; }
+header p { margin: 4px 0 0; }
+.tiles, .plots, .small { display: grid; gap: 16px; }
+.tiles { grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); margin-top: 24px; }
+.plots { grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); }
+.small { grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
+.tile, figure, .card { background: var(--card); border: 1px solid var(--rule);
+  border-radius: 12px; padding: 16px 18px; margin: 0; }
+.tile b { display: block; font-size: 26px; letter-spacing: -0.02em; line-height: 1.25; }
+.tile span { color: var(--soft); font-size: 13px; }
+.tile em { display: block; color: var(--good); font-style: normal; font-size: 13px; }
+.card { overflow-x: auto; padding: 6px 18px; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: 9px 14px 9px 0; text-align: left; border-top: 1px solid var(--rule); }
+tr:first-child > * { border-top: 0; }
+th { color: var(--soft); font-weight: 500; font-size: 13px; }
+.n { text-align: right; white-space: nowrap; }
+td.e, pre { font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+td.e { overflow-wrap: anywhere; }
+figcaption { display: flex; justify-content: space-between; gap: 12px; margin-bottom: 10px;
+  font-weight: 600; font-size: 14px; }
+figcaption small { font-weight: 400; }
+.legend { display: flex; gap: 14px; font-weight: 400; font-size: 13px; color: var(--soft); }
+.legend i { display: inline-block; width: 10px; height: 10px; border-radius: 3px;
+  margin-right: 6px; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg text { fill: var(--soft); font-size: 11.5px; }
+text.y { text-anchor: end; } text.x, text.stage { text-anchor: middle; }
+.grid { stroke: var(--rule); } .band { fill: var(--band); }
+.curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+details { margin-top: 32px; } summary { cursor: pointer; color: var(--soft); }
+pre { overflow-x: auto; }
+@media print { body { max-width: none; } figure, .tile { break-inside: avoid; } }
+"""
 
-def page(summary: Summary) -> str:
-    """Draws the report of a run.
+
+def page(result: Result) -> str:
+    """Draw the report of a run.
 
     Args:
-        summary: the run.
+        result: the result of the run.
 
     Returns:
-        A complete HTML document, the same for the same summary.
+        A complete HTML document, the same for the same result.
 
     Example:
-        >>> from nnopt_jax.report import Summary, page
-        >>> "<title>demo</title>" in page(Summary("demo", (), (), (), "", ()))
+        >>> from nnopt_jax.report import Result, page
+        >>> "<title>demo</title>" in page(Result("demo", (), (), (), "", ()))
         True
     """
     sections = (
-        _section("Run", "plots", [*_training(summary.rows), _bytes(summary.leaves)]),
-        _section("Before and after", "card", [_measures(summary.measures)]),
-        "".join(f'<p class="note">{escape(note)}</p>' for note in summary.notes),
-        _section("Weights that are not zero", "small", _histograms(summary.leaves)),
-        _section("Leaves", "card", [_leaves(summary.leaves)]),
-        f"<details><summary>Recipe</summary><pre>{escape(summary.recipe)}</pre></details>",
+        _section("Run", "plots", [*_training(result.rows), _bytes(result.leaves)]),
+        _section("Before and after", "card", [measure_rows(result.measures)]),
+        "".join(f'<p class="note">{escape(note)}</p>' for note in result.notes),
+        _section("Weights that are not zero", "small", _histograms(result.leaves)),
+        _section("Leaves", "card", [_leaves(result.leaves)]),
+        f"<details><summary>Recipe</summary><pre>{escape(result.recipe)}</pre></details>",
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(summary.title)}</title><style>{CSS}</style></head><body>"
-        f"<header><h1>{escape(summary.title)}</h1><p>{_subtitle(summary)}</p></header>"
-        f"{_tiles(summary.measures)}{''.join(sections)}</body></html>\n"
+        f"<title>{escape(result.title)}</title><style>{_CSS}</style></head><body>"
+        f"<header><h1>{escape(result.title)}</h1><p>{_subtitle(result)}</p></header>"
+        f"{_tiles(result.measures)}{''.join(sections)}</body></html>\n"
     )
 
 
@@ -49,15 +99,15 @@ def _section(title: str, kind: str, parts: Sequence[str]) -> str:
     return f'<h2>{title}</h2><div class="{kind}">{body}</div>' if body else ""
 
 
-def _subtitle(summary: Summary) -> str:
-    size = sum(leaf.size for leaf in summary.leaves)
-    steps = max((row["step"] for row in summary.rows), default=0)
-    stages = list(dict.fromkeys(row["stage"] for row in summary.rows))
+def _subtitle(result: Result) -> str:
+    size = sum(leaf.size for leaf in result.leaves)
+    steps = max((row["step"] for row in result.rows), default=0)
+    stages = list(dict.fromkeys(row["stage"] for row in result.rows))
     return f"{size:,} parameters, {steps:,} steps: {escape(', '.join(stages))}"
 
 
 def _tiles(measures: Sequence[Measure]) -> str:
-    """The measures that matter most, large."""
+    """Return the measures that matter most, large."""
     chosen = [m for m in measures if m.name in ("test error", "on disk", "in memory", "per weight")]
     tiles = "".join(
         f'<div class="tile"><span>{escape(m.name)}</span><b>{_large(m)}</b>'
@@ -92,15 +142,15 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     zeros = series("sparsity", 100)
     return [
         line_chart("Loss", [Line("loss", _smooth(series("loss")), "var(--a)")], bands, log=True),
-        line_chart("Error", errors, bands, log=True, tell=percent),
-        line_chart("Zeros", [Line("zeros", zeros, "var(--c)")], bands, tell=percent)
+        line_chart("Error", errors, bands, log=True, label=percent),
+        line_chart("Zeros", [Line("zeros", zeros, "var(--c)")], bands, label=percent)
         if any(y for _, y in zeros)
         else "",
     ]
 
 
 def _bands(rows: Sequence[Mapping[str, Any]]) -> list[Band]:
-    """Where each stage begins and ends."""
+    """Return where each stage begins and ends."""
     ends: dict[str, float] = {}
     for row in rows:
         ends[row["stage"]] = row["step"]
@@ -109,22 +159,12 @@ def _bands(rows: Sequence[Mapping[str, Any]]) -> list[Band]:
 
 
 def _smooth(points: Sequence[tuple[float, float]], width: int = 5) -> list[tuple[float, float]]:
-    """Means of neighboring points: the loss of one batch is noise."""
+    """Return means of neighboring points: the loss of one batch is noise."""
     means = []
     for i, (x, _) in enumerate(points):
         near = [y for _, y in points[max(0, i - width // 2) : i + width // 2 + 1]]
         means.append((x, sum(near) / len(near)))
     return means
-
-
-def _measures(measures: Sequence[Measure]) -> str:
-    rows = "".join(
-        f'<tr><td>{escape(m.name)}</td><td class="n">{amount(m.before, m.unit)}</td>'
-        f'<td class="n">{amount(m.after, m.unit)}</td><td class="note">{escape(m.note)}</td></tr>'
-        for m in measures
-    )
-    head = '<tr><th></th><th class="n">dense</th><th class="n">packed</th><th></th></tr>'
-    return f"<table>{head}{rows}</table>" if rows else ""
 
 
 def _bytes(leaves: Sequence[LeafRow]) -> str:
@@ -140,7 +180,7 @@ def _bytes(leaves: Sequence[LeafRow]) -> str:
 
 
 def _histograms(leaves: Sequence[LeafRow]) -> list[str]:
-    """The largest leaves, in their own order."""
+    """Return histograms of the largest leaves, in their own order."""
     largest = sorted(leaves, key=lambda leaf: -leaf.size)[:_HISTOGRAMS]
     return [
         histogram(

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+__all__ = ["Band", "Line", "bar_chart", "histogram", "line_chart", "ticks"]
+
 _WIDTH, _HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 30
 _LEAST = 1e-300  # below it powers of ten run out; as good as zero
@@ -36,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Band:
-    """A part of the x axis with a name of its own, such as a stage.
+    """A named range of the x axis, such as a stage.
 
     Args:
         name: written above it.
@@ -50,12 +52,12 @@ class Band:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers that cover a range: steps of 1, 2 or 5 times a power of ten.
+    """Return round numbers that cover a range: steps of 1, 2 or 5 times a power of ten.
 
     Args:
         low: least value.
         high: greatest value.
-        count: about how many steps.
+        count: about how many steps there are.
 
     Returns:
         The numbers within the range.
@@ -80,16 +82,16 @@ def line_chart(
     bands: Sequence[Band] = (),
     *,
     log: bool = False,
-    tell: Callable[[float], str] = "{:g}".format,
+    label: Callable[[float], str] = "{:g}".format,
 ) -> str:
-    """Curves over a common x axis.
+    """Draw curves over a common x axis.
 
     Args:
-        title: what is shown.
+        title: the quantity.
         lines: the curves.
-        bands: parts of the x axis.
+        bands: named ranges of the x axis.
         log: whether y is logarithmic.
-        tell: writes a y value.
+        label: writes a y value.
 
     Returns:
         A `<figure>`; empty where there are no points.
@@ -107,9 +109,9 @@ def line_chart(
     x_of = _scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
     marks, y_of = _y_axis(ys, log)
     parts = [_band(band, x_of, i) for i, band in enumerate(bands)]
-    parts += [_y_tick(y_of(y), tell(y)) for y in marks]
+    parts += [_y_tick(y_of(y), label(y)) for y in marks]
     parts += [_x_tick(x_of(x), f"{x:,.0f}") for x in ticks(min(xs), max(xs), 6)]
-    parts += [_curve(line, x_of, y_of, tell, log) for line in lines]
+    parts += [_curve(line, x_of, y_of, label, log) for line in lines]
     return _figure(title, lines, _svg(parts, _HEIGHT, title))
 
 
@@ -119,7 +121,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def _y_axis(ys: Sequence[float], log: bool) -> tuple[list[float], Callable[[float], float]]:
-    """The numbers beside the axis, and where a value lies."""
+    """Return the numbers beside the axis, and a function from a value to its place."""
     if not ys:
         return [], lambda y: _HEIGHT - _BOTTOM
     if log:
@@ -158,7 +160,7 @@ def _curve(
     line: Line,
     x_of: Callable[[float], float],
     y_of: Callable[[float], float],
-    tell: Callable[[float], str],
+    label: Callable[[float], str],
     log: bool,
 ) -> str:
     points = [(x, y) for x, y in line.points if y > _LEAST or not log]
@@ -167,16 +169,16 @@ def _curve(
         return f'<polyline class="curve" style="stroke:{line.color}" points="{path}"/>'
     return "".join(
         f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="4" style="fill:{line.color}">'
-        f"<title>step {x:,.0f}: {escape(tell(y))}</title></circle>"
+        f"<title>step {x:,.0f}: {escape(label(y))}</title></circle>"
         for x, y in points
     )
 
 
 def bar_chart(title: str, names: Sequence[str], series: Sequence[Line]) -> str:
-    """Horizontal bars, a group for each name; `points` of a series are (anything, length).
+    """Draw horizontal bars, a group for each name; `points` of a series are (anything, length).
 
     Args:
-        title: what is shown.
+        title: the quantity.
         names: one for each group.
         series: one bar for each in every group.
 
@@ -209,10 +211,10 @@ def bar_chart(title: str, names: Sequence[str], series: Sequence[Line]) -> str:
 
 
 def histogram(title: str, note: str, edges: Sequence[float], counts: Sequence[int]) -> str:
-    """A small histogram.
+    """Draw a small histogram.
 
     Args:
-        title: what is shown.
+        title: the quantity.
         note: a second line.
         edges: borders of the bins.
         counts: how many values lie in each.

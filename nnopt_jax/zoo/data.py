@@ -64,8 +64,12 @@ class Split:
     y: np.ndarray
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """Return the number of examples."""
         return len(self.y)
+
+    def __repr__(self) -> str:
+        """Return the shapes instead of the values."""
+        return f"Split({len(self):,} examples of shape {self.x.shape[1:]})"
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ ROW = {"step": 10, "stage": "train", "epoch": 2, "loss": 0.25, "sparsity": 0.5, 
 def test_bars_on_a_terminal():
     said = io.StringIO()
     console = Console(file=said, force_terminal=True, width=100)
-    columns = TextColumn("{task.description} {task.completed} {task.fields[said]}")
+    columns = TextColumn("{task.description} {task.completed} {task.fields[described]}")
     with Progress(columns, console=console) as progress:
         bars = Bars(progress)
         bars.stage("train", "1/2", 10, 5)

@@ -11,7 +11,7 @@ import pytest
 
 import nnopt_jax as nnopt
 from nnopt_jax import artifact
-from nnopt_jax.recipe.yaml import parse
+from nnopt_jax.recipe.reader import parse
 
 
 def rows(folder):

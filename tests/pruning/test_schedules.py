@@ -11,7 +11,7 @@ import pytest
 import nnopt_jax as nnopt
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.recipe import Call
-from nnopt_jax.recipe.resolve import call
+from nnopt_jax.recipe.resolver import call
 
 COUNTS = np.arange(60)
 

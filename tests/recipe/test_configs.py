@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nnopt_jax.interop.flax import adapt
-from nnopt_jax.recipe import load, resolve
-from nnopt_jax.recipe.phases import phases
+from nnopt_jax.recipe import load, resolver
+from nnopt_jax.recipe.recipe_plan import phases
 from nnopt_jax.transform import plan
 from nnopt_jax.tree import flatten
 
@@ -21,7 +21,7 @@ CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 
 def parameters(recipe):
     """The shapes of what a recipe trains, whatever kind of model it is."""
-    made = resolve.call(recipe.model, "model", passed={"key": jax.random.key(0)})
+    made = resolver.call(recipe.model, "model", passed={"key": jax.random.key(0)})
     image = np.zeros((1, 28, 28, 1), "float32")
     return jax.eval_shape(lambda key: adapt(made, image, key).params, jax.random.key(0))
 
@@ -36,7 +36,7 @@ def test_a_recipe_of_the_project(path):
     assert any("prints: test error" in line for line in header)
     recipe = load(path)
     assert recipe.name == path.stem
-    resolve.check(recipe)
+    resolver.check(recipe)
     params = parameters(recipe)
     last = phases(recipe, 4000)[-1]
     assert {row.path for row in plan(last.tx, params).rows} == set(flatten(params))

@@ -14,9 +14,9 @@ from scipy.special import log_softmax, softmax
 import nnopt_jax as nnopt
 from nnopt_jax import recipe as recipes
 from nnopt_jax.errors import RecipeError
-from nnopt_jax.recipe.data import batches
-from nnopt_jax.recipe.setup import prepare
-from nnopt_jax.recipe.yaml import dump
+from nnopt_jax.recipe import prepare
+from nnopt_jax.recipe.inputs import batches
+from nnopt_jax.recipe.reader import dump
 
 MODULE = """
 from types import SimpleNamespace

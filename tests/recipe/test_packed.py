@@ -14,8 +14,8 @@ from flax import linen as nn, nnx
 import nnopt_jax as nnopt
 from nnopt_jax import recipe as recipes
 from nnopt_jax.interop.flax import adapt
-from nnopt_jax.recipe import latency as timing
-from nnopt_jax.recipe.evaluate import network
+from nnopt_jax.recipe import measurement as timing
+from nnopt_jax.recipe.inputs import network
 
 MODULE = """
 from types import SimpleNamespace
@@ -68,8 +68,8 @@ def test_the_error_is_that_of_the_packed_network(tmp_path, monkeypatch):
     assert min(abs(errors(x)[0] - bound) for bound in (least, most)) > 1  # the dense one is another
     assert measures["latency"].before > 0
     assert measures["latency"].note.startswith("batch of 128, packed ")
-    assert measures["laid out"].after > 0
-    assert measures["laid out"].note.startswith("by nnopt.prepack before serving, ")
+    assert measures["prepacked"].after > 0
+    assert measures["prepacked"].note.startswith("by nnopt.prepack before serving, ")
     assert summary.notes[0] == "No packed leaf is made dense inside the call."
     assert [leaf.call for leaf in summary.leaves] == ["packed"]
 

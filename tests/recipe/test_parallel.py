@@ -10,8 +10,7 @@ import pytest
 import nnopt_jax as nnopt
 from nnopt_jax import recipe as recipes
 from nnopt_jax.errors import RecipeError
-from nnopt_jax.recipe.setup import prepare
-from nnopt_jax.recipe.watch import Watch
+from nnopt_jax.recipe import Callback, prepare
 from nnopt_jax.tree import flatten
 
 MODULE = """
@@ -78,7 +77,7 @@ def test_a_mesh_gives_what_one_device_gives():
         np.testing.assert_allclose(found["mesh"][1][path], leaf, rtol=1e-3, atol=1e-3, err_msg=path)
 
 
-class StopsAt(Watch):
+class StopsAt(Callback):
     """Is killed where a stage begins."""
 
     def __init__(self, name):
@@ -93,7 +92,7 @@ def test_a_run_that_was_stopped_goes_on_where_its_shares_lay():
     recipes.run(recipes.build(RECIPE | {"parallel": MESH, "output": "whole"}))
     stopped = recipes.build(RECIPE | {"parallel": MESH, "output": "stopped"})
     with pytest.raises(KeyboardInterrupt):
-        recipes.run(stopped, watch=StopsAt("prune"))
+        recipes.run(stopped, callback=StopsAt("prune"))
     recipes.run(stopped)
     one, other = (nnopt.load(f"{name}/model.nnopt") for name in ("whole", "stopped"))
     for path, leaf in flatten(nnopt.materialize(one)).items():
@@ -113,7 +112,7 @@ def test_a_run_that_was_stopped_goes_on_where_its_shares_lay():
 )
 def test_what_does_not_fit_is_told_before_anything_is_trained(change, told):
     if told is None:
-        assert prepare(recipes.build(RECIPE | {"parallel": MESH | change})).spread is not None
+        assert prepare(recipes.build(RECIPE | {"parallel": MESH | change})).placement is not None
         with pytest.raises(RecipeError, match="12 rows do not divide into 8 shares"):
             prepare(recipes.build(RECIPE | {"parallel": MESH | change, "batch_size": 12}))
         return

@@ -12,17 +12,16 @@ import pytest
 from nnopt_jax.errors import RecipeError
 from nnopt_jax.interop.flax import adapt
 from nnopt_jax.recipe import build
-from nnopt_jax.recipe.data import Split, batches, open_data
-from nnopt_jax.recipe.folder import Folder
-from nnopt_jax.recipe.model_graph import model_graph
-from nnopt_jax.recipe.phases import Carry, phases
+from nnopt_jax.recipe.inputs import Examples, batches, model_graph, open_data
+from nnopt_jax.recipe.recipe_plan import Carry, phases
+from nnopt_jax.recipe.run_folder import RunFolder
 
 RAW = {"name": "demo", "model": "m:f", "data": "fixed_data:make", "batch_size": 2}
 STAGES = [{"name": "train", "epochs": 1}]
 
 
 def test_batches_cover_an_epoch_once_each():
-    split = Split(np.arange(10), np.arange(10) * 2)
+    split = Examples(np.arange(10), np.arange(10) * 2)
     feed = batches(split, 3, jax.random.key(1))
     first, second = ([next(feed) for _ in range(3)] for _ in range(2))
     for epoch in (first, second):
@@ -34,7 +33,7 @@ def test_batches_cover_an_epoch_once_each():
 
 @pytest.mark.parametrize("start", [0, 1, 3, 7, 12])
 def test_batches_go_on_where_they_stopped(start):
-    split = Split(np.arange(10), np.arange(10))
+    split = Examples(np.arange(10), np.arange(10))
     whole = batches(split, 3, jax.random.key(1))
     for _ in range(start):
         next(whole)
@@ -103,7 +102,7 @@ def test_shares_are_those_of_the_own_stage():
 
 
 def test_a_folder_holds_one_recipe(tmp_path):
-    folder = Folder(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
     recipe = build(RAW | {"stages": STAGES})
     folder.require_same(recipe)
     folder.claim(recipe, fresh=False)

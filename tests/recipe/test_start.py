@@ -14,11 +14,10 @@ import pytest
 import nnopt_jax as nnopt
 from nnopt_jax import recipe as recipes
 from nnopt_jax.errors import RecipeError
-from nnopt_jax.recipe.data import batches
-from nnopt_jax.recipe.earlier import earlier
-from nnopt_jax.recipe.setup import prepare
-from nnopt_jax.recipe.start import started
-from nnopt_jax.recipe.yaml import dump
+from nnopt_jax.recipe import prepare
+from nnopt_jax.recipe.dependencies import required_runs, warm_started
+from nnopt_jax.recipe.inputs import batches
+from nnopt_jax.recipe.reader import dump
 
 MODULE = """
 from types import SimpleNamespace
@@ -81,8 +80,8 @@ def begun(start, model="begun:net"):
     """The parameters that a recipe's training starts from."""
     made = recipes.build(SHALLOW | {"start": start, "model": model})
     setup = prepare(made)
-    (one,) = earlier(made)
-    return started(made.start, one.network(setup.data).params, setup.model)
+    (one,) = required_runs(made)
+    return warm_started(made.start, one.model(setup.data).params, setup.model)
 
 
 def test_it_starts_from_the_run_that_is_run_first(place):

@@ -12,10 +12,11 @@ from hypothesis import example, given, strategies as st
 
 from nnopt_jax.arrays import Masked
 from nnopt_jax.errors import RecipeError
+from nnopt_jax.recipe.run_folder import JsonLines, read_rows, write_whole
 from nnopt_jax.report import (
     LeafRow,
     Measure,
-    Summary,
+    Result,
     call_note,
     compare,
     leaf_calls,
@@ -23,10 +24,9 @@ from nnopt_jax.report import (
     page,
 )
 from nnopt_jax.report.svg import Band, Line, bar_chart, histogram, line_chart, ticks
-from nnopt_jax.report.writers import JsonLines, read_rows, write_whole
 from nnopt_jax.trace import PackedReport, Use
 
-SUMMARY = Summary(
+RESULT = Result(
     title="a <b> & c",
     measures=(
         Measure("test error", "%", 3.0, 2.5, "read from the file"),
@@ -68,7 +68,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_is_whole_and_needs_nothing():
-    text = page(SUMMARY)
+    text = page(RESULT)
     tags = Tags(text)
     assert tags.open == []
     names = {name for name, _ in tags.seen}
@@ -82,22 +82,22 @@ def test_the_page_is_whole_and_needs_nothing():
 
 
 def test_the_page_is_a_pure_function():
-    again = Summary.from_json(json.loads(json.dumps(SUMMARY.to_json())))
-    assert again == SUMMARY
-    assert page(again) == page(SUMMARY)
+    again = Result.from_json(json.loads(json.dumps(RESULT.to_json())))
+    assert again == RESULT
+    assert page(again) == page(RESULT)
 
 
 def test_the_page_tells_what_a_call_makes_dense():
-    text = page(SUMMARY)
+    text = page(RESULT)
     assert "<th>in a call</th>" in text
     assert "<td>Sparse: no &lt;rule&gt;</td>" in text
 
 
 def test_results_of_earlier_versions_are_read():
-    data = json.loads(json.dumps(SUMMARY.to_json()))
+    data = json.loads(json.dumps(RESULT.to_json()))
     for leaf in data["leaves"]:
         del leaf["call"]
-    assert [leaf.call for leaf in Summary.from_json(data).leaves] == ["", ""]
+    assert [leaf.call for leaf in Result.from_json(data).leaves] == ["", ""]
 
 
 def test_calls_are_told_leaf_by_leaf_and_in_one_line():
@@ -124,7 +124,7 @@ def test_calls_are_told_leaf_by_leaf_and_in_one_line():
 
 
 def test_an_empty_run_has_a_page():
-    assert Tags(page(Summary("x", (), (), (), "", ()))).open == []
+    assert Tags(page(Result("x", (), (), (), "", ()))).open == []
 
 
 def svg_of(figure):

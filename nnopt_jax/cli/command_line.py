@@ -1,4 +1,4 @@
-"""Reads the command line, runs one command, and tells errors in one message."""
+"""Read the command line, run one command, and print an error as one message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--distributed", action="store_true", help="one of several processes, on any machines"
     )
-    run.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; some clusters tell")
+    run.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; clusters may set it")
     run.add_argument("--processes", type=int, help="how many processes there are")
     run.add_argument("--process", type=int, help="which this is, from 0")
     run.add_argument(
@@ -63,13 +63,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Run one command.
 
     Args:
         argv: the arguments; default those of the process.
 
     Returns:
-        The exit status: 0, or 2 where something the user can mend is wrong, told on stderr.
+        The exit status: 0, or 2 where something is wrong that the user can mend; stderr says what.
 
     Example:
         >>> from nnopt_jax.cli import main

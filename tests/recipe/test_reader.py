@@ -4,10 +4,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from nnopt_jax.errors import RecipeError
-from nnopt_jax.recipe import Call, Link, build, load
-from nnopt_jax.recipe.load import unbuild
-from nnopt_jax.recipe.overrides import override
-from nnopt_jax.recipe.yaml import dump, parse
+from nnopt_jax.recipe import Call, TransformCall, build, load
+from nnopt_jax.recipe.reader import dump, override, parse, unbuild
 
 RAW = {
     "name": "demo",
@@ -31,8 +29,8 @@ def test_a_recipe_is_typed():
     recipe = build(RAW)
     assert recipe.model == Call("mine:net", {"width": 8})
     assert recipe.stages[1].transforms == (
-        Link("pruning.magnitude", {"sparsity": Call("optax:linear_schedule", {"a": 1})}),
-        Link("quantization.uniform", {}),
+        TransformCall("pruning.magnitude", {"sparsity": Call("optax:linear_schedule", {"a": 1})}),
+        TransformCall("quantization.uniform", {}),
     )
     assert recipe.folder == "runs/demo"
 

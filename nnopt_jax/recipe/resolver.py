@@ -1,58 +1,65 @@
-"""From names to callables, and from a `Call` to what it returns."""
+"""From names to callables, and from a `Call` to its result."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nnopt_jax import registry
 from nnopt_jax.errors import NnoptError, Problems, RecipeError, SelectionError, nearest
-from nnopt_jax.recipe.schema import Call, Link, Recipe
+from nnopt_jax.recipe.schema import Call, Recipe, TransformCall
 
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
+__all__ = ["bind", "call", "check", "check_signature", "find"]
 
-# What the run itself passes, where a callable asks for it by name.
+# Arguments that the run itself passes, where a callable asks for them by name.
 PASSED = ("rngs", "key")
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 _ANYTHING = inspect.Parameter.VAR_KEYWORD
 _ANY = (inspect.Parameter.VAR_POSITIONAL, _ANYTHING)
 
 
 def find(source: str, key: str) -> Callable[..., Any]:
-    """Imports `package.module:callable`.
+    """Import `package.module:callable`, or look a method of the registry up.
 
     Args:
-        source: the name.
+        source: the name; without a colon it is one of `nnopt_jax.registry`.
         key: where the recipe says it, for errors.
 
     Returns:
         The callable.
 
     Raises:
-        RecipeError: the module or the attribute is not there, the import fails, or what is found
+        RecipeError: the module or the attribute is not there, the import fails, or the attribute
             cannot be called.
 
     Example:
-        >>> from nnopt_jax.recipe.resolve import find
+        >>> from nnopt_jax.recipe.resolver import find
+        >>> find("pruning.magnitude", "stages.0.transforms.0").__name__
+        'magnitude'
         >>> find("math:sqrtt", "loss")
         Traceback (most recent call last):
         nnopt_jax.errors.RecipeError: recipe: loss: module math has no 'sqrtt'. Did you mean sqrt, isqrt?
     """  # noqa: E501 - printed by the doctest
-    name, _, attribute = source.partition(":")
+    name, colon, attribute = source.partition(":")
+    if not colon:
+        try:
+            return registry.get(source).load()
+        except SelectionError as error:
+            raise RecipeError(f"recipe: {key}: {str(error).removeprefix('registry: ')}") from error
     try:
-        module = importlib.import_module(name)
+        found: Any = importlib.import_module(name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and name.startswith(error.name):
             raise RecipeError(
-                f"recipe: {key}: there is no module {error.name!r}. Write package.module:callable; "
-                "the working directory is searched first."
+                f"recipe: {key}: there is no module {error.name!r}.{_moved(error.name)} Write "
+                "package.module:callable; the working directory is searched first."
             ) from error
         raise RecipeError(
             f"recipe: {key}: importing {name} failed: {type(error).__name__}: {error}"
         ) from error
-    found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
             public = [other for other in dir(found) if not other.startswith("_")]
@@ -65,75 +72,51 @@ def find(source: str, key: str) -> Callable[..., Any]:
     return found
 
 
-def method(name: str, key: str) -> Callable[..., Any]:
-    """Finds a transform: registered, or one's own as `package.module:callable`.
-
-    Raises:
-        RecipeError: there is none of that name.
-
-    Example:
-        >>> from nnopt_jax.recipe.resolve import method
-        >>> method("pruning.magnitude", "stages.0.transforms.0").__name__
-        'magnitude'
-    """
-    if ":" in name:
-        return find(name, key)
+def _moved(module: str) -> str:
+    """Return what a package says of a module that it had under another name."""
+    package, _, name = module.rpartition(".")
     try:
-        return registry.get(name).load()
-    except SelectionError as error:
-        raise RecipeError(f"recipe: {key}: {str(error).removeprefix('registry: ')}") from error
+        getattr(importlib.import_module(package or name), name)
+    except (ImportError, AttributeError) as error:
+        return f" {error}." if " is now " in str(error) else ""
+    return ""
 
 
 def call(
-    what: Call, key: str, steps: int | None = None, passed: Mapping[str, Any] | None = None
+    what: Call | TransformCall,
+    key: str,
+    steps: int | None = None,
+    passed: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Calls what a recipe names.
+    """Call what a recipe names.
 
     Args:
         what: the callable's name and its arguments; inner calls are made first.
         key: where the recipe says it, for errors.
-        steps: steps of the stage, which percentages are shares of.
+        steps: steps of the stage; percentages are fractions of them.
         passed: what the run offers; each is given where the callable has a parameter of that name.
 
     Returns:
-        What the callable returns.
+        The result of the call.
 
     Raises:
         RecipeError: the name or an argument is wrong, or the callable raises.
 
     Example:
-        >>> from nnopt_jax.recipe import Call
-        >>> from nnopt_jax.recipe.resolve import call
+        >>> from nnopt_jax.recipe import Call, TransformCall
+        >>> from nnopt_jax.recipe.resolver import call
         >>> call(Call("builtins:dict", {"decay_steps": "70%"}), "optimizer", steps=1000)
         {'decay_steps': 700}
-    """
-    return _invoke(find(what.source, key), what.kwargs, key, steps, passed or {})
-
-
-def transform(link: Link, key: str, steps: int) -> Any:
-    """Makes the transform of a link; see `call`.
-
-    Example:
-        >>> from nnopt_jax.recipe import Link
-        >>> from nnopt_jax.recipe.resolve import transform
-        >>> transform(Link("pruning.magnitude", {"sparsity": 0.9}), "demo", 10).name
+        >>> call(TransformCall("pruning.magnitude", {"sparsity": 0.9}), "transforms.0").name
         'pruning.magnitude'
     """
-    return _invoke(method(link.method, key), link.kwargs, f"{key}.{link.method}", steps, {})
-
-
-def _invoke(
-    function: Callable[..., Any],
-    kwargs: Mapping[str, Any],
-    key: str,
-    steps: int | None,
-    passed: Mapping[str, Any],
-) -> Any:
+    function, key = _target(what, key)
     problems = Problems("recipe")
-    check_signature(function, kwargs, key, problems)
+    check_signature(function, what.kwargs, key, problems)
     problems.raise_as(RecipeError)
-    offered = {name: value for name, value in passed.items() if name in _parameters(function)}
-    arguments = {name: _argument(value, f"{key}.{name}", steps) for name, value in kwargs.items()}
+    asked = _parameters(function)
+    offered = {name: value for name, value in (passed or {}).items() if name in asked}
+    arguments = {n: _argument(value, f"{key}.{n}", steps) for n, value in what.kwargs.items()}
     try:
         return function(**offered, **arguments)
     except NnoptError:
@@ -144,6 +127,19 @@ def _invoke(
         ) from error
 
 
+def bind(what: Call, key: str) -> Callable[..., Any]:
+    """Return a callable of two arguments that the run gives; its further arguments are bound."""
+    function = find(what.source, key)
+    return lambda left, right: function(left, right, **what.kwargs)
+
+
+def _target(what: Call | TransformCall, key: str) -> tuple[Callable[..., Any], str]:
+    """Return the callable, and the key that its arguments stand under."""
+    if isinstance(what, Call):
+        return find(what.source, key), key
+    return find(what.method, key), f"{key}.{what.method}"
+
+
 def _argument(value: Any, key: str, steps: int | None) -> Any:
     if isinstance(value, Call):
         return call(value, key, steps)
@@ -151,23 +147,22 @@ def _argument(value: Any, key: str, steps: int | None) -> Any:
         return {name: _argument(item, f"{key}.{name}", steps) for name, item in value.items()}
     if isinstance(value, list):
         return [_argument(item, f"{key}.{i}", steps) for i, item in enumerate(value)]
-    share = _SHARE.fullmatch(value) if isinstance(value, str) else None
-    if share is None:
+    percent = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    if percent is None:
         return value
     if steps is None:
         raise RecipeError(f"recipe: {key}: {value} is a share of a stage's steps; give a number.")
-    return max(1, round(float(share[1]) / 100 * steps))
+    return max(1, round(float(percent[1]) / 100 * steps))
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         found = inspect.signature(function).parameters
-        # A metaclass, as NNX has, may take anything and hand it on; the constructor tells more.
+        # A metaclass, as NNX has, may take anything and hand it on; the constructor says more.
         if inspect.isclass(function) and all(p.kind in _ANY for p in found.values()):
-            own = list(inspect.signature(function.__init__).parameters.items())[1:]
-            return dict(own)
+            return dict(list(inspect.signature(function.__init__).parameters.items())[1:])
         return found
-    except (TypeError, ValueError):  # some builtins tell nothing
+    except (TypeError, ValueError):  # some builtins have no signature
         return {}
 
 
@@ -178,18 +173,18 @@ def check_signature(
     problems: Problems,
     given: int = 0,
 ) -> None:
-    """Adds a problem for each argument the callable does not take, or lacks.
+    """Add a problem for each argument that the callable does not take, or lacks.
 
     Args:
         function: the callable.
-        kwargs: what the recipe passes.
+        kwargs: the arguments in the recipe.
         key: where the recipe says it.
-        problems: where problems go.
+        problems: the list that problems are added to.
         given: how many positional arguments the run passes before these.
 
     Example:
         >>> from nnopt_jax.errors import Problems
-        >>> from nnopt_jax.recipe.resolve import check_signature, find
+        >>> from nnopt_jax.recipe.resolver import check_signature, find
         >>> problems = Problems("demo")
         >>> check_signature(find("optax:adam", ""), {"learning_rat": 0.5}, "optimizer", problems)
         >>> for text in problems.found:
@@ -198,12 +193,12 @@ def check_signature(
         optimizer.learning_rate: missing
     """
     parameters = list(_parameters(function).values())
-    fixed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-    named = {p.name: p for p in parameters[given:] if p.kind not in (*fixed, _ANYTHING)}
+    fixed = (inspect.Parameter.POSITIONAL_ONLY, *_ANY)
+    named = {p.name: p for p in parameters[given:] if p.kind not in fixed}
     if parameters and all(p.kind is not _ANYTHING for p in parameters):
+        known = [name for name in named if name not in PASSED]
         for name in kwargs:
             if name not in named:
-                known = [other for other in named if other not in PASSED]
                 problems.add(f"{key}.{name}", f"unknown key.{nearest(name, known)}")
     for name, parameter in named.items():
         required = parameter.default is inspect.Parameter.empty
@@ -212,14 +207,14 @@ def check_signature(
 
 
 def check(recipe: Recipe) -> None:
-    """Imports everything a recipe names and checks the arguments, before anything runs.
+    """Import everything that a recipe names and check the arguments, before anything runs.
 
     Raises:
         RecipeError: every problem, with its key path.
 
     Example:
-        >>> from nnopt_jax.recipe.load import build
-        >>> from nnopt_jax.recipe.resolve import check
+        >>> from nnopt_jax.recipe.reader import build
+        >>> from nnopt_jax.recipe.resolver import check
         >>> raw = {"name": "a", "stages": [{"name": "train", "epochs": 1}]}
         >>> check(build(raw | {"model": "no_such:f", "data": "math:pi"}))
         Traceback (most recent call last):
@@ -227,40 +222,34 @@ def check(recipe: Recipe) -> None:
         ...
     """
     problems = Problems("recipe")
-    for key in ("model", "data", "optimizer"):
-        _check_call(getattr(recipe, key), key, problems)
-    for key in ("loss", "metric", "augment"):  # the run gives their first two arguments
-        if (what := getattr(recipe, key)) is not None:
-            _check_call(what, key, problems, given=2)
-    if recipe.distill is not None:
-        _check_call(recipe.distill.loss, "distill.loss", problems, given=2)
-    for i, stage in enumerate(recipe.stages):
-        if stage.optimizer is not None:
-            _check_call(stage.optimizer, f"stages.{i}.optimizer", problems)
-        for j, link in enumerate(stage.transforms):
-            key = f"stages.{i}.transforms.{j}"
-            _check_one(lambda k=key, m=link.method: method(m, k), link.kwargs,
-                       f"{key}.{link.method}", problems)  # fmt: skip
+    for key, what, given in _calls(recipe):
+        _check_call(what, key, problems, given)
     problems.raise_as(RecipeError)
 
 
-def _check_call(what: Call, key: str, problems: Problems, given: int = 0) -> None:
-    _check_one(lambda: find(what.source, key), what.kwargs, key, problems, given)
+def _calls(recipe: Recipe) -> Iterator[tuple[str, Call | TransformCall, int]]:
+    """Yield every call: its key, itself, and how many arguments the run gives."""
+    for key in ("model", "data", "optimizer"):
+        yield key, getattr(recipe, key), 0
+    for key in ("loss", "metric", "augment"):
+        if (what := getattr(recipe, key)) is not None:
+            yield key, what, 2
+    if recipe.distill is not None:
+        yield "distill.loss", recipe.distill.loss, 2
+    for i, stage in enumerate(recipe.stages):
+        if stage.optimizer is not None:
+            yield f"stages.{i}.optimizer", stage.optimizer, 0
+        for j, what in enumerate(stage.transforms):
+            yield f"stages.{i}.transforms.{j}", what, 0
 
 
-def _check_one(
-    finder: Callable[[], Any],
-    kwargs: Mapping[str, Any],
-    key: str,
-    problems: Problems,
-    given: int = 0,
-) -> None:
+def _check_call(what: Call | TransformCall, key: str, problems: Problems, given: int) -> None:
     try:
-        function = finder()
+        function, key = _target(what, key)
     except RecipeError as error:
         problems.add("", str(error).removeprefix("recipe: "))
         return
-    check_signature(function, kwargs, key, problems, given)
-    for name, value in kwargs.items():
+    check_signature(function, what.kwargs, key, problems, given)
+    for name, value in what.kwargs.items():
         if isinstance(value, Call):
-            _check_call(value, f"{key}.{name}", problems)
+            _check_call(value, f"{key}.{name}", problems, 0)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from nnopt_jax.errors import RecipeError, ValueRangeError
-from nnopt_jax.recipe import Call, Link
-from nnopt_jax.recipe.resolve import call, find, transform
+from nnopt_jax.recipe import Call, TransformCall
+from nnopt_jax.recipe.resolver import call, find
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def test_calls_that_fail(modules, what, message):
 
 
 def test_transforms_of_the_registry_and_of_ones_own(modules):
-    assert transform(Link("quantization.uniform", {"bits": 8}), "x", 10).name
-    assert transform(Link("good_module:keep", {"a": 1}), "x", 10) == (1, 2, {})
+    assert call(TransformCall("quantization.uniform", {"bits": 8}), "x", 10).name
+    assert call(TransformCall("good_module:keep", {"a": 1}), "x", 10) == (1, 2, {})
     with pytest.raises(RecipeError, match=r"x: no method 'quantization\.unifrm'"):
-        transform(Link("quantization.unifrm"), "x", 10)
+        call(TransformCall("quantization.unifrm"), "x", 10)
     with pytest.raises(ValueRangeError):
-        transform(Link("quantization.uniform", {"bits": 99}), "x", 10)
+        call(TransformCall("quantization.uniform", {"bits": 99}), "x", 10)

@@ -1,0 +1,235 @@
+"""The runs that a recipe depends on: a teacher, and a network to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax import artifact
+from nnopt_jax.arrays.nodes import materialize
+from nnopt_jax.errors import NnoptError, RecipeError
+from nnopt_jax.interop.flax import Model
+from nnopt_jax.recipe import resolver
+from nnopt_jax.recipe.inputs import Splits, make_model, variables_of
+from nnopt_jax.recipe.reader import load
+from nnopt_jax.recipe.recipe_plan import RecipePlan
+from nnopt_jax.recipe.run_folder import RunFolder
+from nnopt_jax.recipe.schema import Distill, Recipe, WarmStart
+from nnopt_jax.transfer import deepen, graft, layer_map, select_layers
+from nnopt_jax.transfer.structure.place import layers_at
+from nnopt_jax.typing import Array, Params
+
+__all__ = ["Dependency", "Teacher", "finished_model", "required_runs", "warm_started"]
+
+
+class Dependency(NamedTuple):
+    """A run that another needs.
+
+    Args:
+        key: where the recipe names it.
+        folder: the folder of the run.
+        recipe: the recipe to run first; None where the run is there.
+    """
+
+    key: str
+    folder: Path
+    recipe: Recipe | None
+
+    def model(self, data: Splits) -> Model:
+        """Load the network of the run, its parameters dense.
+
+        Args:
+            data: the data of the run that needs it; gives a sample of the inputs.
+
+        Raises:
+            RecipeError: there is no finished run.
+            ArtifactError: its file is damaged.
+        """
+        folder = RunFolder(self.folder)
+        recipe = folder.finished_recipe()
+        if recipe is None:
+            raise RecipeError(
+                f"recipe: {self.key}: {self.folder} holds no finished run. Give the folder of one, "
+                "or a recipe, which is run first."
+            )
+        model = finished_model(recipe, folder.artifact, data)
+        return model._replace(params=materialize(model.params))
+
+
+def finished_model(recipe: Recipe, file: Path, data: Splits) -> Model:
+    """Load the network of a finished run.
+
+    Args:
+        recipe: the recipe of the run.
+        file: the file that it has written.
+        data: gives a sample of the inputs.
+
+    Returns:
+        The network; its parameters are packed as in the file.
+
+    Raises:
+        RecipeError: the network cannot be made.
+        ArtifactError: the file is damaged.
+    """
+    model = make_model(recipe, data, jax.random.key(recipe.seed))
+    params, extra = variables_of(artifact.load(file), model.extra)
+    return model._replace(params=params, extra=extra)
+
+
+def required_runs(recipe: Recipe) -> Iterator[Dependency]:
+    """Name the runs that a recipe depends on, and check those that are to be run first.
+
+    Args:
+        recipe: the recipe.
+
+    Yields:
+        A teacher, and the run that the network starts from, where there are such.
+
+    Raises:
+        RecipeError: neither a folder nor a right recipe is there.
+
+    Example:
+        >>> from nnopt_jax.recipe import build
+        >>> raw = {"name": "a", "model": "m:f", "data": "m:g", "start": {"run": "nowhere.yaml"}}
+        >>> list(required_runs(build(raw | {"stages": [{"name": "train", "epochs": 1}]})))
+        Traceback (most recent call last):
+        nnopt_jax.errors.RecipeError: recipe: start.run: recipe: cannot read nowhere.yaml: ...
+    """
+    for key, named in _names(recipe):
+        if Path(named).is_dir():
+            yield Dependency(key, Path(named), None)
+            continue
+        into = Path(recipe.folder) / ("teacher" if key == "distill.teacher" else "start")
+        try:
+            needed = replace(load(named), output=str(into))
+            _check_acyclic(named, needed, (recipe,))
+        except RecipeError as error:
+            raise RecipeError(f"recipe: {key}: {error}") from error
+        resolver.check(needed)
+        yield Dependency(key, into, needed)
+
+
+def _names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the runs that a recipe names, and where."""
+    if recipe.distill is not None:
+        yield "distill.teacher", recipe.distill.teacher
+    if recipe.start is not None:
+        yield "start.run", recipe.start.run
+
+
+def _check_acyclic(name: str, recipe: Recipe, above: tuple[Recipe, ...]) -> None:
+    """Check that no recipe depends on itself, not by way of others either."""
+    if any(replace(recipe, output=other.output) == other for other in above):
+        raise RecipeError(f"{name} is this recipe itself, or builds upon it. Name another.")
+    for _, named in _names(recipe):
+        if not Path(named).is_dir():
+            _check_acyclic(named, load(named), (*above, recipe))
+
+
+def with_dependencies(plan: RecipePlan, required: list[Dependency]) -> RecipePlan:
+    """Return the plan with a teacher and the parameters that it starts from."""
+    recipe, found = plan.recipe, {one.key: one.model(plan.data) for one in required}
+    if recipe.start is not None:
+        source = found["start.run"].params
+        plan = replace(plan, model=warm_started(recipe.start, source, plan.model))
+    if recipe.distill is not None:
+        teacher = _load_teacher(recipe.distill, found["distill.teacher"], plan)
+        plan = replace(plan, teacher=teacher)
+    return plan
+
+
+def warm_started(start: WarmStart, source: Params, model: Model) -> Model:
+    """Put the parameters of another network into a fresh one.
+
+    Args:
+        start: the settings of the recipe.
+        source: the parameters of the run that it names.
+        model: the fresh network; its number of layers is the number wanted.
+
+    Returns:
+        The network with those parameters; its other variables stay.
+
+    Raises:
+        RecipeError: there are no such layers, or those that are chosen do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.recipe import WarmStart
+        >>> params = {f"block_{i}": {"w": jnp.full(1, float(i))} for i in range(4)}
+        >>> fresh = Model({"block_0": {"w": jnp.ones(1)}, "block_1": {"w": jnp.ones(1)}}, {}, None)
+        >>> warm_started(WarmStart("runs/deep", "block_{index}"), params, fresh).params["block_1"]
+        {'w': Array([2.], dtype=float32)}
+    """
+    try:
+        if (place := start.layers) is not None:
+            trees = (source, model.params)
+            there, wanted = (len(layers_at("layers", tree, place)) for tree in trees)
+            numbers = layer_map(there, wanted, start.how)  # pyright: ignore[reportArgumentType]
+            if start.zero:
+                source = deepen(source, place, numbers, zero=start.zero)
+            else:
+                source = select_layers(source, place, numbers)
+        return model._replace(params=graft(model.params, source).params)
+    except NnoptError as error:
+        raise RecipeError(f"recipe: start: {error}") from error
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network whose outputs a student imitates.
+
+    Args:
+        variables: parameters and others, as `model.apply` takes them.
+        model: the network.
+        loss: `(student's logits, teacher's logits) -> scalar`.
+        weight: the weight of that loss; the labels' loss has the rest.
+    """
+
+    variables: tuple[Any, Any] = field(repr=False)
+    model: Model = field(repr=False)
+    loss: Callable[..., Any]
+    weight: float
+
+    def mixed(self, variables: Any, x: Array, logits: Array, alone: Array) -> Array:
+        """Return the loss of a batch.
+
+        Args:
+            variables: those of the teacher; an argument, so that a compiled step holds no copy.
+            x: the inputs of the student.
+            logits: the student's.
+            alone: the loss of the labels.
+
+        Returns:
+            A scalar.
+        """
+        theirs, _ = self.model.apply(variables[0], variables[1], x, train=False, key=None)
+        return self.weight * self.loss(logits, theirs) + (1 - self.weight) * alone
+
+
+def _load_teacher(distill: Distill, model: Model, plan: RecipePlan) -> Teacher:
+    mine = _logits(plan.model, plan.data, "the student")
+    theirs = _logits(model, plan.data, "the teacher")
+    if mine != theirs:
+        raise RecipeError(
+            f"recipe: distill.teacher: gives logits of shape {theirs} for two images, the student "
+            f"{mine}. Teach networks of the same classes."
+        )
+    loss = resolver.bind(distill.loss, "distill.loss")
+    return Teacher((model.params, model.extra), model, loss, distill.weight)
+
+
+def _logits(model: Model, data: Splits, name: str) -> tuple[int, ...]:
+    x = jnp.asarray(data.train.x[:2])
+    variables = model.params, model.extra
+    try:
+        return jax.eval_shape(lambda v, x: model.apply(v[0], v[1], x)[0], variables, x).shape
+    except Exception as error:
+        raise RecipeError(
+            f"recipe: distill.teacher: {name} does not take inputs of shape {x.shape}: "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,124 @@
+"""Where a run's arrays lie on a mesh of devices, and its training step there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from nnopt_jax import parallel
+from nnopt_jax.errors import NnoptError, RecipeError
+from nnopt_jax.parallel.data import require_divisible
+from nnopt_jax.parallel.layout import layout
+from nnopt_jax.parallel.mesh import batch_spec, shares
+from nnopt_jax.recipe.inputs import Examples
+from nnopt_jax.recipe.schema import Parallel, Recipe
+from nnopt_jax.settings import Settings
+
+__all__ = ["Placement", "place_run"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A run on a mesh.
+
+    Args:
+        wanted: the settings of the recipe.
+        shards: how its parameters are split.
+    """
+
+    wanted: Parallel
+    shards: parallel.Shards
+
+    def train_step(self, phase: Any, loss: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile an optimizer step.
+
+        Args:
+            phase: the `Phase`.
+            loss: `(params, batch, extra, teacher's variables, key) -> (scalar, extra)`.
+
+        Returns:
+            `f(carry, batch, teacher's variables, key) -> (carry, loss)`; it uses the carry up.
+        """
+        run = parallel.train_step(
+            loss,
+            phase.optimizer,
+            phase.tx,
+            plan=self.shards,
+            accumulate=self.wanted.accumulate,
+            remat=self.wanted.remat,
+            has_aux=True,
+        )
+
+        def step(carry: Any, batch: Examples, taught: Any, key: Any) -> tuple[Any, Any]:
+            now = parallel.TrainState(carry.params, carry.state, carry.opt_state)
+            now, (value, extra) = run(now, batch, carry.extra, taught, key=key)
+            moved = {"params": now.params, "state": now.state, "opt_state": now.opt_state}
+            return carry._replace(extra=extra, **moved), value
+
+        return step
+
+    def shardings(self, phase: Any, carry: Any) -> Any:
+        """Return the sharding of every array of a phase's carry."""
+        at = layout(phase.tx, phase.optimizer, self.shards).shardings
+        whole = NamedSharding(self.shards.devices, PartitionSpec())
+        extra = jax.tree.map(lambda _: whole, carry.extra)
+        return carry._replace(params=at.params, extra=extra, state=at.state, opt_state=at.opt_state)
+
+    def placed(self, phase: Any, carry: Any) -> Any:
+        """Return the shapes of a phase's carry with their shardings."""
+        return jax.tree.map(
+            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+            carry,
+            self.shardings(phase, carry),
+        )
+
+    def feed(self, batches: Iterator[Examples], size: int) -> Iterator[Examples]:
+        """Put each batch on its devices; a process reads only its own rows."""
+        rows = parallel.process_rows(size, self.shards.devices)
+        return parallel.feed((Examples(x[rows], y[rows]) for x, y in batches), self.shards.devices)
+
+
+def place_run(recipe: Recipe, params: Any) -> Placement | None:
+    """Plan the mesh of a run.
+
+    Args:
+        recipe: the recipe; where it names no mesh and there are several processes, the batch is
+            split over all devices.
+        params: the parameters.
+
+    Returns:
+        The placement; None for a run on one device.
+
+    Raises:
+        RecipeError: the mesh, a rule or the size of the batch does not fit.
+
+    Example:
+        >>> from nnopt_jax.recipe import build
+        >>> raw = {"name": "a", "model": "m:f", "data": "m:g", "parallel": {"mesh": {"data": 3}}}
+        >>> place_run(build(raw | {"stages": [{"name": "train", "epochs": 1}]}), {})
+        Traceback (most recent call last):
+        nnopt_jax.errors.RecipeError: recipe: parallel: parallel.mesh: data=3 takes 3 devices, ...
+    """
+    wanted = recipe.parallel
+    if wanted is None and jax.process_count() == 1:
+        return None
+    wanted = wanted or Parallel({"data": -1})
+    settings = Settings("parallel")
+    settings.integer("accumulate", wanted.accumulate, 1)
+    if "devices" in wanted.mesh:
+        settings.wrong("mesh", wanted.mesh, "calls an axis 'devices'; give it another name.")
+    try:
+        settings.done()
+        mesh = parallel.mesh(**wanted.mesh)
+        rules = [(rule.where, rule.split) for rule in wanted.rules]
+        shards = parallel.specs(params, mesh, rules, fsdp=wanted.fsdp, least=wanted.least)
+        ways = shares(mesh, batch_spec(mesh, None, "batch_size")) * wanted.accumulate
+        require_divisible("batch_size", np.empty((recipe.batch_size, 0)), ways, "")
+    except NnoptError as error:
+        raise RecipeError(f"recipe: parallel: {error}") from error
+    return Placement(wanted, shards)
