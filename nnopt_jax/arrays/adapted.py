@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import dot
-from nnopt_jax.arrays.nodes import Field, Node, field_specs, kept, node, show
+from nnopt_jax.arrays.nodes import Field, Node, field_specs, kept, materialize, node
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.block_formats import exponent
 
@@ -39,7 +39,7 @@ class Sum(Node):
 
     def materialize(self) -> jax.Array:
         """Return `base + delta`, in float32 and cast once to the dtype of the base."""
-        base, delta = (show(term).astype(jnp.float32) for term in (self.base, self.delta))
+        base, delta = (materialize(term).astype(jnp.float32) for term in (self.base, self.delta))
         return (base + delta).astype(self.dtype)
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
@@ -89,7 +89,7 @@ class Normalized(Node):
 
     def materialize(self) -> jax.Array:
         """Return `magnitude * base / norm`, in float32 and cast once to the dtype of the base."""
-        base, length = (show(x).astype(jnp.float32) for x in (self.base, self.magnitude))
+        base, length = (materialize(x).astype(jnp.float32) for x in (self.base, self.magnitude))
         norm = norm_like(base, length.shape)
         share = jnp.where(norm > 0, length / jnp.where(norm > 0, norm, 1.0), 0.0)
         return (base * share).astype(self.dtype)

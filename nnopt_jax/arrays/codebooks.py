@@ -14,8 +14,8 @@ from nnopt_jax.arrays.nodes import (
     Node,
     field_specs,
     is_node,
+    materialize,
     node,
-    show,
     static,
     store_field,
 )
@@ -73,7 +73,7 @@ class Codebook(Node):
 
     def materialize(self) -> jax.Array:
         """Return `table[indices]`, cast once."""
-        indices, table = show(self.indices).astype(jnp.int32), show(self.table)
+        indices, table = materialize(self.indices).astype(jnp.int32), materialize(self.table)
         if table.ndim > 1:  # all tables one after another
             first = jnp.arange(table.size // table.shape[-1], dtype=jnp.int32) * table.shape[-1]
             indices = jnp.clip(indices, 0, table.shape[-1] - 1) + first.reshape(table.shape[:-1])
@@ -122,7 +122,7 @@ class Codebook(Node):
         table = integers(self.table)
         if table is None or table.scale.size != 1 or self.table.ndim > 1:
             return None
-        codes = jnp.take(table.codes, show(self.indices).astype(jnp.int32), axis=0)
+        codes = jnp.take(table.codes, materialize(self.indices).astype(jnp.int32), axis=0)
         one = (1,) * self.ndim
         zero = None if table.zero is None else table.zero.reshape(one)
         return IntegerWeight(codes, table.scale.reshape(one), zero)
@@ -161,7 +161,7 @@ class SoftCodebook(Node):
 
     def materialize(self) -> jax.Array:
         """Return the weighted means, in float32 and cast once."""
-        return soft_assign(self.values, show(self.table), self.width).astype(self.dtype)
+        return soft_assign(self.values, materialize(self.table), self.width).astype(self.dtype)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that the table has one axis and entries, and that the width is a scalar."""

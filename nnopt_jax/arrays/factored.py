@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
-from nnopt_jax.arrays.nodes import Field, Node, field_specs, node, show, static
+from nnopt_jax.arrays.nodes import Field, Node, field_specs, materialize, node, static
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.axis_roles import Axes, matrix_axes
 from nnopt_jax.typing import Shape
@@ -54,7 +54,7 @@ class Factored(Node):
 
     def materialize(self) -> jax.Array:
         """Return `u @ v`, in float32 and cast once."""
-        u, v = show(self.u).astype(jnp.float32), show(self.v).astype(jnp.float32)
+        u, v = materialize(self.u).astype(jnp.float32), materialize(self.v).astype(jnp.float32)
         return jnp.matmul(u, v).astype(self.dtype)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:

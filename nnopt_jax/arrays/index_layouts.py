@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays.nodes import Field, Node, node, show, static, summary
+from nnopt_jax.arrays.nodes import Field, Node, materialize, node, static, summary
 from nnopt_jax.arrays.packed_integers import Bits, width_for
 
 
@@ -95,7 +95,7 @@ class DeltaIndex(SparseLayout):
 
     def materialize(self) -> jax.Array:
         """Return the bool mask."""
-        codes = show(self.codes).astype(jnp.int32)
+        codes = materialize(self.codes).astype(jnp.int32)
         kept = codes != 2**self.width - 1
         position = jnp.cumsum(codes + kept.astype(jnp.int32)) - 1
         size = math.prod(self.shape)
@@ -180,7 +180,7 @@ class CSR(SparseLayout):
     @property
     def starts(self) -> jax.Array:
         """Row pointers, int32 `(rows + 1,)`: SciPy's `indptr`; `columns` are its `indices`."""
-        counts = show(self.counts).astype(jnp.int32)
+        counts = materialize(self.counts).astype(jnp.int32)
         return jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts)])
 
     @property
@@ -199,7 +199,7 @@ class CSR(SparseLayout):
         flat = jnp.zeros(rows * width, bool)
         if not stored:
             return flat.reshape(self.shape)
-        counts, columns = (show(x).astype(jnp.int32) for x in (self.counts, self.columns))
+        counts, columns = (materialize(x).astype(jnp.int32) for x in (self.counts, self.columns))
         row = jnp.repeat(jnp.arange(rows), counts, total_repeat_length=stored)
         return flat.at[row * width + columns].set(True, mode="drop").reshape(self.shape)
 

@@ -16,7 +16,7 @@ from nnopt_jax.arrays.hooks import (
     order_in_memory,
 )
 from nnopt_jax.arrays.masked import without_carry
-from nnopt_jax.arrays.nodes import Field, Node, is_node, node, show, static, store_field
+from nnopt_jax.arrays.nodes import Field, Node, is_node, materialize, node, static, store_field
 from nnopt_jax.arrays.products.contraction import Contraction
 from nnopt_jax.arrays.products.dispatch import use_int8
 from nnopt_jax.arrays.products.integer_products import (
@@ -71,7 +71,7 @@ class InputQuantized(Node):
 
     def materialize(self) -> jax.Array:
         """Return the dense weight."""
-        return show(self.values if self.shown is None else self.shown)
+        return materialize(self.values if self.shown is None else self.shown)
 
     def store(self) -> InputQuantized:
         """Return the weight in storage form, without the array that only gradients need."""
@@ -161,7 +161,7 @@ def _rows_of(x: Array, weight: InputQuantized, how: Contraction) -> _QuantizedRo
         block = tuple(max(n, 1) if axis in how.left else 1 for axis, n in enumerate(x.shape))
         scale, _ = fit_grid(x, weight.input_bits, block)
     else:
-        scale = _scale_of_rows(show(weight.scale), x.ndim, how)
+        scale = _scale_of_rows(materialize(weight.scale), x.ndim, how)
     return _QuantizedRows(quantize(x, scale, None, low, high), scale)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, order_in_memory
-from nnopt_jax.arrays.nodes import Field, Node, is_node, node, show, static, store_field
+from nnopt_jax.arrays.nodes import Field, Node, is_node, materialize, node, static, store_field
 from nnopt_jax.arrays.packed_integers import Bits, pack_integers, store_codes
 from nnopt_jax.arrays.products.integer_products import IntegerWeight, split_int8_product
 from nnopt_jax.arrays.products.product import Product
@@ -65,8 +65,10 @@ class Quantized(Node):
 
     def materialize(self) -> jax.Array:
         """Return `scale * (codes - zero)`, in float32 and cast once."""
-        zero = None if self.zero is None else show(self.zero)
-        dense = dequantize(show(self.codes), show(self.scale), zero, jnp.dtype(self.dtype))
+        zero = None if self.zero is None else materialize(self.zero)
+        dense = dequantize(
+            materialize(self.codes), materialize(self.scale), zero, jnp.dtype(self.dtype)
+        )
         return dense if self.carry is None else straight_through(dense, self.carry)
 
     def store(self) -> Quantized:
@@ -95,7 +97,7 @@ class Quantized(Node):
 
     def dot(self, x: Array, how: Product) -> Array:
         r"""Compute `sum_i x_i s_j (q_ij - z_j)` as `s_j sum_i x_i (q_ij - z_j)`."""
-        x, scale = how.scales_to_inputs(x, show(self.scale), self.shape)
+        x, scale = how.scales_to_inputs(x, materialize(self.scale), self.shape)
         found = split_int8_product(x, self.replace(scale=scale), how)
         if found is not None:
             return found
@@ -104,10 +106,10 @@ class Quantized(Node):
     def _shifted_codes(self) -> Array:
         """Return `q - z` in the dtype of the weight, which holds such integers."""
         dtype = jnp.dtype(self.dtype)
-        codes = show(self.codes).astype(dtype)
+        codes = materialize(self.codes).astype(dtype)
         if self.zero is None:
             return codes
-        return codes - expand(show(self.zero).astype(dtype), self.shape)
+        return codes - expand(materialize(self.zero).astype(dtype), self.shape)
 
     def prepack(self, backend: str) -> Quantized:
         """Transpose the codes in memory, unless the scales differ along the last axis but one."""
@@ -132,8 +134,10 @@ class Quantized(Node):
         """Return the codes as int8; None if they do not fit."""
         if not self.fits_int8:
             return None
-        zero = None if self.zero is None else show(self.zero)
-        return IntegerWeight(show(self.codes).astype(jnp.int8), show(self.scale), zero)
+        zero = None if self.zero is None else materialize(self.zero)
+        return IntegerWeight(
+            materialize(self.codes).astype(jnp.int8), materialize(self.scale), zero
+        )
 
     def order_in_memory(self) -> Shape:
         """Return the order in which the codes lie."""
@@ -151,7 +155,7 @@ class Quantized(Node):
     def joined(self, fields: Sequence[Quantized], axis: int) -> Quantized:
         """Concatenate codes, and scales and zero points with one entry for each group."""
         return self.replace(
-            codes=jax.lax.concatenate([show(field.codes) for field in fields], axis),
+            codes=jax.lax.concatenate([materialize(field.codes) for field in fields], axis),
             scale=_side_by_side(fields, "scale", axis),
             zero=None if self.zero is None else _side_by_side(fields, "zero", axis),
         )
@@ -161,12 +165,12 @@ def _scale_times(scale: Field, number: Array) -> Field:
     if isinstance(scale, UnevenGroups):
         return scale.replace(values=_scale_times(scale.values, number))
     # In float32: a product of two float16 numbers may underflow. Other forms have few entries.
-    return show(scale).astype(jnp.float32) * number
+    return materialize(scale).astype(jnp.float32) * number
 
 
 def _side_by_side(fields: Sequence[Quantized], name: str, axis: int) -> Array:
     """Concatenate scales or zero points, with one entry for each group of all weights."""
-    grids = [show(getattr(field, name)) for field in fields]
+    grids = [materialize(getattr(field, name)) for field in fields]
     if len({grid.shape[:axis] + grid.shape[axis + 1 :] for grid in grids}) > 1:
         raise CannotStayPacked("it is put beside others of another grid")
     sizes = [field.shape[axis] for field in fields]

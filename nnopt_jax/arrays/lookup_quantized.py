@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.hooks import CannotStayPacked
-from nnopt_jax.arrays.nodes import Field, Node, is_node, node, show, static, store_field
+from nnopt_jax.arrays.nodes import Field, Node, is_node, materialize, node, static, store_field
 from nnopt_jax.arrays.packed_integers import store_codes
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.gradient_estimators import straight_through
@@ -62,16 +62,16 @@ class LookupQuantized(Node):
     def materialize(self) -> jax.Array:
         """Return `scale * levels[codes]`, in float32 and cast once, never -0."""
         values = self._values()
-        scale = expand(show(self.scale).astype(jnp.float32), self.shape)
+        scale = expand(materialize(self.scale).astype(jnp.float32), self.shape)
         if self.below is not None:
-            below = expand(show(self.below).astype(jnp.float32), self.shape)
+            below = expand(materialize(self.below).astype(jnp.float32), self.shape)
             scale = jnp.where(values < 0, below, scale)
         dense = (values * scale).astype(self.dtype)
         dense = jnp.where(dense == 0, jnp.zeros((), dense.dtype), dense)
         return dense if self.carry is None else straight_through(dense, self.carry)
 
     def _values(self) -> jax.Array:
-        codes = show(self.codes)
+        codes = materialize(self.codes)
         values = level_values(codes, self.levels)
         if not is_node(self.codes) or not jnp.issubdtype(codes.dtype, jnp.floating):
             return values
@@ -106,6 +106,6 @@ class LookupQuantized(Node):
         """Multiply by the levels in float32, then by the scales."""
         if self.below is not None:
             raise CannotStayPacked("values below zero have a scale of their own")
-        wide, values = how.in_float32(x, level_values(show(self.codes), self.levels))
-        wide, scale = how.scales_to_inputs(wide, show(self.scale), self.shape)
+        wide, values = how.in_float32(x, level_values(materialize(self.codes), self.levels))
+        wide, scale = how.scales_to_inputs(wide, materialize(self.scale), self.shape)
         return how.scaled(wide, values, scale, self.scale).astype(how.dtype(x))

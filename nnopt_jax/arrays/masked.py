@@ -17,8 +17,8 @@ from nnopt_jax.arrays.nodes import (
     is_node,
     kept,
     map_elementwise,
+    materialize,
     node,
-    show,
     static,
     store_field,
 )
@@ -85,18 +85,18 @@ class Masked(Node):
     def kept(self) -> Field:
         """Return the mask, combined with that of the values if they have one."""
         below = kept(self.values)
-        return self.mask if below is None else self._kept(show(below).astype(bool))
+        return self.mask if below is None else self._kept(materialize(below).astype(bool))
 
     def _kept(self, outer: jax.Array | None) -> jax.Array:
-        own = show(self.mask).astype(bool)
+        own = materialize(self.mask).astype(bool)
         return own if outer is None else own & outer
 
     def materialize(self) -> jax.Array:
         """Return `where(mask, values, 0)`."""
-        values = show(self.values)
+        values = materialize(self.values)
         if self.mode == "applied" and not is_node(self.values):
             return values
-        kept = jnp.where(show(self.mask).astype(bool), values, jnp.zeros((), values.dtype))
+        kept = jnp.where(materialize(self.mask).astype(bool), values, jnp.zeros((), values.dtype))
         if self.mode != "straight_through":
             return kept
         return straight_through(jax.lax.stop_gradient(kept), values)
@@ -110,7 +110,7 @@ class Masked(Node):
 
     def integers(self) -> IntegerWeight | None:
         """Return the codes of the values, with codes of zero under the mask."""
-        return under_mask(integers(self.values), show(self.mask).astype(bool))
+        return under_mask(integers(self.values), materialize(self.mask).astype(bool))
 
     def join_key(self) -> Any:
         """Return the key without the capacity, which the joined node does not state."""
@@ -119,7 +119,7 @@ class Masked(Node):
     def joined(self, fields: Sequence[Masked], axis: int) -> Masked:
         """Concatenate the values, and the masks."""
         values = join([field.values for field in fields], axis)
-        masks = [show(field.mask).astype(bool) for field in fields]
+        masks = [materialize(field.mask).astype(bool) for field in fields]
         return self.replace(values=values, mask=jax.lax.concatenate(masks, axis), capacity=None)
 
     @property
@@ -132,7 +132,7 @@ class Masked(Node):
         below = raised(self.values)
         if isinstance(below, Masked):
             return self._merged(below).store()
-        mask = show(self.mask).astype(bool)
+        mask = materialize(self.mask).astype(bool)
         if not compactable(self.values):
             # A mask that is stored already, as that of a packed base, stays the array it is.
             return Masked(
@@ -154,7 +154,7 @@ class Masked(Node):
         """Merge a mask over a mask to their intersection."""
         known = [count for count in (self.capacity, inner.capacity) if count is not None]
         capacity = min(known) if known else None
-        mask = self._kept(show(inner.mask).astype(bool))
+        mask = self._kept(materialize(inner.mask).astype(bool))
         # The intersection need not have the pattern of either.
         format = self.format if self.format in NAMES else "smallest"
         return Masked(inner.values, mask, capacity, format=format)

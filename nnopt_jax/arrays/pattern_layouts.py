@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.index_layouts import DeltaIndex, SparseLayout
-from nnopt_jax.arrays.nodes import Field, field_specs, node, show, static, summary
+from nnopt_jax.arrays.nodes import Field, field_specs, materialize, node, static, summary
 from nnopt_jax.arrays.packed_integers import Bits, width_for
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.masks import (
@@ -89,9 +89,9 @@ class NMIndex(SparseLayout):
 
     def materialize(self) -> jax.Array:
         """Return the bool mask."""
-        rank = show(self.codes).astype(jnp.uint32)
+        rank = materialize(self.codes).astype(jnp.uint32)
         if self.high is not None:
-            rank = rank | show(self.high).astype(jnp.uint32) << _LOW
+            rank = rank | materialize(self.high).astype(jnp.uint32) << _LOW
         return join_groups(subset_of_rank(rank, self.n, self.m), self.shape)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
@@ -187,7 +187,7 @@ class BSR(SparseLayout):
 
     def materialize(self) -> jax.Array:
         """Return the bool mask."""
-        return expand(show(self.kept).astype(bool), self.shape)
+        return expand(materialize(self.kept).astype(bool), self.shape)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that blocks divide the mask, and have one entry each."""

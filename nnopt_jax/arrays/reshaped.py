@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, after, dot, move
-from nnopt_jax.arrays.nodes import Field, Node, field_specs, kept, node, show, static
+from nnopt_jax.arrays.nodes import Field, Node, field_specs, kept, materialize, node, static
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.arrays.products.view_product import with_base
 from nnopt_jax.ops.axis_roles import Axes, matrix_axes
@@ -131,7 +131,7 @@ class Reshaped(Node):
 
     def materialize(self) -> jax.Array:
         """Reshape the base to `split`, permute its axes by `axes`, reshape to `sizes`."""
-        dense = show(self.base)
+        dense = materialize(self.base)
         if not self.axes:
             return dense
         return dense.reshape(self.split).transpose(self.axes).reshape(self.sizes)

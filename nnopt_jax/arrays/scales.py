@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
-from nnopt_jax.arrays.nodes import Field, Node, field_specs, node, show, static
+from nnopt_jax.arrays.nodes import Field, Node, field_specs, materialize, node, static
 from nnopt_jax.ops.block_formats import power_of_two
 from nnopt_jax.ops.blockwise import repeat_uneven
 from nnopt_jax.typing import Shape
@@ -46,7 +46,7 @@ class Powers(Node):
 
     def materialize(self) -> jax.Array:
         """Return the powers, exactly, by setting the exponent bits of floats."""
-        return power_of_two(show(self.exponents))
+        return power_of_two(materialize(self.exponents))
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that the exponents are bytes."""
@@ -106,7 +106,7 @@ class UnevenGroups(Node):
 
     def materialize(self) -> jax.Array:
         """Repeat each value for the entries of its group."""
-        values = show(self.values)
+        values = materialize(self.values)
         block = [1] * values.ndim
         block[self.axis] = self.group
         return repeat_uneven(values, self.shape, block)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from nnopt_jax.arrays.nodes import Field, Node, node, show
+from nnopt_jax.arrays.nodes import Field, Node, materialize, node
 from nnopt_jax.ops.proximal_operators import shrink
 
 
@@ -34,7 +34,7 @@ class SoftThresholded(Node):
 
     def materialize(self) -> jax.Array:
         """Apply the soft threshold in float32 and cast once; gradients pass straight through."""
-        return shrink(show(self.values), self.threshold)
+        return shrink(materialize(self.values), self.threshold)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that the threshold is one number."""

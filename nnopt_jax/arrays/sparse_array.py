@@ -13,7 +13,7 @@ from jax.core import Tracer
 from nnopt_jax.arrays.ell import ELL, BlockELL, longest_list
 from nnopt_jax.arrays.hooks import integers
 from nnopt_jax.arrays.index_layouts import SparseLayout
-from nnopt_jax.arrays.nodes import Field, Node, is_node, map_elementwise, node, show, static
+from nnopt_jax.arrays.nodes import Field, Node, is_node, map_elementwise, materialize, node, static
 from nnopt_jax.arrays.packed_integers import Bits
 from nnopt_jax.arrays.pattern_layouts import BSR
 from nnopt_jax.arrays.products.dispatch import prefer_ell, thresholds
@@ -58,7 +58,7 @@ class Sparse(Node):
 
     def expanded(self) -> tuple[Field, jax.Array]:
         """Return the values at full size, arbitrary where nothing is kept, and the mask."""
-        mask = show(self.support).astype(bool)
+        mask = materialize(self.support).astype(bool)
         place = mask_rank(mask)
 
         def expand(kept: jax.Array) -> jax.Array:
@@ -71,7 +71,7 @@ class Sparse(Node):
     def materialize(self) -> jax.Array:
         """Expand the kept elements, apply the inner formula, fill the rest with zeros."""
         values, mask = self.expanded()
-        values = show(values)
+        values = materialize(values)
         return jnp.where(mask, values, jnp.zeros((), values.dtype))
 
     def prepack(self, backend: str) -> Node:
@@ -105,7 +105,7 @@ class Sparse(Node):
         is_float = jnp.issubdtype(self.dtype, jnp.floating)
         if is_traced or self.ndim != 2 or not is_float or not self.size:
             return None
-        mask, sizes = np.asarray(show(self.support)).astype(bool), (1, 1)
+        mask, sizes = np.asarray(materialize(self.support)).astype(bool), (1, 1)
         if isinstance(self.support, BSR):
             tall, wide = (1, 1, *self.support.sizes)[-2:]
             sizes = (tall, wide) if wide >= _WIDE else sizes

@@ -9,7 +9,7 @@ import jax
 from jax.core import Tracer
 
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import Field, is_node, show, store_field
+from nnopt_jax.arrays.nodes import Field, is_node, materialize, store_field
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.errors import CapacityError, CompositionError, SelectionError, nearest
 from nnopt_jax.settings import Settings
@@ -91,9 +91,9 @@ def _store_leaf(path: str, leaf: Field, capacity: int | None) -> Field:
 def _enough(path: str, leaf: Field, capacity: int) -> int:
     """Check a capacity against the mask, if the mask is known."""
     masked = find_masked(leaf)
-    if masked is None or isinstance(show(masked.mask), Tracer):
+    if masked is None or isinstance(materialize(masked.mask), Tracer):
         return capacity
-    kept = int(show(masked.mask).sum())
+    kept = int(materialize(masked.mask).sum())
     if kept > capacity:
         raise CapacityError(f"store: {path}: keeps {kept} values, capacity is {capacity}.")
     return capacity

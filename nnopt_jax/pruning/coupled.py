@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import is_node, show
+from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.ops.masks import kept
 from nnopt_jax.ops.threshold import top_k_mask, top_k_masks
@@ -122,7 +122,7 @@ class Coupled(Masking):
             for (path, axis), indices in places.items():
                 at[name][path][str(axis)] = jnp.asarray(indices, jnp.int32)
         start = make_start(self.name, leaves, params, key, stats, self.score.needs)
-        dense = {path: show(leaf) for path, leaf in leaves.items()}
+        dense = {path: materialize(leaf) for path, leaf in leaves.items()}
         memory = self.score.begin(dense, start) if self.score.begin else {}
         fixed = {"at": at}
         if self.selection.allocation == "flops":
@@ -152,7 +152,7 @@ class Coupled(Masking):
         """Learn from the gradients, choose new masks when they are due, and project."""
         _, seen = leaves_of_state(params if view is None else view, state, self.name, TOGETHER)
         now = make_update(self.name, seen, state, grads, step)
-        dense = {path: show(leaf) for path, leaf in seen.items()}
+        dense = {path: materialize(leaf) for path, leaf in seen.items()}
         memory: Leaves = {}
         if self.score.begin is not None and self.every is not None:
             only = {path: state.rest[path] for path in seen}

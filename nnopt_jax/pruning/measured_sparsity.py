@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import Field, is_node, show
+from nnopt_jax.arrays.nodes import Field, is_node, materialize
 from nnopt_jax.arrays.sparse_array import Sparse
 from nnopt_jax.columns import aligned
 from nnopt_jax.pruning.pattern_names import PatternLike, parse_pattern
@@ -191,7 +191,7 @@ def measure_sparsity(tree: Any, *, pattern: PatternLike = None) -> SparsityTable
 
 
 def _row(path: str, leaf: Field, pattern: Pattern) -> SparsityRow:
-    dense = np.asarray(show(leaf))
+    dense = np.asarray(materialize(leaf))
     mask = known_mask(leaf)
     magnitudes = np.abs(dense.astype(np.float64))
     groups, good = _groups(dense != 0, pattern)
@@ -213,9 +213,9 @@ def _row(path: str, leaf: Field, pattern: Pattern) -> SparsityRow:
 def known_mask(leaf: Field) -> np.ndarray | None:
     """What masks say is kept, of a leaf in training form or stored; None where there is no mask."""
     if isinstance(leaf, Masked):
-        own, inner = np.asarray(show(leaf.mask)).astype(bool), known_mask(leaf.values)
+        own, inner = np.asarray(materialize(leaf.mask)).astype(bool), known_mask(leaf.values)
         return own if inner is None else own & inner
-    return np.asarray(show(leaf.support)).astype(bool) if isinstance(leaf, Sparse) else None
+    return np.asarray(materialize(leaf.support)).astype(bool) if isinstance(leaf, Sparse) else None
 
 
 def _groups(present: np.ndarray, pattern: Pattern) -> tuple[int | None, int | None]:

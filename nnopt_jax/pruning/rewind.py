@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import Field, is_node, show
+from nnopt_jax.arrays.nodes import Field, is_node, materialize
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import chosen_leaves, leaves_of_state, make_update
@@ -119,18 +119,18 @@ def _raw(leaf: Field) -> jax.Array:
     if isinstance(leaf, Masked):
         return _visible(leaf, _raw(leaf.values))
     carry = getattr(leaf, "carry", None)
-    return show(leaf) if carry is None else carry
+    return materialize(leaf) if carry is None else carry
 
 
 def _visible(seen: Field, leaf: jax.Array) -> jax.Array:
     """A parameter without what an earlier link's mask hides, unless that goes on learning."""
     if not isinstance(seen, Masked) or seen.mode == "straight_through":
         return leaf
-    return jnp.where(show(seen.mask).astype(bool), leaf, jnp.zeros_like(leaf))
+    return jnp.where(materialize(seen.mask).astype(bool), leaf, jnp.zeros_like(leaf))
 
 
 def _free(seen: Field, leaf: jax.Array) -> jax.Array:
     """Where a parameter may go back: not where an earlier link's mask has set it to zero."""
     if not isinstance(seen, Masked):
         return jnp.ones(leaf.shape, bool)
-    return show(seen.mask).astype(bool) | (leaf != 0)
+    return materialize(seen.mask).astype(bool) | (leaf != 0)

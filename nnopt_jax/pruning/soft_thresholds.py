@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import Field, is_node, show
+from nnopt_jax.arrays.nodes import Field, is_node, materialize
 from nnopt_jax.arrays.soft_thresholded import SoftThresholded
 from nnopt_jax.ops.proximal_operators import shrink
 from nnopt_jax.pruning.allocation import Allocation
@@ -202,7 +202,7 @@ def learned_threshold(
         for path, leaf in leaves.items():
             threshold = jax.nn.sigmoid(state.learned[path])
             # The other way round, NaN would be within, and not be seen.
-            beyond = ~(jnp.abs(show(leaf).astype(jnp.float32)) <= threshold)
+            beyond = ~(jnp.abs(materialize(leaf).astype(jnp.float32)) <= threshold)
             shown[path] = Masked(shrunk(leaf, threshold), jax.lax.stop_gradient(beyond))
         return shown
 

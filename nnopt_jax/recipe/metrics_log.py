@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.input_quantized import rounds_inputs
-from nnopt_jax.arrays.nodes import is_node, materialize, show
+from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.errors import NonFiniteError
 from nnopt_jax.recipe.inputs import evaluate, network
 from nnopt_jax.recipe.recipe_plan import Carry, Phase, RecipePlan
@@ -138,7 +138,9 @@ def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
 
 def _in_use(encoded: Any) -> Any:
     """Return dense parameters, except for leaves that round the inputs of their product."""
-    return jax.tree.map(lambda x: x if rounds_inputs(x) else show(x), encoded, is_leaf=is_node)
+    return jax.tree.map(
+        lambda x: x if rounds_inputs(x) else materialize(x), encoded, is_leaf=is_node
+    )
 
 
 def _sparsity(params: Any) -> Array:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnopt_jax.arrays.nodes import is_node, show, summary
+from nnopt_jax.arrays.nodes import is_node, materialize, summary
 from nnopt_jax.trace import PackedReport
 from nnopt_jax.tree.bit_counts import tree_bits
 from nnopt_jax.tree.paths import flatten
@@ -77,7 +77,7 @@ def leaf_rows(
     sizes, calls = file_bytes or {}, calls or {}
     rows = []
     for path, leaf in flatten(tree, is_node).items():
-        values = np.asarray(show(leaf)).astype(np.float64).ravel()
+        values = np.asarray(materialize(leaf)).astype(np.float64).ravel()
         finite = values[(values != 0) & np.isfinite(values)]
         counts, edges = np.histogram(finite, _BINS)
         rows.append(
@@ -126,7 +126,7 @@ def compare(left: Any, right: Any) -> list[tuple[str, str, str, float | None]]:
 def _distance(left: Any, right: Any) -> float | None:
     if left is None or right is None or tuple(left.shape) != tuple(right.shape):
         return None
-    a, b = (np.asarray(show(leaf)).astype(np.float64) for leaf in (left, right))
+    a, b = (np.asarray(materialize(leaf)).astype(np.float64) for leaf in (left, right))
     return float(np.abs(a - b).max(initial=0.0))
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from nnopt_jax.arrays.nodes import is_node, show
+from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.errors import (
     CompositionError,
     Problems,
@@ -258,7 +258,7 @@ def wrapping(
     def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
         del graph
         leaves = mine(params)
-        dense = {path: show(leaf) for path, leaf in leaves.items()}
+        dense = {path: materialize(leaf) for path, leaf in leaves.items()}
         start = make_start(name, leaves, params, key, stats, needs, takes)
         return State(*init(dense, start), jnp.int32(0))
 
@@ -273,7 +273,7 @@ def wrapping(
         context = make_update(name, seen, state, grads, step)
         learned, rest = state.learned, state.rest
         if update is not None:
-            learned, rest = update({p: show(x) for p, x in seen.items()}, state, context)
+            learned, rest = update({p: materialize(x) for p, x in seen.items()}, state, context)
         if settle is not None:
             params = settled(params, seen, settle, rest)
         return params, State(learned, rest, context.count)

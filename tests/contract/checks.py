@@ -27,7 +27,7 @@ from nnopt_jax.arrays import (
     is_node,
 )
 from nnopt_jax.arrays.masked import raised
-from nnopt_jax.arrays.nodes import compactable, show
+from nnopt_jax.arrays.nodes import compactable, materialize
 from nnopt_jax.errors import CapacityError, NonFiniteError, SelectionError
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.trace.statistics import Moments
@@ -127,13 +127,17 @@ def assert_close(got: Any, wanted: Any, what: str, tolerance: float = 1e-6) -> N
 
 def check_law(tx: nnopt.Transform, params: Any) -> None:
     """`materialize(pack) == apply`, eager and compiled, fresh, stale, and after updates."""
-    apply, show, pack = jax.jit(tx.apply), jax.jit(nnopt.materialize), _compiled_pack(tx, params)
+    apply, materialize, pack = (
+        jax.jit(tx.apply),
+        jax.jit(nnopt.materialize),
+        _compiled_pack(tx, params),
+    )
     for when, now, state in _moments(tx, params):
         packed = tx.pack(now, state)
         assert_same(nnopt.materialize(packed), tx.apply(now, state), f"{when}, eager")
         if when == "stale":  # once: the sizes of packed arrays may differ, which compiles anew
-            assert_same(show(packed), apply(now, state), "packed eagerly, shown compiled")
-        assert_same(show(pack(now, state)), apply(now, state), f"{when}, packed compiled")
+            assert_same(materialize(packed), apply(now, state), "packed eagerly, shown compiled")
+        assert_same(materialize(pack(now, state)), apply(now, state), f"{when}, packed compiled")
 
 
 def _moments(tx: nnopt.Transform, params: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -491,7 +495,7 @@ def _outer_scale(field: Any) -> np.ndarray:
         return _outer_scale(field.values)
     if not isinstance(field, (LookupQuantized, Quantized)):
         return np.zeros((1, 1))
-    scale = np.asarray(show(field.scale), np.float32)
+    scale = np.asarray(materialize(field.scale), np.float32)
     for axis, size in enumerate(field.shape):
         scale = np.repeat(scale, size // scale.shape[axis], axis)
     return scale

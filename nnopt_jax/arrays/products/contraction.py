@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, Field, dot
-from nnopt_jax.arrays.nodes import show
+from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.arrays.scales import UnevenGroups
 from nnopt_jax.ops.blockwise import fill_up
@@ -210,7 +210,7 @@ def _filled_up(
     block[axis] = field.group
     along = [1] * x.ndim
     along[how.left[how.right.index(axis)]] = field.group
-    return fill_up(x, along), fill_up(values, block), show(field.values)
+    return fill_up(x, along), fill_up(values, block), materialize(field.values)
 
 
 def _split(x: Array, axis: int, groups: int) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, Field
-from nnopt_jax.arrays.nodes import show
+from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.arrays.products.contraction import Contraction
 from nnopt_jax.arrays.products.product import ComputedProduct
 from nnopt_jax.typing import Array
@@ -108,8 +108,8 @@ class Ragged(ComputedProduct):
         """Multiply by two factors in turn, `x (u v) = (x u) v`, group by group."""
         if (x.ndim, u.ndim, self.groups, self.right, self.left) != (2, 3, 0, 1, 1):
             raise CannotStayPacked("its factors lie along other axes")
-        inner = lax.ragged_dot(x, show(u).astype(x.dtype), self.sizes)
-        return lax.ragged_dot(inner, show(v).astype(x.dtype), self.sizes)
+        inner = lax.ragged_dot(x, materialize(u).astype(x.dtype), self.sizes)
+        return lax.ragged_dot(inner, materialize(v).astype(x.dtype), self.sizes)
 
     def _over_rows(self, scale: Array, x: Array) -> Array:
         """Arrange scales of groups and outputs so that they broadcast over the product."""

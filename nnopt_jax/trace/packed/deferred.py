@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
-from nnopt_jax.arrays.nodes import Field, Node, is_node, show
+from nnopt_jax.arrays.nodes import Field, Node, is_node, materialize
 from nnopt_jax.trace.jaxpr import Equation, bind
 from nnopt_jax.trace.primitives import Kind, Rule
 from nnopt_jax.typing import Array, Shape
@@ -53,7 +53,7 @@ class Deferred(Node):
 
     def materialize(self) -> Array:
         """Compute the step."""
-        return bind(self.equation, [*map(show, self.operands)])[0]
+        return bind(self.equation, [*map(materialize, self.operands)])[0]
 
     @property
     def first_packed(self) -> Node:

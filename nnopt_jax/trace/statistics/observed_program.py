@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from nnopt_jax.arrays.nodes import is_node, show
+from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.errors import StatisticsError
 from nnopt_jax.trace.abstract_walk import Location
 from nnopt_jax.trace.jaxpr import Program
@@ -72,7 +72,7 @@ class ObservedProgram:
     def step(self, totals: Totals, params: Any, batch: Any) -> Totals:
         """Return the totals after one more batch."""
         leaves = jax.tree.leaves(((params, batch), {}), is_leaf=is_node)
-        arrays = [show(x) for x in leaves if is_node(x) or is_array(x)]
+        arrays = [materialize(x) for x in leaves if is_node(x) or is_array(x)]
         if {"gradient", "fisher"}.intersection(self.of_loss):
             found = self._slopes(arrays)
         else:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays.nodes import is_node, show, summary
+from nnopt_jax.arrays.nodes import is_node, materialize, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings, single
 from nnopt_jax.transform.given import require_values
@@ -50,13 +50,13 @@ def merged(
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             found[path] = _like(merge(*(reals(one[path]) for one in leaves)), leaf.dtype)
         else:
-            found[path] = show(leaf)
+            found[path] = materialize(leaf)
     return unflatten(models[0], found, is_node)
 
 
 def reals(leaf: Any) -> Array:
     """A leaf in float32; of complex numbers the two parts, along a last axis."""
-    x = show(leaf)
+    x = materialize(leaf)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], -1)
     return x.astype(jnp.float32)

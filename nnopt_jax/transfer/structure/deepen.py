@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.nodes import is_node, show
+from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.transfer.structure.layers import apart, check_chosen
 from nnopt_jax.transfer.structure.place import layers_at, with_layers
@@ -78,5 +78,5 @@ def _silent(block: Any, rules: list[Any]) -> Any:
     """A copy of a block whose last projections are zero."""
     leaves = flatten(block, is_node)
     paths = {path for rule in rules for path in resolve(rule, leaves, _NAME)}
-    zeros = {path: jnp.zeros_like(show(leaves[path])) for path in leaves if path in paths}
+    zeros = {path: jnp.zeros_like(materialize(leaves[path])) for path in leaves if path in paths}
     return unflatten(block, leaves | zeros, is_node)

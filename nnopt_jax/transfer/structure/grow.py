@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays.nodes import is_node, show, summary
+from nnopt_jax.arrays.nodes import is_node, materialize, summary
 from nnopt_jax.errors import (
     CompositionError,
     Problems,
@@ -104,7 +104,7 @@ def grow(
     grown = {
         path: _grown(
             own,
-            show(every[path]),
+            materialize(every[path]),
             spans[path],
             copied,
             incoming,

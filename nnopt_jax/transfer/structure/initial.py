@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays.nodes import is_node, show
+from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.errors import Problems, ValueRangeError, nearest
 from nnopt_jax.tree.select import resolve
 from nnopt_jax.typing import Key
@@ -44,7 +44,7 @@ def measured(leaf: Any) -> Start:
     """
     if isinstance(leaf, jax.ShapeDtypeStruct) or not _is_real(leaf.dtype):
         return {"name": "unknown"}
-    values = np.asarray(jax.jit(show)(leaf) if is_node(leaf) else leaf)
+    values = np.asarray(jax.jit(materialize)(leaf) if is_node(leaf) else leaf)
     first = values.ravel()[0].item() if values.size else 0
     if not values.size or (values == values.ravel()[0]).all():
         short = {0: "zeros", 1: "ones"}.get(first)

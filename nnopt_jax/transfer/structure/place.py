@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nnopt_jax.arrays.nodes import is_node, show, summary
+from nnopt_jax.arrays.nodes import is_node, materialize, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, ValueRangeError, nearest
 from nnopt_jax.transform.given import require_values
 from nnopt_jax.tree.paths import flatten
@@ -221,7 +221,7 @@ def _unstacked(who: str, place: str, tree: Any) -> list[Any]:
         problems.raise_as(ShapeError)
         raise SelectionError(f"{who}: {place!r} has no leaves.")
     apart = jax.tree.map(
-        lambda leaf: list(jnp.unstack(whole(show(leaf), 0))), tree, is_leaf=is_node
+        lambda leaf: list(jnp.unstack(whole(materialize(leaf), 0))), tree, is_leaf=is_node
     )
     outer = jax.tree.structure(tree, is_leaf=is_node)
     inner = jax.tree.structure([0] * count)
@@ -250,4 +250,4 @@ def _stacked(who: str, place: str, layers: list[Any]) -> Any:
 
 def _dense(leaf: Any) -> Any:
     """The array of a leaf, which may be a number of Python's."""
-    return show(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))
+    return materialize(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))

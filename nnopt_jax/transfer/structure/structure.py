@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays import abstract, is_node
-from nnopt_jax.arrays.nodes import show, summary
+from nnopt_jax.arrays.nodes import materialize, summary
 from nnopt_jax.artifact.leaves import plain
 from nnopt_jax.columns import aligned
 from nnopt_jax.errors import (
@@ -110,7 +110,9 @@ class Structure:
             raise SelectionError(f"{who}: there is none; give capture(..., {name}=function).")
         leaves = self.require(params, who)
         inputs = jax.tree.map(jnp.asarray, plain(args))
-        return self.programs[name].call(who, [show(leaves[path]) for path in self.starts], inputs)
+        return self.programs[name].call(
+            who, [materialize(leaves[path]) for path in self.starts], inputs
+        )
 
     def require(self, params: Params, who: str = "Structure.require") -> dict[str, Any]:
         """Checks that parameters are those of the structure.

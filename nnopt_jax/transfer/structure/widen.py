@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.nodes import is_node, show, summary
+from nnopt_jax.arrays.nodes import is_node, materialize, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.structure.place import whole
@@ -101,7 +101,7 @@ def widen(
     noise = (0.1 if outgoing == "zero" else 0.0) if noise is None else noise
     draw, *keys = jax.random.split(key, 1 + len(produced))
     copied = drawn_units(draw, units, width)
-    named = {path: show(leaves[path]) for path in leaves if path in {*produced, *consumed}}
+    named = {path: materialize(leaves[path]) for path in leaves if path in {*produced, *consumed}}
     for (path, axis), own in zip(sorted(produced.items()), keys, strict=True):
         noisy = noise if named[path].ndim > 1 else None
         named[path] = with_copies(own, whole(named[path], axis), copied, axis, incoming, noisy)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.nodes import is_node, show
+from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.transfer.parameter.graft.leaves import canonical, loses, read, read_source
 from nnopt_jax.transfer.parameter.graft.report import GraftReport
@@ -242,7 +242,7 @@ def _all_of(failed: Failed) -> Problems:
 
 
 def _adapted(adapt: Callable[[Any, Any], Any], source: Any, target: Any) -> Any:
-    return jnp.asarray(adapt(show(source), show(target)))
+    return jnp.asarray(adapt(materialize(source), materialize(target)))
 
 
 def _placed(target: Any, leaf: Any) -> Any:

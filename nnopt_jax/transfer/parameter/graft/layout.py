@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.nodes import show
+from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.errors import SelectionError, ShapeError
 from nnopt_jax.transfer.parameter.graft.rule import (
     Failed,
@@ -36,7 +36,7 @@ def transpose(where: Where, axes: Sequence[int] | None = None) -> Rule:
         (3, 2)
     """
     name = "transpose" if axes is None else f"transpose[{axes}]"
-    return each(name, where, lambda leaf: jnp.transpose(show(leaf), axes))
+    return each(name, where, lambda leaf: jnp.transpose(materialize(leaf), axes))
 
 
 def reshape(where: Where, shape: int | Sequence[int]) -> Rule:
@@ -53,7 +53,7 @@ def reshape(where: Where, shape: int | Sequence[int]) -> Rule:
         >>> graft({"w": jnp.zeros((2, 2))}, {"w": jnp.arange(4.0)}, [rule]).params["w"].shape
         (2, 2)
     """
-    return each(f"reshape[{shape}]", where, lambda leaf: jnp.reshape(show(leaf), shape))
+    return each(f"reshape[{shape}]", where, lambda leaf: jnp.reshape(materialize(leaf), shape))
 
 
 def stack(pattern: str, template: str) -> Rule:
@@ -79,7 +79,7 @@ def stack(pattern: str, template: str) -> Rule:
         if len({leaf.shape for leaf in layers.values()}) > 1:
             shapes = ", ".join(str(layers[number].shape) for number in numbers)
             raise ShapeError(f"layers of shapes {shapes} cannot be stacked")
-        return jnp.stack([show(layers[number]) for number in numbers])
+        return jnp.stack([materialize(layers[number]) for number in numbers])
 
     text = f"stack({pattern!r}, {template!r})"
     return _joining(text, pattern, template, "index", stacked)
@@ -102,7 +102,7 @@ def unstack(pattern: str, template: str) -> Rule:
     """
 
     def layers(leaf: Any) -> Leaves:
-        return {str(index): layer for index, layer in enumerate(show(leaf))}
+        return {str(index): layer for index, layer in enumerate(materialize(leaf))}
 
     return _spreading(f"unstack({pattern!r}, {template!r})", pattern, template, "{index}", layers)
 
@@ -129,7 +129,7 @@ def fuse(pattern: str, template: str, order: Sequence[str], axis: int = -1) -> R
     def fused(parts: Leaves) -> Any:
         if parts.keys() != set(names):
             raise SelectionError(f"it has parts {sorted(parts)}, the rule names {names}")
-        return jnp.concatenate([show(parts[name]) for name in names], axis)
+        return jnp.concatenate([materialize(parts[name]) for name in names], axis)
 
     text = f"fuse({pattern!r}, {template!r}, {tuple(names)!r}, axis={axis})"
     return _joining(text, pattern, template, "part", fused)
@@ -164,7 +164,7 @@ def split(
         if len(each) != len(names) or min(each) < 0 or sum(each) != length:
             raise ShapeError(f"a leaf of size {length} along axis {axis} has no parts of {each}")
         ends = [sum(each[: i + 1]) for i in range(len(each) - 1)]
-        return dict(zip(names, jnp.split(show(leaf), ends, axis), strict=True))
+        return dict(zip(names, jnp.split(materialize(leaf), ends, axis), strict=True))
 
     text = f"split({pattern!r}, {template!r}, {tuple(names)!r}, axis={axis})"
     return _spreading(text, pattern, template, "{part}", parts)
