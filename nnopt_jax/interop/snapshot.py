@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from nnopt_jax.arrays.node_description import abstract, describe
 from nnopt_jax.errors import (
@@ -17,38 +19,44 @@ from nnopt_jax.errors import (
     Problems,
     SelectionError,
 )
-from nnopt_jax.interop.agreement import require_agreement
-from nnopt_jax.interop.encoding import Leaf, decode, decode_python, encode, encode_python
-from nnopt_jax.interop.finite import nonfinite
-from nnopt_jax.interop.mismatch import mismatches
+from nnopt_jax.interop.stored_leaf import (
+    StoredLeaf,
+    decode,
+    decode_python,
+    encode,
+    encode_python,
+    nonfinite,
+)
 from nnopt_jax.ops.checksums import digest
 from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten, unflatten
 
+__all__ = ["Wanted", "freeze", "mismatches", "require_agreement", "thaw", "wanted"]
+
 
 class Wanted(NamedTuple):
-    """What a restored leaf is to be.
+    """A leaf to restore.
 
     Args:
         path: its name.
         leaf: its kind, dtype and shape.
-        sharding: where it lies; None for whole, on the default device, free to move.
-        entry: what the manifest says about it.
+        sharding: its placement; None for whole, on the default device, free to move.
+        entry: its entry in the manifest.
     """
 
     path: str
-    leaf: Leaf
+    leaf: StoredLeaf
     sharding: jax.sharding.Sharding | None
     entry: dict[str, Any]
 
 
-def freeze(tree: Any, who: str, *, finite: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Takes a tree apart.
+def freeze(tree: Any, caller: str, *, finite: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take a tree apart.
 
     Args:
         tree: any pytree of arrays, nodes, typed PRNG keys, numbers, strings and None.
-        who: the function that asks, for errors.
-        finite: whether NaN (and infinity in arrays) is refused.
+        caller: the name of the caller, for errors.
+        finite: whether NaN (and infinity in arrays) is an error.
 
     Returns:
         The arrays by number, and a manifest that JSON holds.
@@ -65,10 +73,10 @@ def freeze(tree: Any, who: str, *, finite: bool = True) -> tuple[dict[str, Any],
         >>> list(arrays), [entry["path"] for entry in manifest["leaves"]]
         (['1'], ['step', 'w'])
     """
-    leaves = _flatten(tree, who)
-    kinds = _kinds(leaves, who)
+    leaves = _flatten(tree, caller)
+    kinds = _kinds(leaves, caller)
     if finite:
-        _require_finite(leaves, who)
+        _require_finite(leaves, caller)
     arrays, entries = {}, []
     for number, (path, leaf) in enumerate(kinds.items()):
         entry: dict[str, Any] = {"path": path, "kind": leaf.kind}
@@ -78,26 +86,26 @@ def freeze(tree: Any, who: str, *, finite: bool = True) -> tuple[dict[str, Any],
             arrays[str(number)] = _for_all(encode(leaves[path]))
             entry["checksum"] = digest(arrays[str(number)])
         entries.append(entry)
-    require_agreement(entries, who)
+    require_agreement(entries, caller)
     return arrays, {"tree": describe(unflatten(tree, kinds)), "leaves": entries}
 
 
 def _for_all(x: Any) -> Any:
-    """An array that each process holds for itself, as one that orbax takes: NumPy's."""
+    """Convert an array that each process holds for itself to NumPy, which orbax takes."""
     local = jax.process_count() > 1 and isinstance(x, jax.Array) and x.is_fully_addressable
     return np.asarray(x) if local else x
 
 
-def wanted(manifest: Mapping[str, Any], target: Any, who: str) -> tuple[Any, list[Wanted]]:
-    """Says what is to be restored, before any array is read.
+def wanted(manifest: Mapping[str, Any], target: Any, caller: str) -> tuple[Any, list[Wanted]]:
+    """Return what is to be restored, before any array is read.
 
     Args:
-        manifest: what `freeze` returned.
+        manifest: the manifest of `freeze`.
         target: a tree of arrays or `jax.ShapeDtypeStruct`, or None for the tree that was stored.
-        who: the function that asks, for errors.
+        caller: the name of the caller, for errors.
 
     Returns:
-        The tree with the number of each leaf in its place, and what each number is to be.
+        The tree with the number of each leaf in its place, and the leaf of each number.
 
     Raises:
         CheckpointError: the target differs from what is stored; all differences are listed.
@@ -118,16 +126,18 @@ def wanted(manifest: Mapping[str, Any], target: Any, who: str) -> tuple[Any, lis
 
         def number(dtype: str, shape: tuple[int, ...]) -> int:
             entry = entries[len(stored)]
-            stored.append(Wanted(entry["path"], Leaf(entry["kind"], dtype, shape), None, entry))
+            stored.append(
+                Wanted(entry["path"], StoredLeaf(entry["kind"], dtype, shape), None, entry)
+            )
             return len(stored) - 1
 
         try:
             return abstract(manifest["tree"], number), stored
         except ArtifactError as error:
-            raise CheckpointError(f"{who}: {error}") from error
-    leaves = _flatten(target, who)
-    kinds = _kinds(leaves, who)
-    problems = Problems(who)
+            raise CheckpointError(f"{caller}: {error}") from error
+    leaves = _flatten(target, caller)
+    kinds = _kinds(leaves, caller)
+    problems = Problems(caller)
     given = json.loads(json.dumps(describe(unflatten(target, kinds))))
     for path, text in mismatches(manifest["tree"], given):
         problems.add(path, text)
@@ -140,14 +150,14 @@ def wanted(manifest: Mapping[str, Any], target: Any, who: str) -> tuple[Any, lis
     ]
 
 
-def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], who: str) -> Any:
-    """Puts a tree together again and checks every leaf.
+def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], caller: str) -> Any:
+    """Put a tree together again and check every leaf.
 
     Args:
         numbered: the tree that `wanted` returned.
-        leaves: what its numbers are to be.
+        leaves: the leaves of its numbers.
         arrays: the arrays by number, as `freeze` returned them.
-        who: the function that asks, for errors.
+        caller: the name of the caller, for errors.
 
     Returns:
         The tree.
@@ -162,7 +172,7 @@ def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], who: st
         >>> thaw(*wanted(manifest, None, "demo"), arrays, "demo")
         {'w': array([1., 1.])}
     """
-    problems, values = Problems(who), []
+    problems, values = Problems(caller), []
     for number, (path, leaf, sharding, entry) in enumerate(leaves):
         value = None
         try:
@@ -180,7 +190,7 @@ def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], who: st
     return jax.tree.map(lambda number: values[number], numbered)
 
 
-def _checked(leaf: Leaf, stored: Any, entry: dict[str, Any]) -> Any:
+def _checked(leaf: StoredLeaf, stored: Any, entry: dict[str, Any]) -> Any:
     if leaf.stored and stored is None:
         raise ValueError("is missing")
     value = decode(leaf, stored)
@@ -189,26 +199,26 @@ def _checked(leaf: Leaf, stored: Any, entry: dict[str, Any]) -> Any:
     return value
 
 
-def _flatten(tree: Any, who: str) -> dict[str, Any]:
+def _flatten(tree: Any, caller: str) -> dict[str, Any]:
     try:
         return flatten(tree)
     except SelectionError as error:
-        raise CheckpointError(f"{who}: {error}") from error
+        raise CheckpointError(f"{caller}: {error}") from error
 
 
-def _kinds(leaves: Mapping[str, Any], who: str) -> dict[str, Leaf]:
-    kinds, problems = {}, Problems(who)
+def _kinds(leaves: Mapping[str, Any], caller: str) -> dict[str, StoredLeaf]:
+    kinds, problems = {}, Problems(caller)
     for path, leaf in leaves.items():
         try:
-            kinds[path] = Leaf.of(leaf)
+            kinds[path] = StoredLeaf.of(leaf)
         except TypeError as error:
             problems.add(path, str(error))
     problems.raise_as(CheckpointError)
     return kinds
 
 
-def _require_finite(leaves: Mapping[str, Any], who: str) -> None:
-    problems = Problems(who)
+def _require_finite(leaves: Mapping[str, Any], caller: str) -> None:
+    problems = Problems(caller)
     for path, leaf in leaves.items():
         if text := nonfinite(leaf):
             problems.add(path, f"{text}; nothing was written (allow_nonfinite=True writes it)")
@@ -216,10 +226,117 @@ def _require_finite(leaves: Mapping[str, Any], who: str) -> None:
 
 
 def _sharding(x: Any) -> jax.sharding.Sharding | None:
-    """Where a target leaf must lie; None where it is free to move, or names no devices."""
+    """Return the placement of a target leaf; None where it may move, or names no devices."""
     sharding = getattr(x, "sharding", None)
     if isinstance(x, jax.Array) and not x.committed:
         return None
     if isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh):
         return None
     return sharding if isinstance(sharding, jax.sharding.Sharding) else None
+
+
+def require_agreement(entries: Sequence[dict[str, Any]], caller: str) -> None:
+    """Check that every process holds the same leaves with the same values.
+
+    Args:
+        entries: the entries of the manifest, with values and checksums.
+        caller: the name of the caller, for errors.
+
+    Raises:
+        CheckpointError: in every process, where they differ; all such leaves are listed.
+
+    Example:
+        >>> from nnopt_jax.interop.snapshot import require_agreement
+        >>> require_agreement([{"path": "w", "checksum": [1, 2]}], "demo")  # one process
+    """
+    if jax.process_count() == 1:
+        return
+    if _same(_words(entries, len(entries))):
+        return
+    if not _same(np.array([len(entries)], np.uint32)):
+        raise CheckpointError(
+            f"{caller}: process {jax.process_index()} holds {len(entries)} leaves, another one "
+            "other leaves. Give each process the same tree."
+        )
+    of_each = _gathered(np.stack([_words(entry) for entry in entries]))
+    problems = Problems(caller)
+    for entry, words in zip(entries, of_each.swapaxes(0, 1), strict=True):
+        others = np.flatnonzero((words != words[0]).any(1))
+        if others.size:
+            where = ", ".join(map(str, others))
+            problems.add(entry["path"], f"is another value in process {where} than in process 0. "
+                                        "Make it the same, or shard it over the mesh")  # fmt: skip
+    problems.raise_as(CheckpointError)
+
+
+def _words(*values: Any) -> np.ndarray:
+    """Return a hash as two integers, which JAX passes on without 64 bits."""
+    text = json.dumps(values).encode()
+    return np.frombuffer(hashlib.sha256(text).digest()[:8], np.uint32)
+
+
+def _gathered(x: np.ndarray) -> np.ndarray:
+    return np.asarray(multihost_utils.process_allgather(x))
+
+
+def _same(x: np.ndarray) -> bool:
+    of_each = _gathered(x)
+    return bool((of_each == of_each[0]).all())
+
+
+def mismatches(stored: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Compare two descriptions made by `nnopt_jax.arrays.describe`.
+
+    Args:
+        stored: the description in the file.
+        wanted: the description of the target.
+        path: their place in the tree.
+
+    Yields:
+        The path and a sentence for each difference.
+
+    Example:
+        >>> from nnopt_jax.interop.snapshot import mismatches
+        >>> list(mismatches({"dict": {"w": ["float32", [2]]}}, {"dict": {"w": ["int8", [2]]}}))
+        [('w', 'stored is float32[2], the target wants int8[2]')]
+    """
+    if stored == wanted:
+        return
+    ours, theirs = _children(stored), _children(wanted)
+    if ours is None or theirs is None or _head(stored) != _head(wanted):
+        yield path, f"stored is {_head(stored)}, the target wants {_head(wanted)}"
+        return
+    for name in dict.fromkeys([*ours, *theirs]):
+        inner = "/".join(part for part in (path, name) if part)
+        if name not in theirs:
+            yield inner, f"stored is {_head(ours[name])}, the target has no such entry"
+        elif name not in ours:
+            yield inner, f"not stored, the target wants {_head(theirs[name])}"
+        else:
+            yield from mismatches(ours[name], theirs[name], inner)
+
+
+def _children(at: Any) -> dict[str, Any] | None:
+    """Return the children of a container or node, by name; None for a leaf."""
+    if not isinstance(at, dict):
+        return None
+    if "node" in at:
+        return at["fields"]
+    ((_, children),) = at.items()
+    if isinstance(children, dict):
+        return children
+    return {str(index): child for index, child in enumerate(children)}
+
+
+def _head(at: Any) -> str:
+    """Describe an entry in a few words: `float32[3,4]`, `dict`, `Bits version 1 (width=4)`."""
+    if at is None:
+        return "None"
+    if isinstance(at, list):
+        dtype, shape = at
+        return f"{dtype}[{','.join(map(str, shape))}]"
+    if "node" in at:
+        static = ", ".join(f"{name}={value!r}" for name, value in at["static"].items())
+        return f"{at['node']} version {at['version']} ({static})"
+    ((kind, children),) = at.items()
+    return kind if kind == "dict" else f"{kind} of {len(children)}"

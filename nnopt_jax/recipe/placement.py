@@ -16,7 +16,7 @@ from nnopt_jax.parallel.data import require_divisible
 from nnopt_jax.parallel.layout import layout
 from nnopt_jax.parallel.mesh import batch_spec, shares
 from nnopt_jax.recipe.inputs import Examples
-from nnopt_jax.recipe.schema import Parallel, Recipe
+from nnopt_jax.recipe.schema import Parallel
 from nnopt_jax.settings import Settings
 
 __all__ = ["Placement", "place_run"]
@@ -83,30 +83,26 @@ class Placement:
         return parallel.feed((Examples(x[rows], y[rows]) for x, y in batches), self.shards.devices)
 
 
-def place_run(recipe: Recipe, params: Any) -> Placement | None:
+def place_run(wanted: Parallel | None, batch_size: int, params: Any) -> Placement:
     """Plan the mesh of a run.
 
     Args:
-        recipe: the recipe; where it names no mesh and there are several processes, the batch is
-            split over all devices.
+        wanted: the settings of the recipe; by default the batch is split over all devices.
+        batch_size: examples in a step.
         params: the parameters.
 
     Returns:
-        The placement; None for a run on one device.
+        The placement.
 
     Raises:
         RecipeError: the mesh, a rule or the size of the batch does not fit.
 
     Example:
-        >>> from nnopt_jax.recipe import build
-        >>> raw = {"name": "a", "model": "m:f", "data": "m:g", "parallel": {"mesh": {"data": 3}}}
-        >>> place_run(build(raw | {"stages": [{"name": "train", "epochs": 1}]}), {})
+        >>> from nnopt_jax.recipe import Parallel
+        >>> place_run(Parallel({"data": 3}), 12, {})
         Traceback (most recent call last):
         nnopt_jax.errors.RecipeError: recipe: parallel: parallel.mesh: data=3 takes 3 devices, ...
     """
-    wanted = recipe.parallel
-    if wanted is None and jax.process_count() == 1:
-        return None
     wanted = wanted or Parallel({"data": -1})
     settings = Settings("parallel")
     settings.integer("accumulate", wanted.accumulate, 1)
@@ -118,7 +114,7 @@ def place_run(recipe: Recipe, params: Any) -> Placement | None:
         rules = [(rule.where, rule.split) for rule in wanted.rules]
         shards = parallel.specs(params, mesh, rules, fsdp=wanted.fsdp, least=wanted.least)
         ways = shares(mesh, batch_spec(mesh, None, "batch_size")) * wanted.accumulate
-        require_divisible("batch_size", np.empty((recipe.batch_size, 0)), ways, "")
+        require_divisible("batch_size", np.empty((batch_size, 0)), ways, "")
     except NnoptError as error:
         raise RecipeError(f"recipe: parallel: {error}") from error
     return Placement(wanted, shards)

@@ -237,8 +237,9 @@ def prepare(recipe: Recipe, check_rules: bool = True) -> RecipePlan:
         with failures.check():  # a later chain holds the earlier ones, and their mistakes
             for phase in stages:
                 plan(phase.tx, model.params)
-    with failures.check():
-        placement = place_run(recipe, model.params)
+    if recipe.parallel is not None or jax.process_count() > 1:
+        with failures.check():
+            placement = place_run(recipe.parallel, recipe.batch_size, model.params)
     with failures.check():
         program = structure(model, data) if recipe.program else None
     failures.done()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from nnopt_jax.interop.finite import nonfinite
+from nnopt_jax.interop.stored_leaf import nonfinite
 from nnopt_jax.ops.checksums import checksum, digest
 
 DTYPES = (

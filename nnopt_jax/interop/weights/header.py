@@ -32,7 +32,7 @@ DTYPES: Mapping[str, Any] = {
 """The dtypes of whole bytes, by the names that the format gives them."""
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """One tensor.
 
     Args:
@@ -51,7 +51,7 @@ class Entry(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def parse(text: bytes, room: int, who: str) -> tuple[dict[str, Entry], dict[str, str]]:
+def parse(text: bytes, room: int, who: str) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """Reads a header.
 
     Args:
@@ -103,7 +103,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _entry(told: Any) -> Entry:
+def _entry(told: Any) -> TensorEntry:
     name, shape, (begin, end) = told["dtype"], told["shape"], told["data_offsets"]
     if name not in DTYPES:
         hint = (
@@ -119,13 +119,13 @@ def _entry(told: Any) -> Entry:
     if len(shape) > _MOST_AXES or math.prod(n or 1 for n in shape) > _MOST_ELEMENTS:
         raise ArtifactError(f"has {len(shape)} axes of sizes {reprlib.repr(shape)}, which no array "
                             "of NumPy has")  # fmt: skip
-    entry = Entry(DTYPES[name], tuple(shape), begin)
+    entry = TensorEntry(DTYPES[name], tuple(shape), begin)
     if end - begin != entry.nbytes:
         raise ArtifactError(f"takes {end - begin} bytes, and {name}{shape} has {entry.nbytes}")
     return entry
 
 
-def _require_tiling(entries: Mapping[str, Entry], room: int, problems: Problems) -> None:
+def _require_tiling(entries: Mapping[str, TensorEntry], room: int, problems: Problems) -> None:
     """Tensors lie one behind the other, from the first byte to the last."""
     at, before = 0, "the header"
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].nbytes)):

@@ -10,8 +10,8 @@ from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.artifact import load
 from nnopt_jax.errors import ArtifactError, ValueRangeError
 from nnopt_jax.interop.weights.npz import read_npz
+from nnopt_jax.interop.weights.orbax_step import read_orbax
 from nnopt_jax.interop.weights.safetensors import INDEX, read_safetensors
-from nnopt_jax.interop.weights.step import read_orbax
 from nnopt_jax.tree.paths import flatten
 
 

@@ -207,14 +207,14 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
     return {name: _view(data, entry) for name, entry in entries.items()}
 
 
-def _view(data: np.ndarray, entry: header.Entry) -> np.ndarray:
+def _view(data: np.ndarray, entry: header.TensorEntry) -> np.ndarray:
     octets = data[entry.begin : entry.begin + entry.nbytes]
     if octets.ctypes.data % entry.dtype.alignment:  # a file of another writer, not aligned
         octets = octets.copy()
     return octets.view(entry.dtype).reshape(entry.shape)
 
 
-def _opened(path: Path) -> tuple[np.ndarray, dict[str, header.Entry], dict[str, str]]:
+def _opened(path: Path) -> tuple[np.ndarray, dict[str, header.TensorEntry], dict[str, str]]:
     """The bytes after the header, mapped, and what the header says."""
     who = f"{_READ}: {path}"
     try:
