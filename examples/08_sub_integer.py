@@ -20,8 +20,8 @@ from nnopt_jax.zoo import data, lenet, losses
 def in_groups(method, *args, **settings) -> nnopt.Transform:
     """Groups must divide the inputs of a layer: 784 of the first, 300 and 100 of the others."""
     return nnopt.chain(
-        method(*args, **settings, granularity=98, where="fc1/kernel"),
-        method(*args, **settings, granularity=100, where="re:fc[23]/kernel"),
+        method(*args, **settings, group=98, where="fc1/kernel"),
+        method(*args, **settings, group=100, where="re:fc[23]/kernel"),
     )
 
 

@@ -22,6 +22,10 @@ class ValueRangeError(NnoptError, ValueError):
     """An argument lies outside the values it may take."""
 
 
+class ScaleError(ValueRangeError):
+    """A scale that its dtype cannot hold."""
+
+
 class CompositionError(NnoptError, TypeError):
     """Two transforms, or a transform and a leaf, cannot be combined this way."""
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 from nnopt_jax.pruning.allocation import Allocation
 from nnopt_jax.pruning.coupled import Coupled, check_coupled
@@ -17,6 +15,7 @@ from nnopt_jax.pruning.score import Score
 from nnopt_jax.pruning.scores import SCORES
 from nnopt_jax.pruning.selection import Selection, check_selection
 from nnopt_jax.settings import Settings
+from nnopt_jax.transform import presets
 from nnopt_jax.transform.base import Transform, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import matrices, wrapping
@@ -24,8 +23,6 @@ from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ScalarOrSchedule
 
 __all__ = ["PruningChoices", "by_score", "preset"]
-
-Preset = TypeVar("Preset", bound=Callable[..., Transform])
 
 
 class PruningChoices(TypedDict, total=False):
@@ -153,20 +150,7 @@ def by_score(
     return bindable(build)
 
 
-def preset(function: Preset) -> Preset:
-    """Show the choices of `by_score` in the signature of a preset that passes them on.
-
-    Example:
-        >>> import inspect, nnopt_jax as nnopt
-        >>> [*inspect.signature(nnopt.pruning.taylor).parameters][:4]
-        ['sparsity', 'power', 'decay', 'where']
-    """
-    own = inspect.signature(function)
-    choices = [p for key, p in inspect.signature(by_score).parameters.items()
-               if key in PruningChoices.__annotations__ and key not in own.parameters]  # fmt: skip
-    mine = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    function.__signature__ = own.replace(parameters=[*mine, *choices])  # pyright: ignore
-    return function
+preset = presets.preset(by_score, PruningChoices)
 
 
 def _score_of(score: Any, settings: Settings) -> Score:

@@ -16,7 +16,7 @@ from nnopt_jax.arrays.scales import UnevenGroups
 from nnopt_jax.ops.axis_roles import Axes, matrix_axes
 from nnopt_jax.ops.blockwise import repeat_uneven
 from nnopt_jax.ops.grid import expand
-from nnopt_jax.settings import Settings
+from nnopt_jax.settings import Settings, is_whole
 
 Granularity: TypeAlias = Literal["tensor", "channel"] | int
 """`"tensor"`: one scale for each index of the batch axes. `"channel"`: one for each index of the
@@ -200,16 +200,16 @@ def sharing(
         >>> settings = Settings("demo")
         >>> sharing(settings, None, 64, None, default="tensor").granularity
         64
-        >>> found = sharing(settings, 32, 64, None, default="tensor")
+        >>> found = sharing(settings, 32, None, None, default="tensor")
         >>> settings.done()
         Traceback (most recent call last):
-        nnopt_jax.errors.ValueRangeError: demo: group=64 is given beside granularity=32; give \
-group=64 alone.
-    """
-    if isinstance(granularity, str):
+        nnopt_jax.errors.ValueRangeError: demo: granularity=32 is a number of entries; write group=32.
+    """  # noqa: E501 - printed by the doctest
+    if is_whole(granularity):
+        text = f"is a number of entries; write group={granularity}."
+        settings.wrong("granularity", granularity, text)
+    elif granularity is not None:
         settings.choice("granularity", granularity, ("tensor", "channel"))
-    else:
-        settings.integer("granularity", granularity, 1, none=True)
     settings.integer("group", group, 1, none=True)
     if group is not None and granularity is not None:
         settings.wrong("group", group, f"is given beside granularity={granularity!r}; give "

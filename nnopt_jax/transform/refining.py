@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.nodes import Field, is_node
 from nnopt_jax.arrays.refinement import Slot, refine, require_unstored, slots
+from nnopt_jax.errors import Problems, ScaleError
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.binding import UNBOUND, Binding
 from nnopt_jax.transform.leaves import (
@@ -137,13 +138,17 @@ class _Refining:
         chosen, leaves = self._chosen(params), flatten(params, is_node)
         mine = {path: leaves[path] for path in chosen}
         start = make_start(self.name, mine, params, key, stats)
-        made = {
-            path: [
-                self.init(slot, start._replace(key=slot_key(key, path, i), path=path))
-                for i, slot in enumerate(inside)
+        made: dict[str, list[tuple[Any, Any]]] = {}
+        problems = Problems(self.name)
+        for path, inside in chosen.items():
+            starts = [
+                start._replace(key=slot_key(key, path, i), path=path) for i in range(len(inside))
             ]
-            for path, inside in chosen.items()
-        }
+            try:
+                made[path] = [self.init(*pair) for pair in zip(inside, starts, strict=True)]
+            except ScaleError as error:
+                problems.add(path, str(error))
+        problems.raise_as(ScaleError)
         learned = {path: tuple(pair[0] for pair in pairs) for path, pairs in made.items()}
         rest = {path: tuple(pair[1] for pair in pairs) for path, pairs in made.items()}
         return State(learned, rest, jnp.int32(0))

@@ -89,7 +89,7 @@ CONTRACTS: dict[str, Contract] = {
         (
             {"bits": 4},
             {"bits": 3, "granularity": "channel"},
-            {"bits": 2, "granularity": 2, "scale_dtype": jnp.bfloat16},
+            {"bits": 2, "group": 2, "scale_dtype": jnp.bfloat16},
         ),
         quantizes=True,
         straight_through=False,
@@ -100,7 +100,7 @@ CONTRACTS: dict[str, Contract] = {
             {"bits": 8},
             {"bits": 16, "granularity": "channel"},
             {"bits": 8, "symmetric": False, "every": 2},
-            {"bits": 4, "granularity": 2, "scale_dtype": jnp.bfloat16},
+            {"bits": 4, "group": 2, "scale_dtype": jnp.bfloat16},
             {"bits": 3, "granularity": "channel", "range": "mse", "every": 2},
             {"bits": 4, "granularity": "channel", "range": "percentile", "percent": 90},
         ),
@@ -119,7 +119,7 @@ CONTRACTS: dict[str, Contract] = {
     ),
     "quantization.xnor": Contract(
         "refine",
-        ({}, {"granularity": 4, "scale_dtype": jnp.float16}),
+        ({}, {"group": 4, "scale_dtype": jnp.float16}),
         quantizes=True,
         straight_through=False,
     ),
@@ -138,24 +138,24 @@ CONTRACTS: dict[str, Contract] = {
         "refine",
         (
             {"granularity": "channel"},
-            {"granularity": 4, "scale_dtype": jnp.bfloat16},
-            {"granularity": 2, "double": True},
+            {"group": 4, "scale_dtype": jnp.bfloat16},
+            {"group": 2, "double": True},
         ),
         quantizes=True,
     ),
     "quantization.fp4": Contract(
         "refine",
-        ({"granularity": "channel"}, {"granularity": 4, "scale_dtype": jnp.float16}),
+        ({"granularity": "channel"}, {"group": 4, "scale_dtype": jnp.float16}),
         quantizes=True,
     ),
     "quantization.mxfp4": Contract(
         "refine",
-        ({"granularity": "channel"}, {"granularity": 4}),
+        ({"granularity": "channel"}, {"group": 4}),
         quantizes=True,
     ),
     "quantization.grouped": Contract(
         "refine",
-        ({"granularity": "channel"}, {"granularity": 4}, {"format": "q8_0", "granularity": 2}),
+        ({"granularity": "channel"}, {"group": 4}, {"format": "q8_0", "group": 2}),
         quantizes=True,
     ),
     "pruning.magnitude": Contract(

@@ -288,8 +288,8 @@ SETTINGS = {
         "quantization.uniform: granularity='row' is none of 'tensor', 'channel'.",
     ),
     "group": (
-        lambda: uniform(8, granularity=0),
-        "quantization.uniform: granularity=0 is not a whole number of 1 or more.",
+        lambda: uniform(8, group=0),
+        "quantization.uniform: group=0 is not a whole number of 1 or more.",
     ),
     "refresh": (
         lambda: uniform(8, every=0),

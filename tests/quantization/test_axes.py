@@ -178,12 +178,12 @@ def test_groups_of_a_kernel_run_over_its_places():
     """Unbound, four axes are (h, w, in, out)."""
     w = np.random.default_rng(10).normal(size=(3, 3, 8, 5)).astype(F32)
     for group, scale in ((4, (3, 3, 2, 5)), (24, (3, 1, 1, 5)), (72, (1, 1, 1, 5))):
-        tx = Q.uniform(4, group=group)
+        tx = Q.uniform(4, group=group, scale_dtype=F32)
         assert tx.init({"w": jnp.asarray(w)}).rest["w"][0]["scale"].shape == scale
         wanted = oracle(w, Axes((0, 1, 2), 3), 4, group)
         np.testing.assert_array_equal(shown(tx, w), wanted)
     wanted = oracle(w, Axes((0, 1, 2), 3), 4, 20)  # across places of the kernel, and uneven
-    np.testing.assert_array_equal(shown(Q.uniform(4, group=20), w), wanted)
+    np.testing.assert_array_equal(shown(Q.uniform(4, group=20, scale_dtype=F32), w), wanted)
 
 
 def test_binary_heights_count_what_is_summed():
@@ -201,7 +201,7 @@ def test_binary_heights_count_what_is_summed():
 
 def test_bound_transforms_work_under_the_transformations_of_jax():
     w = np.random.default_rng(11).normal(size=(2, 6, 20)).astype(F32)
-    params, tx = {"w": jnp.asarray(w)}, bound(Q.uniform(4, group=8), Axes(1, 0))
+    params, tx = {"w": jnp.asarray(w)}, bound(Q.uniform(4, group=8, scale_dtype=F32), Axes(1, 0))
     each = [shown(tx, layer) for layer in w]
     for layer, wanted in zip(w, each, strict=True):
         np.testing.assert_array_equal(oracle(layer, Axes(1, 0), 4, 8), wanted)

@@ -86,7 +86,8 @@ def test_binary_connect_wants_a_key_to_draw():
 @pytest.mark.isa
 @pytest.mark.parametrize(("granularity", "rows"), [("tensor", 12), ("channel", 12), (4, 4)])
 def test_xnor_is_sign_times_mean(granularity, rows):
-    tx = nnopt.quantization.xnor(granularity=granularity)
+    shares = {"group": 4} if granularity == 4 else {"granularity": granularity}
+    tx = nnopt.quantization.xnor(**shares, scale_dtype=jnp.float32)
     columns = (0, 1) if granularity == "tensor" else 1
     alpha = np.abs(W).reshape(12 // rows, rows, 4).mean(columns if columns == 1 else (1, 2))
     alpha = np.broadcast_to(np.repeat(alpha.reshape(12 // rows, -1), rows, 0), W.shape)
@@ -190,7 +191,7 @@ def test_dead_and_broken_channels_stay_alone(name):
     [
         ("binary_connect", {"scale": 0, "stochastic": 1}, ("scale=0 is not", "stochastic=1 is")),
         ("binary_connect", {"scale": "glorut"}, ("Did you mean glorot",)),
-        ("xnor", {"granularity": 0}, ("granularity=0",)),
+        ("xnor", {"group": 0}, ("group=0",)),
         ("twn", {"threshold": -1, "granularity": "row"}, ("threshold=-1", "granularity='row'")),
         ("ttq", {"threshold": 2, "axis": 99}, ("threshold=2", "axis=99")),
     ],

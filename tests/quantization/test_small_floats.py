@@ -32,7 +32,8 @@ def _leaf(tx, params=PARAMS):
      ("mxfp4", E2M1, lambda top: 2.0 ** (np.floor(np.log2(top)) - 2))],
 )  # fmt: skip
 def test_takes_the_nearest_level_of_each_block(name, levels, scale):
-    shown = np.asarray(_leaf(METHODS[name](granularity=16)).materialize())
+    exact = {} if name == "mxfp4" else {"scale_dtype": jnp.float32}
+    shown = np.asarray(_leaf(METHODS[name](group=16, **exact)).materialize())
     blocks = W.reshape(4, 16, 8)
     unit = scale(np.abs(blocks).max(1, keepdims=True))
     points = (unit[..., None] * np.array(levels)).reshape(4, 1, 8, -1)
@@ -41,7 +42,7 @@ def test_takes_the_nearest_level_of_each_block(name, levels, scale):
 
 
 def test_double_quantized_scales():
-    tx = nnopt.quantization.nf4(granularity=16, double=True)
+    tx = nnopt.quantization.nf4(group=16, double=True)
     leaf = _leaf(tx)
     assert isinstance(leaf.scale, Quantized)
     plain = np.abs(W.reshape(4, 16, 8)).max(1)
@@ -65,7 +66,7 @@ def test_exponents_are_stored_in_eight_bits():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_dead_and_broken_blocks_stay_alone(name):
-    tx = METHODS[name](granularity=16)
+    tx = METHODS[name](group=16)
     whole = np.asarray(_leaf(tx).materialize())
     for bad in (0.0, 1e-42):
         dead = {"kernel": PARAMS["kernel"].at[:16, 2].set(bad)}
@@ -85,7 +86,7 @@ def test_dead_and_broken_blocks_stay_alone(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_pruned_weights_have_no_say(name):
-    tx = nnopt.chain(nnopt.pruning.magnitude(0.5, mode="soft"), METHODS[name](granularity=16))
+    tx = nnopt.chain(nnopt.pruning.magnitude(0.5, mode="soft"), METHODS[name](group=16))
     _, state = tx.init(PARAMS)
     small = jnp.where(tx.encode(PARAMS, tx.init(PARAMS))["kernel"].mask, PARAMS["kernel"], 0.0)
     _, other = tx.init({"kernel": small})
@@ -97,10 +98,10 @@ def test_groups_that_do_not_divide_are_named():
     params = {"a": jnp.ones((20, 2)), "b": jnp.ones((64, 2)), "c": {"d": jnp.ones((3, 3, 9, 2))}}
     for name, tx in METHODS.items():
         if name in ("nf4", "fp4"):
-            assert tx(granularity=32).init(params).rest["a"][0].shape == (1, 2)
+            assert tx(group=32).init(params).rest["a"][0].shape == (1, 2)
             continue
         with pytest.raises(ShapeError) as caught:
-            tx(granularity=32).init(params)
+            tx(group=32).init(params)
         text = str(caught.value)
         assert f"quantization.{name}: 2 problems" in text
         assert "a: groups of 32 do not divide axis 0 of shape (20, 2)" in text
@@ -119,15 +120,16 @@ def test_settings_are_refused_all_at_once():
 @pytest.mark.parametrize(
     ("make", "wanted"),
     [
-        (lambda: nnopt.quantization.uniform(4, granularity=64, scale_dtype=jnp.float16), 4.25),
-        (lambda: nnopt.quantization.uniform(2, granularity=64, scale_dtype=jnp.float16), 1.85),
-        (lambda: nnopt.quantization.fp4(granularity=64, scale_dtype=jnp.float16), 4.25),
-        (lambda: nnopt.quantization.nf4(), 4.5),
+        (lambda: nnopt.quantization.uniform(4, group=64, scale_dtype=jnp.float16), 4.25),
+        (lambda: nnopt.quantization.uniform(3, group=32), 3.5),
+        (lambda: nnopt.quantization.uniform(2, group=64, scale_dtype=jnp.float16), 1.85),
+        (lambda: nnopt.quantization.fp4(group=64, scale_dtype=jnp.float16), 4.25),
+        (lambda: nnopt.quantization.nf4(), 4.25),
         (lambda: nnopt.quantization.grouped(), 4.5),
         (lambda: nnopt.quantization.grouped("q8_0"), 8.5),
         (lambda: nnopt.quantization.mxfp4(), 4.25),
-        (lambda: nnopt.quantization.xnor(granularity=64, scale_dtype=jnp.float16), 1.25),
-        (lambda: nnopt.quantization.twn(granularity=64, scale_dtype=jnp.float16), 1.85),
+        (lambda: nnopt.quantization.xnor(group=64, scale_dtype=jnp.float16), 1.25),
+        (lambda: nnopt.quantization.twn(group=64, scale_dtype=jnp.float16), 1.85),
         (lambda: nnopt.quantization.ttq(), 1.6 + 64 / 512),
     ],
 )  # fmt: skip

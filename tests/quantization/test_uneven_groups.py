@@ -69,7 +69,7 @@ def test_pruned_weights_have_no_say_in_the_last_group(axes):
             p: nnopt.arrays.Masked(x, state.rest[p]) for p, x in leaves.items()
         },
     )  # fmt: skip
-    tx = bound(nnopt.chain(fixed, Q.uniform(4, group=8)), axes)
+    tx = bound(nnopt.chain(fixed, Q.uniform(4, group=8, scale_dtype="float32")), axes)
     params = {"w": jnp.asarray(w)}
     state = tx.init(params)
     wanted = oracle(np.where(mask, w, 0), axes, 4, 8)

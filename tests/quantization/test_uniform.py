@@ -166,7 +166,7 @@ def test_outliers_are_left_out_and_get_no_gradient(range, symmetric):
 
 
 def test_full_percentile_is_the_extremes():
-    wide, full = (nnopt.quantization.uniform(8, granularity=4, **more)
+    wide, full = (nnopt.quantization.uniform(8, group=4, **more)
                   for more in ({}, {"range": "percentile", "percent": 100}))  # fmt: skip
     np.testing.assert_array_equal(_scale(wide.init(PARAMS)), _scale(full.init(PARAMS)))
 
@@ -184,11 +184,11 @@ def test_channels_of_zeros_and_nan_make_no_nan():
 
 def test_bad_ranges_are_told_with_all_else():
     with pytest.raises(nnopt.errors.ValueRangeError) as caught:
-        nnopt.quantization.uniform(17, range="max", percent=20, granularity="rows")
+        nnopt.quantization.uniform(17, range="max", granularity="rows")
     assert str(caught.value) == (
-        "quantization.uniform: 4 problems\n"
+        "quantization.uniform: 3 problems\n"
         "  bits=17 is not a whole number from 2 to 16.\n"
         "  granularity='rows' is none of 'tensor', 'channel'.\n"
-        "  range='max' is none of 'absmax', 'percentile', 'mse'. Did you mean absmax?\n"
-        "  percent=20 is not a number from 50 to 100."
+        "  range='max' is none of 'absmax', 'percentile', 'mse', 'mean', 'learned', 'threshold', "
+        "'two_sided', 'gguf', 'fixed'. Did you mean absmax?"
     )

@@ -96,7 +96,7 @@ def test_nf4_agrees_with_bitsandbytes():
     functional = pytest.importorskip("bitsandbytes.functional")
     torch = pytest.importorskip("torch")
     w = _weights("normal")
-    tx, params = nnopt.quantization.nf4(granularity=64), {"w": jnp.asarray(w)}
+    tx, params = nnopt.quantization.nf4(group=64), {"w": jnp.asarray(w)}
     leaf = tx.encode(params, tx.init(params))["w"]
     flat = torch.from_numpy(np.ascontiguousarray(w.T))  # blocks run along the inputs
     packed, state = functional.quantize_4bit(flat, blocksize=64, quant_type="nf4")

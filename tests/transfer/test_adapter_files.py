@@ -27,7 +27,7 @@ def dense():
 
 
 def int4(tree):
-    grid = nnopt.quantization.grouped("q4_0", granularity=32, where="fc/kernel")
+    grid = nnopt.quantization.grouped("q4_0", group=32, where="fc/kernel")
     return grid.pack(tree, grid.init(tree))
 
 

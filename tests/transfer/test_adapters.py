@@ -85,7 +85,7 @@ def test_training_starts_at_the_base():
 def test_over_a_packed_base_adapters_alone_train(adapter):
     """The bytes of an int4 base stay, the optimizer has no state for them, and the loss falls."""
     tree = params((64, 32))
-    grid = nnopt.quantization.uniform(4, granularity=32, where="**/kernel")
+    grid = nnopt.quantization.uniform(4, group=32, where="**/kernel")
     base = grid.pack(tree, grid.init(tree))
     x, y = jax.random.normal(KEY, (128, 64)), jax.random.normal(jax.random.key(1), (128, 32))
 

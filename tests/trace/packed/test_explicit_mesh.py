@@ -13,8 +13,8 @@ import nnopt_jax as nnopt
 W8 = nnopt.quantization.uniform(8, granularity="channel")
 TRANSFORMS = {
     "int8": W8,
-    "4-bit groups": nnopt.quantization.uniform(4, granularity=4),
-    "nf4": nnopt.quantization.nf4(granularity=4),
+    "4-bit groups": nnopt.quantization.uniform(4, group=4),
+    "nf4": nnopt.quantization.nf4(group=4),
     "low rank": nnopt.compression.low_rank(2),
     "rounded inputs": nnopt.chain(W8, nnopt.quantization.quantize_activations(8)),
 }

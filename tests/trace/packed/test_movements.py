@@ -120,7 +120,7 @@ def test_the_last_axes_that_stay_may_have_other_sizes():
 
 METHODS = {
     "int8": nnopt.quantization.uniform(8, granularity="channel"),
-    "int4 in groups": nnopt.quantization.uniform(4, granularity=2),
+    "int4 in groups": nnopt.quantization.uniform(4, group=2),
     "zero points": nnopt.quantization.uniform(4, granularity="channel", symmetric=False),
     "masked": nnopt.pruning.magnitude(0.5),
     "codebook": nnopt.compression.codebook(4),

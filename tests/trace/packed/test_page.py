@@ -80,7 +80,7 @@ def test_a_row_of_the_table_is_true(name):
 
 
 def test_groups_are_for_few_rows():
-    tx, params = nnopt.quantization.uniform(8, granularity=8), {"w": jnp.ones(MATRIX)}
+    tx, params = nnopt.quantization.uniform(8, group=8), {"w": jnp.ones(MATRIX)}
     packed = jax.eval_shape(lambda p: tx.pack(p, tx.init(p)), params)
     run = nnopt.on_packed(lambda p, x: x @ p["w"])
     made_dense = [

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.ops.grid import grid_of_range
-from nnopt_jax.quantization.activation import floats, require_seen
-from nnopt_jax.quantization.integer.calibrated import Grid, check
+from nnopt_jax.quantization.activations.activation_checks import floats, require_seen
+from nnopt_jax.quantization.activations.static_grids import ActivationGrid, check
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike
 
@@ -95,7 +95,7 @@ def ema_range(state: EmaRange, x: ArrayLike, decay: float = 0.99) -> EmaRange:
     )
 
 
-def ema_grid(state: EmaRange, bits: int = 8, *, symmetric: bool = True) -> Grid:
+def ema_grid(state: EmaRange, bits: int = 8, *, symmetric: bool = True) -> ActivationGrid:
     """The grid that spans the averaged range.
 
     Args:
@@ -120,4 +120,4 @@ def ema_grid(state: EmaRange, bits: int = 8, *, symmetric: bool = True) -> Grid:
     """
     check("ema_grid", bits, symmetric)
     require_seen("ema_grid", state, EmaRange, "ema_range")
-    return Grid(*grid_of_range(*state.ends(), bits, symmetric=symmetric))
+    return ActivationGrid(*grid_of_range(*state.ends(), bits, symmetric=symmetric))

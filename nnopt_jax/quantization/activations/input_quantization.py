@@ -13,8 +13,8 @@ from nnopt_jax.arrays.input_quantized import InputQuantized, rounds_inputs
 from nnopt_jax.errors import Problems, StatisticsError
 from nnopt_jax.ops.grid import grid_of_range, integer_range
 from nnopt_jax.ops.running_histogram import Range
-from nnopt_jax.quantization.integer.calibrated import mse_grid, percentile_grid
-from nnopt_jax.quantization.integer.entropy import kl_grid
+from nnopt_jax.quantization.activations.entropy_grid import kl_grid
+from nnopt_jax.quantization.activations.static_grids import mse_grid, percentile_grid
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import Binding

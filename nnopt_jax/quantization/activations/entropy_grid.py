@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.ops.grid import grid_of_range
-from nnopt_jax.quantization.activation import require_seen
-from nnopt_jax.quantization.integer.calibrated import Grid, check, folded
-from nnopt_jax.quantization.integer.ranges import Range
+from nnopt_jax.quantization.activations.activation_checks import require_seen
+from nnopt_jax.quantization.activations.observed_range import Range
+from nnopt_jax.quantization.activations.static_grids import ActivationGrid, check, folded
 from nnopt_jax.typing import Array
 
 
-def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
+def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> ActivationGrid:
     r"""The grid that loses the least information, as TensorRT calibrates.
 
     .. math:: T = \arg\min_i \sum_j p_j \log (p_j / q_j)
@@ -53,7 +53,7 @@ def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
 
 
 @functools.partial(jax.jit, static_argnames=("bits", "symmetric"))
-def _least_entropy(state: Range, bits: int, symmetric: bool) -> Grid:
+def _least_entropy(state: Range, bits: int, symmetric: bool) -> ActivationGrid:
     """The grid of least relative entropy, of settings that are checked."""
     low, high = state.ends()
     counts = folded(state.counts)
@@ -62,7 +62,7 @@ def _least_entropy(state: Range, bits: int, symmetric: bool) -> Grid:
     tried = jnp.arange(levels, counts.size + 1)
     losses = lax.map(lambda bins: _divergence(counts, bins, levels), tried)
     top = tried[jnp.argmin(losses)].astype(jnp.float32) * state.width
-    return Grid(*grid_of_range(jnp.maximum(low, -top), jnp.minimum(high, top), bits,
+    return ActivationGrid(*grid_of_range(jnp.maximum(low, -top), jnp.minimum(high, top), bits,
                                symmetric=symmetric))  # fmt: skip
 
 

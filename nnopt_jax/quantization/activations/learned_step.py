@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.ops.gradient_estimators import gate, round_clip, straight_through
-from nnopt_jax.quantization.activation import floats
+from nnopt_jax.quantization.activations.activation_checks import floats
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nnopt_jax.errors import ShapeError
 from nnopt_jax.ops.running_histogram import Range as Range, add_values, joined
-from nnopt_jax.quantization.activation import floats, require_seen
+from nnopt_jax.quantization.activations.activation_checks import floats, require_seen
 from nnopt_jax.typing import ArrayLike
 
 

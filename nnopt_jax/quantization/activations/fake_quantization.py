@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from nnopt_jax.ops.gradient_estimators import gate, straight_through
 from nnopt_jax.ops.grid import dequantize, expand, fit_grid, integer_range, quantize
-from nnopt_jax.quantization.activation import floats
+from nnopt_jax.quantization.activations.activation_checks import floats
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike
 

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.ops.grid import dequantize, grid_of_range, integer_range, quantize
-from nnopt_jax.quantization.activation import require_seen
-from nnopt_jax.quantization.integer.ranges import Range
+from nnopt_jax.quantization.activations.activation_checks import require_seen
+from nnopt_jax.quantization.activations.observed_range import Range
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array
 
 _SHARES = 128  # of a symmetric range that are tried; of each end of another one, 32
 
 
-class Grid(NamedTuple):
+class ActivationGrid(NamedTuple):
     """A uniform grid, as `fake_quant(x, *grid)` takes it.
 
     Args:
@@ -26,8 +26,8 @@ class Grid(NamedTuple):
         zero: integer held in float32; None where the grid is symmetric.
 
     Example:
-        >>> from nnopt_jax.quantization import Grid, fake_quant
-        >>> print(fake_quant(1.2, *Grid(0.5, None)))
+        >>> from nnopt_jax.quantization import ActivationGrid, fake_quant
+        >>> print(fake_quant(1.2, *ActivationGrid(0.5, None)))
         1.0
     """
 
@@ -35,7 +35,7 @@ class Grid(NamedTuple):
     zero: Array | None
 
 
-def absmax_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
+def absmax_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> ActivationGrid:
     """The grid that spans all that was seen.
 
     Args:
@@ -63,12 +63,12 @@ def absmax_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
     """
     require_seen("absmax_grid", state, Range, "observe")
     check("absmax_grid", bits, symmetric)
-    return Grid(*grid_of_range(*state.ends(), bits, symmetric=symmetric))
+    return ActivationGrid(*grid_of_range(*state.ends(), bits, symmetric=symmetric))
 
 
 def percentile_grid(
     state: Range, percent: float = 99.9, bits: int = 8, *, symmetric: bool = True
-) -> Grid:
+) -> ActivationGrid:
     """The grid that spans a share of what was seen.
 
     The least range, in whole bins of the histogram, beyond which lie at most
@@ -104,14 +104,14 @@ def percentile_grid(
     if symmetric:
         top = _edge(folded(state.counts), beyond) * state.width
         top = jnp.minimum(top, jnp.maximum(-low, high))
-        return Grid(*grid_of_range(-top, top, bits, symmetric=True))
+        return ActivationGrid(*grid_of_range(-top, top, bits, symmetric=True))
     half = state.counts.size // 2
     high = jnp.minimum(high, (_edge(state.counts, beyond) - half) * state.width)
     low = jnp.maximum(low, -(_edge(state.counts[::-1], beyond) - half) * state.width)
-    return Grid(*grid_of_range(low, high, bits, symmetric=False))
+    return ActivationGrid(*grid_of_range(low, high, bits, symmetric=False))
 
 
-def mse_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
+def mse_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> ActivationGrid:
     """The grid of least squared error on the histogram of what was seen.
 
     Tried are 128 shares of the extreme value or, where not symmetric, 32 of each end.
@@ -143,7 +143,7 @@ def mse_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Grid:
 
 
 @functools.partial(jax.jit, static_argnames=("bits", "symmetric"))
-def _least_squares(state: Range, bits: int, symmetric: bool) -> Grid:
+def _least_squares(state: Range, bits: int, symmetric: bool) -> ActivationGrid:
     """The grid of least squared error, of settings that are checked."""
     low, high = state.ends()
     half = state.counts.size // 2
@@ -160,7 +160,7 @@ def _least_squares(state: Range, bits: int, symmetric: bool) -> Grid:
 
     shares = _shares(symmetric)
     best = shares[jnp.argmin(lax.map(attempt, shares))]
-    return Grid(*grid_of_range(low * best[0], high * best[1], bits, symmetric=symmetric))
+    return ActivationGrid(*grid_of_range(low * best[0], high * best[1], bits, symmetric=symmetric))
 
 
 def folded(counts: Array) -> Array:

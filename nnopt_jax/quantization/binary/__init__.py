@@ -1,1 +1,0 @@
-"""Weights of one bit, and of three values."""

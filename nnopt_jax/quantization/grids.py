@@ -1,0 +1,376 @@
+"""Grids: the values that a weight may take, in units of a scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nnopt_jax.arrays.integer_quantized import Quantized
+from nnopt_jax.arrays.lookup_quantized import LookupQuantized
+from nnopt_jax.arrays.nodes import Field, Node
+from nnopt_jax.ops import lookup_tables
+from nnopt_jax.ops.block_formats import in_units
+from nnopt_jax.ops.grid import expand, integer_range, quantize
+from nnopt_jax.ops.lookup_tables import level_values, nearest_level
+from nnopt_jax.quantization.granularity import Granularity
+from nnopt_jax.settings import Settings, is_whole
+
+__all__ = [
+    "GRIDS",
+    "Grid",
+    "binary",
+    "codebook",
+    "fp4",
+    "mxfp4",
+    "nf4",
+    "q4_0",
+    "q8_0",
+    "signed",
+    "ternary",
+    "uniform",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The values that a weight may take, in units of the scale of its block.
+
+    Args:
+        name: the noun that `repr`, errors and recipes use.
+        low: the least code.
+        high: the greatest code.
+        levels: ascending, the values that the codes 0, 1, ... stand for; None: each code stands
+            for itself.
+        has_zero_point: whether a block has an integer zero point.
+        settings: the settings by name, for `repr`.
+        check: adds what is wrong with the settings to those of the method.
+        granularity: which weights share a scale by default; a number: groups of so many.
+        whole_groups: whether the format cannot hold a last group that is shorter.
+        range: the range that a method chooses by default.
+        scale_dtype: of the scales by default; None: float16 for groups, else float32.
+        dtypes: the only dtypes of scales that the format knows; empty: any.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> grid = nnopt.quantization.Grid("halves", 0, 2, levels=(-1.0, 0.5, 1.0))
+        >>> grid.top, grid
+        (1.0, halves())
+    """
+
+    name: str
+    low: int
+    high: int
+    levels: tuple[float, ...] | None = None
+    has_zero_point: bool = False
+    settings: tuple[tuple[str, Any], ...] = ()
+    check: Callable[[Settings], None] | None = dataclasses.field(default=None, compare=False)
+    granularity: Granularity = "tensor"
+    whole_groups: bool = False
+    range: str = "absmax"
+    scale_dtype: str | None = None
+    dtypes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return the name and the settings, as a call is written."""
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.settings)})"
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value, in units of the scale."""
+        if self.levels is None:
+            return float(self.low), float(self.high)
+        return self.levels[0], self.levels[-1]
+
+    @property
+    def top(self) -> float:
+        """The greatest value, in units of the scale."""
+        return self.ends[1]
+
+    @property
+    def values_above_zero(self) -> int:
+        """How many values are greater than zero."""
+        return self.high if self.levels is None else sum(level > 0 for level in self.levels)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return max((self.high - self.low).bit_length(), 1)
+
+    def units(self, x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
+        """Return weights in units of the grid, before rounding; no gradient."""
+        if self.levels is not None:
+            return in_units(x, scale)
+        v = jax.lax.stop_gradient(x).astype(jnp.float32)
+        v = v / expand(scale, x.shape).astype(jnp.float32)
+        return v if zero is None else v + expand(zero, x.shape)
+
+    def nearest(self, x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
+        """Return the code of the nearest value, held in float32; NaN where a weight is NaN."""
+        if self.levels is not None:
+            return nearest_level(in_units(x, scale), self.levels)
+        return quantize(jax.lax.stop_gradient(x), scale, zero, self.low, self.high)
+
+    def between(
+        self, x: jax.Array, scale: jax.Array, zero: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the code of the value below a weight, and how far it lies towards the next one.
+
+        Returns:
+            `(code, fraction)`, float32; the fraction is from 0 to 1, both within the grid.
+        """
+        v = self.units(x, scale, zero)
+        if self.levels is None:
+            below = jnp.clip(jnp.floor(v), self.low, self.high - 1)
+            return below, jnp.clip(v - below, 0, 1)
+        levels = jnp.asarray(self.levels, jnp.float32)
+        below = sum((v >= level).astype(jnp.float32) for level in self.levels[1:-1])
+        at = jnp.asarray(below, jnp.int32)
+        gap = levels[at + 1] - levels[at]
+        return jnp.where(jnp.isnan(v), v, below), jnp.clip((v - levels[at]) / gap, 0, 1)
+
+    def values(self, codes: jax.Array) -> jax.Array:
+        """Return the values of codes, in units of the scale."""
+        return codes if self.levels is None else level_values(codes, self.levels)
+
+    def gap(self, codes: jax.Array) -> jax.Array:
+        """Return the distance of neighboring values about each code, in units of the scale."""
+        if self.levels is None:
+            return jnp.ones_like(codes)
+        steps = [b - a for a, b in itertools.pairwise(self.levels)]
+        around = jnp.asarray([steps[0], *steps], jnp.float32)
+        return around[jnp.nan_to_num(codes).astype(jnp.int32)]
+
+    def inside(self, x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
+        """Return which weights the grid does not clip, by more than the rounding of its ends.
+
+        The ends of a range need not lie within those of its grid: the zero point is rounded, by
+        half a step, and so is the scale, in its dtype. What a range was fitted to must keep its
+        gradient.
+        """
+        low, high = self.ends
+        v, rounding = self.units(x, scale, zero), float(jnp.finfo(scale.dtype).eps) * (high - low)
+        steps = (1.0, 1.0)
+        if self.levels is not None:
+            steps = self.levels[1] - self.levels[0], self.levels[-1] - self.levels[-2]
+        return (low - 0.5 * steps[0] - rounding <= v) & (v <= high + 0.5 * steps[1] + rounding)
+
+    def node(
+        self,
+        codes: jax.Array,
+        scale: Field,
+        zero: Field | None,
+        carry: jax.Array,
+        dtype: Any,
+        below: Field | None = None,
+    ) -> Node:
+        """Return the node that stands for quantized weights.
+
+        Args:
+            codes: as `nearest` returns them.
+            scale: of the blocks.
+            zero: zero points, where the grid has them.
+            carry: the array that takes the gradient.
+            dtype: of the weights.
+            below: the scale of values below zero, where they have their own.
+        """
+        if self.levels is None:
+            return Quantized(codes, scale, zero, carry, self.low, self.high, str(dtype))
+        return LookupQuantized(codes, scale, below, carry, self.levels, str(dtype))
+
+
+def uniform(bits: int = 8, symmetric: bool = True) -> Grid:
+    r"""Return evenly spaced values $s (q - z)$: integers.
+
+    Args:
+        bits: 2 to 16.
+        symmetric: whether codes mirror at zero, $|q| < 2^{b-1}$; else the grid has an integer zero
+            point $z$, which makes zero exact.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.grids.uniform(4), nnopt.quantization.grids.uniform(4).ends
+        (uniform(bits=4, symmetric=True), (-7.0, 7.0))
+
+    References:
+        Jacob et al. 2018, Quantization and Training of Neural Networks, section 2.1.
+    """
+
+    def check(settings: Settings) -> None:
+        settings.integer("bits", bits, 2, 16)
+        settings.flag("symmetric", symmetric)
+
+    good = is_whole(bits) and 2 <= bits <= 16
+    low, high = integer_range(bits if good else 8, symmetric=symmetric is not False)
+    pairs = (("bits", bits), ("symmetric", symmetric))
+    return Grid("uniform", low, high, None, symmetric is False, settings=pairs, check=check)
+
+
+def signed(bits: int = 4) -> Grid:
+    r"""Return the integers of two's complement, $-2^{b-1} \le q < 2^{b-1}$, without a zero point.
+
+    Args:
+        bits: 2 to 8.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.grids.signed(4).ends
+        (-8.0, 7.0)
+
+    References:
+        Esser et al. 2020, Learned Step Size Quantization, section 2.
+    """
+    good = is_whole(bits) and 2 <= bits <= 8
+    low, high = integer_range(bits if good else 8, symmetric=False)
+    return Grid(
+        "signed", low, high, settings=(("bits", bits),),
+        check=lambda settings: settings.integer("bits", bits, 2, 8),
+    )  # fmt: skip
+
+
+def _table(name: str, levels: tuple[float, ...], **options: Any) -> Grid:
+    return Grid(name, 0, len(levels) - 1, levels, **options)
+
+
+def binary() -> Grid:
+    """Return the signs -1 and 1.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.grids.binary().levels
+        (-1.0, 1.0)
+    """
+    return _table("binary", lookup_tables.BINARY, granularity="channel", range="mean")
+
+
+def ternary() -> Grid:
+    """Return the values -1, 0 and 1, stored in 1.6 bits.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.grids.ternary().ends
+        (-1.0, 1.0)
+    """
+    return Grid("ternary", -1, 1)
+
+
+def nf4() -> Grid:
+    """Return the 16 values of NormalFloat4: quantiles of the normal distribution, up to 1.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.grids.nf4().ends
+        (-1.0, 1.0)
+
+    References:
+        Dettmers et al. 2023, QLoRA, section 3.
+    """
+    return _table("nf4", lookup_tables.NF4, granularity=64)
+
+
+def fp4() -> Grid:
+    """Return the 15 values of the float E2M1: 0, .5, 1, 1.5, 2, 3, 4 and 6, and their negatives.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.grids.fp4().top
+        6.0
+
+    References:
+        Rouhani et al. 2023, OCP Microscaling Formats (MX) Specification 1.0, section 5.3.3.
+    """
+    return _table("fp4", lookup_tables.E2M1, granularity=32)
+
+
+def mxfp4() -> Grid:
+    """Return the values of E2M1 whose groups share a power of two.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.grids.mxfp4().scale_dtype
+        'e8m0'
+
+    References:
+        Rouhani et al. 2023, OCP Microscaling Formats (MX) Specification 1.0, sections 5 and 6.3.
+    """
+    return _table(
+        "mxfp4", lookup_tables.E2M1, granularity=32, whole_groups=True, scale_dtype="e8m0",
+        dtypes=("e8m0",),
+    )  # fmt: skip
+
+
+def codebook(levels: Sequence[float]) -> Grid:
+    """Return a grid of any values.
+
+    Args:
+        levels: 2 to 256 ascending numbers, the last above 0.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.grids.codebook((-1.0, -0.25, 0.25, 1.0))
+        codebook(levels=(-1.0, -0.25, 0.25, 1.0))
+    """
+    listed = isinstance(levels, Sequence) and not isinstance(levels, str)
+    given: tuple[float, ...] = tuple(map(float, levels)) if listed else ()
+    good = 2 <= len(given) <= 256 and max(given) > 0
+    good = good and all(a < b for a, b in itertools.pairwise(given))
+
+    def check(settings: Settings) -> None:
+        if not good:
+            text = "are not 2 to 256 ascending numbers, the last of them above 0."
+            settings.wrong("levels", levels, text)
+
+    table = given if good else lookup_tables.TERNARY
+    return _table("codebook", table, settings=(("levels", given),), check=check)
+
+
+def q4_0() -> Grid:
+    """Return the 16 values of GGUF's Q4_0, whose greatest weight has code -8 and is exact.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.grids.q4_0().ends
+        (-8.0, 7.0)
+    """
+    return _table(
+        "q4_0", tuple(float(level) for level in range(-8, 8)), granularity=32,
+        whole_groups=True, range="gguf", scale_dtype="float16", dtypes=("float16",),
+    )  # fmt: skip
+
+
+def q8_0() -> Grid:
+    """Return the 255 values of GGUF's Q8_0.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.grids.q8_0().ends
+        (-127.0, 127.0)
+    """
+    return Grid(
+        "q8_0", -127, 127, granularity=32, whole_groups=True, range="gguf",
+        scale_dtype="float16", dtypes=("float16",),
+    )  # fmt: skip
+
+
+GRIDS: Mapping[str, Callable[..., Grid]] = MappingProxyType(
+    {
+        "binary": binary,
+        "fp4": fp4,
+        "int16": lambda: uniform(16),
+        "int8": lambda: uniform(8),
+        "int4": lambda: uniform(4),
+        "int3": lambda: uniform(3),
+        "int2": lambda: uniform(2),
+        "mxfp4": mxfp4,
+        "nf4": nf4,
+        "q4_0": q4_0,
+        "q8_0": q8_0,
+        "ternary": ternary,
+    }
+)
+"""The grids that can be named by a string."""

@@ -1,0 +1,36 @@
+"""The ranges of weights: how the scale of a block is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from nnopt_jax.quantization.method_ranges import (
+    fixed as fixed,
+    gguf as gguf,
+    mean as mean,
+    threshold as threshold,
+    two_sided as two_sided,
+)
+from nnopt_jax.quantization.weight_ranges import (
+    WeightRange as WeightRange,
+    absmax as absmax,
+    learned as learned,
+    mse as mse,
+    percentile as percentile,
+)
+
+RANGES: Mapping[str, Callable[..., WeightRange]] = MappingProxyType(
+    {
+        "absmax": absmax,
+        "percentile": percentile,
+        "mse": mse,
+        "mean": mean,
+        "learned": learned,
+        "threshold": threshold,
+        "two_sided": two_sided,
+        "gguf": gguf,
+        "fixed": fixed,
+    }
+)
+"""The ranges that can be named by a string, with their default settings."""

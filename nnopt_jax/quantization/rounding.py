@@ -1,0 +1,197 @@
+"""Rounding: which of the two neighboring values a weight becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nnopt_jax.errors import ValueRangeError
+from nnopt_jax.ops.grid import expand
+from nnopt_jax.quantization.grids import Grid
+from nnopt_jax.transform.leaves import Start, Update
+
+__all__ = ["ROUNDINGS", "Rounding", "learned", "nearest", "stochastic"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounding:
+    """Rounding to the nearest value: the base of all roundings.
+
+    The state of a rounding is a pair of dictionaries: arrays that an optimizer learns, and the
+    rest; both empty where there is none.
+    """
+
+    name: ClassVar[str] = "nearest"
+    keys: ClassVar[tuple[str, ...]] = ()
+    """The names of its state, which lies beside that of the range."""
+
+    def __repr__(self) -> str:
+        """Return the name, as a call is written."""
+        return f"{self.name}()"
+
+    @property
+    def is_nearest(self) -> bool:
+        """Whether each weight becomes the nearest value."""
+        return type(self) is Rounding
+
+    def init(self, x: jax.Array, start: Start) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the first state."""
+        del x, start
+        return {}, {}
+
+    def refresh(
+        self, learned: dict[str, Any], rest: dict[str, Any], now: Update
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the state after an update."""
+        del now
+        return learned, rest
+
+    def codes(
+        self,
+        grid: Grid,
+        x: jax.Array,
+        grids: tuple[jax.Array, jax.Array | None],
+        state: tuple[Any, Any],
+        train: bool,
+    ) -> jax.Array:
+        """Return the code of each weight, held in float32.
+
+        Args:
+            grid: the values.
+            x: the weights.
+            grids: scale and zero point of the blocks.
+            state: learned arrays and the rest.
+            train: whether the optimizer sees the codes, or storage.
+        """
+        del state, train
+        return grid.nearest(x, *grids)
+
+    def carry(
+        self, grid: Grid, carry: jax.Array, scale: jax.Array, codes: jax.Array, learned: Any
+    ) -> jax.Array:
+        """Return the array that takes the gradient, which may lead to learned arrays."""
+        del grid, scale, codes, learned
+        return carry
+
+
+class _Stochastic(Rounding):
+    name: ClassVar[str] = "stochastic"
+    keys: ClassVar[tuple[str, ...]] = ("key", "count")
+
+    def init(self, x: jax.Array, start: Start) -> tuple[dict[str, Any], dict[str, Any]]:
+        del x
+        if start.key is None:
+            raise ValueRangeError(
+                f"{start.caller}: stochastic rounding draws; give "
+                "tx.init(params, key=jax.random.key(0))."
+            )
+        return {}, {"key": start.key, "count": jnp.int32(0)}
+
+    def refresh(
+        self, learned: dict[str, Any], rest: dict[str, Any], now: Update
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        return learned, rest | {"count": now.count}
+
+    def codes(
+        self,
+        grid: Grid,
+        x: jax.Array,
+        grids: tuple[jax.Array, jax.Array | None],
+        state: tuple[Any, Any],
+        train: bool,
+    ) -> jax.Array:
+        if not train:
+            return grid.nearest(x, *grids)
+        below, fraction = grid.between(x, *grids)
+        key = jax.random.fold_in(state[1]["key"], state[1]["count"])
+        return below + (jax.random.uniform(key, x.shape) < fraction).astype(jnp.float32)
+
+
+class _Learned(Rounding):
+    name: ClassVar[str] = "learned"
+    keys: ClassVar[tuple[str, ...]] = ("offset",)
+
+    def init(self, x: jax.Array, start: Start) -> tuple[dict[str, Any], dict[str, Any]]:
+        del start
+        return {"offset": jnp.zeros(x.shape, jnp.float32)}, {}
+
+    def refresh(
+        self, learned: dict[str, Any], rest: dict[str, Any], now: Update
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"offset": jnp.clip(learned["offset"], -0.5, 0.5)}, rest
+
+    def codes(
+        self,
+        grid: Grid,
+        x: jax.Array,
+        grids: tuple[jax.Array, jax.Array | None],
+        state: tuple[Any, Any],
+        train: bool,
+    ) -> jax.Array:
+        below, fraction = grid.between(x, *grids)
+        offset = jnp.clip(lax.stop_gradient(state[0]["offset"]), -0.5, 0.5)
+        # Halves go up, so that an offset of zero rounds to the nearest value.
+        return jnp.clip(below + jnp.floor(fraction + offset + 0.5), grid.low, grid.high)
+
+    def carry(
+        self, grid: Grid, carry: jax.Array, scale: jax.Array, codes: jax.Array, learned: Any
+    ) -> jax.Array:
+        offset, step = learned["offset"], expand(lax.stop_gradient(scale), carry.shape)
+        moved = (offset - lax.stop_gradient(offset)) * grid.gap(codes) * step.astype(jnp.float32)
+        return carry + moved.astype(carry.dtype)
+
+
+def nearest() -> Rounding:
+    """Return rounding to the nearest value, halves to even codes.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.rounding.nearest()
+        nearest()
+    """
+    return Rounding()
+
+
+def stochastic() -> Rounding:
+    r"""Return rounding up with a probability of the distance from the value below.
+
+    Training draws anew at each update (`tx.init(..., key=)`); what is stored is the nearest value.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.rounding.stochastic()
+        stochastic()
+
+    References:
+        Gupta et al. 2015, Deep Learning with Limited Numerical Precision, section 3.
+    """
+    return _Stochastic()
+
+
+def learned() -> Rounding:
+    r"""Return rounding of $w / s + v$, with an offset $-0.5 \le v \le 0.5$ learned per weight.
+
+    The gradient passes straight through the rounding to $v$. Offsets start at zero.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.quantization.rounding.learned()
+        learned()
+
+    References:
+        Cheng et al. 2024, Optimize Weight Rounding via Signed Gradient Descent for the
+        Quantization of LLMs, section 3.
+    """
+    return _Learned()
+
+
+ROUNDINGS: Mapping[str, Callable[[], Rounding]] = MappingProxyType(
+    {"nearest": nearest, "stochastic": stochastic, "learned": learned}
+)
+"""The roundings that can be named by a string."""

@@ -1,0 +1,121 @@
+"""How the scales of blocks are stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from nnopt_jax.arrays.integer_quantized import Quantized
+from nnopt_jax.arrays.nodes import Field
+from nnopt_jax.arrays.scales import Powers
+from nnopt_jax.errors import ScaleError
+from nnopt_jax.ops.axis_roles import Axes
+from nnopt_jax.ops.block_formats import block_largest, shared_exponent, stored_scale
+from nnopt_jax.ops.grid import quantize
+
+__all__ = ["ScaleFormat"]
+
+_TOP = 255  # the greatest code of a scale that is quantized itself
+_MOST = 256  # scales that share a second scale, as in QLoRA
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleFormat:
+    """How the scales of blocks are stored, and therefore applied.
+
+    Args:
+        dtype: of the scales or, where they are quantized, of their own scales.
+        is_double: whether scales are quantized to 8 bits as well.
+        is_power: whether scales are powers of two (E8M0).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.quantization.scale_format import ScaleFormat
+        >>> ScaleFormat("float16").fit(jnp.array([[3.0]]), 6.0, None)
+        Array([[0.5]], dtype=float16)
+    """
+
+    dtype: Any
+    is_double: bool = False
+    is_power: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether scales are floats."""
+        return not (self.is_double or self.is_power)
+
+    def fit(self, reach: jax.Array, top: float, axes: Axes | None) -> Any:
+        """Return scales in their storage form.
+
+        Args:
+            reach: float32, the greatest magnitude that each block must cover.
+            top: the greatest value of the grid, in units of the scale.
+            axes: of the array of scales; second scales lie along its output axes.
+        """
+        if self.is_power:
+            return shared_exponent(reach, math.floor(math.log2(top)))
+        scale = reach if top == 1.0 else reach * jnp.float32(1 / top)
+        if not self.is_double:
+            self.check_underflow(reach, top)
+            return stored_scale(scale, self.dtype)
+        scale = stored_scale(scale)
+        step = block_largest(scale, _runs(scale.shape, axes)) * jnp.float32(1 / _TOP)
+        step = stored_scale(jnp.where(step > 0, step, jnp.float32(1)), self.dtype)
+        return {"codes": quantize(scale, step, None, 0, _TOP), "step": step}
+
+    def field(self, state: Any) -> Field:
+        """Return scales as a node holds them."""
+        if self.is_power:
+            return Powers(state)
+        if self.is_double:
+            return Quantized(state["codes"], state["step"], low=0, high=_TOP)
+        return state
+
+    def check_underflow(self, reach: jax.Array | Callable[[], jax.Array], top: float) -> None:
+        """Raise if scales are too small for their dtype, where values are known.
+
+        Raises:
+            ScaleError: a scale that is not 0 would be stored as 0.
+        """
+        if jnp.dtype(self.dtype) != jnp.float16:  # the other dtypes reach as far as float32
+            return
+        reach = reach() if callable(reach) else reach
+        if isinstance(reach, Tracer):
+            return
+        scale = np.asarray(reach, np.float32) / np.float32(top)
+        lost = (scale > 0) & (scale.astype(np.float16) == 0)
+        if lost.any():
+            raise ScaleError(
+                f"{lost.sum():,} of {lost.size:,} blocks have scales down to "
+                f"{scale[lost].min():.3g}, which underflow in float16 (least: 5.96e-08); give "
+                "scale_dtype='bfloat16' or 'float32'"
+            )
+
+
+def _runs(shape: tuple[int, ...], axes: Axes | None) -> tuple[int, ...]:
+    """Return blocks of scales along the output axes, as long as they may be.
+
+    If all scales are of one output, they run along the others; they never cross batch axes, so
+    that each layer of a stack keeps its own.
+    """
+    if 0 in shape:
+        return shape
+    along = tuple(range(len(shape)))
+    if axes is not None:
+        several = any(shape[axis] > 1 for axis in axes.output)
+        along = axes.output if several else axes.contracted
+    block, room = [1] * len(shape), _MOST
+    for axis in reversed(along):
+        size = shape[axis]
+        block[axis] = max(n for n in range(1, min(room, size) + 1) if size % n == 0)
+        if block[axis] < size:
+            break
+        room //= size
+    return tuple(block)

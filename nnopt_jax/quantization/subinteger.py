@@ -1,0 +1,238 @@
+"""Fewer than eight bits, or groups: presets of `on_grid`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Unpack
+
+from nnopt_jax.quantization import grids, weight_ranges
+from nnopt_jax.quantization.quantizer import QuantizationChoices, on_grid, preset
+from nnopt_jax.transform.base import Transform
+
+__all__ = ["fp4", "grouped", "lsq", "mxfp4", "nf4"]
+
+
+@preset
+def lsq(bits: int = 4, **choices: Unpack[QuantizationChoices]) -> Transform:
+    r"""Rounds weights to a grid whose step the optimizer learns beside them (LSQ).
+
+    .. math:: \hat w = s\,\mathrm{clip}(\mathrm{round}(v),\,-Q_N,\,Q_P), \quad v = w / s, \qquad
+        \frac{\partial \hat w}{\partial s} = g \cdot \begin{cases}
+        \mathrm{round}(v) - v & -Q_N < v < Q_P \\ -Q_N & v \le -Q_N \\ Q_P & v \ge Q_P
+        \end{cases}
+
+    where :math:`Q_N = 2^{b-1}`, :math:`Q_P = 2^{b-1} - 1`, and :math:`g = 1 / \sqrt{N Q_P}` for the
+    `N` weights that share a step. Weights get the gradient inside the range and none outside. A
+    step starts at :math:`2\,\mathrm{mean}|w| / \sqrt{Q_P}`. Entries that a mask of an earlier link
+    prunes have no say: neither in that mean, nor in `N`, nor in the gradient.
+
+    A step stays positive and finite: one that an update has made otherwise is fitted anew from
+    the weights, as at the start; it is 1 for weights that are all zero, or NaN or infinite.
+
+    Args:
+        bits: `b`, 2 to 8.
+        **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
+            `on_grid`; the default granularity is
+            `"tensor"`, as in the paper. Steps are learned in float32.
+
+    Returns:
+        The transform. It refines: masks and tables above it stay. Its steps are part of
+        `nnopt.trainable(...).learned`.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, where a leaf is quantized already.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.quantization.lsq(2)
+        >>> params = {"kernel": jnp.array([[0.5, -0.6], [0.1, 2.0]])}
+        >>> state = tx.init(params)
+        >>> print(state.learned["kernel"][0].ravel(), tx.apply(params, state)["kernel"].ravel())
+        [1.6] [0.  0.  0.  1.6]
+
+    References:
+        Esser et al. 2020, Learned Step Size Quantization, section 2.
+    """
+    return on_grid(grids.signed(bits), range="learned", name="quantization.lsq", **choices)
+
+
+@preset
+def nf4(
+    *,
+    double: bool = False,
+    range: str | weight_ranges.WeightRange = "absmax",
+    **choices: Unpack[QuantizationChoices],
+) -> Transform:
+    r"""Rounds weights to 16 levels that are quantiles of the normal distribution.
+
+    .. math:: \hat w = s\, l_c, \qquad s = \max_{block} |w|, \qquad c = \arg\min_k |w / s - l_k|
+
+    The gradient passes straight through. Entries that a mask of an earlier link prunes have no say
+    in the scales.
+
+    Args:
+        double: scales are quantized as well, to 8 bits with a scale for each run of at most 256
+            of them along the output axes (whole inner axes, and of the next one the longest part
+            that divides it).
+        range: how the scale of a block is chosen; see `on_grid`.
+        **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
+            `on_grid`; the default is groups of 64.
+
+    Returns:
+        The transform. It refines: masks and tables above it stay.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, where a leaf is quantized already.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.quantization.nf4(group=2, scale_dtype="float32")
+        >>> params = {"kernel": jnp.array([[2.0, -0.3], [1.0, 0.1]])}
+        >>> print(tx.apply(params, tx.init(params))["kernel"])
+        [[ 2.         -0.3       ]
+         [ 0.88141966  0.10137457]]
+
+    References:
+        Dettmers et al. 2023, QLoRA, section 3 (they run blocks along the flattened leaf, and the
+        second quantization is to 8-bit floats around the mean).
+    """
+    return on_grid(grids.nf4(), range=range, double=double, **choices)
+
+
+@preset
+def fp4(
+    *,
+    range: str | weight_ranges.WeightRange = "absmax",
+    **choices: Unpack[QuantizationChoices],
+) -> Transform:
+    r"""Rounds weights to floats of 4 bits (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4 and 6, of either sign.
+
+    .. math:: \hat w = s\, l_c, \qquad s = \max_{block} |w| / 6, \qquad
+        c = \arg\min_k |w / s - l_k|
+
+    The gradient passes straight through. Entries that a mask of an earlier link prunes have no say
+    in the scales. The sixteenth code, -0, is not used.
+
+    Args:
+        range: how the scale of a block is chosen; see `on_grid`.
+        **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
+            `on_grid`; the default is groups of 32.
+
+    Returns:
+        The transform. It refines: masks and tables above it stay.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, where a leaf is quantized already.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.quantization.fp4(granularity="tensor")
+        >>> params = {"kernel": jnp.array([[12.0, -1.1], [6.5, 0.4]])}
+        >>> tx.apply(params, tx.init(params))["kernel"]
+        Array([[12., -1.],
+               [ 6.,  0.]], dtype=float32)
+
+    References:
+        Rouhani et al. 2023, OCP Microscaling Formats (MX) Specification 1.0, section 5.3.3 (the
+        elements); Dettmers et al. 2023, QLoRA, section 3 (a scale for each block).
+    """
+    return on_grid(grids.fp4(), range=range, **choices)
+
+
+@preset
+def mxfp4(
+    *,
+    range: str | weight_ranges.WeightRange = "absmax",
+    **choices: Unpack[QuantizationChoices],
+) -> Transform:
+    r"""Rounds weights to floats of 4 bits (E2M1) whose blocks share a power of two.
+
+    .. math:: \hat w = 2^{e}\, l_c, \qquad e = \lfloor \log_2 \max_{block} |w| \rfloor - 2, \qquad
+        c = \arg\min_k |2^{-e} w - l_k|
+
+    4.25 bits a weight: exponents take 8 bits. Magnitudes above 6 units become 6, those halfway
+    between two levels the smaller one. The gradient passes straight through. Entries that a mask
+    of an earlier link prunes have no say in the exponents.
+
+    Args:
+        range: how the exponent of a block is chosen; see `on_grid`.
+        **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
+            `on_grid`; the default is groups of 32, as
+            in the standard, all of them whole.
+
+    Returns:
+        The transform. It refines: masks and tables above it stay.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, where a leaf is quantized already.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.quantization.mxfp4(granularity="tensor")
+        >>> params = {"kernel": jnp.array([[7.0, -1.1], [3.4, 0.2]])}
+        >>> tx.apply(params, tx.init(params))["kernel"]
+        Array([[ 6., -1.],
+               [ 3.,  0.]], dtype=float32)
+
+    References:
+        Rouhani et al. 2023, OCP Microscaling Formats (MX) Specification 1.0, sections 5 and 6.3.
+    """
+    return on_grid(grids.mxfp4(), range=range, **choices)
+
+
+@preset
+def grouped(
+    format: Literal["q4_0", "q8_0"] = "q4_0", **choices: Unpack[QuantizationChoices]
+) -> Transform:
+    r"""Rounds weights in groups, with the steps and the rounding of GGUF's Q4_0 and Q8_0.
+
+    .. math:: \hat w = \mathrm{float16}(d)\, q, \qquad
+        q_{4\_0} = \min(\lfloor w / d + 8.5 \rfloor, 15) - 8, \quad d = -w_* / 8, \qquad
+        q_{8\_0} = \mathrm{round}(w / d), \quad d = |w_*| / 127
+
+    where `w_*` is the weight of greatest magnitude in a group: 4.5 and 8.5 bits a weight. For
+    other widths, zero points and scales, see `quantization.uniform`, which rounds to the scale as
+    it is stored. The gradient passes straight through. Entries that a mask of an earlier link
+    prunes have no say in the steps.
+
+    Args:
+        format: `"q4_0"`: the greatest weight has code -8 and is exact, all 16 codes are used.
+            `"q8_0"`: 8 bits, symmetric.
+        **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
+            `on_grid`; the default is groups of 32, as
+            in files, all of them whole.
+
+    Returns:
+        The transform. It refines: masks and tables above it stay.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, where a leaf is quantized already.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.quantization.grouped("q4_0", group=2)
+        >>> params = {"kernel": jnp.array([[8.0, -0.5], [3.4, 4.0]])}
+        >>> tx.apply(params, tx.init(params))["kernel"]
+        Array([[ 8. , -0.5],
+               [ 3. ,  4. ]], dtype=float32)
+
+    References:
+        The GGUF format of llama.cpp, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+    """
+    formats = {"q4_0": grids.q4_0, "q8_0": grids.q8_0}
+    found: Any = formats[format]() if format in formats else format
+    return on_grid(found, name="quantization.grouped", **choices)

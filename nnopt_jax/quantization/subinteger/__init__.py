@@ -1,1 +1,0 @@
-"""Weights of two to seven bits: grids in groups, small floats, learned steps."""
