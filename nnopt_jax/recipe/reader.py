@@ -21,7 +21,10 @@ from nnopt_jax.transfer.structure.layers import How
 
 __all__ = ["build", "dump", "load", "override", "parse", "unbuild"]
 
-_TYPES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+_TYPES: dict[Any, str] = {
+    **{str: "a string", int: "a whole number", float: "a number", bool: "true or false"},
+    **{dict: "a mapping", Mapping: "a mapping", list: "a list", tuple: "a list"},
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -205,11 +208,11 @@ def build(raw: Mapping[str, Any]) -> Recipe:
         Traceback (most recent call last):
         nnopt_jax.errors.RecipeError: recipe: sede: unknown key. Did you mean seed?
     """
-    problems = Problems("recipe")
-    recipe = _read(Recipe, raw, "", problems)
-    if not problems:
-        _check(recipe, problems)
-    problems.raise_as(RecipeError)
+    reader = _Reader()
+    recipe = reader.read(Recipe, raw, "")
+    if not reader.problems:
+        _check(recipe, reader.problems)
+    reader.problems.raise_as(RecipeError)
     return recipe
 
 
@@ -259,96 +262,89 @@ def _check(recipe: Recipe, problems: Problems) -> None:
         problems.add("start.zero", "is for new layers; say by start.layers where they are")
 
 
-def _read(wanted: Any, value: Any, key: str, problems: Problems) -> Any:
-    """Convert a value to the type that a field declares, or add a problem."""
-    origin, options = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in options:
-            return None
-        return _read(options[0], value, key, problems)
-    if wanted is Any:
-        return value
-    if wanted in (Call, TransformCall):
-        return (_read_call if wanted is Call else _read_transform)(value, key, problems)
-    if origin is tuple:
-        if isinstance(value, list):
-            each = enumerate(value)
-            return tuple(_read(options[0], item, f"{key}.{i}", problems) for i, item in each)
-        return problems.add(key, f"given {_describe(value)}, wanted a list")
-    if origin is Mapping:
-        if isinstance(value, Mapping):
+class _Reader:
+    """Converts plain values to the types that fields declare, and collects what is wrong."""
+
+    def __init__(self) -> None:
+        self.problems = Problems("recipe")
+
+    def wrong(self, key: str, value: Any, wanted: str) -> None:
+        """Add a problem: a value of the wrong type."""
+        self.problems.add(key, f"given {_describe(value)}, wanted {wanted}")
+
+    def read(self, wanted: Any, value: Any, key: str) -> Any:
+        """Convert a value to a declared type; None where it does not fit."""
+        origin, options = typing.get_origin(wanted), typing.get_args(wanted)
+        if origin in (types.UnionType, typing.Union):
+            optional = value is None and type(None) in options
+            return None if optional else self.read(options[0], value, key)
+        if wanted in (Call, TransformCall):
+            return (self.call if wanted is Call else self.transform)(value, key)
+        if dataclasses.is_dataclass(wanted):
+            return self.dataclass(wanted, value, key)
+        if origin is tuple and isinstance(value, list):
+            return tuple(self.read(options[0], v, f"{key}.{i}") for i, v in enumerate(value))
+        if origin is Mapping and isinstance(value, Mapping):
             return dict(value)
-        return problems.add(key, f"given {_describe(value)}, wanted a mapping")
-    if dataclasses.is_dataclass(wanted):
-        return _read_dataclass(wanted, value, key, problems)
-    if type(value) is wanted:
-        return value
-    return problems.add(key, f"given {_describe(value)}, wanted {_TYPES[wanted]}")
+        if wanted is Any or type(value) is wanted:
+            return value
+        return self.wrong(key, value, _TYPES[origin or wanted])
 
+    def dataclass(self, wanted: Any, value: Any, key: str) -> Any:
+        """Convert a mapping; its keys are the fields."""
+        fields = {field.name: field for field in dataclasses.fields(wanted)}
+        if not isinstance(value, Mapping):
+            return self.wrong(key, value, f"a mapping with the keys {', '.join(fields)}")
+        hints, inside, given = typing.get_type_hints(wanted), f"{key}." if key else "", {}
+        for name in value:
+            if name not in fields:
+                self.problems.add(f"{inside}{name}", f"unknown key.{nearest(str(name), fields)}")
+        for name, field in fields.items():
+            if name in value:
+                given[name] = self.read(hints[name], value[name], f"{inside}{name}")
+            elif field.default is dataclasses.MISSING:
+                self.problems.add(f"{inside}{name}", "missing")
+        return None if self.problems else wanted(**given)
 
-def _read_dataclass(wanted: Any, value: Any, key: str, problems: Problems) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(wanted)}
-    if not isinstance(value, Mapping):
-        keys = ", ".join(fields)
-        return problems.add(key, f"given {_describe(value)}, wanted a mapping with the keys {keys}")
-    hints = typing.get_type_hints(wanted)
-    inside = f"{key}." if key else ""
-    for name in value:
-        if name not in fields:
-            problems.add(f"{inside}{name}", f"unknown key.{nearest(str(name), fields)}")
-    given = {}
-    for name, field in fields.items():
-        if name in value:
-            given[name] = _read(hints[name], value[name], f"{inside}{name}", problems)
-        elif field.default is dataclasses.MISSING:
-            problems.add(f"{inside}{name}", "missing")
-    return None if problems else wanted(**given)
+    def call(self, value: Any, key: str) -> Call | None:
+        """Convert `package.module:callable`, alone or as the `source` of a mapping."""
+        kwargs = {"source": value} if isinstance(value, str) else value
+        source = kwargs.get("source") if isinstance(kwargs, Mapping) else None
+        if isinstance(source, str) and ":" in source:
+            return Call(
+                source, self.kwargs({k: v for k, v in kwargs.items() if k != "source"}, key)
+            )
+        found = _describe(value) if source is None else repr(source)
+        wanted = "package.module:callable, or a mapping whose source is one"
+        return self.problems.add(key, f"given {found}, wanted {wanted}")
 
+    def transform(self, value: Any, key: str) -> TransformCall | None:
+        """Convert a mapping of one method to its settings, or a method alone."""
+        single = {value: None} if isinstance(value, str) else value
+        if not isinstance(single, Mapping) or len(single) != 1:
+            return self.wrong(key, value, "one method, e.g. - pruning.magnitude: {...}")
+        ((method, kwargs),) = single.items()
+        key = f"{key}.{method}"
+        if not isinstance(kwargs or {}, Mapping):
+            return self.wrong(key, kwargs, "a mapping of its settings")
+        return TransformCall(str(method), self.kwargs(kwargs or {}, key))
 
-def _read_call(value: Any, key: str, problems: Problems) -> Call | None:
-    value = {"source": value} if isinstance(value, str) else value
-    source = value.get("source") if isinstance(value, Mapping) else None
-    if isinstance(source, str) and ":" in source:
-        kwargs = {name: item for name, item in value.items() if name != "source"}
-        return Call(source, _read_kwargs(kwargs, key, problems))
-    found = _describe(value) if source is None else repr(source)
-    problems.add(
-        key, f"given {found}, wanted package.module:callable, or a mapping whose source is one"
-    )
-    return None
+    def kwargs(self, kwargs: Mapping[str, Any], key: str) -> dict[str, Any]:
+        """Convert arguments of any type; mappings with a `source` are calls."""
+        return {str(name): self.argument(v, f"{key}.{name}") for name, v in kwargs.items()}
 
-
-def _read_transform(value: Any, key: str, problems: Problems) -> TransformCall | None:
-    value = {value: None} if isinstance(value, str) else value
-    if not isinstance(value, Mapping) or len(value) != 1:
-        problems.add(
-            key, f"given {_describe(value)}, wanted one method, e.g. - pruning.magnitude: {{...}}"
-        )
-        return None
-    ((method, kwargs),) = value.items()
-    key = f"{key}.{method}"
-    if isinstance(kwargs or {}, Mapping):
-        return TransformCall(str(method), _read_kwargs(kwargs or {}, key, problems))
-    problems.add(key, f"given {_describe(kwargs)}, wanted a mapping of its settings")
-    return None
-
-
-def _read_kwargs(kwargs: Mapping[str, Any], key: str, problems: Problems) -> dict[str, Any]:
-    """Read arguments of any type; mappings with a `source` are calls."""
-    return {str(k): _read_argument(v, f"{key}.{k}", problems) for k, v in kwargs.items()}
-
-
-def _read_argument(value: Any, key: str, problems: Problems) -> Any:
-    if isinstance(value, list):
-        return [_read_argument(item, f"{key}.{i}", problems) for i, item in enumerate(value)]
-    if not isinstance(value, Mapping):
-        return value
-    return (_read_call if "source" in value else _read_kwargs)(value, key, problems)
+    def argument(self, value: Any, key: str) -> Any:
+        """Convert one argument."""
+        if isinstance(value, list):
+            return [self.argument(item, f"{key}.{i}") for i, item in enumerate(value)]
+        if not isinstance(value, Mapping):
+            return value
+        return (self.call if "source" in value else self.kwargs)(value, key)
 
 
 def _describe(value: Any) -> str:
     """Return a value as an error shows it."""
     if value is None:
         return "nothing"
-    kind = {dict: "a mapping", list: "a list"}.get(type(value))
-    return kind or f"{value!r} ({_TYPES.get(type(value), type(value).__name__)})"
+    name = _TYPES.get(type(value), type(value).__name__)
+    return name if isinstance(value, dict | list) else f"{value!r} ({name})"
