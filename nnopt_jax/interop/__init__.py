@@ -1,4 +1,4 @@
-"""The world outside: one file for each library or format, each imported only when used."""
+"""Formats of other libraries, one file each, imported when used."""
 
 from nnopt_jax.interop.orbax import Checkpoints as Checkpoints
 from nnopt_jax.interop.weights import (

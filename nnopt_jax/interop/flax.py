@@ -42,7 +42,7 @@ class Model(NamedTuple):
 
 
 def adapt(made: Any, sample: Any, key: Key | None) -> Model:
-    """Makes a `Model` of what a factory returned.
+    """Convert the result of a factory to a `Model`.
 
     Args:
         made: an unbound `flax.linen.Module`, an `nnx.Module`, or a pair `(params, apply)` with
@@ -81,7 +81,7 @@ def _of_linen(module: linen.Module, sample: Any, key: Key | None) -> Model:
     accepted = inspect.signature(type(module).__call__).parameters
 
     def mode(train: bool) -> dict[str, Any]:
-        """Linen has no rule; these are the two customs."""
+        """Return the argument that switches training on; Linen has two customs."""
         told = {"train": train, "training": train, "deterministic": not train}
         return {name: value for name, value in told.items() if name in accepted}
 
@@ -124,7 +124,7 @@ def _of_nnx(module: nnx.Module) -> Model:
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a/b": x}` as `{"a": {"b": x}}`."""
+    """Convert `{"a/b": x}` to `{"a": {"b": x}}`."""
     root: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *above, last = path.split("/")
@@ -136,6 +136,6 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _filled(state: nnx.State, nested: Mapping[str, Any]) -> nnx.State:
-    """The state with other leaves; those of NNX are ordered by number, ours by name."""
+    """Return the state with other leaves; NNX orders them by number, we by name."""
     leaves = flatten(nested)
     return unflatten(state, {path: leaves[path] for path in flatten(state)})

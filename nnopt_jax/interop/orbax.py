@@ -64,7 +64,7 @@ class Checkpoints:
         metadata: Mapping[str, Any] | None = None,
         allow_nonfinite: bool = False,
     ) -> None:
-        """Writes one step, then drops the oldest beyond `keep`; returns when it is on disk.
+        """Write one step, then drop the oldest beyond `keep`; returns when it is on disk.
 
         Args:
             step: its number, greater than all that are stored.
@@ -97,7 +97,7 @@ class Checkpoints:
             self._write(step, arrays, manifest)
 
     def restore(self, target: Any = None, *, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reads a step and checks every bit of it.
+        """Read a step and check every bit of it.
 
         Args:
             target: a tree of arrays or `jax.ShapeDtypeStruct` that says what is wanted.
@@ -128,18 +128,18 @@ class Checkpoints:
         return thaw(numbered, leaves, arrays, who), manifest["metadata"]
 
     def steps(self) -> list[int]:
-        """The complete steps on disk, oldest first."""
+        """Return the complete steps on disk, oldest first."""
         if not self.directory.is_dir():
             return []
         names = [path.name for path in self.directory.iterdir() if path.is_dir()]
         return sorted(int(name) for name in names if name.isdecimal())
 
     def latest(self) -> int | None:
-        """The newest complete step, None where there is none."""
+        """Return the newest complete step, None where there is none."""
         return max(self.steps(), default=None)
 
     def delete(self, step: int) -> None:
-        """Removes one step, to continue from an older one.
+        """Remove one step, to continue from an older one.
 
         Raises:
             CheckpointError: there is no such step.
@@ -150,7 +150,7 @@ class Checkpoints:
             self._open().delete(step)
 
     def close(self) -> None:
-        """Lets go of what writing needed; the object can still be used."""
+        """Release what writing needed; the object can still be used."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
@@ -162,7 +162,7 @@ class Checkpoints:
         self.close()
 
     def _open(self) -> Any:
-        """The orbax manager that writes; removes what killed runs left when it is made."""
+        """Return the orbax manager that writes; it removes the leftovers of killed runs."""
         if self._writer is None:
             import orbax.checkpoint as ocp
             from orbax.checkpoint.checkpoint_managers import LatestN
@@ -176,7 +176,7 @@ class Checkpoints:
         return self._writer
 
     def _read(self, step: int, who: str, name: str, how: Any) -> Any:
-        """One item of a step."""
+        """Read one item of a step."""
         import orbax.checkpoint as ocp
 
         where = self.directory / str(step)
@@ -224,7 +224,7 @@ class Checkpoints:
             raise
 
     def _read_some(self, step: int, how: Mapping[str, Any], who: str) -> Mapping[str, Any]:
-        """Reads some of the arrays, by number."""
+        """Read some of the arrays, by number."""
         import orbax.checkpoint as ocp
 
         args = ocp.args.PyTreeRestore(dict(how), restore_args=dict(how), partial_restore=True)
@@ -233,7 +233,7 @@ class Checkpoints:
     def _name_damaged(
         self, step: int, leaves: list[Wanted], how: Mapping[str, Any], who: str
     ) -> Problems:
-        """Reads one array at a time: orbax stops at the first and knows numbers only."""
+        """Read one array at a time: orbax stops at the first and knows numbers only."""
         problems = Problems(who)
         for number, one in how.items():
             try:
@@ -244,7 +244,7 @@ class Checkpoints:
 
 
 def _how(leaf: Wanted) -> Any:
-    """How orbax is to read one array: sharded where the target says so."""
+    """Return how orbax reads one array: sharded where the target says so."""
     import orbax.checkpoint as ocp
 
     # The words of keys have an axis more than the keys that the sharding is for.
@@ -259,7 +259,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _as_checkpoint_error(message: str) -> Iterator[None]:
-    """Turns whatever orbax, the file system or a damaged file raises into one kind of error."""
+    """Turn any error of orbax, the file system or a damaged file into one kind of error."""
     try:
         yield
     except Exception as error:

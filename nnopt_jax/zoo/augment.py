@@ -9,7 +9,7 @@ from nnopt_jax.typing import Array, Key
 
 
 def shift(images: Array, key: Key, *, pixels: int = 2) -> Array:
-    """Moves each image by up to some pixels along both axes; zeros come in at the border.
+    """Move each image by up to some pixels along both axes; zeros come in at the border.
 
     Args:
         images: (b, height, width, channels).
@@ -49,12 +49,12 @@ def affine(
     shear: float = 0.05,
     scale: float = 0.1,
 ) -> Array:
-    r"""Moves, turns, shears and stretches each image a little, by bilinear interpolation.
+    r"""Move, turn, shear and stretch each image a little, by bilinear interpolation.
 
-    .. math:: \hat x(p) = x(A p + b), \qquad
-        A = I + \begin{pmatrix} s_1 & h + r \\ h - r & s_2 \end{pmatrix}
+    $$\hat x(p) = x(A p + b), \qquad
+    A = I + \begin{pmatrix} s_1 & h + r \\ h - r & s_2 \end{pmatrix}$$
 
-    about the middle of the image; zeros lie around it.
+    about the middle of the image, with zeros around it.
 
     Args:
         images: (b, height, width, channels).
@@ -86,7 +86,7 @@ def affine(
     r, h = turn * u[:, 1], shear * u[:, 2]
     py = y + scale * u[:, 0] * y + (h + r) * x + pixels * u[:, 4] + (height + 1) / 2
     px = x + (h - r) * y + scale * u[:, 3] * x + pixels * u[:, 5] + (width + 1) / 2
-    # Of the image with a frame of zeros, one pixel wide, in which all that lies outside ends.
+    # Points outside are read from a frame of zeros, one pixel wide.
     py, px = jnp.clip(py, 0, height + 1), jnp.clip(px, 0, width + 1)
     iy, ix = (jnp.minimum(at.astype(jnp.int32), last) for at, last in ((py, height), (px, width)))
     fy, fx = (py - iy)[..., None], (px - ix)[..., None]

@@ -48,7 +48,7 @@ class Bert:
     epsilon: float = 1e-12
 
     def init(self, key: Key) -> Params:
-        """Normal weights of deviation 0.02, biases of zero, scales of one."""
+        """Draw normal weights of deviation 0.02, biases of zero, scales of one."""
         keys = iter(jax.random.split(key, 3 + 6 * self.layers))
 
         def normal(*shape: int) -> Array:
@@ -72,7 +72,7 @@ class Bert:
         }
 
     def apply(self, params: Params, ids: ArrayLike, mask: ArrayLike | None = None) -> Array:
-        """Encodes tokens, all of the first segment.
+        """Encode tokens, all of the first segment.
 
         Args:
             params: as `init` makes them.
@@ -110,7 +110,7 @@ def _dense(x: Array, layer: Any) -> Array:
 
 
 def names() -> list[rules.Rule]:
-    """Rules of `transfer.graft` for the weights of `transformers.BertModel`.
+    """Return rules of `transfer.graft` for the weights of `transformers.BertModel`.
 
     Example:
         >>> from nnopt_jax.zoo import bert

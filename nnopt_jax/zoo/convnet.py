@@ -21,7 +21,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """Maps images (b, 32, 32, 3) to logits (b, classes)."""
+        """Map images (b, 32, 32, 3) to logits (b, classes)."""
         x = jax.nn.relu(nn.Conv(64, (3, 3), padding=1, name="conv1")(images))
         x = jax.nn.relu(nn.Conv(128, (3, 3), padding=1, name="conv2")(x))
         x = _flat_halves(x)
@@ -39,13 +39,13 @@ class NetNNX(nnx.Module):
         self.fc2 = nnx.Linear(512, classes, rngs=rngs)
 
     def __call__(self, images: Array) -> Array:
-        """Maps images (b, 32, 32, 3) to logits (b, classes)."""
+        """Map images (b, 32, 32, 3) to logits (b, classes)."""
         x = _flat_halves(jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(images)))))
         return self.fc2(jax.nn.relu(self.fc1(x)))
 
 
 def net(classes: int = 10) -> Net:
-    """The network in Linen: 16,858,506 parameters for ten classes.
+    """Return the network in Linen: 16,858,506 parameters for ten classes.
 
     Args:
         classes: how many logits come out.
@@ -64,7 +64,7 @@ def net(classes: int = 10) -> Net:
 
 
 def net_nnx(rngs: nnx.Rngs, classes: int = 10) -> NetNNX:
-    """The network in NNX: 16,858,506 parameters for ten classes.
+    """Return the network in NNX: 16,858,506 parameters for ten classes.
 
     Args:
         rngs: where the initial parameters come from.

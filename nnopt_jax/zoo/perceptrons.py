@@ -39,7 +39,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Maps images (b, ...) to logits (b, classes)."""
+        """Map images (b, ...) to logits (b, classes)."""
         x = images.reshape(images.shape[0], -1)
         for i in range(1, self.layers + 1):
             x = nn.Dense(self.width, use_bias=False, name=f"fc{i}")(x)
@@ -49,7 +49,7 @@ class MLP(nn.Module):
 
 
 def mlp(width: int = 1024, layers: int = 3, classes: int = 10) -> MLP:
-    """An MLP with batch normalization after each layer; weights may be of any scale.
+    """Return an MLP with batch normalization after each layer, so that weights may have any scale.
 
     Args:
         width: units of a hidden layer.
@@ -82,7 +82,7 @@ class ProjectedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """Maps images (b, ...) to logits (b, classes)."""
+        """Map images (b, ...) to logits (b, classes)."""
         projection = self.param("projection", lambda key: dict(self.start))
         x = project(projection if self.learned else jax.lax.stop_gradient(projection), images)
         for i, width in enumerate(self.hidden, 1):
@@ -100,13 +100,13 @@ def projected_mlp(
     key: Key | None = None,
     learned: bool = True,
 ) -> ProjectedMLP:
-    """Dense layers on a few linear combinations of the inputs.
+    """Return dense layers on a few linear combinations of the inputs.
 
     The projection is a parameter as the weights are: it lies in the file, it is compressed by
     whatever `where` selects, and it trains where it is `learned`.
 
     Args:
-        data: what a data loader returns; principal components are those of `data.train.x`.
+        data: a data set; principal components are those of `data.train.x`.
         components: features that the first dense layer sees.
         hidden: units of the hidden layers.
         classes: how many logits come out.
@@ -141,14 +141,14 @@ def _start(x: Any, components: int, kind: ProjectionKind, key: Key | None) -> Pr
 
 
 class RoundedReLU(nn.Module):
-    """A ReLU, its outcome rounded."""
+    """A ReLU with a rounded output."""
 
     kind: ActivationKind
     bits: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """An array of the shape of `x`, on a grid from zero up."""
+        """Round the positive part of `x` to a grid that begins at zero."""
         if self.kind == "pact":
             return pact(x, self.param("alpha", nn.initializers.constant(_ALPHA), ()), self.bits)
         x = jax.nn.relu(x)
@@ -178,7 +178,7 @@ class QuantizedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Maps images (b, ...) to logits (b, classes)."""
+        """Map images (b, ...) to logits (b, classes)."""
         x = images.reshape(images.shape[0], -1)
         for i, width in enumerate(self.hidden, 1):
             x = nn.Dense(width, name=f"fc{i}")(x)
@@ -192,9 +192,9 @@ def quantized_mlp(
     hidden: Sequence[int] = (300, 100),
     classes: int = 10,
 ) -> QuantizedMLP:
-    """LeNet-300-100 with rounded activations; its inputs, pixels of 8 bits, are so anyway.
+    """Return LeNet-300-100 with rounded activations; its inputs are pixels of 8 bits.
 
-    Weights are a transform's to round.
+    Transforms round its weights.
 
     Args:
         activations: `"dynamic"`: the range of each example; `"ema"`: moving averages of the ranges

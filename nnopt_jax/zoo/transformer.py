@@ -1,4 +1,4 @@
-"""A pre-norm transformer as plain functions on nested dictionaries, to be split in every way."""
+"""A pre-norm transformer as plain functions on nested dictionaries, for every kind of split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnopt_jax.typing import Array, ArrayLike, Key
 
 @dataclasses.dataclass(frozen=True)
 class Transformer:
-    """Sizes, and the functions of the network; no parameters.
+    """The sizes and functions of the network; it holds no parameters.
 
     Args:
         inputs: the vocabulary, or the features of one position.
@@ -49,7 +49,7 @@ class Transformer:
     causal: bool = False
 
     def init(self, key: Key) -> dict[str, Any]:
-        """Random parameters, float32; blocks are named `block_0`, `block_1`, ..."""
+        """Draw random parameters, float32; blocks are named `block_0`, `block_1`, ..."""
         names = ("embed", "position", "head", *(f"block_{i}" for i in range(self.layers)))
         keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
         params: dict[str, Any] = {
@@ -61,7 +61,7 @@ class Transformer:
         return params | {name: self.init_block(keys[name]) for name in names[3:]}
 
     def init_block(self, key: Key) -> dict[str, Any]:
-        """Random parameters of one block."""
+        """Draw random parameters of one block."""
         q, k, v, o, up, down = jax.random.split(key, 6)
         each = (self.width, self.heads, self.width // self.heads)
         return {
@@ -84,7 +84,7 @@ class Transformer:
         }
 
     def embed(self, params: Any, x: ArrayLike) -> Array:
-        """Tokens (b, t), or features (b, t, inputs) and axes of size 1, to (b, t, d)."""
+        """Embed tokens (b, t), or features (b, t, inputs) and axes of size 1, as (b, t, d)."""
         x = jnp.asarray(x)
         kernel = params["embed"]["kernel"]
         if jnp.issubdtype(x.dtype, jnp.integer):
@@ -94,7 +94,7 @@ class Transformer:
         return h + params["position"][None, : x.shape[1]]
 
     def block(self, params: Any, h: Array) -> Array:
-        """One block, (b, t, d) to (b, t, d)."""
+        """Apply one block to (b, t, d)."""
         x = _norm(h, params["norm1"]["scale"])
         q, k, v = (
             jnp.einsum("btd,dhk->bthk", x, params["attention"][name]["kernel"])
@@ -111,12 +111,12 @@ class Transformer:
         return h + x @ params["down"]["kernel"] + params["down"]["bias"][None, None]
 
     def head(self, params: Any, h: Array) -> Array:
-        """(b, t, d) to logits (b, t, classes), or (b, classes) without `causal`."""
+        """Map (b, t, d) to logits (b, t, classes), or (b, classes) without `causal`."""
         h = _norm(h, params["norm"]["scale"])
         return (h if self.causal else h.mean(1)) @ params["head"]["kernel"]
 
     def __call__(self, params: Any, x: ArrayLike) -> Array:
-        """All of it, blocks in order."""
+        """Apply the whole network."""
         h = self.embed(params, x)
         for i in range(self.layers):
             h = self.block(params[f"block_{i}"], h)
@@ -124,7 +124,7 @@ class Transformer:
 
 
 def row_transformer(key: Key, **sizes: Any) -> tuple[dict[str, Any], Transformer]:
-    """A transformer that reads the rows of an image as a sequence, for recipes.
+    """Return a transformer that reads the rows of an image as a sequence, for recipes.
 
     Args:
         key: of the parameters.

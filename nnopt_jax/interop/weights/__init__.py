@@ -1,4 +1,4 @@
-"""Files of weights that others wrote, as flat dictionaries of arrays."""
+"""Files of weights of other libraries, as flat dictionaries of arrays."""
 
 from nnopt_jax.interop.weights.npz import read_npz as read_npz
 from nnopt_jax.interop.weights.orbax_step import read_orbax as read_orbax

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what lies where, none of it trusted."""
+"""The header of a safetensors file, every field checked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DTYPES: Mapping[str, Any] = {
 
 
 class TensorEntry(NamedTuple):
-    """One tensor.
+    """One tensor of the file.
 
     Args:
         dtype: NumPy's.
@@ -47,12 +47,12 @@ class TensorEntry(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it has."""
+        """Return the number of bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def parse(text: bytes, room: int, who: str) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """Reads a header.
+    """Read a header.
 
     Args:
         text: JSON, without the length before it.
@@ -126,7 +126,7 @@ def _entry(told: Any) -> TensorEntry:
 
 
 def _require_tiling(entries: Mapping[str, TensorEntry], room: int, problems: Problems) -> None:
-    """Tensors lie one behind the other, from the first byte to the last."""
+    """Check that tensors lie one behind the other, from the first byte to the last."""
     at, before = 0, "the header"
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
         if entry.begin != at:
@@ -144,7 +144,7 @@ def _require_tiling(entries: Mapping[str, TensorEntry], room: int, problems: Pro
 
 
 def compose(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
-    """Writes the header of arrays that follow it in this order.
+    """Write the header of arrays that follow it in this order.
 
     Args:
         arrays: anything with a dtype, a shape and `nbytes`, by name.

@@ -18,7 +18,7 @@ _DAMAGED = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads the arrays of an `.npz` file by name.
+    """Read the arrays of an `.npz` file by name.
 
     NumPy keeps of `bfloat16` that it has two bytes, no more: such arrays are read as `bfloat16`.
     No pickle is ever read. All arrays are read at once, and their checksums compared.

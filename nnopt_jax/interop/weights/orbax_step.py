@@ -1,4 +1,4 @@
-"""Weights in the folders that orbax writes, whoever wrote them and on however many devices."""
+"""Weights in folders of orbax, written by any program on any number of devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TREE, _OURS = "_METADATA", ("manifest", "arrays")
 
 
 def read_orbax(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads the leaves of an orbax step by path, whole, without a target.
+    """Read the leaves of an orbax step by path, whole, without a target.
 
     Args:
         path: a folder that orbax wrote: one step, or one item of a step. A step of
@@ -58,12 +58,12 @@ def read_orbax(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _items(place: Path) -> dict[str, Path]:
-    """The trees of a step."""
+    """Return the trees of a step."""
     return {found.parent.name: found.parent for found in sorted(place.glob(f"*/{_TREE}"))}
 
 
 def _what(place: Path) -> str:
-    """What a folder is in place of a step."""
+    """Describe a folder that is not a step."""
     if not place.is_dir():
         return "there is no such folder."
     steps = sorted(int(one.name) for one in place.iterdir() if one.name.isdecimal())

@@ -1,4 +1,4 @@
-"""One door for all files of weights."""
+"""Read weights of any format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnopt_jax.tree.paths import flatten
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads weights by name, whatever kind of file or folder holds them.
+    """Read weights by name, whatever kind of file or folder holds them.
 
     By content, not by the ending of the name: safetensors (a file, an index, a folder of shards),
     `.npz`, `.nnopt` (leaves stay packed), a step of orbax.

@@ -24,7 +24,7 @@ _READ, _WRITE = "read_safetensors", "write_safetensors"
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads tensors by name, each from the disk when it is first touched.
+    """Read tensors by name, each from the disk when it is first used.
 
     Arrays are views of the mapped file and cannot be written to. Keep the file as it is while
     they are in use; replacing it by a rename, as `write_safetensors` does, is no harm.
@@ -56,7 +56,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The strings that lie beside the tensors of one file.
+    """Return the strings beside the tensors of one file.
 
     Args:
         path: a `.safetensors` file.
@@ -85,7 +85,7 @@ def write_safetensors(
     separator: str = "/",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the arrays of a tree by their paths.
+    """Write the arrays of a tree by their paths.
 
     The file appears by a rename: whole, or not at all. Packed leaves are refused: the format has
     no word for them, and dense they would take many times their bytes.
@@ -154,12 +154,12 @@ def _named(tree: PyTree, separator: str) -> dict[str, Any]:
 
 
 def _octets(array: Any) -> memoryview:
-    """The bytes of an array in order."""
+    """Return the bytes of an array in order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _located(path: Path) -> Path:
-    """The file itself, or that of a folder."""
+    """Return the file itself, or that of a folder."""
     if not path.is_dir():
         return path
     for pattern in (f"*{INDEX}", "*.safetensors"):
@@ -174,7 +174,7 @@ def _located(path: Path) -> Path:
 
 
 def _indexed(path: Path) -> dict[str, np.ndarray]:
-    """The tensors that an index lists, in its order."""
+    """Return the tensors that an index lists, in its order."""
     who = f"{_READ}: {path}"
     try:
         where = json.loads(path.read_bytes())["weight_map"]
@@ -215,7 +215,7 @@ def _view(data: np.ndarray, entry: header.TensorEntry) -> np.ndarray:
 
 
 def _opened(path: Path) -> tuple[np.ndarray, dict[str, header.TensorEntry], dict[str, str]]:
-    """The bytes after the header, mapped, and what the header says."""
+    """Return the mapped bytes after the header, the tensors and the strings."""
     who = f"{_READ}: {path}"
     try:
         with open(path, "rb") as file:
