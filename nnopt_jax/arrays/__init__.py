@@ -1,38 +1,33 @@
 """Nodes: a parameter is an array, or a small frozen pytree that stands for one."""
 
-from nnopt_jax.arrays.adapted import Normalized as Normalized, Sum as Sum
-from nnopt_jax.arrays.codebooks import Codebook as Codebook, SoftCodebook as SoftCodebook
-from nnopt_jax.arrays.ell import ELL as ELL, BlockELL as BlockELL
-from nnopt_jax.arrays.factored import Factored as Factored
-from nnopt_jax.arrays.index_layouts import (
-    CSR as CSR,
-    DeltaIndex as DeltaIndex,
-    SparseLayout as SparseLayout,
-)
-from nnopt_jax.arrays.input_quantized import InputQuantized as InputQuantized
-from nnopt_jax.arrays.integer_quantized import Quantized as Quantized
-from nnopt_jax.arrays.lookup_quantized import LookupQuantized as LookupQuantized
-from nnopt_jax.arrays.mask_format import Format as Format, smallest_support as smallest_support
-from nnopt_jax.arrays.masked import Masked as Masked
-from nnopt_jax.arrays.node_description import (
-    abstract as abstract,
-    check as check,
-    describe as describe,
-)
-from nnopt_jax.arrays.nodes import (
-    Node as Node,
-    is_node as is_node,
-    materialize as materialize,
-    node as node,
-)
-from nnopt_jax.arrays.packed_integers import Bits as Bits, PackedTernary as PackedTernary
-from nnopt_jax.arrays.pattern_layouts import BSR as BSR, NMIndex as NMIndex
-from nnopt_jax.arrays.refinement import Slot as Slot, refine as refine, slots as slots
-from nnopt_jax.arrays.reshaped import Reshaped as Reshaped
-from nnopt_jax.arrays.scales import Powers as Powers, UnevenGroups as UnevenGroups
-from nnopt_jax.arrays.soft_thresholded import SoftThresholded as SoftThresholded
-from nnopt_jax.arrays.sparse_array import Sparse as Sparse
-from nnopt_jax.arrays.storage import store as store
+from nnopt_jax.arrays.adapted import Normalized, Sum
+from nnopt_jax.arrays.codebooks import Codebook, SoftCodebook
+from nnopt_jax.arrays.ell import ELL, BlockELL
+from nnopt_jax.arrays.factored import Factored
+from nnopt_jax.arrays.index_layouts import CSR, DeltaIndex, SparseLayout
+from nnopt_jax.arrays.input_quantized import InputQuantized
+from nnopt_jax.arrays.integer_quantized import Quantized
+from nnopt_jax.arrays.lookup_quantized import LookupQuantized
+from nnopt_jax.arrays.mask_format import Format, smallest_support
+from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.arrays.node_description import abstract, check, describe
+from nnopt_jax.arrays.nodes import Node, is_node, materialize, node
+from nnopt_jax.arrays.packed_integers import Bits, PackedTernary
+from nnopt_jax.arrays.pattern_layouts import BSR, NMIndex
+from nnopt_jax.arrays.refinement import Slot, refine, slots
+from nnopt_jax.arrays.reshaped import Reshaped
+from nnopt_jax.arrays.scales import Powers, UnevenGroups
+from nnopt_jax.arrays.soft_thresholded import SoftThresholded
+from nnopt_jax.arrays.sparse_array import Sparse
+from nnopt_jax.arrays.storage import store
+
+__all__ = [
+    "BSR", "CSR", "ELL", "Bits", "BlockELL", "Codebook", "DeltaIndex", "Factored", "Format",
+    "InputQuantized", "LookupQuantized", "Masked", "NMIndex", "Node", "Normalized", "PackedTernary",
+    "Powers", "Quantized", "Reshaped", "Slot", "SoftCodebook", "SoftThresholded", "Sparse",
+    "SparseLayout", "Sum", "UnevenGroups", "abstract", "check", "describe", "is_node",
+    "materialize", "node", "refine", "slots", "smallest_support", "store",
+]  # fmt: skip
 
 _RENAMED = {
     "Blocks": "nnopt.arrays.BSR",

@@ -160,6 +160,20 @@ class Masked(Node):
         return Masked(inner.values, mask, capacity, format=format)
 
 
+def map_under_mask(field: Field, change: Callable[[Field], Field]) -> Field:
+    """Change what lies under the outer masks of a field, whose zeros, modes and formats stay.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Masked
+        >>> map_under_mask(Masked(jnp.ones(2), jnp.array([True, False])), lambda x: 2 * x).values
+        Array([2., 2.], dtype=float32)
+    """
+    if not isinstance(field, Masked):
+        return change(field)
+    return field.replace(values=map_under_mask(field.values, change))
+
+
 def zero_outside(field: Node, mask: Callable[[], jax.Array]) -> Node:
     """Mask the entries with which a node was padded, unless they are zeros already.
 

@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays.masked import Masked
-from nnopt_jax.arrays.nodes import Field, is_node, materialize
-from nnopt_jax.arrays.sparse_array import Sparse
+from nnopt_jax.arrays.nodes import Field, is_node, kept, materialize
 from nnopt_jax.columns import aligned
 from nnopt_jax.pruning.pattern_names import PatternLike, parse_pattern
 from nnopt_jax.pruning.patterns import NOfM, Pattern, WholeBlocks, conventional
@@ -212,10 +210,8 @@ def _row(path: str, leaf: Field, pattern: Pattern) -> SparsityRow:
 
 def known_mask(leaf: Field) -> np.ndarray | None:
     """What masks say is kept, of a leaf in training form or stored; None where there is no mask."""
-    if isinstance(leaf, Masked):
-        own, inner = np.asarray(materialize(leaf.mask)).astype(bool), known_mask(leaf.values)
-        return own if inner is None else own & inner
-    return np.asarray(materialize(leaf.support)).astype(bool) if isinstance(leaf, Sparse) else None
+    mask = kept(leaf)
+    return None if mask is None else np.asarray(materialize(mask)).astype(bool)
 
 
 def _groups(present: np.ndarray, pattern: Pattern) -> tuple[int | None, int | None]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.arrays.masked import Masked, map_under_mask
 from nnopt_jax.arrays.nodes import Field, is_node, materialize
 from nnopt_jax.arrays.soft_thresholded import SoftThresholded
 from nnopt_jax.ops.proximal_operators import shrink
@@ -91,11 +91,11 @@ def soft_threshold(
 
 def shrunk(leaf: Field, threshold: ArrayLike) -> Field:
     """The soft threshold of a leaf: an array of an array, a node over a node, below its mask."""
-    if isinstance(leaf, Masked):  # zero stays zero, and masks on top of one another are one
-        return leaf.replace(values=shrunk(leaf.values, threshold))
-    return (
-        SoftThresholded(leaf, jnp.asarray(threshold)) if is_node(leaf) else shrink(leaf, threshold)
-    )
+
+    def change(x: Field) -> Field:
+        return SoftThresholded(x, jnp.asarray(threshold)) if is_node(x) else shrink(x, threshold)
+
+    return map_under_mask(leaf, change)
 
 
 @dataclasses.dataclass(frozen=True)

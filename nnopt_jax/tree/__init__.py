@@ -1,16 +1,10 @@
 """Pytrees only: names of leaves, selectors, differences and honest sizes."""
 
-from nnopt_jax.tree.bit_counts import dtype_bits as dtype_bits, tree_bits as tree_bits
-from nnopt_jax.tree.paths import (
-    IsLeaf as IsLeaf,
-    diff as diff,
-    flatten as flatten,
-    path_string as path_string,
-    unflatten as unflatten,
-)
-from nnopt_jax.tree.select import (
-    Selector as Selector,
-    Where as Where,
-    resolve as resolve,
-    selector as selector,
-)
+from nnopt_jax.tree.bit_counts import dtype_bits, tree_bits
+from nnopt_jax.tree.paths import IsLeaf, diff, flatten, path_string, unflatten
+from nnopt_jax.tree.select import Selector, Where, resolve, selector
+
+__all__ = [
+    "IsLeaf", "Selector", "Where", "diff", "dtype_bits", "flatten", "path_string", "resolve",
+    "selector", "tree_bits", "unflatten",
+]  # fmt: skip

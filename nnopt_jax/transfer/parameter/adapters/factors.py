@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.adapted import Sum
 from nnopt_jax.arrays.factored import Factored
-from nnopt_jax.arrays.masked import Masked
+from nnopt_jax.arrays.masked import Masked, map_under_mask
 from nnopt_jax.arrays.nodes import Field, kept
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.errors import ValueRangeError
@@ -80,13 +80,15 @@ class Factors(NamedTuple):
 
     def added(self, path: str, leaf: Field, factors: Any) -> Field:
         """The leaf plus the product, under the mask of the leaf: zeros stay zero."""
-        if isinstance(leaf, Masked):  # whose gradients and format stay as they are
-            return leaf.replace(values=self.added(path, leaf.values, factors))
         scaled = (factors["b"] * self.scale).astype(self.dtype)
         product = Factored(factors["a"], scaled, str(leaf.dtype))
         product = Reshaped.of_matrix(product, self.axes_of(path, leaf), tuple(leaf.shape))
-        whole, mask = Sum(leaf, product), kept(leaf)
-        return whole if mask is None else Masked(whole, mask)
+
+        def change(base: Field) -> Field:
+            whole, mask = Sum(base, product), kept(base)
+            return whole if mask is None else Masked(whole, mask)
+
+        return map_under_mask(leaf, change)
 
 
 def adapting(
