@@ -166,7 +166,7 @@ def low_rank(layer: str, rank: int) -> dict[str, Any]:
 def blocks(method: str, *sizes: int, **settings: Any) -> list[dict[str, Any]]:
     """Blocks that divide the inputs of each layer."""
     return [
-        {method: {"where": f"fc{i}/kernel", "granularity": size, **settings}}
+        {method: {"where": f"fc{i}/kernel", "group": size, **settings}}
         for i, size in enumerate(sizes, 1)
     ]
 

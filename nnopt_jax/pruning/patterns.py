@@ -104,10 +104,12 @@ class PerOutput(Pattern):
 
     def pool(self, scores: jax.Array, axes: Axes) -> jax.Array:
         """Return the matrix `(*batch, in, out)` of the scores."""
-        return axes.to_matrix(scores) if scores.ndim > 1 else scores[:, None]
+        return axes.to_matrix(scores) if scores.ndim > 1 else scores.reshape(-1, 1)
 
     def choose(self, scores: jax.Array, sparsity: Any, *, signed: bool = False) -> jax.Array:
         """Mark the inputs that stay, for each output and batch index."""
+        if not scores.size:
+            return jnp.zeros(scores.shape, bool)
         count = kept(scores.shape[-2], sparsity)
         choose = functools.partial(top_k_mask, k=count, signed=signed)
         columns = jnp.moveaxis(scores, -2, -1)
@@ -116,7 +118,7 @@ class PerOutput(Pattern):
 
     def spread(self, chosen: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
         """Return the mask in the shape of the leaf."""
-        return axes.from_matrix(chosen, shape) if len(shape) > 1 else chosen[:, 0]
+        return axes.from_matrix(chosen, shape) if len(shape) > 1 else chosen.reshape(shape)
 
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> Any:
         """Return how many weights of a leaf stay: equally many for each output."""

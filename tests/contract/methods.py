@@ -40,12 +40,12 @@ class Contract:
     replaces: tuple[str, ...] = ()
 
 
-def _ramp(count: ArrayLike) -> ArrayLike:
+def ramp(count: ArrayLike) -> ArrayLike:
     """A schedule that reaches three quarters after three steps."""
     return 0.75 * jnp.minimum(jnp.asarray(count, jnp.float32), 3.0) / 3.0
 
 
-def _sharpness(path: str, weight: Any, gradient: Any) -> ArrayLike:
+def sharpness(path: str, weight: Any, gradient: Any) -> ArrayLike:
     """A score of either sign."""
     del path
     return weight.astype(jnp.float32) + (0.0 if gradient is None else gradient)
@@ -164,9 +164,9 @@ CONTRACTS: dict[str, Contract] = {
             {"sparsity": 0.5},
             {"sparsity": 0.75, "mode": "soft"},
             {"sparsity": 0.5, "allocation": "global", "every": 2},
-            {"sparsity": _ramp, "mode": "soft", "every": 2},
+            {"sparsity": ramp, "mode": "soft", "every": 2},
             {"pattern": "2:4"},
-            {"sparsity": _ramp, "allocation": "erk", "pattern": (2, 2)},
+            {"sparsity": ramp, "allocation": "erk", "pattern": (2, 2)},
             {"sparsity": 0.5, "allocation": "lamp"},
         ),
     ),
@@ -174,7 +174,7 @@ CONTRACTS: dict[str, Contract] = {
         "wrap",
         (
             {"sparsity": 0.5},
-            {"sparsity": _ramp, "allocation": "global", "every": 2, "decay": None, "power": 1},
+            {"sparsity": ramp, "allocation": "global", "every": 2, "decay": None, "power": 1},
             {"sparsity": 0.5, "mode": "soft", "every": None},
             {"pattern": "2:4", "mode": "soft"},
         ),
@@ -183,7 +183,7 @@ CONTRACTS: dict[str, Contract] = {
         "wrap",
         (
             {"sparsity": 0.5},
-            {"sparsity": _ramp, "allocation": "global", "every": 2, "mode": "soft"},
+            {"sparsity": ramp, "allocation": "global", "every": 2, "mode": "soft"},
             {"pattern": "2:4"},
             {"sparsity": 0.5, "pattern": (2, 2), "mode": "hard"},
         ),
@@ -192,7 +192,7 @@ CONTRACTS: dict[str, Contract] = {
         "wrap",
         (
             {"sparsity": 0.5},
-            {"sparsity": _ramp, "allocation": "lamp", "every": 2},
+            {"sparsity": ramp, "allocation": "lamp", "every": 2},
             {"sparsity": 0.5, "allocation": "erk", "mode": "soft"},
         ),
     ),
@@ -207,8 +207,8 @@ CONTRACTS: dict[str, Contract] = {
     "pruning.saliency": Contract(
         "wrap",
         (
-            {"sparsity": 0.5, "score": _sharpness},
-            {"sparsity": 0.75, "score": _sharpness, "gradients": True, "allocation": "global"},
+            {"sparsity": 0.5, "score": sharpness},
+            {"sparsity": 0.75, "score": sharpness, "gradients": True, "allocation": "global"},
         ),
     ),
     "pruning.rewind": Contract(
@@ -219,16 +219,16 @@ CONTRACTS: dict[str, Contract] = {
         "wrap",
         (
             {"sparsity": 0.5},
-            {"sparsity": _ramp, "penalty": "hoyer", "every": 2},
+            {"sparsity": ramp, "penalty": "hoyer", "every": 2},
             {"sparsity": 0.5, "penalty": "group_lasso"},
-            {"sparsity": _ramp, "allocation": "global", "delete": "on_arrival"},
+            {"sparsity": ramp, "allocation": "global", "delete": "on_arrival"},
         ),
     ),
     "pruning.random_mask": Contract(
         "wrap",
         (
             {"sparsity": 0.5},
-            {"sparsity": _ramp, "allocation": "global", "mode": "soft"},
+            {"sparsity": ramp, "allocation": "global", "mode": "soft"},
             {"pattern": "2:4"},
             {"sparsity": 0.5, "allocation": "erk", "pattern": (2, 2)},
         ),
@@ -257,7 +257,7 @@ CONTRACTS: dict[str, Contract] = {
         "wrap",
         (
             {"sparsity": 0.5},
-            {"sparsity": _ramp, "allocation": "global", "every": 2, "mode": "frozen"},
+            {"sparsity": ramp, "allocation": "global", "every": 2, "mode": "frozen"},
         ),
     ),
     "pruning.learned_threshold": Contract(
