@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from nnopt_jax import artifact
 from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.errors import NnoptError, RecipeError
 from nnopt_jax.interop.flax import Model
 from nnopt_jax.recipe import resolver
-from nnopt_jax.recipe.inputs import Splits, make_model, variables_of
+from nnopt_jax.recipe.inputs import Splits, make_model, output_of, variables_of
 from nnopt_jax.recipe.reader import load
 from nnopt_jax.recipe.recipe_plan import RecipePlan
 from nnopt_jax.recipe.run_folder import RunFolder
@@ -158,8 +157,7 @@ def warm_started(start: WarmStart, source: Params, model: Model) -> Model:
         RecipeError: there are no such layers, or those that are chosen do not fit.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from nnopt_jax.recipe import WarmStart
+        >>>         >>> from nnopt_jax.recipe import WarmStart
         >>> params = {f"block_{i}": {"w": jnp.full(1, float(i))} for i in range(4)}
         >>> fresh = Model({"block_0": {"w": jnp.ones(1)}, "block_1": {"w": jnp.ones(1)}}, {}, None)
         >>> warm_started(WarmStart("runs/deep", "block_{index}"), params, fresh).params["block_1"]
@@ -212,8 +210,8 @@ class Teacher:
 
 
 def _load_teacher(distill: Distill, model: Model, plan: RecipePlan) -> Teacher:
-    mine = _logits(plan.model, plan.data, "the student")
-    theirs = _logits(model, plan.data, "the teacher")
+    mine = output_of(plan.model, plan.data, "model:").shape
+    theirs = output_of(model, plan.data, "distill.teacher: the teacher").shape
     if mine != theirs:
         raise RecipeError(
             f"recipe: distill.teacher: gives logits of shape {theirs} for two images, the student "
@@ -221,15 +219,3 @@ def _load_teacher(distill: Distill, model: Model, plan: RecipePlan) -> Teacher:
         )
     loss = resolver.bind(distill.loss, "distill.loss")
     return Teacher((model.params, model.extra), model, loss, distill.weight)
-
-
-def _logits(model: Model, data: Splits, name: str) -> tuple[int, ...]:
-    x = jnp.asarray(data.train.x[:2])
-    variables = model.params, model.extra
-    try:
-        return jax.eval_shape(lambda v, x: model.apply(v[0], v[1], x)[0], variables, x).shape
-    except Exception as error:
-        raise RecipeError(
-            f"recipe: distill.teacher: {name} does not take inputs of shape {x.shape}: "
-            f"{type(error).__name__}: {error}"
-        ) from error

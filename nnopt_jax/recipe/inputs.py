@@ -32,6 +32,7 @@ __all__ = [
     "model_graph",
     "network",
     "open_data",
+    "output_of",
     "structure",
     "variables_of",
 ]
@@ -177,21 +178,36 @@ def evaluate(
     return total / len(split.x)
 
 
+def output_of(model: Model, data: Splits, subject: str) -> jax.ShapeDtypeStruct:
+    """Return the shape of the output for two examples.
+
+    Args:
+        model: the network.
+        data: gives a sample of the inputs.
+        subject: the name of the network in an error.
+
+    Raises:
+        RecipeError: the network does not take the inputs.
+    """
+    variables = model.params, model.extra, data.train.x[:2]
+    try:
+        return jax.eval_shape(lambda v: model.apply(*v)[0], variables)
+    except Exception as error:
+        raise RecipeError(f"recipe: {subject} {_does_not_take(data, error)}") from error
+
+
+def _does_not_take(data: Splits, error: Exception) -> str:
+    shape = ", ".join(["batch", *map(str, data.train.x.shape[1:])])
+    return f"does not take inputs of shape ({shape}): {type(error).__name__}: {error}"
+
+
 def check_classes(model: Model, data: Splits) -> None:
     """Compare the labels of a classifier with its logits, before anything is trained.
 
     Raises:
         RecipeError: a label has no logit, or the model does not take the inputs.
     """
-    params, extra, x = jax.eval_shape(lambda: (model.params, model.extra, data.train.x[:2]))
-    try:
-        logits = jax.eval_shape(model.apply, params, extra, x)[0]
-    except Exception as error:
-        raise RecipeError(
-            f"recipe: model: does not take inputs of shape (batch, "
-            f"{', '.join(map(str, x.shape[1:]))}): {type(error).__name__}: {error}"
-        ) from error
-    labels = data.train.y
+    logits, labels = output_of(model, data, "model:"), data.train.y
     if not jnp.issubdtype(labels.dtype, jnp.integer) or logits.ndim != labels.ndim + 1:
         return
     classes = logits.shape[-1]
@@ -232,11 +248,8 @@ def make_model(recipe: Recipe, data: Splits, key: Key) -> Model:
     except RecipeError as error:
         raise RecipeError(f"recipe: model: {recipe.model.source}: {error}") from error
     except Exception as error:
-        shape = ", ".join(map(str, data.train.x.shape[1:]))
-        raise RecipeError(
-            f"recipe: model: {recipe.model.source} does not take inputs of shape (batch, {shape}):"
-            f" {type(error).__name__}: {error}"
-        ) from error
+        problem = _does_not_take(data, error)
+        raise RecipeError(f"recipe: model: {recipe.model.source} {problem}") from error
 
 
 def model_graph(model: Model, inputs: Any) -> Graph:
