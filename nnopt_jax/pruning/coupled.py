@@ -262,7 +262,12 @@ class Coupled(Masking):
 
 def check_coupled(settings: Settings, allocation: Any, multiple: Any) -> None:
     """Add what is wrong with the settings of channels to those of a method."""
-    settings.choice("allocation", allocation, ("uniform", "global", "flops"))
+    if allocation in ("erk", "lamp") or callable(allocation):
+        settings.wrong("allocation", allocation, "divides weights among leaves, and a channel has "
+                                                 "weights in several; give 'uniform', 'global' or "
+                                                 "'flops'.")  # fmt: skip
+    else:
+        settings.choice("allocation", allocation, ("uniform", "global", "flops"))
     settings.integer("multiple", multiple, 1)
     if allocation != "uniform" and multiple != 1:
         settings.wrong("multiple", multiple, "goes with allocation='uniform' only.")

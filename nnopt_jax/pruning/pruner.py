@@ -8,7 +8,7 @@ from nnopt_jax.pruning.allocation import Allocation
 from nnopt_jax.pruning.coupled import Coupled, check_coupled
 from nnopt_jax.pruning.masking import MODES, Masking, MaskMode, project
 from nnopt_jax.pruning.pattern_names import PatternLike, parse_pattern
-from nnopt_jax.pruning.patterns import CoupledPattern
+from nnopt_jax.pruning.patterns import CoupledPattern, PerOutput
 from nnopt_jax.pruning.regrowth import Regrow, Regrowth, project_grown
 from nnopt_jax.pruning.schedules import check_schedule, first
 from nnopt_jax.pruning.score import Score
@@ -106,7 +106,9 @@ def by_score(
     if found.check is not None:
         found.check(settings)
     mode = found.mode if mode is None else mode  # pyright: ignore[reportAssignmentType] - a mode
-    allocation = found.allocation if allocation is None else allocation
+    if allocation is None:
+        compares = pattern != "per_output" and not isinstance(pattern, PerOutput)
+        allocation = found.allocation if compares else "uniform"
     every = None if found.once else every
     is_coupled = pattern == "coupled" or isinstance(pattern, CoupledPattern)
     selection, sparsity = (_coupled_selection if is_coupled else check_selection)(
@@ -201,7 +203,10 @@ def _check_mode(
         if score.signed:
             settings.wrong("score", score, "has signs, and the weights of least score are dropped; "
                                            "give a score of zero or more.")  # fmt: skip
-        if every is None:
+        if score.once:
+            settings.wrong("score", score, "is measured once, and connections move in training; "
+                                           "give 'magnitude' or 'taylor'.")  # fmt: skip
+        elif every is None:
             settings.wrong("every", None, "would never move a connection; give a number.")
     if score.signed and selection.allocation == "lamp":
         settings.wrong("allocation", "lamp", "is made of squares, and these scores have signs; "

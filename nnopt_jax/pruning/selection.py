@@ -163,7 +163,11 @@ def check_selection(
         check_schedule(settings, "sparsity", sparsity)
         sparsity = float(sparsity) if isinstance(sparsity, numbers.Real) else sparsity
     if not callable(allocation):
-        settings.choice("allocation", allocation, ("uniform", "erk", *_TOGETHER))
+        if allocation == "flops":
+            settings.wrong("allocation", allocation, "counts the operations that channels cost; it "
+                                                     "goes with pattern='coupled'.")  # fmt: skip
+        else:
+            settings.choice("allocation", allocation, ("uniform", "erk", *_TOGETHER))
         if allocation in _TOGETHER and not found.compares_leaves:
             settings.wrong("allocation", allocation,
                            f"is one threshold over all leaves, and pattern={pattern!r} compares "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -15,7 +16,7 @@ from nnopt_jax.quantization import on_grid
 from nnopt_jax.quantization.grids import GRIDS
 from nnopt_jax.quantization.ranges import RANGES
 from nnopt_jax.quantization.rounding import ROUNDINGS
-from tests.contract import checks, methods
+from tests.contract import checks, choices_page, methods
 from tests.contract.own_choices import distance_to_grid, powers_of_two
 
 PRUNING = st.fixed_dictionaries(
@@ -114,3 +115,9 @@ OWN = {
 @pytest.mark.parametrize("kind", OWN)
 def test_choices_of_ones_own_obey_every_law(kind, check):
     checks.CHECKS[check](OWN[kind](), checks.example_params())
+
+
+def test_the_page_says_which_pairs_have_a_meaning():
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "choices.md").read_text()
+    lines = [line for line in choices_page.page().splitlines() if line]
+    assert [line for line in lines if line not in text] == []
