@@ -1,51 +1,53 @@
-"""Symbols to few bytes and back: tries the ways there are and keeps the smallest."""
+"""Symbols to few bytes and back: tries all ways to code them and keeps the smallest."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from nnopt_jax.artifact import classes, planes, rans
-from nnopt_jax.artifact.planes import Sides
-from nnopt_jax.artifact.wire import Reader, framed, varint
+from nnopt_jax.artifact import line_coding, rans
+from nnopt_jax.artifact.byte_io import Reader, framed, varint
+from nnopt_jax.artifact.line_coding import Sides
 from nnopt_jax.errors import ArtifactError, ValueRangeError
 
 MOST_ALPHABET = 1 << 16
 _MOST_DECISIONS = 1 << 22
 """Streams that need more bits than this are coded without contexts, for speed."""
 _MOST_FLAT = 1 << 15
-"""The same for streams without rows, which tell less about each other."""
+"""The same for streams without rows, where contexts gain less."""
 _LEAST_LARGE = 1 << 12
 """Streams shorter than this do not repay a table of frequencies."""
 _MANY_DECISIONS = 1 << 19
 _WORTH = 1.01
-"""How much smaller contexts must make a stream of so many decisions to be worth their time."""
+"""The factor by which contexts must shrink a stream of many decisions to be worth their time."""
 _SPLIT = 0.75
-"""A symbol of at least this share is coded apart from the others."""
-_CLASSES = 16
+"""A symbol of at least this fraction is coded apart from the others."""
+_TABLES = 16
+"""The most high bytes whose low bytes get tables of their own."""
 _DEPTH = 3
-_CONSTANT, _RAW, _TABLE, _SPLIT_OFF, _WIDE, _CLASSED, _PLANES = range(7)
-# What `planes` writes begins with flags, and these begin at `_PLANES`.
+_NO_SIDES: Sides = (None, None)
+_CONSTANT, _RAW, _TABLE, _SPLIT_OFF, _WIDE, _CLASSED, _LINES = range(7)
+# The bytes of `line_coding` begin with flags, and these begin at `_LINES`.
 
 
 def encode(
-    symbols: np.ndarray, alphabet: int, *, center: int = 0, sides: Sides = (None, None)
+    symbols: np.ndarray, alphabet: int, *, center: int = 0, sides: Sides = _NO_SIDES
 ) -> bytes:
-    """Codes an array of symbols in as few bytes as any way it knows needs.
+    """Code an array of symbols in as few bytes as possible.
 
     Args:
         symbols: unsigned integers below `alphabet`, any shape; the last axis of a weight is the
-            one its outputs lie along.
+            one of its outputs.
         alphabet: 1 to 65536.
         center: for integers that stand for signed values, the first symbol that is not negative.
         sides: classes `0 .. 63` of the rows, `(prod(shape[:-1]),)`, and of the columns,
-            `(shape[-1],)`, that whoever decodes can tell beforehand, such as how often the layer
-            before computes an output; each may be None.
+            `(shape[-1],)`, which the decoder knows beforehand, such as how often the layer before
+            computes an output; each may be None.
 
     Returns:
-        The bytes. Shape and alphabet are not among them; whoever decodes must know both.
+        The bytes. Shape and alphabet are not among them; the decoder must know both.
 
     Raises:
         ValueRangeError: a symbol or the alphabet is out of range.
@@ -65,9 +67,9 @@ def encode(
         return bytes([_CONSTANT]) + varint(int(symbols.flat[0]) if symbols.size else 0)
     flat = symbols.ravel()
     quick, modeled, limit = [bytes([_RAW]) + _pack(flat, alphabet)], b"", math.inf
-    decisions = planes.decisions(flat, alphabet)
+    decisions = line_coding.decisions(flat, alphabet)
     if decisions <= (_MOST_DECISIONS if symbols.ndim > 1 else _MOST_FLAT):
-        modeled = _shifted(planes.encode(symbols, alphabet, center, sides), _PLANES)
+        modeled = _shifted(line_coding.encode(symbols, alphabet, center, sides), _LINES)
         limit = len(modeled) * (_WORTH if decisions >= _MANY_DECISIONS else 1)
     if flat.size >= _LEAST_LARGE and rans.entropy(np.bincount(flat)) < limit:
         quick.append(_encode_large(symbols, alphabet, center))
@@ -76,17 +78,17 @@ def encode(
 
 
 def decode(
-    data: bytes, shape: tuple[int, ...], alphabet: int, *, sides: Sides = (None, None)
+    data: bytes, shape: tuple[int, ...], alphabet: int, *, sides: Sides = _NO_SIDES
 ) -> np.ndarray:
-    """Reads what `encode` wrote, exactly.
+    """Read what `encode` wrote, exactly.
 
     Memory stays within a few times that of the symbols asked for, whatever the bytes say.
 
     Args:
-        data: the bytes, whole.
+        data: the bytes, whole; not trusted.
         shape: shape of the symbols.
-        alphabet: as it was given to `encode`.
-        sides: as they were given to `encode`.
+        alphabet: as given to `encode`.
+        sides: as given to `encode`.
 
     Returns:
         The symbols: uint8, or uint16 above an alphabet of 256.
@@ -98,14 +100,14 @@ def decode(
         >>> decode(encode(np.array([3, 1, 3]), 4), (3,), 4)
         array([3, 1, 3], dtype=uint8)
     """
-    symbols = _decode(data, shape, alphabet, sides, _DEPTH)
+    symbols = _decode(data, shape, alphabet, sides)
     if symbols.size and not 0 <= int(symbols.min()) <= int(symbols.max()) < alphabet:
         raise ArtifactError(f"malformed: a stream has symbols out of 0 .. {alphabet - 1}.")
     return symbols.astype(_dtype(alphabet)).reshape(shape)
 
 
 def _shifted(data: bytes, by: int) -> bytes:
-    """Adds to the first byte."""
+    """Add to the first byte."""
     return bytes([data[0] + by]) + data[1:]
 
 
@@ -114,29 +116,31 @@ def _dtype(alphabet: int) -> type[np.unsignedinteger]:
 
 
 def _decode(
-    data: bytes, shape: tuple[int, ...], alphabet: int, sides: Sides, depth: int
+    data: bytes,
+    shape: tuple[int, ...],
+    alphabet: int,
+    sides: Sides = _NO_SIDES,
+    depth: int = _DEPTH,
 ) -> np.ndarray:
     reader, size = Reader(data), math.prod(shape)
-    method = reader.byte()
-    if method == _CONSTANT:
+    way = reader.byte()
+    if way == _CONSTANT:
         symbol = reader.varint(alphabet - 1)
         reader.end()
         return np.full(size, symbol, _dtype(alphabet))
     if not size or alphabet < 2:
         raise ArtifactError("malformed: a stream that can only be constant is not.")
-    if method == _RAW:
+    if way == _RAW:
         return _unpack(reader.rest(), size, alphabet)
-    if method >= _PLANES:
-        return planes.decode(_shifted(data, -_PLANES), shape, alphabet, sides, _MOST_DECISIONS)
-    readers: dict[int, Callable[[Reader, tuple[int, ...], int, int], np.ndarray]] = {
-        _TABLE: _decode_table,
-        _CLASSED: _decode_classes,
-        _SPLIT_OFF: _decode_split,
-        _WIDE: _decode_wide,
-    }
-    if method not in readers or not depth:
-        raise ArtifactError(f"malformed: a stream is coded in unknown way {method}.")
-    return readers[method](reader, shape, alphabet, depth - 1)
+    if way >= _LINES:
+        return line_coding.decode(_shifted(data, -_LINES), shape, alphabet, sides, _MOST_DECISIONS)
+    if not depth:  # streams within streams: an encoder nests three at most
+        raise ArtifactError(f"malformed: a stream is coded in unknown way {way}.")
+    if way == _SPLIT_OFF:
+        return _decode_split(reader, shape, alphabet, depth - 1)
+    if way == _WIDE:
+        return _decode_wide(reader, size, alphabet, depth - 1)
+    return _decode_tables(reader, shape, alphabet, depth - 1 if way == _CLASSED else None)
 
 
 def _pack(symbols: np.ndarray, alphabet: int) -> bytes:
@@ -162,118 +166,102 @@ def _unpack(data: bytes, size: int, alphabet: int) -> np.ndarray:
     return octets[:, 0] if width <= 8 else octets.view("<u2")[:, 0]
 
 
+# ---------------------------------------------------------------------- long streams
+
+
 def _encode_large(symbols: np.ndarray, alphabet: int, center: int) -> bytes:
-    """The way that suits a long stream; its parts may be streams again."""
+    """Code a long stream in the way that suits it; its parts may be streams again."""
     counts = np.bincount(symbols.ravel(), minlength=alphabet)
     top = int(counts.argmax())
     if alphabet > 2 and counts[top] >= _SPLIT * symbols.size:
-        return bytes([_SPLIT_OFF]) + _encode_split(symbols, alphabet, top)
+        there = symbols != top
+        others = symbols[there]
+        parts = [encode(there.astype(np.uint8), 2), encode(others - (others > top), alphabet - 1)]
+        return bytes([_SPLIT_OFF]) + varint(top) + framed(parts)
     low, high = int(symbols.min()), int(symbols.max())
     if high - low >= rans.MOST_SYMBOLS:
         return bytes([_WIDE]) + _encode_wide(symbols.ravel())
     span = high - low + 1
-    sides, parts = _classes(symbols, counts, alphabet, center)
-    coded = framed(
-        [
-            *(encode(side, classes.COUNT) for side in sides),
-            rans.encode([part - low for part in parts], span),
-        ]
-    )
-    return bytes([_CLASSED if sides else _TABLE]) + varint(low) + varint(span) + coded
+    classes, runs = _classed(symbols, counts, alphabet, center)
+    parts = [encode(side, rans.CLASSES) for side in classes]
+    parts.append(rans.encode([run - low for run in runs], span))
+    return bytes([_CLASSED if classes else _TABLE]) + varint(low) + varint(span) + framed(parts)
 
 
-def _classes(
+def _classed(
     symbols: np.ndarray, counts: np.ndarray, alphabet: int, center: int
 ) -> tuple[Sequence[np.ndarray], list[np.ndarray]]:
     """Classes of rows and columns with the symbols class by class, or all in one."""
     if symbols.ndim > 1:
         matrix = symbols.reshape(-1, symbols.shape[-1])
-        sides = classes.find(matrix, alphabet, center)
-        parts = [classes.gather(matrix, block) for block in classes.blocks(*sides)]
-        apart = sum(rans.entropy(np.bincount(part)) for part in parts)
+        classes = rans.find_classes(matrix, alphabet, center)
+        runs = [rans.gather(matrix, blocks) for blocks in rans.class_blocks(*classes)]
+        apart = sum(rans.entropy(np.bincount(run)) for run in runs)
         if apart * _WORTH <= rans.entropy(counts):
-            return sides, parts
+            return classes, runs
     return (), [symbols.ravel()]
 
 
-def _decode_table(reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int) -> np.ndarray:
-    low, span = _read_span(reader, alphabet)
-    (symbols,) = rans.decode(reader.rest(), [math.prod(shape)], span)
-    return symbols + _dtype(alphabet)(low)
-
-
-def _decode_classes(
-    reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int
+def _decode_tables(
+    reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int | None
 ) -> np.ndarray:
-    low, span = _read_span(reader, alphabet)
-    if len(shape) < 2:
-        raise ArtifactError("malformed: classes of rows where there are none.")
-    matrix = np.empty((math.prod(shape[:-1]), shape[-1]), _dtype(alphabet))
-    sides = [
-        _decode(reader.part(), (size,), classes.COUNT, (None, None), depth) for size in matrix.shape
-    ]
-    blocks = classes.blocks(*sides)
-    sizes = [sum(len(rows) * len(columns) for rows, columns in block) for block in blocks]
-    parts = rans.decode(reader.rest(), sizes, span)
-    for block, part in zip(blocks, parts, strict=True):
-        classes.scatter(matrix, block, part + _dtype(alphabet)(low))
-    return matrix.ravel()
-
-
-def _read_span(reader: Reader, alphabet: int) -> tuple[int, int]:
-    """The least symbol of a stream, and how many there are from it on."""
-    low = reader.varint(alphabet - 2)
+    """Decode a stream of one table, or, down to a depth, of classes with tables of their own."""
+    low = reader.varint(alphabet - 2)  # the least symbol, and the number of symbols from it on
     span = reader.varint(min(alphabet - low, rans.MOST_SYMBOLS))
     if span < 2:
         raise ArtifactError("malformed: a table of fewer than two symbols.")
-    return low, span
-
-
-def _encode_split(symbols: np.ndarray, alphabet: int, top: int) -> bytes:
-    """Where the most common symbol is not, and what stands there."""
-    there = symbols != top
-    others = symbols[there]
-    others = others - (others > top)
-    parts = [encode(there.astype(np.uint8), 2), encode(others, alphabet - 1)]
-    return varint(top) + framed(parts)
+    first = _dtype(alphabet)(low)
+    if depth is None:
+        return rans.decode(reader.rest(), [math.prod(shape)], span)[0] + first
+    if len(shape) < 2:
+        raise ArtifactError("malformed: classes of rows where there are none.")
+    matrix = np.empty((math.prod(shape[:-1]), shape[-1]), _dtype(alphabet))
+    parts = [(reader.part(), (size,)) for size in matrix.shape]
+    classes = [_decode(part, size, rans.CLASSES, depth=depth) for part, size in parts]
+    blocks = rans.class_blocks(*classes)
+    sizes = [sum(len(rows) * len(columns) for rows, columns in of_class) for of_class in blocks]
+    runs = rans.decode(reader.rest(), sizes, span)
+    for of_class, run in zip(blocks, runs, strict=True):
+        rans.scatter(matrix, of_class, run + first)
+    return matrix.ravel()
 
 
 def _decode_split(reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int) -> np.ndarray:
+    """Decode where the most common symbol is not, and what stands there."""
     top = reader.varint(alphabet - 1)
-    there = _decode(reader.part(), shape, 2, (None, None), depth).astype(bool)
-    others = _decode(reader.rest(), (int(there.sum()),), alphabet - 1, (None, None), depth)
+    there = _decode(reader.part(), shape, 2, depth=depth).astype(bool)
+    others = _decode(reader.rest(), (int(there.sum()),), alphabet - 1, depth=depth)
     symbols = np.full(there.size, top, _dtype(alphabet))
     symbols[there] = others + (others >= top)
     return symbols
 
 
 def _encode_wide(symbols: np.ndarray) -> bytes:
-    """High bytes, then low bytes: apart for each common high byte, and together for the rest."""
-    high, low = symbols >> 8, (symbols & 255).astype(np.uint8)
-    common = _common(high)
-    parts = [encode(high.astype(np.uint8), 256)]
-    parts += [encode(low[high == byte], 256) for byte in common]
-    parts.append(encode(low[~np.isin(high, common)], 256))
-    return framed(parts)
+    """Code high bytes, then low bytes: apart for each common high byte, together for the rest."""
+    high, low = (symbols >> 8).astype(np.uint8), (symbols & 255).astype(np.uint8)
+    group, count = _groups(high)
+    return framed([encode(high, 256), *(encode(low[group == i], 256) for i in range(count))])
 
 
-def _decode_wide(reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int) -> np.ndarray:
-    size = math.prod(shape)
+def _decode_wide(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
     if alphabet <= 256:
         raise ArtifactError("malformed: two bytes a symbol for an alphabet of one.")
-    high = _decode(reader.part(), (size,), 256, (None, None), depth)
-    low = np.zeros(size, np.uint8)
-    common = _common(high)
-    for byte in common:
-        there = high == byte
-        low[there] = _decode(reader.part(), (int(there.sum()),), 256, (None, None), depth)
-    there = ~np.isin(high, common)
-    low[there] = _decode(reader.rest(), (int(there.sum()),), 256, (None, None), depth)
+    high = _decode(reader.part(), (size,), 256, depth=depth)
+    low, (group, count) = np.zeros(size, np.uint8), _groups(high)
+    for i, part in enumerate(reader.parts(count)):
+        low[group == i] = _decode(part, (int((group == i).sum()),), 256, depth=depth)
     return high.astype(np.uint16) << 8 | low
 
 
-def _common(high: np.ndarray) -> np.ndarray:
-    """The high bytes whose low bytes repay a table of their own."""
+def _groups(high: np.ndarray) -> tuple[np.ndarray, int]:
+    """Groups of symbols by high byte: one for each whose low bytes repay a table, one for the rest.
+
+    Returns:
+        The group of each symbol, and the number of groups.
+    """
     counts = np.bincount(high, minlength=256)
-    order = np.argsort(-counts, kind="stable")[:_CLASSES]
-    return order[counts[order] >= _LEAST_LARGE]
+    order = np.argsort(-counts, kind="stable")[:_TABLES]
+    common = order[counts[order] >= _LEAST_LARGE]
+    table = np.full(256, len(common), np.uint8)
+    table[common] = np.arange(len(common))
+    return table[high], len(common) + 1

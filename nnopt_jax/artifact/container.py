@@ -1,4 +1,4 @@
-"""A tree as one run of bytes: a description, streams, and a checksum over all of it."""
+"""A tree as the body of a file: a description, a program, and the streams of all arrays."""
 
 from __future__ import annotations
 
@@ -6,94 +6,88 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from nnopt_jax.arrays import abstract, check, describe, is_node
-from nnopt_jax.artifact import codec, manifest
-from nnopt_jax.artifact.envelope import opened, sealed
-from nnopt_jax.artifact.leaves import (
+from nnopt_jax.arrays import is_node
+from nnopt_jax.artifact import codec
+from nnopt_jax.artifact.byte_io import Reader, framed, varint
+from nnopt_jax.artifact.description import (
+    check_storable,
     declared_bytes,
-    loaded,
+    from_host,
     plain,
-    require_numbers,
-    require_storable,
+    read_description,
     slot_tree,
-    stored,
-    struct,
+    to_host,
+    write_description,
 )
-from nnopt_jax.artifact.sides import Profiles
-from nnopt_jax.artifact.streams import Plain, Slot, Stream, loose, streams
-from nnopt_jax.artifact.wire import Reader, framed, varint
+from nnopt_jax.artifact.line_coding import Profiles
+from nnopt_jax.artifact.streams import ArraySlot, PlainArray, Stream, streams_of
 from nnopt_jax.errors import ArtifactError
-from nnopt_jax.tree import flatten
+from nnopt_jax.tree.paths import flatten
 
 _SMALL = 1 << 12
 """Plain arrays of fewer elements than this are coded together."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StreamPlan:
     """The streams of a tree, and how they lie in a file.
 
     Args:
         streams: all of them, in order.
-        same: by number of a stream, the earlier one it repeats.
+        same: by number of a stream, the earlier one that it repeats.
     """
 
     streams: list[Stream]
     same: dict[int, int]
 
     @property
-    def coded(self) -> list[int]:
-        """The streams of symbols, by number; each is a part of the file."""
-        return [
-            number
-            for number, stream in enumerate(self.streams)
-            if number not in self.same and not isinstance(stream, Plain)
-        ]
+    def coded(self) -> list[Stream]:
+        """The streams of symbols; each is a part of the file."""
+        return [x for _, x in self._first() if not isinstance(x, PlainArray)]
 
     @property
-    def pools(self) -> list[list[Slot]]:
+    def pools(self) -> list[list[ArraySlot]]:
         """Plain arrays that are coded together, byte by byte; each byte is a part of the file."""
-        pools: dict[tuple[int, int], list[Slot]] = {}
-        for number, stream in enumerate(self.streams):
-            if isinstance(stream, Plain) and number not in self.same:
-                slot = stream.slot
-                size = math.prod(slot.shape)
-                alone = number if size >= _SMALL else -1
-                if size:
-                    pools.setdefault((np.dtype(slot.dtype).itemsize, alone), []).append(slot)
+        pools: dict[tuple[int, int], list[ArraySlot]] = {}
+        for number, stream in self._first():
+            if isinstance(stream, PlainArray) and stream.slot.size:
+                alone = number if stream.slot.size >= _SMALL else -1
+                pools.setdefault((stream.slot.itemsize, alone), []).append(stream.slot)
         return [pools[key] for key in sorted(pools)]
+
+    def _first(self) -> Iterator[tuple[int, Stream]]:
+        return ((i, stream) for i, stream in enumerate(self.streams) if i not in self.same)
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What bytes hold, with no array decoded yet.
+    """The contents of a file, with no array decoded yet.
 
     Args:
         tree: the tree, with `jax.ShapeDtypeStruct` for arrays.
-        metadata: what was saved beside it.
+        metadata: the JSON beside it.
         plan: the streams.
         coded: the bytes of each coded stream, in the order of `plan.coded`.
         planes: the bytes of each byte plane, pool by pool.
-        program: what computes with the tree, for whoever knows how to read it; mostly empty.
+        program: bytes that compute with the tree; mostly empty.
     """
 
     tree: Any
     metadata: Any
-    plan: Plan
+    plan: StreamPlan
     coded: list[bytes]
     planes: list[list[bytes]]
     program: bytes = b""
 
 
 def write(tree: Any, metadata: Any = None, program: bytes = b"") -> bytes:
-    """Writes a tree.
+    """Write a tree.
 
     Args:
         tree: pytree of arrays and nodes.
@@ -101,83 +95,74 @@ def write(tree: Any, metadata: Any = None, program: bytes = b"") -> bytes:
         program: bytes that go with it and are not looked into; they come before the streams.
 
     Returns:
-        The bytes of a file.
+        The body of a file.
 
     Raises:
-        ArtifactError: a leaf is no array of numbers.
+        ArtifactError: a leaf is not an array of numbers.
         ValueRangeError: the metadata is not JSON.
-        SelectionError: two children of a container are called alike.
+        SelectionError: two children of a container have one name.
     """
+    flatten(tree, is_node)  # raises for keys that JAX cannot sort
     tree = plain(tree)
     flatten(tree, is_node)  # every leaf must have a name of its own
-    require_storable(tree)
-    arrays = [stored(leaf) for leaf in jax.tree.leaves(tree)]
+    check_storable(tree)
+    arrays = [to_host(leaf) for leaf in jax.tree.leaves(tree)]
     slots = slot_tree(tree)
-    apart = [i for i, stream in enumerate(streams(slots)) if not _rebuilds(stream, arrays)]
-    listed = _listed(slots, apart)
-    plan = Plan(listed, _repeats(listed, arrays))
+    apart = [i for i, stream in enumerate(streams_of(slots)) if not _rebuilds(stream, arrays)]
+    streams = streams_of(slots, apart)
+    plan = StreamPlan(streams, _repeats(streams, arrays))
     notes = {"metadata": metadata, "apart": apart, "same": list(plan.same.items())}
-    head = manifest.write(describe(tree), notes | {"program": len(program)})
-    parts, profiles = [], Profiles()
-    for number in plan.coded:
-        parts.append(_encode(listed[number], arrays, profiles))
+    head = write_description(tree, notes | {"program": len(program)})
+    profiles = Profiles()
+    parts = [_encode(stream, arrays, profiles) for stream in plan.coded]
     for pool in plan.pools:
         planes = np.concatenate([_octets(arrays[slot.index]) for slot in pool]).T
         parts += [codec.encode(plane, 256) for plane in planes]
-    return sealed(varint(len(head)) + head + program + framed(parts), with_program=bool(program))
+    return varint(len(head)) + head + program + framed(parts)
 
 
-def contents(data: bytes, max_bytes: int) -> Contents:
-    """Reads what a file holds, and refuses what is damaged, unknown or too large.
+def contents(body: bytes, version: int, max_bytes: int) -> Contents:
+    """Read what a body holds, and refuse what is damaged, unknown or too large.
 
     Args:
-        data: the bytes, whole; not trusted.
-        max_bytes: the most memory the arrays may take.
+        body: the bytes, whole; not trusted.
+        version: the format of the file.
+        max_bytes: the most memory that the arrays may take.
 
     Returns:
         The contents.
 
     Raises:
-        ArtifactError: the bytes are no such file, or declare more than `max_bytes`.
+        ArtifactError: the bytes are malformed, or declare more than `max_bytes`.
     """
-    reader = Reader(opened(data))
-    description, notes = manifest.read(reader.part())
-    program = reader.take(_program_bytes(notes))
-    with _ours("description"):
-        tree = abstract(description, struct)
-        require_numbers(tree)
-        check(tree, "load")
+    reader = Reader(body)
+    tree, notes = read_description(reader.part(), version)
+    size = notes.get("program", 0)
+    if type(size) is not int or size < 0:
+        raise ArtifactError(f"load: malformed notes (a program of {size!r} bytes).")
+    program = reader.take(size)
+    with _malformed("description"):
         declared = declared_bytes(tree)
     if declared > max_bytes:
         raise ArtifactError(
             f"load: the file declares {declared} bytes of arrays, and max_bytes is {max_bytes}. "
             "If you trust the file, pass a larger max_bytes."
         )
-    plan = _noted(slot_tree(tree), notes)
-    sizes = [np.dtype(pool[0].dtype).itemsize for pool in plan.pools]
-    count = len(plan.coded) + sum(sizes)
-    parts = [reader.part() if left else reader.rest() for left in range(count - 1, -1, -1)]
-    reader.end()
-    rest = iter(parts[len(plan.coded) :])
+    plan = _planned(slot_tree(tree), notes)
+    coded, sizes = len(plan.coded), [pool[0].itemsize for pool in plan.pools]
+    parts = iter(reader.parts(coded + sum(sizes)))
     return Contents(
         tree=tree,
         metadata=notes.get("metadata"),
         plan=plan,
-        coded=parts[: len(plan.coded)],
-        planes=[list(itertools.islice(rest, size)) for size in sizes],
+        coded=list(itertools.islice(parts, coded)),
+        planes=[list(itertools.islice(parts, size)) for size in sizes],
         program=program,
     )
 
 
-def _program_bytes(notes: dict[str, Any]) -> int:
-    size = notes.get("program", 0)
-    if type(size) is not int or size < 0:
-        raise ArtifactError(f"load: malformed notes (a program of {size!r} bytes).")
-    return size
-
-
 def read(found: Contents) -> Any:
-    """Decodes the arrays of a file, bit for bit.
+    """Decode the arrays of a file, bit for bit.
 
     Args:
         found: its contents.
@@ -188,7 +173,7 @@ def read(found: Contents) -> Any:
     Raises:
         ArtifactError: a stream is malformed.
     """
-    with _ours("stream"):
+    with _malformed("stream"):
         arrays = _arrays(found)
     leaves, structure = jax.tree.flatten(found.tree)
     slots = jax.tree.leaves(slot_tree(found.tree))
@@ -197,13 +182,13 @@ def read(found: Contents) -> Any:
         array = arrays.get(slot.index, np.zeros(slot.shape, slot.dtype))
         if array.shape != slot.shape or array.dtype != slot.dtype:
             raise ArtifactError(f"load: array {slot.index} is not what its description says.")
-        made.append(loaded(array, leaf))
+        made.append(from_host(array, leaf))
     return jax.tree.unflatten(structure, made)
 
 
 @contextlib.contextmanager
-def _ours(what: str) -> Iterator[None]:
-    """Turns what malformed input trips over into the error that says so."""
+def _malformed(what: str) -> Iterator[None]:
+    """Turn errors that malformed input causes into one that says so."""
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
@@ -212,59 +197,35 @@ def _ours(what: str) -> Iterator[None]:
         raise ArtifactError(f"load: malformed {what} ({error!r}).") from error
 
 
-def _arrays(found: Contents) -> dict[int, np.ndarray]:
-    plan, profiles = found.plan, Profiles()
-    arrays: dict[int, np.ndarray] = {}
-    for number, part in zip(plan.coded, found.coded, strict=True):
-        arrays |= _decode(plan.streams[number], part, profiles)
-    for pool, planes in zip(plan.pools, found.planes, strict=True):
-        arrays |= _decode_pool(pool, planes)
-    for number, first in plan.same.items():
-        mine, theirs = plan.streams[number].covers, plan.streams[first].covers
-        # Of empty arrays nothing is written, so none is there to be repeated.
-        pairs = zip(mine, theirs, strict=True)
-        arrays |= {here: arrays[there] for here, there in pairs if there in arrays}
-    return arrays
-
-
-def _listed(slots: Any, apart: Iterable[int]) -> list[Stream]:
-    """All streams, those whose arrays are coded one by one resolved."""
-    by_index = dict(enumerate(jax.tree.leaves(slots)))
-    apart = set(apart)
-    return [
-        stream
-        for number, whole in enumerate(streams(slots))
-        for stream in (loose(whole, by_index) if number in apart else [whole])
-    ]
-
-
-def _noted(slots: Any, notes: dict[str, Any]) -> Plan:
+def _planned(slots: Any, notes: dict[str, Any]) -> StreamPlan:
     """The plan that the notes of a file lead to."""
     try:
-        listed = _listed(slots, map(int, notes.get("apart", [])))
+        streams = streams_of(slots, [int(number) for number in notes.get("apart", [])])
         same = {int(number): int(first) for number, first in notes.get("same", [])}
         for number, first in same.items():
-            mine, theirs = listed[number].covers, listed[first].covers
+            mine, theirs = streams[number].covers, streams[first].covers
             if not 0 <= first < number or len(mine) != len(theirs) or first in same:
                 raise ValueError(f"stream {number} repeats {first}")
     except (TypeError, ValueError, IndexError) as error:
         raise ArtifactError(f"load: malformed notes ({error}).") from error
-    return Plan(listed, same)
+    return StreamPlan(streams, same)
 
 
-def _rebuilds(stream: Stream, arrays: list[np.ndarray]) -> bool:
+# ---------------------------------------------------------------------- writing
+
+
+def _rebuilds(stream: Stream, arrays: Sequence[np.ndarray]) -> bool:
     """Whether the symbols of a stream give its arrays back to the bit."""
-    if isinstance(stream, Plain):
+    if isinstance(stream, PlainArray):
         return True
     try:
         again = stream.arrays(stream.symbols(arrays))
-    except (ValueError, IndexError):  # a mask that keeps more or fewer than there are
+    except (ValueError, IndexError):  # a mask that keeps more or fewer values than there are
         return False
+    pairs = ((arrays[i], again[i]) for i in stream.covers)
     return all(
-        arrays[i].dtype == again[i].dtype
-        and arrays[i].shape == again[i].shape
-        and np.array_equal(_octets(arrays[i]), _octets(again[i]))
-        for i in stream.covers
+        (x.dtype, x.shape) == (y.dtype, y.shape) and np.array_equal(_octets(x), _octets(y))
+        for x, y in pairs
     )
 
 
@@ -272,25 +233,47 @@ def _identity(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
     return str(array.dtype), array.shape, hashlib.sha256(_octets(array).data).digest()
 
 
-def _repeats(listed: list[Stream], arrays: list[np.ndarray]) -> dict[int, int]:
+def _repeats(streams: Sequence[Stream], arrays: Sequence[np.ndarray]) -> dict[int, int]:
     """Streams whose arrays were there before, each with the first of its kind."""
     first: dict[Any, int] = {}
     same = {}
-    for number, stream in enumerate(listed):
+    for number, stream in enumerate(streams):
         key = (type(stream), *(_identity(arrays[index]) for index in stream.covers))
         if first.setdefault(key, number) < number:
             same[number] = first[key]
     return same
 
 
-def _encode(stream: Stream, arrays: list[np.ndarray], profiles: Profiles) -> bytes:
+def _encode(stream: Stream, arrays: Sequence[np.ndarray], profiles: Profiles) -> bytes:
     symbols = stream.symbols(arrays)
     number = profiles.best(symbols > 0)
     sides = profiles.classes(number, stream.shape)
-    center = stream.center(arrays)
-    coded = codec.encode(symbols, stream.alphabet, center=center, sides=sides)
+    data = codec.encode(symbols, stream.alphabet, center=stream.center(arrays), sides=sides)
     profiles.note(symbols > 0)
-    return varint(number) + coded
+    return varint(number) + data
+
+
+def _octets(array: np.ndarray) -> np.ndarray:
+    """The bytes of the elements, `(size, itemsize)`, the lowest first."""
+    flat = np.ascontiguousarray(array).reshape(-1, 1)
+    return flat.view(np.uint8) if flat.size else np.zeros((0, array.dtype.itemsize), np.uint8)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def _arrays(found: Contents) -> dict[int, np.ndarray]:
+    plan, profiles = found.plan, Profiles()
+    arrays: dict[int, np.ndarray] = {}
+    for stream, part in zip(plan.coded, found.coded, strict=True):
+        arrays |= _decode(stream, part, profiles)
+    for pool, planes in zip(plan.pools, found.planes, strict=True):
+        arrays |= _decode_pool(pool, planes)
+    for number, first in plan.same.items():
+        # Empty arrays are not written, so there is nothing to repeat.
+        pairs = zip(plan.streams[number].covers, plan.streams[first].covers, strict=True)
+        arrays |= {here: arrays[there] for here, there in pairs if there in arrays}
+    return arrays
 
 
 def _decode(stream: Stream, data: bytes, profiles: Profiles) -> dict[int, np.ndarray]:
@@ -301,17 +284,10 @@ def _decode(stream: Stream, data: bytes, profiles: Profiles) -> dict[int, np.nda
     return stream.arrays(symbols)
 
 
-def _octets(array: np.ndarray) -> np.ndarray:
-    """The bytes of the elements, `(size, itemsize)`, the lowest first."""
-    flat = np.ascontiguousarray(array).reshape(-1, 1)
-    return flat.view(np.uint8) if flat.size else np.zeros((0, array.dtype.itemsize), np.uint8)
-
-
-def _decode_pool(pool: list[Slot], planes: list[bytes]) -> dict[int, np.ndarray]:
-    sizes = [math.prod(slot.shape) for slot in pool]
+def _decode_pool(pool: list[ArraySlot], planes: list[bytes]) -> dict[int, np.ndarray]:
+    sizes = [slot.size for slot in pool]
     octets = np.stack([codec.decode(plane, (sum(sizes),), 256) for plane in planes], axis=1)
-    cuts = np.cumsum(sizes)[:-1]
     return {
         slot.index: part.copy().view(slot.dtype).reshape(slot.shape)
-        for slot, part in zip(pool, np.split(octets, cuts), strict=True)
+        for slot, part in zip(pool, np.split(octets, np.cumsum(sizes)[:-1]), strict=True)
     }

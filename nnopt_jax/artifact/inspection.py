@@ -1,4 +1,4 @@
-"""What each leaf of a file takes, told without decoding any array."""
+"""The bytes that each leaf of a file takes, with no array decoded."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 
 import jax
 
-from nnopt_jax.arrays import is_node
-from nnopt_jax.arrays.nodes import summary
+from nnopt_jax.arrays.nodes import is_node, summary
 from nnopt_jax.artifact.container import Contents
+from nnopt_jax.artifact.description import slot_tree
 from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
-from nnopt_jax.artifact.leaves import slot_tree
 from nnopt_jax.tree import flatten, tree_bits
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """What one leaf of a file takes.
+class LeafSize:
+    """The size of one leaf of a file.
 
     Args:
         path: of the leaf.
@@ -40,17 +39,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What a file holds.
+    """The contents of a file, leaf by leaf.
 
     Args:
         rows: one for each leaf.
-        metadata: what was saved beside the tree.
+        metadata: the JSON that was saved beside the tree.
         file_bytes: size of the file.
-        overhead_bytes: what of it belongs to no leaf: header, description, checksum.
-        program_bytes: what of it is a program; 0 where there is none.
+        overhead_bytes: bytes that belong to no leaf: header, description, checksum.
+        program_bytes: bytes of a program; 0 where there is none.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[LeafSize, ...]
     metadata: Any
     file_bytes: int
     overhead_bytes: float
@@ -58,7 +57,7 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> Inspection:
-    """Tells what a file holds and what each leaf takes.
+    """List what a file holds and how many bytes each leaf takes.
 
     Args:
         path: a file that `save` wrote.
@@ -81,28 +80,19 @@ def inspect(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES)
     """
     found = contents(path, max_bytes)
     taken = _bytes_by_array(found)
-    leaves = flatten(found.tree, is_node)
-    insides = jax.tree.structure(found.tree, is_leaf=is_node).flatten_up_to(slot_tree(found.tree))
+    slots = jax.tree.structure(found.tree, is_leaf=is_node).flatten_up_to(slot_tree(found.tree))
     rows = []
-    for (name, leaf), inside in zip(leaves.items(), insides, strict=True):
+    for (name, leaf), inside in zip(flatten(found.tree, is_node).items(), slots, strict=True):
         size = sum(taken.get(slot.index, 0.0) for slot in jax.tree.leaves(inside))
-        rows.append(
-            Row(
-                path=name,
-                expression=summary(leaf),
-                shape=tuple(leaf.shape),
-                file_bytes=size,
-                memory_bytes=-(-tree_bits(leaf) // 8),
-                bits_per_weight=8 * size / max(math.prod(leaf.shape), 1),
-            )
-        )
+        memory, bits = -(-tree_bits(leaf) // 8), 8 * size / max(math.prod(leaf.shape), 1)
+        rows.append(LeafSize(name, summary(leaf), tuple(leaf.shape), size, memory, bits))
     total, program = os.path.getsize(path), len(found.program)
     rest = total - program - sum(row.file_bytes for row in rows)
     return Inspection(tuple(rows), found.metadata, total, rest, program)
 
 
 def sizes(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, int]:
-    """Bytes of each leaf in a file, by path; raises as `inspect` does."""
+    """Return the bytes of each leaf in a file, by path; raises as `inspect` does."""
     rows = inspect(path, max_bytes=max_bytes).rows
     return {row.path: round(row.file_bytes) for row in rows}
 
@@ -110,11 +100,9 @@ def sizes(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -
 def _bytes_by_array(found: Contents) -> dict[int, float]:
     """Bytes in the file by number of the array; a stream or pool is shared out by size."""
     taken: dict[int, float] = {}
-    for number, part in zip(found.plan.coded, found.coded, strict=True):
-        covers = found.plan.streams[number].covers
-        taken |= {index: len(part) / len(covers) for index in covers}
+    for stream, part in zip(found.plan.coded, found.coded, strict=True):
+        taken |= {index: len(part) / len(stream.covers) for index in stream.covers}
     for pool, planes in zip(found.plan.pools, found.planes, strict=True):
-        total = sum(math.prod(slot.shape) for slot in pool)
-        share = sum(map(len, planes)) / total
-        taken |= {slot.index: share * math.prod(slot.shape) for slot in pool}
+        each = sum(map(len, planes)) / sum(slot.size for slot in pool)
+        taken |= {slot.index: each * slot.size for slot in pool}
     return taken

@@ -1,13 +1,19 @@
-"""Range asymmetric numeral systems over many lanes: large streams at the speed of whole arrays."""
+"""Range asymmetric numeral systems over many lanes: large streams at the speed of whole arrays.
+
+Large arrays are cut into classes of like rows and columns, each with a table of its own. Pruning
+leaves some inputs and outputs of a layer more weights than others, and quantization with one scale
+leaves them larger codes. Rows and columns are sorted by how busy they are; blocks of equal sums of
+row and column class then hold symbols of about one distribution.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from nnopt_jax.artifact.wire import Reader, varint
+from nnopt_jax.artifact.byte_io import Reader, inflate, varint
 from nnopt_jax.errors import ArtifactError
 
 _BITS = 16
@@ -16,18 +22,27 @@ _SCALE = 1 << _BITS
 _FLOOR = 1 << 32
 """A lane's state lies in `2^32 .. 2^48 - 1`; below, it takes in a word of 16 bits."""
 _STATE_BYTES = 6
-_LANE_SHARE = 1500
+_LANE_BYTES = 1500
 """Bytes of code for each lane: its start and end cost about five."""
 _MOST_LANES = 1 << 13
 _MOST_STEPS = 1 << 18
 """Groups in a lane at most, so that no stream takes forever."""
 
 MOST_SYMBOLS = 4096
-"""The largest alphabet: rarer symbols would get too large a share of a table."""
+"""The largest alphabet: rarer symbols would get too large a fraction of a table."""
+
+CLASSES = 32
+"""The number of classes of rows, and of columns."""
+_STEPS = 2
+"""Classes to a doubling of how busy a row is."""
+_COMMON = 0.25
+
+Block = tuple[np.ndarray, np.ndarray]
+"""Numbers of rows and of columns."""
 
 
 def encode(parts: Sequence[np.ndarray], alphabet: int) -> bytes:
-    """Codes runs of symbols, each with a table of its own, near their order-0 entropy.
+    """Code runs of symbols, each with a table of its own, near their order-0 entropy.
 
     Small alphabets are grouped, as many symbols as 256 combinations allow, for speed. Symbol `i`
     of a group lies in the `i`-th stretch of its part.
@@ -53,7 +68,7 @@ def encode(parts: Sequence[np.ndarray], alphabet: int) -> bytes:
     tables = [_frequencies(count) for count in counts]
     size = sum(map(entropy, counts))
     least = -(-sum(map(len, runs)) // _MOST_STEPS)
-    lanes = int(np.clip(size / _LANE_SHARE, least, max(least, _MOST_LANES)))
+    lanes = int(np.clip(size / _LANE_BYTES, least, max(least, _MOST_LANES)))
     states, words = _push(runs, tables, lanes)
     text = b"".join(varint(len(table)) + b"".join(map(varint, table.tolist())) for table in tables)
     packed = zlib.compress(text, 9)
@@ -63,12 +78,12 @@ def encode(parts: Sequence[np.ndarray], alphabet: int) -> bytes:
 
 
 def decode(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]:
-    """Reads what `encode` wrote.
+    """Read what `encode` wrote.
 
     Args:
         data: the bytes, whole.
         sizes: number of symbols of each part.
-        alphabet: as it was given to `encode`.
+        alphabet: as given to `encode`.
 
     Returns:
         The parts: uint8, or uint16 above an alphabet of 256.
@@ -94,7 +109,7 @@ def decode(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]
 
 
 def _group_size(alphabet: int) -> int:
-    """How many symbols make one of at most 256 combinations."""
+    """The number of symbols that make one of at most 256 combinations."""
     return max(n for n in range(1, 9) if n == 1 or alphabet**n <= 256)
 
 
@@ -120,7 +135,7 @@ def _ungroup(grouped: np.ndarray, size: int, alphabet: int) -> np.ndarray:
 
 
 def entropy(counts: np.ndarray) -> float:
-    """Bytes that no table of frequencies goes below.
+    """Return the bytes that a code with one table needs at least.
 
     Example:
         >>> entropy(np.array([8, 0, 8]))
@@ -131,7 +146,7 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def _frequencies(counts: np.ndarray) -> np.ndarray:
-    """Scales counts to sum to 2^16, at least 1 for each symbol that occurs."""
+    """Scale counts to sum to 2^16, at least 1 for each symbol that occurs."""
     table = np.maximum(np.rint(counts * (_SCALE / counts.sum())), counts > 0).astype(np.int64)
     while excess := int(table.sum()) - _SCALE:
         largest = np.argsort(-table, kind="stable")[: min(abs(excess), int((table > 1).sum()))]
@@ -140,27 +155,25 @@ def _frequencies(counts: np.ndarray) -> np.ndarray:
 
 
 def _read_tables(reader: Reader, most: int, count: int) -> list[np.ndarray]:
-    inflate = zlib.decompressobj()
-    try:
-        plain = Reader(inflate.decompress(reader.part(), count * (3 * most + 2) + 1))
-    except zlib.error as error:
-        raise ArtifactError(f"malformed: tables of frequencies ({error}).") from error
-    if not inflate.eof or inflate.unused_data:
-        raise ArtifactError("malformed: tables of frequencies of the wrong length.")
+    what = "text of tables of frequencies"
+    text, rest = inflate(reader.part(), count * (3 * most + 2), what)
+    if rest:
+        raise ArtifactError(f"malformed {what}: {len(rest)} bytes too many.")
+    reader = Reader(text)
     tables = []
     for _ in range(count):
-        entries = [plain.varint(_SCALE) for _ in range(plain.varint(most))]
+        entries = [reader.varint(_SCALE) for _ in range(reader.varint(most))]
         if sum(entries) != _SCALE:
             raise ArtifactError(f"malformed: frequencies sum to {sum(entries)}, not {_SCALE}.")
         tables.append(np.array(entries, np.int64))
-    plain.end()
+    reader.end()
     return tables
 
 
 def _push(
     runs: list[np.ndarray], tables: list[np.ndarray], lanes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes backwards, lane `i` taking symbols `i`, `i + lanes`, ... of every run."""
+    """Code backwards, lane `i` taking symbols `i`, `i + lanes`, ... of every run."""
     states = np.full(lanes, _FLOOR, np.uint64)
     words = [np.zeros(0, np.uint16)]
     for run, table in zip(reversed(runs), reversed(tables), strict=True):
@@ -180,7 +193,7 @@ def _push(
 def _pull(
     states: np.ndarray, words: np.ndarray, tables: list[np.ndarray], sizes: list[int]
 ) -> list[np.ndarray]:
-    """Undoes `_push`; every state must come back to where it started."""
+    """Undo `_push`; every state must come back to where it started."""
     states, incoming = states.astype(np.int64), words.astype(np.int64)
     runs, read = [], 0
     for table, size in zip(tables, sizes, strict=True):
@@ -204,3 +217,78 @@ def _pull(
     if read != len(words) or (states != _FLOOR).any():
         raise ArtifactError("malformed: rANS words do not fit the symbols.")
     return runs
+
+
+# ---------------------------------------------------------------------- classes
+
+
+def find_classes(matrix: np.ndarray, alphabet: int, center: int) -> list[np.ndarray]:
+    """Sort the rows and columns of a matrix of symbols into classes.
+
+    A symbol is busy where it is not the most common one; where none is common, the busier the
+    farther it lies from the center.
+
+    Args:
+        matrix: `(rows, columns)`, at least one of each.
+        alphabet: symbols lie below it.
+        center: the first symbol that stands for zero or more.
+
+    Returns:
+        uint8 below `CLASSES`, `(rows,)` and `(columns,)`.
+
+    Example:
+        >>> find_classes(np.array([[0, 0, 0, 0], [0, 1, 0, 1]]), 2, 0)
+        [array([ 0, 31], dtype=uint8), array([ 0, 31,  0, 31], dtype=uint8)]
+    """
+    counts = np.bincount(matrix.ravel(), minlength=alphabet)
+    top = int(counts.argmax())
+    if counts[top] >= _COMMON * matrix.size:
+        weight = (np.arange(alphabet) != top).astype(np.float32)
+    else:
+        weight = np.abs(np.arange(alphabet, dtype=np.float32) - center)
+    classes = []
+    for axis in (1, 0):
+        busy = weight[matrix].mean(axis)
+        level = np.rint(
+            _STEPS * np.log2(np.maximum(busy, 2.0 ** -(CLASSES // _STEPS) * busy.max()))
+        )
+        classes.append(np.clip(level - level.min(), 0, CLASSES - 1).astype(np.uint8))
+    return classes
+
+
+def class_blocks(rows: np.ndarray, columns: np.ndarray) -> list[list[Block]]:
+    """List the blocks of each sum of classes that occurs, in a fixed order.
+
+    Args:
+        rows: classes of the rows.
+        columns: classes of the columns.
+
+    Example:
+        >>> found = class_blocks(np.array([0, 1, 0]), np.array([0, 0]))
+        >>> [[(a.tolist(), b.tolist()) for a, b in block] for block in found]
+        [[([0, 2], [0, 1])], [([1], [0, 1])]]
+    """
+    by_sum: dict[int, list[Block]] = {}
+    for row, its_rows in _members(rows):
+        for column, its_columns in _members(columns):
+            by_sum.setdefault(row + column, []).append((its_rows, its_columns))
+    return [by_sum[total] for total in sorted(by_sum)]
+
+
+def _members(classes: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    for kind in np.unique(classes).tolist():
+        yield kind, np.flatnonzero(classes == kind)
+
+
+def gather(matrix: np.ndarray, blocks: list[Block]) -> np.ndarray:
+    """Return the symbols of one class, flat."""
+    return np.concatenate([matrix[np.ix_(*block)].ravel() for block in blocks])
+
+
+def scatter(matrix: np.ndarray, blocks: list[Block], symbols: np.ndarray) -> None:
+    """Put the symbols of one class where `gather` took them."""
+    at = 0
+    for rows, columns in blocks:
+        size = len(rows) * len(columns)
+        matrix[np.ix_(rows, columns)] = symbols[at : at + size].reshape(len(rows), -1)
+        at += size

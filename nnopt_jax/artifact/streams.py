@@ -1,14 +1,14 @@
-"""What an expression is made of, as streams of symbols that neighbors can tell something about.
+"""The arrays of packed parameters as streams of symbols whose neighbors resemble each other.
 
-A stream covers one or more arrays of a tree. It is made from the abstract tree alone, so that
-whoever reads a file knows the streams before the first of them.
+A stream covers one or more arrays of a tree. It is made from the abstract tree alone, so that the
+reader of a file knows all streams before it has the first of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,19 +27,14 @@ from nnopt_jax.arrays import (
     is_node,
 )
 from nnopt_jax.artifact.codec import MOST_ALPHABET
-from nnopt_jax.artifact.packing import gaps, mask_of
-from nnopt_jax.ops.bit_packing import (
-    host_pack_bits,
-    host_pack_ternary,
-    host_unpack_bits,
-    host_unpack_ternary,
-)
+from nnopt_jax.errors import ArtifactError
+from nnopt_jax.ops import bit_packing
 
 Arrays = Sequence[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
+class ArraySlot:
     """The place of one array in a tree.
 
     Args:
@@ -52,151 +47,127 @@ class Slot:
     shape: tuple[int, ...]
     dtype: Any
 
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
-def _index(slot: Any) -> int:
-    """Number of an array; trees of slots hold them where arrays are declared."""
-    return slot.index
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return np.dtype(self.dtype).itemsize
 
 
 class Stream:
-    """One run of symbols, and the arrays it stands for.
+    """A run of symbols, and the arrays it stands for.
 
     Args:
-        about: the node whose codes these are, which knows where zero lies; or None.
+        owner: the node whose codes these are, which knows the code of zero; or None.
     """
 
     covers: tuple[int, ...]
     shape: tuple[int, ...]
-    alphabet: int
+    alphabet: int = 2
     low: int = 0
-    about: Any = None
+    owner: Any = None
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
-        """The symbols of the arrays, of the stream's shape."""
+        """Return the symbols of the arrays, of the stream's shape."""
         raise NotImplementedError
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
-        """Undoes `symbols`: the arrays by number."""
+        """Invert `symbols`: return the arrays by number."""
         raise NotImplementedError
 
     def center(self, arrays: Arrays) -> int:
-        """The first symbol that stands for a value of zero or more."""
-        return int(np.clip(_zero(self.about, arrays) - self.low, 0, self.alphabet - 1))
+        """Return the first symbol that stands for a value of zero or more."""
+        return int(np.clip(_zero(self.owner, arrays) - self.low, 0, self.alphabet - 1))
 
 
-def _zero(about: Any, arrays: Arrays) -> int:
+def _zero(owner: Any, arrays: Arrays) -> int:
     """The code that stands for zero."""
-    if isinstance(about, Codebook) and isinstance(about.table, Slot):
-        table = arrays[about.table.index]  # of several tables, what they have in the mean
+    if isinstance(owner, Codebook) and isinstance(owner.table, ArraySlot):
+        table = arrays[owner.table.index]  # the mean over tables, if there are several
         return round((table < 0).sum() * table.shape[-1] / max(table.size, 1))
-    if isinstance(about, LookupQuantized):
-        return sum(level < 0 for level in about.levels)
-    if (
-        isinstance(about, Quantized)
-        and isinstance(about.zero, Slot)
-        and math.prod(about.zero.shape)
-    ):
-        return round(float(arrays[about.zero.index].astype(np.float64).mean()))
+    if isinstance(owner, LookupQuantized):
+        return sum(level < 0 for level in owner.levels)
+    if isinstance(owner, Quantized) and isinstance(owner.zero, ArraySlot) and owner.zero.size:
+        return round(float(arrays[owner.zero.index].astype(np.float64).mean()))
     return 0
 
 
-class Plain(Stream):
-    """An array whose bytes say nothing about each other's meaning: floats, long integers."""
+class PlainArray(Stream):
+    """An array whose elements are coded byte by byte: floats, long integers."""
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: ArraySlot) -> None:
         self.slot, self.covers = slot, (slot.index,)
 
 
-class Integers(Stream):
-    """An array of small integers or truth values."""
+class SmallIntegers(Stream):
+    """An array of integers of at most 16 bits, or of truth values."""
 
-    def __init__(self, slot: Slot, about: Any) -> None:
-        self.slot, self.covers, self.about = slot, (slot.index,), about
-        self.shape = slot.shape
-        size = np.dtype(slot.dtype).itemsize
-        self.alphabet = 2 if slot.dtype == np.bool_ else 1 << 8 * size
+    def __init__(self, slot: ArraySlot, owner: Any) -> None:
+        self.slot, self.covers, self.owner, self.shape = slot, (slot.index,), owner, slot.shape
+        if slot.dtype != np.bool_:
+            self.alphabet = 1 << 8 * slot.itemsize
         self.low = -self.alphabet // 2 if np.dtype(slot.dtype).kind == "i" else 0
+        self.unsigned = np.dtype(f"u{slot.itemsize}")
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
-        """The integers, counted from the least their type holds."""
+        """Return the integers, counted from the least of their dtype."""
         array = arrays[self.slot.index]
-        if not self.low:
-            return array
-        unsigned = np.dtype(f"u{array.dtype.itemsize}")
-        return array.view(unsigned) ^ unsigned.type(-self.low)
+        return array.view(self.unsigned) ^ self.unsigned.type(-self.low) if self.low else array
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
-        """The integers in their own type."""
-        unsigned = np.dtype(f"u{self.slot.dtype.itemsize}")
-        flipped = symbols.astype(unsigned) ^ unsigned.type(-self.low)
+        """Return the integers in their own dtype."""
+        flipped = symbols.astype(self.unsigned) ^ self.unsigned.type(-self.low)
         return {self.slot.index: flipped.view(self.slot.dtype)}
 
 
-class Packed(Stream):
-    """The codes of `Bits`."""
+class PackedCodes(Stream):
+    """The codes of `Bits` or `PackedTernary`."""
 
-    def __init__(self, bits: Bits, about: Any) -> None:
-        self.bits, self.about = bits, about
-        self.covers = (_index(bits.words),)
-        self.shape, self.alphabet, self.low = bits.shape, 1 << bits.width, bits.low
-
-    def symbols(self, arrays: Arrays) -> np.ndarray:
-        """The codes, unpacked."""
-        bits, words = self.bits, arrays[self.covers[0]]
-        size = self.shape[-1] if bits.layout == "rows" else math.prod(self.shape)
-        return host_unpack_bits(words, bits.width, size).reshape(self.shape)
-
-    def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
-        """The words."""
-        rows = symbols if self.bits.layout == "rows" else symbols.ravel()
-        return {self.covers[0]: host_pack_bits(rows, self.bits.width)}
-
-
-class Ternary(Stream):
-    """The codes of `PackedTernary`."""
-
-    alphabet = 3
-
-    def __init__(self, trits: PackedTernary, about: Any) -> None:
-        self.trits, self.about = trits, about
-        self.covers = (_index(trits.words),)
-        self.shape, self.low = trits.shape, trits.low
+    def __init__(self, packed: Any, owner: Any) -> None:
+        self.covers, self.shape, self.low = (packed.words.index,), packed.shape, packed.low
+        self.owner, self.by_row = owner, packed.layout == "rows"
+        self.width = packed.width if isinstance(packed, Bits) else None
+        self.alphabet = 3 if self.width is None else 1 << self.width
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
-        """The codes, unpacked."""
-        size = self.shape[-1] if self.trits.layout == "rows" else math.prod(self.shape)
-        return host_unpack_ternary(arrays[self.covers[0]], size).reshape(self.shape)
+        """Unpack the codes."""
+        words = arrays[self.covers[0]]
+        size = self.shape[-1] if self.by_row else math.prod(self.shape)
+        if self.width is None:
+            return bit_packing.host_unpack_ternary(words, size).reshape(self.shape)
+        return bit_packing.host_unpack_bits(words, self.width, size).reshape(self.shape)
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
-        """The words."""
-        rows = symbols if self.trits.layout == "rows" else symbols.ravel()
-        return {self.covers[0]: host_pack_ternary(rows)}
+        """Pack the codes."""
+        codes = symbols if self.by_row else symbols.ravel()
+        if self.width is None:
+            return {self.covers[0]: bit_packing.host_pack_ternary(codes)}
+        return {self.covers[0]: bit_packing.host_pack_bits(codes, self.width)}
 
 
-class Gapped(Stream):
-    """The mask that `DeltaIndex` stands for."""
-
-    alphabet = 2
+class DeltaMask(Stream):
+    """The mask that a `DeltaIndex` stands for."""
 
     def __init__(self, support: DeltaIndex, codes: Stream) -> None:
-        self.support, self.codes = support, codes
-        self.covers, self.shape = self.codes.covers, support.shape
+        self.codes, self.covers, self.shape = codes, codes.covers, support.shape
+        self.width = support.width
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
-        """The mask, as zeros and ones."""
-        codes = self.codes.symbols(arrays)
-        mask = mask_of(codes, self.support.width, math.prod(self.shape))
+        """Return the mask, as zeros and ones."""
+        mask = delta_mask(self.codes.symbols(arrays), self.width, math.prod(self.shape))
         return mask.reshape(self.shape).astype(np.uint8)
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
-        """The words of the gaps."""
-        return self.codes.arrays(gaps(symbols.ravel(), self.support.width))
+        """Return the words of the deltas."""
+        return self.codes.arrays(delta_codes(symbols.ravel(), self.width))
 
 
-class Listed(Stream):
+class CSRMask(Stream):
     """The mask that `CSR` stands for."""
-
-    alphabet = 2
 
     def __init__(self, support: CSR, counts: Stream, columns: Stream) -> None:
         self.counts, self.columns = counts, columns
@@ -204,63 +175,65 @@ class Listed(Stream):
         self.matrix = (math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1)
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
-        """The mask, as zeros and ones."""
+        """Return the mask, as zeros and ones."""
         table = np.zeros(self.matrix, np.uint8)
         rows = np.repeat(np.arange(self.matrix[0]), self.counts.symbols(arrays))
         table[rows, self.columns.symbols(arrays)] = 1
         return table.reshape(self.shape)
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
-        """The words of the counts and of the columns."""
+        """Return the words of the counts and of the columns."""
         table = symbols.reshape(self.matrix)
         columns = np.nonzero(table)[1]
         return self.counts.arrays(table.sum(1, dtype=np.int64)) | self.columns.arrays(columns)
 
 
-class Kept(Stream):
-    """A mask and the codes it keeps: symbol 0 where nothing is kept, code + 1 where one is."""
+class KeptCodes(Stream):
+    """A mask and the codes it keeps: symbol 0 where nothing is kept, code + 1 elsewhere."""
 
     def __init__(self, support: Stream, codes: Stream) -> None:
         self.support, self.codes = support, codes
         self.covers = (*support.covers, *codes.covers)
         self.shape, self.alphabet = support.shape, codes.alphabet + 1
-        self.low, self.about = codes.low - 1, codes.about
+        self.low, self.owner = codes.low - 1, codes.owner
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
-        """Mask and codes in one."""
+        """Return mask and codes in one."""
         mask = self.support.symbols(arrays) > 0
         symbols = np.zeros(mask.shape, np.uint32)
         symbols[mask] = self.codes.symbols(arrays).astype(np.uint32) + 1
         return symbols
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
-        """The arrays of the support and those of the codes."""
+        """Return the arrays of the support and those of the codes."""
         mask = symbols > 0
-        codes = symbols[mask] - 1
-        return self.support.arrays(mask.astype(np.uint8)) | self.codes.arrays(codes)
+        codes = self.codes.arrays(symbols[mask] - 1)
+        return self.support.arrays(mask.astype(np.uint8)) | codes
 
 
-def streams(tree: Any) -> list[Stream]:
-    """Lists the streams of a tree whose arrays are `Slot`s, in a fixed order.
+def streams_of(tree: Any, separate: Sequence[int] = ()) -> list[Stream]:
+    """List the streams of a tree whose arrays are `ArraySlot`s, in a fixed order.
 
     Args:
         tree: pytree of slots and nodes of slots.
+        separate: numbers of streams to replace by one for each array, since their arrays are not
+            those that the node would have made.
 
     Returns:
         Streams that together cover each slot once.
     """
-    leaves = jax.tree.leaves(tree, is_leaf=lambda x: is_node(x) or isinstance(x, Slot))
-    return [stream for leaf in leaves for stream in _visit(leaf, None)]
+    slots, apart = jax.tree.leaves(tree), set(separate)
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: is_node(x) or isinstance(x, ArraySlot))
+    streams: list[Stream] = []
+    for number, stream in enumerate(stream for leaf in leaves for stream in _visit(leaf, None)):
+        alone = [_stream(slots[index], None) for index in stream.covers if number in apart]
+        streams += alone or [stream]
+    return streams
 
 
-def loose(stream: Stream, slots: Mapping[int, Slot]) -> list[Stream]:
-    """The arrays of a stream one by one, where they are not what their node would have made."""
-    return [_stream(slots[index], None) for index in stream.covers]
-
-
-def _visit(field: Any, about: Any) -> Iterator[Stream]:
-    if isinstance(field, (Slot, Bits, PackedTernary, DeltaIndex)) or _is_listed(field):
-        yield _stream(field, about)
+def _visit(field: Any, owner: Any) -> Iterator[Stream]:
+    if isinstance(field, (ArraySlot, Bits, PackedTernary)) or _is_mask(field):
+        yield _stream(field, owner)
     elif isinstance(field, Sparse):
         yield from _visit_sparse(field)
     else:
@@ -269,15 +242,15 @@ def _visit(field: Any, about: Any) -> Iterator[Stream]:
 
 
 def _visit_sparse(field: Sparse) -> Iterator[Stream]:
-    if not (isinstance(field.support, (Bits, DeltaIndex)) or _is_listed(field.support)):
-        # One code stands for many elements: it says more than they would, one by one.
+    if not isinstance(field.support, Bits) and not _is_mask(field.support):
+        # One code stands for many elements: better coded as it is than one element at a time.
         yield from _visit(field.support, None)
         yield from _visit(field.values, None)
         return
     support = _stream(field.support, None)
-    elements = list(_elements(field.values, None))
-    if len(elements) == 1 and not isinstance(support, Plain) and not isinstance(elements[0], Plain):
-        kept = Kept(support, elements[0])
+    codes = list(_elements(field.values, None))
+    if len(codes) == 1 and not any(isinstance(x, PlainArray) for x in (support, *codes)):
+        kept = KeptCodes(support, codes[0])
         support = kept if kept.alphabet <= MOST_ALPHABET else support
     yield support
     for stream in _visit(field.values, None):
@@ -285,30 +258,66 @@ def _visit_sparse(field: Sparse) -> Iterator[Stream]:
             yield stream
 
 
-def _is_listed(field: Any) -> bool:
-    """Whether a field is `CSR` of few enough columns for a stream of its own."""
-    return isinstance(field, CSR) and all(isinstance(x, Bits) for _, x in field.fields())
+def _is_mask(field: Any) -> bool:
+    """Whether a field is a layout of few enough columns for a stream that codes its mask."""
+    packed = isinstance(field, CSR) and all(isinstance(x, Bits) for _, x in field.fields())
+    return packed or isinstance(field, DeltaIndex)
 
 
-def _elements(field: Any, about: Any) -> Iterator[Stream]:
+def _elements(field: Any, owner: Any) -> Iterator[Stream]:
     """The streams of the fields that lie like the kept elements."""
-    if isinstance(field, (Slot, Bits, PackedTernary)):
-        yield _stream(field, about)
+    if isinstance(field, (ArraySlot, Bits, PackedTernary)):
+        yield _stream(field, owner)
     else:
         for name in field.ELEMENTWISE:
             yield from _elements(getattr(field, name), field)
 
 
-def _stream(field: Any, about: Any) -> Stream:
-    if isinstance(field, Bits):
-        return Packed(field, about)
-    if isinstance(field, PackedTernary):
-        return Ternary(field, about)
+def _stream(field: Any, owner: Any) -> Stream:
+    if isinstance(field, (Bits, PackedTernary)):
+        return PackedCodes(field, owner)
     if isinstance(field, CSR):
-        return Listed(field, _stream(field.counts, None), _stream(field.columns, None))
+        return CSRMask(field, _stream(field.counts, None), _stream(field.columns, None))
     if isinstance(field, DeltaIndex):
         codes = _stream(field.codes, None)
-        return codes if isinstance(codes, Plain) else Gapped(field, codes)
-    small = jnp.issubdtype(field.dtype, jnp.integer) and np.dtype(field.dtype).itemsize <= 2
-    whole = np.dtype(field.dtype).kind in "iu"  # not int4, whose NumPy twin is opaque
-    return Integers(field, about) if field.dtype == np.bool_ or (small and whole) else Plain(field)
+        return codes if isinstance(codes, PlainArray) else DeltaMask(field, codes)
+    small = jnp.issubdtype(field.dtype, jnp.integer) and field.itemsize <= 2
+    native = np.dtype(field.dtype).kind in "iu"  # not int4, whose NumPy twin is opaque
+    is_small = field.dtype == np.bool_ or (small and native)
+    return SmallIntegers(field, owner) if is_small else PlainArray(field)
+
+
+def delta_codes(mask: np.ndarray, width: int) -> np.ndarray:
+    """Return the codes of a `DeltaIndex`: masked elements before each kept one.
+
+    The code `2^width - 1` means that the run of masked elements goes on.
+
+    Example:
+        >>> delta_codes(np.array([False, True, False, False, False, True]), 2)
+        array([1, 3, 0])
+    """
+    escape = 2**width - 1
+    between = np.diff(np.flatnonzero(mask), prepend=-1) - 1
+    codes = np.full(int((between // escape + 1).sum()), escape, np.int64)
+    codes[np.cumsum(between // escape + 1) - 1] = between % escape
+    return codes
+
+
+def delta_mask(codes: np.ndarray, width: int, size: int) -> np.ndarray:
+    """Invert `delta_codes`, flat.
+
+    Raises:
+        ArtifactError: the codes reach beyond the mask.
+
+    Example:
+        >>> delta_mask(np.array([1, 3, 0]), 2, 6).nonzero()[0]
+        array([1, 5])
+    """
+    codes = codes.astype(np.int64)
+    kept = codes != 2**width - 1
+    places = (np.cumsum(codes + kept) - 1)[kept]
+    if places.size and places[-1] >= size:
+        raise ArtifactError(f"malformed: deltas reach {places[-1]} in a mask of {size}.")
+    mask = np.zeros(size, bool)
+    mask[places] = True
+    return mask

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from nnopt_jax.artifact import codec, lags, mixing, planes, rans
-from nnopt_jax.artifact.arithmetic import Decoder, Encoder
+from nnopt_jax.artifact import codec, context, line_coding, rans
+from nnopt_jax.artifact.byte_io import Decoder, Encoder
 from nnopt_jax.errors import ArtifactError, ValueRangeError
 
 SHAPES = [(0,), (1,), (7,), (0, 5), (5, 0), (1, 300), (60, 1), (33, 40), (3, 3, 4, 9), (2, 500)]
@@ -89,12 +89,12 @@ def test_parts_with_tables_of_their_own_come_back():
 @pytest.mark.parametrize("share", [0.0056, 0.11, 0.5])
 def test_contexts_cost_nothing_where_there_are_none(share):
     symbols = (np.random.default_rng(2).random((300, 500)) < share).astype(int)
-    assert len(planes.encode(symbols, 2, 0, (None, None))) <= 1.01 * entropy(symbols) + 64
+    assert len(line_coding.encode(symbols, 2, 0, (None, None))) <= 1.01 * entropy(symbols) + 64
 
 
 def test_neighbors_make_a_mask_smaller():
     mask = image_mask(np.random.default_rng(0)).astype(int)
-    assert lags.find(mask > 0, np.zeros(mask.shape))[1] in [(1, 28), (28, 1)]
+    assert line_coding.find_lags(mask > 0, np.zeros(mask.shape))[1] in [(1, 28), (28, 1)]
     assert len(round_trip(mask, 2)) < 0.8 * entropy(mask)
     assert len(round_trip(mask.T.copy(), 2)) < 0.8 * entropy(mask)
 
@@ -125,7 +125,7 @@ def test_logarithms_round_alike_everywhere():
     assert np.abs(values % 1 - 0.5).min() > 1e-9
     chances = 2**16 / (1 + 2.0 ** (-np.arange(-4096, 4096) / 256))
     assert np.abs(chances % 1 - 0.5).min() > 1e-9
-    assert mixing._logarithms().max() == 20 * 256
+    assert context._logarithms().max() == 20 * 256
 
 
 @given(seed=st.integers(0, 2**32 - 1), count=st.sampled_from([0, 1, 17, 3000]))
@@ -145,11 +145,11 @@ def test_arithmetic_code_is_exact_and_tight(seed, count):
 
 
 def test_counts_never_leave_the_table_of_logarithms():
-    mixer, writer = mixing.Mixer([1], prior=0), Encoder()
+    mixer, writer = context.Mixer([1], prior=0), Encoder()
     contexts = np.zeros((1, 4096), int)
     for _ in range(40):
         mixer.code(writer, contexts, contexts[0])
-    assert mixer._counts.max() < mixing._MOST
+    assert mixer._counts.max() < context._MOST
 
 
 @pytest.mark.parametrize(("symbols", "alphabet"), [([3], 3), ([-1], 3), ([0], 0), ([0], 65537)])

@@ -202,6 +202,12 @@ def write_run(path: Path) -> dict[str, Any]:
     return _told("run", params, holds=(write_run.__doc__ or "").strip())
 
 
+FORMAT_3 = (
+    codes.bits, codes.levels, codes.trits, masks.supports, masks.gathered, composed.nested,
+    composed.sums, composed.normalized, coded.containers, coded.dtypes, coded.apart, coded.pools,
+)  # fmt: skip
+"""Trees that are written in format 3 as well: every container, form of node and note."""
+
 MAKERS: dict[str, Maker] = {
     f"{module.__name__.rpartition('.')[2]}/{make.__name__}": tree_maker(make)
     for module in (codes, masks, composed, coded)
@@ -216,6 +222,9 @@ MAKERS: dict[str, Maker] = {
     "weights/archive": write_archive,
     "training/checkpoint": write_checkpoint,
     "training/run": write_run,
+    **{f"format3/{make.__name__}": tree_maker(make) for make in FORMAT_3},
+    "format3/model": model_maker(models.packed, ["cpu"]),
+    "format3/adapter": adapter_maker("over_packed"),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import nnopt_jax as nnopt
 from nnopt_jax import artifact
-from nnopt_jax.artifact import envelope
+from nnopt_jax.artifact import file
 from nnopt_jax.cli import main
 from nnopt_jax.errors import ArtifactError, SelectionError, ShapeError
 from nnopt_jax.transfer import capture, load_model, save_model
@@ -182,19 +182,19 @@ def test_the_file_holds_both(trained, capsys):
     assert "float32[b,24] -> float32[b,4]" in shown
 
 
-def test_a_file_without_a_program_is_as_it_was(trained, tmp_path):
+def test_a_file_without_a_program_has_the_same_format(trained, tmp_path):
     small = trained[0]
     nnopt.save(tmp_path / "plain.nnopt", small)
     data = (tmp_path / "plain.nnopt").read_bytes()
-    assert data[8 + int.from_bytes(data[:8], "little")] == envelope.VERSION == 1
+    assert data[8 + int.from_bytes(data[:8], "little")] == file.VERSION == 3
     assert nnopt.inspect(tmp_path / "plain.nnopt").program_bytes == 0
     with pytest.raises(ArtifactError, match=r"plain.nnopt: holds parameters and no structure"):
         load_model(tmp_path / "plain.nnopt")
 
 
-def test_a_file_with_a_program_tells_older_readers(trained):
+def test_a_file_with_a_program_has_the_same_format(trained):
     data = (trained[-1] / "model.nnopt").read_bytes()
-    assert data[8 + int.from_bytes(data[:8], "little")] == envelope.WITH_PROGRAM == 2
+    assert data[8 + int.from_bytes(data[:8], "little")] == file.VERSION == 3
 
 
 def test_wrong_parameters_are_refused_before_anything_is_written(trained, tmp_path):

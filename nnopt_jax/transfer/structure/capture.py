@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import export
 
 from nnopt_jax.arrays import describe, is_node, materialize
-from nnopt_jax.artifact.leaves import plain
+from nnopt_jax.artifact.description import plain
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.structure.initial import starts

@@ -6,7 +6,7 @@ import json
 import zlib
 from typing import Any
 
-from nnopt_jax.artifact.wire import Reader, framed, varint
+from nnopt_jax.artifact.byte_io import Reader, framed, varint
 from nnopt_jax.errors import ArtifactError
 
 VERSION = 1

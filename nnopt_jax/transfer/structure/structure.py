@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays import abstract, is_node
 from nnopt_jax.arrays.nodes import materialize, summary
-from nnopt_jax.artifact.leaves import plain
+from nnopt_jax.artifact.description import plain
 from nnopt_jax.columns import aligned
 from nnopt_jax.errors import (
     ArtifactError,

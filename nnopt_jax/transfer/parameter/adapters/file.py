@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.node_description import abstract, check, describe
 from nnopt_jax.arrays.nodes import is_node, summary
 from nnopt_jax.artifact import container, save
+from nnopt_jax.artifact.description import plain
 from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
-from nnopt_jax.artifact.leaves import plain
 from nnopt_jax.errors import (
     ArtifactError,
     Problems,

@@ -1,0 +1,288 @@
+"""Arrays of symbols as lines for the context model: direction, lags and side information.
+
+Lines of a weight resemble each other: pixels beside pixels, kernels beside kernels. Arrays do, too:
+an output that is seldom computed is seldom read by the next layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from nnopt_jax.artifact.byte_io import Decoder, Encoder, Reader, varint
+from nnopt_jax.artifact.context import MOST_LINES, ContextModel, LineLayout, density_class
+from nnopt_jax.errors import ArtifactError
+
+COMMON = 0.25
+"""A symbol of at least this fraction is coded as a hole."""
+_HOLES, _TURNED, _ZERO, _LAGS = 1, 2, 4, 8
+"""Flags: there are holes; lines run along the leading axes; holes are symbol 0; number of lags."""
+_FARTHEST = 512
+"""The largest lag."""
+_SURE_LAG, _SURE_PROFILE = 6.0, 4.0
+"""Standard deviations of chance that a resemblance must exceed, to be worth its bytes."""
+_RADIUS = 4
+
+Sides = tuple[np.ndarray | None, np.ndarray | None]
+"""Classes `0 .. 63` of the rows of an array and of its columns, each where there are any."""
+
+
+def decisions(symbols: np.ndarray, alphabet: int) -> int:
+    """Estimate how many bits `encode` would code one by one."""
+    levels = 1 + (alphabet - 1).bit_length()
+    holes = int(np.bincount(symbols).max())
+    if holes < COMMON * symbols.size:
+        return symbols.size * levels
+    return symbols.size + (symbols.size - holes) * levels
+
+
+def encode(array: np.ndarray, alphabet: int, center: int, sides: Sides) -> bytes:
+    """Code a weight-shaped array of symbols with the context model.
+
+    Args:
+        array: symbols of any shape; the last axis lies along lines.
+        alphabet: symbols lie below it.
+        center: symbols below it count as negative.
+        sides: classes of rows and columns, which the reader has, too.
+
+    Returns:
+        The layout and the code.
+    """
+    counts = np.bincount(array.ravel(), minlength=alphabet)
+    hole = int(counts.argmax())
+    holes = alphabet == 2 or bool(counts[hole] >= COMMON * array.size)
+    symbols = array.astype(np.int64)
+    if holes:  # moves the hole to 0, and the symbols below it up by one
+        symbols = np.where(symbols == hole, 0, symbols + (symbols < hole))
+    odds = math.log2(max(array.size - int(counts[hole]), 1) / max(int(counts[hole]), 1))
+    layout = LineLayout(
+        shape=array.shape,
+        alphabet=alphabet,
+        hole=hole if holes else None,
+        center=0 if alphabet == 2 else int(center - (holes and hole < center)),
+        prior=min(max(round(8 * odds) + 128, 0), 255),
+    )
+    layout = _fitted(layout, symbols)
+    coder = Encoder()
+    ContextModel(coder, layout, _aligned(layout, sides)).walk(_matrix(symbols, layout).ravel())
+    return _written(layout) + coder.finish()
+
+
+def decode(
+    data: bytes, shape: tuple[int, ...], alphabet: int, sides: Sides, most: int
+) -> np.ndarray:
+    """Read what `encode` wrote.
+
+    Args:
+        data: the bytes, whole.
+        shape: shape of the array.
+        alphabet: as given to `encode`.
+        sides: as given to `encode`.
+        most: bits to read at most; more of them cannot come from an encoder.
+
+    Returns:
+        The symbols, flat, int64; not checked against the alphabet.
+
+    Raises:
+        ArtifactError: the data are malformed.
+    """
+    reader = Reader(data)
+    layout = _read(reader, shape, alphabet)
+    if layout.size > most:
+        raise ArtifactError(f"malformed: {layout.size} symbols one by one.")
+    coder = Decoder(reader.rest(), most)
+    symbols = ContextModel(coder, layout, _aligned(layout, sides)).walk(None)
+    coder.finish()
+    if layout.turned:
+        symbols = symbols.reshape(shape[-1], -1).T.ravel()
+    if layout.hole is None:
+        return symbols
+    return np.where(symbols == 0, layout.hole, symbols - (symbols <= layout.hole))
+
+
+def _written(layout: LineLayout) -> bytes:
+    """One byte of flags, and what they announce."""
+    flags, out = _TURNED * layout.turned + _LAGS * len(layout.lags), b""
+    if layout.hole is not None:
+        flags += _HOLES + _ZERO * (layout.hole == 0)
+        out = (varint(layout.hole) if layout.hole else b"") + bytes([layout.prior])
+    return bytes([flags]) + out + b"".join(map(varint, (layout.center, *layout.lags)))
+
+
+def _read(reader: Reader, shape: tuple[int, ...], alphabet: int) -> LineLayout:
+    """Undo `_written`, and refuse layouts that cannot be."""
+    flags = reader.byte()
+    hole, prior = None, 128
+    if flags & _HOLES:
+        hole = 0 if flags & _ZERO else reader.varint(alphabet - 1)
+        prior = reader.byte()
+    center = reader.varint(alphabet)
+    lags = tuple(reader.varint(MOST_LINES) for _ in range(flags // _LAGS))
+    layout = LineLayout(shape, alphabet, hole, center, prior, bool(flags & _TURNED), lags)
+    deep = lags and (min(lags) < 1 or max(lags) >= layout.lines)
+    if len(lags) > 2 or deep or (layout.turned and len(shape) < 2):
+        raise ArtifactError("malformed: a layout of lines that cannot be.")
+    return layout
+
+
+def _matrix(symbols: np.ndarray, layout: LineLayout) -> np.ndarray:
+    """The symbols in the order of the lines."""
+    matrix = symbols.reshape(-1, symbols.shape[-1]) if symbols.ndim > 1 else symbols[None]
+    return matrix.T if layout.turned else matrix
+
+
+def _aligned(layout: LineLayout, sides: Sides) -> list[np.ndarray]:
+    """Classes of rows and columns as those of lines and places, where these are the same."""
+    rows, columns = sides if len(layout.shape) > 1 else (None, None)
+    if layout.turned:
+        rows, columns = columns, rows
+    width = layout.width
+    across = [] if columns is None or len(columns) != width else [columns[None]]
+    down = [] if rows is None or len(rows) * width != layout.size else [rows[:, None]]
+    return down + across
+
+
+# ---------------------------------------------------------------------- lags
+
+
+def _fitted(layout: LineLayout, symbols: np.ndarray) -> LineLayout:
+    """The layout with the direction of the lines and the lags that promise most."""
+    there = symbols > 0 if layout.hole is not None else np.ones(symbols.shape, bool)
+    if symbols.ndim < 2 or not there.any():
+        return layout
+    signs = np.where(there, np.where(symbols > symbols[there].mean(), 1.0, -1.0), 0.0)
+    signs -= there * signs[there].mean()
+    found = []
+    for turned in (False, True):
+        turn = dataclasses.replace(layout, turned=turned)
+        whole = layout.size // turn.width * turn.width  # the last line may be short
+        there_flat, signs_flat = (_matrix(x, turn).ravel()[:whole] for x in (there, signs))
+        shape = (-1, turn.width)
+        sure, lags = find_lags(there_flat.reshape(shape), signs_flat.reshape(shape))
+        found.append((sure if lags else 0.0, dataclasses.replace(turn, lags=lags)))
+    return found[found[1][0] > found[0][0]][1]
+
+
+def find_lags(there: np.ndarray, signs: np.ndarray) -> tuple[float, tuple[int, ...]]:
+    """Find the distances at which lines have more in common than by chance.
+
+    For an image of 28 by 28 pixels before a dense layer these are 1 and 28; for a convolution, the
+    number of input channels, and the width of the kernel times as many.
+
+    Args:
+        there: bool, `(lines, width)`: which symbols are there.
+        signs: `(lines, width)` of -1, 0 and 1.
+
+    Returns:
+        The standard deviations by which the first distance exceeds chance; and none, one or two
+        distances.
+
+    Example:
+        >>> draws = np.random.default_rng(0).random((100, 40)) < 0.1
+        >>> find_lags(draws | np.roll(draws, 7, axis=0), np.zeros((100, 40)))[1]
+        (7,)
+    """
+    farthest = min(len(there) // 3, _FARTHEST)
+    if not farthest or not there.size:
+        return 0.0, ()
+    both = _autocorrelation(there.astype(float), farthest)
+    by_line = _autocorrelation(there.sum(1, keepdims=True).astype(float), farthest)
+    chance = by_line * (there.sum(0) ** 2.0).sum() / max(there.sum() ** 2.0, 1.0)
+    excess = (both - chance) / np.sqrt(chance + 1)
+    agreement = _autocorrelation(signs.astype(float), farthest) / np.sqrt(both + 1)
+    score = excess.clip(0) + agreement.clip(0)
+    score[0] = 0
+    first = int(score.argmax())
+    sure = float(score[first])
+    if sure < _SURE_LAG:
+        return sure, ()
+    for multiple in range(1, _RADIUS):  # the first distance explains its multiples already
+        blur = min(3, first // 4)
+        score[max(multiple * first - blur, 0) : multiple * first + blur + 1] = 0
+    second = int(score.argmax())
+    return sure, (first, second) if score[second] >= _SURE_LAG else (first,)
+
+
+def _autocorrelation(columns: np.ndarray, farthest: int) -> np.ndarray:
+    """`sum(x[i] * x[i - lag])` for lags `0 .. farthest`, over all columns."""
+    size = 1 << (len(columns) + farthest).bit_length()
+    power = np.zeros(size // 2 + 1)
+    for start in range(0, columns.shape[1], 64):
+        power += (np.abs(np.fft.rfft(columns[:, start : start + 64], size, axis=0)) ** 2).sum(1)
+    return np.fft.irfft(power, size)[: farthest + 1].round(6)
+
+
+# ---------------------------------------------------------------------- side information
+
+
+class Profiles:
+    """Densities of the outputs of earlier masks, as classes of the rows and columns of later ones.
+
+    Rows of a mask are compared with the outputs of an earlier one, over and over where there are
+    several for each (a convolution has kernel height times width of them); columns with outputs.
+
+    Example:
+        >>> profiles = Profiles()
+        >>> profiles.note(np.eye(8, 4)[None] > 0)
+        >>> profiles.classes(2, (2, 4, 6))
+        (array([52, 52, 52, 52, 52, 52, 52, 52]), None)
+    """
+
+    def __init__(self) -> None:
+        self._known: list[np.ndarray] = []
+
+    def note(self, mask: np.ndarray) -> None:
+        """Take in a mask, as writer and reader do in the same order."""
+        matrix = _rows_by_outputs(mask)
+        self._known.append(density_class(16 * matrix.sum(0) + 4, 16 * max(len(matrix), 1)))
+
+    def best(self, mask: np.ndarray) -> int:
+        """Return the number of the earlier masks most correlated with the rows and columns.
+
+        Args:
+            mask: `(..., outputs)`.
+
+        Returns:
+            A number for `classes`; 0 where none is correlated.
+        """
+        counts = [_rows_by_outputs(mask).sum(axis) for axis in (1, 0)]
+        most, best = [_SURE_PROFILE] * 2, [0, 0]
+        for back in range(1, len(self._known) + 1):
+            for axis, classes in enumerate(self._sides(back, mask.shape)):
+                if classes is None or not np.ptp(classes) or not np.ptp(counts[axis]):
+                    continue
+                correlation = abs(np.corrcoef(classes, counts[axis])[0, 1])
+                sure = correlation * math.sqrt(len(classes))
+                if sure > most[axis]:
+                    most[axis], best[axis] = sure, back
+        return best[0] * (len(self._known) + 1) + best[1]
+
+    def classes(self, number: int, shape: tuple[int, ...]) -> Sides:
+        """Return the classes of the rows and of the columns of an array of some shape.
+
+        Raises:
+            ArtifactError: there are fewer masks.
+        """
+        if number >= (len(self._known) + 1) ** 2:
+            raise ArtifactError("malformed: a stream refers to one that is not before it.")
+        rows, columns = divmod(number, len(self._known) + 1)
+        return self._sides(rows, shape)[0], self._sides(columns, shape)[1]
+
+    def _sides(self, back: int, shape: tuple[int, ...]) -> Sides:
+        if not back or len(shape) < 2 or not math.prod(shape):
+            return None, None
+        profile, rows = self._known[-back], math.prod(shape[:-1])
+        fits = len(profile) > 1 and rows % len(profile) == 0
+        return (
+            np.tile(profile, rows // len(profile)) if fits else None,
+            profile if len(profile) == shape[-1] else None,
+        )
+
+
+def _rows_by_outputs(mask: np.ndarray) -> np.ndarray:
+    """The mask as a matrix; a vector is one row."""
+    if not mask.size:
+        return np.zeros((0, 0), bool)
+    return mask.reshape(-1, mask.shape[-1] if mask.ndim else 1)
