@@ -39,8 +39,8 @@ class Codebook(Node):
         table: `t`, float, `(clusters,)`; or a table for each channel, of the axes of the weight
             and `clusters`, with one entry along axes that share a table: `(1, out, clusters)`. A
             later transform may quantize it.
-        carry: the float array the indices replaced; it only takes the gradient (the table takes
-            its own, summed over each cluster), and is not stored.
+        carry: the latent weight that the indices replaced; it only takes the gradient (the table
+            takes its own, summed over each cluster), and is not stored.
         dtype: dtype of the array the node stands for.
 
     Example:

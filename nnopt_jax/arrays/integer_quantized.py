@@ -35,7 +35,8 @@ class Quantized(Node):
             that do not divide an axis are `UnevenGroups`.
         zero: `z`, codes of the shape of `scale`, held and stored as `codes` are; None for a
             symmetric grid.
-        carry: the float array the codes replaced; it only takes the gradient, and is not stored.
+        carry: the latent weight that the codes replaced; it only takes the gradient, and is not
+            stored.
         low: the least code.
         high: the greatest code.
         dtype: dtype of the array the node stands for.

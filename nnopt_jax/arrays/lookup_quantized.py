@@ -33,7 +33,8 @@ class LookupQuantized(Node):
             (one entry: per tensor; as many entries: per channel; between: groups). Groups that do
             not divide an axis are `UnevenGroups`.
         below: the scale of levels below zero, where they have their own; of the shape of `scale`.
-        carry: the float array the codes replaced; it only takes the gradient, and is not stored.
+        carry: the latent weight that the codes replaced; it only takes the gradient, and is not
+            stored.
         levels: `l`, ascending.
         dtype: dtype of the array the node stands for.
 

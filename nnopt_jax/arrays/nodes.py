@@ -219,7 +219,7 @@ class Node(Hooks):
     def __jax_array__(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse conversion: a packed parameter becomes an array only on request."""
         raise CompositionError(
-            f"{self.outline()} is an expression, no array. Give it as an argument to "
+            f"{self.outline()} is a packed parameter, not an array. Give it as an argument to "
             "nnopt.on_packed(function): what a function closes over, and modules that were put "
             "together outside of it, stay what they are. Or call nnopt.materialize(tree)."
         )
@@ -285,11 +285,6 @@ def is_node(x: Any) -> bool:
     return isinstance(x, Node)
 
 
-def show(field: Field) -> jax.Array:
-    """Return the dense array of a field: of a node by `materialize`, of an array itself."""
-    return field.materialize() if is_node(field) else field
-
-
 def materialize(tree: Any) -> Any:
     """Replace every packed parameter in a tree by the dense array it stands for.
 
@@ -305,7 +300,7 @@ def materialize(tree: Any) -> Any:
         >>> nnopt.materialize({"w": nnopt.arrays.Masked(jnp.ones(2), jnp.array([True, False]))})
         {'w': Array([1., 0.], dtype=float32)}
     """
-    return jax.tree.map(show, tree, is_leaf=is_node)
+    return jax.tree.map(lambda x: x.materialize() if is_node(x) else x, tree, is_leaf=is_node)
 
 
 def store_field(field: Field) -> Field:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.arrays.lookup_quantized import LookupQuantized
-from nnopt_jax.arrays.nodes import Node, show
+from nnopt_jax.arrays.nodes import Node, materialize
 from nnopt_jax.ops.block_formats import (
     block_count,
     block_largest,
@@ -60,7 +60,7 @@ class _Mean(WeightRange):
     ) -> jax.Array:
         part = task.part
         value = lax.stop_gradient(part.array).astype(jnp.float32)
-        alpha = part.expand(show(task.scales.field(rest["scale"])).astype(jnp.float32))
+        alpha = part.expand(materialize(task.scales.field(rest["scale"])).astype(jnp.float32))
         slope = 1 / part.expand(rest["count"])
         slope += jnp.where(jnp.abs(value) <= 1, alpha, jnp.float32(0))
         return scale_gradient(part.array, slope)

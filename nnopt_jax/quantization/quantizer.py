@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.nodes import Node, show
+from nnopt_jax.arrays.nodes import Node, materialize
 from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.quantization.granularity import Sharing, sharing
 from nnopt_jax.quantization.grids import GRIDS, Grid
@@ -168,11 +168,11 @@ class _Quantizer:
         if self.range.has_codes:
             codes = self.range.codes(task, of_range, fitted)
         else:
-            zero = None if scaled.zero is None else show(scaled.zero)
-            found = show(scaled.scale), zero
+            zero = None if scaled.zero is None else materialize(scaled.zero)
+            found = materialize(scaled.scale), zero
             codes = self.rounding.codes(self.grid, x, found, (offsets, others), train)
         carry = self.range.carry(task, scaled, codes, of_range, fitted)
-        carry = self.rounding.carry(self.grid, carry, show(scaled.scale), codes, offsets)
+        carry = self.rounding.carry(self.grid, carry, materialize(scaled.scale), codes, offsets)
         return task.part.in_place(self.range.node(task, scaled, codes, carry))
 
     def refresh(self, slot: Slot, learned: Any, rest: Any, now: Update) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nnopt_jax.arrays.nodes import Field, Node, show
+from nnopt_jax.arrays.nodes import Field, Node, materialize
 from nnopt_jax.ops.block_formats import (
     block_largest,
 )
@@ -135,10 +135,10 @@ class WeightRange:
     ) -> jax.Array:
         """Return the array that takes the gradient: that of clipped weights is stopped."""
         del codes, learned, rest
-        x, zero = task.part.array, None if scaled.zero is None else show(scaled.zero)
+        x, zero = task.part.array, None if scaled.zero is None else materialize(scaled.zero)
         if self.never_clips and task.is_current:
             return x
-        return gate(x, task.grid.inside(x, show(scaled.scale), zero))
+        return gate(x, task.grid.inside(x, materialize(scaled.scale), zero))
 
     def node(self, task: Task, scaled: Scaled, codes: jax.Array, carry: jax.Array) -> Node:
         """Return the node that stands for the blocks."""
@@ -204,7 +204,7 @@ class _LeastSquares(WeightRange):
 
         def attempt(i: Any, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             fraction = 1 - i.astype(jnp.float32) / _TRIED
-            scale = show(scales.field(scales.fit(fraction * largest, grid.top, part.axes)))
+            scale = materialize(scales.field(scales.fit(fraction * largest, grid.top, part.axes)))
             wide = repeat_uneven(scale.astype(jnp.float32), x.shape, part.block)
             rounded = grid.values(grid.nearest(x, wide, None)) * expand(wide, x.shape)
             error = reduce_blocks("mse", _sum, jnp.square(x - rounded), part.block)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nnopt_jax as nnopt
-from nnopt_jax.arrays.nodes import show
+from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.ops.lookup_tables import NF4
 
 pytestmark = pytest.mark.reference
@@ -44,16 +44,16 @@ def _half(scale) -> np.ndarray:
 
 
 def _q8_0(leaf) -> np.ndarray:
-    codes = _blocks(show(leaf.codes)).astype(np.int8).view(np.uint8)
+    codes = _blocks(materialize(leaf.codes)).astype(np.int8).view(np.uint8)
     return np.concatenate([_half(leaf.scale), codes], 1)
 
 
 def _q4_0(leaf) -> np.ndarray:
-    return np.concatenate([_half(leaf.scale), _nibbles(_blocks(show(leaf.codes)))], 1)
+    return np.concatenate([_half(leaf.scale), _nibbles(_blocks(materialize(leaf.codes)))], 1)
 
 
 def _mxfp4(leaf) -> np.ndarray:
-    levels = np.array(leaf.levels)[_blocks(show(leaf.codes)).astype(int)]
+    levels = np.array(leaf.levels)[_blocks(materialize(leaf.codes)).astype(int)]
     codes = np.vectorize(BITS.__getitem__)(np.abs(levels)) + 8 * (levels < 0)
     exponents = np.asarray(leaf.scale.exponents).T.reshape(-1, 1)
     return np.concatenate([exponents, _nibbles(codes)], 1)
