@@ -16,7 +16,7 @@ from nnopt_jax.ops.block_formats import exponent
 class Sum(Node):
     r"""A base weight and a correction.
 
-    .. math:: W = W_0 + \Delta
+    $$ W = W_0 + \Delta $$
 
     Args:
         base: array or node.
@@ -65,7 +65,7 @@ class Sum(Node):
 class Normalized(Node):
     r"""A weight with a length for each column: a direction times a magnitude.
 
-    .. math:: W = m \, \frac{V}{\lVert V \rVert}
+    $$ W = m \, \frac{V}{\lVert V \rVert} $$
 
     The norm is that of all entries for which `m` has one value. It passes no gradient, as in DoRA,
     section 4.3; where it is zero, the weight is zero.

@@ -32,7 +32,7 @@ from nnopt_jax.typing import Shape
 class Codebook(Node):
     r"""Weights that share a few values.
 
-    .. math:: w_i = t_{a_i}
+    $$ w_i = t_{a_i} $$
 
     Args:
         indices: `a`, integers of the logical shape; packed in storage.
@@ -132,8 +132,8 @@ class Codebook(Node):
 class SoftCodebook(Node):
     r"""Weighted means of the entries of a table, in place of its nearest entries.
 
-    .. math:: y_i = \sum_c a_{ic} t_c, \qquad
-        a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{h^2}\right)
+    $$ y_i = \sum_c a_{ic} t_c, \qquad
+       a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{h^2}\right) $$
 
     Args:
         values: `w`, float array.

@@ -65,7 +65,7 @@ class _PaddedRows(Node):
 class ELL(_PaddedRows):
     r"""A sparse matrix in ELL form: for each output as many inputs as the fullest one has.
 
-    .. math:: W_{a_{kj}, j} = v_{kj}, \qquad (x W)_j = \sum_k x_{a_{kj}} v_{kj}
+    $$ W_{a_{kj}, j} = v_{kj}, \qquad (x W)_j = \sum_k x_{a_{kj}} v_{kj} $$
 
     No output lists an input twice. Outputs that have fewer weights list further inputs, with
     weights of zero: every entry of a list is one of the matrix, and no place needs a mark.
@@ -124,7 +124,7 @@ class ELL(_PaddedRows):
 class BlockELL(_PaddedRows):
     r"""A block-sparse matrix in ELL form: as many blocks for each block of outputs.
 
-    .. math:: W_{[a_{jk}], [j]} = v_{jk}^T, \qquad (x W)_{[j]} = \sum_k v_{jk} \, x_{[a_{jk}]}
+    $$ W_{[a_{jk}], [j]} = v_{jk}^T, \qquad (x W)_{[j]} = \sum_k v_{jk} \, x_{[a_{jk}]} $$
 
     No block of outputs lists a block of inputs twice; short lists are filled by further ones, of
     zeros, as those of `ELL`.

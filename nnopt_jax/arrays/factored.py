@@ -19,7 +19,7 @@ from nnopt_jax.typing import Shape
 class Factored(Node):
     r"""A matrix of low rank.
 
-    .. math:: W = U V
+    $$ W = U V $$
 
     Args:
         u: `(..., m, r)`.

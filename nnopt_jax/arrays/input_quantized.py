@@ -35,8 +35,8 @@ from nnopt_jax.typing import Array
 class InputQuantized(Node):
     r"""A weight whose products round their other operand first.
 
-    .. math:: x \cdot W \;\to\; \hat x \cdot W, \qquad
-        \hat x = s \, \mathrm{clip}(\mathrm{round}(x / s), -hi, hi)
+    $$ x \cdot W \;\to\; \hat x \cdot W, \qquad
+       \hat x = s \, \mathrm{clip}(\mathrm{round}(x / s), -hi, hi) $$
 
     As an array it is the weight: rounding is up to whoever multiplies, `nnopt_jax.on_packed`.
 

@@ -25,7 +25,7 @@ from nnopt_jax.typing import Array, Shape
 class Quantized(Node):
     r"""Integers on a uniform grid.
 
-    .. math:: w = s \, (q - z), \qquad q \in \{lo, \dots, hi\}
+    $$ w = s \, (q - z), \qquad q \in \{lo, \dots, hi\} $$
 
     Args:
         codes: `q`, of the logical shape: float32 holding integers in training, so that they can

@@ -22,7 +22,7 @@ _MOST = 256
 class LookupQuantized(Node):
     r"""Lookup-table quantization: indices into a few fixed levels, times a scale for each block.
 
-    .. math:: w = s \, l_c
+    $$ w = s \, l_c $$
 
     Signs, NF4 and small floats are levels. A scale of 0 makes zeros.
 

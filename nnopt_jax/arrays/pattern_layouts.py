@@ -30,7 +30,7 @@ _LOW = 16  # bits that `Bits` holds at most
 class NMIndex(SparseLayout):
     r"""A mask that keeps `n` of every `m` along the axis before the last, one number a group.
 
-    .. math:: \lceil \log_2 \tbinom{m}{n} \rceil \text{ bits for } m \text{ elements}
+    $$ \lceil \log_2 \tbinom{m}{n} \rceil \text{ bits for } m \text{ elements} $$
 
     A number in order of all choices takes fewer bits than the `n` places (2:4 takes 3 against 4).
 

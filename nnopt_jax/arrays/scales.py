@@ -19,7 +19,7 @@ from nnopt_jax.typing import Shape
 class Powers(Node):
     r"""Powers of two in 8 bits each: the scales of microscaling formats (E8M0).
 
-    .. math:: s = 2^{e - 127}
+    $$ s = 2^{e - 127} $$
 
     Args:
         exponents: `e`, uint8, 0 to 254; 0 stands for 0 here, because 2^-127 is no normal float32.
@@ -60,7 +60,7 @@ class Powers(Node):
 class UnevenGroups(Node):
     r"""Scales of groups that do not divide an axis; as an array, one scale for each entry.
 
-    .. math:: s_i = v_{\lfloor i / g \rfloor}, \qquad i < n
+    $$ s_i = v_{\lfloor i / g \rfloor}, \qquad i < n $$
 
     Groups that divide an axis need no node: their scales are arrays that are coarser than the
     weight.

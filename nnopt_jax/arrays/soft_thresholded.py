@@ -12,7 +12,7 @@ from nnopt_jax.ops.proximal_operators import shrink
 class SoftThresholded(Node):
     r"""The soft threshold of a node, such as codes or shared values, which stay unchanged below it.
 
-    .. math:: \operatorname{sign}(w) \max(|w| - t, 0)
+    $$ \operatorname{sign}(w) \max(|w| - t, 0) $$
 
     Args:
         values: array or node.

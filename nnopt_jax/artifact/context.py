@@ -138,7 +138,7 @@ def _magnitude_class(total: np.ndarray, count: np.ndarray, levels: int, steps: i
 class Mixer:
     r"""Odds for bits, mixed from adaptive counts; integers only, so that they never differ.
 
-    .. math:: \mathrm{odds} = \sigma\Big(b + \sum_i w_i \big(\ln\tfrac{n^1_i}{n^0_i} - b\big)\Big)
+    $$ \mathrm{odds} = \sigma\Big(b + \sum_i w_i \big(\ln\tfrac{n^1_i}{n^0_i} - b\big)\Big) $$
 
     Each of `k` models sorts a bit into one of its contexts and counts ones and zeros there; `b` is
     the log-odds before the first bit, and the weights follow the gradient of the code length.

@@ -18,7 +18,7 @@ _CONVOLUTIONS = (4, 5)  # ranks of kernels (h, w, in, out) and (d, h, w, in, out
 class Axes:
     r"""The contracted, output and batch axes of a weight.
 
-    .. math:: y_{b,o} = \sum_i x_{b,i}\, w_{b,i,o}
+    $$ y_{b,o} = \sum_i x_{b,i}\, w_{b,i,o} $$
 
     Args:
         in_axis: the contracted axes `i`, in the order of the product: the inputs of a dense layer,

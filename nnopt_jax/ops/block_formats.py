@@ -300,7 +300,7 @@ def _first_largest(v: Array, axes: tuple[int, ...]) -> Array:
 def exponent(x: ArrayLike, axis: int | tuple[int, ...] | None = None) -> Array:
     r"""Return the exponent of the power of two above the greatest magnitude; no gradient.
 
-    .. math:: e = \lfloor \log_2 \max |x| \rfloor + 1
+    $$ e = \lfloor \log_2 \max |x| \rfloor + 1 $$
 
     `jnp.ldexp(x, -e)` lies within -1 and 1 and is `x` to the last bit: its squares neither overflow
     nor vanish.

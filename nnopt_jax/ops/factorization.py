@@ -26,7 +26,7 @@ def svd(
 ) -> tuple[Array, Array, Array]:
     r"""Compute the greatest singular values of matrices, and their vectors.
 
-    .. math:: X \approx U \, \mathrm{diag}(s) \, V, \qquad U^T U = V V^T = I
+    $$ X \approx U \, \mathrm{diag}(s) \, V, \qquad U^T U = V V^T = I $$
 
     Args:
         x: float, `(..., m, n)`; all finite.
@@ -90,8 +90,8 @@ def factorize(
 ) -> tuple[Array, Array]:
     r"""Compute the best product of two thin matrices of equal norm.
 
-    .. math:: A = U S^{1/2}, \qquad B = S^{1/2} V, \qquad
-        \lVert X - A B \rVert_F^2 = \sum_{i > r} s_i^2
+    $$ A = U S^{1/2}, \qquad B = S^{1/2} V, \qquad
+       \lVert X - A B \rVert_F^2 = \sum_{i > r} s_i^2 $$
 
     Args:
         x: float, `(..., m, n)`; NaN and infinities count as 0.

@@ -49,7 +49,7 @@ Shortest decimals of float32; `tests/ops/test_lookup_tables.py` derives them.
 def nearest_level(v: ArrayLike, levels: Sequence[float]) -> Array:
     r"""Find the nearest of a few fixed levels for each value.
 
-    .. math:: c = \arg\min_k |v - l_k|
+    $$ c = \arg\min_k |v - l_k| $$
 
     Decided at the midpoints of neighbors, by comparisons only. Between two levels, the one of
     smaller magnitude is taken; between two of opposite signs, the positive one.

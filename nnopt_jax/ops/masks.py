@@ -95,7 +95,7 @@ def keep_n_of_m(scores: jax.Array, n: int, m: int) -> jax.Array:
 def subset_rank(kept: jax.Array, n: int) -> jax.Array:
     r"""Number the ways to keep `n` of `m`, without gaps.
 
-    .. math:: \sum_{i=1}^{n} \binom{p_i}{i}, \qquad p_1 < \dots < p_n \text{ the places kept}
+    $$ \sum_{i=1}^{n} \binom{p_i}{i}, \qquad p_1 < \dots < p_n \text{ the places kept} $$
 
     Args:
         kept: bool, `(..., m)`, with `n` True in each row.
@@ -165,7 +165,7 @@ _BITS, _WORDS = 32, 128  # bits of a word; words of a block, counted by themselv
 def mask_rank(mask: jax.Array) -> jax.Array:
     r"""Count the elements that are kept before each element, in flat order.
 
-    .. math:: r_i = \sum_{j < i} m_j
+    $$ r_i = \sum_{j < i} m_j $$
 
     One cumulative sum over all elements is slow on processors. Here sums run over blocks of 4,096
     elements and the words of a block; inside a word of 32 the bits below one's own are counted.
@@ -209,7 +209,7 @@ _HALF, _LIMB = _ONE >> 1, 15
 def kept(size: int, share: Any) -> Any:
     r"""Return how many of `size` entries are kept when a fraction is pruned.
 
-    .. math:: n - \mathrm{round}(n\, s)
+    $$ n - \mathrm{round}(n\, s) $$
 
     In whole numbers, so that eager and compiled code, which round floats differently, agree: what
     storage has room for is what a mask keeps. The fraction counts as float32; of two counts equally

@@ -21,8 +21,8 @@ _SAME, _OPPOSITE = 1 - 5e-7, -0.9995
 def slerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
     r"""Interpolate between two arrays along the arc between their directions.
 
-    .. math:: \frac{\sin((1 - t)\,\theta)}{\sin\theta}\, a + \frac{\sin(t\,\theta)}{\sin\theta}\, b,
-        \qquad \cos\theta = \frac{\langle a, b \rangle}{\lVert a \rVert \lVert b \rVert}
+    $$ \frac{\sin((1 - t)\,\theta)}{\sin\theta}\, a + \frac{\sin(t\,\theta)}{\sin\theta}\, b,
+       \qquad \cos\theta = \frac{\langle a, b \rangle}{\lVert a \rVert \lVert b \rVert} $$
 
     Where the directions are nearly the same or opposite, along the line between the arrays.
 
@@ -110,13 +110,13 @@ def trim(delta: ArrayLike, density: float) -> Array:
 def elect(deltas: ArrayLike, weights: ArrayLike, vote: Elect = "weighted") -> Array:
     r"""Average, entry by entry, the differences whose sign has the majority.
 
-    .. math:: \gamma = \mathrm{sgn}\Big(\sum_k \delta_k\Big), \qquad
-        \tau = \frac{\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} w_k\, \delta_k}
-        {\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} n_k}
+    $$ \gamma = \mathrm{sgn}\Big(\sum_k \delta_k\Big), \qquad
+       \tau = \frac{\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} w_k\, \delta_k}
+       {\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} n_k} $$
 
     The two readings that are in use differ where weights do: `"weighted"` (mergekit) elects among
-    :math:`w_k \delta_k` and divides by the sum of weights, :math:`n_k = w_k`; `"unweighted"` (PEFT)
-    elects among :math:`\delta_k` and divides by their number, :math:`n_k = 1`. Where the sum is
+    $w_k \delta_k$ and divides by the sum of weights, $n_k = w_k$; `"unweighted"` (PEFT)
+    elects among $\delta_k$ and divides by their number, $n_k = 1$. Where the sum is
     zero, the sign is positive.
 
     Args:

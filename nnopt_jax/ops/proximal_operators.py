@@ -17,8 +17,8 @@ from nnopt_jax.ops.grid import expand
 def soft_threshold(x: ArrayLike, threshold: ArrayLike) -> Array:
     r"""Move every entry towards zero by a threshold, and those within it to zero.
 
-    .. math:: \operatorname{sign}(x) \max(|x| - t, 0)
-        = \arg\min_y \tfrac12 (y - x)^2 + t \, |y|
+    $$ \operatorname{sign}(x) \max(|x| - t, 0)
+       = \arg\min_y \tfrac12 (y - x)^2 + t \, |y| $$
 
     Args:
         x: float array.
@@ -72,7 +72,7 @@ def shrink(x: ArrayLike, threshold: ArrayLike) -> Array:
 def block_rms(x: ArrayLike, block: Sequence[int]) -> Array:
     r"""Return the root mean square of each block, without overflow.
 
-    .. math:: \sqrt{\tfrac1n \textstyle\sum_{i \in g} x_i^2}
+    $$ \sqrt{\tfrac1n \textstyle\sum_{i \in g} x_i^2} $$
 
     Args:
         x: float array.
@@ -104,9 +104,9 @@ def _mean_square(x: Array, axes: tuple[int, ...]) -> Array:
 def block_soft_threshold(x: ArrayLike, threshold: ArrayLike, block: Sequence[int]) -> Array:
     r"""Shrink whole blocks; those of small norm become zero.
 
-    .. math:: x_g \max\Bigl(1 - \frac{t \sqrt{n_g}}{\lVert x_g \rVert_2}, 0\Bigr)
-        = \arg\min_y \tfrac12 \lVert y - x \rVert_2^2
-        + t \sum_g \sqrt{n_g} \, \lVert y_g \rVert_2
+    $$ x_g \max\Bigl(1 - \frac{t \sqrt{n_g}}{\lVert x_g \rVert_2}, 0\Bigr)
+       = \arg\min_y \tfrac12 \lVert y - x \rVert_2^2
+       + t \sum_g \sqrt{n_g} \, \lVert y_g \rVert_2 $$
 
     Args:
         x: float array.
@@ -141,10 +141,10 @@ def hoyer_scale(x: ArrayLike, threshold: ArrayLike) -> Array:
     Soft threshold and rescaling together are the proximal step of Hoyer's square measure, which
     does not depend on scale, among arrays of one norm:
 
-    .. math:: \frac{\lVert x \rVert_2}{\lVert S_t(x) \rVert_2} S_t(x)
-        = \arg\min_{\lVert y \rVert_2 = \lVert x \rVert_2} \tfrac12 \lVert y - x \rVert_2^2
-        + \lambda \frac{\lVert y \rVert_1^2}{\lVert y \rVert_2^2},
-        \qquad t = 2 \lambda \frac{\lVert y \rVert_1}{\lVert x \rVert_2^2}
+    $$ \frac{\lVert x \rVert_2}{\lVert S_t(x) \rVert_2} S_t(x)
+       = \arg\min_{\lVert y \rVert_2 = \lVert x \rVert_2} \tfrac12 \lVert y - x \rVert_2^2
+       + \lambda \frac{\lVert y \rVert_1^2}{\lVert y \rVert_2^2},
+       \qquad t = 2 \lambda \frac{\lVert y \rVert_1}{\lVert x \rVert_2^2} $$
 
     (On the sphere, `y` is stationary where `|x| - t` is a multiple of `|y|`, for those `y` that are
     not zero.)

@@ -72,8 +72,8 @@ def resize_rows(x: ArrayLike, rows: int) -> Array:
 def resize_grid(x: ArrayLike, places: int, sampling: Sampling, extra: int | None = None) -> Array:
     r"""Interpolate a square grid of position embeddings, bilinearly.
 
-    .. math:: x_i = i\,\frac{n - 1}{m - 1} \text{ (align corners)}, \qquad
-        x_i = \big(i + \tfrac12\big)\frac{n}{m} - \tfrac12 \text{ (half pixel)}
+    $$ x_i = i\,\frac{n - 1}{m - 1} \text{ (align corners)}, \qquad
+       x_i = \big(i + \tfrac12\big)\frac{n}{m} - \tfrac12 \text{ (half pixel)} $$
 
     Args:
         x: `(..., e + n n, channels)`: tokens that have no place, then the grid row by row.

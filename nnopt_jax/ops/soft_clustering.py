@@ -16,8 +16,8 @@ _CHUNK = 1 << 20
 def soft_assign(values: ArrayLike, table: ArrayLike, width: ArrayLike) -> Array:
     r"""Replace each value by the mean of a table, weighted by how near its entries are.
 
-    .. math:: y_i = \sum_c a_{ic} t_c, \qquad
-        a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{h^2}\right)
+    $$ y_i = \sum_c a_{ic} t_c, \qquad
+       a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{h^2}\right) $$
 
     Takes memory for the values but never for all pairs of values and clusters, in the backward
     pass as well: chunks are computed one after another, and computed anew for the gradient.
@@ -58,7 +58,7 @@ def soft_kmeans(
 ) -> Array:
     r"""Move the entries of a table to the weighted means of the values, repeatedly.
 
-    .. math:: t_c \leftarrow \frac{\sum_i a_{ic} w_i}{\sum_i a_{ic}}
+    $$ t_c \leftarrow \frac{\sum_i a_{ic} w_i}{\sum_i a_{ic}} $$
 
     Memory is bounded as in `soft_assign`.
 

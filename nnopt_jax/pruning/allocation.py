@@ -23,7 +23,7 @@ Allocation: TypeAlias = str | Callable[[Shapes, Share], Mapping[str, Share]]
 def uniform(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
     """The same sparsity in every leaf.
 
-    .. math:: s_l = s
+    $$ s_l = s $$
 
     Args:
         shapes: shape of each leaf, by path.
@@ -43,9 +43,9 @@ def uniform(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
 def erk(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
     r"""Erdos-Renyi-kernel: small leaves stay denser, the total is met.
 
-    .. math:: 1 - s_l = \min(1, \epsilon \, r_l), \qquad
-        r_l = \frac{\sum_i d_{l,i}}{\prod_i d_{l,i}}, \qquad
-        \sum_l (1 - s_l) \, n_l = (1 - s) \sum_l n_l
+    $$ 1 - s_l = \min(1, \epsilon \, r_l), \qquad
+       r_l = \frac{\sum_i d_{l,i}}{\prod_i d_{l,i}}, \qquad
+       \sum_l (1 - s_l) \, n_l = (1 - s) \sum_l n_l $$
 
     Args:
         shapes: shape of each leaf, by path: all its sizes `d` count, kernel sizes as well.
@@ -117,7 +117,7 @@ def own(
 def lamp(scores: jax.Array) -> jax.Array:
     r"""Layer-adaptive scores, comparable across leaves: what a weight adds to those above it.
 
-    .. math:: \frac{w_i^2}{\sum_{j :\, w_j^2 \ge w_i^2} w_j^2}
+    $$ \frac{w_i^2}{\sum_{j :\, w_j^2 \ge w_i^2} w_j^2} $$
 
     Of equal weights the earlier counts as the greater. One sort of the leaf. Weights that are NaN
     or infinite have no say in the sums and rank above all others, where they can be seen.

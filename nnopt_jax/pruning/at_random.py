@@ -27,8 +27,8 @@ def random_mask(
 ) -> Transform:
     r"""Keep weights drawn at random, exactly as many as the sparsity says.
 
-    .. math:: \hat w_i = w_i \, [\, u_i \text{ is among the } k \text{ greatest} \,],
-        \qquad u_i \sim \mathcal U(0, 1), \qquad k = \mathrm{round}((1 - s)\, n)
+    $$ \hat w_i = w_i \, [\, u_i \text{ is among the } k \text{ greatest} \,],
+       \qquad u_i \sim \mathcal U(0, 1), \qquad k = \mathrm{round}((1 - s)\, n) $$
 
     The baseline that every score has to beat. The numbers `u` are drawn once, from the key and the
     leaf's path: the masks of a schedule are nested, and a leaf's numbers do not change when other
@@ -81,8 +81,8 @@ def rigl(
 
     Every `every` updates, in each leaf of `k` weights:
 
-    .. math:: n = \lfloor f_t k \rfloor, \qquad
-        f_t = \frac{\alpha}{2} \Bigl(1 + \cos \frac{t \pi}{T}\Bigr)
+    $$ n = \lfloor f_t k \rfloor, \qquad
+       f_t = \frac{\alpha}{2} \Bigl(1 + \cos \frac{t \pi}{T}\Bigr) $$
 
     The `n` weights of least magnitude go, and of all places that are then free the `n` of greatest
     gradient are grown. The gradient is the dense one, at what the model saw, and so covers weights
@@ -141,7 +141,7 @@ def sparse_evolution(
 ) -> Transform:
     r"""Train a sparse network; weights of least magnitude make room for others, drawn at random.
 
-    Every `every` updates, in each leaf of `k` weights, the :math:`\lfloor \zeta k \rfloor` of least
+    Every `every` updates, in each leaf of `k` weights, the $\lfloor \zeta k \rfloor$ of least
     magnitude go (the paper takes those of each sign apart), and as many of the places that are then
     free are grown, each with the same chance. Grown weights start at zero; one that goes and comes
     back at once keeps its value. The network starts at random as well: needs `tx.init(..., key=)`.

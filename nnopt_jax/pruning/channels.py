@@ -34,7 +34,7 @@ def structured(
 ) -> Transform:
     r"""Keep the channels, neurons and heads of greatest score, with all that belongs to them.
 
-    .. math:: s_u = \Big(\sum_{w \in u} w^2\Big)^{1/2}
+    $$ s_u = \Big(\sum_{w \in u} w^2\Big)^{1/2} $$
 
     The graph says what belongs together: a column of a kernel, its bias, the row of the next
     kernel; a channel and all that normalization has of it; a head. While training it is masked;

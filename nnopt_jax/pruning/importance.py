@@ -55,8 +55,8 @@ def taylor(
 ) -> Transform:
     r"""Keep the weights whose removal would change the loss most, to first order.
 
-    .. math:: I_i = \langle |g_i w_i|^p \rangle_t, \qquad
-        L(w) - L(w \,|\, w_i = 0) \approx g_i w_i
+    $$ I_i = \langle |g_i w_i|^p \rangle_t, \qquad
+       L(w) - L(w \,|\, w_i = 0) \approx g_i w_i $$
 
     Each update adds the product of a weight and of its gradient, both as they were before the
     optimizer moved the weight (which the state holds a copy of). Gradients that are not finite
@@ -99,7 +99,7 @@ def movement(
 ) -> Transform:
     r"""Keep the weights that training moves away from zero, whatever their size.
 
-    .. math:: S_i = - \sum_t w_i^{(t)} \, \frac{\partial L}{\partial \hat w_i}^{(t)}
+    $$ S_i = - \sum_t w_i^{(t)} \, \frac{\partial L}{\partial \hat w_i}^{(t)} $$
 
     Scores have signs, and the greatest are kept. Weight and gradient are those before the
     optimizer moved the weight (which the state holds a copy of). A pruned weight's score goes on
@@ -144,8 +144,8 @@ def fisher(
 ) -> Transform:
     r"""Keep the weights whose removal would change the loss most, to second order.
 
-    .. math:: I_i = \tfrac{1}{2} F_i w_i^2, \qquad
-        F_i = \langle g_i^2 \rangle_t \approx \frac{\partial^2 L}{\partial w_i^2}
+    $$ I_i = \tfrac{1}{2} F_i w_i^2, \qquad
+       F_i = \langle g_i^2 \rangle_t \approx \frac{\partial^2 L}{\partial w_i^2} $$
 
     Optimal Brain Damage with the diagonal of the Fisher information in place of that of the
     Hessian: where training has converged the gradient is 0 on average, and both agree for a
@@ -193,7 +193,7 @@ def saliency(
 ) -> Transform:
     r"""Keep the weights of greatest score, computed by a function of one's own.
 
-    .. math:: I = \text{score}(\text{path}, w, \langle g \rangle_t)
+    $$ I = \text{score}(\text{path}, w, \langle g \rangle_t) $$
 
     Scores may have signs: the greatest by value are kept, and NaN counts as the greatest.
 

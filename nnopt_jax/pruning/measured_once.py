@@ -20,8 +20,8 @@ __all__ = ["grasp", "snip", "wanda"]
 def snip(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> Transform:
     r"""Keep, once and before training, the connections that the loss depends on most.
 
-    .. math:: I_i = \left| \frac{\partial L(c \odot w)}{\partial c_i} \right|_{c = 1}
-        = | g_i w_i |
+    $$ I_i = \left| \frac{\partial L(c \odot w)}{\partial c_i} \right|_{c = 1}
+       = | g_i w_i | $$
 
     The mask of `init` stays. The paper divides the scores by their sum, which no ranking sees.
     Gradients that are not finite count as 0.
@@ -60,8 +60,8 @@ def snip(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> Tr
 def grasp(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> Transform:
     r"""Keep, once and before training, the weights whose removal would weaken the gradient most.
 
-    .. math:: I_i = w_i \, (H g)_i, \qquad
-        \Delta \|g\|^2 \approx -2 \, w_i \, (H g)_i \quad \text{when } w_i \text{ goes}
+    $$ I_i = w_i \, (H g)_i, \qquad
+       \Delta \|g\|^2 \approx -2 \, w_i \, (H g)_i \quad \text{when } w_i \text{ goes} $$
 
     Scores have signs, and the greatest are kept: the paper writes `-w H g` and removes the
     greatest. The mask of `init` stays. The temperature of the paper (logits divided by 200) is for
@@ -109,7 +109,7 @@ def wanda(
 ) -> Transform:
     r"""Keep, once and after training, the weights that move the outputs most.
 
-    .. math:: I_{ij} = |w_{ij}| \, \lVert x_i \rVert_2
+    $$ I_{ij} = |w_{ij}| \, \lVert x_i \rVert_2 $$
 
     Weights are compared within each output, as the paper does.
 

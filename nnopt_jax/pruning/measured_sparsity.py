@@ -62,14 +62,14 @@ class SparsityRow:
 
     @property
     def effective(self) -> float:
-        r"""How many entries of one magnitude would be as sparse: :math:`(L_1 / L_2)^2`."""
+        r"""How many entries of one magnitude would be as sparse: $(L_1 / L_2)^2$."""
         return (self.l1 / self.l2) ** 2 if self.l2 else 0.0
 
     @property
     def hoyer(self) -> float | None:
         r"""Hoyer's measure, from 0 (all alike) to 1 (a single entry).
 
-        .. math:: \frac{\sqrt N - L_1 / L_2}{\sqrt N - 1}
+        $$ \frac{\sqrt N - L_1 / L_2}{\sqrt N - 1} $$
 
         None of a single entry, and where all are zero.
         """
@@ -146,8 +146,8 @@ def measure_sparsity(tree: Any, *, pattern: PatternLike = None) -> SparsityTable
     stored) says which entries are zero: a kept weight may be zero by value. Hoyer's measure and the
     effective number need no threshold, and tell how far weights are from being sparse.
 
-    .. math:: \text{Hoyer} = \frac{\sqrt N - L_1 / L_2}{\sqrt N - 1}, \qquad
-        \text{effective} = (L_1 / L_2)^2
+    $$ \text{Hoyer} = \frac{\sqrt N - L_1 / L_2}{\sqrt N - 1}, \qquad
+       \text{effective} = (L_1 / L_2)^2 $$
 
     Args:
         tree: any pytree of arrays and expressions; packed parameters, or what `tx.encode` returns.

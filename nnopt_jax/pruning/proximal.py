@@ -49,8 +49,8 @@ def proximal(
 ) -> Transform:
     r"""Shrinks weights by a penalty's proximal step after each update; what becomes zero goes.
 
-    .. math:: w \leftarrow \operatorname{prox}_{\lambda R}(w) = \arg\min_y
-        \tfrac12 \lVert y - w \rVert_2^2 + \lambda R(y)
+    $$ w \leftarrow \operatorname{prox}_{\lambda R}(w) = \arg\min_y
+       \tfrac12 \lVert y - w \rVert_2^2 + \lambda R(y) $$
 
     The strength is not a setting: it is the least that makes the scheduled share zero, found by
     counting, so that the share holds to the weight. All three are a threshold `t`, the largest

@@ -48,8 +48,8 @@ def by_score(
 ) -> Transform:
     r"""Keep the weights of greatest score, exactly as many as the sparsity says.
 
-    .. math:: \hat w_i = w_i \, [\, s_i \text{ is among the } k \text{ greatest} \,],
-        \qquad k = \mathrm{round}((1 - s)\, n)
+    $$ \hat w_i = w_i \, [\, s_i \text{ is among the } k \text{ greatest} \,],
+       \qquad k = \mathrm{round}((1 - s)\, n) $$
 
     Of equal scores the earlier are kept. Any score goes with any pattern, allocation, schedule and
     mode; a combination that has no meaning is an error that says why (docs/choices.md).

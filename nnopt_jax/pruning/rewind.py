@@ -24,7 +24,7 @@ def rewind(
 ) -> Transform:
     r"""Puts the parameters back to those of update `to`, after each round of pruning.
 
-    .. math:: w_t \leftarrow w_{to} \quad \text{at } t = t_0 + r n + 1, \qquad r = 1, \dots, R
+    $$ w_t \leftarrow w_{to} \quad \text{at } t = t_0 + r n + 1, \qquad r = 1, \dots, R $$
 
     A link for a chain with a pruning of `schedule = iterative(sparsity, rounds, steps, begin)`:
 

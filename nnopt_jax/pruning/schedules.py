@@ -17,8 +17,8 @@ _LATE = 2**30  # a step at which every schedule has arrived
 def cubic(sparsity: float, steps: int, begin: int = 0, initial: float = 0.0) -> Schedule:
     r"""Prunes fast at first, while there is much to spare, and slowly in the end.
 
-    .. math:: s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{n}\right)^3, \qquad
-        t_0 \le t \le t_0 + n
+    $$ s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{n}\right)^3, \qquad
+       t_0 \le t \le t_0 + n $$
 
     Args:
         sparsity: `s_f`, the share of zeros in the end.
@@ -89,8 +89,8 @@ def one_shot(sparsity: float, step: int) -> Schedule:
 def iterative(sparsity: float, rounds: int, steps: int, begin: int = 0) -> Schedule:
     r"""Prunes the same share of what is left at the end of each round.
 
-    .. math:: s_t = 1 - (1 - s)^{r / R}, \qquad
-        r = \min\left(\left\lfloor \frac{t - t_0}{n} \right\rfloor, R\right)
+    $$ s_t = 1 - (1 - s)^{r / R}, \qquad
+       r = \min\left(\left\lfloor \frac{t - t_0}{n} \right\rfloor, R\right) $$
 
     Give the pruning `every=steps`, so that masks stay within a round, and train some steps more
     after the last round. With `pruning.rewind` it finds lottery tickets.

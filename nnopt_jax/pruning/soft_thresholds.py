@@ -35,7 +35,7 @@ def soft_threshold(
 ) -> Transform:
     r"""Shows weights moved towards zero by a threshold, exactly as many of them zero as asked for.
 
-    .. math:: \hat w = \operatorname{sign}(w) \max(|w| - t, 0)
+    $$ \hat w = \operatorname{sign}(w) \max(|w| - t, 0) $$
 
     `t` is the largest magnitude that has to go. The parameters stay as they are: what is shown
     grows from zero when a weight passes the threshold, without a jump, and the gradient passes
@@ -152,10 +152,10 @@ def learned_threshold(
 ) -> Transform:
     r"""Shows weights beyond a threshold that is learned for each leaf, moved towards zero by it.
 
-    .. math:: \hat w = \operatorname{sign}(w) \max(|w| - t, 0), \qquad t = \frac{1}{1 + e^{-s}}
+    $$ \hat w = \operatorname{sign}(w) \max(|w| - t, 0), \qquad t = \frac{1}{1 + e^{-s}} $$
 
     An optimizer moves `s` along its gradient, the sum of
-    :math:`-\operatorname{sign}(w) \, t (1 - t) \, \partial L / \partial \hat w` over the weights
+    $-\operatorname{sign}(w) \, t (1 - t) \, \partial L / \partial \hat w$ over the weights
     beyond the threshold. The weights within get no gradient, and return only when the threshold
     falls. Decay of `s` towards 0 raises the threshold, against the loss: the more of it, the more
     zeros. How many there are is data: `pack` is eager, or is told capacities.

@@ -22,9 +22,9 @@ def binary_connect(
 ) -> Transform:
     r"""Shows the signs of the weights, and keeps the weights between the signs.
 
-    .. math:: \hat w = \pm H, \qquad
-        \hat w = +H \text{ where } w \ge 0 \text{, or with probability }
-        \mathrm{clip}\left(\frac{w / H + 1}{2},\; 0,\; 1\right)
+    $$ \hat w = \pm H, \qquad
+       \hat w = +H \text{ where } w \ge 0 \text{, or with probability }
+       \mathrm{clip}\left(\frac{w / H + 1}{2},\; 0,\; 1\right) $$
 
     The gradient passes straight through; each update clips the weights to `[-H, H]`, beyond which
     they would have no effect (unless an earlier link encodes the leaf: the weights are then not
@@ -78,10 +78,10 @@ def binary_connect(
 def xnor(**choices: Unpack[QuantizationChoices]) -> Transform:
     r"""Shows the signs of the weights times the mean magnitude of each block.
 
-    .. math:: \hat w = \alpha\,\mathrm{sign}(w), \qquad
-        \alpha = \frac{1}{n} \sum_{block} |w|, \qquad
-        \frac{\partial L}{\partial w} = \frac{\partial L}{\partial \hat w}
-        \left(\frac{1}{n} + \alpha\, [\,|w| \le 1\,]\right)
+    $$ \hat w = \alpha\,\mathrm{sign}(w), \qquad
+       \alpha = \frac{1}{n} \sum_{block} |w|, \qquad
+       \frac{\partial L}{\partial w} = \frac{\partial L}{\partial \hat w}
+       \left(\frac{1}{n} + \alpha\, [\,|w| \le 1\,]\right) $$
 
     The gradient is the paper's: it shrinks with the scale, which Adam makes good, but a learning
     rate of plain SGD must. The sign of zero is plus. Entries that a mask of an earlier link prunes
@@ -119,9 +119,9 @@ def xnor(**choices: Unpack[QuantizationChoices]) -> Transform:
 def twn(threshold: float = 0.7, **choices: Unpack[QuantizationChoices]) -> Transform:
     r"""Brings weights to zero or one magnitude of either sign.
 
-    .. math:: \hat w = \alpha\,\mathrm{sign}(w)\,[\,|w| > \Delta\,], \qquad
-        \Delta = t \cdot \mathrm{mean}\,|w|, \qquad
-        \alpha = \mathrm{mean}\,\{|w| : |w| > \Delta\}
+    $$ \hat w = \alpha\,\mathrm{sign}(w)\,[\,|w| > \Delta\,], \qquad
+       \Delta = t \cdot \mathrm{mean}\,|w|, \qquad
+       \alpha = \mathrm{mean}\,\{|w| : |w| > \Delta\} $$
 
     The gradient passes straight through. Entries that a mask of an earlier link prunes have no say
     in the means. 1.6 bits a weight, and the scales.
@@ -160,8 +160,8 @@ def twn(threshold: float = 0.7, **choices: Unpack[QuantizationChoices]) -> Trans
 def ttq(threshold: float = 0.05, **choices: Unpack[QuantizationChoices]) -> Transform:
     r"""Brings weights to zero, a learned positive value or a learned negative one.
 
-    .. math:: \hat w = \begin{cases} W_p & w > \Delta \\ 0 & |w| \le \Delta \\
-        -W_n & w < -\Delta \end{cases} \qquad \Delta = t \cdot \max |w|
+    $$ \hat w = \begin{cases} W_p & w > \Delta \\ 0 & |w| \le \Delta \\
+       -W_n & w < -\Delta \end{cases} \qquad \Delta = t \cdot \max |w| $$
 
     An optimizer trains both scales: the gradient of each is the sum over its weights (that of
     `W_n` with the sign that the chain rule gives it). The weights behind them get the gradient

@@ -22,8 +22,8 @@ def uniform(
 ) -> Transform:
     r"""Rounds weights to a uniform grid, in training as in storage.
 
-    .. math:: \hat w = s\,(q - z), \qquad
-        q = \mathrm{clip}(\mathrm{round}(w / s) + z,\; lo,\; hi)
+    $$ \hat w = s\,(q - z), \qquad
+       q = \mathrm{clip}(\mathrm{round}(w / s) + z,\; lo,\; hi) $$
 
     The gradient passes straight through, except where the grid clips a weight by more than the
     rounding of its ends. Entries that a mask of an earlier link prunes have no say in a range. A

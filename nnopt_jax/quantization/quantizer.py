@@ -58,7 +58,7 @@ def on_grid(
 ) -> Transform:
     r"""Round weights to the values of a grid, in training as in storage.
 
-    .. math:: \hat w = s \, l_c, \qquad c = \arg\min_k |w / s - l_k|
+    $$ \hat w = s \, l_c, \qquad c = \arg\min_k |w / s - l_k| $$
 
     for the values $l$ of the grid and a scale $s$ for each block; integers with a zero point $z$
     have $l_c = c - z$. The gradient passes straight through, except where the range clips a weight.

@@ -15,14 +15,14 @@ __all__ = ["fp4", "grouped", "lsq", "mxfp4", "nf4"]
 def lsq(bits: int = 4, **choices: Unpack[QuantizationChoices]) -> Transform:
     r"""Rounds weights to a grid whose step the optimizer learns beside them (LSQ).
 
-    .. math:: \hat w = s\,\mathrm{clip}(\mathrm{round}(v),\,-Q_N,\,Q_P), \quad v = w / s, \qquad
-        \frac{\partial \hat w}{\partial s} = g \cdot \begin{cases}
-        \mathrm{round}(v) - v & -Q_N < v < Q_P \\ -Q_N & v \le -Q_N \\ Q_P & v \ge Q_P
-        \end{cases}
+    $$ \hat w = s\,\mathrm{clip}(\mathrm{round}(v),\,-Q_N,\,Q_P), \quad v = w / s, \qquad
+       \frac{\partial \hat w}{\partial s} = g \cdot \begin{cases}
+       \mathrm{round}(v) - v & -Q_N < v < Q_P \\ -Q_N & v \le -Q_N \\ Q_P & v \ge Q_P
+       \end{cases} $$
 
-    where :math:`Q_N = 2^{b-1}`, :math:`Q_P = 2^{b-1} - 1`, and :math:`g = 1 / \sqrt{N Q_P}` for the
+    where $Q_N = 2^{b-1}$, $Q_P = 2^{b-1} - 1$, and $g = 1 / \sqrt{N Q_P}$ for the
     `N` weights that share a step. Weights get the gradient inside the range and none outside. A
-    step starts at :math:`2\,\mathrm{mean}|w| / \sqrt{Q_P}`. Entries that a mask of an earlier link
+    step starts at $2\,\mathrm{mean}|w| / \sqrt{Q_P}$. Entries that a mask of an earlier link
     prunes have no say: neither in that mean, nor in `N`, nor in the gradient.
 
     A step stays positive and finite: one that an update has made otherwise is fitted anew from
@@ -67,7 +67,7 @@ def nf4(
 ) -> Transform:
     r"""Rounds weights to 16 levels that are quantiles of the normal distribution.
 
-    .. math:: \hat w = s\, l_c, \qquad s = \max_{block} |w|, \qquad c = \arg\min_k |w / s - l_k|
+    $$ \hat w = s\, l_c, \qquad s = \max_{block} |w|, \qquad c = \arg\min_k |w / s - l_k| $$
 
     The gradient passes straight through. Entries that a mask of an earlier link prunes have no say
     in the scales.
@@ -112,8 +112,8 @@ def fp4(
 ) -> Transform:
     r"""Rounds weights to floats of 4 bits (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4 and 6, of either sign.
 
-    .. math:: \hat w = s\, l_c, \qquad s = \max_{block} |w| / 6, \qquad
-        c = \arg\min_k |w / s - l_k|
+    $$ \hat w = s\, l_c, \qquad s = \max_{block} |w| / 6, \qquad
+       c = \arg\min_k |w / s - l_k| $$
 
     The gradient passes straight through. Entries that a mask of an earlier link prunes have no say
     in the scales. The sixteenth code, -0, is not used.
@@ -155,8 +155,8 @@ def mxfp4(
 ) -> Transform:
     r"""Rounds weights to floats of 4 bits (E2M1) whose blocks share a power of two.
 
-    .. math:: \hat w = 2^{e}\, l_c, \qquad e = \lfloor \log_2 \max_{block} |w| \rfloor - 2, \qquad
-        c = \arg\min_k |2^{-e} w - l_k|
+    $$ \hat w = 2^{e}\, l_c, \qquad e = \lfloor \log_2 \max_{block} |w| \rfloor - 2, \qquad
+       c = \arg\min_k |2^{-e} w - l_k| $$
 
     4.25 bits a weight: exponents take 8 bits. Magnitudes above 6 units become 6, those halfway
     between two levels the smaller one. The gradient passes straight through. Entries that a mask
@@ -197,9 +197,9 @@ def grouped(
 ) -> Transform:
     r"""Rounds weights in groups, with the steps and the rounding of GGUF's Q4_0 and Q8_0.
 
-    .. math:: \hat w = \mathrm{float16}(d)\, q, \qquad
-        q_{4\_0} = \min(\lfloor w / d + 8.5 \rfloor, 15) - 8, \quad d = -w_* / 8, \qquad
-        q_{8\_0} = \mathrm{round}(w / d), \quad d = |w_*| / 127
+    $$ \hat w = \mathrm{float16}(d)\, q, \qquad
+       q_{4\_0} = \min(\lfloor w / d + 8.5 \rfloor, 15) - 8, \quad d = -w_* / 8, \qquad
+       q_{8\_0} = \mathrm{round}(w / d), \quad d = |w_*| / 127 $$
 
     where `w_*` is the weight of greatest magnitude in a group: 4.5 and 8.5 bits a weight. For
     other widths, zero points and scales, see `quantization.uniform`, which rounds to the scale as

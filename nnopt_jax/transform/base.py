@@ -103,7 +103,7 @@ class Transform:
     `encode` says which expression stands for each leaf. What the model sees and what is written
     are derived from it, so they cannot disagree:
 
-    .. math:: apply = materialize \circ encode, \qquad pack = store \circ encode
+    $$ apply = materialize \circ encode, \qquad pack = store \circ encode $$
 
     Args:
         name: how errors and tables call it, `"pruning.magnitude"`.

@@ -29,7 +29,7 @@ from nnopt_jax.tree.select import Where, resolve
 def chain(*transforms: Transform) -> Transform:
     r"""Applies transforms one after another; each sees the expressions of those before it.
 
-    .. math:: encode = encode_n \circ \dots \circ encode_1
+    $$ encode = encode_n \circ \dots \circ encode_1 $$
 
     Pruning and adapters wrap a leaf; sharing, quantization and low rank refine the floats inside
     it and keep every node above them. So zeros stay zero and code counts stay, in any order.

@@ -126,8 +126,8 @@ BITS = 7
 def split_int8_product(x: Array, weight: Quantized, how: Product) -> Array | None:
     r"""Multiply float activations, split into integers, with integer codes; None if not faster.
 
-    .. math:: x_{ri} \approx s_r \sum_p 2^{7p} a_{pri}, \qquad
-        x \cdot W = s_r s_j \sum_p 2^{7p} \sum_i a_{pri} q_{ij}
+    $$ x_{ri} \approx s_r \sum_p 2^{7p} a_{pri}, \qquad
+       x \cdot W = s_r s_j \sum_p 2^{7p} \sum_i a_{pri} q_{ij} $$
 
     Three integers hold 22 bits of an entry, about the precision of a sum in float32; for 16-bit
     floats two are enough. They are rows of one int8 product, which reads the weight once, at a

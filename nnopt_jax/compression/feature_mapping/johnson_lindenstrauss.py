@@ -20,7 +20,7 @@ _NAME = "compression.johnson_lindenstrauss"
 def dimension(samples: int, epsilon: float) -> int:
     r"""How many components keep all distances among a number of samples.
 
-    .. math:: k \ge \frac{4 \ln n}{\epsilon^2 / 2 - \epsilon^3 / 3}
+    $$ k \ge \frac{4 \ln n}{\epsilon^2 / 2 - \epsilon^3 / 3} $$
 
     Args:
         samples: `n`, how many points there are.
@@ -61,9 +61,9 @@ def johnson_lindenstrauss(
 ) -> Projection:
     r"""A random projection: squared lengths are kept on average, and distances nearly.
 
-    .. math:: P_{ij} \sim \mathcal{N}(0, 1/k), \qquad
-        P_{ij} \in \sqrt{3/k}\, \{+1, 0, -1\} \text{ with odds } 1 : 4 : 1, \qquad
-        P = \sqrt{d/k}\, Q
+    $$ P_{ij} \sim \mathcal{N}(0, 1/k), \qquad
+       P_{ij} \in \sqrt{3/k}\, \{+1, 0, -1\} \text{ with odds } 1 : 4 : 1, \qquad
+       P = \sqrt{d/k}\, Q $$
 
     Args:
         key: makes the matrix.

@@ -47,8 +47,8 @@ def low_rank(
 ) -> Transform:
     r"""Replaces weights by two factors, which an optimizer goes on training.
 
-    .. math:: \hat W = U V, \qquad
-        \min_{U, V} \lVert W - U V \rVert_F, \quad U \in R^{m \times r}, V \in R^{r \times n}
+    $$ \hat W = U V, \qquad
+       \min_{U, V} \lVert W - U V \rVert_F, \quad U \in R^{m \times r}, V \in R^{r \times n} $$
 
     `W` is the matrix of contracted times output axes (see `nnopt.Axes`), each flattened to one;
     where a weight has batch axes (experts, scanned layers), each of its matrices has factors of its

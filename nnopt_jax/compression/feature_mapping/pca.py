@@ -25,7 +25,7 @@ def pca(
 ) -> Projection:
     r"""The directions along which data vary most.
 
-    .. math:: C = \frac{1}{n - 1} \sum_i (x_i - \mu)(x_i - \mu)^T = V \Lambda V^T, \qquad P = V_k
+    $$ C = \frac{1}{n - 1} \sum_i (x_i - \mu)(x_i - \mu)^T = V \Lambda V^T, \qquad P = V_k $$
 
     The covariance is summed over batches and decomposed in float64 on the host, so data may be
     larger than memory. Of the two signs of a component the one is taken that makes its entry of

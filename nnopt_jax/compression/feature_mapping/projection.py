@@ -47,7 +47,7 @@ def _parts(who: str, projection: Any) -> tuple[Array, Array]:
 def project(projection: Mapping[str, Any], x: ArrayLike) -> Array:
     r"""Maps inputs to the low-dimensional space.
 
-    .. math:: y = (x - \mu)\, P
+    $$ y = (x - \mu)\, P $$
 
     Args:
         projection: what `pca` or `johnson_lindenstrauss` returned, trained on or not.
@@ -83,7 +83,7 @@ def project(projection: Mapping[str, Any], x: ArrayLike) -> Array:
 def lift(projection: Mapping[str, Any], y: ArrayLike) -> Array:
     r"""Maps back: of all inputs that `project` maps to `y`, the one nearest to the mean.
 
-    .. math:: \hat x = \mu + y\, P^+
+    $$ \hat x = \mu + y\, P^+ $$
 
     For the orthonormal components of `pca` that is the best reconstruction in squares.
 

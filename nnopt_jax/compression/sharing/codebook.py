@@ -41,7 +41,7 @@ def codebook(
 ) -> Transform:
     r"""Lets the weights of a leaf, or of all leaves, share a few values.
 
-    .. math:: \hat w_i = t_{a_i}, \qquad a_i = \arg\min_c |w_i - t_c|
+    $$ \hat w_i = t_{a_i}, \qquad a_i = \arg\min_c |w_i - t_c| $$
 
     The model sees shared values; the weights behind them go on learning, straight through, and
     may change cluster. Entries that a mask of an earlier link prunes have no say in the table.

@@ -34,9 +34,9 @@ def dkm(
     set; gradients pass through the clustering, without a straight-through estimate. Stored, and
     shown outside of training, are the nearest entries.
 
-    .. math:: a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{\tau}\right), \qquad
-        t_c \leftarrow \frac{\sum_i a_{ic} w_i}{\sum_i a_{ic}}, \qquad
-        \tilde w_i = \sum_c a_{ic} t_c
+    $$ a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{\tau}\right), \qquad
+       t_c \leftarrow \frac{\sum_i a_{ic} w_i}{\sum_i a_{ic}}, \qquad
+       \tilde w_i = \sum_c a_{ic} t_c $$
 
     Each update starts from the table of the one before. Memory grows with the weights and not
     with weights times clusters, in the backward pass as well. Entries that a mask of an earlier

@@ -21,7 +21,7 @@ _NAME = "compression.tie"
 def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
     r"""Lets leaves stand for what others are: embeddings and output layers, layers that repeat.
 
-    .. math:: \hat W_{target} = \hat W_{source} \quad \text{or} \quad \hat W_{source}^T
+    $$ \hat W_{target} = \hat W_{source} \quad \text{or} \quad \hat W_{source}^T $$
 
     The gradient of both uses reaches the source, and the scores of links before it. The target's
     own parameter is used no more, and its gradient is zero. A file holds the weights once. What

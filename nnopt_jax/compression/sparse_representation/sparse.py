@@ -27,7 +27,7 @@ _NAME = "compression.sparse"
 def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices) -> Transform:
     r"""Stores leaves that hold zeros without them, whoever made them zero.
 
-    .. math:: \hat w_i = w_i \, m_i, \qquad m_i = [\, w_i \neq 0 \text{ at the start} \,]
+    $$ \hat w_i = w_i \, m_i, \qquad m_i = [\, w_i \neq 0 \text{ at the start} \,] $$
 
     The mask stays as it was at the start, so a model that was pruned elsewhere stays sparse while
     it learns on. A leaf that an earlier link of the chain has masked keeps that mask, and gets

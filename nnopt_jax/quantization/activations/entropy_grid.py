@@ -18,7 +18,7 @@ from nnopt_jax.typing import Array
 def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> ActivationGrid:
     r"""The grid that loses the least information, as TensorRT calibrates.
 
-    .. math:: T = \arg\min_i \sum_j p_j \log (p_j / q_j)
+    $$ T = \arg\min_i \sum_j p_j \log (p_j / q_j) $$
 
     `p` is the histogram of the first `i` bins of magnitudes, those beyond added to the last one;
     `q` the same bins without those beyond, put together to `L = 2**(bits - 1)` levels (bin `j` to

@@ -19,8 +19,8 @@ def fake_quant(
 ) -> Array:
     r"""Rounds activations to a grid that is given.
 
-    .. math:: \hat x = s \, (q - z), \qquad
-        q = \mathrm{clip}(\mathrm{round}(x / s) + z, \; lo, \; hi)
+    $$ \hat x = s \, (q - z), \qquad
+       q = \mathrm{clip}(\mathrm{round}(x / s) + z, \; lo, \; hi) $$
 
     The gradient is 1 where `lo <= x / s + z <= hi` and 0 elsewhere, both ends included and before
     rounding. (PyTorch decides after rounding, and so lets half a step beyond the ends pass.)

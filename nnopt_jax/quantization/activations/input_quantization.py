@@ -44,8 +44,8 @@ def quantize_activations(
 ) -> Transform:
     r"""Rounds what the chosen weights are multiplied with, at the product itself.
 
-    .. math:: x \cdot W \;\to\; \hat x \cdot W, \qquad
-        \hat x = s \, \mathrm{clip}(\mathrm{round}(x / s), -hi, hi)
+    $$ x \cdot W \;\to\; \hat x \cdot W, \qquad
+       \hat x = s \, \mathrm{clip}(\mathrm{round}(x / s), -hi, hi) $$
 
     The weight is what it was; its products change where the function runs on packed parameters:
     `nnopt.on_packed(fn)`, in training `nnopt.value_and_grad(nnopt.on_packed(loss), tx)`. Codes of

@@ -13,10 +13,10 @@ from nnopt_jax.typing import Array, ArrayLike
 def pact(x: ArrayLike, alpha: ArrayLike, bits: int = 8) -> Array:
     r"""Clips activations to what a parameter of the model says, and rounds them (PACT).
 
-    .. math:: y = \mathrm{clip}(x, 0, \alpha), \qquad
-        \hat y = \mathrm{round}\Big(y\,\frac{2^b - 1}{\alpha}\Big)\,\frac{\alpha}{2^b - 1}, \qquad
-        \frac{\partial \hat y}{\partial \alpha} = [x \ge \alpha], \quad
-        \frac{\partial \hat y}{\partial x} = [0 \le x < \alpha]
+    $$ y = \mathrm{clip}(x, 0, \alpha), \qquad
+       \hat y = \mathrm{round}\Big(y\,\frac{2^b - 1}{\alpha}\Big)\,\frac{\alpha}{2^b - 1}, \qquad
+       \frac{\partial \hat y}{\partial \alpha} = [x \ge \alpha], \quad
+       \frac{\partial \hat y}{\partial x} = [0 \le x < \alpha] $$
 
     It stands in the place of a ReLU. Train `alpha` with the parameters, from some large value (the
     paper starts at 10), under weight decay, which drives it down to where clipping hurts.

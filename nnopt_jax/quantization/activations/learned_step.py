@@ -14,13 +14,13 @@ from nnopt_jax.typing import Array, ArrayLike
 def lsq_activation(x: ArrayLike, step: ArrayLike, bits: int = 8, signed: bool = False) -> Array:
     r"""Rounds activations to a grid whose step is a parameter of the model (LSQ).
 
-    .. math:: \hat x = s\,\mathrm{clip}(\mathrm{round}(v),\,-Q_N,\,Q_P), \quad v = x / s, \qquad
-        \frac{\partial \hat x}{\partial s} = g \cdot \begin{cases}
-        \mathrm{round}(v) - v & -Q_N < v < Q_P \\ -Q_N & v \le -Q_N \\ Q_P & v \ge Q_P
-        \end{cases}
+    $$ \hat x = s\,\mathrm{clip}(\mathrm{round}(v),\,-Q_N,\,Q_P), \quad v = x / s, \qquad
+       \frac{\partial \hat x}{\partial s} = g \cdot \begin{cases}
+       \mathrm{round}(v) - v & -Q_N < v < Q_P \\ -Q_N & v \le -Q_N \\ Q_P & v \ge Q_P
+       \end{cases} $$
 
-    with :math:`Q_N = 0`, :math:`Q_P = 2^b - 1` for activations after a ReLU, or as for weights
-    where signed, and :math:`g = 1 / \sqrt{N Q_P}` for the `N` values of one example. The gradient
+    with $Q_N = 0$, $Q_P = 2^b - 1$ for activations after a ReLU, or as for weights
+    where signed, and $g = 1 / \sqrt{N Q_P}$ for the `N` values of one example. The gradient
     of `x` is 1 inside the range, ends included, and 0 outside. What counts of a step is its
     magnitude: an optimizer that carries it through zero does no harm.
 
@@ -61,7 +61,7 @@ def lsq_activation(x: ArrayLike, step: ArrayLike, bits: int = 8, signed: bool = 
 def lsq_step(x: ArrayLike, bits: int = 8, signed: bool = False) -> Array:
     r"""The step to start from, of a first batch of activations.
 
-    .. math:: s = 2\,\mathrm{mean}|x| / \sqrt{Q_P}
+    $$ s = 2\,\mathrm{mean}|x| / \sqrt{Q_P} $$
 
     Args:
         x: float array.

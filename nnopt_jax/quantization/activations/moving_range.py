@@ -47,7 +47,7 @@ class EmaRange(NamedTuple):
 def ema_range(state: EmaRange, x: ArrayLike, decay: float = 0.99) -> EmaRange:
     r"""Adds the extreme values of a batch to moving averages.
 
-    .. math:: m_t = d \, m_{t-1} + (1 - d) \, x_t, \qquad \hat m_t = m_t / (1 - d^t)
+    $$ m_t = d \, m_{t-1} + (1 - d) \, x_t, \qquad \hat m_t = m_t / (1 - d^t) $$
 
     Args:
         state: `EmaRange.start()` for the first batch.

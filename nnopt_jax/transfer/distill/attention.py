@@ -19,8 +19,8 @@ _NAME = "transfer.attention_loss"
 def attention_map(features: ArrayLike, power: float = 2.0) -> Array:
     r"""Where features are strong: one number for each place, the whole of norm 1.
 
-    .. math:: Q = \frac{\mathrm{vec}(F)}{\lVert \mathrm{vec}(F) \rVert_2}, \qquad
-        F = \frac{1}{c} \sum_c |A_c|^p
+    $$ Q = \frac{\mathrm{vec}(F)}{\lVert \mathrm{vec}(F) \rVert_2}, \qquad
+       F = \frac{1}{c} \sum_c |A_c|^p $$
 
     Args:
         features: `(batch, ..., channels)`.
@@ -77,8 +77,8 @@ def attention_loss(
 ) -> Array:
     r"""How far a student's attention map is from its teacher's.
 
-    .. math:: L = \mathrm{mean}\, (Q^s - Q^t)^2 \qquad \text{or} \qquad
-        L = \frac{1}{n} \sum_i \lVert Q^s_i - Q^t_i \rVert_2
+    $$ L = \mathrm{mean}\, (Q^s - Q^t)^2 \qquad \text{or} \qquad
+       L = \frac{1}{n} \sum_i \lVert Q^s_i - Q^t_i \rVert_2 $$
 
     The teacher gets no gradient. Numbers of channels may differ.
 

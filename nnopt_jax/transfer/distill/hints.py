@@ -17,7 +17,7 @@ _NAME = "transfer.hint_loss"
 def hint_loss(student: ArrayLike, teacher: ArrayLike, regressor: ArrayLike | None = None) -> Array:
     r"""How far a student's features are from its teacher's hint, through a learned map.
 
-    .. math:: L = \mathrm{mean}\, ( h^t - h^s R )^2
+    $$ L = \mathrm{mean}\, ( h^t - h^s R )^2 $$
 
     The paper's loss is half the sum over features in place of the mean. The teacher gets no
     gradient.
@@ -61,7 +61,7 @@ def hint_loss(student: ArrayLike, teacher: ArrayLike, regressor: ArrayLike | Non
 def hint_regressor(key: Key, student: int, teacher: int) -> Array:
     r"""What the regressor of `hint_loss` starts from.
 
-    .. math:: R_{ij} \sim \mathcal{N}(0, 1/s)
+    $$ R_{ij} \sim \mathcal{N}(0, 1/s) $$
 
     Args:
         key: draws it.

@@ -17,8 +17,8 @@ def distillation_loss(
 ) -> Array:
     r"""How far a student's softened predictions are from its teacher's.
 
-    .. math:: L = T^2 \, \frac{1}{n} \sum_i \mathrm{KL}\big(
-        \mathrm{softmax}(z^t_i / T) \,\Vert\, \mathrm{softmax}(z^s_i / T) \big)
+    $$ L = T^2 \, \frac{1}{n} \sum_i \mathrm{KL}\big(
+       \mathrm{softmax}(z^t_i / T) \,\Vert\, \mathrm{softmax}(z^s_i / T) \big) $$
 
     The factor keeps gradients of one size at every temperature. Add it to the loss of the labels,
     as `alpha * distillation_loss(...) + (1 - alpha) * cross_entropy(...)`. The teacher gets no
@@ -59,9 +59,9 @@ def distillation_loss(
 def _divergence(student: Array, teacher: Array) -> Array:
     r"""KL of two softmaxes over the last axis, to rounding of itself however small it is.
 
-    .. math:: \sum_c p_c (e^{d_c} - 1 - d_c), \qquad d = \log q - \log p
+    $$ \sum_c p_c (e^{d_c} - 1 - d_c), \qquad d = \log q - \log p $$
 
-    Where `p` and `q` are close, terms of :math:`\sum p (-d)` are as large as `d` and their sum as
+    Where `p` and `q` are close, terms of $\sum p (-d)$ are as large as `d` and their sum as
     small as its square; those here are none of them below 0, and of the size of their sum.
     """
     mine, theirs = (jnp.exp(jax.nn.log_softmax(z)) for z in (student, teacher))

@@ -69,7 +69,7 @@ class Rates(NamedTuple):
 def layerwise_rates(params: Params, order: Sequence[Where], *, decay: float = 0.75) -> Rates:
     r"""Rates that fall from layer to layer, so that what is near the input changes least.
 
-    .. math:: \eta_l = \eta \, d^{\,L - l}, \qquad l = 1, \dots, L
+    $$ \eta_l = \eta \, d^{\,L - l}, \qquad l = 1, \dots, L $$
 
     The rate of the last group is the optimizer's own.
 

@@ -17,10 +17,10 @@ _NAME = "transfer.slerp"
 def slerp(a: Params, b: Params, t: ArrayLike, *, scope: Literal["leaf", "tree"] = "leaf") -> Params:
     r"""Goes from one model to another along the arc between their directions.
 
-    .. math:: \theta = \frac{\sin((1 - t)\,\omega)}{\sin\omega}\, \theta_a
-        + \frac{\sin(t\,\omega)}{\sin\omega}\, \theta_b, \qquad
-        \cos\omega = \frac{\langle \theta_a, \theta_b \rangle}
-        {\lVert \theta_a \rVert \lVert \theta_b \rVert}
+    $$ \theta = \frac{\sin((1 - t)\,\omega)}{\sin\omega}\, \theta_a
+       + \frac{\sin(t\,\omega)}{\sin\omega}\, \theta_b, \qquad
+       \cos\omega = \frac{\langle \theta_a, \theta_b \rangle}
+       {\lVert \theta_a \rVert \lVert \theta_b \rVert} $$
 
     An average of two directions is shorter than both; this keeps the norm. Where directions are
     nearly parallel, the line between them is taken.

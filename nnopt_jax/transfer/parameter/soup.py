@@ -14,7 +14,7 @@ _NAME = "transfer.soup"
 def soup(models: Sequence[Params], weights: float | Sequence[float] = 1.0) -> Params:
     r"""Averages the parameters of models that were fine-tuned from the same start.
 
-    .. math:: \theta = \frac{\sum_k w_k\, \theta_k}{\sum_k w_k}
+    $$ \theta = \frac{\sum_k w_k\, \theta_k}{\sum_k w_k} $$
 
     Args:
         models: trees of arrays or expressions (which are shown), of the same paths and shapes.

@@ -16,7 +16,7 @@ def task_arithmetic(
 ) -> Params:
     r"""Adds to a model what others, fine-tuned from it, have learned; or takes it away.
 
-    .. math:: \theta = \theta_0 + \sum_k w_k\, (\theta_k - \theta_0)
+    $$ \theta = \theta_0 + \sum_k w_k\, (\theta_k - \theta_0) $$
 
     Args:
         base: the model that the others were fine-tuned from.

@@ -26,11 +26,11 @@ def ties(
 ) -> Params:
     r"""Merges models fine-tuned from one base: trim, elect signs, average those that agree.
 
-    .. math:: \theta = \theta_0 + \lambda \, \tau, \qquad
-        \delta_k = \mathrm{trim}(\theta_k - \theta_0), \qquad
-        \tau = \frac{\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} w_k\, \delta_k}
-        {\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} n_k}, \qquad
-        \gamma = \mathrm{sgn}\Big(\sum_k \delta_k\Big)
+    $$ \theta = \theta_0 + \lambda \, \tau, \qquad
+       \delta_k = \mathrm{trim}(\theta_k - \theta_0), \qquad
+       \tau = \frac{\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} w_k\, \delta_k}
+       {\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} n_k}, \qquad
+       \gamma = \mathrm{sgn}\Big(\sum_k \delta_k\Big) $$
 
     Args:
         base: the model that the others were fine-tuned from.

@@ -23,7 +23,7 @@ def deepen(
 ) -> Params:
     r"""Adds residual blocks that are copies of others, their last projections zero.
 
-    .. math:: x + W_\text{out} f(x) = x \quad\text{where}\quad W_\text{out} = 0
+    $$ x + W_\text{out} f(x) = x \quad\text{where}\quad W_\text{out} = 0 $$
 
     The network computes what it did, exactly; the new projections move with the first step, and
     what is before them with the second.

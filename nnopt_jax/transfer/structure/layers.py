@@ -20,9 +20,9 @@ How = Literal["first", "last", "even", "ends", "stack"]
 def layer_map(source: int, target: int, how: How) -> tuple[int, ...]:
     r"""Says which layer of one depth each layer of another depth comes from.
 
-    .. math:: \text{even: } \lfloor i s / t \rfloor \quad
-        \text{ends: } \Big\lfloor \frac{i (s - 1)}{t - 1} + \tfrac12 \Big\rfloor \quad
-        \text{stack: } i \bmod s
+    $$ \text{even: } \lfloor i s / t \rfloor \quad
+       \text{ends: } \Big\lfloor \frac{i (s - 1)}{t - 1} + \tfrac12 \Big\rfloor \quad
+       \text{stack: } i \bmod s $$
 
     Args:
         source: layers there are, `s`.

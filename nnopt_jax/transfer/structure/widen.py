@@ -37,7 +37,7 @@ def widen(
     by the order in which the backend adds up longer sums. With `"split"` a unit and its copies
     share what it said:
 
-    .. math:: W'_{\text{out}}[j] = W_{\text{out}}[\pi(j)] \,/\, |\{k : \pi(k) = \pi(j)\}|
+    $$ W'_{\text{out}}[j] = W_{\text{out}}[\pi(j)] \,/\, |\{k : \pi(k) = \pi(j)\}| $$
 
     which holds up to rounding, of quotients too where they are no powers of two. Neither holds
     where something takes statistics over the units, as layer normalization does.

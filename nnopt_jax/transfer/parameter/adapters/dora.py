@@ -30,11 +30,11 @@ def dora(
 ) -> Transform:
     r"""Trains the direction of each weight by a low-rank product, and its lengths freely (DoRA).
 
-    .. math:: W = m \, \frac{W_0 + s\, A B}{\lVert W_0 + s\, A B \rVert}
+    $$ W = m \, \frac{W_0 + s\, A B}{\lVert W_0 + s\, A B \rVert} $$
 
     The norm is that of the weights of one output, summed over the contracted axes for each index
     of output and batch axes (see `lora`), and passes no gradient. `m` starts as the norm of
-    :math:`W_0`: training starts at :math:`W_0`, but for rounding. All else is as in `lora`.
+    $W_0$: training starts at $W_0$, but for rounding. All else is as in `lora`.
 
     Args:
         rank: `r`.

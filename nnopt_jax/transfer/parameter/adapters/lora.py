@@ -24,14 +24,14 @@ def lora(
 ) -> Transform:
     r"""Trains a product of two thin matrices beside each weight, which stays (LoRA).
 
-    .. math:: W = W_0 + s\, A B, \qquad s = \frac{\alpha}{r} \quad
-        \Big( \text{rank-stabilized: } \frac{\alpha}{\sqrt r} \Big)
+    $$ W = W_0 + s\, A B, \qquad s = \frac{\alpha}{r} \quad
+       \Big( \text{rank-stabilized: } \frac{\alpha}{\sqrt r} \Big) $$
 
     with `A` of shape `(in, r)` and `B` of `(r, out)`, for each index of the batch axes of a weight
     (experts, scanned layers): all contracted axes of a weight are one `in`, all output axes one
     `out`. `tx.bind` gives the axes; unbound, leaves of two axes are `(in, out)` and those of four
     or five the kernels of Flax's convolutions. `A` is drawn uniformly within
-    :math:`1/\sqrt{in}`, `B` is zero: training starts at :math:`W_0`. The base may be packed
+    $1/\sqrt{in}$, `B` is zero: training starts at $W_0$. The base may be packed
     (`QLoRA`): a tree that `tx.pack` or `nnopt.load` returned, its bytes never touched.
 
     Under a mask, and over a packed leaf that has one, the sum is masked, so zeros stay zero; other
