@@ -1,4 +1,4 @@
-"""Sparse weights as products read them: for each output, the inputs that it takes."""
+"""Sparse weights in ELL form (padded rows), which products read fastest."""
 
 from __future__ import annotations
 

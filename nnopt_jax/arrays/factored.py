@@ -1,4 +1,4 @@
-"""A product of two thin matrices."""
+"""Weights of low rank: products of two thin matrices."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Field = Any
 
 
 class CannotStayPacked(Exception):
-    """Raised by hooks when a step must materialize a node; the interpreter catches it.
+    """The error of a hook when a step must materialize a node; the interpreter catches it.
 
     Args:
         reason: the reason in a few words.

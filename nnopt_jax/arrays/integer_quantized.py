@@ -1,4 +1,4 @@
-"""Codes on a uniform grid."""
+"""Uniform quantization: integer codes times a scale."""
 
 from __future__ import annotations
 

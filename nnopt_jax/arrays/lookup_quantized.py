@@ -1,4 +1,4 @@
-"""Codes of a few fixed levels, times a scale."""
+"""Lookup-table quantization: indices into a few fixed levels, times a scale."""
 
 from __future__ import annotations
 

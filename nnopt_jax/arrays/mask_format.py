@@ -1,4 +1,4 @@
-"""Which storage form a mask gets: the one that is asked for, or the smallest."""
+"""The choice of a storage form for a mask: the one requested, or the smallest."""
 
 from __future__ import annotations
 

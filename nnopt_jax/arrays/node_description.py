@@ -1,4 +1,4 @@
-"""A JSON description of a tree of nodes: rebuilds the abstract tree with no code and no pickle."""
+"""JSON descriptions of trees of nodes, from which files are read without code or pickle."""
 
 from __future__ import annotations
 

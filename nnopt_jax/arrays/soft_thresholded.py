@@ -1,4 +1,4 @@
-"""Values that a threshold has moved towards zero."""
+"""Weights that a soft threshold moved towards zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The storage form of a masked array: kept elements only, and where they belong."""
+"""The storage form of a masked array: kept elements, and a sparse layout of the mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From training form to storage form: lossless, and knows nodes only."""
+"""Conversion from training form to storage form, without loss."""
 
 from __future__ import annotations
 

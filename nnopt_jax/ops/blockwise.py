@@ -1,4 +1,4 @@
-"""Reductions of the blocks of an array, and back."""
+"""Reductions over the blocks of an array, and repetition of block values."""
 
 from __future__ import annotations
 

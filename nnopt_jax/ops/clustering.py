@@ -105,7 +105,7 @@ def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
 def _share(atoms: Atoms) -> Array:
     """Return each atom's part of the integral of the cube root of the density.
 
-    None gets more than two cells of the plan, lest an outlier takes them all.
+    Each gets at most two cells of the plan, so that no outlier takes them all.
     """
     left = atoms.place - jnp.append(-jnp.inf, atoms.last[:-1])
     right = jnp.append(atoms.first[1:], jnp.inf) - atoms.place

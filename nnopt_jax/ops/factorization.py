@@ -1,4 +1,4 @@
-"""Matrices as products of thin ones."""
+"""Factorization of matrices into thin ones."""
 
 from __future__ import annotations
 

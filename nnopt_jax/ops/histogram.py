@@ -1,4 +1,4 @@
-"""Histograms that outliers do not spoil."""
+"""Histograms whose bins are robust to outliers."""
 
 from __future__ import annotations
 

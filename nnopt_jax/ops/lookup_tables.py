@@ -177,8 +177,8 @@ def _assign(v: Array, t: Array) -> Array:
 def _looked_up(v: Array, middles: Array, dtype: DTypeLike) -> Array:
     """Count the midpoints below each value: by a grid, and one comparison.
 
-    The neighbors of a cell count with it, lest rounding matters. Where a cell then has more than
-    one midpoint, as an outlier in the table can bring about, binary search serves.
+    The neighbors of a cell count with it, so that rounding does not matter. If a cell then has more
+    than one midpoint, which an outlier in the table can cause, binary search is used.
     """
     # Halves, for differences of the largest floats overflow.
     start, stop = middles[0] / 2, middles[-1] / 2

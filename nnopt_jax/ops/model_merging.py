@@ -1,4 +1,4 @@
-"""Arithmetic of arrays that are to become one."""
+"""Arithmetic for merging the weights of several models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays brought to another shape, as knowledge moves between models of other sizes."""
+"""Resizing of weights for models of other sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Differentiable k-means: every value belongs to every cluster, to nearer ones more."""
+"""Differentiable k-means: each value belongs to all clusters, to nearer ones more."""
 
 from __future__ import annotations
 

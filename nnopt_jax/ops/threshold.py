@@ -200,7 +200,7 @@ def _counter(arrays: list[Array], keys: Callable[[int, Array], Array]) -> _Count
     def count(cuts: list[Array]) -> list[Array]:
         totals = [jnp.int32(0)] * len(cuts)
         for i, array in enumerate(arrays):
-            # Tied to the cuts, lest the keys are lifted out of the loop and written to memory.
+            # Tied to the cuts, or else the compiler lifts the keys out of the loop and stores them.
             array, _ = lax.optimization_barrier((array, cuts[0]))
             totals = _add(totals, _reached(keys(i, array), cuts))
         return totals

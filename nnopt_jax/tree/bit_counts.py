@@ -1,4 +1,4 @@
-"""Honest sizes: the bits that the arrays of a tree need, whatever a backend pads them to."""
+"""Bits that the arrays of a tree need, regardless of how a backend pads them."""
 
 from __future__ import annotations
 

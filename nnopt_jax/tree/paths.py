@@ -1,4 +1,4 @@
-"""One way to name a leaf: `encoder/layers_0/kernel`, the same in rules, tables and errors."""
+"""Names of leaves, such as `encoder/layers_0/kernel`: the same in rules, tables and errors."""
 
 from __future__ import annotations
 

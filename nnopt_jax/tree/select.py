@@ -1,4 +1,4 @@
-"""Selectors: which leaves a rule means, by glob, regular expression or predicate."""
+"""Selectors of leaves, by glob, regular expression or predicate."""
 
 from __future__ import annotations
 
