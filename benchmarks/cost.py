@@ -20,7 +20,7 @@ from interleave import interleave
 
 import nnopt_jax as nnopt
 from nnopt_jax.columns import aligned
-from nnopt_jax.trace.cost.amounts import amount
+from nnopt_jax.trace.cost_table import amount
 from nnopt_jax.zoo.lenet import lenet5
 from nnopt_jax.zoo.transformer import Transformer
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 import nnopt_jax as nnopt
-from nnopt_jax.trace.statistics.observe import read_program
+from nnopt_jax.trace.statistics.batch_reader import read_program
 from nnopt_jax.trace.statistics.use_sites import float_leaves
 from nnopt_jax.zoo.llama import Llama
 

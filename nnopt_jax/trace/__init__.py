@@ -1,6 +1,6 @@
 """The analysis of what a function does with each of its parameters: `graph` and `on_packed`."""
 
-from nnopt_jax.trace.cost import (
+from nnopt_jax.trace.cost_table import (
     Cost as Cost,
     CostComparison as CostComparison,
     CostRow as CostRow,
@@ -11,10 +11,13 @@ from nnopt_jax.trace.coupling import (
     ShrunkModel as ShrunkModel,
     SmallerFunction as SmallerFunction,
 )
-from nnopt_jax.trace.make_graph import graph as graph
-from nnopt_jax.trace.model_graph import Graph as Graph
-from nnopt_jax.trace.packed.on_packed import OnPacked as OnPacked, on_packed as on_packed
-from nnopt_jax.trace.packed.report import PackedReport as PackedReport, Use as Use
+from nnopt_jax.trace.graphs import Graph as Graph, graph as graph
+from nnopt_jax.trace.packed import (
+    OnPacked as OnPacked,
+    PackedReport as PackedReport,
+    Use as Use,
+    on_packed as on_packed,
+)
 from nnopt_jax.trace.statistics import (
     Extremes as Extremes,
     LeafUse as LeafUse,

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import primitives
 from jax.sharding import PartitionSpec, Sharding
 
-from nnopt_jax.trace.jaxpr import Equation, Program, bind, closed, is_variable, primitives, scanned
-from nnopt_jax.trace.probed import shard_map_p
+from nnopt_jax.trace.jaxpr import Equation, Program, bind, closed, is_variable, scan_sizes
+from nnopt_jax.trace.primitives.primitive_names import shard_map_p
 from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
 
@@ -211,7 +212,7 @@ def _while(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[
 def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
     """Run a scan: each iteration gets its layer of stacked leaves; the carry consists of arrays."""
     k = equation.params
-    consts, count = scanned(equation)
+    consts, count = scan_sizes(equation)
     whole, rows = values[:consts], [inside.slices(value) for value in values[consts + count :]]
     carry = inside.dense(values[consts : consts + count])
 

@@ -73,7 +73,7 @@ def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
     return list(found) if equation.primitive.multiple_results else [found]
 
 
-def scanned(equation: Equation) -> tuple[int, int]:
+def scan_sizes(equation: Equation) -> tuple[int, int]:
     """Return how many inputs of a scan are constants, and how many are carried."""
     settings = equation.params
     if "num_consts" in settings:  # before jax 0.11
@@ -96,7 +96,7 @@ def line(equation: Equation) -> str:
     trace = getattr(equation.source_info, "traceback", None)
     for frame in trace.frames if trace is not None else ():
         if _is_users(frame.file_name):
-            return _told(frame.file_name, frame.line_num, frame.function_name)
+            return _place_of(frame.file_name, frame.line_num, frame.function_name)
     return ""
 
 
@@ -104,7 +104,7 @@ def line_of(error: BaseException) -> str:
     """Return the user's line that raised an error, `file.py:12 (function)`; empty if not known."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if _is_users(frame.filename):
-            return _told(frame.filename, frame.lineno, frame.name)
+            return _place_of(frame.filename, frame.lineno, frame.name)
     return ""
 
 
@@ -112,7 +112,7 @@ def _is_users(file: str) -> bool:
     return not file.startswith((*_INSTALLED, _OURS, "<frozen"))
 
 
-def _told(file: str, number: int | None, name: str) -> str:
+def _place_of(file: str, number: int | None, name: str) -> str:
     return f"{pathlib.Path(file).name}:{number} ({name})"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,17 @@ import numpy as np
 from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Program, abstract, line_of
+from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.tree.devices import is_explicit
 from nnopt_jax.tree.paths import flatten, path_string
+
+Outputs = Callable[[Any], Any]
+"""Selects the part of a function's result that must keep its widths."""
+
+
+def everything(found: Any) -> Any:
+    """Return the whole result of a function: the default of `outputs`."""
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +37,8 @@ class Traced:
         values: arrays and packed leaves, one for each input.
         arguments: for each input the number of its positional argument, or the keyword.
         structure: the structure of the result.
+        outputs: selects the part of the result that must keep its widths.
+        table: the rules of the primitives.
     """
 
     program: Program
@@ -35,15 +46,17 @@ class Traced:
     values: tuple[Any, ...]
     arguments: tuple[int | str, ...]
     structure: Any
+    outputs: Outputs = everything
+    table: Table = TABLE
 
     def outcome(self, found: Iterable[Any]) -> Any:
         """Return the result of the function from the outputs of its program."""
         return jax.tree.unflatten(self.structure, list(found))
 
-    def part(self, outputs: Callable[[Any], Any], found: Sequence[Any]) -> list[Any]:
-        """Return the outputs of the program that are in a part of the function's result."""
+    def selected(self, found: Sequence[Any]) -> list[Any]:
+        """Return the outputs of the program that `outputs` selects."""
         numbers = self.outcome(range(len(found)))
-        return [found[number] for number in jax.tree.leaves(outputs(numbers))]
+        return [found[number] for number in jax.tree.leaves(self.outputs(numbers))]
 
     def with_parameters(self, leaves: Iterable[Any]) -> Traced:
         """Return the function with other values for the leaves of its first argument."""
@@ -53,7 +66,10 @@ class Traced:
         return dataclasses.replace(self, values=values)
 
 
-def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+def trace(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
+    outputs: Outputs = everything, table: Table = TABLE,
+) -> Traced:  # fmt: skip
     """Trace a function without computing it.
 
     Args:
@@ -61,13 +77,15 @@ def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
         args: its arguments: arrays, `jax.ShapeDtypeStruct`s and packed leaves in any containers;
             other values reach the function unchanged.
         kwargs: its keyword arguments, of the same kinds.
+        outputs: selects the part of the result that must keep its widths.
+        table: the rules of the primitives, for every analysis.
 
     Raises:
         CompositionError: the function needs concrete values, which tracing does not have.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> found = traced(
+        >>> found = trace(
         ...     lambda params, x, on: params["w"] * x, ({"w": jnp.ones(2)}, 3.0), {"on": 1}
         ... )
         >>> found.paths, found.arguments, found.program.jaxpr.outvars[0].aval.shape
@@ -78,7 +96,7 @@ def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     kept = [is_node(leaf) or is_array(leaf) for leaf in leaves]
 
     def flat(*arrays: Any) -> Any:
-        args, kwargs = jax.tree.unflatten(tree, refilled(leaves, kept, arrays))
+        args, kwargs = jax.tree.unflatten(tree, refill(leaves, kept, arrays))
         return function(*args, **kwargs)
 
     inputs = [(keys, x) for (keys, x), keep in zip(with_paths, kept, strict=True) if keep]
@@ -88,17 +106,12 @@ def traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
             *(abstract(x) if is_node(x) else x for x in values)
         )
     except _NEEDS_VALUES as error:
-        raise _explained(function, paths, error) from error
+        raise _explain(function, paths, error) from error
     except Exception as error:
-        error.add_note(_noted(function, zip(paths, values, strict=True), error))
+        error.add_note(_note_of(function, zip(paths, values, strict=True), error))
         raise
-    return Traced(
-        program,
-        paths,
-        values,
-        tuple(_argument(keys) for keys, _ in inputs),
-        jax.tree.structure(shapes),
-    )
+    arguments, structure = tuple(_argument(keys) for keys, _ in inputs), jax.tree.structure(shapes)
+    return Traced(program, paths, values, arguments, structure, outputs, table)
 
 
 _NEEDS_VALUES = (
@@ -109,7 +122,7 @@ _NEEDS_VALUES = (
 )
 
 
-def _explained(function: Any, paths: Sequence[str], error: Exception) -> CompositionError:
+def _explain(function: Any, paths: Sequence[str], error: Exception) -> CompositionError:
     """Return an error that names inputs by path, where JAX names them by number."""
     numbers = dict.fromkeys(re.findall(r"\barrays\[(\d+)\]", str(error)))
     inputs = ", ".join(paths[int(number)] for number in numbers) or "an input"
@@ -120,7 +133,7 @@ def _explained(function: Any, paths: Sequence[str], error: Exception) -> Composi
     )
 
 
-def _noted(function: Any, given: Iterable[tuple[str, Any]], error: Exception) -> str:
+def _note_of(function: Any, given: Iterable[tuple[str, Any]], error: Exception) -> str:
     """Return a note for JAX's error: the name of the traced function, and its packed inputs."""
     leaves = [f"{p} {x.dtype}{list(x.shape)}" for p, x in given if is_node(x)]
     told = f"nnopt_jax: while {_name(function)} was traced, at {line_of(error) or 'some line'}."
@@ -138,20 +151,20 @@ def _name(function: Any) -> str:
     return getattr(function, "__name__", "the function")
 
 
-def require_function(who: str, function: Any) -> None:
+def check_function(caller: str, function: Any) -> None:
     """Raise if an argument is not a function.
 
     Raises:
         CompositionError: the argument is not callable.
 
     Example:
-        >>> require_function("demo", {"w": 1})
+        >>> check_function("demo", {"w": 1})
         Traceback (most recent call last):
         nnopt_jax.errors.CompositionError: demo: dict is not a function; it comes before parameters.
     """
     if not callable(function):
         raise CompositionError(
-            f"{who}: {type(function).__name__} is not a function; it comes before parameters."
+            f"{caller}: {type(function).__name__} is not a function; it comes before parameters."
         )
 
 
@@ -191,7 +204,7 @@ def _shape(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
 
 
-def refilled(leaves: Sequence[Any], kept: Sequence[bool], arrays: Iterable[Any]) -> list[Any]:
+def refill(leaves: Sequence[Any], kept: Sequence[bool], arrays: Iterable[Any]) -> list[Any]:
     """Return leaves in which those marked as kept are replaced with the arrays, in order."""
     left = iter(arrays)
     return [next(left) if keep else x for x, keep in zip(leaves, kept, strict=True)]

@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 import nnopt_jax as nnopt
 from nnopt_jax.trace.control import CONTROL
 from nnopt_jax.trace.jaxpr import closed
-from nnopt_jax.trace.packed.steps import RULES
+from nnopt_jax.trace.packed.packed_steps import RULES
 from nnopt_jax.trace.primitives import (
     TABLE,
     Kind,

@@ -3,33 +3,128 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.columns import aligned
-from nnopt_jax.errors import Problems, ValueRangeError
-from nnopt_jax.trace.coupling.analysis import Outputs, Place, analyse
-from nnopt_jax.trace.coupling.choice import Keep, checked, chosen, dimensions_of
-from nnopt_jax.trace.coupling.dimension import Dimension, dimensions, frozen
-from nnopt_jax.trace.primitives import TABLE, Table
-from nnopt_jax.trace.traced import Traced
+from nnopt_jax.errors import (
+    CompositionError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    ValueRangeError,
+    nearest,
+)
+from nnopt_jax.trace.coupling.coupling_analysis import (
+    Dimension,
+    Place,
+    analyze_coupling,
+    dimensions,
+    frozen_axes,
+)
+from nnopt_jax.trace.traced import Traced, arrays_of
 from nnopt_jax.typing import Array, Params, Path, PyTree, Shape
 
+Keep = Mapping[str, Any]
+"""The units that stay, by the name of a dimension: a boolean for each unit, or their numbers."""
 
-def coupled_axes(given: Traced, outputs: Outputs, table: Table = TABLE) -> CoupledAxes:
+
+def dimensions_of(
+    caller: str, known: Sequence[Dimension], names: Iterable[str]
+) -> dict[str, Dimension]:
+    """Return dimensions by name; raise an error that lists all unknown names."""
+    by_name, lost = {dimension.name: dimension for dimension in known}, Problems(caller)
+    for name in names:
+        if name not in by_name:
+            lost.add("", f"{name!r} is not a dimension.{nearest(str(name), by_name)}")
+    lost.raise_as(SelectionError)
+    return {name: by_name[name] for name in names}
+
+
+def select_units(
+    caller: str, known: Sequence[Dimension], keep: Keep
+) -> list[tuple[Dimension, np.ndarray]]:
+    """Return each named dimension with a boolean for each unit that is true where it stays."""
+    found, wrong = [], Problems(caller)
+    if not isinstance(keep, Mapping):
+        raise ValueRangeError(
+            f"{caller}: keep is a {type(keep).__name__}; give units by name of a dimension, as "
+            "coupled.choose(coupled.scores(params), 0.5) does."
+        )
+    for name, dimension in dimensions_of(caller, known, keep).items():
+        given = np.asarray(keep[name])
+        units = np.zeros(dimension.size, bool)
+        if given.size == 0 or (given.dtype == bool and not given.any()):
+            wrong.add(name, f"no unit of {dimension.size} is left; keep at least one.")
+        elif given.dtype == bool:
+            if given.shape != units.shape:
+                shape = f"{given.shape}, where ({dimension.size},) is needed"
+                wrong.add(name, f"booleans of shape {shape}.")
+            else:
+                units = given
+        elif given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
+            text = f"give booleans ({dimension.size},) or numbers of units"
+            wrong.add(name, f"{given.dtype} of shape {given.shape}; {text}.")
+        elif ((given < 0) | (given >= dimension.size)).any():
+            wrong.add(name, f"units {given} are not all in 0..{dimension.size - 1}.")
+        else:
+            units[given] = True
+        found.append((dimension, units))
+    wrong.raise_as(ValueRangeError)
+    return found
+
+
+_LOST = "is missing; give the parameters that the graph was made of."
+
+
+def check_leaves(
+    caller: str,
+    shapes: Mapping[Path, Shape],
+    params: Params,
+    text: str = _LOST,
+    packed: bool = False,
+) -> dict[Path, Any]:
+    """Return the leaves of a tree by path; raise if they do not have these shapes.
+
+    Args:
+        caller: the caller, for errors.
+        shapes: the shape of each leaf by path.
+        params: the tree.
+        text: the message for leaves that are missing.
+        packed: whether leaves may be packed.
+    """
+    leaves = arrays_of(params)
+    lost, nodes, misfit = Problems(caller), Problems(caller), Problems(caller)
+    for path in shapes:
+        if path not in leaves:
+            lost.add(path, text)
+    for path, leaf in leaves.items():
+        if path not in shapes:
+            lost.add(path, f"is not a leaf of the graph.{nearest(path, shapes)}")
+        elif is_node(leaf) and not packed:
+            nodes.add(path, f"is a {type(leaf).__name__}; give nnopt.materialize(params).")
+        elif tuple(leaf.shape) != shapes[path]:
+            both = f"{tuple(leaf.shape)}, and {shapes[path]} in the graph"
+            misfit.add(path, f"has shape {both}; make a graph of these parameters.")
+    lost.raise_as(SelectionError)
+    nodes.raise_as(CompositionError)
+    misfit.raise_as(ShapeError)
+    return leaves
+
+
+def coupled_axes(given: Traced) -> CoupledAxes:
     """Find the axes of a function's parameters that change together.
 
     Args:
         given: the traced function, which is not computed.
-        outputs: selects the part of its result that must keep its widths.
-        table: the rules of the primitives.
     """
-    found = analyse(given, outputs, table)
+    found = analyze_coupling(given)
     known = dimensions(found)
-    return CoupledAxes(known, frozen(found, known), found.shapes)
+    return CoupledAxes(known, frozen_axes(found, known), found.shapes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,12 +191,12 @@ class CoupledAxes:
         kept += [(f"{path}:{axis}", why) for (path, axis), why in self.frozen.items()]
         return "\n".join([*aligned(cells), *(aligned(kept) if len(kept) > 1 else [])])
 
-    def kept(self, keep: Keep, who: str = "graph.coupled") -> dict[Place, np.ndarray]:
+    def kept(self, keep: Keep, caller: str = "graph.coupled") -> dict[Place, np.ndarray]:
         """Return which elements stay, for the axes that lose some.
 
         Args:
             keep: the units that stay, by the name of a dimension: booleans for all, or numbers.
-            who: the caller, for errors.
+            caller: the caller, for errors.
 
         Returns:
             A boolean array by (path, axis).
@@ -111,26 +206,26 @@ class CoupledAxes:
             ValueRangeError: units are not valid, or none would be left; the message lists all.
         """
         found: dict[Place, np.ndarray] = {}
-        for dimension, units in chosen(who, self.dimensions, keep):
+        for dimension, units in select_units(caller, self.dimensions, keep):
             for place, at in dimension.indices.items():
                 if place not in found:
                     found[place] = np.ones(self.shapes[place[0]][place[1]], bool)
                 found[place][at[~units].ravel()] = False
         return {place: kept for place, kept in found.items() if not kept.all()}
 
-    def leaves(self, params: Params, who: str = "graph.coupled") -> dict[Path, Any]:
+    def leaves(self, params: Params, caller: str = "graph.coupled") -> dict[Path, Any]:
         """Check the shapes of the leaves of a tree, and return the leaves by path.
 
         Args:
             params: a tree.
-            who: the caller, for errors.
+            caller: the caller, for errors.
 
         Raises:
             SelectionError: leaves are missing or superfluous; the message lists all.
             ShapeError: a leaf has another shape than in the graph; the message lists all.
             CompositionError: a leaf is packed; the message lists all.
         """
-        return checked(who, self.shapes, params)
+        return check_leaves(caller, self.shapes, params)
 
     def scores(self, tree: PyTree, reduce: str = "sum") -> dict[str, Array]:
         """Reduce a score for each element to a score for each unit.

@@ -16,10 +16,10 @@ from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
 from nnopt_jax.trace.control import is_inlined
 from nnopt_jax.trace.coupling.derivatives import Derived, derive
 from nnopt_jax.trace.coupling.labels import Book, Labels
+from nnopt_jax.trace.coupling.remains import Reason, Residue, Value, common
 from nnopt_jax.trace.coupling.step_labels import StepLabels
-from nnopt_jax.trace.coupling.value import Left, Reason, Value, agreed, made_value, ordered_value
 from nnopt_jax.trace.jaxpr import Equation
-from nnopt_jax.trace.primitives import TABLE, MeshCut, Programs, Rule, Table
+from nnopt_jax.trace.primitives import TABLE, MeshCut, OpRule, Programs, Table
 
 
 class Note(NamedTuple):
@@ -32,7 +32,7 @@ class Note(NamedTuple):
         derived: finds the programs of its own derivative rule.
     """
 
-    rule: Rule | None
+    rule: OpRule | None
     ins: Sequence[Value | None]
     outs: Sequence[Value | None]
     derived: Callable[[], tuple[Derived, ...]] | None = None
@@ -55,10 +55,10 @@ class Coupling(Domain[Value]):
     def constant(self, x: Any) -> Value:
         """Return the value of a constant array; it is cut where arrays combined with it are."""
         if isinstance(x, Tracer) or jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
-            return ordered_value(self.book, np.shape(x))
+            return Value.ordered(self.book, np.shape(x))
         array = np.asarray(x)
         alike = array.size and bool((array == array.flat[0]).all())
-        value = made_value(self.book, array.shape, _number(array.flat[0]) if alike else None)
+        value = Value.fresh(self.book, array.shape, _number(array.flat[0]) if alike else None)
         for axis, labels in enumerate(value.axes):
             if not alike and (array != array.take([0], axis)).any():
                 self.book.order(labels)
@@ -73,23 +73,23 @@ class Coupling(Domain[Value]):
             self.book.join(ours, theirs)
             if parameter:
                 self.book.derive(ours, [theirs])
-        left = [agreed([one.remains(a), other.remains(a)]) for a in range(len(one.axes))]
+        left = [common([one.remains_at(a), other.remains_at(a)]) for a in range(len(one.axes))]
         constant = one.constant if one.constant == other.constant else None
         return Value(one.axes, tuple(left), constant, parameter, one.home)
 
     def same(self, one: Value, other: Value) -> bool:
         """Return whether both hold the same at removed units; their labels are joined already."""
-        return one.left == other.left and one.constant == other.constant
+        return one.remains == other.remains and one.constant == other.constant
 
     def layer(self, value: Value, site: Site) -> Value:
         """Return one slice of an array that a loop iterates over; fix the axis of the loop."""
         self.book.fix(value.axes[0], Reason("a loop goes along it", site.around))
-        return value._replace(axes=value.axes[1:], left=value.left[1:])
+        return value._replace(axes=value.axes[1:], remains=value.remains[1:])
 
     def stack(self, value: Value, times: int, site: Site) -> Value:
         """Stack the outcomes of the iterations of a loop; fix the axis of the iterations."""
         turns = self.book.fixed(times, "turns of a loop")
-        return value._replace(axes=(turns, *value.axes), left=(Left.UNKNOWN, *value.left))
+        return value._replace(axes=(turns, *value.axes), remains=(Residue.UNKNOWN, *value.remains))
 
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
         """Return the shard of a device; join elements at the same position of all shards."""
@@ -132,7 +132,7 @@ class Coupling(Domain[Value]):
         return outcomes
 
     def step(
-        self, equation: Equation, rule: Rule, values: list[Value], site: Site
+        self, equation: Equation, rule: OpRule, values: list[Value], site: Site
     ) -> Sequence[Value]:
         """Join the labels of elements that a step couples, and note the step."""
         home = _home(site)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.trace.abstract_walk import Location, Site, Walk
-from nnopt_jax.trace.coupling.value import Left, Value
+from nnopt_jax.trace.coupling.remains import Residue, Value
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives
 
 
@@ -52,7 +52,7 @@ def derive(
         outs: its outcomes.
     """
     equation = site.around[-1]
-    rule = _pushed if equation.primitive is primitives.custom_jvp_call_p else _pulled
+    rule = _jvp_programs if equation.primitive is primitives.custom_jvp_call_p else _vjp_programs
     found = functools.cache(lambda: rule(walk, site, ins, outs))
     pairs = zip(site.around[:-1], site.location[1::2], strict=False)
     if not any(outer.primitive in DERIVED and at for outer, at in pairs):
@@ -62,7 +62,7 @@ def derive(
     return found
 
 
-def _walked(
+def _walk(
     walk: Walk[Value], site: Site, number: int, program: Any, inputs: Any, known: Sequence[Value]
 ) -> Derived:
     """Walk a program of a rule, and join its first outputs with their known values."""
@@ -73,36 +73,36 @@ def _walked(
     return Derived(program, inner.location, found)
 
 
-def _pushed(
+def _jvp_programs(
     walk: Walk[Value], site: Site, ins: Sequence[Value], outs: Sequence[Value]
 ) -> tuple[Derived, ...]:
     """Return the program of a `jvp` rule: it returns outcomes, their tangents, and integers."""
     equation = site.around[-1]
-    moving, others = _divided(equation.invars, list(map(_spec, equation.invars)))
+    moving, others = _partition(equation.invars, list(map(_spec, equation.invars)))
 
     def pushed(moving: Any, others: Any, slopes: Any) -> Any:
         return jax.jvp(_own(equation, others), moving, slopes, has_aux=True)
 
     program = jax.make_jaxpr(pushed)(tuple(moving), others, tuple(moving))
-    values, rest = _divided(equation.invars, ins)
-    floats, ints = _divided(equation.outvars, outs)
+    values, rest = _partition(equation.invars, ins)
+    floats, ints = _partition(equation.outvars, outs)
     given, known = [*values, *rest, *map(_slope, values)], [*floats, *floats, *ints]
-    return (_walked(walk, site, 1, program, given, known),)
+    return (_walk(walk, site, 1, program, given, known),)
 
 
 def _slope(value: Value) -> Value:
     """Return the tangent of a value; it is zero where removed units leave a number."""
-    remains = map(value.remains, range(len(value.axes)))
-    left = tuple(Left.UNKNOWN if isinstance(x, Left) else 0.0 for x in remains)
+    remains = map(value.remains_at, range(len(value.axes)))
+    left = tuple(Residue.UNKNOWN if isinstance(x, Residue) else 0.0 for x in remains)
     return Value(value.axes, left)
 
 
-def _pulled(
+def _vjp_programs(
     walk: Walk[Value], site: Site, ins: Sequence[Value], outs: Sequence[Value]
 ) -> tuple[Derived, ...]:
     """Return the programs of a `vjp` rule: forward, which saves residuals, and backward."""
     equation = site.around[-1]
-    moving, others = _divided(equation.invars, list(map(_spec, equation.invars)))
+    moving, others = _partition(equation.invars, list(map(_spec, equation.invars)))
 
     def ahead(moving: Any, others: Any) -> Any:
         shown, back, rest = jax.vjp(_own(equation, others), *moving, has_aux=True)
@@ -110,18 +110,18 @@ def _pulled(
 
     program, (shown, _, back) = jax.make_jaxpr(ahead, return_shape=True)(tuple(moving), others)
     leaves, tree = jax.tree.flatten(back)
-    values, more = _divided(equation.invars, ins)
-    floats, ints = _divided(equation.outvars, outs)
-    forward = _walked(walk, site, 1, program, [*values, *more], [*floats, *ints])
+    values, more = _partition(equation.invars, ins)
+    floats, ints = _partition(equation.outvars, outs)
+    forward = _walk(walk, site, 1, program, [*values, *more], [*floats, *ints])
     again = jax.make_jaxpr(lambda leaves, slopes: jax.tree.unflatten(tree, leaves)(slopes))(
         leaves, shown
     )
-    slopes = [Value(x.axes, (Left.UNKNOWN,) * len(x.axes)) for x in floats]
+    slopes = [Value(x.axes, (Residue.UNKNOWN,) * len(x.axes)) for x in floats]
     kept = forward.outputs[len(outs) :]
-    return forward, _walked(walk, site, 2, again, [*kept, *slopes], values)
+    return forward, _walk(walk, site, 2, again, [*kept, *slopes], values)
 
 
-def run_pushed(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
+def run_jvp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
     """Compute a function with a `jvp` rule at smaller sizes, with its rule.
 
     Args:
@@ -134,37 +134,37 @@ def run_pushed(equation: Equation, values: Sequence[Any], plain: Plain, run: Run
 
     @forward.defjvp
     def rule(given: Any, slopes: Any) -> Any:
-        moving, others = _divided(equation.invars, given)
-        along, _ = _divided(equation.invars, slopes)
+        moving, others = _partition(equation.invars, given)
+        along, _ = _partition(equation.invars, slopes)
         found = run(0, [*moving, *others, *along])
         count = sum(map(_inexact, equation.outvars))
         shown, along, rest = found[:count], found[count : 2 * count], found[2 * count :]
         still = [np.zeros(np.shape(x), jax.dtypes.float0) for x in rest]
-        return _united(equation.outvars, shown, rest), _united(equation.outvars, along, still)
+        return _combine(equation.outvars, shown, rest), _combine(equation.outvars, along, still)
 
     return forward(*values)
 
 
-def run_pulled(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
-    """Compute a function with a `vjp` rule at smaller sizes; see `run_pushed` for the arguments."""
+def run_vjp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
+    """Compute a function with a `vjp` rule at smaller sizes; see `run_jvp` for the arguments."""
     function = jax.custom_vjp(plain)
 
     def ahead(*given: Any) -> Any:
-        moving, others = _divided(equation.invars, given)
+        moving, others = _partition(equation.invars, given)
         found = run(0, [*moving, *others])
         count, every = sum(map(_inexact, equation.outvars)), len(equation.outvars)
-        return _united(equation.outvars, found[:count], found[count:every]), found[every:]
+        return _combine(equation.outvars, found[:count], found[count:every]), found[every:]
 
     def back(kept: Any, slopes: Any) -> Any:
-        along, _ = _divided(equation.outvars, slopes)
+        along, _ = _partition(equation.outvars, slopes)
         found = run(1, [*kept, *along])
-        return tuple(_united(equation.invars, found, [None] * len(equation.invars)))
+        return tuple(_combine(equation.invars, found, [None] * len(equation.invars)))
 
     function.defvjp(ahead, back)
     return function(*values)
 
 
-DERIVED = {primitives.custom_jvp_call_p: run_pushed, primitives.custom_vjp_call_p: run_pulled}
+DERIVED = {primitives.custom_jvp_call_p: run_jvp, primitives.custom_vjp_call_p: run_vjp}
 """How functions with custom derivative rules run at smaller sizes, by primitive."""
 
 
@@ -172,8 +172,8 @@ def _own(equation: Equation, others: Sequence[Any]) -> Callable[..., Any]:
     """Return the step as a function of its floats; it returns integers as auxiliary data."""
 
     def function(*moving: Any) -> tuple[list[Any], list[Any]]:
-        found = bind(equation, _united(equation.invars, moving, others))
-        return _divided(equation.outvars, found)
+        found = bind(equation, _combine(equation.invars, moving, others))
+        return _partition(equation.outvars, found)
 
     return function
 
@@ -187,12 +187,12 @@ def _spec(variable: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
 
 
-def _divided(variables: Sequence[Any], values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+def _partition(variables: Sequence[Any], values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Divide values into those that can be differentiated and the others."""
     pairs = list(zip(variables, values, strict=True))
     return [x for v, x in pairs if _inexact(v)], [x for v, x in pairs if not _inexact(v)]
 
 
-def _united(variables: Sequence[Any], moving: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+def _combine(variables: Sequence[Any], moving: Sequence[Any], others: Sequence[Any]) -> list[Any]:
     a, b = iter(moving), iter(others)
     return [next(a) if _inexact(variable) else next(b) for variable in variables]

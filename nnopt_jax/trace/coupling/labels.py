@@ -202,7 +202,7 @@ class Book:
         self._second[roots[bare]] = self._second[gone[bare]]
         return [(self._first[gone], self._first[roots]), (self._second[gone], self._second[roots])]
 
-    def paired(self, first: Labels, second: Labels) -> Labels:
+    def pair(self, first: Labels, second: Labels) -> Labels:
         """Join two label vectors: each element is removed if either of its labels is."""
         first, second = self.find(first), self.find(second)
         without_first, without_second = self._why[first] > 0, self._why[second] > 0
@@ -214,11 +214,11 @@ class Book:
         self._first[both], self._second[both] = first, second
         return np.where(without_second, first, np.where(without_first, second, both))
 
-    def merged(self, outer: Labels, inner: Labels) -> Labels:
+    def flatten(self, outer: Labels, inner: Labels) -> Labels:
         """Return the labels of two axes flattened to one."""
-        return self.paired(np.repeat(outer, len(inner)), np.tile(inner, len(outer)))
+        return self.pair(np.repeat(outer, len(inner)), np.tile(inner, len(outer)))
 
-    def parted(self, labels: Labels, rows: int) -> tuple[Labels, Labels]:
+    def split(self, labels: Labels, rows: int) -> tuple[Labels, Labels]:
         """Split the labels of one axis into those of two; couple elements where needed for that."""
         return self._part(self.find(labels).reshape(rows, -1), 0)
 
@@ -239,12 +239,12 @@ class Book:
                 self._part(np.where(pair, self._second[grid], KEPT), depth + 1),
             )
             (outer, inner), (more_outer, more_inner) = parts
-            return self.paired(outer, more_outer), self.paired(inner, more_inner)
+            return self.pair(outer, more_outer), self.pair(inner, more_inner)
         outer, inner = self.fresh(rows), self.fresh(columns)
-        self.join(grid.ravel(), self.merged(outer, inner))
+        self.join(grid.ravel(), self.flatten(outer, inner))
         return outer, inner
 
-    def settle(self) -> None:
+    def propagate(self) -> None:
         """Pass the properties of pairs on to their parts; fix labels that nothing reads."""
         pairs, first, second = self._pairs()
         self._untie(pairs, first, second)

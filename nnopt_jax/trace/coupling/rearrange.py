@@ -1,18 +1,23 @@
-"""Masking and permutation of the units of parameters."""
+"""Masking, permutation and removal of the units of parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.errors import Problems, ValueRangeError
-from nnopt_jax.trace.coupling.choice import Keep, dimensions_of
-from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes
+from nnopt_jax.errors import CompositionError, Problems, ValueRangeError
+from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes, Keep, check_leaves, dimensions_of
+from nnopt_jax.trace.coupling.coupling_analysis import Analysis, Place, analyze_coupling
+from nnopt_jax.trace.coupling.smaller_run import SmallerRun
+from nnopt_jax.trace.primitives import TABLE, Table
+from nnopt_jax.trace.traced import Outputs, Traced, everything, trace
 from nnopt_jax.tree.paths import flatten, unflatten
-from nnopt_jax.typing import Params
+from nnopt_jax.typing import Params, Path, Shape
 
 
 def mask_units(coupled: CoupledAxes, params: Params, keep: Keep) -> Params:
@@ -56,3 +61,135 @@ def permute_units(coupled: CoupledAxes, params: Params, order: Mapping[str, Any]
             new[at.ravel()] = at[np.asarray(order[name])].ravel()
             leaves[path] = jnp.take(jnp.asarray(leaves[path]), new, axis)
     return unflatten(params, flatten(params) | leaves)
+
+
+NAME = "graph.shrink"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SmallerFunction:
+    """A function of the smaller parameters, made from a function of the original ones.
+
+    It is traced when it is called, at the original widths and the shapes of the other arguments,
+    and computed step by step without the removed units: compile it once with
+    `jax.jit(small.apply)`.
+
+    Args:
+        function: the function of the original parameters.
+        shapes: the original shapes of the leaves.
+        kept: which elements stay, for the axes that lose some.
+        outputs: selects the part of its result that keeps its widths.
+        table: the rules of the primitives.
+
+    Example:
+        >>> SmallerFunction(lambda p, x: p * x, {"": (1,)}, {}).widths
+        {'': (1,)}
+    """
+
+    function: Callable[..., Any]
+    shapes: Mapping[Path, Shape]
+    kept: Mapping[Place, np.ndarray]
+    outputs: Outputs = dataclasses.field(default=everything, repr=False)
+    table: Table = dataclasses.field(default=TABLE, repr=False)
+
+    @property
+    def widths(self) -> dict[Path, Shape]:
+        """The shapes of the smaller leaves, by path."""
+        return {
+            path: tuple(
+                int(self.kept[path, axis].sum()) if (path, axis) in self.kept else size
+                for axis, size in enumerate(shape)
+            )
+            for path, shape in self.shapes.items()
+        }
+
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """Compute what the function returns with zeros in place of the removed units.
+
+        Args:
+            params: the smaller tree.
+            *args: the other arguments of the function, at any batch size.
+            **kwargs: its keyword arguments.
+
+        Raises:
+            ShapeError: a leaf does not have the smaller shape; the message lists all.
+            CompositionError: at these arguments the function needs units that were removed.
+        """
+        leaves = check_leaves("shrunk", self.widths, params)
+        old = {
+            path: jax.ShapeDtypeStruct(self.shapes[path], x.dtype) if path in leaves else x
+            for path, x in flatten(params).items()
+        }
+        full = unflatten(params, old), *args
+        given = trace(self.function, full, kwargs, self.outputs, self.table)
+        analysis = analyze_coupling(given)
+        running = SmallerRun(analysis.domain, lambda: self._removed_labels(analysis))
+        small = given.with_parameters(leaves.values())
+        return given.outcome(running.run(given.program, small.values))
+
+    def _removed_labels(self, analysis: Analysis) -> np.ndarray:
+        """Return a mask of removed labels; a unit is removed if all its elements are."""
+        analysis.book.propagate()
+        places, rows = analysis.elements()
+        gone = np.zeros(len(rows), bool)
+        for number, place in enumerate(places):
+            if place in self.kept:
+                own = rows[:, 1] == number
+                gone[own] = ~self.kept[place][rows[own, 3]]
+        stays = np.zeros(analysis.book.size, bool)
+        stays[rows[~gone, 0]] = True
+        units = np.unique(rows[:, 0])
+        found = analysis.book.removed(units[~stays[units]])
+        wrong = Problems(NAME)
+        for place, labels in analysis.labels.items():
+            kept = self.kept.get(place)
+            left = ~found[labels]
+            if not (left.all() if kept is None else np.array_equal(left, kept)):
+                reason = analysis.book.reason(labels)
+                why = "" if reason is None else f" ({reason})"
+                text = f"axis {place[1]} does not go with the rest at these arguments{why}."
+                wrong.add(place[0], text)
+        wrong.raise_as(CompositionError)
+        return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ShrunkModel:
+    """The result of `graph.shrink`: smaller parameters, and the function of them.
+
+    Args:
+        params: the smaller tree.
+        apply: the smaller function, called as `apply(params, *args, **kwargs)`.
+
+    Example:
+        >>> ShrunkModel({}, SmallerFunction(lambda p, x: x, {}, {})).widths
+        {}
+    """
+
+    params: Params
+    apply: SmallerFunction
+
+    @property
+    def widths(self) -> dict[Path, Shape]:
+        """The new shape of each leaf by path, for the constructor of a narrower model."""
+        return self.apply.widths
+
+
+def shrink(
+    function: Callable[..., Any], given: Traced, coupled: CoupledAxes, params: Params, keep: Keep
+) -> ShrunkModel:
+    """Remove units from parameters and from the function of them.
+
+    Args:
+        function: the function of the original parameters.
+        given: the traced function.
+        coupled: its dependency graph.
+        params: arrays.
+        keep: the units that stay, by the name of a dimension.
+    """
+    kept = coupled.kept(keep, NAME)
+    leaves = dict(coupled.leaves(params, NAME))
+    for (path, axis), left in kept.items():
+        leaves[path] = jnp.take(jnp.asarray(leaves[path]), np.flatnonzero(left), axis)
+    smaller = SmallerFunction(function, coupled.shapes, kept, given.outputs, given.table)
+    return ShrunkModel(unflatten(params, flatten(params) | leaves), smaller)

@@ -1,22 +1,118 @@
-"""The values that an outcome holds at removed units, from those of its operands."""
+"""Abstract values of the coupling analysis: labels, and what removed units hold."""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.trace.coupling.value import Left, Remains, Value, agreed
-from nnopt_jax.trace.jaxpr import Equation
-from nnopt_jax.trace.primitives import Dim, Factor, Kind, Rule, factors_of
+from nnopt_jax.trace.abstract_walk import Location
+from nnopt_jax.trace.coupling.labels import Book, Labels
+from nnopt_jax.trace.jaxpr import Equation, line
+from nnopt_jax.trace.primitives import Dim, Factor, Kind, OpRule, factors_of
 
 
-def elementwise(equation: Equation, rule: Rule, given: Sequence[Remains]) -> Remains:
+class Residue(enum.Enum):
+    """The content of an array at removed units, if it is not a known number."""
+
+    ALIKE = "the same for every removed unit"
+    UNKNOWN = "anything"
+    BROKEN = "no finite number, as 0/0"
+
+
+Remains = float | Residue
+"""The content of an array at removed units, in the model with zeros in their place."""
+
+
+class Value(NamedTuple):
+    """The abstract value of an array.
+
+    Args:
+        axes: the labels of each axis.
+        remains: the content of the array at removed elements of each axis.
+        constant: the number that every element equals, if known.
+        parameter: whether it is made of parameters alone.
+        home: the program that made it. A content that is alike for all removed units can be
+            computed again in that program only, and is unknown in others.
+
+    Example:
+        >>> Value((), (), 2.0).remains_at(0)
+        2.0
+    """
+
+    axes: tuple[Labels, ...]
+    remains: tuple[Remains, ...]
+    constant: float | None = None
+    parameter: bool = False
+    home: Location = ()
+
+    @classmethod
+    def fixed(cls, book: Book, shape: Sequence[int], reason: Any) -> Value:
+        """Return the value of an array that loses no elements."""
+        return cls(tuple(book.fixed(n, reason) for n in shape), (Residue.UNKNOWN,) * len(shape))
+
+    @classmethod
+    def fresh(cls, book: Book, shape: Sequence[int], constant: float | None = None) -> Value:
+        """Return the value of an array made without parameters, which can be cut anywhere."""
+        return cls(tuple(map(book.fresh, shape)), (Residue.UNKNOWN,) * len(shape), constant)
+
+    @classmethod
+    def ordered(cls, book: Book, shape: Sequence[int]) -> Value:
+        """Return the value of an array whose elements differ, so that they cannot change places."""
+        value = cls.fresh(book, shape)
+        for labels in value.axes:
+            book.order(labels)
+        return value
+
+    @property
+    def brings_no_units(self) -> bool:
+        """Whether the array is made of parameters, is a scalar, or holds a single constant."""
+        return self.parameter or not self.axes or self.constant is not None
+
+    def remains_at(self, axis: int) -> Remains:
+        """Return the content at removed elements of an axis; a number if that is known."""
+        return self.remains[axis] if self.constant is None else self.constant
+
+    def within(self, home: Location) -> Value:
+        """Return the value for use in another program."""
+        if home == self.home:
+            return self
+        left = tuple(Residue.UNKNOWN if x is Residue.ALIKE else x for x in self.remains)
+        return self._replace(remains=left, home=home)
+
+
+def common(remains: Sequence[Remains]) -> Remains:
+    """Return the content that all of these share; unknown if they differ."""
+    return remains[0] if remains and all(x == remains[0] for x in remains) else Residue.UNKNOWN
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reason:
+    """The reason for elements to stay.
+
+    Args:
+        text: the reason in words.
+        equations: the step that needs them, and the steps around it, the outermost first.
+    """
+
+    text: str
+    equations: tuple[Equation, ...]
+
+    def __str__(self) -> str:
+        """Return the text with the user's line, if that is known."""
+        # A program that JAX cached from an earlier call has the source line of that call.
+        at = next(filter(None, map(line, reversed(self.equations))), "")
+        return f"{self.text} at {at}" if at else self.text
+
+
+def elementwise(equation: Equation, rule: OpRule, given: Sequence[Remains]) -> Remains:
     """Return the value of an elementwise step at removed units.
 
     Args:
@@ -24,18 +120,18 @@ def elementwise(equation: Equation, rule: Rule, given: Sequence[Remains]) -> Rem
         rule: the rule of its primitive.
         given: the value of each operand there.
     """
-    numbers = [x for x in given if not isinstance(x, Left)]
+    numbers = [x for x in given if not isinstance(x, Residue)]
     zeros = [i for i in rule.absorbs if given[i] == 0.0]
-    others = [x for i, x in enumerate(given) if i not in zeros and not isinstance(x, Left)]
+    others = [x for i, x in enumerate(given) if i not in zeros and not isinstance(x, Residue)]
     if zeros and all(x and math.isfinite(x) for x in others):
         return 0.0
-    if rule.chooses and not isinstance(agreed([given[i] for i in rule.data]), Left):
+    if rule.chooses and not isinstance(common([given[i] for i in rule.data]), Residue):
         return given[rule.data[0]]
     if len(numbers) == len(given):
         params = tuple(sorted(equation.params.items()))
         dtypes = tuple(x.aval.dtype for x in equation.invars)
         return _evaluated(equation.primitive, params, dtypes, tuple(numbers))
-    return Left.UNKNOWN if Left.UNKNOWN in given else Left.ALIKE
+    return Residue.UNKNOWN if Residue.UNKNOWN in given else Residue.ALIKE
 
 
 @functools.lru_cache(maxsize=4096)
@@ -49,14 +145,14 @@ def _evaluated(
             found = primitive.bind(*given, **dict(params))
             found = np.asarray(found[0] if primitive.multiple_results else found)
     except Exception:  # a primitive with its own shapes or mesh is not a function of scalars alone
-        return Left.ALIKE
+        return Residue.ALIKE
     if found.ndim or not (jnp.issubdtype(found.dtype, jnp.floating) or found.dtype.kind in "biu"):
-        return Left.ALIKE
-    return float(found) if math.isfinite(found) else Left.BROKEN
+        return Residue.ALIKE
+    return float(found) if math.isfinite(found) else Residue.BROKEN
 
 
 def constant_of(
-    equation: Equation, rule: Rule, values: Sequence[Value], outcome: int
+    equation: Equation, rule: OpRule, values: Sequence[Value], outcome: int
 ) -> float | None:
     """Return the number that every element of an outcome equals; None if unknown."""
     constants = [values[i].constant for i in rule.sources_of(outcome) if i in rule.data]
@@ -67,7 +163,7 @@ def constant_of(
         if None in constants:
             return None
         found = elementwise(equation, rule, constants)  # pyright: ignore[reportArgumentType]
-        return None if isinstance(found, Left) else found
+        return None if isinstance(found, Residue) else found
     if rule.kind is not Kind.MOVEMENT or rule.mesh or None in constants or not constants:
         return None
     return constants[0] if len(set(constants)) == 1 else None
@@ -75,7 +171,7 @@ def constant_of(
 
 def along_factor(
     equation: Equation,
-    rule: Rule,
+    rule: OpRule,
     values: Sequence[Value],
     left: Mapping[int, Remains],
     counted: bool,
@@ -91,32 +187,32 @@ def along_factor(
     """
     kind = rule.kind
     if kind is Kind.ELEMENTWISE:
-        others = [Left.ALIKE if x.constant is None else x.constant for x in values]
+        others = [Residue.ALIKE if x.constant is None else x.constant for x in values]
         return elementwise(equation, rule, [left.get(i, x) for i, x in enumerate(others)])
     own = [remains for i, remains in left.items() if i not in rule.chooses]
     if kind is Kind.MOVEMENT:
-        repeated = Left.ALIKE if values[0].constant is None else values[0].constant
-        return agreed(own) if own else repeated
+        repeated = Residue.ALIKE if values[0].constant is None else values[0].constant
+        return common(own) if own else repeated
     if kind is Kind.CONTRACTION:
         if 0.0 in own:
             return 0.0
-        return Left.UNKNOWN if Left.UNKNOWN in own else Left.ALIKE
+        return Residue.UNKNOWN if Residue.UNKNOWN in own else Residue.ALIKE
     if any(i in left for i in rule.chooses) or not own:
-        return Left.UNKNOWN
+        return Residue.UNKNOWN
     if kind is Kind.LOOKUP:
         return own[0]
     if kind is Kind.UPDATE or rule.absorbs:
-        if agreed(own) == 0.0:
+        if common(own) == 0.0:
             return 0.0
-        alike = kind is Kind.REDUCTION and not counted and Left.UNKNOWN not in own
-        return Left.ALIKE if alike else Left.UNKNOWN
-    return Left.UNKNOWN
+        alike = kind is Kind.REDUCTION and not counted and Residue.UNKNOWN not in own
+        return Residue.ALIKE if alike else Residue.UNKNOWN
+    return Residue.UNKNOWN
 
 
 _FOLLOWED = (Kind.ELEMENTWISE, Kind.MOVEMENT, Kind.CONTRACTION, Kind.REDUCTION)
 
 
-def followed(rule: Rule, outcome: int, axis: int) -> dict[int, int] | None:
+def same_axes(rule: OpRule, outcome: int, axis: int) -> dict[int, int] | None:
     """Return the axis of each operand that is the same as an axis of an outcome; None without one.
 
     The value at removed units of such an axis can be computed by the step with one removed element
@@ -142,7 +238,7 @@ def followed(rule: Rule, outcome: int, axis: int) -> dict[int, int] | None:
     return found
 
 
-def _single(rule: Rule, dim: Dim, size: int) -> Factor | None:
+def _single(rule: OpRule, dim: Dim, size: int) -> Factor | None:
     """Return the factor that a dimension consists of, if it is that factor in full and in order."""
     alone = rule.is_whole(dim, size) and len(dim[0].factors) == 1
     return dim[0].names[0] if alone else None

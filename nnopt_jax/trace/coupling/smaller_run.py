@@ -5,22 +5,96 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nnopt_jax.trace.abstract_walk import Location
+from nnopt_jax.trace.abstract_walk import Location, live, operands_needed, outputs_needed
 from nnopt_jax.trace.control import CONTROL, Inside, is_inlined
-from nnopt_jax.trace.coupling.coupling_domain import Coupling
+from nnopt_jax.trace.coupling.coupling_domain import Coupling, Note
 from nnopt_jax.trace.coupling.derivatives import DERIVED, Derived
-from nnopt_jax.trace.coupling.ghosts import Frame, RunStep, ghost
 from nnopt_jax.trace.coupling.labels import Labels
-from nnopt_jax.trace.jaxpr import Program, bind, read
-from nnopt_jax.trace.liveness import live, operands_needed, outputs_needed
-from nnopt_jax.trace.primitives import Kind, Programs, Rule, factors_of
+from nnopt_jax.trace.coupling.remains import Residue, same_axes
+from nnopt_jax.trace.jaxpr import Equation, Program, bind, read
+from nnopt_jax.trace.primitives import Kind, OpRule, Programs, factors_of
 from nnopt_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A running program: its values so far, and the steps that made them.
+
+    Args:
+        program: the program.
+        location: its location in the walk.
+        values: the values of its variables.
+        made: the step that made each variable.
+        origins: for inputs and outcomes of inlined programs, the frame and variable that each is
+            equal to.
+    """
+
+    program: Program
+    location: Location
+    values: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    made: dict[Any, RunStep] = dataclasses.field(default_factory=dict)
+    origins: dict[Any, tuple[Frame, Any]] = dataclasses.field(default_factory=dict)
+
+
+class RunStep(NamedTuple):
+    """A step of a running program.
+
+    Args:
+        frame: the program.
+        number: the number of the step.
+        equation: the step at full sizes.
+        note: the result of its analysis.
+        given: its operands without the removed units; None where nothing needs them.
+    """
+
+    frame: Frame
+    number: int
+    equation: Equation
+    note: Note
+    given: list[Any]
+
+
+Compute = Callable[[RunStep, list[Any], int], list[Any]]
+"""A function that computes a step without inner programs, with one element on the given axis."""
+
+
+def ghost(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
+    """Return the values of an operand at one removed element: an array of size 1 on the axis.
+
+    Args:
+        compute: computes steps of the run.
+        step: the step that takes the operand.
+        operand: the number of the operand; it holds the same for all removed units.
+        axis: the axis on which units are removed.
+    """
+    value, x = step.note.ins[operand], step.given[operand]
+    assert value is not None
+    if len(value.axes[axis]) == 1:  # a broadcast axis, which loses no element
+        return x
+    left = value.remains_at(axis)
+    if isinstance(left, Residue):
+        return _make(compute, step.frame, step.equation.invars[operand], axis)
+    shape = [1 if a == axis else size for a, size in enumerate(np.shape(x))]
+    return jnp.full(shape, left, x.dtype)
+
+
+def _make(compute: Compute, frame: Frame, variable: Any, axis: int) -> Array:
+    """Return the values of a variable at one removed element, from the step that made it."""
+    if variable in frame.origins:
+        return _make(compute, *frame.origins[variable], axis)
+    step = frame.made[variable]
+    which = step.equation.outvars.index(variable)
+    assert step.note.rule is not None
+    values = list(step.given)
+    for operand, own in (same_axes(step.note.rule, which, axis) or {}).items():
+        values[operand] = ghost(compute, step, operand, own)
+    return compute(step, values, axis)[which]
 
 
 class SmallerRun:
@@ -33,7 +107,7 @@ class SmallerRun:
 
     def __init__(self, domain: Coupling, removed: Callable[[], np.ndarray]) -> None:
         self.domain = domain
-        self._removed = removed
+        self._removed_labels = removed
         self._gone = removed()
         self._kept: dict[int, tuple[Labels, np.ndarray | None]] = {}
 
@@ -83,7 +157,7 @@ class SmallerRun:
             found = bind(equation, values)
             return [self.cut(x, out.axes) for x, out in zip(found, outs, strict=True) if out]
         if _is_slice(rule):
-            return [self._sliced(rule, step, values[0])]
+            return [self._slice(rule, step, values[0])]
         shapes = [
             tuple(1 if axis == single else self._size(x) for axis, x in enumerate(out.axes))
             for out in outs if out is not None
@@ -101,12 +175,16 @@ class SmallerRun:
         assert value is not None
         for axis, (labels, dim) in enumerate(zip(value.axes, rule.operands[0], strict=True)):
             count = len(labels) - self._size(labels)
-            if count and factors_of([dim]) <= rule.reduced and value.remains(axis) != rule.neutral:
+            if (
+                count
+                and factors_of([dim]) <= rule.reduced
+                and value.remains_at(axis) != rule.neutral
+            ):
                 (each,) = self.compute(step, [ghost(self.compute, step, 0, axis)])
                 total = total + count * each
         return [total]
 
-    def _sliced(self, rule: Rule, step: RunStep, x: Array) -> Array:
+    def _slice(self, rule: OpRule, step: RunStep, x: Array) -> Array:
         """Compute a slice without the removed units."""
         (value,) = step.note.ins
         assert value is not None
@@ -148,13 +226,13 @@ class SmallerRun:
         """Compute a program of a derivative rule, which may be analyzed only now."""
         derived = find()[number]
         if self.domain.book.size != len(self._gone):
-            self._gone = self._removed()
+            self._gone = self._removed_labels()
             self._kept.clear()
         found = self.run(derived.program, values, derived.location)
         return [self.cut(x, value.axes) for x, value in zip(found, derived.outputs, strict=True)]
 
 
-def _is_slice(rule: Rule) -> bool:
+def _is_slice(rule: OpRule) -> bool:
     """Return whether the outcome is a slice of the operand on each axis, at known positions."""
     if rule.kind is not Kind.MOVEMENT or len(rule.operands) != 1 or len(rule.outcomes) != 1:
         return False

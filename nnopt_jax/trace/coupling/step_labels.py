@@ -8,10 +8,18 @@ import numpy as np
 
 from nnopt_jax.trace.abstract_walk import Site
 from nnopt_jax.trace.coupling.labels import KEPT, Book, Labels
-from nnopt_jax.trace.coupling.remains import along_factor, constant_of, followed
-from nnopt_jax.trace.coupling.value import Left, Reason, Remains, Value, agreed, ordered_value
+from nnopt_jax.trace.coupling.remains import (
+    Reason,
+    Remains,
+    Residue,
+    Value,
+    along_factor,
+    common,
+    constant_of,
+    same_axes,
+)
 from nnopt_jax.trace.jaxpr import Equation, primitives
-from nnopt_jax.trace.primitives import Dim, Factor, Kind, Place, Rule, Start, factors_of
+from nnopt_jax.trace.primitives import Dim, Factor, Kind, OpRule, Place, RuntimeStart, factors_of
 
 _WHOLE = {
     Kind.ELEMENTWISE: "no rule for {}",
@@ -40,18 +48,18 @@ class StepLabels:
     """
 
     def __init__(
-        self, book: Book, equation: Equation, rule: Rule, values: Sequence[Value], site: Site
+        self, book: Book, equation: Equation, rule: OpRule, values: Sequence[Value], site: Site
     ) -> None:
         self.book, self.equation, self.rule = book, equation, rule
         self.values, self.site = values, site
         self.labels: dict[Factor, Labels] = {}
-        self.left: dict[Factor, dict[int, Remains]] = {}
+        self.remains: dict[Factor, dict[int, Remains]] = {}
         self.counted = False
 
     def outcomes(self) -> list[Value]:
         """Return the values of the outcomes."""
         if self.rule.kind is Kind.MADE:
-            return self._made()
+            return self._make()
         flat = {a for axes in self.rule.flat for a in axes.operand}
         for number, (value, dims) in enumerate(zip(self.values, self.rule.operands, strict=True)):
             for axis, dim in enumerate(dims):
@@ -71,18 +79,18 @@ class StepLabels:
     def _reason(self, text: str) -> Reason:
         return Reason(text.format(self.equation.primitive.name), self.site.around)
 
-    def _made(self) -> list[Value]:
+    def _make(self) -> list[Value]:
         """Return values of positions or random numbers, which are computed in full and then cut."""
         for labels in (x for value in self.values for x in value.axes):
             self.fix(labels, "{} needs it whole")
-        return [ordered_value(self.book, shape) for shape in self.rule.outcome_shapes]
+        return [Value.ordered(self.book, shape) for shape in self.rule.outcome_shapes]
 
     def _enter(self, number: int, value: Value, axis: int, place: Place) -> None:
         """Assign the labels at one place of an operand to the factors there."""
         labels, sizes = value.axes[axis], self.rule.sizes
-        if isinstance(place.start, Start):
+        if isinstance(place.start, RuntimeStart):
             self.fix(labels, _LOOKED)
-            found = self._fixed_factors(place, "looked up")
+            found = self._fix_factors(place, "looked up")
         elif not place.factors:
             self.fix(labels, "one of its elements alone is taken")
             found = {}
@@ -91,12 +99,12 @@ class StepLabels:
             windows = self.rule.kind is Kind.ORDERED and not alone
             self.fix(labels, _WINDOW if windows else _WHOLE[self.rule.kind])
             text = "a place of an image"
-            found = {place.names[0]: labels} if alone else self._fixed_factors(place, text)
+            found = {place.names[0]: labels} if alone else self._fix_factors(place, text)
         else:
-            found = dict(self._parted(labels, place))
+            found = dict(self._split(labels, place))
         for factor, own in found.items():
             self._assign(factor, own)
-            self.left.setdefault(factor, {})[number] = value.remains(axis)
+            self.remains.setdefault(factor, {})[number] = value.remains_at(axis)
 
     def _assign(self, factor: Factor, labels: Labels) -> None:
         if factor in self.labels:
@@ -104,11 +112,11 @@ class StepLabels:
         else:
             self.labels[factor] = labels
 
-    def _fixed_factors(self, place: Place, text: str) -> dict[Factor, Labels]:
+    def _fix_factors(self, place: Place, text: str) -> dict[Factor, Labels]:
         sizes = self.rule.sizes
         return {f: self.book.fixed(sizes[f], self._reason(text)) for f in place.names}
 
-    def _parted(self, labels: Labels, place: Place) -> Iterator[tuple[Factor, Labels]]:
+    def _split(self, labels: Labels, place: Place) -> Iterator[tuple[Factor, Labels]]:
         """Yield the factors of a place with their labels.
 
         A factor that covers the place gets the same array of labels, not a copy: arrays of labels
@@ -124,7 +132,7 @@ class StepLabels:
                 yield factor, labels
                 labels = np.full(1, KEPT)
             else:
-                outer, labels = self.book.parted(labels, sizes[factor])
+                outer, labels = self.book.split(labels, sizes[factor])
                 yield factor, outer
         yield place.names[-1], labels
 
@@ -138,19 +146,19 @@ class StepLabels:
             if 0 in self.rule.outcome_shapes[0]:
                 self.labels |= {f: self.book.fresh(self.rule.sizes[f]) for f in names}
                 continue
-            left = {0: self._left_of([self.values[0].remains(a) for a in ours], flat.names)}
+            left = {0: self._remains_of([self.values[0].remains_at(a) for a in ours], flat.names)}
             labels = self._merged(flat)
             for factor in names[:-1]:
-                self.labels[factor], labels = self.book.parted(labels, self.rule.sizes[factor])
+                self.labels[factor], labels = self.book.split(labels, self.rule.sizes[factor])
             self.labels[names[-1]] = labels
-            self.left |= dict.fromkeys(names, left)
+            self.remains |= dict.fromkeys(names, left)
 
-    def _left_of(self, remains: Sequence[Remains], factors: Sequence[Factor]) -> Remains:
+    def _remains_of(self, remains: Sequence[Remains], factors: Sequence[Factor]) -> Remains:
         """Return the value at removed elements of several factors, without fixed ones."""
-        found = agreed(remains)
-        if isinstance(found, Left) and len(remains) > 1:
+        found = common(remains)
+        if isinstance(found, Residue) and len(remains) > 1:
             pairs = zip(remains, factors, strict=True)
-            found = agreed([x for x, f in pairs if not self.book.is_fixed(self.labels[f]).all()])
+            found = common([x for x, f in pairs if not self.book.is_fixed(self.labels[f]).all()])
         return found
 
     def _reduce(self) -> None:
@@ -163,13 +171,13 @@ class StepLabels:
             self._contract(reduced)
             return
         for factor in reduced:
-            labels, left = self.labels[factor], self.left[factor][0]
+            labels, left = self.labels[factor], self.remains[factor][0]
             self.book.read(labels)
             if left == rule.neutral or self.book.is_fixed(labels).all():
                 continue
             # The run adds the value of every removed unit to a sum, but for one axis only.
             sums = self.equation.primitive is primitives.reduce_sum_p
-            if left is not Left.UNKNOWN and sums and not self.counted:
+            if left is not Residue.UNKNOWN and sums and not self.counted:
                 self.counted = True
             else:
                 self.fix(labels, "{} would count what removed units leave")
@@ -183,13 +191,13 @@ class StepLabels:
         if self.rule.chooses:  # group sizes, which count rows or elements of the summed axis
             left, right = (factors_of(dims) for _, dims in data)
             starts = (place.start for dim in self.rule.outcomes[0] for place in dim)
-            grouped = reduced if any(isinstance(x, Start) for x in starts) else left - right
+            grouped = reduced if any(isinstance(x, RuntimeStart) for x in starts) else left - right
             for factor in grouped:
                 self.fix(self.labels[factor], "groups of {} count it")
         by_weights = any(value.parameter for value, _ in data)
         for factor in reduced:
             self.book.read(self.labels[factor], by_weights=by_weights)
-            if 0.0 not in self.left[factor].values():
+            if 0.0 not in self.remains[factor].values():
                 text = "a product would count what removed units leave in both factors"
                 self.fix(self.labels[factor], text)
 
@@ -208,19 +216,19 @@ class StepLabels:
     def _outcome(self, number: int) -> Value:
         rule, shape = self.rule, self.rule.outcome_shapes[number]
         axes = tuple(
-            self._composed(dim, n) for dim, n in zip(rule.outcomes[number], shape, strict=True)
+            self._compose(dim, n) for dim, n in zip(rule.outcomes[number], shape, strict=True)
         )
-        left = [self._left_along(number, axis) for axis in range(len(shape))]
+        left = [self._remains_on(number, axis) for axis in range(len(shape))]
         constant = constant_of(self.equation, rule, self.values, number)
         known = rule.kind is Kind.ELEMENTWISE and None not in [x.constant for x in self.values]
         for axis, remains in enumerate(left):
-            if remains is Left.BROKEN:
-                left[axis] = Left.ALIKE
+            if remains is Residue.BROKEN:
+                left[axis] = Residue.ALIKE
                 if not known:
                     self.fix(axes[axis], "{} gives no finite number where units are removed")
         return Value(axes, tuple(left), constant)
 
-    def _composed(self, dim: Dim, size: int) -> Labels:
+    def _compose(self, dim: Dim, size: int) -> Labels:
         """Return the labels of a dimension of an outcome."""
         if self.rule.is_whole(dim, size):
             return self._merged(dim[0])
@@ -230,7 +238,7 @@ class StepLabels:
             return self.labels[dim[0].names[0]]
         labels = self.book.fixed(size, "padded")
         for place in dim:
-            if not isinstance(place.start, Start):
+            if not isinstance(place.start, RuntimeStart):
                 labels[place.indices(self.rule.sizes).ravel()] = self._merged(place)
         return labels
 
@@ -241,7 +249,7 @@ class StepLabels:
             if found is None or len(found) == 1:
                 found = own
             elif len(own) > 1:
-                found = self.book.merged(own, found)
+                found = self.book.flatten(own, found)
         return np.full(1, KEPT) if found is None else found
 
     def _labels(self, factor: Factor) -> Labels:
@@ -255,23 +263,23 @@ class StepLabels:
             self.labels[factor] = own
         return self.labels[factor]
 
-    def _left_along(self, number: int, axis: int) -> Remains:
+    def _remains_on(self, number: int, axis: int) -> Remains:
         rule, dim = self.rule, self.rule.outcomes[number][axis]
         if rule.kind is Kind.UPDATE and len(dim) > 1:
-            return Left.UNKNOWN
+            return Residue.UNKNOWN
         names = [f for place in dim for f, _ in place.factors]
         if len(names) > 1:
             names = [f for f in names if rule.sizes[f] != 1] or names[:1]
         each = [
-            along_factor(self.equation, rule, self.values, self.left.get(f, {}), self.counted)
+            along_factor(self.equation, rule, self.values, self.remains.get(f, {}), self.counted)
             for f in names
         ]
-        found = self._left_of(each, names)
+        found = self._remains_of(each, names)
         if rule.fills is not None and found != self.values[rule.fills].constant:
             shape = rule.outcome_shapes[number]
             others = (a for a in range(len(shape)) if a != axis)
             if not all(rule.is_whole(rule.outcomes[number][a], shape[a]) for a in others):
-                return Left.UNKNOWN
-        if found is Left.ALIKE and followed(rule, number, axis) is None:
-            return Left.UNKNOWN
+                return Residue.UNKNOWN
+        if found is Residue.ALIKE and same_axes(rule, number, axis) is None:
+            return Residue.UNKNOWN
         return found

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.trace.jaxpr import Equation, bind, primitives
-from nnopt_jax.trace.primitives import Place, Rule, Start, axes, factors_of
+from nnopt_jax.trace.primitives import OpRule, Place, RuntimeStart, axes, factors_of
 from nnopt_jax.typing import Array, Shape
 
 
@@ -40,7 +40,7 @@ class Movement:
     """
 
     equation: Equation
-    rule: Rule
+    rule: OpRule
     values: Sequence[Any]
     outcome: int
     is_step: bool = True
@@ -93,11 +93,11 @@ class Movement:
         pair = self.rule.pair(0, self.outcome)
         if pair is None or self._crosses_flat(x):
             return None
-        taken = _taken(x, self.before, pair[0], self.rule.sizes, self.values)
+        taken = _take(x, self.before, pair[0], self.rule.sizes, self.values)
         if taken is None:
             return None
         x, entries = taken
-        return _placed(x, entries, pair, self.shape, self.rule.sizes, fill)
+        return _place(x, entries, pair, self.shape, self.rule.sizes, fill)
 
     def _of(self, shape: Shape) -> Movement | None:
         """Return the same movement for a shape with other last axes, which it keeps."""
@@ -137,7 +137,7 @@ Entries = dict[int, int]
 """The number of entries that a coarse array has on each factor."""
 
 
-def _taken(
+def _take(
     x: Array, full: Shape, places: Sequence[Place], sizes: tuple[int, ...], values: Sequence[Any]
 ) -> tuple[Array, Entries] | None:
     """Return the entries of an array at some places, and how many there are on each factor."""
@@ -151,7 +151,7 @@ def _taken(
         if count == 0:
             return None
         stride = place.factors[-1][1] if place.factors else 1
-        if isinstance(place.start, Start):
+        if isinstance(place.start, RuntimeStart):
             if group > 1:
                 return None
             start = values[place.start.operand]
@@ -173,7 +173,7 @@ def _taken(
     return x.reshape([entries[factor] for factor in order]), entries
 
 
-def _placed(
+def _place(
     x: Array,
     entries: Entries,
     pair: tuple[tuple[Place, ...], ...],
@@ -188,7 +188,7 @@ def _placed(
     x = x.reshape([entries[factor] for factor in kept])  # the others have one entry
     x = x.transpose([kept.index(factor) for factor in wanted if factor in kept])
     x = x.reshape([entries.get(factor, 1) for factor in wanted])
-    needed = entries | _widened(pair[1], entries, sizes)
+    needed = entries | _widen(pair[1], entries, sizes)
     for axis, factor in enumerate(wanted):
         if x.shape[axis] != needed.get(factor, 1):
             x = jnp.repeat(x, needed[factor] // x.shape[axis], axis)
@@ -201,7 +201,7 @@ def _placed(
     return x
 
 
-def _widened(places: Sequence[Place], entries: Entries, sizes: tuple[int, ...]) -> Entries:
+def _widen(places: Sequence[Place], entries: Entries, sizes: tuple[int, ...]) -> Entries:
     """Return the factors to be repeated in full, since a finer one follows on the same axis."""
     return {
         factor: sizes[factor]
@@ -232,7 +232,7 @@ def _along(
     return lax.pad(x, jnp.asarray(fill, x.dtype), padding)
 
 
-def movements_of(equation: Equation, rule: Rule, values: Sequence[Any]) -> list[Movement] | None:
+def movements_of(equation: Equation, rule: OpRule, values: Sequence[Any]) -> list[Movement] | None:
     """Return the movement to each outcome of a step; None unless it only moves one operand.
 
     Args:

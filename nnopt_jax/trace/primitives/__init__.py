@@ -6,14 +6,16 @@ from nnopt_jax.trace.primitives.draft import (
     opaque_rule as opaque_rule,
     shape_of as shape_of,
 )
-from nnopt_jax.trace.primitives.elementwise import elementwise_rule as elementwise_rule
-from nnopt_jax.trace.primitives.identities import identity_rule as identity_rule
+from nnopt_jax.trace.primitives.elementwise import (
+    elementwise_rule as elementwise_rule,
+    identity_rule as identity_rule,
+)
 from nnopt_jax.trace.primitives.places import (
     ONE as ONE,
     Dim as Dim,
     Factor as Factor,
     Place as Place,
-    Start as Start,
+    RuntimeStart as RuntimeStart,
     axis as axis,
 )
 from nnopt_jax.trace.primitives.primitive_names import named as named
@@ -21,7 +23,7 @@ from nnopt_jax.trace.primitives.primitive_rule import (
     Flat as Flat,
     Flops as Flops,
     Kind as Kind,
-    Rule as Rule,
+    OpRule as OpRule,
     Same as Same,
     factors_of as factors_of,
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
-from nnopt_jax.trace.primitives.places import Dim, Place, Start
-from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule
+from nnopt_jax.trace.primitives.places import Dim, Place, RuntimeStart
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpRule
 
 _PRODUCT_AND_SUM = Flops(2)
 
 
-def _dot(equation: Equation) -> Rule:
+def _dot(equation: Equation) -> OpRule:
     draft = Draft(equation)
     operands, outcome = _dot_dims(draft, equation.params["dimension_numbers"])
     return draft.rule(
@@ -44,7 +44,7 @@ def _dot_dims(draft: Draft, numbers: tuple, skipped: tuple[int, ...] = ()) -> tu
     return (axes(ours), second), axes(outcome)
 
 
-def _ragged_dot(equation: Equation) -> Rule:
+def _ragged_dot(equation: Equation) -> OpRule:
     """Return the rule of a product with consecutive groups of rows, of sizes known at run time.
 
     - Groups of free rows: each row is multiplied with the matrix of its group.
@@ -54,7 +54,7 @@ def _ragged_dot(equation: Equation) -> Rule:
     draft = Draft(equation)
     numbers = equation.params["ragged_dot_dimension_numbers"]
     dot, (ragged,) = numbers.dot_dimension_numbers, numbers.lhs_ragged_dimensions
-    group: Dim = (Place((), Start(2)),)
+    group: Dim = (Place((), RuntimeStart(2)),)
     operands, outcome = _dot_dims(draft, dot, tuple(numbers.rhs_group_dimensions))
     second = [dim or group for dim in operands[1]]
     if ragged in dot[0][0]:
@@ -67,7 +67,7 @@ def _ragged_dot(equation: Equation) -> Rule:
     )  # fmt: skip
 
 
-def _convolution(equation: Equation) -> Rule:
+def _convolution(equation: Equation) -> OpRule:
     """Return the rule of a convolution.
 
     The image's index is `stride * position + dilation * tap - padding`.

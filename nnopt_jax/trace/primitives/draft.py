@@ -8,7 +8,7 @@ from typing import Any
 
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.places import Dim, Factor, Place, axis
-from nnopt_jax.trace.primitives.primitive_rule import Kind, Rule, Shape
+from nnopt_jax.trace.primitives.primitive_rule import Kind, OpRule, Shape
 
 
 def shape_of(variable: Any) -> Shape:
@@ -66,14 +66,14 @@ class Draft:
         operands: Sequence[Sequence[Dim]],
         outcomes: Sequence[Sequence[Dim]],
         **facts: Any,
-    ) -> Rule:
+    ) -> OpRule:
         """Return the rule with these dimensions.
 
         Args:
             kind: what the primitive computes.
             operands: the dimensions of each operand.
             outcomes: the dimensions of each outcome.
-            **facts: the other fields of `Rule`.
+            **facts: the other fields of `OpRule`.
 
         Raises:
             ValueError: the number of dimensions differs from the number of axes.
@@ -88,7 +88,7 @@ class Draft:
                     f"{[len(each) for each in dims]} dimensions, the equation of "
                     f"{[len(shape) for shape in shapes]}; give each {what} one entry for each axis"
                 )
-        return Rule(
+        return OpRule(
             kind,
             tuple(self.sizes),
             tuple(map(tuple, operands)),
@@ -104,13 +104,13 @@ def axes(factors: Sequence[Factor]) -> list[Dim]:
     return [axis(factor) for factor in factors]
 
 
-def opaque_rule(equation: Equation, shared: int = 0, **facts: Any) -> Rule:
+def opaque_rule(equation: Equation, shared: int = 0, **facts: Any) -> OpRule:
     """Return the rule of an equation about which little is known.
 
     Args:
         equation: any equation.
         shared: the number of leading batch axes that all operands and outcomes share.
-        **facts: further fields of `Rule`; `kind` takes the place of `Kind.OPAQUE`.
+        **facts: further fields of `OpRule`; `kind` takes the place of `Kind.OPAQUE`.
     """
     draft = Draft(equation)
     first = draft.factors((draft.operand_shapes or draft.outcome_shapes or ((),))[0][:shared])

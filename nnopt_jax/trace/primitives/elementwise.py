@@ -10,18 +10,49 @@ import jax.numpy as jnp
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes, shape_of
 from nnopt_jax.trace.primitives.places import ONE, axis
-from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule, Same
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpRule, Same
+
+
+def identity_rule(equation: Equation) -> OpRule:
+    """Return the rule of an equation whose outcomes are its first operands, in order."""
+    absorbs = (0,) if len(equation.outvars) == 1 else ()
+    return paired_rule(equation, Kind.MOVEMENT, same=Same.IDENTITY, flops=Flops(), absorbs=absorbs)
+
+
+def paired_rule(equation: Equation, kind: Kind, **facts: Any) -> OpRule:
+    """Return the rule of an equation whose outcomes each depend on the operand with their number.
+
+    Args:
+        equation: an entry of an outcome depends on the operand's entry at the same index.
+        kind: the kind of the rule.
+        **facts: further fields of `OpRule`.
+    """
+    draft = Draft(equation)
+    dims = [axes(draft.factors(shape)) for shape in draft.outcome_shapes]
+    count = len(dims)
+    rest = [draft.unread(i) for i in range(count, len(draft.operand_shapes))]
+    sources = tuple((i,) for i in range(count)) if count > 1 or rest else None
+    return draft.rule(kind, dims + rest, dims, sources=sources, **facts)
+
+
+IDENTITIES: dict[str, MakeRule] = {
+    "copy device_put name optimization_barrier pvary sharding_constraint stop_gradient": (
+        identity_rule
+    )
+}
+"""Rules of identities."""
+
 
 _OPERATION, _FUNCTION = Flops(1), Flops(0, 1)
 """The counts of XLA for most primitives; a transcendental is one, whatever a backend does."""
 
 
-def elementwise_rule(equation: Equation, **facts: Any) -> Rule:
+def elementwise_rule(equation: Equation, **facts: Any) -> OpRule:
     """Return the rule of an equation that is computed entry by entry.
 
     Args:
         equation: its operands have the shape of the outcome, size 1 on some axes, or no axes.
-        **facts: further fields of `Rule`.
+        **facts: further fields of `OpRule`.
     """
     draft = Draft(equation)
     shape = draft.outcome_shapes[0]
@@ -40,7 +71,7 @@ def _each(flops: Flops, *absorbs: int, **facts: Any) -> MakeRule:
     Args:
         flops: the cost of an entry of the outcome.
         *absorbs: operands whose zeros make the outcome zero.
-        **facts: further fields of `Rule`.
+        **facts: further fields of `OpRule`.
     """
     return functools.partial(elementwise_rule, flops=flops, absorbs=absorbs, **facts)
 
@@ -48,7 +79,7 @@ def _each(flops: Flops, *absorbs: int, **facts: Any) -> MakeRule:
 def _scaled(*absorbs: int) -> MakeRule:
     """Return a maker of rules for products and quotients, which may scale an array by a scalar."""
 
-    def make(equation: Equation) -> Rule:
+    def make(equation: Equation) -> OpRule:
         ranks = [len(shape_of(x)) for x in equation.invars]
         is_scaled = any(ranks[i] > ranks[1 - i] == 0 for i in absorbs)
         same = Same.SCALED if is_scaled else Same.NO
@@ -57,7 +88,7 @@ def _scaled(*absorbs: int) -> MakeRule:
     return make
 
 
-def _cast(equation: Equation) -> Rule:
+def _cast(equation: Equation) -> OpRule:
     """Return the rule of a cast; one to the same dtype changes a weak type, and costs nothing."""
     before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
     integers = jnp.issubdtype(before, jnp.integer) and jnp.issubdtype(after, jnp.integer)
@@ -66,7 +97,7 @@ def _cast(equation: Equation) -> Rule:
     return elementwise_rule(equation, flops=Flops(int(before != after)), same=same, absorbs=(0,))
 
 
-def _integer_power(equation: Equation) -> Rule:
+def _integer_power(equation: Equation) -> OpRule:
     """Return the rule of an integer power: repeated squaring, and a division if it is negative."""
     power = equation.params["y"]
     times = abs(power)
@@ -74,7 +105,7 @@ def _integer_power(equation: Equation) -> Rule:
     return elementwise_rule(equation, flops=Flops(operations), absorbs=(0,) if power > 0 else ())
 
 
-def _reinterpreted(equation: Equation) -> Rule:
+def _reinterpreted(equation: Equation) -> OpRule:
     """Return the rule of a bitcast, which needs the last axis of the narrower array whole."""
     draft = Draft(equation)
     before, after = draft.operand_shapes[0], draft.outcome_shapes[0]

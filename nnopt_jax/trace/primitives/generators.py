@@ -1,4 +1,4 @@
-"""Rules of primitives that make arrays from positions, shapes and random keys."""
+"""Rules of generators, decompositions and transforms, which share leading axes at most."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import opaque_rule, shape_of
-from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpRule
 
 
-def _made(equation: Equation, shared: int = 0, **facts: Any) -> Rule:
+def _made(equation: Equation, shared: int = 0, **facts: Any) -> OpRule:
     """Return the rule of a generator.
 
     A parameter `shape` is that of the last outcome, without the leading shared axes.
@@ -20,7 +20,7 @@ def _made(equation: Equation, shared: int = 0, **facts: Any) -> Rule:
     return opaque_rule(equation, shared, kind=Kind.MADE, resize=resize, **facts)
 
 
-def _for_each_key(equation: Equation) -> Rule:
+def _for_each_key(equation: Equation) -> OpRule:
     """Return the rule of a random primitive, which shares the leading axes: those of the keys."""
     return _made(equation, min(len(shape_of(x)) for x in (*equation.invars, *equation.outvars)))
 
@@ -32,3 +32,17 @@ GENERATORS: dict[str, MakeRule] = {
     "rng_bit_generator rng_uniform axis_index platform_index create_token after_all": _made,
 }
 """Rules of primitives that make arrays."""
+
+
+def _batched(equation: Equation, last: int = 2) -> OpRule:
+    """Return a rule in which the last axes of the first operand are needed whole."""
+    return opaque_rule(equation, len(shape_of(equation.invars[0])) - last)
+
+
+LINEAR_ALGEBRA: dict[str, MakeRule] = {
+    "cholesky eig eigh hessenberg householder_product lu qr schur svd triangular_solve "
+    "tridiagonal": _batched,
+    "tridiagonal_solve": lambda equation: _batched(equation, 1),
+    "fft": lambda equation: _batched(equation, len(equation.params["fft_lengths"])),
+}
+"""Rules of linear algebra. Their operations are not counted."""

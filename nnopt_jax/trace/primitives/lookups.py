@@ -7,11 +7,11 @@ import functools
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
 from nnopt_jax.trace.primitives.movements import whole_windows
-from nnopt_jax.trace.primitives.places import Dim, Factor, Place, Start, axis
-from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule, Same
+from nnopt_jax.trace.primitives.places import Dim, Factor, Place, RuntimeStart, axis
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpRule, Same
 
 
-def _gather(equation: Equation) -> Rule:
+def _gather(equation: Equation) -> OpRule:
     """Return the rule of a gather: operand index = start from the indices + position in the window.
 
     Indices out of bounds are clipped, or give a fill value, depending on the mode of the gather.
@@ -25,7 +25,7 @@ def _gather(equation: Equation) -> Rule:
     operand: list[Dim] = []
     window: list[Factor] = []
     for a, (n, size) in enumerate(zip(shape, sizes, strict=True)):
-        start = Start(1, entries[a]) if a in entries and size != n else 0
+        start = RuntimeStart(1, entries[a]) if a in entries and size != n else 0
         if a in own:
             operand.append(axis(batch[own[a]]))
         elif a in numbers.collapsed_slice_dims:
@@ -42,7 +42,7 @@ def _gather(equation: Equation) -> Rule:
     )  # fmt: skip
 
 
-def _scatter(flops: Flops, same: Same, equation: Equation) -> Rule:
+def _scatter(flops: Flops, same: Same, equation: Equation) -> OpRule:
     """Return the rule of a scatter: each update is a window of the outcome at an index."""
     draft, numbers = Draft(equation), equation.params["dimension_numbers"]
     shape, asked, given = draft.operand_shapes
@@ -57,7 +57,7 @@ def _scatter(flops: Flops, same: Same, equation: Equation) -> Rule:
     outcome: list[Dim] = []
     window: list[Factor] = []
     for a, (factor, n) in enumerate(zip(factors, shape, strict=True)):
-        start = Start(1, entries[a]) if a in entries else 0
+        start = RuntimeStart(1, entries[a]) if a in entries else 0
         if a in numbers.inserted_window_dims:
             outcome.append((*axis(factor), Place((), start)))
         elif a in removed or (width := next(widths)) == n:
@@ -82,14 +82,14 @@ def _interleaved(
     return [axis(next(inner if a in window_axes else outer)) for a in range(rank)]
 
 
-def _dynamic_update_slice(equation: Equation) -> Rule:
+def _dynamic_update_slice(equation: Equation) -> OpRule:
     """Return the rule of an update of a slice; an axis that it covers has one common factor."""
     draft = Draft(equation)
     shape, given, *_ = draft.operand_shapes
     factors = draft.factors(shape)
     own = [f if n == m else draft.factor(m) for f, n, m in zip(factors, shape, given, strict=True)]
     outcome = [
-        axis(f) if f == g else (*axis(f), *axis(g, Start(2 + a)))
+        axis(f) if f == g else (*axis(f), *axis(g, RuntimeStart(2 + a)))
         for a, (f, g) in enumerate(zip(factors, own, strict=True))
     ]
     starts = range(2, 2 + len(shape))

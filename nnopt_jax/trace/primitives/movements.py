@@ -9,24 +9,25 @@ from typing import Any
 
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
-from nnopt_jax.trace.primitives.places import ONE, Dim, Place, Start, axis
-from nnopt_jax.trace.primitives.primitive_rule import Flat, Flops, Kind, MakeRule, Rule, Same, Shape
+from nnopt_jax.trace.primitives.places import ONE, Dim, Place, RuntimeStart, axis
+from nnopt_jax.trace.primitives.primitive_rule import Flat, Flops, Kind, MakeRule, OpRule, Same
+from nnopt_jax.typing import Shape
 
 
 def _moved(
     draft: Draft, operands: Sequence[Sequence[Dim]], outcomes: Sequence[Sequence[Dim]], **facts: Any
-) -> Rule:
+) -> OpRule:
     facts = {"same": Same.IDENTITY, "flops": Flops(), **facts}
     return draft.rule(Kind.MOVEMENT, operands, outcomes, **facts)
 
 
-def _transpose(equation: Equation) -> Rule:
+def _transpose(equation: Equation) -> OpRule:
     draft = Draft(equation)
     dims = axes(draft.factors(draft.operand_shapes[0]))
     return _moved(draft, [dims], [[dims[a] for a in equation.params["permutation"]]])
 
 
-def _squeeze(equation: Equation) -> Rule:
+def _squeeze(equation: Equation) -> OpRule:
     draft = Draft(equation)
     shape = draft.operand_shapes[0]
     removed = {a % len(shape) for a in equation.params["dimensions"]}
@@ -34,7 +35,7 @@ def _squeeze(equation: Equation) -> Rule:
     return _moved(draft, [dims], [[dim for a, dim in enumerate(dims) if a not in removed]])
 
 
-def _broadcast(equation: Equation) -> Rule:
+def _broadcast(equation: Equation) -> OpRule:
     """Return the rule of a broadcast; a new axis of size 1 repeats nothing and has no factor."""
     draft = Draft(equation)
     (shape, *extra), (target,) = draft.operand_shapes, draft.outcome_shapes
@@ -49,7 +50,7 @@ def _broadcast(equation: Equation) -> Rule:
     )  # fmt: skip
 
 
-def _reshape(equation: Equation) -> Rule:
+def _reshape(equation: Equation) -> OpRule:
     """Return the rule of a reshape: common bounds split axes into factors, else `flat` is set."""
     draft = Draft(equation)
     (shape,), (target,) = draft.operand_shapes, draft.outcome_shapes
@@ -120,7 +121,7 @@ def _singles(shape: Shape) -> dict[int, list[int]]:
     return found
 
 
-def _slice(equation: Equation) -> Rule:
+def _slice(equation: Equation) -> OpRule:
     draft, k = Draft(equation), equation.params
     (shape,), (target,) = draft.operand_shapes, draft.outcome_shapes
     factors, starts = draft.factors(target), k["start_indices"]
@@ -135,7 +136,7 @@ def _slice(equation: Equation) -> Rule:
     return _moved(draft, [operand], [axes(factors)], resize=resize)
 
 
-def _split(equation: Equation) -> Rule:
+def _split(equation: Equation) -> OpRule:
     draft, cut = Draft(equation), equation.params["axis"]
     operand, parts = _side_by_side(draft, cut, draft.operand_shapes[0], draft.outcome_shapes)
     return _moved(
@@ -144,19 +145,19 @@ def _split(equation: Equation) -> Rule:
     )  # fmt: skip
 
 
-def _concatenate(equation: Equation) -> Rule:
+def _concatenate(equation: Equation) -> OpRule:
     draft, at = Draft(equation), equation.params["dimension"]
     outcome, parts = _side_by_side(draft, at, draft.outcome_shapes[0], draft.operand_shapes)
     return _moved(draft, parts, [outcome])
 
 
-def _stack(equation: Equation) -> Rule:
+def _stack(equation: Equation) -> OpRule:
     draft, at = Draft(equation), equation.params["axis"]
     dims, places = _stacked(draft, draft.operand_shapes[0], len(draft.operand_shapes))
     return _moved(draft, [dims] * len(places), [[*dims[:at], places, *dims[at:]]])
 
 
-def _unstack(equation: Equation) -> Rule:
+def _unstack(equation: Equation) -> OpRule:
     draft, at = Draft(equation), equation.params["axis"]
     dims, places = _stacked(draft, draft.outcome_shapes[0], len(draft.outcome_shapes))
     return _moved(draft, [[*dims[:at], places, *dims[at:]]], [dims] * len(places))
@@ -181,7 +182,7 @@ def _side_by_side(
     return [others.get(a, places) for a in range(len(shape))], found
 
 
-def _pad(equation: Equation) -> Rule:
+def _pad(equation: Equation) -> OpRule:
     """Return the rule of a pad; negative padding removes entries, interior padding spreads them."""
     draft = Draft(equation)
     operand, outcome = [], []
@@ -199,7 +200,7 @@ def _pad(equation: Equation) -> Rule:
     return _moved(draft, [operand, []], [outcome], fills=1)
 
 
-def _reverse(equation: Equation) -> Rule:
+def _reverse(equation: Equation) -> OpRule:
     draft = Draft(equation)
     shape = draft.operand_shapes[0]
     factors = draft.factors(shape)
@@ -210,7 +211,7 @@ def _reverse(equation: Equation) -> Rule:
     return _moved(draft, [axes(factors)], [outcome])
 
 
-def _tile(equation: Equation) -> Rule:
+def _tile(equation: Equation) -> OpRule:
     draft = Draft(equation)
     factors = draft.factors(draft.operand_shapes[0])
     outcome = [
@@ -225,12 +226,12 @@ def _tile(equation: Equation) -> Rule:
     return _moved(draft, [axes(factors)], [outcome], resize=resize)
 
 
-def _dynamic_slice(equation: Equation) -> Rule:
+def _dynamic_slice(equation: Equation) -> OpRule:
     draft = Draft(equation)
     (shape, *_), (target,) = draft.operand_shapes, draft.outcome_shapes
     factors = draft.factors(target)
     operand = [
-        axis(f, 0 if n == m else Start(1 + a))
+        axis(f, 0 if n == m else RuntimeStart(1 + a))
         for a, (f, n, m) in enumerate(zip(factors, shape, target, strict=True))
     ]
     return _moved(

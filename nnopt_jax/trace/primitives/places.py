@@ -10,7 +10,7 @@ Factor = int
 """A loop index of an equation, by its position in `Rule.sizes`."""
 
 
-class Start(NamedTuple):
+class RuntimeStart(NamedTuple):
     """A start index that an operand holds, so that it is known only at run time.
 
     Args:
@@ -19,8 +19,10 @@ class Start(NamedTuple):
             if the start is computed from it (the sizes of ragged groups).
 
     Example:
-        >>> from nnopt_jax.trace.primitives import Start
-        >>> Start(operand=1, entry=0)  # of the two operands of a gather: column 0 of the indices
+        >>> from nnopt_jax.trace.primitives import RuntimeStart
+        >>> RuntimeStart(
+        ...     operand=1, entry=0
+        ... )  # of the two operands of a gather: column 0 of the indices
         Start(operand=1, entry=0)
     """
 
@@ -34,7 +36,7 @@ class Place(NamedTuple):
     Args:
         factors: pairs of a factor and its stride, from major to minor. Without factors the place
             is the single index `start`.
-        start: the index at which all factors are zero: a number, or a `Start` from an operand.
+        start: the index at which all factors are zero: a number, or the `RuntimeStart` of it.
         holes: the dilation of the dimension: only indices that it divides exist, and the array has
             the entry `index // holes` there. Indices outside of the array are padding.
 
@@ -48,7 +50,7 @@ class Place(NamedTuple):
     """
 
     factors: tuple[tuple[Factor, int], ...] = ()
-    start: int | Start = 0
+    start: int | RuntimeStart = 0
     holes: int = 1
 
     @property
@@ -65,7 +67,7 @@ class Place(NamedTuple):
         Raises:
             ValueError: an operand holds the start.
         """
-        if isinstance(self.start, Start):
+        if isinstance(self.start, RuntimeStart):
             raise ValueError(f"{self}: the start is known at run time; pass it yourself")
         found = np.asarray(self.start)
         for factor, stride in self.factors:
@@ -95,7 +97,7 @@ Dim = tuple[Place, ...]
 """The places of one dimension, side by side; where they overlap, later ones overwrite."""
 
 
-def axis(factor: Factor, start: int | Start = 0, stride: int = 1) -> Dim:
+def axis(factor: Factor, start: int | RuntimeStart = 0, stride: int = 1) -> Dim:
     """Return a dimension that one factor runs over.
 
     Example:

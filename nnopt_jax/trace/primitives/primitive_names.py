@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from nnopt_jax.trace import probed
-from nnopt_jax.trace.jaxpr import primitives
+from nnopt_jax.trace.jaxpr import Equation, primitives
+
+
+def last_step(function: Callable[..., Any], *given: jax.ShapeDtypeStruct) -> Equation:
+    """Trace a function and return its last step, without running it on a device.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nnopt_jax.trace.primitives.primitive_names import last_step
+        >>> last_step(jnp.sin, jax.ShapeDtypeStruct((3,), "float32")).primitive
+        sin
+    """
+    return jax.make_jaxpr(function)(*given).jaxpr.eqns[-1]
+
+
+def float_shape(*shape: int) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of a float32 array.
+
+    Example:
+        >>> from nnopt_jax.trace.primitives.primitive_names import float_shape
+        >>> float_shape(2, 3)
+        ShapeDtypeStruct(shape=(2, 3), dtype=float32)
+    """
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def on_mesh(function: Callable[..., Any], out: PartitionSpec) -> Equation:
+    """Return the step that maps a function of one number over a mesh with the axis "all"."""
+    mesh = AbstractMesh((1,), ("all",), axis_types=(AxisType.Auto,))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("all"), out_specs=out)
+    return last_step(mapped, float_shape(1))
+
+
+shard_map_p = on_mesh(lambda x: x, PartitionSpec("all")).primitive
+ragged_dot_general_p = last_step(
+    lax.ragged_dot, float_shape(2, 3), float_shape(1, 3, 4), jax.ShapeDtypeStruct((1,), jnp.int32)
+).primitive
 
 
 def _probes() -> list[Any]:
@@ -22,28 +57,28 @@ def _probes() -> list[Any]:
     """
     number, cut = PartitionSpec(), PartitionSpec("all")
     by_platform = functools.partial(lax.platform_dependent, cpu=lambda: 0, default=lambda: 1)
-    on_mesh = [
-        probed.on_mesh(lambda x: lax.psum(x, "all"), number),
-        probed.on_mesh(lambda x: lax.psum_scatter(x, "all", tiled=True), cut),
-        probed.on_mesh(lambda x: lax.pcast(jnp.ones(1), "all", to="varying"), cut),
+    mapped = [
+        on_mesh(lambda x: lax.psum(x, "all"), number),
+        on_mesh(lambda x: lax.psum_scatter(x, "all", tiled=True), cut),
+        on_mesh(lambda x: lax.pcast(jnp.ones(1), "all", to="varying"), cut),
     ]
     found = [
-        *(equation.params["jaxpr"].eqns[-1] for equation in on_mesh),
-        probed.probed(jax.random.wrap_key_data, jax.ShapeDtypeStruct((2,), jnp.uint32)),
-        probed.probed(lambda: jax.random.key_data(jax.random.key(0))),
-        probed.probed(lambda x: jnp.split(x, 2), probed.floats(2)),
-        probed.probed(lambda x: jnp.tile(x, 2), probed.floats(2)),
-        probed.probed(lambda x: jnp.stack([x, x]), probed.floats(1)),
-        probed.probed(jnp.unstack, probed.floats(1)),
-        probed.probed(lax.optimization_barrier, probed.floats(1)),
-        probed.probed(lax.erf, probed.floats()),
-        probed.probed(lax.composite(lambda x: x + 1, name="nnopt.probe"), probed.floats(1)),
-        probed.probed(by_platform),
+        *(equation.params["jaxpr"].eqns[-1] for equation in mapped),
+        last_step(jax.random.wrap_key_data, jax.ShapeDtypeStruct((2,), jnp.uint32)),
+        last_step(lambda: jax.random.key_data(jax.random.key(0))),
+        last_step(lambda x: jnp.split(x, 2), float_shape(2)),
+        last_step(lambda x: jnp.tile(x, 2), float_shape(2)),
+        last_step(lambda x: jnp.stack([x, x]), float_shape(1)),
+        last_step(jnp.unstack, float_shape(1)),
+        last_step(lax.optimization_barrier, float_shape(1)),
+        last_step(lax.erf, float_shape()),
+        last_step(lax.composite(lambda x: x + 1, name="nnopt.probe"), float_shape(1)),
+        last_step(by_platform),
         jax.make_jaxpr(by_platform)().eqns[0],
     ]
     if hasattr(lax, "empty"):
-        found.append(probed.probed(lambda: lax.empty((1,), jnp.float32)))
-    by_hand = probed.shard_map_p, probed.ragged_dot_general_p
+        found.append(last_step(lambda: lax.empty((1,), jnp.float32)))
+    by_hand = shard_map_p, ragged_dot_general_p
     return [*(equation.primitive for equation in found), *by_hand]
 
 

@@ -86,7 +86,7 @@ Resize = Callable[[Sequence[Shape], Sequence[Shape]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class OpRule:
     """The rule of one equation: factors, and how its operands and outcomes are indexed by them.
 
     On each dimension an entry has the index `start + sum(stride * i)`, where `i` runs over
@@ -310,7 +310,7 @@ class Rule:
         return count * math.prod(self.sizes[f] for f in left)
 
 
-MakeRule = Callable[[Equation], Rule]
+MakeRule = Callable[[Equation], OpRule]
 """`make(equation)` returns the facts of an equation."""
 
 

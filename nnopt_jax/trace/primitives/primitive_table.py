@@ -10,18 +10,14 @@ from typing import Any, Self
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.contractions import CONTRACTIONS
 from nnopt_jax.trace.primitives.draft import opaque_rule
-from nnopt_jax.trace.primitives.elementwise import ELEMENTWISE
-from nnopt_jax.trace.primitives.generators import GENERATORS
-from nnopt_jax.trace.primitives.identities import IDENTITIES
-from nnopt_jax.trace.primitives.linear_algebra import LINEAR_ALGEBRA
+from nnopt_jax.trace.primitives.elementwise import ELEMENTWISE, IDENTITIES
+from nnopt_jax.trace.primitives.generators import GENERATORS, LINEAR_ALGEBRA
 from nnopt_jax.trace.primitives.lookups import LOOKUPS
-from nnopt_jax.trace.primitives.mesh_exchange import MESH_EXCHANGES
 from nnopt_jax.trace.primitives.movements import MOVEMENTS
 from nnopt_jax.trace.primitives.primitive_names import by_primitive
-from nnopt_jax.trace.primitives.primitive_rule import MakeRule, Rule
+from nnopt_jax.trace.primitives.primitive_rule import MakeRule, OpRule
 from nnopt_jax.trace.primitives.programs import PROGRAMS, MakePrograms, Programs
-from nnopt_jax.trace.primitives.reductions import REDUCTIONS
-from nnopt_jax.trace.primitives.windows import WINDOWS
+from nnopt_jax.trace.primitives.reductions import MESH_EXCHANGES, REDUCTIONS, WINDOWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Table:
     def __repr__(self) -> str:
         return f"Table({len(self)} primitives)"
 
-    def rule_of(self, equation: Equation) -> Rule:
+    def rule_of(self, equation: Equation) -> OpRule:
         """Return the rule of an equation; an unknown primitive is opaque.
 
         Args:
@@ -82,7 +78,7 @@ class Table:
 
         Args:
             primitive: the primitive.
-            make: `make(equation)` returns the `Rule`; `Draft` helps to write it.
+            make: `make(equation)` returns the `OpRule`; `Draft` helps to write it.
         """
         return dataclasses.replace(self, rules={**self.rules, primitive: make})
 
@@ -104,7 +100,7 @@ TABLE = Table(by_primitive(_RULES), by_primitive(PROGRAMS))
 """The primitives of JAX."""
 
 
-def rule_of(equation: Equation, table: Table = TABLE) -> Rule:
+def rule_of(equation: Equation, table: Table = TABLE) -> OpRule:
     """Return the rule of an equation; an unknown primitive is opaque.
 
     Args:

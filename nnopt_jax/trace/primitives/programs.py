@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from nnopt_jax.trace.jaxpr import Equation, Program, closed, scanned
+from nnopt_jax.trace.jaxpr import Equation, Program, closed, scan_sizes
 
 
 class Flow(enum.Enum):
@@ -114,7 +114,7 @@ def _whole(equation: Equation, program: Any) -> Inner:
 
 
 def _scan(equation: Equation) -> Programs:
-    consts, count = scanned(equation)
+    consts, count = scan_sizes(equation)
     first = consts + count
     return Programs(
         Flow.LOOP,

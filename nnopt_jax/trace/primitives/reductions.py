@@ -1,17 +1,20 @@
-"""Rules of primitives that reduce axes, and of those that need an axis in order."""
+"""Rules of reductions, of windows, and of collectives inside `shard_map`."""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.draft import Draft, axes
-from nnopt_jax.trace.primitives.places import axis
-from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, Rule
+from nnopt_jax.trace.primitives.elementwise import paired_rule
+from nnopt_jax.trace.primitives.places import Dim, Factor, Place, axis
+from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpRule, Shape
 
 
-def _reduction(neutral: float | None, equation: Equation) -> Rule:
+def _reduction(neutral: float | None, equation: Equation) -> OpRule:
     """Return the rule of a reduction; one without a neutral element needs its axes whole."""
     draft, k = Draft(equation), equation.params
     over = {a % len(draft.operand_shapes[0]) for a in k.get("axes", k.get("dimensions"))}
@@ -34,7 +37,7 @@ def _ordered(key: str, flops: Flops | None, *absorbs: int) -> MakeRule:
         *absorbs: operands whose zeros make the outcome zero, if there are no other operands.
     """
 
-    def make(equation: Equation) -> Rule:
+    def make(equation: Equation) -> OpRule:
         draft, k = Draft(equation), equation.params
         shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
         at = k.get(key, -1) % len(shape)
@@ -64,3 +67,132 @@ REDUCTIONS: dict[str, MakeRule] = {
     "approx_top_k": _ordered("reduction_dimension", None),
 }
 """Rules of reductions with their neutral elements, and of primitives that need an axis in order."""
+
+
+def _windows(draft: Draft, shape: Shape, positions: Shape, k: Mapping[str, Any]) -> tuple:
+    """Return the dimensions that windows cover, those of their positions, and whole factors.
+
+    Args:
+        draft: the draft that factors are added to.
+        shape: the shape of the array that windows cover.
+        positions: the number of windows on each axis.
+        k: the settings of the windows.
+    """
+    ones = (1,) * len(shape)
+    factors = draft.factors(positions)
+    covered: list[Dim] = []
+    windowed = set[Factor]()
+    for f, n, size, stride, (low, _), base, dilation in zip(
+        factors, shape, k["window_dimensions"], k["window_strides"], k["padding"],
+        k.get("base_dilation", ones), k.get("window_dilation", ones), strict=True,
+    ):  # fmt: skip
+        if size == stride == base == 1 and n == draft.sizes[f]:
+            covered.append(axis(f))
+            continue
+        tap = draft.factor(size)
+        windowed |= {f, tap}
+        covered.append((Place(((f, stride), (tap, dilation)), -low, base),))
+    return covered, axes(factors), frozenset(windowed)
+
+
+def _reduce_window(neutral: float | None, equation: Equation) -> OpRule:
+    """Return the rule of a pooling; windows of size 1 cost nothing."""
+    draft = Draft(equation)
+    shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
+    covered, positions, whole = _windows(draft, shape, target, equation.params)
+    zeros = neutral is not None and _reach_entries(equation.params)
+    flops = None if neutral is None else Flops(int(len(draft.sizes) > len(target)))
+    operands = [covered if own == shape and shape else [] for own in draft.operand_shapes]
+    return draft.rule(
+        Kind.ORDERED, operands, [positions] * len(draft.outcome_shapes),
+        whole=whole, neutral=neutral, flops=flops, absorbs=(0,) if zeros else (),
+    )  # fmt: skip
+
+
+def _reach_entries(k: Mapping[str, Any]) -> bool:
+    """Return whether every window covers an entry; padding alone would not give zero."""
+    axes = zip(
+        k["window_dimensions"], k["window_dilation"], k["base_dilation"], k["padding"], strict=True
+    )
+    return all(
+        base == 1 and max(padding) <= (size - 1) * dilation
+        for size, dilation, base, padding in axes
+    )
+
+
+def _scattered_back(equation: Equation) -> OpRule:
+    """Return the rule of the gradient of a pooling, which adds to a chosen entry of each window.
+
+    The choice depends on all entries of a window, so the taps of the outcome are own factors.
+    """
+    draft = Draft(equation)
+    given, shape = draft.operand_shapes
+    covered, positions, whole = _windows(draft, shape, given, equation.params)
+    outcome = list(covered)
+    for a, (place,) in enumerate(covered):
+        if len(place.factors) > 1:
+            position, (tap, stride) = place.factors
+            other = draft.factor(draft.sizes[tap])
+            outcome[a] = (place._replace(factors=(position, (other, stride))),)
+            whole |= {other}
+    return draft.rule(Kind.ORDERED, [positions, covered], [outcome], whole=whole)
+
+
+def _gathered(equation: Equation) -> OpRule:
+    """Return the rule of a pooling's derivative, which takes the chosen entry of each window."""
+    draft = Draft(equation)
+    shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
+    covered, positions, whole = _windows(draft, shape, target, equation.params)
+    return draft.rule(Kind.ORDERED, [covered, covered], [positions], whole=whole)
+
+
+WINDOWS: dict[str, MakeRule] = {
+    "reduce_window": functools.partial(_reduce_window, None),
+    "reduce_window_sum": functools.partial(_reduce_window, 0.0),
+    "reduce_window_max": functools.partial(_reduce_window, -math.inf),
+    "reduce_window_min": functools.partial(_reduce_window, math.inf),
+    "select_and_scatter_add": _scattered_back,
+    "select_and_gather_add": _gathered,
+}
+"""Rules of windows."""
+
+
+def _mesh_axes(equation: Equation) -> tuple[str, ...]:
+    k = equation.params
+    names = k.get("axes", k.get("axis_name", ()))
+    return tuple(names) if isinstance(names, tuple | list | frozenset) else (names,)
+
+
+def _combined(equation: Equation) -> OpRule:
+    """Return the rule of a collective that combines entries at the same index of all devices."""
+    absorbs = tuple(range(len(equation.outvars)))
+    return paired_rule(equation, Kind.REDUCTION, mesh=_mesh_axes(equation), absorbs=absorbs)
+
+
+def _exchanged(equation: Equation) -> OpRule:
+    """Return the rule of a collective that moves entries between devices, on the named axes."""
+    draft, k = Draft(equation), equation.params
+    shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
+    changed = {
+        k[key]
+        for key in ("all_gather_dimension", "scatter_dimension", "split_axis", "concat_axis")
+        if key in k
+    }
+    factors = draft.factors(shape)
+    kept = factors if len(shape) == len(target) else [None] * len(target)
+    after = [
+        draft.factor(n) if f is None or a in changed else f
+        for a, (f, n) in enumerate(zip(kept, target, strict=True))
+    ]
+    whole = {*factors} ^ {*after}
+    return draft.rule(
+        Kind.MOVEMENT, [axes(factors)], [axes(after)], whole=frozenset(whole),
+        mesh=_mesh_axes(equation),
+    )  # fmt: skip
+
+
+MESH_EXCHANGES: dict[str, MakeRule] = {
+    "psum psum_invariant pmax pmin": _combined,
+    "all_gather all_gather_invariant all_to_all ppermute reduce_scatter pbroadcast": _exchanged,
+}
+"""Rules of collectives; `Rule.mesh` names the axes of the mesh."""

@@ -6,15 +6,79 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from nnopt_jax.trace.abstract_walk import Domain, Location, Site
 from nnopt_jax.trace.control import CONTROL, is_inlined
-from nnopt_jax.trace.jaxpr import Equation, primitives
-from nnopt_jax.trace.primitives import Flow, Programs, Rule
-from nnopt_jax.trace.statistics.leaf_movement import CutAcrossError, moved_parts, moves
+from nnopt_jax.trace.jaxpr import Equation, Program, is_variable, primitives
+from nnopt_jax.trace.primitives import Flow, OpRule, Programs
+from nnopt_jax.trace.statistics.leaf_movement import CutAcrossError, move_parts, moves
 from nnopt_jax.trace.statistics.leaf_part import LeafPart
 from nnopt_jax.trace.statistics.product_use import ProductUse
 from nnopt_jax.trace.statistics.read_product import read_product
-from nnopt_jax.trace.statistics.value_numbers import ValueNumbers
+
+
+class ValueNumbers:
+    """Value numbers of arrays: equal for the outcomes of equal steps with equal operands.
+
+    Model code may cast or reshape an activation anew for each product; this finds that the
+    products have the same input.
+
+    References:
+        Cocke 1970, Global Common Subexpression Elimination (value numbering).
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+
+    def new(self) -> int:
+        """Return the number of an array that equals no other."""
+        return self.of(object())
+
+    def of(self, key: Hashable) -> int:
+        """Return the number of the array that a key stands for."""
+        return self._numbers.setdefault(key, len(self._numbers))
+
+    def constant(self, x: Any) -> int:
+        """Return the number of a constant of a program."""
+        if np.ndim(x) == 0:
+            return self.of((str(getattr(x, "dtype", type(x))), str(np.asarray(x))))
+        return self.of(("constant", id(x)))
+
+    def outcomes(self, equation: Equation, operands: Sequence[int]) -> list[int]:
+        """Return the numbers of the outcomes of a step.
+
+        Args:
+            equation: the step.
+            operands: the numbers of its operands.
+        """
+        settings = tuple(sorted(equation.params.items(), key=lambda item: item[0]))
+        key: Hashable = equation.primitive, settings, tuple(operands)
+        try:
+            hash(key)
+        except TypeError:  # settings that cannot be compared: the step equals no other
+            key = object()
+        if equation.effects:
+            key = object()
+        return [self.of((key, at)) for at, _ in enumerate(equation.outvars)]
+
+
+def output_numbers(program: Program) -> list[int]:
+    """Number the outputs of a program; outputs of equal computations get equal numbers.
+
+    Args:
+        program: the traced program.
+    """
+    numbers = ValueNumbers()
+    known = {x: numbers.new() for x in (*program.jaxpr.constvars, *program.jaxpr.invars)}
+
+    def read(x: Any) -> int:
+        return known[x] if is_variable(x) else numbers.constant(x.val)
+
+    for equation in program.jaxpr.eqns:
+        found = numbers.outcomes(equation, [read(x) for x in equation.invars])
+        known.update(zip(equation.outvars, found, strict=True))
+    return [read(x) for x in program.jaxpr.outvars]
 
 
 class LeafValue(NamedTuple):
@@ -119,7 +183,7 @@ class LeafDomain(Domain[LeafValue]):
         self, programs: Programs, values: Sequence[LeafValue | None], site: Site
     ) -> list[LeafValue]:
         """Note operands whose leaves are not followed inside, or only as plain arrays."""
-        given, step = self._reached(values, site)
+        given, step = self._begin_step(values, site)
         carried = {operand for operand, _ in programs.carried}
         for at, value in enumerate(given):
             own = (*site.location, at)
@@ -155,17 +219,17 @@ class LeafDomain(Domain[LeafValue]):
         return found
 
     def step(
-        self, equation: Equation, rule: Rule, values: Sequence[LeafValue | None], site: Site
+        self, equation: Equation, rule: OpRule, values: Sequence[LeafValue | None], site: Site
     ) -> list[LeafValue]:
         """Follow the leaves that a step moves, and note its uses of the others."""
-        given, step = self._reached(values, site)
+        given, step = self._begin_step(values, site)
         numbers = self._numbers(equation, given)
         held: list[list[LeafPart]] = [[] for _ in numbers]
         for at, value in enumerate(given):
             reason = ""
             if value.parts and moves(equation, rule, at):
                 try:
-                    moved = moved_parts(equation, rule, at, value.parts)
+                    moved = move_parts(equation, rule, at, value.parts)
                 except CutAcrossError as error:
                     reason = str(error)
                 else:
@@ -181,7 +245,7 @@ class LeafDomain(Domain[LeafValue]):
         given = [self.fresh() if value is None else value for value in values]
         return self.numbers.outcomes(equation, [value.number for value in given])
 
-    def _reached(
+    def _begin_step(
         self, values: Sequence[LeafValue | None], site: Site
     ) -> tuple[list[LeafValue], LeafStep]:
         """Return the operands of a step, and a new record for it if any of them holds a leaf."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from nnopt_jax.trace.jaxpr import Equation, is_variable
-from nnopt_jax.trace.primitives import Kind, Place, Rule, Same, Start
+from nnopt_jax.trace.primitives import Kind, OpRule, Place, RuntimeStart, Same
 from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafFactor, LeafPart, PartAxis
 
 Starts = list[int | None]
@@ -19,7 +19,7 @@ class CutAcrossError(Exception):
     """Raised with the reason why the entries of a leaf cannot be followed through a step."""
 
 
-def moves(equation: Equation, rule: Rule, operand: int) -> bool:
+def moves(equation: Equation, rule: OpRule, operand: int) -> bool:
     """Return whether the outcomes hold the entries of an operand, at most rounded or scaled.
 
     Args:
@@ -37,8 +37,8 @@ def moves(equation: Equation, rule: Rule, operand: int) -> bool:
     return rule.kind is Kind.ELEMENTWISE and is_float and not is_number
 
 
-def moved_parts(
-    equation: Equation, rule: Rule, operand: int, parts: Sequence[LeafPart]
+def move_parts(
+    equation: Equation, rule: OpRule, operand: int, parts: Sequence[LeafPart]
 ) -> list[list[LeafPart]]:
     """Return the parts of leaves that each outcome takes over from an operand.
 
@@ -59,7 +59,7 @@ def moved_parts(
             continue
         _check_flat(equation, rule, parts)
         before = [
-            _resolved(equation, place, size, rule.sizes)
+            _resolve(equation, place, size, rule.sizes)
             for place, size in zip(pair[0], rule.operand_shapes[operand], strict=True)
         ]
         each = [_moved(equation, rule, before, pair[1], part) for part in parts]
@@ -68,7 +68,11 @@ def moved_parts(
 
 
 def _moved(
-    equation: Equation, rule: Rule, before: Sequence[Place], after: Sequence[Place], part: LeafPart
+    equation: Equation,
+    rule: OpRule,
+    before: Sequence[Place],
+    after: Sequence[Place],
+    part: LeafPart,
 ) -> LeafPart | None:
     """Return the part in one outcome; None if the outcome has no entry of it."""
     starts, taken = list(part.starts), dict.fromkeys(part.taken)
@@ -80,11 +84,11 @@ def _moved(
         inside |= dict(zip(place.names, found, strict=False))
         if not place.factors:
             taken |= {f.axis: None for f in axis.factors if f.axis != REPEATED}
-    axes = [_placed(equation, place, inside, rule.sizes, starts) for place in after]
+    axes = [_place(equation, place, inside, rule.sizes, starts) for place in after]
     return part._replace(axes=tuple(axes), starts=tuple(starts), taken=tuple(taken))
 
 
-def _check_flat(equation: Equation, rule: Rule, parts: Sequence[LeafPart]) -> None:
+def _check_flat(equation: Equation, rule: OpRule, parts: Sequence[LeafPart]) -> None:
     """Raise if a reshape cuts axes across their bounds, unless the leaf is repeated there."""
     for part in parts:
         for axis in (axis for flat in rule.flat for axis in flat.operand):
@@ -93,9 +97,9 @@ def _check_flat(equation: Equation, rule: Rule, parts: Sequence[LeafPart]) -> No
                 raise CutAcrossError(f"{equation.primitive.name} cuts across its axes")
 
 
-def _resolved(equation: Equation, place: Place, size: int, sizes: Sequence[int]) -> Place:
+def _resolve(equation: Equation, place: Place, size: int, sizes: Sequence[int]) -> Place:
     """Return the place with a constant start as a number, clamped as in XLA."""
-    if not isinstance(place.start, Start):
+    if not isinstance(place.start, RuntimeStart):
         return place
     start = equation.invars[place.start.operand]
     if is_variable(start):
@@ -110,7 +114,7 @@ def _by_factor(
     """Return the positions of the part on each factor of a place; None if it has no entry there."""
     counts = [sizes[factor] for factor in place.names]
     try:
-        if isinstance(place.start, Start):
+        if isinstance(place.start, RuntimeStart):
             return [_window(axis, math.prod(counts), starts)]
         if len(counts) > 1:
             return split_axis(axis, [stride for _, stride in place.factors])
@@ -215,12 +219,12 @@ def split_axis(axis: PartAxis, strides: Sequence[int]) -> list[PartAxis]:
     return [PartAxis(start, tuple(major)), *split_axis(PartAxis(inner_start, tuple(minor)), rest)]
 
 
-def _placed(
+def _place(
     equation: Equation, place: Place, inside: dict[int, PartAxis], sizes: Sequence[int],
     starts: Starts,
 ) -> PartAxis:  # fmt: skip
     """Return the positions of a part of a leaf on one axis of an outcome."""
-    if isinstance(place.start, Start):
+    if isinstance(place.start, RuntimeStart):
         raise CutAcrossError(f"{equation.primitive.name} puts it at a place that is not known")
     start, factors = place.start, []
     for name, stride in place.factors:

@@ -1,4 +1,4 @@
-"""Execution of a program with measurements at the known uses of its leaves."""
+"""Execution of a program with measurements at the uses of its leaves, and the totals of a batch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.extend import core
 
+from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.trace.abstract_walk import Location
 from nnopt_jax.trace.control import CONTROL, Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, evaluate
 from nnopt_jax.trace.statistics.leaf_domain import LeafStep
 from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.use_sites import UseSite
+from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
 
 Extras = dict[Any, Any]
@@ -34,7 +38,7 @@ class LeafCopies:
     copies: dict[Location, Array]
 
 
-def plain(value: Any, copied: Location = ()) -> Any:
+def plain_array(value: Any, copied: Location = ()) -> Any:
     """Return the array of a value of a program.
 
     Args:
@@ -78,24 +82,24 @@ class MeasuredRun(Inside):
 
         def compute(number: int, equation: Equation, given: list[Any]) -> list[Any]:
             step = dataclasses.replace(self, location=(*around, number))
-            found, more = step._computed(equation, given)
+            found, more = step._compute(equation, given)
             extras.update(more)
             return found
 
         return evaluate(program, values, compute), extras
 
-    def _computed(self, equation: Equation, values: Sequence[Any]) -> tuple[list[Any], Extras]:
+    def _compute(self, equation: Equation, values: Sequence[Any]) -> tuple[list[Any], Extras]:
         step = self.steps.get(self.location)
         if step is None:
-            return bind(equation, [plain(value) for value in values]), {}
+            return bind(equation, [plain_array(value) for value in values]), {}
         values = [
-            plain(value, step.copied[at]) if at in step.copied else value
+            plain_array(value, step.copied[at]) if at in step.copied else value
             for at, value in enumerate(values)
         ]
         if equation.primitive in CONTROL:
             return CONTROL[equation.primitive](equation, values, self)
         found = bind_copies(equation, values)
-        arrays = [plain(value) for value in (*values, *found)]
+        arrays = [plain_array(value) for value in (*values, *found)]
         extras = {
             (name, *site.key): self.statistics[name].show(site.noted.product.on(arrays))
             for site in map(self.sites.__getitem__, step.uses)
@@ -113,7 +117,7 @@ class MeasuredRun(Inside):
 
     def dense(self, values: Sequence[Any]) -> list[Any]:
         """Return plain arrays, from the copies that belong to the step."""
-        return [plain(value, self.location) for value in values]
+        return [plain_array(value, self.location) for value in values]
 
     def slices(self, value: Any) -> Slices:
         """Let the scan slice an array and each of its copies."""
@@ -153,11 +157,124 @@ def bind_copies(equation: Equation, values: Sequence[Any]) -> list[Any]:
         equation: the step.
         values: its operands.
     """
-    found = bind(equation, [plain(value) for value in values])
+    found = bind(equation, [plain_array(value) for value in values])
     keys = [key for value in values if isinstance(value, LeafCopies) for key in value.copies]
-    copies = {key: bind(equation, [plain(x, key) for x in values]) for key in dict.fromkeys(keys)}
+    copies = {
+        key: bind(equation, [plain_array(x, key) for x in values]) for key in dict.fromkeys(keys)
+    }
     if not copies:
         return found
     return [
         LeafCopies(x, {key: outs[at] for key, outs in copies.items()}) for at, x in enumerate(found)
     ]
+
+
+OF_LOSS = ("gradient", "fisher", "hessian_gradient")
+"""Statistics of the derivatives of a loss."""
+
+Totals = dict[tuple[str, str, int], Any]
+"""States by statistic, path and use; the use is `WHOLE` for states of a leaf as a whole."""
+
+WHOLE = -1
+BATCHES = ("batches", "", WHOLE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservedProgram:
+    """A function that was analyzed for one shape of batches.
+
+    Args:
+        program: its program, of the parameters and a batch.
+        floats: for each input of the program its path if it is a float parameter, else None.
+        measures: the interpreter that measures at uses.
+        of_loss: the names of the statistics of a loss to measure.
+        shapes: the shapes of the followed leaves, by path.
+    """
+
+    program: Program
+    floats: Sequence[str | None]
+    measures: MeasuredRun
+    of_loss: tuple[str, ...]
+    shapes: Mapping[str, Any]
+
+    @property
+    def differentiated(self) -> dict[tuple[str, Location], UseSite]:
+        """The uses that have a gradient of their own, by path and location of the copy.
+
+        Uses of one leaf in one array, inside of one derivative rule, or after a loop that carries
+        it share a gradient, which belongs to the first of them.
+        """
+        found: dict[tuple[str, Location], UseSite] = {}
+        for site in self.measures.sites.values():
+            found.setdefault((site.use.path, site.noted.copied), site)
+        return found
+
+    def start(self) -> Totals:
+        """Return the initial totals."""
+        totals = {**self.measures.nothing(), BATCHES: jnp.zeros((), jnp.int32)}
+        for name in self.of_loss:
+            by_use = name != "hessian_gradient"
+            keys = [site.key for site in self.differentiated.values()] if by_use else []
+            keys += [(path, WHOLE) for path in self.shapes] if name != "gradient" else []
+            totals |= {(name, *key): jnp.zeros(self.shapes[key[0]].shape) for key in keys}
+        return totals
+
+    def step(self, totals: Totals, params: Any, batch: Any) -> Totals:
+        """Return the totals after one more batch."""
+        leaves = jax.tree.leaves(((params, batch), {}), is_leaf=is_node)
+        arrays = [materialize(x) for x in leaves if is_node(x) or is_array(x)]
+        if {"gradient", "fisher"}.intersection(self.of_loss):
+            found = self._slopes(arrays)
+        else:
+            found = self.measures.run(self.program, arrays, None)[1]
+        if "hessian_gradient" in self.of_loss:
+            found |= self._curvature(arrays)
+        slopes = {key: totals[key] + x for key, x in found.items() if key[0] in self.of_loss}
+        rest = {key: x for key, x in found.items() if key[0] not in self.of_loss}
+        seen = {key: x for key, x in totals.items() if key[0] in self.measures.statistics}
+        return {**self.measures.merge(seen, rest), **slopes, BATCHES: totals[BATCHES] + 1}
+
+    def _slopes(self, arrays: Sequence[Array]) -> Extras:
+        """Differentiate the loss at a copy of the leaf for every use, and measure on the way."""
+        sites = self.differentiated
+        copies = {key: arrays[self.floats.index(key[0])] for key in sites}
+
+        def loss(copies: dict[tuple[str, Location], Array]) -> tuple[Array, Extras]:
+            own: dict[str | None, dict[Location, Array]] = {}
+            for (path, copied), x in copies.items():
+                own.setdefault(path, {})[copied] = x
+            values = [
+                LeafCopies(x, own[path]) if path in own else x
+                for x, path in zip(arrays, self.floats, strict=True)
+            ]
+            (out,), extras = self.measures.run(self.program, values, None)
+            return plain_array(out), extras
+
+        slopes, extras = jax.grad(loss, has_aux=True)(copies)
+        slopes = {key: x.astype(jnp.float32) for key, x in slopes.items()}
+        if "gradient" in self.of_loss:
+            extras |= {("gradient", *sites[key].key): x for key, x in slopes.items()}
+        if "fisher" in self.of_loss:
+            extras |= {("fisher", *sites[key].key): jnp.square(x) for key, x in slopes.items()}
+            for path, leaf in self.shapes.items():
+                mine = [x for key, x in slopes.items() if key[0] == path]
+                extras["fisher", path, WHOLE] = jnp.square(sum(mine, jnp.zeros(leaf.shape)))
+        return extras
+
+    def _curvature(self, arrays: Sequence[Array]) -> Extras:
+        """Return the product of the Hessian and the gradient, over all float parameters."""
+        inputs = {path: at for at, path in enumerate(self.floats) if path is not None}
+
+        def loss(floats: dict[str, Array]) -> Array:
+            values = list(arrays)
+            for path, x in floats.items():
+                values[inputs[path]] = x
+            return core.jaxpr_as_fun(self.program)(*values)[0]
+
+        floats = {path: arrays[at] for path, at in inputs.items()}
+        slope = jax.grad(loss)
+        found = jax.jvp(slope, (floats,), (slope(floats),))[1]
+        return {
+            ("hessian_gradient", path, WHOLE): found[path].astype(jnp.float32)
+            for path in self.shapes
+        }

@@ -14,12 +14,10 @@ from jax.extend import core
 
 from nnopt_jax.columns import aligned
 from nnopt_jax.trace.jaxpr import is_variable
-from nnopt_jax.trace.statistics.leaf_layout import LeafLayout, folded
-from nnopt_jax.trace.statistics.leaf_uses import LeafUses, leaf_uses
-from nnopt_jax.trace.statistics.observed_program import BATCHES, WHOLE, ObservedProgram, Totals
-from nnopt_jax.trace.statistics.statistic import Statistic
-from nnopt_jax.trace.statistics.use_sites import Key
-from nnopt_jax.trace.statistics.value_numbers import output_numbers
+from nnopt_jax.trace.statistics.leaf_domain import output_numbers
+from nnopt_jax.trace.statistics.measured_run import BATCHES, WHOLE, ObservedProgram, Totals
+from nnopt_jax.trace.statistics.statistic import LeafLayout, Statistic, fold
+from nnopt_jax.trace.statistics.use_sites import Key, LeafUses, leaf_uses
 
 
 @jax.tree_util.register_pytree_node_class
@@ -109,7 +107,7 @@ def _short(value: Any) -> str:
     return f"{value.dtype}[{','.join(map(str, value.shape))}]"
 
 
-def observed(reading: ObservedProgram, totals: Totals) -> Observed:
+def collect_results(reading: ObservedProgram, totals: Totals) -> Observed:
     """Return the results that follow from totals.
 
     Args:
@@ -122,13 +120,13 @@ def observed(reading: ObservedProgram, totals: Totals) -> Observed:
         found: dict[str, dict[str, Any]] = {}
         by_use: dict[str, dict[Key, Any]] = {}
         for name, statistic in reading.measures.statistics.items():
-            by_use[name], found[name], lacking[name] = _finished(reading, statistic, totals)
+            by_use[name], found[name], lacking[name] = _finish(reading, statistic, totals)
         for name in reading.of_loss:
             by_use[name], found[name] = _of_loss(name, reading.shapes, totals)
             lacking[name] = {}
         return by_use, found
 
-    by_use, found = computed_once(finish, totals)
+    by_use, found = compute_shared(finish, totals)
     rows = found.pop("rows")
     del by_use["rows"], lacking["rows"]
     _drop_unreached(reading, found, lacking, rows)
@@ -137,7 +135,7 @@ def observed(reading: ObservedProgram, totals: Totals) -> Observed:
     return Observed(found, by_use, rows, table, lacking, int(totals[BATCHES]))
 
 
-def computed_once(function: Callable[[Any], Any], given: Any) -> Any:
+def compute_shared(function: Callable[[Any], Any], given: Any) -> Any:
     """Call a function so that equal outputs share one array, and returned inputs are not copied.
 
     Args:
@@ -167,7 +165,7 @@ def computed_once(function: Callable[[Any], Any], given: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), [found[n] for n in numbers])
 
 
-def _finished(
+def _finish(
     reading: ObservedProgram, statistic: Statistic, totals: Totals
 ) -> tuple[dict[Key, Any], dict[str, Any], dict[str, str]]:
     """Return the results by use and by leaf, and the reasons for leaves without a result."""
@@ -182,7 +180,7 @@ def _finished(
     for path in reading.shapes:
         mine = [key for key in states if key[0] == path]
         uses = [(sites[key].layout, states[key]) for key in mine]
-        one = by_use[mine[0]] if len(mine) == 1 else _joined(statistic, uses) if mine else (
+        one = by_use[mine[0]] if len(mine) == 1 else _merge_uses(statistic, uses) if mine else (
             _why_not(reading, statistic, path)
         )  # fmt: skip
         (lacking if isinstance(one, str) else found)[path] = one
@@ -208,12 +206,10 @@ def _drop_unreached(reading: ObservedProgram, found: Any, lacking: Any, rows: An
             lacking[name][path] = "no batch has reached it"
 
 
-def _joined(statistic: Statistic, mine: Sequence[tuple[LeafLayout, Any]]) -> Any:
+def _merge_uses(statistic: Statistic, mine: Sequence[tuple[LeafLayout, Any]]) -> Any:
     """Merge the uses of a leaf, or return why that is impossible."""
     if len({layout.marks(("batch",)) for layout, _ in mine}) > 1:
-        mine = [
-            (layout.folded(), folded(x, len(layout.batch), statistic.add)) for layout, x in mine
-        ]
+        mine = [(layout.folded(), fold(x, len(layout.batch), statistic.add)) for layout, x in mine]
     if len({layout.marks(statistic.labels) for layout, _ in mine}) > 1:
         axes = sorted({str(layout.product.contracted) for layout, _ in mine})
         if len(axes) == 1:

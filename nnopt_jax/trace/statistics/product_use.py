@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
-from nnopt_jax.trace.statistics.arrangement import Arrangement
-from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafFactor, PartAxis, leaf_order
+from nnopt_jax.trace.statistics.leaf_part import Arrangement, Factors
 from nnopt_jax.typing import Array, Shape
-
-Factors = tuple[LeafFactor, ...]
 
 
 class Patches(NamedTuple):
@@ -122,6 +119,16 @@ class ProductUse:
     no_outputs: str = ""
     arrays: tuple[Array, ...] = ()
 
+    @property
+    def rows_axis(self) -> int:
+        """The axis of rows in the inputs."""
+        return len(self.batch) + len(self.groups)
+
+    @property
+    def unbatched_axes(self) -> tuple[int, ...]:
+        """All axes of the inputs but those of the batch."""
+        return tuple(range(len(self.batch), self.rows_axis + 1 + len(self.channels)))
+
     def on(self, arrays: Sequence[Array]) -> ProductUse:
         """Return the use with these arrays: the operands and the outcome of the step."""
         return dataclasses.replace(self, arrays=tuple(arrays))
@@ -185,13 +192,3 @@ class ProductUse:
 def _flat(x: Array, factors: Factors) -> Array:
     """Flatten the last axes of an array to one."""
     return x.reshape(*x.shape[: x.ndim - len(factors)], -1)
-
-
-def in_leaf_order(axes: Iterable[PartAxis]) -> Factors:
-    """Return the factors of a leaf on some axes of an array, in the order of the leaf.
-
-    Args:
-        axes: the positions of the leaf on each axis.
-    """
-    factors = [f for axis in axes for f in axis.factors if f.axis != REPEATED]
-    return tuple(factors[i] for i in leaf_order(factors))

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from jax import lax
 
 from nnopt_jax.trace.jaxpr import Equation, primitives
-from nnopt_jax.trace.primitives import Dim, Factor, Kind, Rule, Start, factors_of
-from nnopt_jax.trace.statistics.arrangement import Arrangement, AxesOfLeaf
+from nnopt_jax.trace.primitives import Dim, Factor, Kind, OpRule, RuntimeStart, factors_of
 from nnopt_jax.trace.statistics.leaf_movement import CutAcrossError, split_axis
-from nnopt_jax.trace.statistics.leaf_part import LeafPart, PartAxis
-from nnopt_jax.trace.statistics.product_use import (
-    Lookup,
-    Patches,
-    ProductUse,
-    RowGroups,
-    in_leaf_order,
-)
+from nnopt_jax.trace.statistics.leaf_part import Arrangement, LeafPart, PartAxis, in_leaf_order
+from nnopt_jax.trace.statistics.product_use import Lookup, Patches, ProductUse, RowGroups
 from nnopt_jax.typing import Shape
 
 _UNMEASURED = {
@@ -29,7 +23,7 @@ _UNMEASURED = {
 }
 
 
-def read_product(equation: Equation, rule: Rule, at: int, part: LeafPart) -> ProductUse | str:
+def read_product(equation: Equation, rule: OpRule, at: int, part: LeafPart) -> ProductUse | str:
     """Return the product in which a step uses a leaf, or why nothing can be measured.
 
     Args:
@@ -48,7 +42,7 @@ def read_product(equation: Equation, rule: Rule, at: int, part: LeafPart) -> Pro
     picked = [
         axis
         for dim, axis in zip(rule.operands[at], part.axes, strict=True)
-        if isinstance(dim[0].start, Start)
+        if isinstance(dim[0].start, RuntimeStart)
     ]
     if rule.chooses and (at != 1 or len(picked) != 1 or not _has_groups_of_rows(rule)):
         return f"{name} has no rows for each of its matrices"
@@ -56,14 +50,14 @@ def read_product(equation: Equation, rule: Rule, at: int, part: LeafPart) -> Pro
         ours = _by_factor(rule, at, part)
     except CutAcrossError:
         return "its groups lie across axes"
-    return _Product(equation, rule, at, ours, picked).read()
+    return _LeafProduct(equation, rule, at, ours, picked).read()
 
 
 def _has_window(equation: Equation) -> bool:
     return equation.primitive is primitives.conv_general_dilated_p
 
 
-def _has_groups_of_rows(rule: Rule) -> bool:
+def _has_groups_of_rows(rule: OpRule) -> bool:
     """Return whether only rows of the first operand are grouped, with sizes in the third."""
     rows = factors_of(rule.operands[0]) - rule.reduced
     sizes = rule.operand_shapes[len(rule.data) :]
@@ -72,7 +66,7 @@ def _has_groups_of_rows(rule: Rule) -> bool:
     )
 
 
-def _by_factor(rule: Rule, at: int, part: LeafPart) -> dict[Factor, PartAxis]:
+def _by_factor(rule: OpRule, at: int, part: LeafPart) -> dict[Factor, PartAxis]:
     """Return the positions of a leaf on each factor of an operand."""
     found: dict[Factor, PartAxis] = {}
     for dim, size, axis in zip(rule.operands[at], rule.operand_shapes[at], part.axes, strict=True):
@@ -83,7 +77,7 @@ def _by_factor(rule: Rule, at: int, part: LeafPart) -> dict[Factor, PartAxis]:
 
 
 def _by_axis(
-    rule: Rule, dims: Sequence[Dim], shape: Sequence[int]
+    rule: OpRule, dims: Sequence[Dim], shape: Sequence[int]
 ) -> tuple[Shape, dict[Factor, int]]:
     """Return the shape of an array split into one axis for each factor, and the axis of each.
 
@@ -102,7 +96,7 @@ def _by_axis(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Product:
+class _LeafProduct:
     """A step that multiplies a leaf.
 
     Args:
@@ -114,7 +108,7 @@ class _Product:
     """
 
     equation: Equation
-    rule: Rule
+    rule: OpRule
     at: int
     ours: Mapping[Factor, PartAxis]
     picked: Sequence[PartAxis]
@@ -135,8 +129,8 @@ class _Product:
         if reason := self._why_not(own, groups, is_plain):
             return reason
         batch = [f for f in shared if f not in groups]
-        outs = self._lie((f for f in free if f not in batch), kept)
-        channels = self._lie((f for f in own if f in theirs), theirs)
+        outs = self._axes((f for f in free if f not in batch), kept)
+        channels = self._axes((f for f in own if f in theirs), theirs)
         alone = all(ours[f].count == rule.sizes[f] for f in own)
         return ProductUse(
             tuple(i for i in range(len(rule.operands)) if i != self.at),
@@ -146,10 +140,10 @@ class _Product:
             channels=in_leaf_order(axis for _, axis in channels),
             taps=in_leaf_order(ours[f] for f in taps),
             outs=in_leaf_order(axis for _, axis in outs),
-            arranged=Arrangement.of(shape, self._lie(shared, theirs), channels),
+            arranged=Arrangement.of(shape, self._axes(shared, theirs), channels),
             patch=self._patches(shared, own) if is_windowed else None,
             row_groups=self._row_groups() if self.picked else None,
-            placed=Arrangement.of(result, self._lie(batch, kept), outs) if alone else None,
+            placed=Arrangement.of(result, self._axes(batch, kept), outs) if alone else None,
             no_outputs="" if alone else "its products are added to those of what lies beside it",
         )
 
@@ -164,7 +158,7 @@ class _Product:
             return "it is repeated along what is summed over"
         return "its groups lie across axes" if any(self.ours[f].repeats for f in groups) else ""
 
-    def _lie(self, factors: Iterable[Factor], there: Mapping[Factor, int]) -> AxesOfLeaf:
+    def _axes(self, factors: Iterable[Factor], there: Mapping[Factor, int]) -> list[Any]:
         """Return the axes of some factors in an array, with the positions of the leaf on them."""
         return [(there[f], self.ours[f]) for f in factors]
 
@@ -180,7 +174,7 @@ class _Product:
         )
         there |= {kernel[d][0].names[0]: len(shape) + i for i, d in enumerate(window)}
         shape = (*shape, *taps, *(rule.outcome_shapes[0][d] for d in positions))
-        arranged = Arrangement.of(shape, self._lie(shared, there), self._lie(own, there))
+        arranged = Arrangement.of(shape, self._axes(shared, there), self._axes(own, there))
         settings = "window_strides", "padding", "lhs_dilation", "rhs_dilation"
         return Patches(order, taps, tuple(k[name] for name in settings), arranged)
 
@@ -193,13 +187,13 @@ class _Product:
         return RowGroups(count, arranged)
 
 
-def _lookup(equation: Equation, rule: Rule, at: int, part: LeafPart) -> ProductUse | str:
+def _lookup(equation: Equation, rule: OpRule, at: int, part: LeafPart) -> ProductUse | str:
     """Return the lookup of whole rows of a leaf, or why nothing can be measured."""
     k, shape = equation.params, rule.operand_shapes[0]
     if at != 0:
         return "it is the index of a lookup"
     starts = [dim[0].start for dim in rule.operands[0]]
-    chosen = {d: start.entry for d, start in enumerate(starts) if isinstance(start, Start)}
+    chosen = {d: start.entry for d, start in enumerate(starts) if isinstance(start, RuntimeStart)}
     whole = all(k["slice_sizes"][d] == (1 if d in chosen else n) for d, n in enumerate(shape))
     if len(chosen) != 1 or not whole:
         return "it is looked up along several axes"

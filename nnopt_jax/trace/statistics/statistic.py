@@ -1,16 +1,129 @@
-"""The definition of a statistic by pure functions of states."""
+"""The definition of a statistic by pure functions of states, and the layout of states."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.trace.statistics.leaf_layout import LeafLayout
-from nnopt_jax.trace.statistics.product_use import ProductUse
+from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafFactor, LeafPart, leaf_order, unfold
+from nnopt_jax.trace.statistics.product_use import Factors, ProductUse
+from nnopt_jax.typing import Array, Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafLayout:
+    """The relation between the axes of a state and those of the leaf.
+
+    A state has the batch axes first, then groups and channels, or outs, or other axes.
+
+    Args:
+        shape: the shape of the leaf.
+        part: the part of the leaf that is used.
+        product: the product that it is used in.
+        is_folded: whether the batch axes of states are already reduced.
+    """
+
+    shape: Shape
+    part: LeafPart
+    product: ProductUse
+    is_folded: bool = False
+
+    @property
+    def batch(self) -> Factors:
+        """The batch factors: of scans from the outermost, then of the product itself."""
+        return () if self.is_folded else (*self.part.scanned, *self.product.batch)
+
+    def unscanned(self, state: Any) -> Any:
+        """Split the axis of each scan in a state into one axis for each of its factors."""
+        for at, level in reversed([*enumerate(self.part.scans)]):
+            state = jax.tree.map(lambda x, at=at, axis=level.axis: unfold(x, at, axis), state)
+        return state
+
+    def leaf(self, x: Array) -> Array:
+        """Arrange a number for the leaf, or one for each of its layers.
+
+        The result broadcasts to the leaf once axes of size 1 are appended.
+        """
+        last = max((factor.axis for factor in self.batch), default=-1) + 1
+        found = self._like_leaf(x, self.batch)
+        return found.reshape(found.shape[:last])
+
+    def channel(self, x: Array) -> Array:
+        """Arrange numbers for each input channel so that they broadcast to the leaf."""
+        return self._like_leaf(x, (*self.batch, *self.product.groups, *self.product.channels))
+
+    def out(self, x: Array) -> Array:
+        """Arrange numbers for each output channel so that they broadcast to the leaf."""
+        return self._like_leaf(x, (*self.batch, *self.product.outs))
+
+    def apart(self, x: Array) -> Array:
+        """Arrange only the batch axes in the order of the leaf; keep the others."""
+        order, rest = leaf_order(self.batch), x.shape[len(self.batch) :]
+        x = x.transpose((*order, *range(len(order), x.ndim)))
+        return x.reshape(*_sizes(self.batch).values(), *rest)
+
+    def _like_leaf(self, x: Array, factors: Factors) -> Array:
+        """Merge factors into the axes of the leaf; broadcast over missing factors of those axes."""
+        x = x.reshape([factor.size for factor in factors]).transpose(leaf_order(factors))
+        there = {_name(factor) for factor in factors}
+        axes = {axis for axis, _ in there if axis != REPEATED}
+        every = [f for f in (*self.part.scanned, *self.product.factors) if f.axis in axes]
+        wide = [every[i] for i in leaf_order(every)]
+        x = x.reshape([f.size if _name(f) in there else 1 for f in wide])
+        x = jnp.broadcast_to(x, [factor.size for factor in wide])
+        sizes = _sizes(wide)
+        return x.reshape([sizes.get(axis, 1) for axis in range(len(self.shape))])
+
+    def folded(self) -> LeafLayout:
+        """Return the layout of a state whose batch axes are reduced."""
+        return dataclasses.replace(self, is_folded=True)
+
+    def marks(self, labels: tuple[str, ...]) -> Any:
+        """Return a key that is equal for two layouts whose states may be added.
+
+        Args:
+            labels: names of properties of the product, or `"batch"`.
+        """
+        named = [
+            self.batch if label == "batch" else getattr(self.product, label) for label in labels
+        ]
+        axes = {f.axis for each in named for f in each if isinstance(f, LeafFactor)}
+        # An unknown start equals no other.
+        least = self.part.least
+        starts = tuple(object() if least[axis] is None else least[axis] for axis in sorted(axes))
+        plain = tuple(
+            tuple((*_name(f), f.size) if isinstance(f, LeafFactor) else f for f in each)
+            for each in named
+        )
+        return plain, starts
+
+
+def fold(state: Any, axes: int, add: Callable[[Any, Any], Any]) -> Any:
+    """Reduce the first axes of a state by adding the states of their entries."""
+    for _ in range(axes):
+        count = jax.tree.leaves(state)[0].shape[0]
+        state = functools.reduce(
+            add, [jax.tree.map(lambda x, at=at: x[at], state) for at in range(count)]
+        )
+    return state
+
+
+def _name(factor: LeafFactor) -> tuple[int, int]:
+    return factor.axis, abs(factor.stride)
+
+
+def _sizes(factors: Factors | list) -> dict[int, int]:
+    """Return the number of entries on each axis of the leaf, in order."""
+    return {
+        axis: math.prod(factor.size for factor in factors if factor.axis == axis)
+        for axis in sorted({factor.axis for factor in factors})
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +157,6 @@ class Statistic:
     labels: tuple[str, ...] = ()
     check: Callable[[Any], str] = lambda state: ""
     of_inputs: bool = False
-
-
-def rows_axis(use: ProductUse) -> int:
-    """Return the axis of rows in the inputs."""
-    return len(use.batch) + len(use.groups)
-
-
-def all_axes(use: ProductUse) -> tuple[int, ...]:
-    """Return all axes of the inputs but those of the batch."""
-    first = len(use.batch)
-    return tuple(range(first, first + len(use.groups) + 1 + len(use.channels)))
 
 
 def filled(shapes: Any, value: float) -> Any:

@@ -13,11 +13,128 @@ from jax import lax
 
 from nnopt_jax.ops.running_histogram import Range, add_values, joined
 from nnopt_jax.settings import Settings
-from nnopt_jax.trace.statistics.leaf_layout import LeafLayout
-from nnopt_jax.trace.statistics.moment_statistics import input_moments, output_moments
 from nnopt_jax.trace.statistics.product_use import ProductUse
-from nnopt_jax.trace.statistics.statistic import Statistic, all_axes, filled, rows_axis, zeros
-from nnopt_jax.typing import Array
+from nnopt_jax.trace.statistics.statistic import LeafLayout, Statistic, filled, zeros
+from nnopt_jax.typing import Array, Shape
+
+
+class Moments(NamedTuple):
+    """The mean and the (biased) variance of each channel.
+
+    Args:
+        count: float32, the number of values of each channel; one number for a leaf or a layer.
+        mean: float32, the mean.
+        variance: float32, the mean squared distance from the mean; 0 before the first value.
+
+    Example:
+        >>> from nnopt_jax.trace import Moments
+        >>> Moments(count=2.0, mean=0.5, variance=0.25).variance
+        0.25
+    """
+
+    count: Array
+    mean: Array
+    variance: Array
+
+
+class _MomentSums(NamedTuple):
+    """The state of moments: arrays of equal rank.
+
+    The mean is `mean + tail`, and `squares` are sums of squared distances from it.
+    """
+
+    count: Array
+    mean: Array
+    tail: Array
+    squares: Array
+
+
+def input_moments() -> Statistic:
+    """Statistic of the `Moments` of each input channel of a leaf; they broadcast to the leaf.
+
+    Channels are the entries of the contracted axes; for convolutions, the channels of the image.
+    Batches are merged by the method of Chan et al., without a second pass or cancellation.
+
+    Example:
+        >>> from nnopt_jax.trace import input_moments
+        >>> input_moments().name
+        'input_moments'
+
+    References:
+        Chan, Golub, LeVeque 1983, Algorithms for Computing the Sample Variance, equation 2.1.
+    """
+
+    def show(use: ProductUse) -> _MomentSums | None:
+        x = use.inputs()
+        return None if x is None else _sums(use, x, use.rows_axis)
+
+    def finish(state: _MomentSums, lay: LeafLayout) -> Moments:
+        return _moments(state, lay, lay.channel)
+
+    labels = ("groups", "channels")
+    return Statistic("input_moments", show, zeros, _join, finish, labels, of_inputs=True)
+
+
+def output_moments() -> Statistic:
+    """Statistic of the `Moments` of each output channel of a leaf, before a bias is added.
+
+    They broadcast to the leaf.
+
+    Example:
+        >>> from nnopt_jax.trace import output_moments
+        >>> output_moments().name
+        'output_moments'
+    """
+
+    def show(use: ProductUse) -> _MomentSums | None:
+        x = use.outputs()
+        return None if x is None else _sums(use, x, len(use.batch))
+
+    def finish(state: _MomentSums, lay: LeafLayout) -> Moments:
+        return _moments(state, lay, lay.out)
+
+    return Statistic("output_moments", show, zeros, _join, finish, ("outs",))
+
+
+def _sums(use: ProductUse, x: Array, axis: int) -> _MomentSums:
+    """Compute the moments of values on one axis.
+
+    The mean of the distances from the mean is its tail: what rounding takes where values are far
+    from zero.
+    """
+    valid = use.valid()
+    ones = _ones(x.shape, axis)
+    if valid is None:
+        count = jnp.full(ones, x.shape[axis], jnp.float32)
+    else:
+        count = valid.sum(-1, dtype=jnp.float32).reshape(ones)
+    total = jnp.maximum(count, 1.0)
+    mean = use.masked(x, 0.0).sum(axis) / total
+    apart = use.masked(x - jnp.expand_dims(mean, axis), 0.0)
+    tail = apart.sum(axis) / total
+    squares = use.masked(jnp.square(apart - jnp.expand_dims(tail, axis)), 0.0)
+    return _MomentSums(count, mean, tail, squares.sum(axis))
+
+
+def _ones(shape: Shape, axis: int) -> Shape:
+    """Return the shape of counts: batch axes, then axes of size 1, since groups share counts."""
+    return (*shape[:axis], *(1,) * (len(shape) - axis - 1))
+
+
+def _join(a: _MomentSums, b: _MomentSums) -> _MomentSums:
+    count = a.count + b.count
+    share = b.count / jnp.maximum(count, 1.0)
+    apart, tails = b.mean - a.mean, b.tail - a.tail
+    mean = a.mean + apart * share
+    rounded = apart * share - (mean - a.mean)  # Kahan: what the sum above leaves out
+    squares = a.squares + b.squares + jnp.square(apart + tails) * (a.count * share)
+    return _MomentSums(count, mean, a.tail + tails * share + rounded, squares)
+
+
+def _moments(state: _MomentSums, lay: LeafLayout, place: Callable[[Array], Array]) -> Moments:
+    count = jnp.maximum(state.count, 1.0)
+    one = state.count.reshape(*state.count.shape[: len(lay.batch)], -1)[..., 0]
+    return Moments(lay.leaf(one), place(state.mean + state.tail), place(state.squares / count))
 
 
 class Extremes(NamedTuple):
@@ -64,7 +181,7 @@ def input_absmax(*, channel: bool = False) -> Statistic:
         if x is None:
             return None
         x = use.masked(jnp.abs(x), 0.0)
-        return jnp.max(x, rows_axis(use) if channel else all_axes(use), initial=0.0)
+        return jnp.max(x, use.rows_axis if channel else use.unbatched_axes, initial=0.0)
 
     return Statistic(
         "input_absmax",
@@ -87,7 +204,7 @@ def input_range() -> Statistic:
     """
 
     def show(use: ProductUse) -> Extremes | None:
-        x, axes = use.inputs(), all_axes(use)
+        x, axes = use.inputs(), use.unbatched_axes
         if x is None:
             return None
         return Extremes(
@@ -143,7 +260,7 @@ def input_histogram(bins: int = 4096) -> Statistic:
         found = add(use.masked(x, jnp.nan))
         if valid is None:
             return found
-        others = (~valid).sum(-1) * math.prod(x.shape[rows_axis(use) + 1 :])
+        others = (~valid).sum(-1) * math.prod(x.shape[use.rows_axis + 1 :])
         return found._replace(ignored=found.ignored - others)  # masked entries are not NaN inputs
 
     def begin(shapes: Range) -> Range:

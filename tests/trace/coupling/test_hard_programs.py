@@ -15,9 +15,9 @@ from jax.sharding import PartitionSpec
 
 import nnopt_jax as nnopt
 from nnopt_jax.trace.coupling.coupled_axes import coupled_axes
-from nnopt_jax.trace.coupling.shrink import shrink
+from nnopt_jax.trace.coupling.rearrange import shrink
 from nnopt_jax.trace.primitives import TABLE, elementwise_rule
-from nnopt_jax.trace.traced import traced
+from nnopt_jax.trace.traced import trace
 from tests.trace.coupling.test_annotations import check_shrunk, drawn
 
 X = drawn(4, 5)
@@ -277,9 +277,10 @@ def test_a_primitive_that_nobody_knows_freezes_and_one_line_in_a_table_frees():
     assert "no rule for swish_of_a_test at test_hard_programs.py:" in graph.coupled.frozen["a", 1]
     table = TABLE.with_rule(swish_p, functools.partial(elementwise_rule, absorbs=(0,)))
     outputs = lambda found: found  # noqa: E731
-    coupled = coupled_axes(traced(apply, (TP, X), {}), outputs, table)
+    given = trace(apply, (TP, X), {}, outputs, table)
+    coupled = coupled_axes(given)
     assert coupled.names == ("a:1",)
-    small = shrink(apply, coupled, outputs, TP, {"a:1": [0, 5]}, table)
+    small = shrink(apply, given, coupled, TP, {"a:1": [0, 5]})
     p, at = jax.tree.map(np.asarray, TP), [0, 5]
     hidden = np.asarray(X) @ p["a"][:, at]
     wanted = (hidden / (1 + np.exp(-hidden))) @ p["b"][at]

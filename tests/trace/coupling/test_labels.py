@@ -50,9 +50,9 @@ def test_what_is_fixed_fixes_its_set(pairs, fixed):
 def test_a_rectangle_loses_whole_rows_and_columns(shape):
     book = Book()
     flat = book.fresh(12)
-    rows, columns = book.parted(flat, shape[0])
+    rows, columns = book.split(flat, shape[0])
     book.read(flat)
-    book.settle()
+    book.propagate()
     gone = book.removed(np.array([rows[1], columns[0]]))
     wanted = np.zeros(shape, bool)
     wanted[1], wanted[:, 0] = True, True
@@ -65,7 +65,7 @@ def test_a_rectangle_loses_whole_rows_and_columns(shape):
 def test_merged_and_parted_again_are_the_same():
     book = Book()
     rows, columns = book.fresh(3), book.fresh(4)
-    again = book.parted(book.merged(rows, columns), 3)
+    again = book.split(book.flatten(rows, columns), 3)
     for ours, theirs in zip(again, (rows, columns), strict=True):
         np.testing.assert_array_equal(book.find(ours), book.find(theirs))
 
@@ -73,7 +73,7 @@ def test_merged_and_parted_again_are_the_same():
 def test_two_parted_axes_that_meet_share_their_parts():
     book = Book()
     a, b = book.fresh(6), book.fresh(6)
-    (first, second), (other, another) = book.parted(a, 2), book.parted(b, 2)
+    (first, second), (other, another) = book.split(a, 2), book.split(b, 2)
     book.join(a, b)
     np.testing.assert_array_equal(book.find(first), book.find(other))
     np.testing.assert_array_equal(book.find(second), book.find(another))
@@ -82,10 +82,10 @@ def test_two_parted_axes_that_meet_share_their_parts():
 def test_a_pair_that_is_part_of_itself_stays():
     book = Book()
     flat = book.fresh(4)
-    rows, _ = book.parted(flat, 2)
+    rows, _ = book.split(flat, 2)
     book.join(rows, flat[:2])
     book.read(flat)
-    book.settle()
+    book.propagate()
     at, unit, _ = book.units(flat)  # ends
     gone = book.removed(np.unique(unit))
     assert not gone[flat][book.is_fixed(flat)].any()

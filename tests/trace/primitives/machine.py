@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.trace.jaxpr import bind, closed, is_variable, primitives
-from nnopt_jax.trace.primitives import Kind, Place, Rule, Same, Start, rule_of
+from nnopt_jax.trace.primitives import Kind, OpRule, Place, RuntimeStart, Same, rule_of
 
 Index = np.ndarray
-Starts = Callable[[Start, dict[int, Index]], Index]
+Starts = Callable[[RuntimeStart, dict[int, Index]], Index]
 
 
 def captured(function, *args) -> dict[str, tuple[Any, list[Any]]]:
@@ -39,7 +39,7 @@ def captured(function, *args) -> dict[str, tuple[Any, list[Any]]]:
     return found
 
 
-def links(rule: Rule, values: Sequence[Any], i: int, o: int, starts: Starts | None = None) -> set:
+def links(rule: OpRule, values: Sequence[Any], i: int, o: int, starts: Starts | None = None) -> set:
     """Pairs of flat positions of operand `i` and outcome `o` that the rule says are linked.
 
     Along factors that are needed whole, other than those of windows, every position is linked with
@@ -51,7 +51,7 @@ def links(rule: Rule, values: Sequence[Any], i: int, o: int, starts: Starts | No
     also = [rule.pair(k, o) for k in rule.data] if rule.kind is Kind.CONTRACTION else []
     others = [(k, found[0]) for k, found in zip(rule.data, also, strict=False) if found and k != i]
     places = [*pair[0], *pair[1], *(p for _, own in others for p in own)]
-    asked = {p.start.operand for p in places if isinstance(p.start, Start)}
+    asked = {p.start.operand for p in places if isinstance(p.start, RuntimeStart)}
     read = [p for k in asked for dim in rule.operands[k] for p in dim]
     names = sorted({f for p in (*places, *read) for f in p.names})
     windowed = {
@@ -85,7 +85,7 @@ def links(rule: Rule, values: Sequence[Any], i: int, o: int, starts: Starts | No
     return set(zip(first[keep].tolist(), second[keep].tolist(), strict=True))
 
 
-def _start(rule: Rule, values: Sequence[Any], start: Start, at: dict[int, Index]) -> Index:
+def _start(rule: OpRule, values: Sequence[Any], start: RuntimeStart, at: dict[int, Index]) -> Index:
     value = np.asarray(values[start.operand])
     if start.entry is None:
         return value
@@ -97,7 +97,7 @@ def _positions(places: Sequence[Place], shape, at, starts) -> tuple[Index, Index
     count = len(next(iter(at.values()))) if at else 1
     flat, inside = np.zeros(count, int), np.ones(count, bool)
     for place, n in zip(places, shape, strict=True):
-        start = starts(place.start, at) if isinstance(place.start, Start) else place.start
+        start = starts(place.start, at) if isinstance(place.start, RuntimeStart) else place.start
         index = start + sum(stride * at[f] for f, stride in place.factors) + np.zeros(count, int)
         inside &= (index % place.holes == 0) & (index // place.holes < n) & (index >= 0)
         flat = flat * n + index // place.holes

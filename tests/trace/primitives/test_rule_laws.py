@@ -19,8 +19,8 @@ from nnopt_jax.trace.primitives import (
     Flat,
     Kind,
     Place,
+    RuntimeStart,
     Same,
-    Start,
     axis,
     elementwise_rule,
     factors_of,
@@ -309,7 +309,7 @@ def test_a_rule_of_the_wrong_rank_is_an_error():
 
 def test_starts_at_run_time_are_named():
     rule = rule_of(equation_of(lambda x, i: lax.dynamic_slice(x, (i,), (2,)), drawn(4), 1))
-    assert rule.operands[0] == ((Place(((0, 1),), Start(1)),),)
+    assert rule.operands[0] == ((Place(((0, 1),), RuntimeStart(1)),),)
     with pytest.raises(ValueError, match="run time"):
         rule.operands[0][0][0].indices(rule.sizes)
 

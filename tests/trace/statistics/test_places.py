@@ -13,8 +13,8 @@ import nnopt_jax as nnopt
 from nnopt_jax.trace.control import is_inlined
 from nnopt_jax.trace.jaxpr import bind, read
 from nnopt_jax.trace.statistics.leaf_part import REPEATED
-from nnopt_jax.trace.statistics.use_sites import float_leaves, followed
-from nnopt_jax.trace.traced import traced
+from nnopt_jax.trace.statistics.use_sites import float_leaves, follow_leaves
+from nnopt_jax.trace.traced import trace
 from tests.trace.zoo.models import MODELS
 
 DRAW = np.random.default_rng(4)
@@ -330,11 +330,11 @@ def check_place(found, leaf, part):
 
 
 def check_places(function, params, *args):
-    given = traced(function, (params, *args), {})
+    given = trace(function, (params, *args), {})
     leaves = float_leaves(params)
     operands = computed(given.program, given.values)
     checked = 0
-    for (*location, at, _), use in followed(given, leaves).uses.items():
+    for (*location, at, _), use in follow_leaves(given, leaves).uses.items():
         part, here = use.part, tuple(location)
         if here in operands and not part.levels and None not in part.starts:
             found = np.asarray(operands[here][at], np.float64)

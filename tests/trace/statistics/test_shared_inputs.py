@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nnopt_jax as nnopt
-from nnopt_jax.trace.statistics.observe import read_program
+from nnopt_jax.trace.statistics.batch_reader import read_program
 from nnopt_jax.trace.statistics.statistics import input_gram
 
 DRAW = np.random.default_rng(5)

@@ -1,4 +1,4 @@
-"""`on_packed`: functions of arrays that also take packed parameters."""
+"""Functions of arrays that also take packed parameters, and the report on them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,82 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
 from nnopt_jax.arrays.node_description import check
 from nnopt_jax.arrays.nodes import is_node
+from nnopt_jax.columns import aligned
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Equation, line
-from nnopt_jax.trace.packed.deferred import Deferred
-from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf
-from nnopt_jax.trace.packed.report import PackedReport, Use
-from nnopt_jax.trace.packed.walk import run
+from nnopt_jax.trace.packed.packed_leaf import Deferred, PackedLeaf, dense, is_leaf
+from nnopt_jax.trace.packed.packed_run import run
 from nnopt_jax.trace.primitives import TABLE, Table
-from nnopt_jax.trace.traced import is_array, refilled, require_function, traced
+from nnopt_jax.trace.traced import check_function, is_array, refill, trace
+
+
+class Use(NamedTuple):
+    """One use of a packed leaf by a primitive.
+
+    Args:
+        path: the path of the leaf.
+        primitive: the name of the primitive.
+        form: the name of the node's class.
+        reason: why the leaf was materialized there; empty if it stayed packed.
+        bytes: the size of the materialized array; 0 if the leaf stayed packed.
+        line: the user's line, if that is known.
+
+    Example:
+        >>> from nnopt_jax.trace import Use
+        >>> Use("w", "fft", "Quantized", "no rule for fft", 48, "").bytes
+        48
+    """
+
+    path: str
+    primitive: str
+    form: str
+    reason: str
+    bytes: int
+    line: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedReport:
+    """The steps that keep leaves packed, and those that materialize them, with reasons.
+
+    Args:
+        uses: the uses in the order of the program; equal uses at the same line count once.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx, params = nnopt.quantization.uniform(8), {"w": jnp.ones((8, 4))}
+        >>> packed = tx.pack(params, tx.init(params))
+        >>> run = nnopt.on_packed(lambda params, x: x @ jnp.sin(params["w"]) + x @ params["w"])
+        >>> print(run.report(packed, jnp.ones(8)))  # doctest: +ELLIPSIS
+        leaf  form       meets        becomes  why ...
+        w     Quantized  sin          packed ...
+        w     Quantized  dot_general  dense    no product ...
+        w     Quantized  dot_general  packed ...
+    """
+
+    uses: tuple[Use, ...]
+
+    @property
+    def dense(self) -> tuple[Use, ...]:
+        """The uses that materialized a leaf."""
+        return tuple(use for use in self.uses if use.reason)
+
+    def __str__(self) -> str:
+        """Return the table of uses."""
+        cells = [("leaf", "form", "meets", "becomes", "why", "line", "bytes")]
+        for use in self.uses:
+            becomes = "dense" if use.reason else "packed"
+            cells.append(
+                (use.path, use.form, use.primitive, becomes, use.reason, use.line, f"{use.bytes:,}")
+            )
+        return "\n".join(aligned(cells, numbers=1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +118,7 @@ class OnPacked:
             return self._run(args, kwargs, lambda *_: None)
         uses: dict[Use, None] = {}
         found = self._run(args, kwargs, functools.partial(_note, uses))
-        _require_packed(uses)
+        _check_packed(uses)
         return found
 
     def report(self, *args: Any, **kwargs: Any) -> PackedReport:
@@ -71,25 +133,25 @@ class OnPacked:
         kept = [is_array(x) for x in leaves]
 
         def again(*arrays: Any) -> Any:
-            args, kwargs = jax.tree.unflatten(tree, refilled(leaves, kept, arrays))
+            args, kwargs = jax.tree.unflatten(tree, refill(leaves, kept, arrays))
             self._run(args, kwargs, functools.partial(_note, uses))
 
         jax.eval_shape(again, *(x for x, keep in zip(leaves, kept, strict=True) if keep))
         return PackedReport(tuple(uses))
 
-    def _run(self, args: Any, kwargs: Any, seen: Any) -> Any:
+    def _run(self, args: Any, kwargs: Any, record: Any) -> Any:
         function = self.function
         if not any(is_node(x) for x in jax.tree.leaves((args, kwargs), is_leaf=is_node)):
             return function(*args, **kwargs)
-        given = traced(function, args, kwargs)
+        given = trace(function, args, kwargs)
         nodes = {p: x for p, x in zip(given.paths, given.values, strict=True) if is_node(x)}
         check(nodes, "on_packed")
         values = [
-            Leaf(value, path) if is_node(value) else value
+            PackedLeaf(value, path) if is_node(value) else value
             for value, path in zip(given.values, given.paths, strict=True)
         ]
-        found = run(given.program, values, seen, self.table)
-        return given.outcome([_returned(x, seen) for x in found])
+        found = run(given.program, values, record, self.table)
+        return given.outcome([_return(x, record) for x in found])
 
 
 def on_packed(
@@ -121,27 +183,27 @@ def on_packed(
         >>> jax.jit(nnopt.on_packed(lambda params, x: x @ params["w"]))(packed, jnp.arange(4.0))
         Array([0., 1., 2., 3.], dtype=float32)
     """
-    require_function("on_packed", function)
+    check_function("on_packed", function)
     return OnPacked(function, strict, table)
 
 
-def _returned(value: Any, seen: Any) -> Any:
+def _return(value: Any, record: Any) -> Any:
     """Return nodes as they are, and deferred steps as arrays."""
     if not is_leaf(value):
         return value
     if not isinstance(value.node, Deferred):
         return value.node
-    seen(value, value.node.equation, "its outcome is returned")
+    record(value, value.node.equation, "its outcome is returned")
     return dense(value)
 
 
-def _note(uses: dict[Use, None], leaf: Leaf, equation: Equation, reason: str) -> None:
+def _note(uses: dict[Use, None], leaf: PackedLeaf, equation: Equation, reason: str) -> None:
     size = math.prod(leaf.shape) * jax.dtypes.canonicalize_dtype(leaf.dtype).itemsize
     name = equation.primitive.name
     uses[Use(leaf.path, name, leaf.form, reason, size if reason else 0, line(equation))] = None
 
 
-def _require_packed(uses: dict[Use, None]) -> None:
+def _check_packed(uses: dict[Use, None]) -> None:
     lost = [use for use in uses if use.reason]
     if lost:
         told = "\n".join(

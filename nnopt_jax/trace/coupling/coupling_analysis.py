@@ -1,14 +1,109 @@
-"""Grouping of units of the same kind into named dimensions."""
+"""The analysis of coupled axes: dimensions of elements of parameters that are removed together."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.trace.coupling.analysis import Analysis, Place
+from nnopt_jax.errors import ShapeError
+from nnopt_jax.trace.abstract_walk import Walk
+from nnopt_jax.trace.coupling.coupling_domain import Coupling
+from nnopt_jax.trace.coupling.labels import Book, Labels
+from nnopt_jax.trace.coupling.remains import Value
+from nnopt_jax.trace.traced import Traced
+from nnopt_jax.typing import Path, Shape
+
+Place = tuple[Path, int]
+"""An axis of a leaf: the path and the number of the axis."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Analysis:
+    """The result of the analysis of a function.
+
+    Args:
+        traced: the function.
+        domain: the settled labels, and the notes of each step.
+        shapes: the shapes of the leaves of the first argument.
+        labels: the labels of each of their axes.
+    """
+
+    traced: Traced
+    domain: Coupling
+    shapes: dict[Path, Shape]
+    labels: dict[Place, Labels]
+
+    @property
+    def book(self) -> Book:
+        """The book of labels."""
+        return self.domain.book
+
+    def elements(self) -> tuple[list[Place], np.ndarray]:
+        """List every unit together with each position of an axis that belongs to it.
+
+        Returns:
+            The places, and rows of four numbers: the unit, the place, the role of the unit there,
+            and the position.
+        """
+        places, found = list(self.labels), []
+        for number, labels in enumerate(self.labels.values()):
+            at, unit, role = self.book.units(labels)
+            found.append(np.stack([unit, np.full(len(at), number), role, at], 1))
+        return places, np.concatenate(found) if found else np.zeros((0, 4), np.int64)
+
+
+def analyze_coupling(given: Traced) -> Analysis:
+    """Find the labels of all leaves of a function without computing it.
+
+    Args:
+        given: the function; its parameters are the first argument.
+    """
+    domain = Coupling(table=given.table)
+    book = domain.book
+    inputs, shapes, labels = [], {}, {}
+    for path, argument, variable in zip(
+        given.paths, given.arguments, given.program.jaxpr.invars, strict=True
+    ):
+        shape = _numbers(path, variable.aval.shape)
+        if argument == 0:
+            value = _parameter(book, shape, variable.aval.dtype)
+            shapes[path] = shape
+            labels |= {(path, axis): found for axis, found in enumerate(value.axes)}
+        else:
+            value = Value.fixed(book, shape, f"input {path}")
+        inputs.append(value)
+    found = Walk(domain, given.table).run(given.program, inputs)
+    for value in given.selected(found):
+        for own in value.axes:
+            book.fix(own, "output")
+    book.propagate()
+    return Analysis(given, domain, shapes, labels)
+
+
+def _numbers(path: Path, shape: Any) -> Shape:
+    if not all(isinstance(size, int) for size in shape):
+        raise ShapeError(
+            f"graph.coupled: {path}: has shape {shape}, and elements are followed one by one. "
+            "Give sizes that are numbers; to export a shrunk function for any batch, map it: "
+            "jax.vmap(lambda row: small.apply(params, row[None])[0])(rows)."
+        )
+    return tuple(shape)
+
+
+def _parameter(book: Book, shape: Shape, dtype: Any) -> Value:
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
+        return Value.fixed(book, shape, "no numbers")
+    value = Value(tuple(map(book.fresh, shape)), (0.0,) * len(shape), parameter=True)
+    for labels in value.axes:
+        if len(labels) == 1:
+            book.fix(labels, "a single element")
+    return value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,7 +238,7 @@ def _names(analysis: Analysis, found: Sequence[Mapping[Place, np.ndarray]]) -> l
     return names
 
 
-def frozen(analysis: Analysis, known: Sequence[Dimension]) -> dict[Place, str]:
+def frozen_axes(analysis: Analysis, known: Sequence[Dimension]) -> dict[Place, str]:
     """Return the reason for each axis outside of all dimensions why it cannot be made smaller."""
     free = {place for dimension in known for place in dimension.indices}
     found = {}

@@ -1,4 +1,4 @@
-"""Deferred steps: operations on packed leaves that are computed once an array is needed."""
+"""Packed leaves as values of a running program, and deferred steps on them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, move
+from nnopt_jax.arrays.hooks import CannotStayPacked, Moves, inputs_above, move
 from nnopt_jax.arrays.nodes import Field, Node, is_node, materialize
 from nnopt_jax.trace.jaxpr import Equation, bind
-from nnopt_jax.trace.primitives import Kind, Rule
+from nnopt_jax.trace.primitives import Kind, OpRule
 from nnopt_jax.typing import Array, Shape
 
 
@@ -73,7 +73,7 @@ class Deferred(Node):
         return self.replace(operands=tuple(moved))
 
 
-def deferred(equation: Equation, rule: Rule, operands: Sequence[Field]) -> Deferred | None:
+def defer(equation: Equation, rule: OpRule, operands: Sequence[Field]) -> Deferred | None:
     """Return a step that is computed later; None if deferral saves nothing.
 
     A deferred step keeps its array operands too. If they are as large as the outcome, it saves no
@@ -102,3 +102,46 @@ _KINDS = (Kind.ELEMENTWISE, Kind.ORDERED, Kind.UPDATE)
 def _data(operands: Sequence[Field]) -> Field:
     """Return the first operand that is not a scalar."""
     return next((x for x in operands if is_node(x) or jnp.ndim(x)), None)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedLeaf:
+    """A node in place of an array of the program, with the path of the argument it came from."""
+
+    node: Node
+    path: str = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array that the node stands for."""
+        return tuple(self.node.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the array that the node stands for."""
+        return self.node.dtype
+
+    @property
+    def form(self) -> str:
+        """The name of the node's class; for a deferred step, that of its first packed operand."""
+        node = self.node
+        while isinstance(node, Deferred):
+            node = node.first_packed
+        return type(node).__name__
+
+
+def is_leaf(x: Any) -> bool:
+    """Return whether a value of a program is packed."""
+    return isinstance(x, PackedLeaf)
+
+
+def dense(x: PackedLeaf | Array) -> Array:
+    """Return the array that a value of a program stands for."""
+    return x.node.materialize() if isinstance(x, PackedLeaf) else x
+
+
+def loosen(leaf: PackedLeaf) -> PackedLeaf | Array:
+    """Materialize a leaf, but keep the part of it that says how its inputs are rounded."""
+    loose = inputs_above(leaf.node).loosened()
+    return PackedLeaf(loose, leaf.path) if is_node(loose) else loose

@@ -16,11 +16,10 @@ from nnopt_jax.arrays.masked import zero_outside
 from nnopt_jax.arrays.products.contraction import Contraction
 from nnopt_jax.arrays.products.special_products import Convolution, Ragged
 from nnopt_jax.trace.jaxpr import Equation, bind, primitives
-from nnopt_jax.trace.packed.deferred import deferred
-from nnopt_jax.trace.packed.leaf import Leaf, dense, is_leaf, loosened
+from nnopt_jax.trace.packed.packed_leaf import PackedLeaf, defer, dense, is_leaf, loosen
 from nnopt_jax.trace.packed.packed_movement import Movement, movements_of
 from nnopt_jax.trace.primitives import TABLE, Kind, Table, rule_of
-from nnopt_jax.trace.probed import ragged_dot_general_p
+from nnopt_jax.trace.primitives.primitive_names import ragged_dot_general_p
 from nnopt_jax.typing import Array, Shape
 
 FILL = lax.GatherScatterMode.FILL_OR_DROP
@@ -32,11 +31,11 @@ def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[An
 
     Args:
         equation: the step.
-        values: its operands: arrays, and one `Leaf` or more.
+        values: its operands: arrays, and one `PackedLeaf` or more.
         table: the rules of the primitives.
 
     Returns:
-        For each outcome a `Leaf` if it stays packed, else an array.
+        For each outcome a `PackedLeaf` if it stays packed, else an array.
 
     Raises:
         CannotStayPacked: the leaf must be materialized for it.
@@ -47,10 +46,10 @@ def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[An
         if reason.instead is not None:
             raise
         operands = [x.node if is_leaf(x) else x for x in values]
-        later = deferred(equation, table.rule_of(equation), operands)
+        later = defer(equation, table.rule_of(equation), operands)
         if later is None:
             raise
-        return [Leaf(later, _joint_path(values))]
+        return [PackedLeaf(later, _joint_path(values))]
 
 
 def _joint_path(values: Sequence[Any]) -> str:
@@ -65,7 +64,7 @@ def _packed_step(equation: Equation, values: list[Any], table: Table) -> list[An
         return [own(equation, values)]
     rule = table.rule_of(equation)
     if rule.is_identity or _keeps_precision(equation):
-        return _unchanged(equation, values)
+        return _pass_on(equation, values)
     if rule.kind is Kind.REDUCTION and all(x.node.is_streamed for x in values if is_leaf(x)):
         return bind(equation, [dense(x) for x in values])
     movements = None
@@ -73,16 +72,16 @@ def _packed_step(equation: Equation, values: list[Any], table: Table) -> list[An
         movements = movements_of(equation, rule, values)
     if movements is None:
         raise CannotStayPacked(f"no rule for {equation.primitive.name}")
-    return _moved(values[0], movements)
+    return _move(values[0], movements)
 
 
-def _unchanged(equation: Equation, values: list[Any]) -> list[Any]:
+def _pass_on(equation: Equation, values: list[Any]) -> list[Any]:
     """Return packed leaves as they are, and arrays after the step."""
     arrays = [x for x in values if not is_leaf(x)]
     packed = [x for x in values if is_leaf(x)]
     if len(values) == 1:
         movement = Movement(equation, rule_of(equation), values, 0)
-        return _moved(packed[0], [movement]) if rule_of(equation).is_identity else packed
+        return _move(packed[0], [movement]) if rule_of(equation).is_identity else packed
     found = iter(bind(equation, arrays) if arrays else ())
     return [x if is_leaf(x) else next(found) for x in values]
 
@@ -96,28 +95,28 @@ def _keeps_precision(equation: Equation) -> bool:
     return k["exponent_bits"] >= info.nexp and k["mantissa_bits"] >= info.nmant
 
 
-def _moved(leaf: Leaf, movements: Sequence[Moves]) -> list[Leaf]:
+def _move(leaf: PackedLeaf, movements: Sequence[Moves]) -> list[PackedLeaf]:
     try:
-        return [_moved_once(leaf, movement) for movement in movements]
+        return [_move_once(leaf, movement) for movement in movements]
     except CannotStayPacked as reason:
-        raise CannotStayPacked(str(reason), _moved_loose(leaf, movements)) from reason
+        raise CannotStayPacked(str(reason), _move_loosened(leaf, movements)) from reason
 
 
-def _moved_once(leaf: Leaf, movement: Moves) -> Leaf:
+def _move_once(leaf: PackedLeaf, movement: Moves) -> PackedLeaf:
     node = move(leaf.node, movement, leaf.shape)
-    return Leaf(_padded(leaf, node, movement) if movement.fills else node, leaf.path)
+    return PackedLeaf(_pad(leaf, node, movement) if movement.fills else node, leaf.path)
 
 
-def _moved_loose(leaf: Leaf, movements: Sequence[Moves]) -> tuple[Leaf, ...] | None:
+def _move_loosened(leaf: PackedLeaf, movements: Sequence[Moves]) -> tuple[PackedLeaf, ...] | None:
     """Move a materialized leaf that still rounds its inputs; return None if it does not."""
-    loose = loosened(leaf)
-    if isinstance(loose, Leaf):
+    loose = loosen(leaf)
+    if isinstance(loose, PackedLeaf):
         with contextlib.suppress(CannotStayPacked):
-            return tuple(_moved_once(loose, movement) for movement in movements)
+            return tuple(_move_once(loose, movement) for movement in movements)
     return None
 
 
-def _padded(leaf: Leaf, node: Any, movement: Moves) -> Any:
+def _pad(leaf: PackedLeaf, node: Any, movement: Moves) -> Any:
     """Pad a weight with zeros: with codes of zero, or with a mask if no code is zero."""
     if not isinstance(movement, Movement) or not _is_zero(movement.values[1]):
         raise CannotStayPacked("it is padded with what is not known to be zero")
@@ -175,33 +174,33 @@ def _ragged(equation: Equation, values: list[Any]) -> Array:
     return dot(x, experts.node, how)
 
 
-def _concatenate(equation: Equation, values: list[Any]) -> Leaf:
+def _concatenate(equation: Equation, values: list[Any]) -> PackedLeaf:
     if not all(is_leaf(value) for value in values):
         raise CannotStayPacked("it is put beside arrays")
     node = join([value.node for value in values], equation.params["dimension"])
-    return Leaf(node, _joint_path(values))
+    return PackedLeaf(node, _joint_path(values))
 
 
-def _times(equation: Equation, values: list[Any]) -> Leaf:
+def _times(equation: Equation, values: list[Any]) -> PackedLeaf:
     leaf, number = values if is_leaf(values[0]) else values[::-1]
     if is_leaf(number) or jnp.ndim(number):
         raise CannotStayPacked("it is multiplied element by element")
-    return Leaf(times(leaf.node, number), leaf.path)
+    return PackedLeaf(times(leaf.node, number), leaf.path)
 
 
-def _negated(equation: Equation, values: list[Any]) -> Leaf:
+def _negated(equation: Equation, values: list[Any]) -> PackedLeaf:
     (leaf,) = values
-    return Leaf(times(leaf.node, jnp.asarray(-1, leaf.dtype)), leaf.path)
+    return PackedLeaf(times(leaf.node, jnp.asarray(-1, leaf.dtype)), leaf.path)
 
 
-def _divided(equation: Equation, values: list[Any]) -> Leaf:
+def _divided(equation: Equation, values: list[Any]) -> PackedLeaf:
     leaf, number = values
     if not is_leaf(leaf) or is_leaf(number) or jnp.ndim(number):
         raise CannotStayPacked("it is divided element by element")
-    return Leaf(times(leaf.node, 1 / number), leaf.path)
+    return PackedLeaf(times(leaf.node, 1 / number), leaf.path)
 
 
-def _convert(equation: Equation, values: list[Any]) -> Leaf:
+def _convert(equation: Equation, values: list[Any]) -> PackedLeaf:
     """Cast a leaf by a cast of its product of codes and scales."""
     (leaf,) = values
     dtype = jnp.dtype(equation.params["new_dtype"])
@@ -209,10 +208,10 @@ def _convert(equation: Equation, values: list[Any]) -> Leaf:
         raise CannotStayPacked(f"{dtype} is no dtype of floats")
     if dtype.itemsize < 2:  # nothing rounds to as few bits for speed alone
         raise CannotStayPacked(f"it is rounded to {dtype}")
-    return Leaf(cast(leaf.node, dtype), leaf.path)
+    return PackedLeaf(cast(leaf.node, dtype), leaf.path)
 
 
-class _Rows(NamedTuple):
+class _RowLookup(NamedTuple):
     """A lookup as a movement of the fields of a node."""
 
     shape: Shape
@@ -222,7 +221,7 @@ class _Rows(NamedTuple):
     fills: bool = False
 
 
-def _rows(equation: Equation, values: list[Any]) -> Array:
+def _look_up(equation: Equation, values: list[Any]) -> Array:
     """Look up rows of an embedding: take their codes and scales, and dequantize only those."""
     leaf, indices, *_ = values
     settings = equation.params
@@ -249,7 +248,7 @@ def _rows(equation: Equation, values: list[Any]) -> Array:
     shape, last = tuple(equation.outvars[0].aval.shape), len(leaf.shape) - 1
     whole = last not in looked_up and sizes[last] == leaf.shape[last]
     kept = whole and numbers.offset_dims[-1:] == (len(shape) - 1,)
-    rows = dense(_moved(leaf, [_Rows(shape, int(kept), apply)])[0])
+    rows = dense(_move(leaf, [_RowLookup(shape, int(kept), apply)])[0])
     if not filled:
         return rows
     most = np.array([leaf.shape[axis] - sizes[axis] for axis in looked_up])
@@ -268,7 +267,7 @@ RULES: dict[Any, Callable[[Equation, list[Any]], Any]] = {
     primitives.conv_general_dilated_p: _convolution,
     ragged_dot_general_p: _ragged,
     primitives.convert_element_type_p: _convert,
-    primitives.gather_p: _rows,
+    primitives.gather_p: _look_up,
     primitives.concatenate_p: _concatenate,
     primitives.mul_p: _times,
     primitives.div_p: _divided,

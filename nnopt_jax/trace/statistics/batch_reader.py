@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nnopt_jax.errors import (
     CompositionError,
@@ -18,21 +19,45 @@ from nnopt_jax.errors import (
     nearest,
 )
 from nnopt_jax.trace.primitives import TABLE, Table
-from nnopt_jax.trace.statistics.batch_mesh import mesh_of, replicated, replicating
-from nnopt_jax.trace.statistics.measured_run import MeasuredRun
-from nnopt_jax.trace.statistics.observed import Observed, observed
-from nnopt_jax.trace.statistics.observed_program import (
-    LOSS_STATISTICS,
-    ObservedProgram,
-    Totals,
-    check_scalar,
-)
+from nnopt_jax.trace.statistics.measured_run import OF_LOSS, MeasuredRun, ObservedProgram, Totals
+from nnopt_jax.trace.statistics.observed import Observed, collect_results
 from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.statistics import STATISTICS, rows
-from nnopt_jax.trace.statistics.use_sites import float_leaves, followed, names_of, numbered
-from nnopt_jax.trace.traced import is_array, refilled, traced
+from nnopt_jax.trace.statistics.use_sites import float_leaves, follow_leaves, names_of, number_uses
+from nnopt_jax.trace.traced import Traced, is_array, refill, trace
+from nnopt_jax.tree.devices import automatic
 from nnopt_jax.tree.select import Where, resolve
 from nnopt_jax.typing import Array
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """Return the mesh that arrays are sharded over; None if they are on a single device."""
+    for x in jax.tree.leaves(tree):
+        at = getattr(x, "sharding", None)
+        if isinstance(at, NamedSharding) and isinstance(at.mesh, Mesh) and at.mesh.size > 1:
+            return at.mesh
+    return None
+
+
+def replicated_sharding(mesh: Mesh | None) -> NamedSharding | None:
+    """Return the sharding that replicates an array on every device; None without a mesh."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def replicate_outputs(
+    function: Callable[..., Any], mesh: Mesh | None, out: Any
+) -> Callable[..., Any]:
+    """Let the compiler shard a function, and replicate its outcome on all devices.
+
+    Args:
+        function: a function of arrays on the mesh.
+        mesh: the mesh, or None.
+        out: a tree of the structure of the outcome.
+    """
+    if mesh is None:
+        return function
+    return automatic(function, mesh, jax.tree.map(lambda _: replicated_sharding(mesh), out))
+
 
 Progress = Callable[[int, int | None], None]
 
@@ -60,7 +85,7 @@ def observe(
         strict: whether to raise if a statistic of a chosen leaf could not be measured.
         table: the rules of the primitives.
     """
-    wanted, of_loss = _wanted(statistics)
+    wanted, of_loss = _split_names(statistics)
     if is_array(batches):
         raise CompositionError(
             "graph.observe: batches are an array; give [batch] for one, list(array) for its rows."
@@ -73,14 +98,14 @@ def observe(
         return read_program(function, params, batch, chosen, wanted, of_loss, table)
 
     reader = _BatchReader(params, read)
-    totals = _added(reader, batches, progress)
-    seen = observed(reader.first, totals)
+    totals = _add_batches(reader, batches, progress)
+    seen = collect_results(reader.first, totals)
     if strict:
         _check_all(seen)
     return seen
 
 
-def _added(reader: _BatchReader, batches: Iterable[Any], progress: Progress | None) -> Totals:
+def _add_batches(reader: _BatchReader, batches: Iterable[Any], progress: Progress | None) -> Totals:
     """Return the totals of all batches; the next batch is loaded while the last one is computed."""
     total = len(batches) if isinstance(batches, Sized) else None
     totals: Totals = {}
@@ -122,31 +147,31 @@ class _BatchReader:
         leaves, tree = jax.tree.flatten(jax.eval_shape(lambda x: x, batch))
         shape = tree, tuple(leaves)
         if shape not in self._steps:
-            reading = self._reading(batch)
+            reading = self._analyze(batch)
             self._steps[shape] = reading, self._compiled(reading, batch)
-            totals = self._started(reading, totals, batch)
+            totals = self._start(reading, totals, batch)
         return self._steps[shape][1](totals, self._arrays, batch)
 
     def _params(self, arrays: Iterable[Any]) -> Any:
-        return jax.tree.unflatten(self._tree, refilled(self._leaves, self._kept, arrays))
+        return jax.tree.unflatten(self._tree, refill(self._leaves, self._kept, arrays))
 
-    def _reading(self, batch: Any) -> ObservedProgram:
+    def _analyze(self, batch: Any) -> ObservedProgram:
         found: list[ObservedProgram] = []
 
         def run(arrays: Any, batch: Any) -> Array:
             found.append(self._read(self._params(arrays), batch))
             return jnp.zeros(())
 
-        jax.eval_shape(replicating(run, self._mesh(batch), 0), self._arrays, batch)
+        jax.eval_shape(replicate_outputs(run, self._mesh(batch), 0), self._arrays, batch)
         _check_settings(found[-1])
         return found[-1]
 
     def _mesh(self, batch: Any) -> Any:
         return mesh_of((batch, self._arrays))
 
-    def _started(self, reading: ObservedProgram, totals: Totals, batch: Any) -> Totals:
+    def _start(self, reading: ObservedProgram, totals: Totals, batch: Any) -> Totals:
         """Add initial totals for the states that only this shape of batches has."""
-        at = replicated(self._mesh(batch))
+        at = replicated_sharding(self._mesh(batch))
         fresh = jax.jit(reading.start, out_shardings=at)()
         _check_same(self.first, reading, totals, fresh)
         return {**fresh, **totals}
@@ -158,9 +183,9 @@ class _BatchReader:
             return {**totals, **reading.step(totals, self._params(arrays), batch)}
 
         def placed(totals: Totals, arrays: Any, batch: Any) -> Totals:
-            return replicating(step, mesh, totals)(totals, arrays, batch)
+            return replicate_outputs(step, mesh, totals)(totals, arrays, batch)
 
-        return jax.jit(placed, donate_argnums=0, out_shardings=replicated(mesh))
+        return jax.jit(placed, donate_argnums=0, out_shardings=replicated_sharding(mesh))
 
 
 def read_program(
@@ -178,21 +203,21 @@ def read_program(
         of_loss: the names of the statistics of a loss to measure.
         table: the rules of the primitives.
     """
-    given = traced(function, (params, batch), {})
-    check_scalar(given.program, of_loss)
-    found = followed(given, chosen, table)
-    sites = numbered(found.uses, chosen, statistics)
+    given = trace(function, (params, batch), {}, table=table)
+    _check_scalar(given, of_loss)
+    found = follow_leaves(given, chosen)
+    sites = number_uses(found.uses, chosen, statistics)
     measures = MeasuredRun(sites, found.steps, {one.name: one for one in statistics})
     floats = names_of(given, float_leaves(params))
     return ObservedProgram(given.program, floats, measures, of_loss, chosen)
 
 
-def _wanted(
+def _split_names(
     statistics: str | Statistic | Iterable[str | Statistic],
 ) -> tuple[list[Statistic], tuple[str, ...]]:
     """Split the wanted statistics into those of single uses, and the names of those of a loss."""
     given = [statistics] if isinstance(statistics, str | Statistic) else list(statistics)
-    known = (*STATISTICS, *LOSS_STATISTICS)
+    known = (*STATISTICS, *OF_LOSS)
     problems = Problems("graph.observe")
     for one in given:
         if not isinstance(one, Statistic) and one not in known:
@@ -206,7 +231,7 @@ def _wanted(
     problems.raise_as(SelectionError)
     found = [one for one in given if isinstance(one, Statistic)]
     found += [STATISTICS[one]() for one in given if isinstance(one, str) and one in STATISTICS]
-    return [*found, rows()], tuple(name for name in LOSS_STATISTICS if name in names)
+    return [*found, rows()], tuple(name for name in OF_LOSS if name in names)
 
 
 def _check_arrays(batch: Any) -> None:
@@ -257,3 +282,16 @@ def _check_all(seen: Observed) -> None:
         for path, reason in lacking.items():
             problems.add(path, f"has no {name}: {reason}")
     problems.raise_as(StatisticsError)
+
+
+def _check_scalar(given: Traced, of_loss: Sequence[str]) -> None:
+    """Raise if statistics of a loss are wanted and the function does not return a loss."""
+    outs = [out.aval for out in given.program.jaxpr.outvars]
+    is_loss = [out.shape for out in outs] == [()] and jnp.issubdtype(outs[0].dtype, jnp.floating)
+    if of_loss and not is_loss:
+        types = ", ".join(str(out.str_short()) for out in outs)
+        raise StatisticsError(
+            f"graph.observe: {' and '.join(map(repr, of_loss))} need a loss, and the function "
+            f"returns {types or 'nothing'}; give one that returns a single float, "
+            "loss(params, batch)."
+        )

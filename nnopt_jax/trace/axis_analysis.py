@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
 from nnopt_jax.trace.jaxpr import Equation, line
-from nnopt_jax.trace.primitives import TABLE, Dim, Kind, Place, Rule, Start, Table, factors_of
+from nnopt_jax.trace.primitives import Dim, Kind, OpRule, Place, RuntimeStart, factors_of
 from nnopt_jax.trace.traced import Traced
 from nnopt_jax.transform.axes_table import AxesTable
 from nnopt_jax.typing import Shape
@@ -39,7 +39,7 @@ class LeafView(NamedTuple):
     chosen: bool = False
 
 
-class Held(NamedTuple):
+class AxisValue(NamedTuple):
     """The abstract value of an array in this analysis.
 
     Args:
@@ -71,7 +71,7 @@ class AxisUse:
 
 
 @dataclasses.dataclass
-class AxisRoles(Domain[Held]):
+class AxisRoles(Domain[AxisValue]):
     """The domain of the abstract walk that finds the roles of leaves' axes.
 
     Args:
@@ -82,16 +82,16 @@ class AxisRoles(Domain[Held]):
     uses: dict[tuple[str, Location], AxisUse] = dataclasses.field(default_factory=dict)
     inner: set[tuple[Location, str]] = dataclasses.field(default_factory=set)
 
-    def constant(self, x: Any) -> Held:
+    def constant(self, x: Any) -> AxisValue:
         """Return the value of a constant, which holds no leaf."""
-        return Held()
+        return AxisValue()
 
-    def join(self, one: Held, other: Held) -> Held:
+    def join(self, one: AxisValue, other: AxisValue) -> AxisValue:
         """Return a value with the views of both arrays."""
         views = tuple(dict.fromkeys((*one.views, *other.views)))
-        return Held(views, one.varies or other.varies, one.ends | other.ends)
+        return AxisValue(views, one.varies or other.varies, one.ends | other.ends)
 
-    def layer(self, value: Held, site: Site) -> Held:
+    def layer(self, value: AxisValue, site: Site) -> AxisValue:
         """Return one slice of a scanned array; the scanned axis is a batch axis of the weight."""
         views = (
             v._replace(dims=v.dims[1:], layers=(*v.layers, *(axis for axis, _ in v.dims[0])))
@@ -99,15 +99,15 @@ class AxisRoles(Domain[Held]):
         )
         return value._replace(views=tuple(views))
 
-    def stack(self, value: Held, times: int, site: Site) -> Held:
+    def stack(self, value: AxisValue, times: int, site: Site) -> AxisValue:
         """Return the stacked outputs of a loop; the new axis belongs to no leaf."""
         return value._replace(views=tuple(v._replace(dims=((), *v.dims)) for v in value.views))
 
     def step(
-        self, equation: Equation, rule: Rule, values: list[Held], site: Site
-    ) -> Sequence[Held]:
+        self, equation: Equation, rule: OpRule, values: list[AxisValue], site: Site
+    ) -> Sequence[AxisValue]:
         """Note the uses of leaves, and follow the leaves that the outcomes still hold."""
-        values = [Held() if value is None else value for value in values]
+        values = [AxisValue() if value is None else value for value in values]
         # A varying predicate between two weights yields a weight, while a varying index yields
         # activations: only elementwise steps leave out their predicates here.
         deciding = rule.data if rule.kind is Kind.ELEMENTWISE else range(len(values))
@@ -122,15 +122,15 @@ class AxisRoles(Domain[Held]):
                     self._note(equation, rule, at, view, site)
                 if used and rule.kind is Kind.CONTRACTION:
                     products.add((site.location, view.path))
-                for outcome, moved in enumerate(_moved(rule, at, view) if goes_on else ()):
+                for outcome, moved in enumerate(_move(rule, at, view) if goes_on else ()):
                     if moved is not None:
                         outs[outcome].append(moved._replace(chosen=varies))
         if products:
             self.inner |= ends
             ends = frozenset(products)
-        return [Held(tuple(dict.fromkeys(views)), varies, ends) for views in outs]
+        return [AxisValue(tuple(dict.fromkeys(views)), varies, ends) for views in outs]
 
-    def _note(self, equation: Equation, rule: Rule, at: int, view: LeafView, site: Site) -> None:
+    def _note(self, equation: Equation, rule: OpRule, at: int, view: LeafView, site: Site) -> None:
         key, roles = (view.path, (*site.location, at)), {(axis, BATCH) for axis in view.layers}
         if rule.kind in (Kind.CONTRACTION, Kind.LOOKUP, Kind.MOVEMENT):
             roles |= {*_roles(rule, at, view)}
@@ -143,7 +143,7 @@ class AxisRoles(Domain[Held]):
 
 
 def _fate(
-    rule: Rule, values: Sequence[Held], at: int, view: LeafView, varies: bool
+    rule: OpRule, values: Sequence[AxisValue], at: int, view: LeafView, varies: bool
 ) -> tuple[bool, bool]:
     """Return whether a step uses a leaf, and whether its outcome still holds the leaf."""
     hides = rule.kind in (Kind.CONTRACTION, Kind.OPAQUE)
@@ -154,17 +154,17 @@ def _fate(
         is_weight = rule.kind is Kind.CONTRACTION and {CONTRACTED, OUTPUT} <= roles
         return other and is_weight, not (hides or other)
     used = hides or varies
-    looked_up = any(isinstance(p.start, Start) for dim in rule.operands[at] for p in dim)
+    looked_up = any(isinstance(p.start, RuntimeStart) for dim in rule.operands[at] for p in dim)
     by_inputs = looked_up and any(values[i].varies for i in rule.chooses)
     return used, not used or (by_inputs and not hides)
 
 
-def _roles(rule: Rule, at: int, view: LeafView) -> Iterable[tuple[int, str]]:
+def _roles(rule: OpRule, at: int, view: LeafView) -> Iterable[tuple[int, str]]:
     """Yield the roles of the leaf's axes in a product or a lookup."""
     others = factors_of(*(rule.operands[i] for i in rule.data if i != at))
     reduced, parts = rule.reduced, _parts_of_factors(rule, at, view)
     for dim, own in zip(rule.operands[at], view.dims, strict=True):
-        if any(isinstance(place.start, Start) for place in dim):
+        if any(isinstance(place.start, RuntimeStart) for place in dim):
             # Chosen by indices: rows of an embedding, or the expert of a group of rows.
             role = BATCH if rule.kind is Kind.CONTRACTION else LOOKUP
             yield from ((axis, role) for axis, _ in own)
@@ -175,7 +175,7 @@ def _roles(rule: Rule, at: int, view: LeafView) -> Iterable[tuple[int, str]]:
             yield from ((axis, role) for axis, _ in parts.get(factor, ()))
 
 
-def _moved(rule: Rule, at: int, view: LeafView) -> Iterable[LeafView | None]:
+def _move(rule: OpRule, at: int, view: LeafView) -> Iterable[LeafView | None]:
     """Yield the view of the leaf in each outcome; None if the outcome does not hold it."""
     parts = _parts_of_factors(rule, at, view)
     for flat in rule.flat:  # without common factors, each new axis may hold any part
@@ -193,27 +193,27 @@ def _moved(rule: Rule, at: int, view: LeafView) -> Iterable[LeafView | None]:
             yield None
         else:
             layers = tuple(dict.fromkeys((*view.layers, *taken)))
-            yield LeafView(view.path, tuple(_joined(dim, parts) for dim in dims), layers)
+            yield LeafView(view.path, tuple(_join(dim, parts) for dim in dims), layers)
 
 
-def _joined(dim: Dim, parts: Mapping[int, Parts]) -> Parts:
+def _join(dim: Dim, parts: Mapping[int, Parts]) -> Parts:
     """Return the parts that compose a dimension, each once if several places form it."""
     found = [part for place in dim for factor in place.names for part in parts.get(factor, ())]
     return tuple(dict.fromkeys(found)) if len(dim) > 1 else tuple(found)
 
 
-def _parts_of_factors(rule: Rule, at: int, view: LeafView) -> dict[int, Parts]:
+def _parts_of_factors(rule: OpRule, at: int, view: LeafView) -> dict[int, Parts]:
     """Return the parts that compose each factor of an operand."""
     found: dict[int, Parts] = {}
     shape = rule.operand_shapes[at]
     for dim, own, size in zip(rule.operands[at], view.dims, shape, strict=True):
         for place in dim:
-            for factor, part in zip(place.names, _divided(rule, place, own, size), strict=True):
+            for factor, part in zip(place.names, _divide(rule, place, own, size), strict=True):
                 found[factor] = tuple(dict.fromkeys((*found.get(factor, ()), *part)))
     return found
 
 
-def _divided(rule: Rule, place: Place, own: Parts, size: int) -> list[Parts]:
+def _divide(rule: OpRule, place: Place, own: Parts, size: int) -> list[Parts]:
     """Divide the parts of an axis among the factors that a place splits it into.
 
     If factors and parts do not fit each other, for example after uneven slices, each factor gets
@@ -241,13 +241,11 @@ def _divided(rule: Rule, place: Place, own: Parts, size: int) -> list[Parts]:
     return found
 
 
-def axes_of(given: Traced, outputs: Callable[[Any], Any], table: Table = TABLE) -> AxesTable:
+def axes_of(given: Traced) -> AxesTable:
     """Find the axes of every float leaf of a function's parameters.
 
     Args:
         given: the traced function.
-        outputs: selects the part of its result that counts as its output.
-        table: the rules of the primitives.
     """
     domain, shapes, inputs = AxisRoles(), {}, []
     for path, argument, variable in zip(
@@ -255,15 +253,15 @@ def axes_of(given: Traced, outputs: Callable[[Any], Any], table: Table = TABLE) 
     ):
         shape, dtype = tuple(variable.aval.shape), variable.aval.dtype
         if argument != 0:
-            inputs.append(Held(varies=True))
+            inputs.append(AxisValue(varies=True))
         elif jnp.issubdtype(dtype, jnp.floating):
             shapes[path] = shape
             dims = tuple(((axis, size),) for axis, size in enumerate(shape))
-            inputs.append(Held((LeafView(path, dims),)))
+            inputs.append(AxisValue((LeafView(path, dims),)))
         else:
-            inputs.append(Held())
-    found = Walk(domain, table).run(given.program, inputs)
-    kept = given.part(outputs, found)
+            inputs.append(AxisValue())
+    found = Walk(domain, given.table).run(given.program, inputs)
+    kept = given.selected(found)
     ends = {end for value in kept if value is not None for end in value.ends}
     return _table(shapes, domain.uses, {path for _, path in ends - domain.inner})
 

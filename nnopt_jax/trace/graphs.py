@@ -7,25 +7,27 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
-
 from nnopt_jax.columns import aligned
 from nnopt_jax.errors import CompositionError, Problems
-from nnopt_jax.trace.axes import axes_of
-from nnopt_jax.trace.cost.cost import count_cost
-from nnopt_jax.trace.cost.table import Cost
-from nnopt_jax.trace.coupling.analysis import Outputs
-from nnopt_jax.trace.coupling.choice import Keep, checked
-from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes, coupled_axes
-from nnopt_jax.trace.coupling.rearrange import mask_units, permute_units
-from nnopt_jax.trace.coupling.shrink import ShrunkModel, shrink
+from nnopt_jax.trace.axis_analysis import axes_of
+from nnopt_jax.trace.cost_count import count_cost
+from nnopt_jax.trace.cost_table import Cost
+from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes, Keep, check_leaves, coupled_axes
+from nnopt_jax.trace.coupling.rearrange import ShrunkModel, mask_units, permute_units, shrink
 from nnopt_jax.trace.primitives import TABLE, Table
-from nnopt_jax.trace.statistics.leaf_uses import LeafUses
-from nnopt_jax.trace.statistics.observe import Progress, observe
+from nnopt_jax.trace.statistics.batch_reader import Progress, observe
 from nnopt_jax.trace.statistics.observed import Observed
 from nnopt_jax.trace.statistics.statistic import Statistic
-from nnopt_jax.trace.statistics.use_sites import uses_of
-from nnopt_jax.trace.traced import Traced, arrays_of, is_array
+from nnopt_jax.trace.statistics.use_sites import LeafUses, uses_of
+from nnopt_jax.trace.traced import (
+    Outputs,
+    Traced,
+    arrays_of,
+    check_function,
+    everything,
+    shapes_of,
+    trace,
+)
 from nnopt_jax.transform.axes_table import AxesTable
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import Params
@@ -41,8 +43,6 @@ class Graph:
         params: its parameters, with shapes in place of arrays.
         args: its further arguments, with shapes in place of arrays.
         kwargs: its keyword arguments, with shapes in place of arrays.
-        outputs: selects the part of its result that must keep its widths.
-        table: the rules of the primitives.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,23 +58,21 @@ class Graph:
     params: Params
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    outputs: Outputs
-    table: Table = TABLE
 
     @functools.cached_property
     def uses(self) -> LeafUses:
         """The steps that use each float leaf, and the axes of the leaf that each step sums over."""
-        return uses_of(self.traced, self.params, self.table)
+        return uses_of(self.traced, self.params)
 
     @functools.cached_property
     def axes(self) -> AxesTable:
         """The contracted, output and batch axes of each weight."""
-        return axes_of(self.traced, self.outputs, self.table)
+        return axes_of(self.traced)
 
     @functools.cached_property
     def coupled(self) -> CoupledAxes:
         """The dependency graph: axes of leaves that change together, and why others are frozen."""
-        return coupled_axes(self.traced, self.outputs, self.table)
+        return coupled_axes(self.traced)
 
     def cost(self, params: Params | None = None, *, latency: bool = False) -> Cost:
         """Count the cost of a call for each leaf: FLOPs, bytes, and optionally milliseconds.
@@ -115,7 +113,7 @@ class Graph:
             up 512 1024 1024 2048
         """
         given = self.traced if params is None else self._with(params, "graph.cost")
-        return count_cost(given, latency=latency, table=self.table)
+        return count_cost(given, latency=latency)
 
     def observe(
         self,
@@ -188,7 +186,7 @@ class Graph:
         on_batch.__name__ = self._name  # errors name the user's function
         return observe(
             on_batch, params, batches, names, where=where, progress=progress, strict=strict,
-            table=self.table,
+            table=self.traced.table,
         )  # fmt: skip
 
     def shrink(self, params: Params, keep: Keep) -> ShrunkModel:
@@ -225,7 +223,7 @@ class Graph:
             >>> jax.jit(small.apply)(small.params, jnp.ones((5, 3)))[0]
             Array([12.], dtype=float32)
         """
-        return shrink(self.apply, self.coupled, self.outputs, params, keep, self.table)
+        return shrink(self.apply, self.traced, self.coupled, params, keep)
 
     def mask(self, params: Params, keep: Keep) -> Params:
         """Set all elements of removed units to zero; shapes stay.
@@ -293,21 +291,21 @@ class Graph:
         """Raise if a keyword argument is an array, since the graph keeps only its shape."""
         wrong = Problems("graph.observe")
         for name, value in self.kwargs.items():
-            if any(map(is_array, jax.tree.leaves(value))):
+            if arrays_of(value):
                 wrong.add(name, "is an array, and the graph holds no arrays; make it an entry of "
                           "the batch: lambda params, x, y: apply(params, x, name=y)")  # fmt: skip
         wrong.raise_as(CompositionError)
 
-    def _with(self, params: Params, who: str) -> Traced:
+    def _with(self, params: Params, caller: str) -> Traced:
         """Return the traced function with other values for its parameters."""
-        self._check(params, who)
+        self._check(params, caller)
         return self.traced.with_parameters(arrays_of(params).values())
 
-    def _check(self, params: Params, who: str) -> None:
+    def _check(self, params: Params, caller: str) -> None:
         """Raise if the paths or shapes of parameters differ from those of the graph."""
         shapes = {path: tuple(leaf.shape) for path, leaf in arrays_of(self.params).items()}
         lost = "is a leaf of the graph and is missing; give the whole tree"
-        checked(who, shapes, params, lost, packed=True)
+        check_leaves(caller, shapes, params, lost, packed=True)
 
     def __str__(self) -> str:
         """Return a table of the leaves with their uses, axes and coupled dimensions."""
@@ -334,3 +332,46 @@ class Graph:
 
 def _listed(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers)) or "-"
+
+
+def graph(
+    apply: Callable[..., Any],
+    params: Params,
+    *args: Any,
+    outputs: Outputs = everything,
+    table: Table = TABLE,
+    **kwargs: Any,
+) -> Graph:
+    """Trace a function of parameters once, on shapes, for every analysis of it.
+
+    Args:
+        apply: `apply(params, *args, **kwargs)`, any function that JAX can trace: a Flax, Equinox
+            or Haiku model, a plain function, or a loss.
+        params: a tree of arrays, packed leaves or `jax.ShapeDtypeStruct`s. Leaves of other kinds
+            (the functions of an Equinox module) reach `apply` as they are.
+        *args: its further arguments; for arrays, shapes and dtypes are enough.
+        outputs: selects the part of the result that must keep its widths when units are removed;
+            running statistics beside it may shrink with their layers.
+        table: the rules of the primitives; to add your own, give
+            `nnopt_jax.trace.primitives.TABLE.with_rule(primitive, make_rule)`.
+        **kwargs: its keyword arguments.
+
+    Returns:
+        The `Graph`. It holds the function and the shapes, but no arrays.
+
+    Raises:
+        CompositionError: `apply` is not a function, or needs concrete values while it is traced.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"up": jnp.ones((8, 16)), "bias": jnp.ones(16), "down": jnp.ones((16, 4))}
+        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
+        >>> graph = nnopt.graph(apply, params, jnp.ones(8))
+        >>> graph.axes["up"], graph.coupled.names
+        (Axes(0, 1), ('up:1',))
+    """
+    check_function("graph", apply)
+    params, args, kwargs = shapes_of((params, args, kwargs))
+    found = trace(apply, (params, *args), kwargs, outputs, table)
+    return Graph(apply, found, params, args, kwargs)

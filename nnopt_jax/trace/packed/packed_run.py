@@ -1,0 +1,199 @@
+"""Execution of a program on values, some of which are packed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import PartitionSpec
+
+from nnopt_jax.arrays.hooks import CannotStayPacked, move
+from nnopt_jax.arrays.nodes import is_spec
+from nnopt_jax.errors import ShapeError
+from nnopt_jax.trace.control import CONTROL, Inside, Slices
+from nnopt_jax.trace.jaxpr import Equation, Program, bind, evaluate, primitives
+from nnopt_jax.trace.packed.packed_leaf import Deferred, PackedLeaf, dense, is_leaf, loosen
+from nnopt_jax.trace.packed.packed_movement import Movement
+from nnopt_jax.trace.packed.packed_steps import step
+from nnopt_jax.trace.primitives import TABLE, Flow, Table, rule_of
+from nnopt_jax.trace.primitives.primitive_names import last_step
+from nnopt_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class InsidePacked(Inside):
+    """An interpreter of the programs inside of a step, with packed leaves as values.
+
+    Args:
+        equation: the step.
+        compute: runs a program.
+        record: called with a leaf, the step that uses it, and why it is materialized there.
+    """
+
+    equation: Equation
+    compute: Callable[[Program, Sequence[Any]], list[Any]]
+    record: Callable[[PackedLeaf, Equation, str], None]
+
+    def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Any]:
+        """Compute a program; it may return packed leaves."""
+        return self.compute(program, values), ()
+
+    def dense(self, values: Sequence[Any]) -> list[Array]:
+        """Materialize packed leaves that a loop carries or a program returns."""
+        for value in values:
+            if is_leaf(value):
+                self.record(value, self.equation, "a program inside gives or carries arrays")
+        return [dense(value) for value in values]
+
+    def slices(self, value: Any) -> Slices:
+        """Return the slices of a packed leaf, packed if each of its parts can be sliced."""
+        if not is_leaf(value):
+            return Slices(value, lambda part, _: part)
+        if _layer(value, 0) is None:
+            self.record(value, self.equation, "a part of it cannot follow")
+            value = loosen(value)
+            if not is_leaf(value):
+                return Slices(value, lambda part, _: part)
+        # The weight that gradients are taken at is sliced by the loop, which stacks its gradients.
+        stack, shown = _split_gradient(value)
+        return Slices(shown, lambda part, number: _join_gradient(_layer(stack, number), part))
+
+    def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
+        """Shard a packed leaf part by part if all its parts can be; else materialize it."""
+        if not is_leaf(value):
+            return value, spec
+        node = value.node
+        if isinstance(node, Deferred):  # its step belongs to the mesh that it was traced under
+            self.record(value, self.equation, "it is computed before it is cut")
+            return dense(value), spec
+        specs = node.specs(spec, mesh)
+        whole = node.specs(spec)  # without a mesh no axis is left out for an indivisible size
+        same = jax.tree.leaves(specs, is_leaf=is_spec) == jax.tree.leaves(whole, is_leaf=is_spec)
+        if same and node.follows_parts:
+            return value, PackedLeaf(specs, value.path)
+        self.record(value, self.equation, "a part of it cannot be cut")
+        return dense(value), spec
+
+
+def _layer(leaf: PackedLeaf, number: Any) -> PackedLeaf | None:
+    """Return one entry on the first axis of a leaf; None if a part of the node cannot be sliced."""
+    one, node = (1, *leaf.shape[1:]), leaf.node
+    starts = (number, *[0] * (len(one) - 1))
+    array = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    try:
+        if leaf.shape[0] != 1:
+            index = jax.ShapeDtypeStruct((), jnp.int32)
+            cut = last_step(
+                lambda x, *at: lax.dynamic_slice(x, at, one), array, *[index] * len(one)
+            )
+            node = move(node, Movement(cut, rule_of(cut), [None, *starts], 0), leaf.shape)
+        entry = jax.ShapeDtypeStruct(one, leaf.dtype)
+        squeeze = last_step(lambda x: lax.squeeze(x, [0]), entry)
+        node = move(node, Movement(squeeze, rule_of(squeeze), [None], 0), one)
+    except CannotStayPacked:
+        return None
+    return PackedLeaf(node, leaf.path)
+
+
+def _split_gradient(leaf: PackedLeaf) -> tuple[PackedLeaf, Array | None]:
+    """Separate a leaf from the weight that gradients are taken at."""
+    name = leaf.node.GRADIENT_AT
+    shown = getattr(leaf.node, name) if name else None
+    return (leaf, None) if shown is None else (_with_gradient_at(leaf, None), shown)
+
+
+def _join_gradient(leaf: PackedLeaf | None, shown: Array | None) -> PackedLeaf | None:
+    return leaf if leaf is None or shown is None else _with_gradient_at(leaf, shown)
+
+
+def _with_gradient_at(leaf: PackedLeaf, shown: Array | None) -> PackedLeaf:
+    return PackedLeaf(leaf.node.replace(**{leaf.node.GRADIENT_AT: shown}), leaf.path)
+
+
+Record = Callable[[PackedLeaf, Equation, str], None]
+"""Called with a leaf, a step that uses it, and why it was materialized; empty if it was not."""
+
+
+def run(program: Program, values: Sequence[Any], record: Record, table: Table = TABLE) -> list[Any]:
+    """Compute a program on arrays and packed leaves.
+
+    Args:
+        program: the traced program.
+        values: arrays and `PackedLeaf`s, one for each input.
+        record: called for each use of a leaf.
+        table: the rules of the primitives.
+
+    Returns:
+        Arrays, and a `PackedLeaf` for each output that is an unchanged or moved leaf.
+    """
+    return evaluate(
+        program, values, lambda _, equation, given: _compute(equation, given, record, table)
+    )
+
+
+def _compute(equation: Equation, values: list[Any], record: Record, table: Table) -> list[Any]:
+    packed = [value for value in values if is_leaf(value)]
+    if not packed:
+        if _is_scalar_constant(equation, values):
+            # Under `jax.jit` too, rules must be able to read a fill value or a scale factor.
+            with jax.ensure_compile_time_eval():
+                return bind(equation, values)
+        return bind(equation, values)
+    if equation.primitive in CONTROL:
+        values = _compute_before_loop(equation, values, record, table)
+        inside = InsidePacked(
+            equation, lambda program, given: run(program, given, record, table), record
+        )
+        return CONTROL[equation.primitive](equation, values, inside)[0]
+    try:
+        with equation.ctx.manager:  # the mesh that it was traced under
+            found = step(equation, values, table)
+    except CannotStayPacked as reason:
+        for leaf in packed:
+            record(leaf, equation, str(reason))
+        if reason.instead is not None:
+            return [*reason.instead] if isinstance(reason.instead, tuple) else [reason.instead]
+        return bind(equation, [dense(value) for value in values])
+    for leaf in packed:
+        record(leaf, equation, "")
+    _check_shapes(equation, packed, found)
+    return found
+
+
+def _check_shapes(equation: Equation, packed: list[Any], found: list[Any]) -> None:
+    """Raise if the hook of a node gave something of another shape."""
+    for value, variable in zip(found, equation.outvars, strict=True):
+        shape, wanted = tuple(value.shape), tuple(variable.aval.shape)
+        if shape != wanted:
+            forms = " and ".join(dict.fromkeys(leaf.form for leaf in packed))
+            raise ShapeError(
+                f"on_packed: {packed[0].path}: {equation.primitive.name} of {forms} has shape "
+                f"{shape}, and {wanted} is wanted; mend the hook of that node."
+            )
+
+
+def _compute_before_loop(
+    equation: Equation, values: list[Any], record: Record, table: Table
+) -> list[Any]:
+    """Compute deferred steps before a loop, which would compute them in every iteration."""
+    programs = table.programs_of(equation)
+    if programs is None or programs.flow is not Flow.LOOP:
+        return values
+    found = list(values)
+    for at, value in enumerate(values):
+        if at not in programs.sliced and is_leaf(value) and isinstance(value.node, Deferred):
+            record(value, equation, "a loop would compute it at every turn")
+            found[at] = dense(value)
+    return found
+
+
+def _is_scalar_constant(equation: Equation, values: list[Any]) -> bool:
+    """Return whether a step casts a scalar constant of the program."""
+    cast = equation.primitive is primitives.convert_element_type_p
+    return cast and not isinstance(values[0], Tracer) and np.ndim(values[0]) == 0
