@@ -168,7 +168,7 @@ class Transform:
         Args:
             graph: what `nnopt.graph(apply, params, *inputs)` made.
             axes: by rule (see `nnopt_jax.tree.selector`), where there is no graph, or where the
-                uses of a leaf disagree.
+                uses of a leaf disagree. A path beats patterns, a later pattern the ones before.
             misfit: `"raise"`: leaves that groups or patterns do not fit are an error. `"skip"`:
                 they stay as they are, and the plan says so.
 

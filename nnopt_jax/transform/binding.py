@@ -78,16 +78,24 @@ class Binding:
             path: the path of the leaf.
             shape: the shape of the leaf.
         """
-        for rule, axes in self.rules:
-            if selector(rule)(path, None):
-                return axes.normalized(len(shape))
+        for _, axes in self.rules_of(path)[:1]:
+            return axes.normalized(len(shape))
         if self.graph is not None:
             return self.axes.get(path)
         return assumed_axes(shape)
 
+    def rules_of(self, path: str) -> Rules:
+        """Return the user's rules that select a leaf; the first one gives its axes.
+
+        A path beats patterns, and a later pattern the ones before, so that exceptions to a pattern
+        may follow it.
+        """
+        found = [pair for pair in self.rules if selector(pair[0])(path, None)]
+        return tuple(sorted(reversed(found), key=lambda pair: pair[0] != path))
+
     def is_assumed(self, path: str) -> bool:
         """Return whether the axes of a leaf are assumed, not given by a graph or the user."""
-        return self.graph is None and not any(selector(rule)(path, None) for rule, _ in self.rules)
+        return self.graph is None and not self.rules_of(path)
 
     def why_unknown(self, path: str, shape: tuple[int, ...]) -> str:
         """Return why a leaf has no known axes, and what to type."""
@@ -212,7 +220,7 @@ def check_parameters(who: str, leaves: Mapping[str, Any], binding: Binding) -> N
         if not paths and not binding.partial:
             text = f"axes={{{rule!r}: ...}} selects no leaf.{nearest(str(rule), leaves)}"
             lost.add("", text)
-        for path in paths:
+        for path in (x for x in paths if binding.rules_of(x)[0][0] is rule):
             if hasattr(leaves[path], "shape") and (text := axes.misfit(leaves[path].shape)):
                 wrong.add(path, f"{text}; name every axis once")
     lost.raise_as(SelectionError)
@@ -261,7 +269,7 @@ def _check_rules(who: str, binding: Binding) -> None:
         except SelectionError as error:
             lost.add("", str(error).partition(": ")[2])
             continue
-        for path in paths:
+        for path in (x for x in paths if binding.rules_of(x)[0][0] is rule):
             shape = tuple(leaves[path].shape)
             known = binding.axes.get(path)
             if text := axes.misfit(shape):

@@ -105,6 +105,31 @@ def test_axes_that_no_leaf_has():
         inside.bind(axes={"c/k": Axes(0, 1)}).init(params)
 
 
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({"**": Axes(0, 1), "a": Axes(1, 0)}, {"a": Axes(1, 0), "b": Axes(0, 1)}),
+        ({"a": Axes(1, 0), "**": Axes(0, 1)}, {"a": Axes(1, 0), "b": Axes(0, 1)}),
+        ({"re:[ab]": Axes(0, 1), "re:[bc]": Axes(1, 0)}, {"a": Axes(0, 1), "b": Axes(1, 0)}),
+        ({"re:[bc]": Axes(1, 0), "re:[ab]": Axes(0, 1)}, {"a": Axes(0, 1), "b": Axes(0, 1)}),
+    ],
+)
+def test_a_path_beats_patterns_and_a_later_pattern_the_ones_before(rules, expected):
+    bound = nnopt.pruning.magnitude(pattern="2:4").bind(axes=rules)
+    assert {path: bound.binding.of(path, (4, 8)) for path in expected} == expected
+
+
+def test_exceptions_to_a_pattern_may_have_another_rank():
+    params = {"a": jnp.ones((2, 4, 4)), "b": jnp.ones((8, 4))}
+    rules = {"**": Axes(0, 1), "a": Axes(1, 2, 0)}
+    tx = nnopt.pruning.magnitude(pattern="2:4").bind(axes=rules)
+    masks = tx.pack(params, tx.init(params))
+    assert all((np.asarray(nnopt.materialize(leaf)) != 0).any() for leaf in masks.values())
+    graph = nnopt.graph(lambda p, x: x @ p["a"][0] + x @ p["b"][:4], params, jnp.ones(4))
+    with pytest.raises(ShapeError, match=r"a: .*contradicts the graph"):
+        tx.bind(graph, axes={"**": Axes(0, 1), "a": Axes(2, 1, 0)})
+
+
 def test_axes_of_another_rank():
     params = {"a": jnp.ones((8, 4)), "b": jnp.ones((8, 4, 2))}
     tx = nnopt.pruning.magnitude(0.5).bind(axes={"*": Axes(0, 1)})
