@@ -45,19 +45,15 @@ from nnopt_jax.transform import (
 
 __version__ = "0.1.0"
 
-_RENAMED = {
-    "Groups": "the type of nnopt.graph(apply, params, *inputs).coupled, nnopt.trace.CoupledAxes",
-    "cost": "nnopt.graph(apply, params, *inputs).cost()",
-    "groups": "nnopt.graph(apply, params, *inputs).coupled",
-    "observe": "nnopt.graph(apply, params, *inputs).observe(params, batches, names)",
-    "shrink": "nnopt.graph(apply, params, *inputs).shrink(params, keep)",
-    "statistics": "nnopt.graph(loss, params, *batch).observe(params, batches, tx.needs)",
-    "uses": "nnopt.graph(apply, params, *inputs).uses",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Say what became of a name."""
-    if name in _RENAMED:
-        raise AttributeError(f"nnopt_jax.{name} is now {_RENAMED[name]}")
-    raise AttributeError(f"module 'nnopt_jax' has no attribute {name!r}")
+__getattr__ = errors.former_names(
+    "nnopt_jax",
+    {
+        "Groups": "nnopt.trace.CoupledAxes: nnopt.graph(apply, params, *inputs).coupled",
+        "cost": "nnopt.graph(apply, params, *inputs).cost()",
+        "groups": "nnopt.graph(apply, params, *inputs).coupled",
+        "observe": "nnopt.graph(apply, params, *inputs).observe(params, batches, names)",
+        "shrink": "nnopt.graph(apply, params, *inputs).shrink(params, keep)",
+        "statistics": "nnopt.graph(loss, params, *batch).observe(params, batches, tx.needs)",
+        "uses": "nnopt.graph(apply, params, *inputs).uses",
+    },
+)

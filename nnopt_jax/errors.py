@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 
 
 class NnoptError(Exception):
@@ -99,6 +100,32 @@ class Problems:
             raise kind(f"{self.who}: {self.found[0]}{advice and '; ' + advice}")
         lines = "\n".join(f"  {text}" for text in (*self.found, *([advice] if advice else [])))
         raise kind(f"{self.who}: {len(self.found)} problems\n{lines}")
+
+
+def former_names(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
+    """Return a module's `__getattr__`, which says what became of former names.
+
+    Args:
+        module: the name of the module.
+        names: by former name what to type now.
+
+    Example:
+        >>> from nnopt_jax.errors import former_names
+        >>> former_names("zoo", {"old": "zoo.new"})("old")
+        Traceback (most recent call last):
+        AttributeError: zoo.old is now zoo.new
+    """
+
+    def get(name: str) -> object:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        # `from module import name` would replace an AttributeError with one that lacks the text.
+        is_import = "importlib" in sys._getframe(1).f_globals.get("__name__", "")
+        raise (ImportError if is_import else AttributeError)(
+            f"{module}.{name} is now {names[name]}"
+        )
+
+    return get
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -270,13 +270,23 @@ def test_other_parameters_are_named_all_at_once(graph):
 def test_removed_names_say_the_new_ones(name, new):
     with pytest.raises(AttributeError, match=rf"nnopt_jax\.{name} is now .*{new}"):
         getattr(nnopt, name)
+    with pytest.raises(ImportError, match=rf"nnopt_jax\.{name} is now .*{new}"):
+        exec(f"from nnopt_jax import {name}")
+
+
+@pytest.mark.parametrize(("name", "new"), [("Groups", "CoupledAxes"), ("Shrunk", "ShrunkModel")])
+def test_removed_names_of_the_analysis_say_the_new_ones(name, new):
+    with pytest.raises(AttributeError, match=rf"trace\.{name} is now nnopt_jax\.trace\.{new}"):
+        getattr(nnopt.trace, name)
+    with pytest.raises(ImportError, match=rf"trace\.{name} is now nnopt_jax\.trace\.{new}"):
+        exec(f"from nnopt_jax.trace import {name}")
 
 
 def test_unknown_names_are_errors_as_ever():
     with pytest.raises(AttributeError, match="has no attribute 'grups'"):
         _ = nnopt.grups
     with pytest.raises(AttributeError):
-        _ = nnopt.trace.Groups
+        _ = nnopt.trace.Group
 
 
 def test_functions_come_first():
