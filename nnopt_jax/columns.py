@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 
 
@@ -30,3 +31,49 @@ def aligned(rows: Sequence[Sequence[str]], *, numbers: int = 0) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+class Tabular:
+    """Base class of values whose `str` is a table: a short `repr`, and the table in notebooks.
+
+    Example:
+        >>> from nnopt_jax.columns import Tabular
+        >>> class Pair(Tabular):
+        ...     def summary(self):
+        ...         return "2 rows"
+        >>> Pair()
+        Pair(2 rows)
+    """
+
+    def summary(self) -> str:
+        """Return the settings and sizes that `repr` shows."""
+        return ""
+
+    def __repr__(self) -> str:
+        """Return the class and the summary, in one line of at most 100 columns."""
+        text = f"{type(self).__name__}({self.summary()})"
+        return text if len(text) <= WIDTH else f"{text[: WIDTH - 4]}...)"
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+WIDTH = 100
+"""The columns of a terminal that a `repr` may take."""
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number with its noun.
+
+    Args:
+        count: the number.
+        one: the noun.
+        many: its plural; by default with an s.
+
+    Example:
+        >>> from nnopt_jax.columns import counted
+        >>> counted(1, "leaf", "leaves"), counted(2, "use")
+        ('1 leaf', '2 uses')
+    """
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

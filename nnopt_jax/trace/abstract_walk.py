@@ -106,6 +106,9 @@ def outputs_needed(
 
 Value = TypeVar("Value")
 
+Values = Sequence[Any]
+"""The abstract values of several arrays; None for arrays that nothing needs."""
+
 Location = tuple[int, ...]
 """The location of a step: numbers of equations and of their inner programs, from the outermost."""
 
@@ -168,25 +171,15 @@ class Domain(Protocol[Value]):
         """Return the value of the array whose shards the devices have."""
         return value
 
-    def enter(
-        self, programs: Programs, values: Sequence[Value | None], site: Site
-    ) -> Sequence[Value | None]:
+    def enter(self, programs: Programs, values: Values, site: Site) -> Values:
         """Return the values of a step's operands for its inner programs; dead arrays are None."""
         return values
 
-    def leave(
-        self,
-        programs: Programs,
-        values: Sequence[Value | None],
-        outcomes: Sequence[Value | None],
-        site: Site,
-    ) -> Sequence[Value | None]:
+    def leave(self, programs: Programs, values: Values, outcomes: Values, site: Site) -> Values:
         """Return the outcomes of a step after the walk of its programs; dead arrays are None."""
         return outcomes
 
-    def step(
-        self, equation: Equation, rule: OpRule, values: list[Value], site: Site
-    ) -> Sequence[Value]:
+    def step(self, equation: Equation, rule: OpRule, values: Values, site: Site) -> Sequence[Value]:
         """Return the outcomes of a step without inner programs."""
         ...
 
@@ -238,7 +231,7 @@ class Walk(Generic[Value]):
         return known.get(x) if is_variable(x) else self.domain.constant(x.val)
 
     def _step(
-        self, equation: Equation, values: list[Any], needed: list[bool], site: Site
+        self, equation: Equation, values: Values, needed: list[bool], site: Site
     ) -> Sequence[Any]:
         programs = self.table.programs_of(equation)
         if programs is None:
@@ -249,7 +242,7 @@ class Walk(Generic[Value]):
         return self.domain.leave(programs, values, found, site)
 
     def _branch(
-        self, programs: Programs, values: list[Any], needed: list[bool], site: Site
+        self, programs: Programs, values: Values, needed: list[bool], site: Site
     ) -> list[Any]:
         each = [
             self._inner(programs, inner, values, needed, site.inner(number))
@@ -258,12 +251,7 @@ class Walk(Generic[Value]):
         return [self._join(outs) for outs in zip(*each, strict=True)]
 
     def _inner(
-        self,
-        programs: Programs,
-        inner: Inner,
-        values: Sequence[Any],
-        needed: list[bool],
-        site: Site,
+        self, programs: Programs, inner: Inner, values: Values, needed: list[bool], site: Site
     ) -> list[Any]:
         """Return the outcomes of an equation from the walk of one of its programs."""
         wanted = outputs_needed(programs, inner, needed, self.table)
@@ -274,7 +262,7 @@ class Walk(Generic[Value]):
         return outs
 
     def _call(
-        self, programs: Programs, values: list[Any], needed: list[bool], site: Site
+        self, programs: Programs, values: Values, needed: list[bool], site: Site
     ) -> list[Any]:
         if programs.mesh is None:
             return self._inner(programs, programs.body, values, needed, site.inner(0))
@@ -290,7 +278,7 @@ class Walk(Generic[Value]):
         ]
 
     def _loop(
-        self, programs: Programs, values: list[Any], needed: list[bool], site: Site
+        self, programs: Programs, values: Values, needed: list[bool], site: Site
     ) -> list[Any]:
         """Walk the body until the values of the carry hold in every iteration."""
         domain = self.domain
@@ -302,15 +290,15 @@ class Walk(Generic[Value]):
         turns = site.inner(at, programs.times or 1)
         while True:
             outs = self._inner(programs, programs.body, given, needed, turns)
-            settled = True
+            stable = True
             for operand, outcome in programs.carried:
                 before, out = given[operand], outs[outcome]
                 after = self._join([before, out])
-                settled &= before is after or (
+                stable &= before is after or (
                     before is not None and after is not None and domain.same(before, after)
                 )
                 given[operand] = after
-            if settled:
+            if stable:
                 break
         for number, test in enumerate(programs.inner[:-1]):
             self.run(test.program, [given[i] for i in test.inputs], None, site.inner(number))
@@ -321,7 +309,7 @@ class Walk(Generic[Value]):
                 outs[outcome] = domain.stack(outs[outcome], programs.times or 1, site)
         return outs
 
-    def _join(self, values: Sequence[Any]) -> Any:
+    def _join(self, values: Values) -> Any:
         """Join the values that are not dead; None if all are."""
         first, *others = [value for value in values if value is not None] or [None]
         for other in others:

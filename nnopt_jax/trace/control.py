@@ -54,7 +54,7 @@ class Inside(abc.ABC):
             at: its number among the programs of the step.
         """
 
-    def dense(self, values: Sequence[Any]) -> list[Array]:
+    def arrays(self, values: Sequence[Any]) -> list[Array]:
         """Return the arrays that inputs or outputs of the step stand for."""
         return list(values)
 
@@ -64,14 +64,14 @@ class Inside(abc.ABC):
 
     def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
         """Return an input for `shard_map`, and a spec for each of its arrays."""
-        return self.dense([value])[0], spec
+        return self.arrays([value])[0], spec
 
-    def run_dense(
+    def run_to_arrays(
         self, program: Program, values: Sequence[Any], at: int = 0
     ) -> tuple[list[Array], Extras]:
         """Compute a program as `run` does, and convert its outputs to arrays."""
         found, extras = self.run(program, values, at)
-        return self.dense(found), extras
+        return self.arrays(found), extras
 
     def nothing(self, at: int | None = None) -> Extras:
         """Return the extras of programs that have not run: of one, or of all inside of the step."""
@@ -92,11 +92,11 @@ def _jit(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[An
     if is_inlined(equation):
         return inside.run(k["jaxpr"], values)
     given_away = [at for at, gone in enumerate(k["donated_invars"]) if gone]
-    lies = *k["in_shardings"], *k["out_shardings"]
+    shardings = *k["in_shardings"], *k["out_shardings"]
 
     def inner(*given: Any) -> tuple[list[Any], Extras]:
-        found, extras = inside.run_dense(k["jaxpr"], _placed(given, k["in_shardings"]))
-        return _placed(found, lies[len(given) :]), extras
+        found, extras = inside.run_to_arrays(k["jaxpr"], _placed(given, k["in_shardings"]))
+        return _placed(found, shardings[len(given) :]), extras
 
     return jax.jit(inner, donate_argnums=given_away)(*values)
 
@@ -106,8 +106,8 @@ def is_inlined(equation: Equation) -> bool:
     if equation.primitive is not primitives.jit_p:
         return False
     k = equation.params
-    lies = *k["in_shardings"], *k["out_shardings"]
-    return not any(k["donated_invars"]) and not any(isinstance(at, Sharding) for at in lies)
+    shardings = *k["in_shardings"], *k["out_shardings"]
+    return not any(k["donated_invars"]) and not any(isinstance(at, Sharding) for at in shardings)
 
 
 def _placed(values: Sequence[Any], at: Sequence[Any]) -> list[Any]:
@@ -128,7 +128,7 @@ def _remat(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[
 
     def inner(*given: Any) -> tuple[list[Any], Extras]:
         found, extras = inside.run(program, given)
-        return inside.dense([found[at] for at in made]), extras
+        return inside.arrays([found[at] for at in made]), extras
 
     again = jax.checkpoint(inner, prevent_cse=k["prevent_cse"], policy=k["policy"])
     found, extras = again(*values)
@@ -141,10 +141,10 @@ def _custom(equation: Equation, values: list[Any], inside: Inside) -> tuple[list
     program = closed(equation.params["call_jaxpr"])
 
     def own(*given: Any) -> list[Any]:
-        return bind(equation, inside.dense(given))
+        return bind(equation, inside.arrays(given))
 
     def plain(*given: Any) -> tuple[list[Any], Extras]:
-        return inside.run_dense(program, given)
+        return inside.run_to_arrays(program, given)
 
     def gathered(given: Sequence[Any]) -> Extras:
         nothing = inside.nothing()
@@ -172,25 +172,25 @@ def _cond(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
     index, *operands = values
 
     def branch(at: int, program: Program, *given: Any) -> tuple[list[Any], Extras]:
-        found, extras = inside.run_dense(program, given, at)
+        found, extras = inside.run_to_arrays(program, given, at)
         return found, inside.merge(inside.nothing(), extras)
 
     programs = enumerate(equation.params["branches"])
     branches = [functools.partial(branch, at, program) for at, program in programs]
-    return lax.switch(inside.dense([index])[0], branches, *operands)
+    return lax.switch(inside.arrays([index])[0], branches, *operands)
 
 
 def _while(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
     k = equation.params
     tests, bodies = k["cond_nconsts"], k["cond_nconsts"] + k["body_nconsts"]
-    test, body, carry = values[:tests], values[tests:bodies], inside.dense(values[bodies:])
+    test, body, carry = values[:tests], values[tests:bodies], inside.arrays(values[bodies:])
 
     def goes_on(state: list[Any]) -> tuple[Array, Extras]:
-        found, extras = inside.run_dense(k["cond_jaxpr"], [*test, *state], 0)
+        found, extras = inside.run_to_arrays(k["cond_jaxpr"], [*test, *state], 0)
         return found[0], extras
 
     def once(state: list[Any], extras: Extras) -> tuple[list[Any], Extras]:
-        found, more = inside.run_dense(k["body_jaxpr"], [*body, *state], 1)
+        found, more = inside.run_to_arrays(k["body_jaxpr"], [*body, *state], 1)
         return found, inside.merge(extras, more)
 
     if not jax.tree.leaves(inside.nothing(0)):
@@ -214,12 +214,12 @@ def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
     k = equation.params
     consts, count = scan_sizes(equation)
     whole, rows = values[:consts], [inside.slices(value) for value in values[consts + count :]]
-    carry = inside.dense(values[consts : consts + count])
+    carry = inside.arrays(values[consts : consts + count])
 
     def body(state: Any, now: Any) -> Any:
         (carried, extras), (number, parts) = state, now
         layers = [row.take(part, number) for row, part in zip(rows, parts, strict=True)]
-        out, found = inside.run_dense(k["jaxpr"], [*whole, *carried, *layers])
+        out, found = inside.run_to_arrays(k["jaxpr"], [*whole, *carried, *layers])
         each, more = inside.split(found)
         return (out[:count], inside.merge(extras, more)), (out[count:], each)
 
@@ -241,7 +241,7 @@ def _shard_map(equation: Equation, values: list[Any], inside: Inside) -> tuple[l
     inputs = zip(values, k["in_specs"], strict=True)
     given = [inside.cut(value, spec, k["mesh"]) for value, spec in inputs]
     found = jax.shard_map(
-        lambda *parts: inside.run_dense(program, parts)[0],
+        lambda *parts: inside.run_to_arrays(program, parts)[0],
         mesh=k["mesh"],
         in_specs=tuple(spec for _, spec in given),
         out_specs=list(k["out_specs"]),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.nodes import is_node, summary
-from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
+from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Values, Walk
 from nnopt_jax.trace.cost_table import Cost, CostRow
 from nnopt_jax.trace.jaxpr import Equation, Program
 from nnopt_jax.trace.packed.packed_leaf import PackedLeaf
@@ -180,9 +180,7 @@ class Counting(Domain[Origin]):
         """Return the larger of two origins."""
         return max(one, other)
 
-    def leave(
-        self, programs: Programs, values: Sequence[Any], outcomes: Sequence[Any], site: Site
-    ) -> Sequence[Any]:
+    def leave(self, programs: Programs, values: Values, outcomes: Values, site: Site) -> Values:
         """Count only the most expensive of the branches; note loops of unknown length."""
         if programs.flow is Flow.LOOP and programs.times is None:
             self.entries[site.location] = CostEntry(ELEMENTWISE, Tally(), _WHILE)

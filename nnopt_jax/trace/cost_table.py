@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from nnopt_jax.columns import aligned
+from nnopt_jax.columns import Tabular, aligned
 
 _UNITS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
@@ -35,8 +35,8 @@ def digits(number: float) -> str:
     return f"{number:#.3g}".rstrip(".")
 
 
-@dataclasses.dataclass(frozen=True)
-class CostComparison:
+@dataclasses.dataclass(frozen=True, repr=False)
+class CostComparison(Tabular):
     """The cost of a call before and after a change: work, bytes and time, compared separately.
 
     Args:
@@ -57,6 +57,11 @@ class CostComparison:
 
     before: Cost
     after: Cost
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        times = {"FLOPs": self.flops, "bytes": self.bytes, "ms": self.latency}
+        return ", ".join(f"{name} {digits(x)}x" for name, x in times.items() if x)
 
     @property
     def flops(self) -> float | None:
@@ -97,8 +102,8 @@ class CostComparison:
             lines.append([path, *_cells(first.get(path), second.get(path)), ""])
         times = "" if self.latency is None else _cell(self.before.latency, self.after.latency)
         lines.append(["total", *_cells(*self._both), times])
-        shown = lines if times else [line[:-1] for line in lines]
-        return "\n".join(aligned(shown, numbers=len(shown[0]) - 1))
+        cells = lines if times else [line[:-1] for line in lines]
+        return "\n".join(aligned(cells, numbers=len(cells[0]) - 1))
 
 
 def _cells(before: Cost | CostRow | None, after: Cost | CostRow | None) -> list[str]:
@@ -120,12 +125,12 @@ def _cell(before: float | None, after: float | None) -> str:
         return ""
     if before == after == 0:
         return "0"
-    said = f"{amount(before)} -> {amount(after)}"
-    return f"{said} ({digits(before / after)}x)" if before and after else said
+    text = f"{amount(before)} -> {amount(after)}"
+    return f"{text} ({digits(before / after)}x)" if before and after else text
 
 
-@dataclasses.dataclass(frozen=True)
-class CostRow:
+@dataclasses.dataclass(frozen=True, repr=False)
+class CostRow(Tabular):
     """The cost of one leaf.
 
     Args:
@@ -157,14 +162,18 @@ class CostRow:
     bytes_read: int
     bytes_written: int
 
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        return f"{self.path!r}, {amount(self.flops)} FLOPs, {amount(self.bytes)} bytes"
+
     @property
     def intensity(self) -> float | None:
         """FLOPs per byte moved, with the leaf read once; None if nothing moves."""
         return _intensity(self)
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Cost(Tabular):
     """The cost of a call of a function, for each leaf and in total.
 
     Args:
@@ -186,6 +195,11 @@ class Cost:
     rows: tuple[CostRow, ...]
     latency: float | None = None
     notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        time = "" if self.latency is None else f", {digits(self.latency)} ms"
+        return f"{amount(self.flops)} FLOPs, {amount(self.bytes)} bytes of parameters{time}"
 
     @property
     def parameters(self) -> int:

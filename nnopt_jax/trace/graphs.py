@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from nnopt_jax.columns import aligned
+from nnopt_jax.columns import Tabular, aligned, counted
 from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.trace.axis_analysis import axes_of
 from nnopt_jax.trace.cost_count import count_cost
@@ -25,6 +25,7 @@ from nnopt_jax.trace.traced import (
     arrays_of,
     check_function,
     everything,
+    name_of,
     shapes_of,
     trace,
 )
@@ -34,7 +35,7 @@ from nnopt_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Graph:
+class Graph(Tabular):
     """A function of parameters, traced once: uses, axes, coupled axes, cost, statistics.
 
     Args:
@@ -58,6 +59,10 @@ class Graph:
     params: Params
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        return f"{name_of(self.apply)}, {counted(len(arrays_of(self.params)), 'leaf', 'leaves')}"
 
     @functools.cached_property
     def uses(self) -> LeafUses:
@@ -183,7 +188,7 @@ class Graph:
         def on_batch(params: Params, batch: Any) -> Any:
             return self._on_batch(params, batch)
 
-        on_batch.__name__ = self._name  # errors name the user's function
+        on_batch.__name__ = name_of(self.apply)  # errors name the user's function
         return observe(
             on_batch, params, batches, names, where=where, progress=progress, strict=strict,
             table=self.traced.table,
@@ -270,11 +275,6 @@ class Graph:
         """
         return permute_units(self.coupled, params, order)
 
-    @property
-    def _name(self) -> str:
-        """The name of the function, or of its class."""
-        return getattr(self.apply, "__name__", type(self.apply).__name__)
-
     def _on_batch(self, params: Params, batch: Any) -> Any:
         """Call the function on parameters and one batch."""
         given = batch if isinstance(batch, tuple) else (batch,)
@@ -324,10 +324,6 @@ class Graph:
             coupled = " ".join(dict.fromkeys(names.get(path, []))) or "-"
             cells.append((path, shape, ", ".join(steps) or "-", *roles, coupled))
         return "\n".join(aligned(cells))
-
-    def __repr__(self) -> str:
-        """Return the name of the function and its number of leaves."""
-        return f"Graph({self._name}, {len(arrays_of(self.params))} leaves)"
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from nnopt_jax.arrays.nodes import is_node
+from nnopt_jax.columns import Tabular, counted
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Program, abstract, line_of
 from nnopt_jax.trace.primitives import TABLE, Table
@@ -26,8 +27,8 @@ def everything(found: Any) -> Any:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Traced:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Traced(Tabular):
     """A traced function: its program, and the names and values of its inputs.
 
     Args:
@@ -48,6 +49,11 @@ class Traced:
     structure: Any
     outputs: Outputs = everything
     table: Table = TABLE
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        steps = counted(len(self.program.jaxpr.eqns), "step")
+        return f"{steps}, {counted(len(self.paths), 'input')}"
 
     def outcome(self, found: Iterable[Any]) -> Any:
         """Return the result of the function from the outputs of its program."""
@@ -127,8 +133,8 @@ def _explain(function: Any, paths: Sequence[str], error: Exception) -> Compositi
     numbers = dict.fromkeys(re.findall(r"\barrays\[(\d+)\]", str(error)))
     inputs = ", ".join(paths[int(number)] for number in numbers) or "an input"
     return CompositionError(
-        f"{_name(function)}: {line_of(error) or 'some line'} asks for the value of what depends on "
-        f"{inputs}, while the function is traced and there are shapes alone. Use jnp and lax "
+        f"{name_of(function)}: {line_of(error) or 'some line'} asks for the value of what depends "
+        f"on {inputs}, while the function is traced and there are shapes alone. Use jnp and lax "
         "(jnp.where, lax.cond) there, or give what it asks for as a number of Python's own."
     )
 
@@ -136,19 +142,20 @@ def _explain(function: Any, paths: Sequence[str], error: Exception) -> Compositi
 def _note_of(function: Any, given: Iterable[tuple[str, Any]], error: Exception) -> str:
     """Return a note for JAX's error: the name of the traced function, and its packed inputs."""
     leaves = [f"{p} {x.dtype}{list(x.shape)}" for p, x in given if is_node(x)]
-    told = f"nnopt_jax: while {_name(function)} was traced, at {line_of(error) or 'some line'}."
+    text = f"nnopt_jax: while {name_of(function)} was traced, at {line_of(error) or 'some line'}."
     if not leaves:
-        return told
-    more = f" and {len(leaves) - _TOLD} more" if len(leaves) > _TOLD else ""
-    return f"{told} Packed leaves are plain arrays inside it: {', '.join(leaves[:_TOLD])}{more}."
+        return text
+    more = f" and {len(leaves) - _NAMED} more" if len(leaves) > _NAMED else ""
+    return f"{text} Packed leaves are plain arrays inside it: {', '.join(leaves[:_NAMED])}{more}."
 
 
-_TOLD = 8
+_NAMED = 8
 """The number of leaves that a note names."""
 
 
-def _name(function: Any) -> str:
-    return getattr(function, "__name__", "the function")
+def name_of(function: Any) -> str:
+    """Return the name of a function, or of the class of a callable object."""
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def check_function(caller: str, function: Any) -> None:

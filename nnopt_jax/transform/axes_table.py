@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from nnopt_jax.columns import aligned
+from nnopt_jax.columns import Tabular, aligned, counted
 from nnopt_jax.ops.axis_roles import Axes
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AxesTable(Mapping[str, Axes]):
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class AxesTable(Tabular, Mapping[str, Axes]):
     """Axes by path, and the weights that methods take by default: `nnopt.graph(...).axes`.
 
     Args:
@@ -33,6 +33,11 @@ class AxesTable(Mapping[str, Axes]):
     uses: Mapping[str, tuple[Axes, ...]]
     left_out: Mapping[str, str]
     unknown: Mapping[str, str]
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        leaves = counted(len(self.found) + len(self.unknown), "leaf", "leaves")
+        return f"{counted(len(self.weights), 'weight')} of {leaves}, {len(self.unknown)} unknown"
 
     @property
     def weights(self) -> tuple[str, ...]:

@@ -163,11 +163,11 @@ def test_few_rows_are_multiplied_by_codes_of_uneven_groups():
 
     for function in (lambda p, x: x @ p["w"], layers, lambda p, x: x @ (2 * p["w"])):
         report = nnopt.on_packed(function).report(packed, jnp.ones((2, 20)))
-        assert not report.dense, str(report)
+        assert not report.materialized, str(report)
         found = nnopt.on_packed(function)(packed, jnp.ones((2, 20)))
         np.testing.assert_allclose(found, function(nnopt.materialize(packed), jnp.ones((2, 20))))
     report = nnopt.on_packed(lambda p, x: x @ p["w"]).report(packed, jnp.ones((9, 20)))
-    assert "more rows than entries in a group" in report.dense[0].reason
+    assert "more rows than entries in a group" in report.materialized[0].reason
 
 
 def test_groups_of_whole_heads_are_multiplied_packed():
@@ -178,7 +178,7 @@ def test_groups_of_whole_heads_are_multiplied_packed():
     for group in (8, 16, 32):
         tx = bound(Q.uniform(4, group=group), Axes((0, 1), 2))
         packed = tx.pack({"w": jnp.asarray(w)}, tx.init({"w": jnp.asarray(w)}))
-        assert not run.report(packed, x).dense
+        assert not run.report(packed, x).materialized
         wanted = np.einsum("rhd,hdo->ro", x, np.asarray(packed["w"].materialize()))
         np.testing.assert_allclose(run(packed, jnp.asarray(x)), wanted, rtol=1e-4, atol=1e-5)
 

@@ -164,7 +164,7 @@ def test_one_line_in_the_table_serves_every_client():
     state = tx.init(PARAMS)
     packed, dense = tx.pack(PARAMS, state), tx.apply(PARAMS, state)
     run = nnopt.on_packed(apply, table=MINE)
-    assert not run.report(packed, X).dense
+    assert not run.report(packed, X).materialized
     np.testing.assert_allclose(run(packed, X), apply(dense, X), rtol=1e-5, atol=1e-5)
 
 
@@ -182,7 +182,9 @@ def test_without_it_nothing_is_wrong_and_all_is_said():
     state = tx.init(PARAMS)
     packed, dense = tx.pack(PARAMS, state), tx.apply(PARAMS, state)
     run = nnopt.on_packed(apply)
-    assert [use.reason for use in run.report(packed, X).dense] == ["no rule for tag_of_a_test"]
+    assert [use.reason for use in run.report(packed, X).materialized] == [
+        "no rule for tag_of_a_test"
+    ]
     np.testing.assert_allclose(run(packed, X), apply(dense, X), rtol=1e-5, atol=1e-5)
 
 

@@ -163,7 +163,7 @@ def test_factors_are_multiplied_one_after_the_other(use):
         outs = apply(tx.apply(params, state), x), run(tx.pack(params, state), x)
         return outs, (dense, thin)
 
-    assert not run.report(jax.eval_shape(tx.pack, params, state), x).dense
+    assert not run.report(jax.eval_shape(tx.pack, params, state), x).materialized
     (dense, thin), slopes = both(params, state, x)
     np.testing.assert_allclose(thin, dense, rtol=1e-4, atol=1e-3)
     for dense, thin in zip(*map(jax.tree.leaves, slopes), strict=True):

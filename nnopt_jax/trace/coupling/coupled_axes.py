@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.arrays.nodes import is_node
-from nnopt_jax.columns import aligned
+from nnopt_jax.columns import Tabular, aligned, counted
 from nnopt_jax.errors import (
     CompositionError,
     Problems,
@@ -127,8 +127,8 @@ def coupled_axes(given: Traced) -> CoupledAxes:
     return CoupledAxes(known, frozen_axes(found, known), found.shapes)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class CoupledAxes:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class CoupledAxes(Tabular):
     """The dependency graph: axes of leaves that change together, `graph.coupled`.
 
     A unit is a set of elements (leaf, axis, index) that can be removed only together: column j of
@@ -166,6 +166,11 @@ class CoupledAxes:
     frozen: Mapping[Place, str]
     shapes: Mapping[Path, Shape]
 
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        axes = counted(len(self.frozen), "frozen axis", "frozen axes")
+        return f"{counted(len(self.dimensions), 'dimension')}, {axes}"
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the dimensions."""
@@ -183,10 +188,10 @@ class CoupledAxes:
         """Return a table of the dimensions, then of the frozen axes with their reasons."""
         cells = [("dimension", "units", "each", "members")]
         for found in self.dimensions:
-            told = [f"{path}:{axis}" for path, axis in found.members]
-            more = f" and {len(told) - 4} more" if len(told) > 5 else ""
-            told = told[:4] if more else told
-            cells.append((found.name, str(found.size), str(found.elements), " ".join(told) + more))
+            axes = [f"{path}:{axis}" for path, axis in found.members]
+            if len(axes) > 5:
+                axes[4:] = [f"and {len(axes) - 4} more"]
+            cells.append((found.name, str(found.size), str(found.elements), " ".join(axes)))
         kept = [("frozen", "because")]
         kept += [(f"{path}:{axis}", why) for (path, axis), why in self.frozen.items()]
         return "\n".join([*aligned(cells), *(aligned(kept) if len(kept) > 1 else [])])

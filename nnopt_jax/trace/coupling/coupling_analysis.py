@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnopt_jax.columns import Tabular, counted
 from nnopt_jax.errors import ShapeError
 from nnopt_jax.trace.abstract_walk import Walk
 from nnopt_jax.trace.coupling.coupling_domain import Coupling
@@ -106,8 +107,8 @@ def _parameter(book: Book, shape: Shape, dtype: Any) -> Value:
     return value
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dimension:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Dimension(Tabular):
     """A set of units on the same axes of the same leaves, such as the hidden units of a layer.
 
     Args:
@@ -134,6 +135,11 @@ class Dimension:
     exchangeable: bool = True
     consumed: frozenset[Place] = frozenset()
     counted: bool = False
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        axes = counted(len(self.indices), "axis", "axes")
+        return f"{self.name!r}, {counted(self.size, 'unit')} on {axes}"
 
     @property
     def members(self) -> tuple[Place, ...]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
+from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Values, Walk
 from nnopt_jax.trace.control import is_inlined
 from nnopt_jax.trace.coupling.derivatives import Derived, derive
 from nnopt_jax.trace.coupling.labels import Book, Labels
@@ -33,8 +33,8 @@ class Note(NamedTuple):
     """
 
     rule: OpRule | None
-    ins: Sequence[Value | None]
-    outs: Sequence[Value | None]
+    ins: Values
+    outs: Values
     derived: Callable[[], tuple[Derived, ...]] | None = None
 
 
@@ -116,13 +116,7 @@ class Coupling(Domain[Value]):
                 self.book.derive(axes[-1], [labels])
         return value._replace(axes=tuple(axes))
 
-    def leave(
-        self,
-        programs: Programs,
-        values: Sequence[Value | None],
-        outcomes: Sequence[Value | None],
-        site: Site,
-    ) -> Sequence[Value | None]:
+    def leave(self, programs: Programs, values: Values, outcomes: Values, site: Site) -> Values:
         """Note a step that contains programs, and analyze its own derivative rule."""
         home = _home(site)
         ins = [None if value is None else value.within(home) for value in values]

@@ -105,16 +105,16 @@ def _vjp_programs(
     moving, others = _partition(equation.invars, list(map(_spec, equation.invars)))
 
     def ahead(moving: Any, others: Any) -> Any:
-        shown, back, rest = jax.vjp(_own(equation, others), *moving, has_aux=True)
-        return shown, rest, back
+        primals, back, rest = jax.vjp(_own(equation, others), *moving, has_aux=True)
+        return primals, rest, back
 
-    program, (shown, _, back) = jax.make_jaxpr(ahead, return_shape=True)(tuple(moving), others)
+    program, (primals, _, back) = jax.make_jaxpr(ahead, return_shape=True)(tuple(moving), others)
     leaves, tree = jax.tree.flatten(back)
     values, more = _partition(equation.invars, ins)
     floats, ints = _partition(equation.outvars, outs)
     forward = _walk(walk, site, 1, program, [*values, *more], [*floats, *ints])
     again = jax.make_jaxpr(lambda leaves, slopes: jax.tree.unflatten(tree, leaves)(slopes))(
-        leaves, shown
+        leaves, primals
     )
     slopes = [Value(x.axes, (Residue.UNKNOWN,) * len(x.axes)) for x in floats]
     kept = forward.outputs[len(outs) :]
@@ -135,12 +135,13 @@ def run_jvp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -
     @forward.defjvp
     def rule(given: Any, slopes: Any) -> Any:
         moving, others = _partition(equation.invars, given)
-        along, _ = _partition(equation.invars, slopes)
-        found = run(0, [*moving, *others, *along])
+        tangents, _ = _partition(equation.invars, slopes)
+        found = run(0, [*moving, *others, *tangents])
         count = sum(map(_inexact, equation.outvars))
-        shown, along, rest = found[:count], found[count : 2 * count], found[2 * count :]
+        primals, tangents, rest = found[:count], found[count : 2 * count], found[2 * count :]
         still = [np.zeros(np.shape(x), jax.dtypes.float0) for x in rest]
-        return _combine(equation.outvars, shown, rest), _combine(equation.outvars, along, still)
+        outs = equation.outvars
+        return _combine(outs, primals, rest), _combine(outs, tangents, still)
 
     return forward(*values)
 
@@ -156,8 +157,8 @@ def run_vjp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -
         return _combine(equation.outvars, found[:count], found[count:every]), found[every:]
 
     def back(kept: Any, slopes: Any) -> Any:
-        along, _ = _partition(equation.outvars, slopes)
-        found = run(1, [*kept, *along])
+        tangents, _ = _partition(equation.outvars, slopes)
+        found = run(1, [*kept, *tangents])
         return tuple(_combine(equation.invars, found, [None] * len(equation.invars)))
 
     function.defvjp(ahead, back)

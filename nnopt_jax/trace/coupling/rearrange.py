@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnopt_jax.columns import Tabular, counted
 from nnopt_jax.errors import CompositionError, Problems, ValueRangeError
 from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes, Keep, check_leaves, dimensions_of
 from nnopt_jax.trace.coupling.coupling_analysis import Analysis, Place, analyze_coupling
 from nnopt_jax.trace.coupling.smaller_run import SmallerRun
 from nnopt_jax.trace.primitives import TABLE, Table
-from nnopt_jax.trace.traced import Outputs, Traced, everything, trace
+from nnopt_jax.trace.traced import Outputs, Traced, everything, name_of, trace
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Params, Path, Shape
 
@@ -32,8 +34,8 @@ def mask_units(coupled: CoupledAxes, params: Params, keep: Keep) -> Params:
     for (path, axis), kept in coupled.kept(keep, "graph.mask").items():
         shape = (-1,) + (1,) * (len(coupled.shapes[path]) - axis - 1)
         leaf = jnp.asarray(leaves[path])
-        along = jnp.broadcast_to(kept.reshape(shape), leaf.shape)
-        leaves[path] = jnp.where(along, leaf, jnp.zeros((), leaf.dtype))
+        stays = jnp.broadcast_to(kept.reshape(shape), leaf.shape)
+        leaves[path] = jnp.where(stays, leaf, jnp.zeros((), leaf.dtype))
     return unflatten(params, flatten(params) | leaves)
 
 
@@ -66,8 +68,8 @@ def permute_units(coupled: CoupledAxes, params: Params, order: Mapping[str, Any]
 NAME = "graph.shrink"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class SmallerFunction:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SmallerFunction(Tabular):
     """A function of the smaller parameters, made from a function of the original ones.
 
     It is traced when it is called, at the original widths and the shapes of the other arguments,
@@ -91,6 +93,11 @@ class SmallerFunction:
     kept: Mapping[Place, np.ndarray]
     outputs: Outputs = dataclasses.field(default=everything, repr=False)
     table: Table = dataclasses.field(default=TABLE, repr=False)
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        leaves = len({path for path, _ in self.kept})
+        return f"{name_of(self.function)}, {counted(leaves, 'leaf', 'leaves')} smaller"
 
     @property
     def widths(self) -> dict[Path, Shape]:
@@ -153,8 +160,8 @@ class SmallerFunction:
         return found
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ShrunkModel:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ShrunkModel(Tabular):
     """The result of `graph.shrink`: smaller parameters, and the function of them.
 
     Args:
@@ -168,6 +175,13 @@ class ShrunkModel:
 
     params: Params
     apply: SmallerFunction
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        before, after = (
+            sum(map(math.prod, shapes.values())) for shapes in (self.apply.shapes, self.widths)
+        )
+        return f"{before:,} -> {after:,} parameters"
 
     @property
     def widths(self) -> dict[Path, Shape]:

@@ -209,8 +209,8 @@ class StepLabels:
         for (ours,), (theirs,), size in zip(
             rule.operands[0], rule.outcomes[0], rule.operand_shapes[0], strict=True
         ):
-            spread = any(stride != 1 for _, stride in theirs.factors)
-            if spread or not ours.covers(size, rule.sizes):
+            is_spread = any(stride != 1 for _, stride in theirs.factors)
+            if is_spread or not ours.covers(size, rule.sizes):
                 self.fix(self.labels[ours.names[0]], "its elements are spread apart")
 
     def _outcome(self, number: int) -> Value:

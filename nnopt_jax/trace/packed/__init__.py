@@ -1,8 +1,7 @@
 """Execution of functions of arrays on packed parameters."""
 
-from nnopt_jax.trace.packed.packed_function import (
-    OnPacked as OnPacked,
-    PackedReport as PackedReport,
-    Use as Use,
-    on_packed as on_packed,
-)
+from nnopt_jax.trace.packed.packed_function import OnPacked, PackedReport, Use, on_packed
+
+__all__ = [
+    "OnPacked", "PackedReport", "Use", "on_packed",
+]  # fmt: skip

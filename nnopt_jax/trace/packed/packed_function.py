@@ -12,13 +12,13 @@ import jax
 
 from nnopt_jax.arrays.node_description import check
 from nnopt_jax.arrays.nodes import is_node
-from nnopt_jax.columns import aligned
+from nnopt_jax.columns import Tabular, aligned, counted
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Equation, line
-from nnopt_jax.trace.packed.packed_leaf import Deferred, PackedLeaf, dense, is_leaf
+from nnopt_jax.trace.packed.packed_leaf import Deferred, PackedLeaf, as_array, is_leaf
 from nnopt_jax.trace.packed.packed_run import run
 from nnopt_jax.trace.primitives import TABLE, Table
-from nnopt_jax.trace.traced import check_function, is_array, refill, trace
+from nnopt_jax.trace.traced import check_function, is_array, name_of, refill, trace
 
 
 class Use(NamedTuple):
@@ -46,8 +46,8 @@ class Use(NamedTuple):
     line: str
 
 
-@dataclasses.dataclass(frozen=True)
-class PackedReport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class PackedReport(Tabular):
     """The steps that keep leaves packed, and those that materialize them, with reasons.
 
     Args:
@@ -60,7 +60,7 @@ class PackedReport:
         >>> packed = tx.pack(params, tx.init(params))
         >>> run = nnopt.on_packed(lambda params, x: x @ jnp.sin(params["w"]) + x @ params["w"])
         >>> print(run.report(packed, jnp.ones(8)))  # doctest: +ELLIPSIS
-        leaf  form       meets        becomes  why ...
+        leaf  form       used by      becomes  why ...
         w     Quantized  sin          packed ...
         w     Quantized  dot_general  dense    no product ...
         w     Quantized  dot_general  packed ...
@@ -68,14 +68,18 @@ class PackedReport:
 
     uses: tuple[Use, ...]
 
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        return f"{counted(len(self.uses), 'use')}, {len(self.materialized)} materialized"
+
     @property
-    def dense(self) -> tuple[Use, ...]:
+    def materialized(self) -> tuple[Use, ...]:
         """The uses that materialized a leaf."""
         return tuple(use for use in self.uses if use.reason)
 
     def __str__(self) -> str:
         """Return the table of uses."""
-        cells = [("leaf", "form", "meets", "becomes", "why", "line", "bytes")]
+        cells = [("leaf", "form", "used by", "becomes", "why", "line", "bytes")]
         for use in self.uses:
             becomes = "dense" if use.reason else "packed"
             cells.append(
@@ -84,8 +88,8 @@ class PackedReport:
         return "\n".join(aligned(cells, numbers=1))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class OnPacked:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class OnPacked(Tabular):
     """A function that takes packed leaves in place of arrays; `on_packed` returns it.
 
     Args:
@@ -105,6 +109,10 @@ class OnPacked:
 
     takes_expressions: ClassVar[bool] = True
     """`nnopt.value_and_grad` and `nnopt.parallel.train_step` check this attribute of a loss."""
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        return f"{name_of(self.function)}, strict={self.strict}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function; packed leaves may be anywhere in the arguments.
@@ -194,7 +202,7 @@ def _return(value: Any, record: Any) -> Any:
     if not isinstance(value.node, Deferred):
         return value.node
     record(value, value.node.equation, "its outcome is returned")
-    return dense(value)
+    return as_array(value)
 
 
 def _note(uses: dict[Use, None], leaf: PackedLeaf, equation: Equation, reason: str) -> None:
@@ -206,10 +214,10 @@ def _note(uses: dict[Use, None], leaf: PackedLeaf, equation: Equation, reason: s
 def _check_packed(uses: dict[Use, None]) -> None:
     lost = [use for use in uses if use.reason]
     if lost:
-        told = "\n".join(
-            f"  {use.path}: {use.form} meets {use.primitive} at {use.line or 'some line'}: "
+        text = "\n".join(
+            f"  {use.path}: {use.form} in {use.primitive} at {use.line or 'some line'}: "
             f"{use.reason}"
             for use in lost
         )
         many = "1 packed leaf is" if len(lost) == 1 else f"{len(lost)} packed leaves are"
-        raise CompositionError(f"on_packed: {many} made dense\n{told}")
+        raise CompositionError(f"on_packed: {many} materialized\n{text}")

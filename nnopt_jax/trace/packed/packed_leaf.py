@@ -136,7 +136,7 @@ def is_leaf(x: Any) -> bool:
     return isinstance(x, PackedLeaf)
 
 
-def dense(x: PackedLeaf | Array) -> Array:
+def as_array(x: PackedLeaf | Array) -> Array:
     """Return the array that a value of a program stands for."""
     return x.node.materialize() if isinstance(x, PackedLeaf) else x
 

@@ -18,7 +18,7 @@ from nnopt_jax.arrays.nodes import is_spec
 from nnopt_jax.errors import ShapeError
 from nnopt_jax.trace.control import CONTROL, Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, evaluate, primitives
-from nnopt_jax.trace.packed.packed_leaf import Deferred, PackedLeaf, dense, is_leaf, loosen
+from nnopt_jax.trace.packed.packed_leaf import Deferred, PackedLeaf, as_array, is_leaf, loosen
 from nnopt_jax.trace.packed.packed_movement import Movement
 from nnopt_jax.trace.packed.packed_steps import step
 from nnopt_jax.trace.primitives import TABLE, Flow, Table, rule_of
@@ -44,12 +44,12 @@ class InsidePacked(Inside):
         """Compute a program; it may return packed leaves."""
         return self.compute(program, values), ()
 
-    def dense(self, values: Sequence[Any]) -> list[Array]:
+    def as_array(self, values: Sequence[Any]) -> list[Array]:
         """Materialize packed leaves that a loop carries or a program returns."""
         for value in values:
             if is_leaf(value):
                 self.record(value, self.equation, "a program inside gives or carries arrays")
-        return [dense(value) for value in values]
+        return [as_array(value) for value in values]
 
     def slices(self, value: Any) -> Slices:
         """Return the slices of a packed leaf, packed if each of its parts can be sliced."""
@@ -61,8 +61,8 @@ class InsidePacked(Inside):
             if not is_leaf(value):
                 return Slices(value, lambda part, _: part)
         # The weight that gradients are taken at is sliced by the loop, which stacks its gradients.
-        stack, shown = _split_gradient(value)
-        return Slices(shown, lambda part, number: _join_gradient(_layer(stack, number), part))
+        stack, gradient_at = _split_gradient(value)
+        return Slices(gradient_at, lambda part, number: _join_gradient(_layer(stack, number), part))
 
     def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
         """Shard a packed leaf part by part if all its parts can be; else materialize it."""
@@ -71,14 +71,14 @@ class InsidePacked(Inside):
         node = value.node
         if isinstance(node, Deferred):  # its step belongs to the mesh that it was traced under
             self.record(value, self.equation, "it is computed before it is cut")
-            return dense(value), spec
+            return as_array(value), spec
         specs = node.specs(spec, mesh)
         whole = node.specs(spec)  # without a mesh no axis is left out for an indivisible size
         same = jax.tree.leaves(specs, is_leaf=is_spec) == jax.tree.leaves(whole, is_leaf=is_spec)
         if same and node.follows_parts:
             return value, PackedLeaf(specs, value.path)
         self.record(value, self.equation, "a part of it cannot be cut")
-        return dense(value), spec
+        return as_array(value), spec
 
 
 def _layer(leaf: PackedLeaf, number: Any) -> PackedLeaf | None:
@@ -104,16 +104,16 @@ def _layer(leaf: PackedLeaf, number: Any) -> PackedLeaf | None:
 def _split_gradient(leaf: PackedLeaf) -> tuple[PackedLeaf, Array | None]:
     """Separate a leaf from the weight that gradients are taken at."""
     name = leaf.node.GRADIENT_AT
-    shown = getattr(leaf.node, name) if name else None
-    return (leaf, None) if shown is None else (_with_gradient_at(leaf, None), shown)
+    gradient_at = getattr(leaf.node, name) if name else None
+    return (leaf, None) if gradient_at is None else (_with_gradient_at(leaf, None), gradient_at)
 
 
-def _join_gradient(leaf: PackedLeaf | None, shown: Array | None) -> PackedLeaf | None:
-    return leaf if leaf is None or shown is None else _with_gradient_at(leaf, shown)
+def _join_gradient(leaf: PackedLeaf | None, gradient_at: Array | None) -> PackedLeaf | None:
+    return leaf if leaf is None or gradient_at is None else _with_gradient_at(leaf, gradient_at)
 
 
-def _with_gradient_at(leaf: PackedLeaf, shown: Array | None) -> PackedLeaf:
-    return PackedLeaf(leaf.node.replace(**{leaf.node.GRADIENT_AT: shown}), leaf.path)
+def _with_gradient_at(leaf: PackedLeaf, gradient_at: Array | None) -> PackedLeaf:
+    return PackedLeaf(leaf.node.replace(**{leaf.node.GRADIENT_AT: gradient_at}), leaf.path)
 
 
 Record = Callable[[PackedLeaf, Equation, str], None]
@@ -159,7 +159,7 @@ def _compute(equation: Equation, values: list[Any], record: Record, table: Table
             record(leaf, equation, str(reason))
         if reason.instead is not None:
             return [*reason.instead] if isinstance(reason.instead, tuple) else [reason.instead]
-        return bind(equation, [dense(value) for value in values])
+        return bind(equation, [as_array(value) for value in values])
     for leaf in packed:
         record(leaf, equation, "")
     _check_shapes(equation, packed, found)
@@ -189,7 +189,7 @@ def _compute_before_loop(
     for at, value in enumerate(values):
         if at not in programs.sliced and is_leaf(value) and isinstance(value.node, Deferred):
             record(value, equation, "a loop would compute it at every turn")
-            found[at] = dense(value)
+            found[at] = as_array(value)
     return found
 
 

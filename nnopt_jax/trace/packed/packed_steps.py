@@ -16,9 +16,9 @@ from nnopt_jax.arrays.masked import zero_outside
 from nnopt_jax.arrays.products.contraction import Contraction
 from nnopt_jax.arrays.products.special_products import Convolution, Ragged
 from nnopt_jax.trace.jaxpr import Equation, bind, primitives
-from nnopt_jax.trace.packed.packed_leaf import PackedLeaf, defer, dense, is_leaf, loosen
+from nnopt_jax.trace.packed.packed_leaf import PackedLeaf, as_array, defer, is_leaf, loosen
 from nnopt_jax.trace.packed.packed_movement import Movement, movements_of
-from nnopt_jax.trace.primitives import TABLE, Kind, Table, rule_of
+from nnopt_jax.trace.primitives import TABLE, Kind, OpRule, Table
 from nnopt_jax.trace.primitives.primitive_names import ragged_dot_general_p
 from nnopt_jax.typing import Array, Shape
 
@@ -64,9 +64,9 @@ def _packed_step(equation: Equation, values: list[Any], table: Table) -> list[An
         return [own(equation, values)]
     rule = table.rule_of(equation)
     if rule.is_identity or _keeps_precision(equation):
-        return _pass_on(equation, values)
+        return _pass_on(equation, rule, values)
     if rule.kind is Kind.REDUCTION and all(x.node.is_streamed for x in values if is_leaf(x)):
-        return bind(equation, [dense(x) for x in values])
+        return bind(equation, [as_array(x) for x in values])
     movements = None
     if is_leaf(values[0]) and not any(map(is_leaf, values[1:])):
         movements = movements_of(equation, rule, values)
@@ -75,13 +75,13 @@ def _packed_step(equation: Equation, values: list[Any], table: Table) -> list[An
     return _move(values[0], movements)
 
 
-def _pass_on(equation: Equation, values: list[Any]) -> list[Any]:
+def _pass_on(equation: Equation, rule: OpRule, values: list[Any]) -> list[Any]:
     """Return packed leaves as they are, and arrays after the step."""
     arrays = [x for x in values if not is_leaf(x)]
     packed = [x for x in values if is_leaf(x)]
     if len(values) == 1:
-        movement = Movement(equation, rule_of(equation), values, 0)
-        return _move(packed[0], [movement]) if rule_of(equation).is_identity else packed
+        movement = Movement(equation, rule, values, 0)
+        return _move(packed[0], [movement]) if rule.is_identity else packed
     found = iter(bind(equation, arrays) if arrays else ())
     return [x if is_leaf(x) else next(found) for x in values]
 
@@ -248,7 +248,7 @@ def _look_up(equation: Equation, values: list[Any]) -> Array:
     shape, last = tuple(equation.outvars[0].aval.shape), len(leaf.shape) - 1
     whole = last not in looked_up and sizes[last] == leaf.shape[last]
     kept = whole and numbers.offset_dims[-1:] == (len(shape) - 1,)
-    rows = dense(_move(leaf, [_RowLookup(shape, int(kept), apply)])[0])
+    rows = as_array(_move(leaf, [_RowLookup(shape, int(kept), apply)])[0])
     if not filled:
         return rows
     most = np.array([leaf.shape[axis] - sizes[axis] for axis in looked_up])

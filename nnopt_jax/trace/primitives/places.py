@@ -23,7 +23,7 @@ class RuntimeStart(NamedTuple):
         >>> RuntimeStart(
         ...     operand=1, entry=0
         ... )  # of the two operands of a gather: column 0 of the indices
-        Start(operand=1, entry=0)
+        RuntimeStart(operand=1, entry=0)
     """
 
     operand: int

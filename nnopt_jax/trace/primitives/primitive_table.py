@@ -7,6 +7,9 @@ import types
 from collections.abc import Mapping
 from typing import Any, Self
 
+from jax.extend.core import Primitive
+
+from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives.contractions import CONTRACTIONS
 from nnopt_jax.trace.primitives.draft import opaque_rule
@@ -79,7 +82,11 @@ class Table:
         Args:
             primitive: the primitive.
             make: `make(equation)` returns the `OpRule`; `Draft` helps to write it.
+
+        Raises:
+            CompositionError: `primitive` is not a primitive, or `make` not a function.
         """
+        _check_entry("with_rule", primitive, make)
         return dataclasses.replace(self, rules={**self.rules, primitive: make})
 
     def with_programs(self, primitive: Any, make: MakePrograms) -> Self:
@@ -89,7 +96,18 @@ class Table:
             primitive: the primitive.
             make: `make(equation)` returns the `Programs`.
         """
+        _check_entry("with_programs", primitive, make)
         return dataclasses.replace(self, programs={**self.programs, primitive: make})
+
+
+def _check_entry(caller: str, primitive: Any, make: Any) -> None:
+    """Raise if an entry is not a primitive with a function of its equations."""
+    if not isinstance(primitive, Primitive) or not callable(make):
+        given = f"{type(primitive).__name__} and {type(make).__name__}"
+        raise CompositionError(
+            f"TABLE.{caller}: takes a primitive and a function of an equation, and got {given}; "
+            "give equation.primitive, or a jax.extend.core.Primitive of your own."
+        )
 
 
 _RULES = (

@@ -1,17 +1,23 @@
 """Statistics of the inputs and outputs of each parameter of a function."""
 
-from nnopt_jax.trace.statistics.observed import Observed as Observed
-from nnopt_jax.trace.statistics.statistic import Statistic as Statistic
+from nnopt_jax.trace.statistics.observed import Observed
+from nnopt_jax.trace.statistics.statistic import Statistic
 from nnopt_jax.trace.statistics.statistics import (
-    STATISTICS as STATISTICS,
-    Extremes as Extremes,
-    Moments as Moments,
-    input_absmax as input_absmax,
-    input_count as input_count,
-    input_gram as input_gram,
-    input_histogram as input_histogram,
-    input_moments as input_moments,
-    input_range as input_range,
-    output_moments as output_moments,
+    STATISTICS,
+    Extremes,
+    Moments,
+    input_absmax,
+    input_count,
+    input_gram,
+    input_histogram,
+    input_moments,
+    input_range,
+    output_moments,
 )
-from nnopt_jax.trace.statistics.use_sites import LeafUse as LeafUse, LeafUses as LeafUses
+from nnopt_jax.trace.statistics.use_sites import LeafUse, LeafUses
+
+__all__ = [
+    "STATISTICS", "Extremes", "LeafUse", "LeafUses", "Moments", "Observed", "Statistic",
+    "input_absmax", "input_count", "input_gram", "input_histogram", "input_moments", "input_range",
+    "output_moments",
+]  # fmt: skip

@@ -147,9 +147,9 @@ class _BatchReader:
         leaves, tree = jax.tree.flatten(jax.eval_shape(lambda x: x, batch))
         shape = tree, tuple(leaves)
         if shape not in self._steps:
-            reading = self._analyze(batch)
-            self._steps[shape] = reading, self._compiled(reading, batch)
-            totals = self._start(reading, totals, batch)
+            analyzed = self._analyze(batch)
+            self._steps[shape] = analyzed, self._compiled(analyzed, batch)
+            totals = self._start(analyzed, totals, batch)
         return self._steps[shape][1](totals, self._arrays, batch)
 
     def _params(self, arrays: Iterable[Any]) -> Any:
@@ -169,18 +169,18 @@ class _BatchReader:
     def _mesh(self, batch: Any) -> Any:
         return mesh_of((batch, self._arrays))
 
-    def _start(self, reading: ObservedProgram, totals: Totals, batch: Any) -> Totals:
+    def _start(self, analyzed: ObservedProgram, totals: Totals, batch: Any) -> Totals:
         """Add initial totals for the states that only this shape of batches has."""
         at = replicated_sharding(self._mesh(batch))
-        fresh = jax.jit(reading.start, out_shardings=at)()
-        _check_same(self.first, reading, totals, fresh)
+        fresh = jax.jit(analyzed.start, out_shardings=at)()
+        _check_same(self.first, analyzed, totals, fresh)
         return {**fresh, **totals}
 
-    def _compiled(self, reading: ObservedProgram, batch: Any) -> Callable[..., Totals]:
+    def _compiled(self, analyzed: ObservedProgram, batch: Any) -> Callable[..., Totals]:
         mesh = self._mesh(batch)
 
         def step(totals: Totals, arrays: Any, batch: Any) -> Totals:
-            return {**totals, **reading.step(totals, self._params(arrays), batch)}
+            return {**totals, **analyzed.step(totals, self._params(arrays), batch)}
 
         def placed(totals: Totals, arrays: Any, batch: Any) -> Totals:
             return replicate_outputs(step, mesh, totals)(totals, arrays, batch)
@@ -244,12 +244,12 @@ def _check_arrays(batch: Any) -> None:
             )
 
 
-def _check_settings(reading: ObservedProgram) -> None:
+def _check_settings(analyzed: ObservedProgram) -> None:
     """Raise if settings of statistics do not fit the shapes that they measure."""
     problems = Problems("graph.observe")
-    for site in reading.measures.sites.values():
+    for site in analyzed.measures.sites.values():
         for name, state in site.states.items():
-            text = reading.measures.statistics[name].check(state)
+            text = analyzed.measures.statistics[name].check(state)
             if text:
                 problems.add(site.use.path, f"{name}: {text}")
     problems.raise_as(ShapeError)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnopt_jax.trace.abstract_walk import Domain, Location, Site
+from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Values
 from nnopt_jax.trace.control import CONTROL, is_inlined
 from nnopt_jax.trace.jaxpr import Equation, Program, is_variable, primitives
 from nnopt_jax.trace.primitives import Flow, OpRule, Programs
@@ -179,9 +179,7 @@ class LeafDomain(Domain[LeafValue]):
         """Return the stacked outputs of a loop, in which leaves are not followed."""
         return self.fresh()._replace(lost=value.parts)
 
-    def enter(
-        self, programs: Programs, values: Sequence[LeafValue | None], site: Site
-    ) -> list[LeafValue]:
+    def enter(self, programs: Programs, values: Values, site: Site) -> list[LeafValue]:
         """Note operands whose leaves are not followed inside, or only as plain arrays."""
         given, step = self._begin_step(values, site)
         carried = {operand for operand, _ in programs.carried}
@@ -198,11 +196,7 @@ class LeafDomain(Domain[LeafValue]):
         return given
 
     def leave(
-        self,
-        programs: Programs,
-        values: Sequence[LeafValue | None],
-        outcomes: Sequence[LeafValue | None],
-        site: Site,
+        self, programs: Programs, values: Values, outcomes: Values, site: Site
     ) -> list[LeafValue | None]:
         """Note the leaves that are lost; the others leave as plain arrays."""
         equation, found = site.around[-1], list(outcomes)
@@ -218,9 +212,7 @@ class LeafDomain(Domain[LeafValue]):
             found[at] = LeafValue(_as_array(out.parts, site.location), number)
         return found
 
-    def step(
-        self, equation: Equation, rule: OpRule, values: Sequence[LeafValue | None], site: Site
-    ) -> list[LeafValue]:
+    def step(self, equation: Equation, rule: OpRule, values: Values, site: Site) -> list[LeafValue]:
         """Follow the leaves that a step moves, and note its uses of the others."""
         given, step = self._begin_step(values, site)
         numbers = self._numbers(equation, given)
@@ -240,14 +232,12 @@ class LeafDomain(Domain[LeafValue]):
             self._note(site, (at,), own, uses, given)
         return [LeafValue(tuple(p), number) for p, number in zip(held, numbers, strict=True)]
 
-    def _numbers(self, equation: Equation, values: Sequence[LeafValue | None]) -> list[int]:
+    def _numbers(self, equation: Equation, values: Values) -> list[int]:
         """Return the value numbers of the outcomes of a step."""
         given = [self.fresh() if value is None else value for value in values]
         return self.numbers.outcomes(equation, [value.number for value in given])
 
-    def _begin_step(
-        self, values: Sequence[LeafValue | None], site: Site
-    ) -> tuple[list[LeafValue], LeafStep]:
+    def _begin_step(self, values: Values, site: Site) -> tuple[list[LeafValue], LeafStep]:
         """Return the operands of a step, and a new record for it if any of them holds a leaf."""
         given = [
             self.fresh() if value is None else value._replace(lost=()) if value.lost else value
@@ -297,7 +287,7 @@ def _as_array(parts: Sequence[LeafPart], copied: Location) -> tuple[LeafPart, ..
     return tuple(part._replace(copied=part.copied or copied) for part in parts)
 
 
-def _comes_through(equation: Equation, values: Sequence[LeafValue | None], out: LeafValue) -> bool:
+def _comes_through(equation: Equation, values: Values, out: LeafValue) -> bool:
     """Return whether a run passes an outcome of inner programs on unchanged, as `control` does."""
     is_remat = equation.primitive is primitives.remat_p
     return is_inlined(equation) or (is_remat and any(out is value for value in values))

@@ -92,8 +92,8 @@ def _check_flat(equation: Equation, rule: OpRule, parts: Sequence[LeafPart]) -> 
     """Raise if a reshape cuts axes across their bounds, unless the leaf is repeated there."""
     for part in parts:
         for axis in (axis for flat in rule.flat for axis in flat.operand):
-            lies, size = part.axes[axis], rule.operand_shapes[0][axis]
-            if not (lies.is_constant and lies.count == size):
+            positions, size = part.axes[axis], rule.operand_shapes[0][axis]
+            if not (positions.is_constant and positions.count == size):
                 raise CutAcrossError(f"{equation.primitive.name} cuts across its axes")
 
 

@@ -12,7 +12,7 @@ from jax.extend import core
 
 from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.trace.abstract_walk import Location
-from nnopt_jax.trace.control import CONTROL, Inside, Slices
+from nnopt_jax.trace.control import CONTROL, Inside
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, evaluate
 from nnopt_jax.trace.statistics.leaf_domain import LeafStep
 from nnopt_jax.trace.statistics.statistic import Statistic
@@ -101,7 +101,7 @@ class MeasuredRun(Inside):
         found = bind_copies(equation, values)
         arrays = [plain_array(value) for value in (*values, *found)]
         extras = {
-            (name, *site.key): self.statistics[name].show(site.noted.product.on(arrays))
+            (name, *site.key): self.statistics[name].state(site.noted.product.on(arrays))
             for site in map(self.sites.__getitem__, step.uses)
             for name in site.owned
         }
@@ -115,13 +115,9 @@ class MeasuredRun(Inside):
         depth = len(location)
         return [site for where, site in self.sites.items() if where[:depth] == location]
 
-    def dense(self, values: Sequence[Any]) -> list[Any]:
+    def arrays(self, values: Sequence[Any]) -> list[Any]:
         """Return plain arrays, from the copies that belong to the step."""
         return [plain_array(value, self.location) for value in values]
-
-    def slices(self, value: Any) -> Slices:
-        """Let the scan slice an array and each of its copies."""
-        return Slices(value, lambda part, _: part)
 
     def nothing(self, at: int | None = None) -> Extras:
         """Return the initial states of all uses inside."""

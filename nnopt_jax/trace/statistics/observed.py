@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from nnopt_jax.columns import aligned
+from nnopt_jax.columns import Tabular, aligned, counted
 from nnopt_jax.trace.jaxpr import is_variable
 from nnopt_jax.trace.statistics.leaf_domain import output_numbers
 from nnopt_jax.trace.statistics.measured_run import BATCHES, WHOLE, ObservedProgram, Totals
@@ -21,8 +21,8 @@ from nnopt_jax.trace.statistics.use_sites import Key, LeafUses, leaf_uses
 
 
 @jax.tree_util.register_pytree_node_class
-@dataclasses.dataclass(frozen=True, eq=False)
-class Observed(Mapping[str, dict[str, Any]]):
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Observed(Tabular, Mapping[str, dict[str, Any]]):
     """Measured statistics: a mapping from the name of a statistic to results by path.
 
     The uses of a leaf are merged as if they were one; if they have different layers, the layers are
@@ -59,6 +59,11 @@ class Observed(Mapping[str, dict[str, Any]]):
     uses: LeafUses
     lacking: Mapping[str, dict[str, str]]
     batches: int
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        batches = counted(self.batches, "batch", "batches")
+        return f"{batches}, {counted(len(self.rows), 'leaf', 'leaves')}: {', '.join(self.found)}"
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         """Return the results of a statistic by path."""
@@ -107,11 +112,11 @@ def _short(value: Any) -> str:
     return f"{value.dtype}[{','.join(map(str, value.shape))}]"
 
 
-def collect_results(reading: ObservedProgram, totals: Totals) -> Observed:
+def collect_results(analyzed: ObservedProgram, totals: Totals) -> Observed:
     """Return the results that follow from totals.
 
     Args:
-        reading: the program for the first batch.
+        analyzed: the program for the first batch.
         totals: the totals of all batches.
     """
     lacking: dict[str, dict[str, str]] = {}
@@ -119,19 +124,19 @@ def collect_results(reading: ObservedProgram, totals: Totals) -> Observed:
     def finish(totals: Totals) -> Any:
         found: dict[str, dict[str, Any]] = {}
         by_use: dict[str, dict[Key, Any]] = {}
-        for name, statistic in reading.measures.statistics.items():
-            by_use[name], found[name], lacking[name] = _finish(reading, statistic, totals)
-        for name in reading.of_loss:
-            by_use[name], found[name] = _of_loss(name, reading.shapes, totals)
+        for name, statistic in analyzed.measures.statistics.items():
+            by_use[name], found[name], lacking[name] = _finish(analyzed, statistic, totals)
+        for name in analyzed.of_loss:
+            by_use[name], found[name] = _of_loss(name, analyzed.shapes, totals)
             lacking[name] = {}
         return by_use, found
 
     by_use, found = compute_shared(finish, totals)
     rows = found.pop("rows")
     del by_use["rows"], lacking["rows"]
-    _drop_unreached(reading, found, lacking, rows)
-    uses = [site.use for site in reading.measures.sites.values()]
-    table = leaf_uses(uses, list(reading.shapes))
+    _drop_unreached(analyzed, found, lacking, rows)
+    uses = [site.use for site in analyzed.measures.sites.values()]
+    table = leaf_uses(uses, list(analyzed.shapes))
     return Observed(found, by_use, rows, table, lacking, int(totals[BATCHES]))
 
 
@@ -166,30 +171,30 @@ def compute_shared(function: Callable[[Any], Any], given: Any) -> Any:
 
 
 def _finish(
-    reading: ObservedProgram, statistic: Statistic, totals: Totals
+    analyzed: ObservedProgram, statistic: Statistic, totals: Totals
 ) -> tuple[dict[Key, Any], dict[str, Any], dict[str, str]]:
     """Return the results by use and by leaf, and the reasons for leaves without a result."""
-    sites = {site.key: site for site in reading.measures.sites.values()}
+    sites = {site.key: site for site in analyzed.measures.sites.values()}
     states = {
         key: site.layout.unscanned(totals[statistic.name, *site.owners[statistic.name]])
         for key, site in sites.items()
         if statistic.name in site.owners
     }
-    by_use = {key: statistic.finish(x, sites[key].layout) for key, x in states.items()}
+    by_use = {key: statistic.finish(sites[key].layout, x) for key, x in states.items()}
     found, lacking = {}, {}
-    for path in reading.shapes:
+    for path in analyzed.shapes:
         mine = [key for key in states if key[0] == path]
         uses = [(sites[key].layout, states[key]) for key in mine]
         one = by_use[mine[0]] if len(mine) == 1 else _merge_uses(statistic, uses) if mine else (
-            _why_not(reading, statistic, path)
+            _why_not(analyzed, statistic, path)
         )  # fmt: skip
         (lacking if isinstance(one, str) else found)[path] = one
     return by_use, found, lacking
 
 
-def _why_not(reading: ObservedProgram, statistic: Statistic, path: str) -> str:
+def _why_not(analyzed: ObservedProgram, statistic: Statistic, path: str) -> str:
     """Return why nothing could be measured at the uses of a leaf."""
-    sites = [site for site in reading.measures.sites.values() if site.use.path == path]
+    sites = [site for site in analyzed.measures.sites.values() if site.use.path == path]
     uses = [site.noted for site in sites]
     lookups = [f"{use.equation.primitive.name} looks rows up" for use in uses if use.product.lookup]
     reasons = [use.reason or use.product.no_outputs for use in uses if not use.product.lookup]
@@ -198,9 +203,9 @@ def _why_not(reading: ObservedProgram, statistic: Statistic, path: str) -> str:
     return known or (f"{products} looks nothing up" if products else "no step uses it")
 
 
-def _drop_unreached(reading: ObservedProgram, found: Any, lacking: Any, rows: Any) -> None:
+def _drop_unreached(analyzed: ObservedProgram, found: Any, lacking: Any, rows: Any) -> None:
     """Drop the results of leaves that no batch has reached: they are only initial states."""
-    for name in reading.measures.statistics.keys() & found:
+    for name in analyzed.measures.statistics.keys() & found:
         for path in [path for path in found[name] if not np.asarray(rows[path]).any()]:
             del found[name][path]
             lacking[name][path] = "no batch has reached it"
@@ -215,7 +220,7 @@ def _merge_uses(statistic: Statistic, mine: Sequence[tuple[LeafLayout, Any]]) ->
         if len(axes) == 1:
             return f"its uses are of different parts of axes {axes[0]}: see by_use"
         return f"its uses are of different channels (along {' and '.join(axes)}): see by_use"
-    return statistic.finish(functools.reduce(statistic.add, [x for _, x in mine]), mine[0][0])
+    return statistic.finish(mine[0][0], functools.reduce(statistic.add, [x for _, x in mine]))
 
 
 def _of_loss(

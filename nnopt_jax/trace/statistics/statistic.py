@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.columns import Tabular
 from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafFactor, LeafPart, leaf_order, unfold
 from nnopt_jax.trace.statistics.product_use import Factors, ProductUse
 from nnopt_jax.typing import Array, Shape
@@ -126,39 +127,6 @@ def _sizes(factors: Factors | list) -> dict[int, int]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Statistic:
-    """A statistic, as pure functions of states; a state is a pytree of arrays.
-
-    Args:
-        name: its name.
-        show: returns the state of one use, with arrays of the axes (batch, ...); None if the use
-            does not have this statistic.
-        start: returns the initial state from shapes; adding it changes nothing.
-        add: adds two states.
-        finish: returns the result of a state, in the order of the leaf.
-        labels: names of the properties, beside the batch, that two products must share for the
-            states of their uses to be added.
-        check: returns an error text if the shapes of states do not fit; else an empty string.
-        of_inputs: whether `show` depends on nothing but inputs, so that uses with the same
-            input share one state.
-
-    Example:
-        >>> from nnopt_jax.trace import input_gram
-        >>> input_gram(block=64).name
-        'input_gram'
-    """
-
-    name: str
-    show: Callable[[ProductUse], Any]
-    start: Callable[[Any], Any]
-    add: Callable[[Any, Any], Any]
-    finish: Callable[[Any, LeafLayout], Any]
-    labels: tuple[str, ...] = ()
-    check: Callable[[Any], str] = lambda state: ""
-    of_inputs: bool = False
-
-
 def filled(shapes: Any, value: float) -> Any:
     """Return arrays of some shapes, filled with a number."""
     return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), shapes)
@@ -167,3 +135,51 @@ def filled(shapes: Any, value: float) -> Any:
 def zeros(shapes: Any) -> Any:
     """Return arrays of some shapes, filled with zeros."""
     return filled(shapes, 0.0)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Statistic(Tabular):
+    """A statistic, as pure functions of states; a state is a pytree of arrays.
+
+    Args:
+        name: its name.
+        measure: `measure(use, x)` returns the state of one use, with arrays of the axes
+            (batch, ...).
+        finish: `finish(layout, state)` returns the result of a state, in the order of the leaf.
+        read: returns `x` from a use; None if the use does not have this statistic.
+        start: returns the initial state from shapes; adding it changes nothing.
+        add: adds two states.
+        labels: names of the properties, beside the batch, that two products must share for the
+            states of their uses to be added.
+        check: returns an error text if the shapes of states do not fit; else an empty string.
+        settings: its settings, for `repr`.
+
+    Example:
+        >>> from nnopt_jax.trace import input_gram
+        >>> input_gram(block=64)
+        Statistic(input_gram, block=64)
+    """
+
+    name: str
+    measure: Callable[[ProductUse, Any], Any]
+    finish: Callable[[LeafLayout, Any], Any]
+    read: Callable[[ProductUse], Any] = ProductUse.inputs
+    start: Callable[[Any], Any] = zeros
+    add: Callable[[Any, Any], Any] = jnp.add
+    labels: tuple[str, ...] = ()
+    check: Callable[[Any], str] = lambda state: ""
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        return ", ".join([self.name, *(f"{name}={value!r}" for name, value in self.settings)])
+
+    @property
+    def of_inputs(self) -> bool:
+        """Whether it depends on nothing but inputs, so that uses of one input share one state."""
+        return self.read is not ProductUse.outputs
+
+    def state(self, use: ProductUse) -> Any:
+        """Return the state of one use; None if the use does not have this statistic."""
+        x = self.read(use)
+        return None if x is None else self.measure(use, x)

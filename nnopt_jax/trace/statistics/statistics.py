@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax import lax
 from nnopt_jax.ops.running_histogram import Range, add_values, joined
 from nnopt_jax.settings import Settings
 from nnopt_jax.trace.statistics.product_use import ProductUse
-from nnopt_jax.trace.statistics.statistic import LeafLayout, Statistic, filled, zeros
+from nnopt_jax.trace.statistics.statistic import LeafLayout, Statistic, filled
 from nnopt_jax.typing import Array, Shape
 
 
@@ -64,15 +64,14 @@ def input_moments() -> Statistic:
         Chan, Golub, LeVeque 1983, Algorithms for Computing the Sample Variance, equation 2.1.
     """
 
-    def show(use: ProductUse) -> _MomentSums | None:
-        x = use.inputs()
-        return None if x is None else _sums(use, x, use.rows_axis)
+    def measure(use: ProductUse, x: Array) -> _MomentSums:
+        return _sums(use, x, use.rows_axis)
 
-    def finish(state: _MomentSums, lay: LeafLayout) -> Moments:
-        return _moments(state, lay, lay.channel)
+    def finish(layout: LeafLayout, state: _MomentSums) -> Moments:
+        return _moments(layout, state, layout.channel)
 
     labels = ("groups", "channels")
-    return Statistic("input_moments", show, zeros, _join, finish, labels, of_inputs=True)
+    return Statistic("input_moments", measure, finish, add=_join, labels=labels)
 
 
 def output_moments() -> Statistic:
@@ -86,14 +85,14 @@ def output_moments() -> Statistic:
         'output_moments'
     """
 
-    def show(use: ProductUse) -> _MomentSums | None:
-        x = use.outputs()
-        return None if x is None else _sums(use, x, len(use.batch))
+    def measure(use: ProductUse, x: Array) -> _MomentSums:
+        return _sums(use, x, len(use.batch))
 
-    def finish(state: _MomentSums, lay: LeafLayout) -> Moments:
-        return _moments(state, lay, lay.out)
+    def finish(layout: LeafLayout, state: _MomentSums) -> Moments:
+        return _moments(layout, state, layout.out)
 
-    return Statistic("output_moments", show, zeros, _join, finish, ("outs",))
+    read, labels = ProductUse.outputs, ("outs",)
+    return Statistic("output_moments", measure, finish, read, add=_join, labels=labels)
 
 
 def _sums(use: ProductUse, x: Array, axis: int) -> _MomentSums:
@@ -131,10 +130,10 @@ def _join(a: _MomentSums, b: _MomentSums) -> _MomentSums:
     return _MomentSums(count, mean, a.tail + tails * share + rounded, squares)
 
 
-def _moments(state: _MomentSums, lay: LeafLayout, place: Callable[[Array], Array]) -> Moments:
+def _moments(layout: LeafLayout, state: _MomentSums, place: Callable[[Array], Array]) -> Moments:
     count = jnp.maximum(state.count, 1.0)
-    one = state.count.reshape(*state.count.shape[: len(lay.batch)], -1)[..., 0]
-    return Moments(lay.leaf(one), place(state.mean + state.tail), place(state.squares / count))
+    one = state.count.reshape(*state.count.shape[: len(layout.batch)], -1)[..., 0]
+    return Moments(layout.leaf(one), place(state.mean + state.tail), place(state.squares / count))
 
 
 class Extremes(NamedTuple):
@@ -176,21 +175,16 @@ def input_absmax(*, channel: bool = False) -> Statistic:
     settings.flag("channel", channel)
     settings.done()
 
-    def show(use: ProductUse) -> Array | None:
-        x = use.inputs()
-        if x is None:
-            return None
-        x = use.masked(jnp.abs(x), 0.0)
-        return jnp.max(x, use.rows_axis if channel else use.unbatched_axes, initial=0.0)
+    def measure(use: ProductUse, x: Array) -> Array:
+        axes = use.rows_axis if channel else use.unbatched_axes
+        return jnp.max(use.masked(jnp.abs(x), 0.0), axes, initial=0.0)
 
+    finish, labels = LeafLayout.leaf, ()
+    if channel:
+        finish, labels = LeafLayout.channel, ("groups", "channels")
+    settings = (("channel", channel),)
     return Statistic(
-        "input_absmax",
-        show,
-        lambda shapes: filled(shapes, 0.0),
-        jnp.maximum,
-        lambda state, lay: lay.channel(state) if channel else lay.leaf(state),
-        ("groups", "channels") if channel else (),
-        of_inputs=True,
+        "input_absmax", measure, finish, add=jnp.maximum, labels=labels, settings=settings
     )
 
 
@@ -203,23 +197,22 @@ def input_range() -> Statistic:
         'input_range'
     """
 
-    def show(use: ProductUse) -> Extremes | None:
-        x, axes = use.inputs(), use.unbatched_axes
-        if x is None:
-            return None
+    def measure(use: ProductUse, x: Array) -> Extremes:
         return Extremes(
-            jnp.min(use.masked(x, jnp.inf), axes, initial=jnp.inf),
-            jnp.max(use.masked(x, -jnp.inf), axes, initial=-jnp.inf),
+            jnp.min(use.masked(x, jnp.inf), use.unbatched_axes, initial=jnp.inf),
+            jnp.max(use.masked(x, -jnp.inf), use.unbatched_axes, initial=-jnp.inf),
         )
 
-    return Statistic(
-        "input_range",
-        show,
-        lambda shapes: Extremes(filled(shapes.low, jnp.inf), filled(shapes.high, -jnp.inf)),
-        lambda a, b: Extremes(jnp.minimum(a.low, b.low), jnp.maximum(a.high, b.high)),
-        lambda state, lay: Extremes(*map(lay.leaf, state)),
-        of_inputs=True,
-    )
+    def start(shapes: Extremes) -> Extremes:
+        return Extremes(filled(shapes.low, jnp.inf), filled(shapes.high, -jnp.inf))
+
+    def add(a: Extremes, b: Extremes) -> Extremes:
+        return Extremes(jnp.minimum(a.low, b.low), jnp.maximum(a.high, b.high))
+
+    def finish(layout: LeafLayout, state: Extremes) -> Extremes:
+        return Extremes(*map(layout.leaf, state))
+
+    return Statistic("input_range", measure, finish, start=start, add=add)
 
 
 def input_histogram(bins: int = 4096) -> Statistic:
@@ -247,10 +240,8 @@ def input_histogram(bins: int = 4096) -> Statistic:
     """
     start = Range.start(bins)
 
-    def show(use: ProductUse) -> Range | None:
-        x, valid = use.inputs(), use.valid()
-        if x is None:
-            return None
+    def measure(use: ProductUse, x: Array) -> Range:
+        valid = use.valid()
 
         def add(x: Array) -> Range:
             return add_values(start, x)
@@ -266,10 +257,11 @@ def input_histogram(bins: int = 4096) -> Statistic:
     def begin(shapes: Range) -> Range:
         return jax.tree.map(lambda x, s: jnp.broadcast_to(x, s.shape).copy(), start, shapes)
 
-    def finish(state: Range, lay: LeafLayout) -> Range:
-        return Range(*map(lay.apart, state))
+    def finish(layout: LeafLayout, state: Range) -> Range:
+        return Range(*map(layout.apart, state))
 
-    return Statistic("input_histogram", show, begin, joined, finish, of_inputs=True)
+    settings = (("bins", bins),)
+    return Statistic("input_histogram", measure, finish, start=begin, add=joined, settings=settings)
 
 
 def input_gram(block: int | None = None) -> Statistic:
@@ -303,10 +295,10 @@ def input_gram(block: int | None = None) -> Statistic:
     settings.integer("block", block, 1, none=True)
     settings.done()
 
-    def show(use: ProductUse) -> Array | None:
-        x, valid = use.patches(), use.valid()
-        if x is None or valid is None:
-            return None if x is None else _gram(x, block)
+    def measure(use: ProductUse, x: Array) -> Array:
+        valid = use.valid()
+        if valid is None:
+            return _gram(x, block)
         # All entries of the batch have the same rows; a loop over them does not copy the rows.
         rows = x.reshape(-1, *x.shape[-2:])[0]
         each = lax.map(
@@ -320,8 +312,8 @@ def input_gram(block: int | None = None) -> Statistic:
         return "" if block is None or n <= block else f"block {block} does not divide {n}"
 
     return Statistic(
-        "input_gram", show, zeros, jnp.add, lambda state, lay: lay.apart(state),
-        ("groups", "channels", "contracted"), check, of_inputs=True,
+        "input_gram", measure, LeafLayout.apart, ProductUse.patches, check=check,
+        labels=("groups", "channels", "contracted"), settings=(("block", block),),
     )  # fmt: skip
 
 
@@ -335,44 +327,34 @@ def input_count() -> Statistic:
         >>> input_count().name
         'input_count'
     """
-
-    def show(use: ProductUse) -> Array | None:
-        return use.counts()
-
-    def finish(state: Array, lay: LeafLayout) -> Array:
-        return lay.channel(state)
-
-    labels = ("channels",)
-    return Statistic("input_count", show, zeros, jnp.add, finish, labels, of_inputs=True)
+    read, labels = ProductUse.counts, ("channels",)
+    return Statistic("input_count", lambda _, x: x, LeafLayout.channel, read, labels=labels)
 
 
 def rows() -> Statistic:
     """Statistic of the number of rows of inputs of a leaf, or of its lookups."""
 
-    def show(use: ProductUse) -> Array:
+    def measure(use: ProductUse, _: Any) -> Array:
         counts, valid = use.counts(), use.valid()
         if counts is not None:
             return counts.sum()
         if valid is not None:
             return valid.sum(-1, dtype=jnp.float32)
         shape = jax.eval_shape(use.inputs).shape
-        return jnp.full(shape[: len(use.batch)], shape[len(use.batch) + len(use.groups)], "float32")
+        return jnp.full(shape[: len(use.batch)], shape[use.rows_axis], "float32")
 
-    finish = lambda state, lay: lay.leaf(state)  # noqa: E731 - one line says it
-    return Statistic("rows", show, zeros, jnp.add, finish, of_inputs=True)
+    return Statistic("rows", measure, LeafLayout.leaf, lambda use: use)
 
 
 STATISTICS: Mapping[str, Callable[[], Statistic]] = MappingProxyType(
     {
-        "input_absmax": input_absmax,
-        "input_range": input_range,
-        "input_moments": input_moments,
-        "input_histogram": input_histogram,
-        "input_gram": input_gram,
-        "input_count": input_count,
-        "output_moments": output_moments,
+        make.__name__: make
+        for make in (
+            input_absmax, input_range, input_moments, input_histogram, input_gram, input_count,
+            output_moments,
+        )
     }
-)
+)  # fmt: skip
 """The statistics of products and lookups, by name."""
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.nodes import is_node
-from nnopt_jax.columns import aligned
+from nnopt_jax.columns import Tabular, aligned, counted
 from nnopt_jax.trace.abstract_walk import Location, Walk
 from nnopt_jax.trace.jaxpr import Equation, line
 from nnopt_jax.trace.statistics.leaf_domain import LeafDomain, NotedUse
@@ -55,8 +55,8 @@ class LeafUse(NamedTuple):
     line: str
 
 
-@dataclasses.dataclass(frozen=True)
-class LeafUses(Sequence[LeafUse]):
+@dataclasses.dataclass(frozen=True, repr=False)
+class LeafUses(Tabular, Sequence[LeafUse]):
     """All uses of leaves: a sequence that prints as a table.
 
     Args:
@@ -74,6 +74,11 @@ class LeafUses(Sequence[LeafUse]):
 
     uses: tuple[LeafUse, ...]
 
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        leaves = len({use.path for use in self.uses})
+        return f"{counted(len(self.uses), 'use')} of {counted(leaves, 'leaf', 'leaves')}"
+
     def __getitem__(self, at: Any) -> Any:
         """Return the use at a position."""
         return self.uses[at]
@@ -81,10 +86,6 @@ class LeafUses(Sequence[LeafUse]):
     def __len__(self) -> int:
         """Return the number of uses."""
         return len(self.uses)
-
-    def __iter__(self) -> Iterator[LeafUse]:
-        """Iterate over the uses."""
-        return iter(self.uses)
 
     def of(self, path: str) -> tuple[LeafUse, ...]:
         """Return the uses of one leaf."""
@@ -218,7 +219,7 @@ def _state(noted: NotedUse, statistic: Statistic) -> Any:
     """Return the shapes of the state of a use, without the axes of scans."""
     avals = [x.aval for x in (*noted.equation.invars, *noted.equation.outvars)]
     return jax.eval_shape(
-        lambda *arrays: statistic.show(noted.product.on(arrays)),
+        lambda *arrays: statistic.state(noted.product.on(arrays)),
         *(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals),
     )
 

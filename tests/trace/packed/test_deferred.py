@@ -32,7 +32,7 @@ def check(apply, packed, *args, dense=()):
     for function in (run, jax.jit(run)):
         found, wanted = function(packed, *args), apply(nnopt.materialize(packed), *args)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), found, wanted)
-    assert [use.primitive for use in run.report(packed, *args).dense] == list(dense)
+    assert [use.primitive for use in run.report(packed, *args).materialized] == list(dense)
 
 
 def test_a_function_of_a_weight_is_computed_at_the_product():
@@ -97,8 +97,8 @@ def test_several_leaves_and_numbers():
     x = jnp.ones((3, 8))
     check(lambda p, x: x @ (p["a"] * p["b"] + 1), packed, x, dense=["dot_general"])
     report = nnopt.on_packed(lambda p, x: x @ (p["a"] * p["b"])).report(packed, x)
-    assert report.dense[0].path == "a and b"
-    assert report.dense[0].form == "Quantized"
+    assert report.materialized[0].path == "a and b"
+    assert report.materialized[0].form == "Quantized"
 
 
 def test_an_activation_is_not_held_back():

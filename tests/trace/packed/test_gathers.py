@@ -54,7 +54,7 @@ def test_products_of_any_rows(name, shape):
         assert run(packed, x).shape == (0, 32)
         return
     close(jax.jit(RUN)(packed, x), np.asarray(x, np.float64) @ dense)
-    assert not RUN.report(packed, x).dense
+    assert not RUN.report(packed, x).materialized
 
 
 @EACH
@@ -156,7 +156,7 @@ def test_the_other_axis_makes_them_dense_and_says_why(name):
     x = rows(4, 32)
     run = nnopt.on_packed(lambda p, x: x @ p["w"].T)
     close(jax.jit(run)(packed, x), np.asarray(x, np.float64) @ dense.T)
-    (use,) = run.report(packed, x).dense
+    (use,) = run.report(packed, x).materialized
     assert use.reason == "it is prepacked for sums over its first axis"
 
 

@@ -149,7 +149,7 @@ def test_leaves_stay_packed_and_are_what_they_stand_for(name, method):
     report = run.report(packed)
     if method == "masked":  # stored as the kept entries alone, which no movement follows
         return
-    assert not report.dense, str(report)
+    assert not report.materialized, str(report)
     found = run(packed)
     np.testing.assert_array_equal(
         nnopt.materialize(found), move(tx.apply(params, tx.init(params))["w"])

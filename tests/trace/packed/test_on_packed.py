@@ -99,7 +99,7 @@ def test_rules_of_derivatives_are_kept():
     run = nnopt.on_packed(lambda p, x: clipped(p["w"], x))
     close(run(packed, x), x @ packed["w"].materialize())
     np.testing.assert_array_equal(jax.grad(lambda x: run(packed, x).sum())(x), np.full((3, 8), 7.0))
-    assert not run.report(packed, x).dense
+    assert not run.report(packed, x).materialized
 
 
 def test_gradients_reach_activations_and_float_parts():
@@ -159,7 +159,7 @@ def test_rows_beyond_the_end_are_as_without_packing():
 def test_strict_names_leaf_primitive_and_line():
     packed = packed_by(INT8, {"deep": {"w": drawn(8, 4)}})
     run = nnopt.on_packed(lambda p: jnp.sin(p["deep"]["w"]), strict=True)
-    text = r"deep/w: Quantized meets sin at test_on_packed\.py:\d+ \(.*\): its outcome is returned"
+    text = r"deep/w: Quantized in sin at test_on_packed\.py:\d+ \(.*\): its outcome is returned"
     with pytest.raises(CompositionError, match=text):
         run(packed)
     with pytest.raises(CompositionError, match="int is not a function"):

@@ -38,7 +38,7 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_node_with_hooks_runs_packed(name):
     run = nnopt.on_packed(PROGRAMS[name])
-    assert run.report(W, X).dense == ()
+    assert run.report(W, X).materialized == ()
     wanted = PROGRAMS[name](W.materialize(), X)
     np.testing.assert_allclose(jax.jit(run)(W, X), wanted, rtol=1e-5, atol=1e-6)
 

@@ -60,7 +60,7 @@ def test_the_code_runs_and_prints_the_report(capsys):
     exec(compile(third, "model.py", "exec"), scope)
     np.testing.assert_allclose(scope["logits"], wanted, rtol=1e-4, atol=1e-4)
     report = nnopt.on_packed(scope["apply"]).report(scope["ready"], scope["tokens"])
-    assert not report.dense
+    assert not report.materialized
 
 
 @pytest.mark.parametrize("name", table()[1])
@@ -76,7 +76,7 @@ def test_a_row_of_the_table_is_true(name):
         packed = jax.eval_shape(lambda p, t=bound: t.pack(p, t.init(p, key=KEY)), params)
         run = nnopt.on_packed(lambda p, x, f=function: f(p["w"], x))
         report = run.report(packed, jax.ShapeDtypeStruct(given, jnp.float32))
-        assert ("dense" if report.dense else "packed") == told.split(",")[0], column
+        assert ("dense" if report.materialized else "packed") == told.split(",")[0], column
 
 
 def test_groups_are_for_few_rows():
@@ -84,7 +84,7 @@ def test_groups_are_for_few_rows():
     packed = jax.eval_shape(lambda p: tx.pack(p, tx.init(p)), params)
     run = nnopt.on_packed(lambda p, x: x @ p["w"])
     made_dense = [
-        len(run.report(packed, jax.ShapeDtypeStruct((rows, 32), jnp.float32)).dense)
+        len(run.report(packed, jax.ShapeDtypeStruct((rows, 32), jnp.float32)).materialized)
         for rows in (8, 9)
     ]
     assert made_dense == [0, 1]

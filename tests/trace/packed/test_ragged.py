@@ -41,7 +41,7 @@ def test_rows_are_those_of_their_expert(method, sizes):
     state = tx.init(PARAMS)
     packed, weight = tx.pack(PARAMS, state), np.asarray(tx.apply(PARAMS, state)["w"])
     run = nnopt.on_packed(apply)
-    assert not run.report(packed, X, jnp.array(sizes)).dense
+    assert not run.report(packed, X, jnp.array(sizes)).materialized
     found = jax.jit(run)(packed, X, jnp.array(sizes))
     np.testing.assert_allclose(found, by_hand(weight, sizes), rtol=1e-5, atol=1e-5)
 
@@ -59,5 +59,5 @@ def test_what_cannot_be_is_said():
     tx = nnopt.quantization.uniform(8)
     packed = tx.pack({"w": X}, tx.init({"w": X}))
     report = nnopt.on_packed(lambda p: lax.ragged_dot(p["w"], PARAMS["w"], jnp.array([4, 0, 6])))
-    (use,) = report.report(packed).dense
+    (use,) = report.report(packed).materialized
     assert use.reason == "it is not the experts of the product"

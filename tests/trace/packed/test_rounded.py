@@ -455,7 +455,7 @@ def test_what_cannot_follow_a_movement_is_rounded_all_the_same(pays, kind):
         jax.jit(run)(node, drawn(5, 16)),
         rounded(drawn(5, 16), 1) @ np.float64(node.materialize()).T,
     )
-    dense = {use.primitive for use in run.report(node, drawn(5, 16)).dense}
+    dense = {use.primitive for use in run.report(node, drawn(5, 16)).materialized}
     assert dense == ({"transpose"} if kind == "masked" else set())
 
 
@@ -468,7 +468,7 @@ def test_stacks_that_cannot_be_cut_are_rounded_all_the_same(pays):
     for w in np.float64(node.materialize()):
         x = (rounded(x, 1) @ w).astype(np.float32)
     close(found, x)
-    assert {use.primitive for use in run.report(node, drawn(5, 8)).dense} == {"scan"}
+    assert {use.primitive for use in run.report(node, drawn(5, 8)).materialized} == {"scan"}
 
 
 def test_planes_are_as_good_as_floats(monkeypatch):

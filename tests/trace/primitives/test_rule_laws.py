@@ -11,6 +11,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec as P
 
+from nnopt_jax.errors import CompositionError
 from nnopt_jax.trace.jaxpr import bind
 from nnopt_jax.trace.primitives import (
     ONE,
@@ -333,3 +334,19 @@ def test_exchanges_between_devices():
     assert len(rules["all_to_all"].whole) == 4
     columns = rules["all_gather"]
     assert columns.operands[0][0] == columns.outcomes[0][0] or len(columns.whole) == 5
+
+
+@pytest.mark.parametrize(
+    ("primitive", "make", "got"),
+    [
+        ("swish", elementwise_rule, "str and function"),
+        (jnp.sin, elementwise_rule, "and function"),
+        (Primitive("mine"), "elementwise", "Primitive and str"),
+    ],
+)
+def test_entries_that_are_not_a_primitive_and_a_function_are_errors(primitive, make, got):
+    for enter in (TABLE.with_rule, TABLE.with_programs):
+        with pytest.raises(
+            CompositionError, match=rf"{enter.__name__}: takes .* got .*{got}; give"
+        ):
+            enter(primitive, make)
