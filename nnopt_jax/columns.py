@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], *, numbers: int = 0) -> list[str]:
@@ -77,3 +77,14 @@ def counted(count: int, one: str, many: str = "") -> str:
         ('1 leaf', '2 uses')
     """
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def listed(axes: Iterable[int]) -> str:
+    """Return the numbers of axes for a cell of a table; a dash for none.
+
+    Example:
+        >>> from nnopt_jax.columns import listed
+        >>> listed((0, 2)), listed(())
+        ('0,2', '-')
+    """
+    return ",".join(map(str, axes)) or "-"

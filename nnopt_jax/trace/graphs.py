@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from nnopt_jax.columns import Tabular, aligned, counted
+from nnopt_jax.columns import Tabular, aligned, counted, listed
 from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.trace.axis_analysis import axes_of
 from nnopt_jax.trace.cost_count import count_cost
@@ -319,15 +319,11 @@ class Graph(Tabular):
             steps = dict.fromkeys(use.primitive for use in self.uses.of(path))
             roles = ["-"] * 3
             if axes := self.axes.get(path):
-                roles = [_listed(role) for role in (axes.contracted, axes.output, axes.batch)]
-            shape = _listed(leaf.shape)
+                roles = [listed(role) for role in (axes.contracted, axes.output, axes.batch)]
+            shape = listed(leaf.shape)
             coupled = " ".join(dict.fromkeys(names.get(path, []))) or "-"
             cells.append((path, shape, ", ".join(steps) or "-", *roles, coupled))
         return "\n".join(aligned(cells))
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    return ",".join(map(str, numbers)) or "-"
 
 
 def graph(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from nnopt_jax.columns import Tabular, aligned, counted
+from nnopt_jax.columns import Tabular, aligned, counted, listed
 from nnopt_jax.ops.axis_roles import Axes
 
 
@@ -60,13 +60,9 @@ class AxesTable(Tabular, Mapping[str, Axes]):
         """Return the table as text."""
         cells: list[tuple[str, ...]] = [("leaf", "contracted", "output", "batch", "by default")]
         for path, axes in self.found.items():
-            roles = [_listed(role) for role in (axes.contracted, axes.output, axes.batch)]
+            roles = [listed(role) for role in (axes.contracted, axes.output, axes.batch)]
             why = self.left_out.get(path)
             cells.append((path, *roles, "taken" if why is None else f"left out: {why}"))
         for path, why in self.unknown.items():
             cells.append((path, "-", "-", "-", f"left alone: {why}"))
         return "\n".join(aligned(cells))
-
-
-def _listed(axes: Sequence[int]) -> str:
-    return ",".join(map(str, axes)) or "-"

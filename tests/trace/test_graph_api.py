@@ -282,6 +282,14 @@ def test_removed_names_of_the_analysis_say_the_new_ones(name, new):
         exec(f"from nnopt_jax.trace import {name}")
 
 
+def test_former_names_of_rules_and_reports_say_the_new_ones():
+    for name, new in (("Rule", "OpRule"), ("Start", "RuntimeStart")):
+        with pytest.raises(ImportError, match=rf"primitives\.{name} is now .*\.{new}"):
+            exec(f"from nnopt_jax.trace.primitives import {name}")
+    with pytest.raises(AttributeError, match=r"dense is now PackedReport\.materialized"):
+        _ = nnopt.trace.PackedReport(()).dense
+
+
 def test_unknown_names_are_errors_as_ever():
     with pytest.raises(AttributeError, match="has no attribute 'grups'"):
         _ = nnopt.grups

@@ -30,7 +30,7 @@ class Analysis:
 
     Args:
         traced: the function.
-        domain: the settled labels, and the notes of each step.
+        domain: the labels, and the notes of each step.
         shapes: the shapes of the leaves of the first argument.
         labels: the labels of each of their axes.
     """

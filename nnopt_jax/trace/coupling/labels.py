@@ -279,7 +279,7 @@ class Book:
         self._first[tied] = self._second[tied] = -1
 
     def units(self, labels: Labels) -> tuple[np.ndarray, Labels, np.ndarray]:
-        """Return the units that each element belongs to, once labels are settled.
+        """Return the units that each element belongs to, once properties are propagated.
 
         Returns:
             Positions, the unit of each, and its role: the path of first and second parts from the

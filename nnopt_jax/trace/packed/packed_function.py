@@ -77,6 +77,11 @@ class PackedReport(Tabular):
         """The uses that materialized a leaf."""
         return tuple(use for use in self.uses if use.reason)
 
+    @property
+    def dense(self) -> tuple[Use, ...]:
+        """The former name of `materialized`."""
+        raise AttributeError("PackedReport.dense is now PackedReport.materialized")
+
     def __str__(self) -> str:
         """Return the table of uses."""
         cells = [("leaf", "form", "used by", "becomes", "why", "line", "bytes")]

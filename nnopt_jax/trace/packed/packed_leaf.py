@@ -56,11 +56,6 @@ class Deferred(Node):
         return bind(self.equation, [*map(materialize, self.operands)])[0]
 
     @property
-    def first_packed(self) -> Node:
-        """The first operand that is a node."""
-        return next(x for x in self.operands if is_node(x))
-
-    @property
     def is_streamed(self) -> bool:
         """Whether all packed operands are streamed."""
         return all(x.is_streamed for x in self.operands if is_node(x))
@@ -127,7 +122,7 @@ class PackedLeaf:
         """The name of the node's class; for a deferred step, that of its first packed operand."""
         node = self.node
         while isinstance(node, Deferred):
-            node = node.first_packed
+            node = next(x for x in node.operands if is_node(x))
         return type(node).__name__
 
 

@@ -44,7 +44,7 @@ class InsidePacked(Inside):
         """Compute a program; it may return packed leaves."""
         return self.compute(program, values), ()
 
-    def as_array(self, values: Sequence[Any]) -> list[Array]:
+    def arrays(self, values: Sequence[Any]) -> list[Array]:
         """Materialize packed leaves that a loop carries or a program returns."""
         for value in values:
             if is_leaf(value):

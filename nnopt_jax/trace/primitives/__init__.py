@@ -1,5 +1,6 @@
 """The table of JAX's primitives, which describes each one by factors and places."""
 
+from nnopt_jax.errors import former_names
 from nnopt_jax.trace.primitives.draft import Draft, axes, opaque_rule, shape_of
 from nnopt_jax.trace.primitives.elementwise import elementwise_rule, identity_rule
 from nnopt_jax.trace.primitives.places import ONE, Dim, Factor, Place, RuntimeStart, axis
@@ -14,3 +15,6 @@ __all__ = [
     "elementwise_rule", "factors_of", "identity_rule", "named", "opaque_rule", "programs_of",
     "rule_of", "shape_of",
 ]  # fmt: skip
+
+_HERE = "nnopt_jax.trace.primitives"
+__getattr__ = former_names(_HERE, {"Rule": f"{_HERE}.OpRule", "Start": f"{_HERE}.RuntimeStart"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -11,12 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.nodes import is_node
-from nnopt_jax.columns import Tabular, aligned, counted
+from nnopt_jax.columns import Tabular, aligned, counted, listed
 from nnopt_jax.trace.abstract_walk import Location, Walk
-from nnopt_jax.trace.jaxpr import Equation, line
+from nnopt_jax.trace.jaxpr import line
 from nnopt_jax.trace.statistics.leaf_domain import LeafDomain, NotedUse
 from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafPart
-from nnopt_jax.trace.statistics.product_use import ProductUse
 from nnopt_jax.trace.statistics.statistic import LeafLayout, Statistic
 from nnopt_jax.trace.traced import Traced, is_array
 from nnopt_jax.tree.paths import flatten
@@ -96,33 +96,26 @@ class LeafUses(Tabular, Sequence[LeafUse]):
         header = ("leaf", "use", "used by", "contracted", "batch", "partial", "why not", "line")
         cells: list[tuple[str, ...]] = [header]
         for use in self.uses:
-            axes = (_listed(which) for which in (use.contracted, use.batch, use.partial))
+            axes = (listed(which) for which in (use.contracted, use.batch, use.partial))
             cells.append((use.path, str(use.number), use.primitive, *axes, use.reason, use.line))
         return "\n".join(aligned(cells))
 
 
-def _listed(axes: tuple[int, ...]) -> str:
-    return ",".join(map(str, axes)) or "-"
-
-
-def leaf_use(
-    shape: Shape, part: LeafPart, equation: Equation, product: ProductUse, reason: str
-) -> LeafUse:
-    """Return the row of one use; its number is set once all uses are known.
+def leaf_use(shape: Shape, noted: NotedUse, number: int) -> LeafUse:
+    """Return the row of one use.
 
     Args:
         shape: the shape of the leaf.
-        part: the part of the leaf that is used.
-        equation: the step.
-        product: the product that it is used in.
-        reason: why nothing can be measured; empty if something can.
+        noted: the use.
+        number: its number among the uses of the leaf.
     """
+    part, product = noted.part, noted.product
     outputs = {f.axis for f in product.outs} - {f.axis for f in product.groups}
     batch = {f.axis for f in (*part.scanned, *product.batch) if f.axis != REPEATED}
     batch |= {axis for axis in part.taken if shape[axis] > 1 and axis not in product.contracted}
     return LeafUse(
-        part.path, 0, equation.primitive.name, product.contracted,
-        tuple(sorted(batch - outputs)), _partial(shape, part), reason, line(equation),
+        part.path, number, noted.equation.primitive.name, product.contracted,
+        tuple(sorted(batch - outputs)), _partial(shape, part), noted.reason, line(noted.equation),
     )  # fmt: skip
 
 
@@ -194,13 +187,12 @@ def number_uses(
         leaves: arrays or shapes, by path.
         statistics: the statistics to measure.
     """
-    counts: dict[str, int] = {}
+    counts: collections.Counter[str] = collections.Counter()
     known: dict[Hashable, tuple[Key, Any]] = {}
     found = {}
     for location, noted in sorted(uses.items(), key=lambda item: item[0]):
         shape, part = tuple(leaves[noted.part.path].shape), noted.part
-        row = leaf_use(shape, part, noted.equation, noted.product, noted.reason)
-        row = row._replace(number=counts.setdefault(part.path, 0))
+        row = leaf_use(shape, noted, counts[part.path])
         counts[part.path] += 1
         states, owners = {}, {}
         for one in () if noted.reason else statistics:
