@@ -200,12 +200,9 @@ class Walk(Generic[Value]):
     table: Table = TABLE
 
     def run(
-        self,
-        program: Program,
-        inputs: Sequence[Value],
-        wanted: Sequence[bool] | None = None,
+        self, program: Program, inputs: Sequence[Value], wanted: Sequence[bool] | None = None,
         site: Site = Site(),
-    ) -> list[Value]:
+    ) -> list[Value]:  # fmt: skip
         """Return the values of the outputs of a program.
 
         Args:

@@ -17,7 +17,7 @@ from nnopt_jax.trace.coupling.rearrange import ShrunkModel, mask_units, permute_
 from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.statistics.batch_reader import Progress, observe
 from nnopt_jax.trace.statistics.observed import Observed
-from nnopt_jax.trace.statistics.statistic import Statistic
+from nnopt_jax.trace.statistics.statistic import Names
 from nnopt_jax.trace.statistics.use_sites import LeafUses, uses_of
 from nnopt_jax.trace.traced import (
     Outputs,
@@ -121,15 +121,9 @@ class Graph(Tabular):
         return count_cost(given, latency=latency)
 
     def observe(
-        self,
-        params: Params,
-        batches: Iterable[Any],
-        names: str | Statistic | Iterable[str | Statistic] = ("input_absmax",),
-        *,
-        where: Where = "**",
-        progress: Progress | None = None,
-        strict: bool = False,
-    ) -> Observed:
+        self, params: Params, batches: Iterable[Any], names: Names = ("input_absmax",), *,
+        where: Where = "**", progress: Progress | None = None, strict: bool = False,
+    ) -> Observed:  # fmt: skip
         r"""Run the function on batches and measure the inputs and outputs of each weight.
 
         Every use of a leaf is found in the program: products, convolutions and lookups, also after
@@ -189,10 +183,8 @@ class Graph(Tabular):
             return self._on_batch(params, batch)
 
         on_batch.__name__ = name_of(self.apply)  # errors name the user's function
-        return observe(
-            on_batch, params, batches, names, where=where, progress=progress, strict=strict,
-            table=self.traced.table,
-        )  # fmt: skip
+        table = self.traced.table
+        return observe(on_batch, params, batches, names, where, progress, strict, table)
 
     def shrink(self, params: Params, keep: Keep) -> ShrunkModel:
         """Remove units from the parameters and from the function.
@@ -327,13 +319,9 @@ class Graph(Tabular):
 
 
 def graph(
-    apply: Callable[..., Any],
-    params: Params,
-    *args: Any,
-    outputs: Outputs = everything,
-    table: Table = TABLE,
-    **kwargs: Any,
-) -> Graph:
+    apply: Callable[..., Any], params: Params, *args: Any, outputs: Outputs = everything,
+    table: Table = TABLE, **kwargs: Any,
+) -> Graph:  # fmt: skip
     """Trace a function of parameters once, on shapes, for every analysis of it.
 
     Args:

@@ -82,12 +82,9 @@ _LOST = "is missing; give the parameters that the graph was made of."
 
 
 def check_leaves(
-    caller: str,
-    shapes: Mapping[Path, Shape],
-    params: Params,
-    text: str = _LOST,
+    caller: str, shapes: Mapping[Path, Shape], params: Params, text: str = _LOST,
     packed: bool = False,
-) -> dict[Path, Any]:
+) -> dict[Path, Any]:  # fmt: skip
     """Return the leaves of a tree by path; raise if they do not have these shapes.
 
     Args:

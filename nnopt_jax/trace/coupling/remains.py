@@ -170,12 +170,9 @@ def constant_of(
 
 
 def along_factor(
-    equation: Equation,
-    rule: OpRule,
-    values: Sequence[Value],
-    left: Mapping[int, Remains],
+    equation: Equation, rule: OpRule, values: Sequence[Value], left: Mapping[int, Remains],
     counted: bool,
-) -> Remains:
+) -> Remains:  # fmt: skip
     """Return the value of an outcome where elements of a factor of the step are removed.
 
     Args:

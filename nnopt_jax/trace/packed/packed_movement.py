@@ -174,13 +174,9 @@ def _take(
 
 
 def _place(
-    x: Array,
-    entries: Entries,
-    pair: tuple[tuple[Place, ...], ...],
-    shape: Shape,
-    sizes: tuple[int, ...],
-    fill: float,
-) -> Array | None:
+    x: Array, entries: Entries, pair: tuple[tuple[Place, ...], ...], shape: Shape,
+    sizes: tuple[int, ...], fill: float,
+) -> Array | None:  # fmt: skip
     """Arrange entries by factor into the axes of the outcome."""
     order = [factor for place in pair[0] for factor in place.names]
     wanted = [factor for place in pair[1] for factor in place.names]

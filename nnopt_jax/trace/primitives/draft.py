@@ -61,12 +61,9 @@ class Draft:
         return axes(self.factors(self.operand_shapes[operand]))
 
     def rule(
-        self,
-        kind: Kind,
-        operands: Sequence[Sequence[Dim]],
-        outcomes: Sequence[Sequence[Dim]],
+        self, kind: Kind, operands: Sequence[Sequence[Dim]], outcomes: Sequence[Sequence[Dim]],
         **facts: Any,
-    ) -> OpRule:
+    ) -> OpRule:  # fmt: skip
         """Return the rule with these dimensions.
 
         Args:

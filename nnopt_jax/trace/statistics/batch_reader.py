@@ -21,7 +21,7 @@ from nnopt_jax.errors import (
 from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.statistics.measured_run import OF_LOSS, MeasuredRun, ObservedProgram, Totals
 from nnopt_jax.trace.statistics.observed import Observed, collect_results
-from nnopt_jax.trace.statistics.statistic import Statistic
+from nnopt_jax.trace.statistics.statistic import Names, Statistic
 from nnopt_jax.trace.statistics.statistics import STATISTICS, rows
 from nnopt_jax.trace.statistics.use_sites import float_leaves, follow_leaves, names_of, number_uses
 from nnopt_jax.trace.traced import Traced, is_array, refill, trace
@@ -63,16 +63,9 @@ Progress = Callable[[int, int | None], None]
 
 
 def observe(
-    function: Callable[[Any, Any], Any],
-    params: Any,
-    batches: Iterable[Any],
-    statistics: str | Statistic | Iterable[str | Statistic] = ("input_absmax",),
-    *,
-    where: Where = "**",
-    progress: Progress | None = None,
-    strict: bool = False,
-    table: Table = TABLE,
-) -> Observed:
+    function: Callable[[Any, Any], Any], params: Any, batches: Iterable[Any],
+    statistics: Names, where: Where, progress: Progress | None, strict: bool, table: Table,
+) -> Observed:  # fmt: skip
     """Run a function on batches and measure the inputs and outputs of its parameters.
 
     Args:
@@ -212,9 +205,7 @@ def read_program(
     return ObservedProgram(given.program, floats, measures, of_loss, chosen)
 
 
-def _split_names(
-    statistics: str | Statistic | Iterable[str | Statistic],
-) -> tuple[list[Statistic], tuple[str, ...]]:
+def _split_names(statistics: Names) -> tuple[list[Statistic], tuple[str, ...]]:
     """Split the wanted statistics into those of single uses, and the names of those of a loss."""
     given = [statistics] if isinstance(statistics, str | Statistic) else list(statistics)
     known = (*STATISTICS, *OF_LOSS)

@@ -251,13 +251,9 @@ class LeafDomain(Domain[LeafValue]):
         return given, step
 
     def _note(
-        self,
-        site: Site,
-        where: Location,
-        copied: Location,
-        uses: Sequence[tuple[LeafPart, ProductUse | str]],
-        values: Sequence[LeafValue] = (),
-    ) -> None:
+        self, site: Site, where: Location, copied: Location,
+        uses: Sequence[tuple[LeafPart, ProductUse | str]], values: Sequence[LeafValue] = (),
+    ) -> None:  # fmt: skip
         """Note the uses of the leaves in one operand, or why they cannot be measured."""
         for which, (part, use) in enumerate(uses):
             product, reason = (ProductUse(), use) if isinstance(use, str) else (use, "")

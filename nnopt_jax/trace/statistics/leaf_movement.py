@@ -68,12 +68,9 @@ def move_parts(
 
 
 def _moved(
-    equation: Equation,
-    rule: OpRule,
-    before: Sequence[Place],
-    after: Sequence[Place],
+    equation: Equation, rule: OpRule, before: Sequence[Place], after: Sequence[Place],
     part: LeafPart,
-) -> LeafPart | None:
+) -> LeafPart | None:  # fmt: skip
     """Return the part in one outcome; None if the outcome has no entry of it."""
     starts, taken = list(part.starts), dict.fromkeys(part.taken)
     inside: dict[int, PartAxis] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -183,3 +183,7 @@ class Statistic(Tabular):
         """Return the state of one use; None if the use does not have this statistic."""
         x = self.read(use)
         return None if x is None else self.measure(use, x)
+
+
+Names = str | Statistic | Iterable[str | Statistic]
+"""The statistics to measure, by name or as values."""
