@@ -151,7 +151,9 @@ def _argument(value: Any, key: str, steps: int | None) -> Any:
     if percent is None:
         return value
     if steps is None:
-        raise RecipeError(f"recipe: {key}: {value} is a share of a stage's steps; give a number.")
+        raise RecipeError(
+            f"recipe: {key}: {value} is a fraction of a stage's steps; give a number."
+        )
     return max(1, round(float(percent[1]) / 100 * steps))
 
 

@@ -23,7 +23,7 @@ from nnopt_jax.report.html import page
 from nnopt_jax.report.result import Result
 from nnopt_jax.trace import graph, on_packed
 from nnopt_jax.transform import step, trainable, value_and_grad
-from nnopt_jax.typing import Array, ArrayLike, Key
+from nnopt_jax.typing import ArrayLike, Key
 
 __all__ = ["make_step", "run", "statistics_of"]
 
@@ -201,19 +201,17 @@ def make_step(plan: RecipePlan, phase: Phase) -> Callable[..., Any]:
     taught = teacher.variables if teacher else None
 
     @on_packed  # leaves may round the inputs of their product
-    def objective(params: Any, extra: Any, x: Array, y: Array, key: Key, taught: Any) -> Any:
-        logits, extra = model.apply(params, extra, x, train=True, key=key)
-        loss = plan.loss(logits, y)
-        return (teacher.mixed(taught, x, logits, loss) if teacher else loss), extra
-
-    def augmented(params: Any, batch: Examples, extra: Any, taught: Any, key: Key) -> Any:
+    def objective(params: Any, batch: Examples, extra: Any, taught: Any, key: Key) -> Any:
         outer, inner = jax.random.split(key)
-        return objective(params, extra, plan.augment(batch.x, outer), batch.y, inner, taught)
+        x = plan.augment(batch.x, outer)
+        logits, extra = model.apply(params, extra, x, train=True, key=inner)
+        loss = plan.loss(logits, batch.y)
+        return (teacher.mixed(taught, x, logits, loss) if teacher else loss), extra
 
     def one(carry: Carry, batch: Examples, number: ArrayLike, taught: Any) -> tuple[Carry, Any]:
         params, extra, state, opt_state = carry
         key = jax.random.fold_in(plan.key, number)
-        graded = value_and_grad(augmented, tx, has_aux=True)
+        graded = value_and_grad(objective, tx, has_aux=True)
         (value, extra), grads = graded(params, state, batch, extra, taught, key)
         updates, opt_state = phase.optimizer.update(
             grads.train, opt_state, trainable(tx, params, state)
@@ -222,7 +220,7 @@ def make_step(plan: RecipePlan, phase: Phase) -> Callable[..., Any]:
         return Carry(params, extra, state, opt_state), value
 
     if plan.placement is not None:
-        placed = plan.placement.train_step(phase, augmented)
+        placed = plan.placement.train_step(phase, objective)
         return lambda carry, x, y, number: placed(
             carry, Examples(x, y), taught, jax.random.fold_in(plan.key, number)
         )

@@ -48,7 +48,7 @@ def test_calls_inside_calls(modules):
 
 
 def test_a_share_of_nothing(modules):
-    with pytest.raises(RecipeError, match=r"data\.a: 50% is a share of a stage's steps"):
+    with pytest.raises(RecipeError, match=r"data\.a: 50% is a fraction of a stage's steps"):
         call(Call("good_module:keep", {"a": "50%"}), "data")
 
 
