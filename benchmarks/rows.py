@@ -1,9 +1,9 @@
-"""Every row of the README's table of methods, measured once on full MNIST.
+"""Every row of the table of methods in docs/results.md, measured once on full MNIST.
 
     nnopt data mnist
     python benchmarks/rows.py                       # all rows: some hours on two cores
     python benchmarks/rows.py pruning.rigl          # those whose name holds one of these words
-    python benchmarks/rows.py --done --write        # those that are finished, into the README
+    python benchmarks/rows.py --done --write        # those that are finished, into docs/results.md
 
 A row is a recipe: it trains dense, then under the row's transforms (rows `from scratch` leave the
 first part out, and are compared with the dense run of the same network), writes one `.nnopt` file,
@@ -507,7 +507,7 @@ def _recipe(name: str, row: Row) -> str:
 
 
 def markdown(results: dict[str, list[dict[str, float]]]) -> str:
-    """The table as the README has it."""
+    """The table of docs/results.md."""
     found = [HEADER, ("---",) * len(HEADER)]
     for title, rows in TABLE.items():
         there = [name for name in rows if name in results]
@@ -522,11 +522,11 @@ def markdown(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def write(table: str) -> None:
-    """Puts the table into the README."""
-    readme = ROOT / "README.md"
-    before, mark, rest = readme.read_text().partition("<!-- benchmarks/rows.py -->\n")
-    assert mark, "README.md has no place for the table"
-    readme.write_text(f"{before}{mark}{table}\n{rest[rest.index(chr(10) * 2) + 1 :]}")
+    """Put the table into docs/results.md."""
+    page = ROOT / "docs" / "results.md"
+    before, mark, rest = page.read_text().partition("<!-- benchmarks/rows.py -->\n")
+    assert mark, "docs/results.md has no place for the table"
+    page.write_text(f"{before}{mark}{table}\n{rest[rest.index(chr(10) * 2) + 1 :]}")
 
 
 def _mean(runs: list[dict[str, float]], key: str) -> float | None:
@@ -542,7 +542,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder of MNIST; default: NNOPT_DATA")
     parser.add_argument("--output", default="runs/rows")
     parser.add_argument("--done", action="store_true", help="only rows that are finished")
-    parser.add_argument("--write", action="store_true", help="put the table into the README")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
     options = parser.parse_args()
     results: dict[str, list[dict[str, float]]] = {}
     for name, row in ROWS.items():

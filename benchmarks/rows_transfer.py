@@ -1,7 +1,7 @@
-"""The README's table of transfer and parallelism, from what recipes and examples say they print.
+"""The table of transfer and parallelism in docs/results.md, from the headers of recipes.
 
     python benchmarks/rows_transfer.py            # prints it, in a second: nothing is trained
-    python benchmarks/rows_transfer.py --write    # into the README
+    python benchmarks/rows_transfer.py --write    # into docs/results.md
     python benchmarks/configs.py transfer         # runs the recipes, and compares their headers
 
 Errors and sizes of recipes are those in their headers, which `benchmarks/configs.py --write` puts
@@ -172,7 +172,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def markdown() -> str:
-    """The table as the README has it."""
+    """The table of docs/results.md."""
     found = [HEADER, ("---",) * len(HEADER)]
     for title, rows in TABLE.items():
         found.append((f"**{title}**", *[""] * (len(HEADER) - 1)))
@@ -184,14 +184,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="put the table into the README")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
     table = markdown()
     print(table)
     if parser.parse_args().write:
-        readme = ROOT / "README.md"
-        before, mark, rest = readme.read_text().partition(MARK)
-        assert mark, "README.md has no place for the table"
-        readme.write_text(f"{before}{mark}{table}\n{rest[rest.index(chr(10) * 2) + 1 :]}")
+        page = ROOT / "docs" / "results.md"
+        before, mark, rest = page.read_text().partition(MARK)
+        assert mark, "docs/results.md has no place for the table"
+        page.write_text(f"{before}{mark}{table}\n{rest[rest.index(chr(10) * 2) + 1 :]}")
 
 
 if __name__ == "__main__":

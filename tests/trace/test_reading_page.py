@@ -1,4 +1,4 @@
-"""What docs/reading.md says is so: its code runs, one block after another."""
+"""What docs/graph.md says is so: its code runs, one block after another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-TEXT = (pathlib.Path(__file__).parents[2] / "docs" / "reading.md").read_text()
+TEXT = (pathlib.Path(__file__).parents[2] / "docs" / "graph.md").read_text()
 
 
 def test_the_code_of_the_page_runs(capsys):
