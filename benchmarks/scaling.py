@@ -27,7 +27,7 @@ from rich.table import Table
 
 import nnopt_jax as nnopt
 from nnopt_jax import parallel
-from nnopt_jax.parallel.layout import layout
+from nnopt_jax.parallel.train_state import layout
 from nnopt_jax.zoo.llama import Llama
 
 MODELS = {

@@ -202,6 +202,26 @@ def empty_names(sources: Sources) -> list[str]:
     ]
 
 
+def repeated_names(sources: Sources) -> list[str]:
+    """Classes and modules that have the name of another one, functions that of their module."""
+    places: dict[str, list[str]] = {}
+    found = []
+    for module, source in sources.items():
+        base = module.rpartition(".")[2]
+        tree = ast.parse(source)
+        classes = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        own = [] if base.startswith("__") else [base]
+        for name in (*own, *(name.lstrip("_") for name in classes)):
+            places.setdefault(name, []).append(module)
+        functions = {node.name for node in tree.body if isinstance(node, Function)}
+        found += [f"{module}: {name} has the name of its module" for name in functions & {base}]
+    return found + [
+        f"{name} stands for several things: {', '.join(modules)}"
+        for name, modules in places.items()
+        if len(modules) > 1
+    ]
+
+
 def hidden_effects(sources: Sources) -> list[str]:
     """`global` anywhere, `print` outside the command line."""
     found = []
@@ -252,6 +272,9 @@ PLANTED: list[tuple[Callable[[Sources], list[str]], Sources, str]] = [
     (oversized, {"nnopt_jax.a": "x = 1\n" * 401}, "401 lines"),
     (oversized, {"nnopt_jax.a": "def f():\n" + " x = 1\n" * 61}, "body of 61 lines"),
     (empty_names, {"nnopt_jax.tree.utils": ""}, "name it for what it does"),
+    (repeated_names, {"nnopt_jax.a": "class A: 0", "nnopt_jax.b": "class _A: 0"}, "A stands for"),
+    (repeated_names, {"nnopt_jax.a.c": "", "nnopt_jax.b.c": ""}, "c stands for several"),
+    (repeated_names, {"nnopt_jax.a": "def a(): 0"}, "a has the name of its module"),
     (hidden_effects, {"nnopt_jax.a": "def f():\n global x"}, "global x"),
     (hidden_effects, {"nnopt_jax.ops.a": "print(1)"}, "print"),
 ]
@@ -266,6 +289,7 @@ ALLOWED: list[tuple[Callable[[Sources], list[str]], Sources]] = [
     (early_frameworks, {"nnopt_jax.interop.a": "import optax"}),
     (missing_docstrings, {"nnopt_jax.a": DOC + "def _f(): ..."}),
     (oversized, {"nnopt_jax.a": f"def f():\n {DOC}" + " x = 1\n" * 60}),
+    (repeated_names, {"nnopt_jax.a.__init__": "", "nnopt_jax.b.__init__": "class A: 0"}),
 ]
 
 RULES = list(dict.fromkeys(rule for rule, *_ in PLANTED))

@@ -51,14 +51,14 @@ def framed(parts: Sequence[bytes]) -> bytes:
     return b"".join(varint(len(part)) + part for part in parts[:-1]) + b"".join(parts[-1:])
 
 
-class Reader:
+class ByteReader:
     """A cursor over bytes that are not trusted; missing bytes raise an `ArtifactError`.
 
     Args:
         data: the bytes.
 
     Example:
-        >>> reader = Reader(bytes([0xAC, 2]) + b"xyz")
+        >>> reader = ByteReader(bytes([0xAC, 2]) + b"xyz")
         >>> reader.varint(), reader.take(2), reader.rest()
         (300, b'xy', b'z')
     """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnopt_jax.artifact import line_coding, rans
-from nnopt_jax.artifact.byte_io import Reader, framed, varint
+from nnopt_jax.artifact.byte_io import ByteReader, framed, varint
 from nnopt_jax.artifact.line_coding import Sides
 from nnopt_jax.errors import ArtifactError, ValueRangeError
 
@@ -122,7 +122,7 @@ def _decode(
     sides: Sides = _NO_SIDES,
     depth: int = _DEPTH,
 ) -> np.ndarray:
-    reader, size = Reader(data), math.prod(shape)
+    reader, size = ByteReader(data), math.prod(shape)
     way = reader.byte()
     if way == _CONSTANT:
         symbol = reader.varint(alphabet - 1)
@@ -203,7 +203,7 @@ def _classed(
 
 
 def _decode_tables(
-    reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int | None
+    reader: ByteReader, shape: tuple[int, ...], alphabet: int, depth: int | None
 ) -> np.ndarray:
     """Decode a stream of one table, or, down to a depth, of classes with tables of their own."""
     low = reader.varint(alphabet - 2)  # the least symbol, and the number of symbols from it on
@@ -226,7 +226,9 @@ def _decode_tables(
     return matrix.ravel()
 
 
-def _decode_split(reader: Reader, shape: tuple[int, ...], alphabet: int, depth: int) -> np.ndarray:
+def _decode_split(
+    reader: ByteReader, shape: tuple[int, ...], alphabet: int, depth: int
+) -> np.ndarray:
     """Decode where the most common symbol is not, and what stands there."""
     top = reader.varint(alphabet - 1)
     there = _decode(reader.part(), shape, 2, depth=depth).astype(bool)
@@ -243,7 +245,7 @@ def _encode_wide(symbols: np.ndarray) -> bytes:
     return framed([encode(high, 256), *(encode(low[group == i], 256) for i in range(count))])
 
 
-def _decode_wide(reader: Reader, size: int, alphabet: int, depth: int) -> np.ndarray:
+def _decode_wide(reader: ByteReader, size: int, alphabet: int, depth: int) -> np.ndarray:
     if alphabet <= 256:
         raise ArtifactError("malformed: two bytes a symbol for an alphabet of one.")
     high = _decode(reader.part(), (size,), 256, depth=depth)

@@ -14,7 +14,7 @@ import numpy as np
 
 from nnopt_jax.arrays import is_node
 from nnopt_jax.artifact import codec
-from nnopt_jax.artifact.byte_io import Reader, framed, varint
+from nnopt_jax.artifact.byte_io import ByteReader, framed, varint
 from nnopt_jax.artifact.description import (
     check_storable,
     declared_bytes,
@@ -135,7 +135,7 @@ def contents(body: bytes, version: int, max_bytes: int) -> Contents:
     Raises:
         ArtifactError: the bytes are malformed, or declare more than `max_bytes`.
     """
-    reader = Reader(body)
+    reader = ByteReader(body)
     tree, notes = read_description(reader.part(), version)
     size = notes.get("program", 0)
     if type(size) is not int or size < 0:
@@ -277,7 +277,7 @@ def _arrays(found: Contents) -> dict[int, np.ndarray]:
 
 
 def _decode(stream: Stream, data: bytes, profiles: Profiles) -> dict[int, np.ndarray]:
-    reader = Reader(data)
+    reader = ByteReader(data)
     sides = profiles.classes(reader.varint(), stream.shape)
     symbols = codec.decode(reader.rest(), stream.shape, stream.alphabet, sides=sides)
     profiles.note(symbols > 0)

@@ -23,7 +23,7 @@ import numpy as np
 from nnopt_jax.arrays import Node, Sparse, abstract, check, describe, is_node
 from nnopt_jax.arrays.node_description import dtype_named
 from nnopt_jax.arrays.nodes import NODE_TYPES
-from nnopt_jax.artifact.byte_io import Reader, inflate
+from nnopt_jax.artifact.byte_io import ByteReader, inflate
 from nnopt_jax.artifact.streams import ArraySlot
 from nnopt_jax.errors import ArtifactError, Problems, SelectionError, ValueRangeError, nearest
 from nnopt_jax.ops.bit_packing import packed_size
@@ -187,13 +187,13 @@ def coded_words() -> bytes:
 def _read_coded(data: bytes) -> tuple[Any, Any]:
     """Read a coded description: deflated lists in which every size is 0, and the sizes."""
     text, rest = inflate(data, _MOST_BYTES, "description", wbits=_RAW, dictionary=coded_words())
-    sizes, content = Reader(rest), json.loads(text)
+    sizes, content = ByteReader(rest), json.loads(text)
     description = _lengthen(_with_sizes(content[0], sizes))
     sizes.end()
     return description, content[1] if len(content) > 1 else {}
 
 
-def _with_sizes(value: Any, sizes: Reader) -> Any:
+def _with_sizes(value: Any, sizes: ByteReader) -> Any:
     if isinstance(value, dict):
         return {name: _with_sizes(item, sizes) for name, item in value.items()}
     if isinstance(value, list):

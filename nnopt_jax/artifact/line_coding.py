@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from nnopt_jax.artifact.byte_io import Decoder, Encoder, Reader, varint
+from nnopt_jax.artifact.byte_io import ByteReader, Decoder, Encoder, varint
 from nnopt_jax.artifact.context import MOST_LINES, ContextModel, LineLayout, density_class
 from nnopt_jax.errors import ArtifactError
 
@@ -88,7 +88,7 @@ def decode(
     Raises:
         ArtifactError: the data are malformed.
     """
-    reader = Reader(data)
+    reader = ByteReader(data)
     layout = _read(reader, shape, alphabet)
     if layout.size > most:
         raise ArtifactError(f"malformed: {layout.size} symbols one by one.")
@@ -111,7 +111,7 @@ def _written(layout: LineLayout) -> bytes:
     return bytes([flags]) + out + b"".join(map(varint, (layout.center, *layout.lags)))
 
 
-def _read(reader: Reader, shape: tuple[int, ...], alphabet: int) -> LineLayout:
+def _read(reader: ByteReader, shape: tuple[int, ...], alphabet: int) -> LineLayout:
     """Undo `_written`, and refuse layouts that cannot be."""
     flags = reader.byte()
     hole, prior = None, 128

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from nnopt_jax.artifact.byte_io import Reader, inflate, varint
+from nnopt_jax.artifact.byte_io import ByteReader, inflate, varint
 from nnopt_jax.errors import ArtifactError
 
 _BITS = 16
@@ -91,7 +91,7 @@ def decode(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]
     Raises:
         ArtifactError: the data are malformed.
     """
-    reader = Reader(data)
+    reader = ByteReader(data)
     group = _group_size(alphabet)
     groups = [-(-size // group) for size in sizes]
     tables = _read_tables(reader, alphabet**group, len(sizes))
@@ -154,12 +154,12 @@ def _frequencies(counts: np.ndarray) -> np.ndarray:
     return table
 
 
-def _read_tables(reader: Reader, most: int, count: int) -> list[np.ndarray]:
+def _read_tables(reader: ByteReader, most: int, count: int) -> list[np.ndarray]:
     what = "text of tables of frequencies"
     text, rest = inflate(reader.part(), count * (3 * most + 2), what)
     if rest:
         raise ArtifactError(f"malformed {what}: {len(rest)} bytes too many.")
-    reader = Reader(text)
+    reader = ByteReader(text)
     tables = []
     for _ in range(count):
         entries = [reader.varint(_SCALE) for _ in range(reader.varint(most))]

@@ -14,7 +14,7 @@ from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import ArrayLike, Key, Params, PyTree
 
 
-class Model(NamedTuple):
+class FlaxModel(NamedTuple):
     """A network as plain data and one function.
 
     Args:
@@ -38,11 +38,11 @@ class Model(NamedTuple):
         """Return the number of parameters, and the collections of other variables."""
         size = sum(np.size(leaf) for leaf in flatten(self.params).values())
         others = ", ".join(self.extra) or "none"
-        return f"Model({size:,} parameters; other variables: {others})"
+        return f"FlaxModel({size:,} parameters; other variables: {others})"
 
 
-def adapt(made: Any, sample: Any, key: Key | None) -> Model:
-    """Convert the result of a factory to a `Model`.
+def adapt(made: Any, sample: Any, key: Key | None) -> FlaxModel:
+    """Convert the result of a factory to a `FlaxModel`.
 
     Args:
         made: an unbound `flax.linen.Module`, an `nnx.Module`, or a pair `(params, apply)` with
@@ -70,14 +70,14 @@ def adapt(made: Any, sample: Any, key: Key | None) -> Model:
         return _of_nnx(made)
     if isinstance(made, tuple) and len(made) == 2 and callable(made[1]):
         params, function = made
-        return Model(params, {}, lambda p, e, x, **_: (function(p, x), e))
+        return FlaxModel(params, {}, lambda p, e, x, **_: (function(p, x), e))
     raise RecipeError(
         f"interop.flax.adapt: {type(made).__name__} is no model. Return a flax.linen.Module, an "
         "nnx.Module, or (params, apply) with apply(params, x)."
     )
 
 
-def _of_linen(module: linen.Module, sample: Any, key: Key | None) -> Model:
+def _of_linen(module: linen.Module, sample: Any, key: Key | None) -> FlaxModel:
     accepted = inspect.signature(type(module).__call__).parameters
 
     def mode(train: bool) -> dict[str, Any]:
@@ -95,10 +95,10 @@ def _of_linen(module: linen.Module, sample: Any, key: Key | None) -> Model:
             return module.apply(every, x, rngs=rngs, **mode(train)), extra
         return module.apply(every, x, rngs=rngs, mutable=list(extra), **mode(train))
 
-    return Model(params, variables, apply)
+    return FlaxModel(params, variables, apply)
 
 
-def _of_nnx(module: nnx.Module) -> Model:
+def _of_nnx(module: nnx.Module) -> FlaxModel:
     graph, *parts = nnx.split(module, nnx.Param, nnx.RngState, ...)
     names = ("params", "rngs", "state")
     plain = {
@@ -120,7 +120,7 @@ def _of_nnx(module: nnx.Module) -> Model:
         moved = dict(zip(names, after, strict=True))
         return out, {name: _nested(flatten(moved[name])) for name in extra}
 
-    return Model(plain.pop("params", {}), plain, apply)
+    return FlaxModel(plain.pop("params", {}), plain, apply)
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

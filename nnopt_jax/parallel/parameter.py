@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from nnopt_jax.parallel.mesh import axis_names, parts
+from nnopt_jax.parallel.meshes import axis_names, parts
 from nnopt_jax.tree.bit_counts import dtype_bits
 
 KeyPath = tuple[Any, ...]

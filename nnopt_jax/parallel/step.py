@@ -13,12 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.parallel.data import require_divisible
-from nnopt_jax.parallel.gradient import gradient
-from nnopt_jax.parallel.layout import Layout, TrainState, layout
-from nnopt_jax.parallel.mesh import batch_spec, constrain, inside, named, settled, shares
-from nnopt_jax.parallel.shard import require_planned
-from nnopt_jax.parallel.specs import Shards, require_plan
+from nnopt_jax.parallel.batches import require_divisible
+from nnopt_jax.parallel.gradients import gradient
+from nnopt_jax.parallel.meshes import batch_spec, constrain, inside, named, settled, shares
+from nnopt_jax.parallel.shard_specs import Shards, require_plan
+from nnopt_jax.parallel.sharding import require_planned
+from nnopt_jax.parallel.train_state import Layout, TrainState, layout
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform import Transform, chain, step, trainable
 from nnopt_jax.transform.given import described, require_transforms

@@ -6,7 +6,7 @@ from nnopt_jax.pruning.at_random import (
     rigl as rigl,
     sparse_evolution as sparse_evolution,
 )
-from nnopt_jax.pruning.channels import structured as structured
+from nnopt_jax.pruning.channel_pruning import structured as structured
 from nnopt_jax.pruning.coupled import kept_units as kept_units
 from nnopt_jax.pruning.importance import (
     fisher as fisher,
@@ -21,10 +21,10 @@ from nnopt_jax.pruning.measured_sparsity import (
     SparsityTable as SparsityTable,
     measure_sparsity as measure_sparsity,
 )
-from nnopt_jax.pruning.proximal import proximal as proximal
+from nnopt_jax.pruning.proximal_steps import proximal as proximal
 from nnopt_jax.pruning.pruner import by_score as by_score
 from nnopt_jax.pruning.regrowth import Regrow as Regrow
-from nnopt_jax.pruning.rewind import rewind as rewind
+from nnopt_jax.pruning.rewinding import rewind as rewind
 from nnopt_jax.pruning.schedules import (
     cubic as cubic,
     iterative as iterative,

@@ -20,7 +20,7 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform import presets
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Start, Update, matrices, refresh_when
-from nnopt_jax.transform.refining import refining
+from nnopt_jax.transform.slotwise import refining
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 

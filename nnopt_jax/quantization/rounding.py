@@ -113,7 +113,7 @@ class _Stochastic(Rounding):
         return below + (jax.random.uniform(key, x.shape) < fraction).astype(jnp.float32)
 
 
-class _Learned(Rounding):
+class _LearnedOffset(Rounding):
     name: ClassVar[str] = "learned"
     keys: ClassVar[tuple[str, ...]] = ("offset",)
 
@@ -188,7 +188,7 @@ def learned() -> Rounding:
         Cheng et al. 2024, Optimize Weight Rounding via Signed Gradient Descent for the
         Quantization of LLMs, section 3.
     """
-    return _Learned()
+    return _LearnedOffset()
 
 
 ROUNDINGS: Mapping[str, Callable[[], Rounding]] = MappingProxyType(

@@ -216,7 +216,7 @@ class _LeastSquares(WeightRange):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class _Learned(WeightRange):
+class _LearnedStep(WeightRange):
     name: ClassVar[str] = "learned"
     is_exact: ClassVar[bool] = False
 
@@ -322,7 +322,7 @@ def learned() -> WeightRange:
     References:
         Esser et al. 2020, Learned Step Size Quantization, section 2.
     """
-    return _Learned()
+    return _LearnedStep()
 
 
 def _count(part: Blocked) -> jax.Array:

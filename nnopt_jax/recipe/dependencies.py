@@ -12,7 +12,7 @@ import jax
 from nnopt_jax import artifact
 from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.errors import NnoptError, RecipeError
-from nnopt_jax.interop.flax import Model
+from nnopt_jax.interop.flax import FlaxModel
 from nnopt_jax.recipe import resolver
 from nnopt_jax.recipe.inputs import Splits, make_model, output_of, variables_of
 from nnopt_jax.recipe.reader import load
@@ -39,7 +39,7 @@ class Dependency(NamedTuple):
     folder: Path
     recipe: Recipe | None
 
-    def model(self, data: Splits) -> Model:
+    def model(self, data: Splits) -> FlaxModel:
         """Load the network of the run, its parameters dense.
 
         Args:
@@ -60,7 +60,7 @@ class Dependency(NamedTuple):
         return model._replace(params=materialize(model.params))
 
 
-def finished_model(recipe: Recipe, file: Path, data: Splits) -> Model:
+def finished_model(recipe: Recipe, file: Path, data: Splits) -> FlaxModel:
     """Load the network of a finished run.
 
     Args:
@@ -142,7 +142,7 @@ def with_dependencies(plan: RecipePlan, required: list[Dependency]) -> RecipePla
     return plan
 
 
-def warm_started(start: WarmStart, source: Params, model: Model) -> Model:
+def warm_started(start: WarmStart, source: Params, model: FlaxModel) -> FlaxModel:
     """Put the parameters of another network into a fresh one.
 
     Args:
@@ -159,7 +159,9 @@ def warm_started(start: WarmStart, source: Params, model: Model) -> Model:
     Example:
         >>>         >>> from nnopt_jax.recipe import WarmStart
         >>> params = {f"block_{i}": {"w": jnp.full(1, float(i))} for i in range(4)}
-        >>> fresh = Model({"block_0": {"w": jnp.ones(1)}, "block_1": {"w": jnp.ones(1)}}, {}, None)
+        >>> fresh = FlaxModel(
+        ...     {"block_0": {"w": jnp.ones(1)}, "block_1": {"w": jnp.ones(1)}}, {}, None
+        ... )
         >>> warm_started(WarmStart("runs/deep", "block_{index}"), params, fresh).params["block_1"]
         {'w': Array([2.], dtype=float32)}
     """
@@ -189,7 +191,7 @@ class Teacher:
     """
 
     variables: tuple[Any, Any] = field(repr=False)
-    model: Model = field(repr=False)
+    model: FlaxModel = field(repr=False)
     loss: Callable[..., Any]
     weight: float
 
@@ -209,7 +211,7 @@ class Teacher:
         return self.weight * self.loss(logits, theirs) + (1 - self.weight) * alone
 
 
-def _load_teacher(distill: Distill, model: Model, plan: RecipePlan) -> Teacher:
+def _load_teacher(distill: Distill, model: FlaxModel, plan: RecipePlan) -> Teacher:
     mine = output_of(plan.model, plan.data, "model:").shape
     theirs = output_of(model, plan.data, "distill.teacher: the teacher").shape
     if mine != theirs:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from nnopt_jax.errors import Problems, RecipeError
-from nnopt_jax.interop.flax import Model, adapt
+from nnopt_jax.interop.flax import FlaxModel, adapt
 from nnopt_jax.recipe.resolver import call
 from nnopt_jax.recipe.schema import Recipe
 from nnopt_jax.trace import Graph, OnPacked, graph, on_packed
@@ -142,7 +142,7 @@ def batches(split: Examples, size: int, key: Key, start: int = 0) -> Iterator[Ex
         epoch, skip = epoch + 1, 0
 
 
-def network(model: Model) -> OnPacked:
+def network(model: FlaxModel) -> OnPacked:
     """Return the network in use: `f(params, extra, x) -> logits`, of dense or packed parameters.
 
     Packed leaves run packed where there is a way; `.report` says where there is none.
@@ -178,7 +178,7 @@ def evaluate(
     return total / len(split.x)
 
 
-def output_of(model: Model, data: Splits, subject: str) -> jax.ShapeDtypeStruct:
+def output_of(model: FlaxModel, data: Splits, subject: str) -> jax.ShapeDtypeStruct:
     """Return the shape of the output for two examples.
 
     Args:
@@ -201,7 +201,7 @@ def _does_not_take(data: Splits, error: Exception) -> str:
     return f"does not take inputs of shape ({shape}): {type(error).__name__}: {error}"
 
 
-def check_classes(model: Model, data: Splits) -> None:
+def check_classes(model: FlaxModel, data: Splits) -> None:
     """Compare the labels of a classifier with its logits, before anything is trained.
 
     Raises:
@@ -228,7 +228,7 @@ def check_classes(model: Model, data: Splits) -> None:
             )
 
 
-def make_model(recipe: Recipe, data: Splits, key: Key) -> Model:
+def make_model(recipe: Recipe, data: Splits, key: Key) -> FlaxModel:
     """Call the recipe's model and adapt the result.
 
     Args:
@@ -252,7 +252,7 @@ def make_model(recipe: Recipe, data: Splits, key: Key) -> Model:
         raise RecipeError(f"recipe: model: {recipe.model.source} {problem}") from error
 
 
-def model_graph(model: Model, inputs: Any) -> Graph:
+def model_graph(model: FlaxModel, inputs: Any) -> Graph:
     """Trace the network in use, for batches like those of its data.
 
     Args:
@@ -292,7 +292,7 @@ def file_tree(params: Params, extra: Mapping[str, Any]) -> Any:
     return {"params": params, **others} if others else params
 
 
-def structure(model: Model, data: Splits) -> Structure:
+def structure(model: FlaxModel, data: Splits) -> Structure:
     """Capture a fresh network in use, for batches of any size.
 
     Args:

@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from nnopt_jax import parallel
 from nnopt_jax.errors import NnoptError, RecipeError
-from nnopt_jax.parallel.data import require_divisible
-from nnopt_jax.parallel.layout import layout
-from nnopt_jax.parallel.mesh import batch_spec, shares
+from nnopt_jax.parallel.batches import require_divisible
+from nnopt_jax.parallel.meshes import batch_spec, shares
+from nnopt_jax.parallel.train_state import layout
 from nnopt_jax.recipe.inputs import Examples
 from nnopt_jax.recipe.schema import Parallel
 from nnopt_jax.settings import Settings

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.errors import NnoptError, Problems, RecipeError
-from nnopt_jax.interop.flax import Model
+from nnopt_jax.interop.flax import FlaxModel
 from nnopt_jax.recipe import resolver
 from nnopt_jax.recipe.inputs import (
     Splits,
@@ -154,7 +154,7 @@ class RecipePlan:
 
     recipe: Recipe
     data: Splits
-    model: Model
+    model: FlaxModel
     phases: list[Phase]
     loss: Callable[..., Any]
     metric: Callable[..., Any]

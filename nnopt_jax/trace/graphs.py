@@ -12,7 +12,7 @@ from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.trace.axis_analysis import axes_of
 from nnopt_jax.trace.cost_count import count_cost
 from nnopt_jax.trace.cost_table import Cost
-from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes, Keep, check_leaves, coupled_axes
+from nnopt_jax.trace.coupling.axis_coupling import CoupledAxes, Keep, check_leaves, coupled_axes
 from nnopt_jax.trace.coupling.rearrange import ShrunkModel, mask_units, permute_units, shrink
 from nnopt_jax.trace.primitives import TABLE, Table
 from nnopt_jax.trace.statistics.batch_reader import Progress, observe

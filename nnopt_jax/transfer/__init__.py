@@ -15,28 +15,28 @@ from nnopt_jax.transfer.mixed import (
     load_structure as load_structure,
     save_model as save_model,
 )
-from nnopt_jax.transfer.parameter.adapters.dora import dora as dora
-from nnopt_jax.transfer.parameter.adapters.file import (
+from nnopt_jax.transfer.parameter.adapters.adapter_file import (
     load_adapter as load_adapter,
     save_adapter as save_adapter,
 )
-from nnopt_jax.transfer.parameter.adapters.freeze import freeze as freeze
-from nnopt_jax.transfer.parameter.adapters.lora import lora as lora
+from nnopt_jax.transfer.parameter.adapters.frozen import freeze as freeze
+from nnopt_jax.transfer.parameter.adapters.low_rank_adapters import lora as lora
+from nnopt_jax.transfer.parameter.adapters.weight_decomposed import dora as dora
+from nnopt_jax.transfer.parameter.averaging import soup as soup
 from nnopt_jax.transfer.parameter.graft import rules as rules
-from nnopt_jax.transfer.parameter.graft.graft import Grafted as Grafted, graft as graft
 from nnopt_jax.transfer.parameter.graft.report import GraftReport as GraftReport
+from nnopt_jax.transfer.parameter.graft.surgery import Grafted as Grafted, graft as graft
 from nnopt_jax.transfer.parameter.rates import (
     Rates as Rates,
     labels as labels,
     layerwise_rates as layerwise_rates,
 )
-from nnopt_jax.transfer.parameter.slerp import slerp as slerp
-from nnopt_jax.transfer.parameter.soup import soup as soup
-from nnopt_jax.transfer.parameter.task_arithmetic import task_arithmetic as task_arithmetic
-from nnopt_jax.transfer.parameter.ties import ties as ties
-from nnopt_jax.transfer.structure.capture import capture as capture
-from nnopt_jax.transfer.structure.deepen import deepen as deepen
-from nnopt_jax.transfer.structure.grow import grow as grow
+from nnopt_jax.transfer.parameter.spherical import slerp as slerp
+from nnopt_jax.transfer.parameter.task_vectors import task_arithmetic as task_arithmetic
+from nnopt_jax.transfer.parameter.ties_merging import ties as ties
+from nnopt_jax.transfer.structure.captured_program import capture as capture
+from nnopt_jax.transfer.structure.deepening import deepen as deepen
+from nnopt_jax.transfer.structure.growth import grow as grow
 from nnopt_jax.transfer.structure.layers import (
     layer_map as layer_map,
     select_layers as select_layers,
@@ -44,4 +44,4 @@ from nnopt_jax.transfer.structure.layers import (
     unstack_layers as unstack_layers,
 )
 from nnopt_jax.transfer.structure.structure import Structure as Structure
-from nnopt_jax.transfer.structure.widen import widen as widen
+from nnopt_jax.transfer.structure.widening import widen as widen

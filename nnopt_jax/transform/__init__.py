@@ -9,9 +9,12 @@ from nnopt_jax.transform.leaves import (
     refresh_when as refresh_when,
     wrapping as wrapping,
 )
-from nnopt_jax.transform.plan import Plan as Plan, PlanRow as PlanRow, plan as plan
-from nnopt_jax.transform.refining import refining as refining
-from nnopt_jax.transform.specs import packed_specs as packed_specs, state_specs as state_specs
+from nnopt_jax.transform.planning import Plan as Plan, PlanRow as PlanRow, plan as plan
+from nnopt_jax.transform.slotwise import refining as refining
+from nnopt_jax.transform.state_sharding import (
+    packed_specs as packed_specs,
+    state_specs as state_specs,
+)
 from nnopt_jax.transform.together import refining_together as refining_together
 from nnopt_jax.transform.training import (
     Trainable as Trainable,

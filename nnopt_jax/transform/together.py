@@ -23,7 +23,7 @@ from nnopt_jax.transform.leaves import (
     slot_key,
 )
 from nnopt_jax.transform.notes import Notes, leaf_notes
-from nnopt_jax.transform.refining import open_slots
+from nnopt_jax.transform.slotwise import open_slots
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where
 

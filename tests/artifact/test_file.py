@@ -489,7 +489,7 @@ def test_a_description_is_plain_json(path):
     artifact.save(path, tree, metadata={"epoch": 3})
     body, version = file.unsealed(path.read_bytes())
     assert version == 3
-    head = byte_io.Reader(body).part()
+    head = byte_io.ByteReader(body).part()
     assert json.loads(zlib.decompress(head, -15)) == {
         "tree": {
             "dict": {

@@ -11,7 +11,7 @@ import pytest
 
 from nnopt_jax import recipe as recipes, report
 from nnopt_jax.errors import RecipeError
-from nnopt_jax.interop.flax import Model
+from nnopt_jax.interop.flax import FlaxModel
 from nnopt_jax.recipe.inputs import Examples, Splits
 from nnopt_jax.recipe.measurement import Benchmark
 from nnopt_jax.recipe.recipe_plan import Carry, RecipePlan, phases
@@ -24,7 +24,9 @@ RECIPE = recipes.build({
                 "transforms": [{"pruning.magnitude": {"sparsity": 0.5}}]}],
 })  # fmt: skip
 PARAMS = {"w": jnp.arange(32.0).reshape(4, 8), "b": jnp.zeros(8)}
-MODEL = Model(PARAMS, {"batch_stats": {"mean": jnp.zeros(3)}}, lambda params, extra, x: (x, extra))
+MODEL = FlaxModel(
+    PARAMS, {"batch_stats": {"mean": jnp.zeros(3)}}, lambda params, extra, x: (x, extra)
+)
 EXAMPLES = Examples(np.ones((4, 4), np.float32), np.zeros(4, np.int32))
 LATENCY = report.Latency(202.99999999999272, 101.5, 200.1, 99.3, 1.9999)
 LEAF = report.LeafRow("w", "float32[4,8]", (4, 8), 12, 1024, 1, tuple(np.arange(49.0)), (7,) * 48)
@@ -47,7 +49,7 @@ def plan():
     ("value", "text"),
     [
         (RECIPE, "Recipe('demo': mine:net on mine:blobs, 2 stages)"),
-        (MODEL, "Model(40 parameters; other variables: batch_stats)"),
+        (MODEL, "FlaxModel(40 parameters; other variables: batch_stats)"),
         (EXAMPLES, "Examples(x=float32[4,4], y=int32[4])"),
         (Carry(PARAMS, {}, (), None),
          "Carry(arrays of params: 2, extra: 0, state: 0, opt_state: 0)"),

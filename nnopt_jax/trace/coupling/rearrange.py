@@ -13,7 +13,7 @@ import numpy as np
 
 from nnopt_jax.columns import Tabular, counted
 from nnopt_jax.errors import CompositionError, Problems, ValueRangeError
-from nnopt_jax.trace.coupling.coupled_axes import CoupledAxes, Keep, check_leaves, dimensions_of
+from nnopt_jax.trace.coupling.axis_coupling import CoupledAxes, Keep, check_leaves, dimensions_of
 from nnopt_jax.trace.coupling.coupling_analysis import Analysis, Place, analyze_coupling
 from nnopt_jax.trace.coupling.smaller_run import SmallerRun
 from nnopt_jax.trace.primitives import TABLE, Table

@@ -14,8 +14,8 @@ from nnopt_jax.trace.jaxpr import Equation, Program, is_variable, primitives
 from nnopt_jax.trace.primitives import Flow, OpRule, Programs
 from nnopt_jax.trace.statistics.leaf_movement import CutAcrossError, move_parts, moves
 from nnopt_jax.trace.statistics.leaf_part import LeafPart
+from nnopt_jax.trace.statistics.product_reading import read_product
 from nnopt_jax.trace.statistics.product_use import ProductUse
-from nnopt_jax.trace.statistics.read_product import read_product
 
 
 class ValueNumbers:

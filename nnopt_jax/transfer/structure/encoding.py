@@ -6,7 +6,7 @@ import json
 import zlib
 from typing import Any
 
-from nnopt_jax.artifact.byte_io import Reader, framed, varint
+from nnopt_jax.artifact.byte_io import ByteReader, framed, varint
 from nnopt_jax.errors import ArtifactError
 
 VERSION = 1
@@ -51,7 +51,7 @@ def decoded(data: bytes, max_bytes: int) -> tuple[Any, list[bytes]]:
     if not data.startswith(_MAGIC):
         raise ArtifactError(f"{_WHO}: these {len(data)} bytes are no structure.")
     body, checksum = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
-    reader = Reader(body[len(_MAGIC) :])
+    reader = ByteReader(body[len(_MAGIC) :])
     version = reader.byte()
     if version != VERSION:
         raise ArtifactError(
@@ -68,7 +68,7 @@ def decoded(data: bytes, max_bytes: int) -> tuple[Any, list[bytes]]:
         plain = inflate.decompress(reader.rest(), size + 1)
         if len(plain) != size or not inflate.eof:
             raise ValueError(f"not {size} bytes")
-        inner = Reader(plain)
+        inner = ByteReader(plain)
         count = inner.varint()
         parts = [inner.part() if left else inner.rest() for left in range(count, -1, -1)]
         return json.loads(parts[0]), parts[1:]

@@ -14,7 +14,7 @@ from jax.interpreters import mlir
 from jax.sharding import PartitionSpec
 
 import nnopt_jax as nnopt
-from nnopt_jax.trace.coupling.coupled_axes import coupled_axes
+from nnopt_jax.trace.coupling.axis_coupling import coupled_axes
 from nnopt_jax.trace.coupling.rearrange import shrink
 from nnopt_jax.trace.primitives import TABLE, elementwise_rule
 from nnopt_jax.trace.traced import trace

@@ -18,7 +18,7 @@ from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.parameter.adapters.freeze import freezing
+from nnopt_jax.transfer.parameter.adapters.frozen import freezing
 from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import UNBOUND, Binding
 from nnopt_jax.transform.leaves import Leaves, Start, wrapping

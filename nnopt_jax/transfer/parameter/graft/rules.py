@@ -1,6 +1,6 @@
 """Rules for `transfer.graft`: names, layouts, and shapes."""
 
-from nnopt_jax.transfer.parameter.graft.layout import (
+from nnopt_jax.transfer.parameter.graft.layout_rules import (
     fuse as fuse,
     reshape as reshape,
     split as split,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.errors import ShapeError
 from nnopt_jax.ops import resize
-from nnopt_jax.transfer.parameter.graft.leaves import loses
+from nnopt_jax.transfer.parameter.graft.leaf_rules import loses
 from nnopt_jax.typing import Array
 
 

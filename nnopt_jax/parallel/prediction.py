@@ -12,10 +12,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.errors import Problems, ShapeError
-from nnopt_jax.parallel.data import pad_batch, rows_of
-from nnopt_jax.parallel.mesh import batch_spec, constrain, inside, named, settled, shares
-from nnopt_jax.parallel.shard import require_planned
-from nnopt_jax.parallel.specs import Shards, require_plan
+from nnopt_jax.parallel.batches import pad_batch, rows_of
+from nnopt_jax.parallel.meshes import batch_spec, constrain, inside, named, settled, shares
+from nnopt_jax.parallel.shard_specs import Shards, require_plan
+from nnopt_jax.parallel.sharding import require_planned
 from nnopt_jax.tree.devices import automatic, place
 from nnopt_jax.tree.paths import flatten
 

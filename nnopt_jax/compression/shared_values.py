@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.codebooks import Codebook
 from nnopt_jax.arrays.refinement import Slot
-from nnopt_jax.compression.sharing.channels import (
+from nnopt_jax.compression.tables_of_channels import (
     assign_channels,
     channel_tables,
     too_few_in_channels,
@@ -22,7 +22,7 @@ from nnopt_jax.ops.histogram import pool
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Start, Update, matrices, refresh_when
-from nnopt_jax.transform.refining import refining
+from nnopt_jax.transform.slotwise import refining
 from nnopt_jax.transform.together import refining_together
 from nnopt_jax.tree.select import Where
 

@@ -63,7 +63,7 @@ def freezing(tx: Transform, where: Where | None) -> Transform:
 
     Example:
         >>> import nnopt_jax as nnopt
-        >>> from nnopt_jax.transfer.parameter.adapters.freeze import freezing
+        >>> from nnopt_jax.transfer.parameter.adapters.frozen import freezing
         >>> tx = freezing(nnopt.compression.codebook(4), "a")
         >>> tx.frozen({"a": 1, "b": 2})
         frozenset({'a'})

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
-from nnopt_jax.transfer.parameter.graft.leaves import canonical, loses, read, read_source
+from nnopt_jax.transfer.parameter.graft.leaf_rules import canonical, loses, read, read_source
 from nnopt_jax.transfer.parameter.graft.report import GraftReport
 from nnopt_jax.transfer.parameter.graft.rule import Failed, Leaves, Rule, tried
 from nnopt_jax.transform.given import described

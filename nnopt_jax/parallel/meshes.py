@@ -77,7 +77,7 @@ def parts(mesh: Mesh | AbstractMesh, axes: Any) -> int:
 
     Example:
         >>> import nnopt_jax as nnopt
-        >>> from nnopt_jax.parallel.mesh import parts
+        >>> from nnopt_jax.parallel.meshes import parts
         >>> mesh = nnopt.parallel.mesh(data=2, model=4)
         >>> parts(mesh, None), parts(mesh, "model"), parts(mesh, ("data", "model"))
         (1, 4, 8)
@@ -91,7 +91,7 @@ def shares(mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> int:
     Example:
         >>> from jax.sharding import PartitionSpec
         >>> import nnopt_jax as nnopt
-        >>> from nnopt_jax.parallel.mesh import shares
+        >>> from nnopt_jax.parallel.meshes import shares
         >>> mesh = nnopt.parallel.mesh(data=2, model=4)
         >>> shares(mesh, PartitionSpec("data", None, "model")), shares(mesh, PartitionSpec())
         (8, 1)

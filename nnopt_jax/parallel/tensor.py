@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
-from nnopt_jax.parallel.mesh import axis_names, parts
+from nnopt_jax.parallel.meshes import axis_names, parts
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Where, resolve, selector
 

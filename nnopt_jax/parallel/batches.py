@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nnopt_jax.errors import ShapeError
-from nnopt_jax.parallel.mesh import batch_spec, constrain, require_mesh, shares
+from nnopt_jax.parallel.meshes import batch_spec, constrain, require_mesh, shares
 from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array

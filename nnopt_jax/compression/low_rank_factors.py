@@ -21,7 +21,7 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import Start, matrices
-from nnopt_jax.transform.refining import refining
+from nnopt_jax.transform.slotwise import refining
 from nnopt_jax.tree.bit_counts import dtype_bits
 from nnopt_jax.tree.select import Where
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.codebooks import Codebook, SoftCodebook
 from nnopt_jax.arrays.refinement import Slot
-from nnopt_jax.compression.sharing.codebook import shared, too_few
+from nnopt_jax.compression.shared_values import shared, too_few
 from nnopt_jax.ops.clustering import kmeans
 from nnopt_jax.ops.soft_clustering import soft_kmeans
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Start, Update, matrices
-from nnopt_jax.transform.refining import refining
+from nnopt_jax.transform.slotwise import refining
 from nnopt_jax.tree.select import Where
 
 _NAME = "compression.dkm"

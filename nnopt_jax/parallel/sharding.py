@@ -9,8 +9,8 @@ import jax
 
 from nnopt_jax.arrays.nodes import is_node, summary
 from nnopt_jax.errors import Problems, ShapeError, nearest
-from nnopt_jax.parallel.mesh import settled
-from nnopt_jax.parallel.specs import Shards, require_plan
+from nnopt_jax.parallel.meshes import settled
+from nnopt_jax.parallel.shard_specs import Shards, require_plan
 from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten
 

@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.compression.feature_mapping.projection import Projection
+from nnopt_jax.compression.projection import Projection
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.given import require_key

@@ -67,7 +67,7 @@ def loses(x: Any, dtype: Any) -> bool:
 
     Example:
         >>> import numpy as np
-        >>> from nnopt_jax.transfer.parameter.graft.leaves import loses
+        >>> from nnopt_jax.transfer.parameter.graft.leaf_rules import loses
         >>> loses(np.array([1.0]), np.int8), loses(np.array([300]), np.int8)
         (True, True)
         >>> loses(np.array([3]), np.int8), loses(np.array([1.1]), np.float16)

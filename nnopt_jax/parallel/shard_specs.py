@@ -13,10 +13,10 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from nnopt_jax.arrays.nodes import field_specs, is_node, summary
 from nnopt_jax.columns import aligned
 from nnopt_jax.errors import CompositionError, SelectionError
-from nnopt_jax.parallel.mesh import named, require_mesh, shares
-from nnopt_jax.parallel.model.inferred import by_graph
-from nnopt_jax.parallel.model.tensor import Rule, Ruled, by_annotation, by_rules
+from nnopt_jax.parallel.inferred import by_graph
+from nnopt_jax.parallel.meshes import named, require_mesh, shares
 from nnopt_jax.parallel.parameter import split_fully
+from nnopt_jax.parallel.tensor import Rule, Ruled, by_annotation, by_rules
 from nnopt_jax.settings import Settings
 from nnopt_jax.trace import Graph
 from nnopt_jax.transform.given import described, require_arrays

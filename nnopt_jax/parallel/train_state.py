@@ -8,9 +8,9 @@ import jax
 from jax.tree_util import GetAttrKey, tree_leaves_with_path
 
 from nnopt_jax.arrays.nodes import is_spec
-from nnopt_jax.parallel.mesh import named
+from nnopt_jax.parallel.meshes import named
 from nnopt_jax.parallel.parameter import optimizer_specs
-from nnopt_jax.parallel.specs import Shards, share_bytes
+from nnopt_jax.parallel.shard_specs import Shards, share_bytes
 from nnopt_jax.transform import State, Transform, state_specs, trainable
 from nnopt_jax.transform.base import abstract_state
 
@@ -85,7 +85,7 @@ def layout(tx: Transform, optimizer: Any, plan: Shards) -> Layout:
     Example:
         >>> import jax, optax
         >>> import nnopt_jax as nnopt
-        >>> from nnopt_jax.parallel.layout import layout
+        >>> from nnopt_jax.parallel.train_state import layout
         >>> on_paper = jax.sharding.AbstractMesh((512,), ("fsdp",))
         >>> params = {"kernel": jax.ShapeDtypeStruct((8192, 8192), "bfloat16")}
         >>> plan = nnopt.parallel.specs(params, on_paper)

@@ -21,7 +21,7 @@ from nnopt_jax.errors import (
 from nnopt_jax.settings import Settings
 from nnopt_jax.trace import CoupledAxes, Dimension, Graph
 from nnopt_jax.transfer.structure.place import whole
-from nnopt_jax.transfer.structure.widen import drawn_units, with_copies, with_readers
+from nnopt_jax.transfer.structure.widening import drawn_units, with_copies, with_readers
 from nnopt_jax.transform.given import require_key, require_values
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Array, Key, Params

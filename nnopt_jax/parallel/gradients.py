@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.parallel.data import micro_batches
-from nnopt_jax.parallel.mesh import constrain
-from nnopt_jax.parallel.specs import Shards
+from nnopt_jax.parallel.batches import micro_batches
+from nnopt_jax.parallel.meshes import constrain
+from nnopt_jax.parallel.shard_specs import Shards
 from nnopt_jax.transform.given import described
 from nnopt_jax.transform.training import filled, floats
 from nnopt_jax.typing import Array, ArrayLike, Key

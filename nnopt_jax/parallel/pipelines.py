@@ -11,8 +11,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.arrays.nodes import summary
 from nnopt_jax.errors import CompositionError, Problems, ShapeError
-from nnopt_jax.parallel.data import micro_batches, require_divisible
-from nnopt_jax.parallel.mesh import (
+from nnopt_jax.parallel.batches import micro_batches, require_divisible
+from nnopt_jax.parallel.meshes import (
     batch_spec,
     named,
     require_mesh,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from nnopt_jax.parallel.model.tensor import Ruled
+from nnopt_jax.parallel.tensor import Ruled
 from nnopt_jax.trace import Dimension, Graph
 
 

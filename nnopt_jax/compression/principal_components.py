@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.compression.feature_mapping.projection import Projection
+from nnopt_jax.compression.projection import Projection
 from nnopt_jax.errors import NonFiniteError, ShapeError, ValueRangeError
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.given import described
@@ -81,7 +81,7 @@ def pca(
     return Projection(matrix=jnp.asarray(matrix), mean=jnp.asarray(mean))
 
 
-class _Moments(NamedTuple):
+class _RunningMoments(NamedTuple):
     """How many examples there were, their mean, and the sum of squares about it."""
 
     count: int
@@ -89,11 +89,11 @@ class _Moments(NamedTuple):
     scatter: np.ndarray
 
 
-def _moments(x: Any) -> _Moments:
+def _moments(x: Any) -> _RunningMoments:
     batches: Iterable[Any] = [x] if hasattr(x, "shape") else x
     if not isinstance(batches, Iterable) or isinstance(batches, str | bytes | Mapping):
         raise ShapeError(f"{_NAME}: x is {described(x)}; give an array (n, features), or batches.")
-    total: _Moments | None = None
+    total: _RunningMoments | None = None
     for batch in batches:
         host = np.asarray(batch)
         if host.ndim < 2 or 0 in host.shape[1:]:
@@ -105,23 +105,23 @@ def _moments(x: Any) -> _Moments:
             raise NonFiniteError(f"{_NAME}: the data hold NaN or infinity; leave those out.")
         mean = flat.mean(0)
         centered = flat - mean
-        part = _Moments(len(flat), mean, centered.T @ centered)
+        part = _RunningMoments(len(flat), mean, centered.T @ centered)
         total = part if total is None else _merged(total, part)
     if total is None:
         raise ValueRangeError(f"{_NAME}: there are no data.")
     return total
 
 
-def _merged(a: _Moments, b: _Moments) -> _Moments:
+def _merged(a: _RunningMoments, b: _RunningMoments) -> _RunningMoments:
     if a.mean.shape != b.mean.shape:
         raise ShapeError(f"{_NAME}: batches of {a.mean.size} and of {b.mean.size} features.")
     count = a.count + b.count
     away = b.mean - a.mean
     scatter = a.scatter + b.scatter + np.outer(away, away) * (a.count * b.count / count)
-    return _Moments(count, a.mean + away * (b.count / count), scatter)
+    return _RunningMoments(count, a.mean + away * (b.count / count), scatter)
 
 
-def _spectrum(found: _Moments) -> tuple[np.ndarray, np.ndarray]:
+def _spectrum(found: _RunningMoments) -> tuple[np.ndarray, np.ndarray]:
     """Variances from the greatest down, and the directions as columns."""
     variance, directions = np.linalg.eigh(found.scatter / max(found.count - 1, 1))
     variance, directions = np.maximum(variance[::-1], 0.0), directions[:, ::-1]

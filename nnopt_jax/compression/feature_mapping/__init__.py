@@ -1,1 +1,0 @@
-"""Feature mapping: weights and inputs in spaces of fewer dimensions."""

@@ -1,1 +1,0 @@
-"""Weight sharing: few values for many weights."""

@@ -1,1 +1,0 @@
-"""Model parallelism: single layers split (tensor), and layers one after another (pipeline)."""
