@@ -37,7 +37,7 @@ def train(tx, steps, digits, model):
         _, grads = nnopt.value_and_grad(loss_fn, tx)(params, state, batch)
         moving = nnopt.trainable(tx, params, state)
         updates, opt_state = optimizer.update(grads.train, opt_state, moving)
-        params, state = nnopt.step(tx, params, state, updates, grads)  # RigL reads grads.shown
+        params, state = nnopt.step(tx, params, state, updates, grads)  # RigL reads grads.dense
         return params, state, opt_state
 
     rng = np.random.default_rng(0)

@@ -50,16 +50,21 @@ class Grads(NamedTuple):
 
     Args:
         train: with respect to what the optimizer moves, a `Trainable`.
-        shown: with respect to what the model saw: dense, of the structure of the parameters.
+        dense: with respect to the dense parameters that the model saw, of their structure.
 
     Example:
         >>> from nnopt_jax.transform import Grads
-        >>> Grads(train=1, shown=2).shown
+        >>> Grads(train=1, dense=2).dense
         2
     """
 
     train: Any
-    shown: Any
+    dense: Any
+
+    @property
+    def shown(self) -> Any:
+        """Raise an error: the former name of `dense`."""
+        raise AttributeError("grads.shown is now grads.dense")
 
 
 class InitFn(Protocol):

@@ -162,7 +162,7 @@ def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
     given = [grads]
     for transform in reversed(transforms[1:]):
         later = given[0]
-        given.insert(0, later and later._replace(shown=transform.back(later.shown)))
+        given.insert(0, later and later._replace(dense=transform.back(later.dense)))
     return given[: len(transforms)]
 
 
@@ -232,7 +232,7 @@ def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
     ) -> tuple[Any, Any]:
         require_grads(name, grads)
         if grads is not None:
-            grads = Grads(grads.train, _those(grads.shown, part(params)))
+            grads = Grads(grads.train, _those(grads.dense, part(params)))
         seen = None if view is None else part(view)
         moved, state = transform.update(part(params), state, grads=grads, view=seen, step=step)
         return merge(params, moved), state

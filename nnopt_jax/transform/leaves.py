@@ -146,7 +146,7 @@ def make_update(who: str, leaves: Leaves, state: State, grads: Grads | None, ste
     count = state.count + 1 if step is None else jnp.asarray(step, jnp.int32)
     if grads is None:
         return Update(count, None, who)
-    shown = flatten(grads.shown, is_node)
+    shown = flatten(grads.dense, is_node)
     require_shapes(who, "gradient", shown, leaves)
     return Update(count, shown, who)
 

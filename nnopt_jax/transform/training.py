@@ -119,7 +119,7 @@ def value_and_grad(
         >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
         >>> loss = lambda p, x: (p["kernel"] * x).sum()
         >>> value, grads = nnopt.value_and_grad(loss, tx)(params, tx.init(params), 2.0)
-        >>> value, grads.shown["kernel"]
+        >>> value, grads.dense["kernel"]
         (Array(6., dtype=float32), Array([[2., 2.]], dtype=float32))
     """
 

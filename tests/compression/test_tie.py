@@ -61,7 +61,7 @@ def test_a_learned_table_of_the_source_gets_both_gradients(first):
     source = tx.encode(PARAMS, state)["embed"]["embedding"]
     shared = source.codes if first else source
     scale = float(source.scale[0, 0]) if first else 1.0
-    both = grads.shown["embed"]["embedding"] + grads.shown["head"]["kernel"].T
+    both = grads.dense["embed"]["embedding"] + grads.dense["head"]["kernel"].T
     wanted = [np.asarray(both)[np.asarray(shared.indices) == c].sum() * scale for c in range(4)]
     got = grads.train.learned[-2]["embed/embedding"][0]
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)

@@ -91,7 +91,7 @@ def begin(tx: nnopt.Transform, params: Any) -> Any:
 
 def advance(tx: nnopt.Transform, params: Any, state: Any, **settings: Any) -> Any:
     """One update, with gradients at what the model saw."""
-    grads = nnopt.Grads(train=None, shown=slopes(params))
+    grads = nnopt.Grads(train=None, dense=slopes(params))
     return tx.update(params, state, grads=grads, **settings)
 
 
@@ -398,7 +398,7 @@ def check_gradients(tx: nnopt.Transform, params: Any) -> None:
         want = np.where(_passes(encoded[path]), wanted[path], 0)
         stopped = _beyond(encoded[path]) & (got == 0)
         assert np.allclose(got, np.where(stopped, 0, want), atol=1e-6), f"{path}: gradient is off"
-        shown = np.asarray(flatten(grads.shown)[path], np.float32)
+        shown = np.asarray(flatten(grads.dense)[path], np.float32)
         assert np.allclose(shown, wanted[path], atol=1e-6), f"{path}: gradient at the model is off"
 
 

@@ -268,7 +268,7 @@ def run(name: str) -> dict[str, Any]:
     state = tx.init(params, stats=used, key=jax.random.key(7))
     for number in range(UPDATES):
         params = jax.tree.map(jnp.add, params, wave(params, 0.7 + number, 0.05))
-        grads = nnopt.Grads(train=None, shown=wave(params, 3.0 + number))
+        grads = nnopt.Grads(train=None, dense=wave(params, 3.0 + number))
         params, state = tx.update(params, state, grads=grads)
     packed = jax.tree.leaves(tx.pack(params, state))
     return {

@@ -107,7 +107,7 @@ def test_rigl_moves_blocks_as_a_whole():
     params = {"w": rng(8, 12)}
     state = tx.init(params, key=jax.random.key(0))
     before = np.asarray(state.rest["w"]["mask"])
-    grads = nnopt.Grads(train=None, shown={"w": rng(12, 8).T})
+    grads = nnopt.Grads(train=None, dense={"w": rng(12, 8).T})
     _, state = tx.update(params, state, grads=grads)
     mask = np.asarray(state.rest["w"]["mask"])
     blocks = mask.reshape(4, 2, 6, 2).swapaxes(1, 2).reshape(24, 4)
@@ -123,9 +123,9 @@ def test_a_score_that_learns_decides_what_is_dropped():
     tree = {"gradient": {"w": rng(8, 4).T}}
     state = tx.init(params, stats=tree, key=jax.random.key(0))
     before = np.asarray(state.rest["w"]["mask"])
-    grads = nnopt.Grads(train=None, shown={"w": rng(5, 8)[:4]})
+    grads = nnopt.Grads(train=None, dense={"w": rng(5, 8)[:4]})
     _, state = tx.update(params, state, grads=grads)
-    worth = np.where(before, np.square(np.asarray(params["w"]) * np.asarray(grads.shown["w"])), -1)
+    worth = np.where(before, np.square(np.asarray(params["w"]) * np.asarray(grads.dense["w"])), -1)
     stays = worth >= np.sort(worth.ravel())[-8]
     assert np.asarray(state.rest["w"]["mask"])[stays].all()
 

@@ -141,7 +141,7 @@ def test_taylor_sums_since_the_last_mask():
                               mode="soft")  # fmt: skip
     state, masks = tx.init(params), []
     for slope in ([9, 8, 0, 0], [9, 8, 0, 0], [0, 1, 2, 0], [0, 0, 1, 2]):
-        grads = nnopt.Grads(train=None, shown={"w": jnp.array([slope], jnp.float32)})
+        grads = nnopt.Grads(train=None, dense={"w": jnp.array([slope], jnp.float32)})
         params, state = tx.update(params, state, grads=grads)
         masks.append(np.asarray(state.rest["w"]["mask"][0]).tolist())
     assert masks[1] == [True, True, False, False]

@@ -34,7 +34,7 @@ def _numpy_move(w, mask, score, dropped):
 
 
 def _grads(value):
-    return nnopt.Grads(train=None, shown={"kernel": jnp.asarray(value)})
+    return nnopt.Grads(train=None, dense={"kernel": jnp.asarray(value)})
 
 
 def test_one_move_of_rigl():
@@ -104,9 +104,9 @@ def test_invariants_over_training(method):
     for number in range(1, 25):
         shown, before = tx.apply(params, state)["kernel"], np.asarray(state.rest["kernel"]["mask"])
         params, state, opt_state, grads = step(params, state, opt_state)
-        np.testing.assert_allclose(grads.shown["kernel"], 2 * (shown - G), rtol=1e-6)
+        np.testing.assert_allclose(grads.dense["kernel"], 2 * (shown - G), rtol=1e-6)
         gradient = np.asarray(grads.train.params["kernel"])
-        np.testing.assert_array_equal(gradient, np.where(before, grads.shown["kernel"], 0))
+        np.testing.assert_array_equal(gradient, np.where(before, grads.dense["kernel"], 0))
         mask = np.asarray(state.rest["kernel"]["mask"])
         assert mask.sum() == 12
         assert not np.asarray(params["kernel"])[~mask | (mask & ~before)].any()

@@ -235,9 +235,9 @@ def test_gradients_at_what_the_model_saw_are_dense():
     run = nnopt.value_and_grad(nnopt.on_packed(loss_of(model)), tx)
     _, grads = jax.jit(run)(params, state, *batch)
     shapes = jax.tree.map(jnp.shape, params)
-    assert jax.tree.map(jnp.shape, grads.shown) == shapes
+    assert jax.tree.map(jnp.shape, grads.dense) == shapes
     shown = jax.jit(tx.apply)(params, state)
-    assert (np.asarray(grads.shown["a"])[np.asarray(shown["a"]) == 0] != 0).any()
+    assert (np.asarray(grads.dense["a"])[np.asarray(shown["a"]) == 0] != 0).any()
 
 
 def test_leaves_of_which_a_part_rounds_are_named():

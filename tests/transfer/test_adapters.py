@@ -190,7 +190,7 @@ def test_freeze_takes_part_in_chains_and_selections():
     np.testing.assert_array_equal(moving["d"], tree["d"])
     _, grads = nnopt.value_and_grad(lambda p: p["a"].sum() + p["d"].sum(), tx)(tree, tx.init(tree))
     assert grads.train.params["a"] is None
-    np.testing.assert_array_equal(grads.shown["a"], np.ones(2))
+    np.testing.assert_array_equal(grads.dense["a"], np.ones(2))
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_integers_among_the_parameters_are_left_alone():
 
     value, grads = nnopt.value_and_grad(loss, tx)(params, state, BATCHES[0])
     assert grads.train.params["table"] is None
-    assert grads.shown["table"] is None
+    assert grads.dense["table"] is None
     optimizer = optax.adam(0.1)
     updates, _ = optimizer.update(grads.train, optimizer.init(free), free)
     moved, _ = nnopt.step(tx, params, state, updates, grads)
@@ -170,3 +170,9 @@ def test_updates_keep_the_dtype_of_the_parameters(dtype):
     moved, _ = nnopt.step(tx, params, state, updates)
     assert {leaf.dtype for leaf in jax.tree.leaves(moved)} == {jnp.dtype(dtype)}
     np.testing.assert_array_equal(moved["bias"], np.ones(4))
+
+
+def test_the_former_name_of_dense_gradients_says_the_new_one():
+    grads = nnopt.Grads(train=None, dense={"w": 1.0})
+    with pytest.raises(AttributeError, match=r"grads\.shown is now grads\.dense"):
+        _ = grads.shown
