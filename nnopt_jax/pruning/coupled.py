@@ -147,10 +147,18 @@ class Coupled(Masking):
         return unflatten(params, leaves | nodes, is_node)
 
     def refresh(
-        self, params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
+        self,
+        params: Any,
+        state: State,
+        *,
+        grads: Any = None,
+        upstream: Any = None,
+        step: Any = None,
     ) -> tuple[Any, State]:
         """Learn from the gradients, choose new masks when they are due, and project."""
-        _, seen = leaves_of_state(params if view is None else view, state, self.name, TOGETHER)
+        _, seen = leaves_of_state(
+            params if upstream is None else upstream, state, self.name, TOGETHER
+        )
         now = make_update(self.name, seen, state, grads, step)
         dense = {path: materialize(leaf) for path, leaf in seen.items()}
         memory: Leaves = {}

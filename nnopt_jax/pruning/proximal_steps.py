@@ -177,11 +177,12 @@ class _Proximal:
         """Return an update that also moves the parameters that no earlier link has encoded."""
 
         def update(
-            params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
+            params: Any, state: State, *, grads: Any = None, upstream: Any = None, step: Any = None
         ) -> tuple[Any, State]:
-            params, state = refresh(params, state, grads=grads, view=view, step=step)
+            params, state = refresh(params, state, grads=grads, upstream=upstream, step=step)
             raw, seen = (
-                flatten(tree, is_node) for tree in (params, params if view is None else view)
+                flatten(tree, is_node)
+                for tree in (params, params if upstream is None else upstream)
             )
             moved = {
                 path: self._moved(path, raw[path], rest)

@@ -92,11 +92,11 @@ def rewind(
         return params
 
     def update(
-        params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
+        params: Any, state: State, *, grads: Any = None, upstream: Any = None, step: Any = None
     ) -> tuple[Any, State]:
         leaves, mine = leaves_of_state(params, state, _NAME)
         count = make_update(_NAME, mine, state, grads, step).count
-        seen = leaves if view is None else flatten(view, is_node)
+        seen = leaves if upstream is None else flatten(upstream, is_node)
         kept = {
             path: jnp.where(count == to, _visible(seen[path], leaves[path]), old)
             for path, old in state.rest.items()

@@ -86,7 +86,7 @@ class EncodeFn(Protocol):
 
 
 class UpdateFn(Protocol):
-    """`update(params, state, *, grads=None, view=None, step=None) -> (params, state)`."""
+    """`update(params, state, *, grads=None, upstream=None, step=None) -> (params, state)`."""
 
     def __call__(
         self,
@@ -94,7 +94,7 @@ class UpdateFn(Protocol):
         state: Any,
         *,
         grads: Grads | None = None,
-        view: Any = None,
+        upstream: Any = None,
         step: jax.Array | int | None = None,
     ) -> tuple[Any, Any]:
         """Refreshes the state (and may move the parameters) after an optimizer step."""

@@ -94,17 +94,17 @@ def _chain(*transforms: Transform) -> Transform:
         return params
 
     def update(
-        params: Any, state: tuple, *, grads: Any = None, view: Any = None, step: Any = None
+        params: Any, state: tuple, *, grads: Any = None, upstream: Any = None, step: Any = None
     ) -> tuple[Any, tuple]:
         require_states(name, state, len(transforms))
         require_grads(name, grads)
         fresh: list[Any] = []
         given = _handed_back(transforms, grads)
         for transform, part, grads in zip(transforms, state, given, strict=True):
-            shown = params if view is None else _seen(view, params)
+            shown = params if upstream is None else _seen(upstream, params)
             for earlier, done in zip(transforms, fresh, strict=False):
                 shown = earlier.encode(shown, done)
-            params, part = transform.update(params, part, grads=grads, view=shown, step=step)
+            params, part = transform.update(params, part, grads=grads, upstream=shown, step=step)
             fresh.append(part)
         return params, tuple(fresh)
 
@@ -166,9 +166,9 @@ def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
     return given[: len(transforms)]
 
 
-def _seen(view: Any, params: Any) -> Any:
+def _seen(upstream: Any, params: Any) -> Any:
     """What a chain inside a chain starts from: expressions as shown, raw leaves as they are now."""
-    return jax.tree.map(lambda x, raw: x if is_node(x) else raw, view, params, is_leaf=is_node)
+    return jax.tree.map(lambda x, raw: x if is_node(x) else raw, upstream, params, is_leaf=is_node)
 
 
 def at(where: Where, transform: Transform) -> Transform:
@@ -228,13 +228,13 @@ def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
         return merge(params, transform.encode(part(params), state, train=train))
 
     def update(
-        params: Any, state: Any, *, grads: Any = None, view: Any = None, step: Any = None
+        params: Any, state: Any, *, grads: Any = None, upstream: Any = None, step: Any = None
     ) -> tuple[Any, Any]:
         require_grads(name, grads)
         if grads is not None:
             grads = Grads(grads.train, _those(grads.dense, part(params)))
-        seen = None if view is None else part(view)
-        moved, state = transform.update(part(params), state, grads=grads, view=seen, step=step)
+        seen = None if upstream is None else part(upstream)
+        moved, state = transform.update(part(params), state, grads=grads, upstream=seen, step=step)
         return merge(params, moved), state
 
     def capacities(params: Any) -> dict[str, int]:

@@ -267,9 +267,11 @@ def wrapping(
         return unflatten(params, leaves | encode(mine, state, train), is_node)
 
     def update_(
-        params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
+        params: Any, state: State, *, grads: Any = None, upstream: Any = None, step: Any = None
     ) -> tuple[Any, State]:
-        _, seen = leaves_of_state(params if view is None else view, state, name, slots=False)
+        _, seen = leaves_of_state(
+            params if upstream is None else upstream, state, name, slots=False
+        )
         context = make_update(name, seen, state, grads, step)
         learned, rest = state.learned, state.rest
         if update is not None:

@@ -167,9 +167,15 @@ class _Refining:
         return unflatten(params, leaves | encoded, is_node)
 
     def update_all(
-        self, params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
+        self,
+        params: Any,
+        state: State,
+        *,
+        grads: Any = None,
+        upstream: Any = None,
+        step: Any = None,
     ) -> tuple[Any, State]:
-        shown = params if view is None else view
+        shown = params if upstream is None else upstream
         _, seen = leaves_of_state(shown, state, self.name, slots=True)
         now = make_update(self.name, seen, state, grads, step)
         learned, rest = state.learned, state.rest

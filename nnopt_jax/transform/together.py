@@ -117,9 +117,9 @@ def refining_together(
         return unflatten(params, leaves | encoded, is_node)
 
     def update_(
-        params: Any, state: State, *, grads: Any = None, view: Any = None, step: Any = None
+        params: Any, state: State, *, grads: Any = None, upstream: Any = None, step: Any = None
     ) -> tuple[Any, State]:
-        _, seen = leaves_of_state(params if view is None else view, state, name, TOGETHER)
+        _, seen = leaves_of_state(params if upstream is None else upstream, state, name, TOGETHER)
         now = make_update(name, seen, state, grads, step)
         learned, rest = state.learned[TOGETHER], state.rest[TOGETHER]
         if refresh is not None:
