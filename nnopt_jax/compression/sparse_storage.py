@@ -83,7 +83,7 @@ def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices)
         where,
         init=init,
         encode=encode,
-        settle=lambda leaf, mask: jnp.where(mask, leaf, jnp.zeros((), leaf.dtype)),
+        project=lambda leaf, mask: jnp.where(mask, leaf, jnp.zeros((), leaf.dtype)),
         check=lambda path, leaf: shape_misfit(leaf.shape, form),
         capacities=lambda leaves: _counts(leaves, form),
     )

@@ -26,8 +26,8 @@ from nnopt_jax.transform.leaves import (
     leaves_of_state,
     make_start,
     make_update,
+    project_leaves,
     refresh_when,
-    settled,
 )
 from nnopt_jax.tree.paths import unflatten
 from nnopt_jax.tree.select import Where, resolve
@@ -173,7 +173,7 @@ class Coupled(Masking):
         sparsity = target(self.sparsity, now.count)
         found = refresh_when(due, lambda: self._chosen(dense, memory, fixed, sparsity), old)
         if self.mode == "hard":
-            params = settled(params, seen, project, found)
+            params = project_leaves(params, seen, project, found)
             dense = {path: project(leaf, found[path]) for path, leaf in dense.items()}
         memory = self._remembered(memory, due)
         return params, self._new_state(found, memory, dense, fixed, now.count)

@@ -139,7 +139,7 @@ def by_score(
             init=masking.init,
             encode=masking.encode,
             update=None if every is None else masking.update,
-            settle=projects,
+            project=projects,
             check=lambda path, leaf: bound.misfit(path, leaf.shape),
             exact=found.exact,
             needs=needs,

@@ -132,7 +132,7 @@ def on_grid(
         init=way.init,
         encode=way.encode,
         refresh=way.refresh,
-        settle=chosen.project if chosen.projects else None,
+        project=chosen.project if chosen.projects else None,
         check=shared.misfit,
         kinds=("value",),
         exact=chosen.is_exact,

@@ -186,7 +186,7 @@ def wrapping(
     init: Callable[[Leaves, Start], tuple[Leaves, Leaves]],
     encode: Callable[[Leaves, State, bool], Leaves],
     update: Callable[[Leaves, State, Update], tuple[Leaves, Leaves]] | None = None,
-    settle: Callable[[jax.Array, Any], jax.Array] | None = None,
+    project: Callable[[jax.Array, Any], jax.Array] | None = None,
     check: Callable[[str, Any], str | None] | None = None,
     refuses: Callable[[str, Any], str | None] | None = None,
     exact: bool = True,
@@ -204,7 +204,7 @@ def wrapping(
         init: `(dense leaves by path, Start) -> (learned, rest)`, both by path.
         encode: `(leaves by path, state, train) -> expressions by path`.
         update: `(dense leaves, state, Update) -> (learned, rest)`; None to keep them.
-        settle: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
+        project: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
             leaves are moved, because a leaf that an earlier link encoded is that link's to move.
         check: `(path, abstract leaf) -> problem or None`, from shape and dtype alone.
         refuses: likewise: what an earlier link made of a leaf that rules this one out.
@@ -238,7 +238,7 @@ def wrapping(
 
     def build(binding: Binding) -> Transform:
         return wrapping(
-            name, where, init=init, encode=encode, update=update, settle=settle, check=check,
+            name, where, init=init, encode=encode, update=update, project=project, check=check,
             refuses=refuses, exact=exact, needs=needs, takes=takes, capacities=capacities,
             needs_axes=needs_axes, binding=binding,
         )  # fmt: skip
@@ -276,8 +276,8 @@ def wrapping(
         learned, rest = state.learned, state.rest
         if update is not None:
             learned, rest = update({p: materialize(x) for p, x in seen.items()}, state, context)
-        if settle is not None:
-            params = settled(params, seen, settle, rest)
+        if project is not None:
+            params = project_leaves(params, seen, project, rest)
         return params, State(learned, rest, context.count)
 
     def capacities_(params: Any) -> dict[str, int]:
@@ -338,19 +338,19 @@ def fitting(who: str, leaves: Leaves, faults: Mapping[str, Faults], binding: Bin
 _ADVICE = "give where= for other leaves, or leave these alone: bind(..., misfit='skip')"
 
 
-def settled(
-    params: Any, seen: Leaves, settle: Callable[[jax.Array, Any], jax.Array], rest: Leaves
+def project_leaves(
+    params: Any, seen: Leaves, project: Callable[[jax.Array, Any], jax.Array], rest: Leaves
 ) -> Any:
     """Moves the raw parameters that no earlier link has encoded.
 
     Args:
         params: the parameters.
         seen: by path what the links before show of the chosen leaves.
-        settle: `(raw leaf, rest) -> raw leaf`.
+        project: `(raw leaf, rest) -> raw leaf`.
         rest: of the state, by path.
     """
     raw = flatten(params, is_node)
-    moved = {p: settle(raw[p], rest[p]) for p, leaf in seen.items() if not is_node(leaf)}
+    moved = {p: project(raw[p], rest[p]) for p, leaf in seen.items() if not is_node(leaf)}
     return unflatten(params, raw | moved, is_node)
 
 

@@ -24,7 +24,7 @@ from nnopt_jax.transform.leaves import (
     make_start,
     make_update,
     matrices,
-    settled,
+    project_leaves,
     slot_key,
 )
 from nnopt_jax.transform.notes import Notes, leaf_notes
@@ -39,7 +39,7 @@ def refining(
     init: Callable[[Slot, Start], tuple[Any, Any]],
     encode: Callable[[Slot, Any, Any, bool], Field],
     refresh: Callable[[Slot, Any, Any, Update], tuple[Any, Any]] | None = None,
-    settle: Callable[[jax.Array, Any], jax.Array] | None = None,
+    project: Callable[[jax.Array, Any], jax.Array] | None = None,
     check: Callable[[Slot], str | None] | None = None,
     refuses: Callable[[Slot], str | None] | None = None,
     kinds: tuple[str, ...] = ("value", "code"),
@@ -56,7 +56,7 @@ def refining(
             key is the slot's own.
         encode: `(slot, learned, rest, train) -> expression` in the slot's place.
         refresh: `(slot, learned, rest, Update) -> (learned, rest)`; None to keep them.
-        settle: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
+        project: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
             leaves are moved, because a leaf that an earlier link encoded is that link's to move.
         check: `slot -> problem or None`, from shape and dtype alone.
         refuses: `slot -> problem or None`: what an earlier link made of it that rules this one out.
@@ -83,7 +83,7 @@ def refining(
         {'w': Array([ 1., -1.], dtype=float32)}
     """
     way = _Refining(
-        name, where, init, encode, refresh, settle, check, refuses, kinds, needs_axes, binding
+        name, where, init, encode, refresh, project, check, refuses, kinds, needs_axes, binding
     )
     return Transform(
         name,
@@ -95,7 +95,7 @@ def refining(
         notes=way.notes_of,
         binding=binding,
         build=lambda binding: refining(
-            name, where, init=init, encode=encode, refresh=refresh, settle=settle, check=check,
+            name, where, init=init, encode=encode, refresh=refresh, project=project, check=check,
             refuses=refuses, kinds=kinds, exact=exact, needs_axes=needs_axes, binding=binding,
         ),
     )  # fmt: skip
@@ -110,7 +110,7 @@ class _Refining:
     init: Callable[[Slot, Start], tuple[Any, Any]]
     encode: Callable[[Slot, Any, Any, bool], Field]
     refresh: Callable[[Slot, Any, Any, Update], tuple[Any, Any]] | None
-    settle: Callable[[jax.Array, Any], jax.Array] | None
+    project: Callable[[jax.Array, Any], jax.Array] | None
     check: Callable[[Slot], str | None] | None
     refuses: Callable[[Slot], str | None] | None
     kinds: tuple[str, ...]
@@ -188,9 +188,9 @@ class _Refining:
                 pairs = [self.refresh(slot, old, others, now) for slot, old, others in olds]
                 learned[path] = tuple(pair[0] for pair in pairs)
                 rest[path] = tuple(pair[1] for pair in pairs)
-        if self.settle is not None:
+        if self.project is not None:
             each = {path: per[0] for path, per in rest.items()}
-            params = settled(params, seen, self.settle, each)
+            params = project_leaves(params, seen, self.project, each)
         return params, State(learned, rest, now.count)
 
     def _chosen(self, params: Any) -> dict[str, list[Slot]]:
