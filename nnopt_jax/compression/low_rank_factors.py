@@ -56,9 +56,9 @@ def low_rank(
     those of four or five the kernels of Flax's convolutions.
 
     The factors are learned arrays of the state; the parameters they were made of are used no
-    more. Entries that a mask of an earlier link prunes count as 0, and the mask stays above the
-    product. A leaf whose factors would not be smaller than itself stays as it is, and `nnopt.plan`
-    says so.
+    more. Entries that a mask of an earlier transform prunes count as 0, and the mask stays above
+    the product. A leaf whose factors would not be smaller than itself stays as it is, and
+    `nnopt.plan` says so.
 
     Args:
         rank: `r`, the same for all leaves. Give exactly one of this and the next three.
@@ -235,9 +235,9 @@ def _require_finite(dense: jax.Array, path: str) -> None:
 
 
 def _refined(slot: Slot) -> str | None:
-    """What an earlier link made of a slot, where factors would undo it."""
+    """What an earlier transform made of a slot, where factors would undo it."""
     made = _REFINED.get(slot.name.rpartition("/")[2], "quantized" if slot.kind == "code" else None)
-    return made and f"is {made} already; put {_NAME} before the link that did it"
+    return made and f"is {made} already; put {_NAME} before the transform that did it"
 
 
 def _check(

@@ -44,7 +44,7 @@ def codebook(
     $$ \hat w_i = t_{a_i}, \qquad a_i = \arg\min_c |w_i - t_c| $$
 
     The model sees shared values; the weights behind them go on learning, straight through, and
-    may change cluster. Entries that a mask of an earlier link prunes have no say in the table.
+    may change cluster. Entries that a mask of an earlier transform prunes have no say in the table.
 
     Args:
         clusters: entries of the table, 1 to 65,536.
@@ -53,8 +53,8 @@ def codebook(
             and `tx.bind`) has a table of its own. `"leaf"`: each leaf (each factor of a leaf of low
             rank) has one.
             `"tree"`: one table serves all chosen leaves, fitted on all their values and stored
-            once; leaves on a grid share a table of codes. A later link refines the table at each
-            leaf by itself.
+            once; leaves on a grid share a table of codes. A later transform refines the table at
+            each leaf by itself.
         learned: whether an optimizer trains the table (its gradient is the sum over each
             cluster, in all leaves it serves); otherwise k-means fits it anew from time to time.
         init: where k-means starts: `"density"` (entries as dense as the cube root of the

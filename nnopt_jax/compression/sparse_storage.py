@@ -30,7 +30,7 @@ def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices)
     $$ \hat w_i = w_i \, m_i, \qquad m_i = [\, w_i \neq 0 \text{ at the start} \,] $$
 
     The mask stays as it was at the start, so a model that was pruned elsewhere stays sparse while
-    it learns on. A leaf that an earlier link of the chain has masked keeps that mask, and gets
+    it learns on. A leaf that an earlier transform of the chain has masked keeps that mask, and gets
     the format.
 
     Args:
@@ -44,14 +44,14 @@ def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices)
         where: which leaves; default: those of two axes or more.
 
     Returns:
-        The transform. It wraps: later links of a chain keep its zeros.
+        The transform. It wraps: later transforms of a chain keep its zeros.
 
     Raises:
         ValueRangeError: the format is none of these.
         ShapeError: at `init`, where groups or blocks do not divide a leaf.
         CompositionError: at `init`, where a group of `"n:m"` holds more than `n` that are not zero;
-            where a leaf is in sparse storage already; at `pack`, where an earlier link's mask does
-            not have the pattern.
+            where a leaf is in sparse storage already; at `pack`, where an earlier transform's mask
+            does not have the pattern.
 
     Example:
         >>> import jax.numpy as jnp

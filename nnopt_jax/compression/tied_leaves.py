@@ -23,13 +23,13 @@ def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
 
     $$ \hat W_{target} = \hat W_{source} \quad \text{or} \quad \hat W_{source}^T $$
 
-    The gradient of both uses reaches the source, and the scores of links before it. The target's
-    own parameter is used no more, and its gradient is zero. A file holds the weights once. What
-    `graph.observe` measured is that of the source's own use.
+    The gradient of both uses reaches the source, and the scores of transforms before it. The
+    target's own parameter is used no more, and its gradient is zero. A file holds the weights once.
+    What `graph.observe` measured is that of the source's own use.
 
-    Put it last in a chain. Links before it act on the source, and what they make of it (masks,
+    Put it last in a chain. Transforms before it act on the source, and what they make of it (masks,
     tables, grids, factors) is shown at the target too; they must leave the target out, because
-    what they made of it would be lost. Links after it act on each of the leaves by itself:
+    what they made of it would be lost. Transforms after it act on each of the leaves by itself:
     what they change apart is stored apart.
 
     Args:
@@ -43,7 +43,7 @@ def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
         ValueRangeError: `pairs` is not a mapping of paths, or names a leaf on both sides.
         SelectionError: at `init`, where there is no such leaf.
         ShapeError: at `init`, where shapes or dtypes differ.
-        CompositionError: at `init`, where an earlier link has encoded a target.
+        CompositionError: at `init`, where an earlier transform has encoded a target.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,7 +128,7 @@ def _check_leaves(leaves: Leaves, pairs: Mapping[str, str], transpose: bool) -> 
             shown = f"{source} is {summary(leaves[source])}{', transposed' if transpose else ''}"
             misfit.add(target, f"is {summary(leaves[target])}, and its source {shown}")
         if is_node(leaves[target]):
-            text = f"an earlier link made {summary(leaves[target])} of it, which would be lost"
+            text = f"an earlier transform made {summary(leaves[target])} of it, which would be lost"
             encoded.add(target, f"{text}; leave it out there with where=")
     misfit.raise_as(ShapeError)
     encoded.raise_as(CompositionError)

@@ -22,7 +22,7 @@ from nnopt_jax.parallel.train_state import Layout, TrainState, layout
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform import Transform, chain, step, trainable
 from nnopt_jax.transform.given import described, require_transforms
-from nnopt_jax.transform.training import show
+from nnopt_jax.transform.training import forward
 from nnopt_jax.tree.devices import automatic, place
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Key
@@ -197,7 +197,7 @@ def train_step(
     differentiate = gradient(loss, plan, rows, accumulate, remat, has_aux)
 
     def one(now: TrainState, batch: Any, args: Any, key: Key | None) -> tuple[TrainState, Any]:
-        shown, pull_back, given = show(tx, _gathered(now.params, plan), now.state, loss)
+        shown, pull_back, given = forward(tx, _gathered(now.params, plan), now.state, loss)
         value, slope = differentiate(shown, given, batch, args, key)
         grads = pull_back(slope)
         moved = trainable(tx, now.params, now.state)

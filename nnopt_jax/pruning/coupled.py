@@ -68,7 +68,7 @@ def kept_units(state: State) -> dict[str, Array]:
     `graph.shrink` takes them.
 
     Args:
-        state: of the method itself; of a chain, `state[number of the link]`.
+        state: of the method itself; of a chain, `state[number of the transform]`.
 
     Returns:
         By name of the dimension, bool `(channels,)`.
@@ -89,7 +89,7 @@ def kept_units(state: State) -> dict[str, Array]:
     if not isinstance(rest.get(TOGETHER), dict) or "units" not in rest[TOGETHER]:
         raise CompositionError(
             "pruning.kept_units: this is no state of pruning.structured; of a chain give "
-            "state[number of the link]."
+            "state[number of the transform]."
         )
     return dict(rest[TOGETHER]["units"])
 

@@ -83,8 +83,8 @@ def proximal(
         every: updates between two proximal steps; the zeros stay zero in between.
 
     Returns:
-        The transform. It wraps: later links of a chain keep its zeros. Parameters that an earlier
-        link has encoded are masked, and are that link's to move.
+        The transform. It wraps: later transforms of a chain keep its zeros. Parameters that an
+        earlier transform has encoded are masked, and are that transform's to move.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -174,7 +174,7 @@ class _Proximal:
         return {}, refresh_when(due, lambda: self._choose(leaves, may, share), still)
 
     def moving(self, refresh: UpdateFn) -> UpdateFn:
-        """Return an update that also moves the parameters that no earlier link has encoded."""
+        """Return an update that also moves the parameters that no earlier transform has encoded."""
 
         def update(
             params: Any, state: State, *, grads: Any = None, upstream: Any = None, step: Any = None

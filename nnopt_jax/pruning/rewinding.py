@@ -26,7 +26,7 @@ def rewind(
 
     $$ w_t \leftarrow w_{to} \quad \text{at } t = t_0 + r n + 1, \qquad r = 1, \dots, R $$
 
-    A link for a chain with a pruning of `schedule = iterative(sparsity, rounds, steps, begin)`:
+    Chain it with a pruning of `schedule = iterative(sparsity, rounds, steps, begin)`:
 
         chain(magnitude(schedule, every=steps), rewind(rounds, steps, to=100))
 
@@ -37,10 +37,10 @@ def rewind(
     need an early `to` above 0.
 
     What the model sees is not changed, and nothing is stored. Only the parameters go back: not the
-    moments of the optimizer, which forget in some steps, nor what other links learn (tables,
+    moments of the optimizer, which forget in some steps, nor what other transforms learn (tables,
     steps). The learning rate should repeat its course from `to` in each round: give the optimizer
-    such a schedule, `optax.join_schedules`. That schedule alone, without this link, is learning-
-    rate rewinding (Renda et al.), and without both it is fine-tuning.
+    such a schedule, `optax.join_schedules`. That schedule alone, without this transform, is
+    learning-rate rewinding (Renda et al.), and without both it is fine-tuning.
 
     Args:
         rounds: `R`, how often.
@@ -113,7 +113,7 @@ def rewind(
 
 
 def _raw(leaf: Field) -> jax.Array:
-    """The parameter below what earlier links made of it, as far as it can still be told."""
+    """The parameter below what earlier transforms made of it, as far as it can still be told."""
     if not is_node(leaf):
         return leaf
     if isinstance(leaf, Masked):
@@ -123,14 +123,14 @@ def _raw(leaf: Field) -> jax.Array:
 
 
 def _visible(seen: Field, leaf: jax.Array) -> jax.Array:
-    """A parameter without what an earlier link's mask hides, unless that goes on learning."""
+    """A parameter without what an earlier transform's mask hides, unless that goes on learning."""
     if not isinstance(seen, Masked) or seen.mode == "straight_through":
         return leaf
     return jnp.where(materialize(seen.mask).astype(bool), leaf, jnp.zeros_like(leaf))
 
 
 def _free(seen: Field, leaf: jax.Array) -> jax.Array:
-    """Where a parameter may go back: not where an earlier link's mask has set it to zero."""
+    """Where a parameter may go back: not where an earlier transform's mask has set it to zero."""
     if not isinstance(seen, Masked):
         return jnp.ones(leaf.shape, bool)
     return materialize(seen.mask).astype(bool) | (leaf != 0)

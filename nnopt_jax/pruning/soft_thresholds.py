@@ -52,8 +52,8 @@ def soft_threshold(
         every: updates between two choices of the threshold.
 
     Returns:
-        The transform. It wraps: later links of a chain keep its zeros, and share or quantize what
-        is shown. Over codes or shared values of an earlier link it stores the threshold.
+        The transform. It wraps: later transforms of a chain keep its zeros, and share or quantize
+        what is shown. Over codes or shared values of an earlier transform it stores the threshold.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -168,7 +168,7 @@ def learned_threshold(
         where: which leaves; default: those of two axes or more.
 
     Returns:
-        The transform. It wraps: later links of a chain keep its zeros.
+        The transform. It wraps: later transforms of a chain keep its zeros.
 
     Raises:
         ValueRangeError: a setting is out of range.

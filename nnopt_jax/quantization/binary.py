@@ -27,8 +27,8 @@ def binary_connect(
        \mathrm{clip}\left(\frac{w / H + 1}{2},\; 0,\; 1\right) $$
 
     The gradient passes straight through; each update clips the weights to `[-H, H]`, beyond which
-    they would have no effect (unless an earlier link encodes the leaf: the weights are then not
-    this one's to move). There is no zero among the values: only a mask shows zeros. 1 bit a
+    they would have no effect (unless an earlier transform encodes the leaf: the weights are then
+    not this one's to move). There is no zero among the values: only a mask shows zeros. 1 bit a
     weight, and one scale a leaf.
 
     Args:
@@ -84,8 +84,8 @@ def xnor(**choices: Unpack[QuantizationChoices]) -> Transform:
        \left(\frac{1}{n} + \alpha\, [\,|w| \le 1\,]\right) $$
 
     The gradient is the paper's: it shrinks with the scale, which Adam makes good, but a learning
-    rate of plain SGD must. The sign of zero is plus. Entries that a mask of an earlier link prunes
-    have no say in the mean and are not counted. 1 bit a weight, and the scales.
+    rate of plain SGD must. The sign of zero is plus. Entries that a mask of an earlier transform
+    prunes have no say in the mean and are not counted. 1 bit a weight, and the scales.
 
     Args:
         **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
@@ -123,8 +123,8 @@ def twn(threshold: float = 0.7, **choices: Unpack[QuantizationChoices]) -> Trans
        \Delta = t \cdot \mathrm{mean}\,|w|, \qquad
        \alpha = \mathrm{mean}\,\{|w| : |w| > \Delta\} $$
 
-    The gradient passes straight through. Entries that a mask of an earlier link prunes have no say
-    in the means. 1.6 bits a weight, and the scales.
+    The gradient passes straight through. Entries that a mask of an earlier transform prunes have no
+    say in the means. 1.6 bits a weight, and the scales.
 
     Args:
         threshold: `t`, 0 or more; 0.7 is near the optimum for normal and uniform weights.
@@ -166,8 +166,8 @@ def ttq(threshold: float = 0.05, **choices: Unpack[QuantizationChoices]) -> Tran
     An optimizer trains both scales: the gradient of each is the sum over its weights (that of
     `W_n` with the sign that the chain rule gives it). The weights behind them get the gradient
     times `W_p`, 1 or `W_n`. Both scales start at the mean magnitude of their weights. Entries that
-    a mask of an earlier link prunes have no say in thresholds and starts. 1.6 bits a weight, and
-    the scales.
+    a mask of an earlier transform prunes have no say in thresholds and starts. 1.6 bits a weight,
+    and the scales.
 
     Args:
         threshold: `t`, 0 to 1, of the greatest magnitude.

@@ -22,7 +22,7 @@ def lsq(bits: int = 4, **choices: Unpack[QuantizationChoices]) -> Transform:
 
     where $Q_N = 2^{b-1}$, $Q_P = 2^{b-1} - 1$, and $g = 1 / \sqrt{N Q_P}$ for the
     `N` weights that share a step. Weights get the gradient inside the range and none outside. A
-    step starts at $2\,\mathrm{mean}|w| / \sqrt{Q_P}$. Entries that a mask of an earlier link
+    step starts at $2\,\mathrm{mean}|w| / \sqrt{Q_P}$. Entries that a mask of an earlier transform
     prunes have no say: neither in that mean, nor in `N`, nor in the gradient.
 
     A step stays positive and finite: one that an update has made otherwise is fitted anew from
@@ -69,8 +69,8 @@ def nf4(
 
     $$ \hat w = s\, l_c, \qquad s = \max_{block} |w|, \qquad c = \arg\min_k |w / s - l_k| $$
 
-    The gradient passes straight through. Entries that a mask of an earlier link prunes have no say
-    in the scales.
+    The gradient passes straight through. Entries that a mask of an earlier transform prunes have no
+    say in the scales.
 
     Args:
         double: scales are quantized as well, to 8 bits with a scale for each run of at most 256
@@ -115,8 +115,8 @@ def fp4(
     $$ \hat w = s\, l_c, \qquad s = \max_{block} |w| / 6, \qquad
        c = \arg\min_k |w / s - l_k| $$
 
-    The gradient passes straight through. Entries that a mask of an earlier link prunes have no say
-    in the scales. The sixteenth code, -0, is not used.
+    The gradient passes straight through. Entries that a mask of an earlier transform prunes have no
+    say in the scales. The sixteenth code, -0, is not used.
 
     Args:
         range: how the scale of a block is chosen; see `on_grid`.
@@ -160,7 +160,7 @@ def mxfp4(
 
     4.25 bits a weight: exponents take 8 bits. Magnitudes above 6 units become 6, those halfway
     between two levels the smaller one. The gradient passes straight through. Entries that a mask
-    of an earlier link prunes have no say in the exponents.
+    of an earlier transform prunes have no say in the exponents.
 
     Args:
         range: how the exponent of a block is chosen; see `on_grid`.
@@ -203,7 +203,7 @@ def grouped(
 
     where `w_*` is the weight of greatest magnitude in a group: 4.5 and 8.5 bits a weight. For
     other widths, zero points and scales, see `quantization.uniform`, which rounds to the scale as
-    it is stored. The gradient passes straight through. Entries that a mask of an earlier link
+    it is stored. The gradient passes straight through. Entries that a mask of an earlier transform
     prunes have no say in the steps.
 
     Args:

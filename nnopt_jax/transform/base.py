@@ -22,11 +22,11 @@ from nnopt_jax.tree.paths import flatten
 Answer = TypeVar("Answer")
 
 TOGETHER = "*"
-"""In place of a leaf path: what belongs to all leaves of a state together."""
+"""The key of entries of a state that belong to all leaves together, in place of a path."""
 
 
 class State(NamedTuple):
-    """What one transform remembers between steps; a pytree of arrays.
+    """The state of one transform between steps: a pytree of arrays.
 
     Args:
         learned: float arrays that an optimizer moves, by leaf path or `"*"` for all together.
@@ -46,7 +46,7 @@ class State(NamedTuple):
 
 
 class Grads(NamedTuple):
-    """Both gradients of a loss under a transform.
+    """The two gradients of a loss under a transform.
 
     Args:
         train: with respect to what the optimizer moves, a `Trainable`.
@@ -73,15 +73,15 @@ class InitFn(Protocol):
     def __call__(
         self, params: Any, *, stats: Any = None, graph: Any = None, key: jax.Array | None = None
     ) -> Any:
-        """Makes the first state; checks selection, shapes and settings before all else."""
+        """Make the first state, after all checks of selection, shapes and settings."""
         ...
 
 
 class EncodeFn(Protocol):
-    """`encode(params, state, *, train=False) -> params` whose leaves are expressions."""
+    """`encode(params, state, *, train=False) -> params` with packed parameters as leaves."""
 
     def __call__(self, params: Any, state: Any, *, train: bool = False) -> Any:
-        """Says which expression stands for each leaf."""
+        """Return the packed parameter that stands for each leaf."""
         ...
 
 
@@ -97,7 +97,7 @@ class UpdateFn(Protocol):
         upstream: Any = None,
         step: jax.Array | int | None = None,
     ) -> tuple[Any, Any]:
-        """Refreshes the state (and may move the parameters) after an optimizer step."""
+        """Refresh the state, and perhaps move the parameters, after an optimizer step."""
         ...
 
 
@@ -105,28 +105,27 @@ class UpdateFn(Protocol):
 class Transform:
     r"""A transform of parameters: three pure functions, and what follows from them.
 
-    `encode` says which expression stands for each leaf. What the model sees and what is written
-    are derived from it, so they cannot disagree:
+    `encode` returns the packed parameter that stands for each leaf. What the model sees and what is
+    written are derived from it, so they cannot disagree:
 
     $$ apply = materialize \circ encode, \qquad pack = store \circ encode $$
 
     Args:
         name: how errors and tables call it, `"pruning.magnitude"`.
         init: makes the state from the parameters.
-        encode: turns parameters into expressions.
+        encode: returns the packed parameters that stand for the leaves.
         update: refreshes the state once after each optimizer step.
         exact: whether `init` and `update` are bit-equal on any mesh.
-        capacities: how many values each leaf keeps in the end, by path, as far as settings alone
-            tell; for `plan`.
-        needs: names of the statistics that `init` cannot do without; `graph.observe` measures
-            them.
-        frozen: paths of the parameters that no optimizer is to move.
-        back: from the gradients at what the model saw to those that the links before are to judge
-            by: a leaf that stands for several takes what all of them got.
+        capacities: how many values each leaf keeps in the end, by path, as far as it
+            follows from settings; for `plan`.
+        needs: names of the statistics that `init` requires; `graph.observe` measures them.
+        frozen: returns the paths of the parameters that no optimizer may move.
+        back: maps the gradients at the dense parameters to those that earlier transforms use: a
+            leaf that stands for several gets the sum of theirs.
         check: raises all errors of selection, axes and shapes, from the shapes of parameters.
-        notes: by path, what a plan is to say about a leaf, from the shapes of parameters.
-        takes: names of the statistics that `init` uses where they are given.
-        binding: the model whose weights it is made for.
+        notes: returns the notes of a plan on each leaf, by path, from the shapes of parameters.
+        takes: names of the statistics that `init` uses if they are given.
+        binding: the model that it is bound to.
         build: makes the same transform for the weights of another model.
 
     Example:
@@ -203,11 +202,16 @@ class Transform:
         return f"{self.name}(bound to {count} leaves)" if self.binding.is_bound else self.name
 
     def apply(self, params: Any, state: Any) -> Any:
-        """The dense parameters that the model sees."""
+        """Return the dense parameters that the model sees.
+
+        Args:
+            params: the parameters.
+            state: the transform's state.
+        """
         return materialize(self.encode(params, state))
 
     def pack(self, params: Any, state: Any, *, capacities: Mapping[str, int] | None = None) -> Any:
-        """The parameters in storage form; `materialize` of it equals `apply` bit for bit.
+        """Return the parameters in storage form, which materialize to `apply` bit for bit.
 
         Args:
             params: the parameters.
@@ -216,7 +220,7 @@ class Transform:
                 depends on data.
 
         Raises:
-            NonFiniteError: a leaf that becomes codes holds NaN or infinity (told eagerly only).
+            NonFiniteError: a leaf that becomes codes holds NaN or infinity (not under `jax.jit`).
             CapacityError: see `capacities`.
             ShapeError: the state was made for parameters of other shapes.
         """
@@ -252,7 +256,7 @@ def _has_codes(field: Field) -> bool:
 
 
 def _require_same_shapes(who: str, params: Any, encoded: Any) -> None:
-    """A state of other parameters would say which of these are kept, and say it wrongly."""
+    """Raise if a state belongs to parameters of other shapes."""
     problems = Problems(f"{who}: pack")
     leaves = flatten(params, is_node)
     for path, leaf in flatten(encoded, is_node).items():
@@ -266,7 +270,7 @@ def _require_same_shapes(who: str, params: Any, encoded: Any) -> None:
 
 
 def _require_finite(who: str, params: Any, encoded: Any) -> None:
-    """Codes cannot hold NaN or infinity: raises, where values are known, rather than lose them."""
+    """Raise if leaves that become codes hold NaN or infinity, where values are known."""
     problems = Problems(f"{who}: pack")
     raw = flatten(params, is_node)
     for path, leaf in flatten(encoded, is_node).items():

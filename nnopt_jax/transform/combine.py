@@ -1,4 +1,4 @@
-"""Transforms made of transforms."""
+"""Transforms made of transforms: `chain` and `at`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from nnopt_jax.tree.select import Where, resolve
 
 
 def chain(*transforms: Transform) -> Transform:
-    r"""Applies transforms one after another; each sees the expressions of those before it.
+    r"""Apply transforms one after another; each takes the parameters as those before it left them.
 
     $$ encode = encode_n \circ \dots \circ encode_1 $$
 
@@ -35,13 +35,13 @@ def chain(*transforms: Transform) -> Transform:
     it and keep every node above them. So zeros stay zero and code counts stay, in any order.
 
     Args:
-        *transforms: the links, first to last.
+        *transforms: what to apply, first to last.
 
     Returns:
-        A transform whose state is the tuple of the links' states.
+        A transform whose state is the tuple of the transforms' states.
 
     Raises:
-        CompositionError: a link is no transform.
+        CompositionError: an argument is not a transform.
 
     Example:
         >>> import jax.numpy as jnp
@@ -80,7 +80,7 @@ def _chain(*transforms: Transform) -> Transform:
         given = Measured.read(name, stats, flatten(params, is_node))
         given.check_used(name, (*needs, *takes))
         for number, transform in enumerate(transforms):
-            # Of one key, two links would draw the same numbers.
+            # With one key, two transforms would draw the same numbers.
             own = jax.random.fold_in(key, number) if number and key is not None else key
             mine = given.named((*transform.needs, *transform.takes))
             states.append(transform.init(params, stats=mine, graph=graph, key=own))
@@ -136,7 +136,7 @@ def _chain(*transforms: Transform) -> Transform:
 
 
 def _capacities(transforms: tuple[Transform, ...], params: Any) -> dict[str, int]:
-    """How many values each leaf keeps: the least that a transform says."""
+    """Return how many values each leaf keeps: the least over the transforms."""
     found: dict[str, int] = {}
     for transform in transforms:
         for path, count in transform.capacities(params).items():
@@ -145,7 +145,7 @@ def _capacities(transforms: tuple[Transform, ...], params: Any) -> dict[str, int
 
 
 def _steps(transforms: tuple[Transform, ...], params: Any) -> Iterator[tuple[Transform, Any]]:
-    """Each transform, and the shapes of what those before it make of the parameters."""
+    """Yield each transform with the shapes of the parameters that it gets from earlier ones."""
     params = without_inert(params)
     for number, transform in enumerate(transforms, 1):
         yield transform, params
@@ -153,12 +153,12 @@ def _steps(transforms: tuple[Transform, ...], params: Any) -> Iterator[tuple[Tra
             return
         try:
             params = jax.eval_shape(transform.encode, params, abstract_state(transform, params))
-        except CapacityError:  # sizes that depend on weights: later links are checked by init
+        except CapacityError:  # sizes that depend on weights: later transforms are checked by init
             return
 
 
 def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
-    """What each link judges by: gradients at what the model saw, through the links after it."""
+    """Return for each transform the gradients at what it made, pulled back through later ones."""
     given = [grads]
     for transform in reversed(transforms[1:]):
         later = given[0]
@@ -167,12 +167,12 @@ def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
 
 
 def _seen(upstream: Any, params: Any) -> Any:
-    """What a chain inside a chain starts from: expressions as shown, raw leaves as they are now."""
+    """Return what a nested chain starts from: packed leaves from upstream, raw ones as they are."""
     return jax.tree.map(lambda x, raw: x if is_node(x) else raw, upstream, params, is_leaf=is_node)
 
 
 def at(where: Where, transform: Transform) -> Transform:
-    """Restricts a transform to some leaves; the others pass through.
+    """Restrict a transform to some leaves; the others pass through.
 
     The transform's own `where` then selects among those leaves only.
 
@@ -261,6 +261,6 @@ def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
 
 
 def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:
-    """The leaves of another tree that lie where the chosen ones do."""
+    """Return the leaves of another tree at the paths of the chosen ones."""
     leaves = flatten(tree, is_node)
     return {path: leaves[path] for path in chosen if path in leaves}

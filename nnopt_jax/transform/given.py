@@ -1,4 +1,4 @@
-"""What callers hand to transforms, checked: keys, statistics, gradients, states, links, leaves."""
+"""Validation of arguments: keys, gradients, states, transforms and leaves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LEGACY = (jnp.uint32, (2,))  # what jax.random.PRNGKey makes
 
 
 def described(value: Any) -> str:
-    """A value in a few words: arrays by dtype and shape, the rest by type.
+    """Describe a value in a few words: arrays by dtype and shape, others by type.
 
     Example:
         >>> import jax.numpy as jnp
@@ -43,7 +43,7 @@ def described(value: Any) -> str:
 
 
 def require_key(who: str, key: Any) -> None:
-    """Wants one PRNG key; numbers and batches of keys are none.
+    """Raise if a value is not a single PRNG key.
 
     Raises:
         ValueRangeError: it is something else.
@@ -63,7 +63,7 @@ def require_key(who: str, key: Any) -> None:
 
 
 def require_shapes(who: str, what: str, given: Mapping[str, Any], leaves: Leaves) -> None:
-    """Wants what belongs to leaves to have their shapes: other shapes might broadcast, unsaid.
+    """Raise if arrays that belong to leaves have other shapes, which might broadcast unnoticed.
 
     Raises:
         ShapeError: some do not.
@@ -79,7 +79,7 @@ def require_shapes(who: str, what: str, given: Mapping[str, Any], leaves: Leaves
 
 
 def require_grads(who: str, grads: Any) -> None:
-    """Wants both gradients of a loss, or none at all.
+    """Raise if gradients are neither None nor a `Grads`.
 
     Raises:
         StatisticsError: they are something else, such as the gradients for the optimizer alone.
@@ -92,7 +92,7 @@ def require_grads(who: str, grads: Any) -> None:
 
 
 def require_state(who: str, state: Any, *inside: str, slots: bool | None = None) -> None:
-    """Wants the state of one method, which names `inside`.
+    """Raise if a state is not that of one method, with the entries `inside`.
 
     Args:
         who: the method.
@@ -118,16 +118,16 @@ def _is_by_slot(state: State) -> bool:
 
 
 def require_states(who: str, state: Any, count: int) -> None:
-    """Wants the states of the links of a chain.
+    """Raise if a state is not the tuple of the states of a chain.
 
     Raises:
-        CompositionError: they are something else, or of another number of links.
+        CompositionError: they are something else, or of another number of transforms.
     """
     if isinstance(state, State) or not isinstance(state, tuple | list):
         found = "that of one method" if isinstance(state, State) else described(state)
         raise _foreign(who, found)
     if len(state) != count:
-        raise _foreign(who, f"that of {len(state)} links, and there are {count}")
+        raise _foreign(who, f"that of {len(state)} transforms, and there are {count}")
 
 
 def _foreign(who: str, found: str) -> CompositionError:
@@ -135,7 +135,7 @@ def _foreign(who: str, found: str) -> CompositionError:
 
 
 def require_transforms(who: str, given: Sequence[Any]) -> None:
-    """Wants transforms, made and not in a list.
+    """Raise if arguments are not transforms.
 
     Raises:
         CompositionError: something else is among them.
@@ -143,13 +143,13 @@ def require_transforms(who: str, given: Sequence[Any]) -> None:
     Example:
         >>> require_transforms("chain", [[1, 2]])
         Traceback (most recent call last):
-        nnopt_jax.errors.CompositionError: chain: link 1 is a list; give transforms one by one.
+        nnopt_jax.errors.CompositionError: chain: transform 1 is a list; give transforms one by one.
     """
     problems = Problems(who)
     for number, one in enumerate(given, 1):
         if isinstance(one, Transform):
             continue
-        place = f"link {number} is" if who == "chain" else "got"
+        place = f"transform {number} is" if who == "chain" else "got"
         if isinstance(one, list | tuple):
             advice = f"a {type(one).__name__}; give transforms one by one."
         elif callable(one):
@@ -162,7 +162,7 @@ def require_transforms(who: str, given: Sequence[Any]) -> None:
 
 
 def require_arrays(who: str, leaves: Leaves) -> None:
-    """Wants leaves with a shape and a dtype.
+    """Raise if leaves have no shape and dtype.
 
     Raises:
         CompositionError: some are Python's own numbers, or no numbers at all.
@@ -200,7 +200,7 @@ def arrays_among(who: str, leaves: Leaves) -> Leaves:
 
 
 def require_values(who: str, leaves: Leaves) -> None:
-    """Wants arrays, and no shapes in their stead.
+    """Raise if leaves are shapes or other values in place of arrays.
 
     Raises:
         CompositionError: some are shapes, or no arrays.

@@ -1,4 +1,4 @@
-"""Methods that wrap whole leaves, and what all methods share."""
+"""The builder of transforms that wrap whole leaves, and helpers of all builders."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Leaves = dict[str, Any]
 
 
 class Start(NamedTuple):
-    """What a method is given, beside the parameters, when its state is made.
+    """The inputs of a method, beside the parameters, for its first state.
 
     Args:
-        key: for methods that draw numbers; None where the caller gave none.
-        stats: by name, and then by path, what `nnopt_jax.statistics` measured; for the leaves
-            that the method was asked to transform.
-        path: the leaf, for methods that are given one slot at a time.
+        key: for methods that draw numbers; None if the caller gave none.
+        stats: the statistics that `graph.observe` measured, by name, then by path, of the chosen
+            leaves.
+        path: the leaf, for methods that take one slot at a time.
         caller: the method, for errors.
 
     Example:
@@ -58,11 +58,11 @@ class Start(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What a method is given when its state is refreshed.
+    """The inputs of a method, beside the parameters, when its state is refreshed.
 
     Args:
         count: int32, the number of this update, from 1.
-        grads: by path, the gradient at what the model saw; None where the caller gave none.
+        grads: the gradients at the dense parameters, by path; None if the caller gave none.
         caller: the method, for errors.
     """
 
@@ -89,7 +89,7 @@ class Update(NamedTuple):
 
 
 def matrices(path: str, leaf: Any) -> bool:
-    """The default rule: leaves of two axes or more, whatever they are called.
+    """Select leaves of two axes or more: the default rule of unbound transforms.
 
     Example:
         >>> import jax.numpy as jnp
@@ -127,7 +127,7 @@ def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUN
 def leaves_of_state(
     params: Any, state: State, who: str, *inside: str, slots: bool | None = None
 ) -> tuple[Leaves, Leaves]:
-    """All leaves, and those the state belongs to; of `inside` and `slots`, see `require_state`."""
+    """Return all leaves, and those that a state belongs to; for the rest see `require_state`."""
     require_state(who, state, *inside, slots=slots)
     leaves = flatten(params, is_node)
     for path in state.rest:
@@ -141,7 +141,7 @@ def leaves_of_state(
 
 
 def make_update(who: str, leaves: Leaves, state: State, grads: Grads | None, step: Any) -> Update:
-    """The number of this update, and the gradients by path."""
+    """Make the inputs of an update from the arguments of a caller."""
     require_grads(who, grads)
     count = state.count + 1 if step is None else jnp.asarray(step, jnp.int32)
     if grads is None:
@@ -160,7 +160,7 @@ def make_start(
     needs: tuple[str, ...] = (),
     takes: tuple[str, ...] = (),
 ) -> Start:
-    """Return the key and the statistics of the chosen leaves; report all that lacks at once.
+    """Return the key and the statistics of the chosen leaves; report all that is missing at once.
 
     Args:
         who: the method, for errors.
@@ -205,9 +205,10 @@ def wrapping(
         encode: `(leaves by path, state, train) -> expressions by path`.
         update: `(dense leaves, state, Update) -> (learned, rest)`; None to keep them.
         project: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
-            leaves are moved, because a leaf that an earlier link encoded is that link's to move.
+            leaves are moved, because a leaf that an earlier transform encoded is that transform's
+            to move.
         check: `(path, abstract leaf) -> problem or None`, from shape and dtype alone.
-        refuses: likewise: what an earlier link made of a leaf that rules this one out.
+        refuses: likewise: what an earlier transform made of a leaf that rules this one out.
         exact: see `Transform`.
         needs: names of the statistics that `init` cannot do without.
         takes: names of those that it uses where they are given.
@@ -301,7 +302,7 @@ class Faults(NamedTuple):
     """What rules a method out for one leaf, from shape and dtype alone.
 
     Args:
-        refused: (leaf, problem): what an earlier link made of it.
+        refused: (leaf, problem): what an earlier transform made of it.
         misfit: (leaf, problem): axes, groups or patterns that do not fit.
     """
 
@@ -319,7 +320,7 @@ def fitting(who: str, leaves: Leaves, faults: Mapping[str, Faults], binding: Bin
         binding: says whether leaves that do not fit are skipped.
 
     Raises:
-        CompositionError: earlier links rule the method out; all leaves are named.
+        CompositionError: earlier transforms rule the method out; all leaves are named.
         ShapeError: leaves do not fit and are not to be skipped, or none does; all are named.
     """
     refused, wrong = Problems(who), Problems(who)
@@ -341,11 +342,11 @@ _ADVICE = "give where= for other leaves, or leave these alone: bind(..., misfit=
 def project_leaves(
     params: Any, seen: Leaves, project: Callable[[jax.Array, Any], jax.Array], rest: Leaves
 ) -> Any:
-    """Moves the raw parameters that no earlier link has encoded.
+    """Project the raw parameters that no earlier transform has encoded.
 
     Args:
         params: the parameters.
-        seen: by path what the links before show of the chosen leaves.
+        seen: the chosen leaves as earlier transforms left them, by path.
         project: `(raw leaf, rest) -> raw leaf`.
         rest: of the state, by path.
     """

@@ -1,4 +1,4 @@
-"""What a transform will do, told before any weight moves."""
+"""The plan of a transform: its effect on each leaf, before any weight moves."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PlanRow:
 
     @property
     def bytes(self) -> str:
-        """`128 -> 36`."""
+        """Return the bytes before and after, as `128 -> 36`."""
         return _bytes(self.bits_before, self.bits_after, self.bound)
 
 
@@ -77,16 +77,16 @@ class Plan:
 
     @property
     def bits_before(self) -> int:
-        """Bits of all leaves now."""
+        """The number of bits of all leaves now."""
         return sum(row.bits_before for row in self.rows)
 
     @property
     def bits_after(self) -> int:
-        """Bits of all leaves in storage form, at most."""
+        """The greatest number of bits of all leaves in storage form."""
         return sum(row.bits_after for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as dictionaries and lists."""
+        """Return the plan as dictionaries and lists."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
@@ -105,7 +105,7 @@ class Plan:
 
 
 def plan(tx: Transform, params: Any) -> Plan:
-    """Says what a transform will do to each leaf, without computing anything.
+    """Return the effect of a transform on each leaf, without computing anything.
 
     Runs `init` and `pack` on shapes alone, so every error of selection, shape and divisibility
     comes now. Sizes are in memory; a file is smaller, its streams being entropy-coded.

@@ -1,4 +1,4 @@
-"""Methods that refine the float slots inside leaves."""
+"""The builder of transforms that refine the float arrays inside leaves, the slots."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def refining(
     needs_axes: Callable[[Slot], bool] = lambda slot: False,
     binding: Binding = UNBOUND,
 ) -> Transform:
-    """Makes a transform that refines the float slots inside leaves, and keeps what is above them.
+    """Make a transform that refines the float slots inside leaves and keeps the nodes above them.
 
     Args:
         name: the method's public name.
@@ -57,12 +57,14 @@ def refining(
         encode: `(slot, learned, rest, train) -> expression` in the slot's place.
         refresh: `(slot, learned, rest, Update) -> (learned, rest)`; None to keep them.
         project: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
-            leaves are moved, because a leaf that an earlier link encoded is that link's to move.
+            leaves are moved, because a leaf that an earlier transform encoded is that transform's
+            to move.
         check: `slot -> problem or None`, from shape and dtype alone.
-        refuses: `slot -> problem or None`: what an earlier link made of it that rules this one out.
+        refuses: `slot -> problem or None`: what an earlier transform made of it that rules this one
+            out.
         kinds: the kinds of slots the method may refine.
         exact: see `Transform`.
-        needs_axes: `slot -> bool`: whether the method cannot do without the axes of a slot.
+        needs_axes: `slot -> bool`: whether the method requires the axes of a slot.
         binding: the model it is made for; slots have the axes that it knows.
 
     Returns:
@@ -103,7 +105,7 @@ def refining(
 
 @dataclasses.dataclass(frozen=True)
 class _Refining:
-    """The functions of a transform over whole trees, made of those of one slot."""
+    """Functions of whole trees, made of a method's functions of one slot."""
 
     name: str
     where: Where
@@ -194,13 +196,13 @@ class _Refining:
         return params, State(learned, rest, now.count)
 
     def _chosen(self, params: Any) -> dict[str, list[Slot]]:
-        """The slots of the leaves that the method takes and fits."""
+        """Return the slots of the leaves that the method takes and fits."""
         inside = self._inside(params)
         found = {p: _joined([self._faults(slot) for slot in some]) for p, some in inside.items()}
         return fitting(self.name, inside, found, self.binding)
 
     def _inside(self, params: Any) -> dict[str, list[Slot]]:
-        """The slots of the leaves that the method takes."""
+        """Return the slots of the leaves that the method takes."""
         leaves = chosen_leaves(self.where, params, self.name, self.binding)
         return {p: open_slots(x, p, self.name, self.binding) for p, x in leaves.items()}
 
@@ -220,13 +222,13 @@ class _Refining:
 
 
 def open_slots(leaf: Field, path: str, who: str, binding: Binding = UNBOUND) -> list[Slot]:
-    """Return the slots of a leaf; that there are none is an error."""
+    """Return the slots of a leaf; raise if it is in storage form, which has none."""
     require_unstored(leaf, f"{who}: {path}")
     return slots(leaf, binding.of(path, leaf.shape), path)
 
 
 def _joined(faults: Sequence[Faults]) -> Faults:
-    """Join what was found of the slots of one leaf."""
+    """Join the faults of the slots of one leaf."""
     return Faults(
         [each for one in faults for each in one.refused],
         [each for one in faults for each in one.misfit],

@@ -1,4 +1,4 @@
-"""How state and packed parameters are partitioned, derived from the parameters' own specs."""
+"""Partition specs of states and packed parameters, derived from those of the parameters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _by_path(specs: Any, leaves: dict[str, Any], who: str) -> dict[str, Partitio
 
 
 def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None) -> Any:
-    """Partitions a transform's state as its parameters are.
+    """Partition the state of a transform as its parameters are.
 
     A mask lies like its leaf; a scale keeps the axes along which it has entries; a factor (an array
     named `a`, `b`, `u` or `v`) those of the one contracted or output axis that it has; a table, a
@@ -97,7 +97,7 @@ def _like(
 
 
 def _is_coarser(count: int, size: int) -> bool:
-    """Whether there is a group of which an axis has so many, the last one perhaps shorter."""
+    """Return whether an axis can have that many groups, the last one perhaps shorter."""
     return count == size or (0 < count <= size and -(-size // -(-size // count)) == count)
 
 
@@ -109,7 +109,7 @@ def _factor(
     spec: PartitionSpec,
     mesh: Mesh | None,
 ) -> PartitionSpec:
-    """The spec of a factor `(*batch, in, rank)` or `(*batch, rank, out)`; the rank is whole."""
+    """Return the spec of a factor `(*batch, in, rank)` or `(*batch, rank, out)`."""
     *batch, rows, columns = axes.matrix_shape(leaf)
     fits = shape[:-1] == (*batch, rows) if side == "in" else shape == (*batch, shape[-2], columns)
     if len(shape) != len(batch) + 2 or not fits:
@@ -122,7 +122,7 @@ def _factor(
 
 
 def packed_specs(packed: Any, specs: Any, mesh: Mesh | None = None) -> Any:
-    """Partitions packed parameters as the dense ones are.
+    """Partition packed parameters as the dense ones are.
 
     Args:
         packed: what `tx.pack` returned, or its shapes.

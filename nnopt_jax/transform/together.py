@@ -1,4 +1,4 @@
-"""Methods that refine the slots of many leaves with one common state."""
+"""The builder of transforms that refine slots of many leaves with one common state."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refining_together(
     exact: bool = True,
     binding: Binding = UNBOUND,
 ) -> Transform:
-    """Makes a transform that refines the float slots of all chosen leaves with one state.
+    """Make a transform that refines the float slots of all chosen leaves with one state.
 
     As `refining`, but there is one `(learned, rest)`, under the name `"*"`: an optimizer sees one
     set of learned arrays, whose gradient is the sum over all leaves.
@@ -144,7 +144,7 @@ def _notes(params: Any, who: str, where: Where, binding: Binding) -> Notes:
 
 
 def _require_one_kind(who: str, inside: Mapping[str, list[Slot]]) -> None:
-    """A table of values would mean nothing to the codes of a grid."""
+    """Raise if some slots hold codes of a grid, which cannot share a table of values."""
     kinds = {path: {slot.kind for slot in some} for path, some in inside.items()}
     codes = [path for path, kind in kinds.items() if "code" in kind]
     values = [path for path, kind in kinds.items() if "value" in kind]

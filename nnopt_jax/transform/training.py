@@ -1,4 +1,4 @@
-"""Transforms inside a user's own training loop."""
+"""Training with transforms in a user's own loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnopt_jax.tree.paths import flatten, unflatten
 
 
 class Trainable(NamedTuple):
-    """What an optimizer may move: a pytree of float arrays, None elsewhere.
+    """The arrays that an optimizer may move: a pytree of float arrays, None elsewhere.
 
     Args:
         params: of the structure of the parameters.
@@ -38,7 +38,7 @@ def _is_state(x: Any) -> bool:
 
 
 def floats(tree: Any) -> Any:
-    """The float arrays of a tree, None elsewhere."""
+    """Return the float arrays of a tree, with None elsewhere."""
 
     def moves(x: Any) -> bool:
         return not is_inert(x) and jnp.issubdtype(x.dtype, jnp.inexact)
@@ -47,13 +47,13 @@ def floats(tree: Any) -> Any:
 
 
 def filled(tree: Any, moving: Any) -> Any:
-    """Puts float arrays back in their places."""
+    """Put float arrays back in their places."""
     return jax.tree.map(lambda x, new: x if new is None else new, tree, moving,
                         is_leaf=lambda x: x is None)  # fmt: skip
 
 
 def trainable(tx: Transform, params: Any, state: Any) -> Trainable:
-    """The float arrays an optimizer may move.
+    """Return the float arrays that an optimizer may move.
 
     Packed parameters train through their float payloads (scales, tables, factors); integers, and
     what a transform has frozen, are None, which optax skips.
@@ -81,7 +81,7 @@ def trainable(tx: Transform, params: Any, state: Any) -> Trainable:
 
 
 def _put(params: Any, state: Any, moved: Trainable) -> tuple[Any, Any]:
-    """Parameters and state with the trainable arrays replaced."""
+    """Return parameters and state with the trainable arrays replaced."""
     parts, structure = jax.tree.flatten(state, is_leaf=_is_state)
     learned = structure.flatten_up_to(moved.learned)
     fresh = [
@@ -94,15 +94,15 @@ def _put(params: Any, state: Any, moved: Trainable) -> tuple[Any, Any]:
 def value_and_grad(
     loss: Callable[..., Any], tx: Transform, has_aux: bool = False
 ) -> Callable[..., tuple[Any, Grads]]:
-    """Like `jax.value_and_grad`, of a loss that sees what the transform shows.
+    """Differentiate a loss of transformed parameters, as `jax.value_and_grad` does.
 
-    One backward pass gives both gradients: at what the model saw, and, pulled back through the
-    transform, at what the optimizer moves.
+    One backward pass gives both gradients: with respect to the dense parameters that the model saw
+    and, pulled back through the transform, to the arrays that the optimizer moves.
 
     Args:
         loss: `loss(params, *args) -> scalar` (or `(scalar, aux)`); it is given dense parameters.
             Where `quantization.quantize_activations` rounds activations, it must take
-            expressions, as `nnopt.on_packed(loss)` does.
+            packed parameters, as `nnopt.on_packed(loss)` does.
         tx: the transform.
         has_aux: whether `loss` returns something beside the scalar.
 
@@ -124,7 +124,7 @@ def value_and_grad(
     """
 
     def value_and_grads(params: Any, state: Any, *args: Any) -> tuple[Any, Grads]:
-        shown, pull_back, given = show(tx, params, state, loss)
+        shown, pull_back, given = forward(tx, params, state, loss)
 
         def of_floats(moving: Any) -> Any:
             return loss(given(filled(shown, moving)), *args)
@@ -135,8 +135,8 @@ def value_and_grad(
     return value_and_grads
 
 
-class Shown(NamedTuple):
-    """What the model sees while training, and the way back for gradients.
+class Forward(NamedTuple):
+    """The dense parameters of a training step, and the way back for gradients.
 
     Args:
         params: dense.
@@ -151,7 +151,7 @@ class Shown(NamedTuple):
 
 
 def takes_expressions(loss: Any) -> bool | None:
-    """Whether a loss is to be given leaves that are no arrays; None where it does not say.
+    """Return whether a loss takes packed parameters; None if it does not say.
 
     `nnopt.on_packed` makes such functions. What `jax.jit`, `jax.checkpoint` or
     `functools.partial` makes of one is one; any other that wraps one says
@@ -170,8 +170,8 @@ def takes_expressions(loss: Any) -> bool | None:
     return None
 
 
-def show(tx: Transform, params: Any, state: Any, loss: Any = None) -> Shown:
-    """What the model sees while training, and the way back for gradients.
+def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward:
+    """Return the dense parameters of a training step, and the way back for gradients.
 
     Args:
         tx: the transform.
@@ -180,7 +180,7 @@ def show(tx: Transform, params: Any, state: Any, loss: Any = None) -> Shown:
         loss: what the parameters are for.
 
     Returns:
-        The `Shown`.
+        A `Forward`.
 
     Raises:
         CompositionError: what a leaf meets is to be rounded, and that cannot be done, or the loss
@@ -189,10 +189,10 @@ def show(tx: Transform, params: Any, state: Any, loss: Any = None) -> Shown:
     Example:
         >>> import jax.numpy as jnp
         >>> import nnopt_jax as nnopt
-        >>> from nnopt_jax.transform.training import show
+        >>> from nnopt_jax.transform.training import forward
         >>> tx = nnopt.pruning.magnitude(0.5)
         >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
-        >>> shown, pull_back, _ = show(tx, params, tx.init(params))
+        >>> shown, pull_back, _ = forward(tx, params, tx.init(params))
         >>> shown, pull_back({"kernel": jnp.ones((1, 2))}).train.params
         ({'kernel': Array([[3., 0.]], dtype=float32)}, {'kernel': Array([[1., 0.]], dtype=float32)})
     """
@@ -214,7 +214,7 @@ def show(tx: Transform, params: Any, state: Any, loss: Any = None) -> Shown:
         held = {path: node.replace(shown=leaves[path]) for path, node in rounding.items()}
         return unflatten(now, leaves | held) if held else now
 
-    return Shown(shown, pull_back, given)
+    return Forward(shown, pull_back, given)
 
 
 def _with_inert(params: Any, arrays: Any) -> Any:
@@ -226,7 +226,7 @@ def _with_inert(params: Any, arrays: Any) -> Any:
 
 
 def _rounding(encoded: Any, loss: Any) -> dict[str, InputQuantized]:
-    """The leaves that round what they are multiplied with, where the loss is to see that."""
+    """Return the leaves that round the activations of their products, if the loss takes them."""
     problems, found, takes = Problems("value_and_grad"), {}, takes_expressions(loss)
     if loss is None or takes is False:
         return {}
@@ -248,7 +248,7 @@ def _rounding(encoded: Any, loss: Any) -> dict[str, InputQuantized]:
 
 
 def _cotangent(shown: jax.Array, slope: jax.Array | None) -> Any:
-    """The cotangent of a leaf: integers have the trivial one."""
+    """Return the cotangent of a leaf; that of integers is trivial."""
     if slope is not None:
         return slope
     return jax.custom_derivatives.zero_from_primal(shown)
@@ -263,7 +263,7 @@ def step(
     *,
     step: jax.Array | int | None = None,
 ) -> tuple[Any, Any]:
-    """Applies the optimizer's updates, then refreshes the transform. Once per optimizer step.
+    """Apply the updates of an optimizer, then refresh the transform; once per optimizer step.
 
     Args:
         tx: the transform.

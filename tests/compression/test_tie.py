@@ -1,4 +1,4 @@
-"""Tied leaves: one gradient, one payload, and what other links mean around them."""
+"""Tied leaves: one gradient, one payload, and what other transforms mean around them."""
 
 from __future__ import annotations
 
@@ -178,6 +178,6 @@ def test_rings_and_rows_of_ties_are_refused():
 
 def test_what_an_earlier_link_made_of_the_target_is_not_dropped_in_silence():
     tx = nnopt.chain(nnopt.pruning.magnitude(0.5), TIED)
-    with pytest.raises(CompositionError, match=r"head/kernel: an earlier link made Masked\(.*"
+    with pytest.raises(CompositionError, match=r"head/kernel: an earlier transform made Masked\(.*"
                                                r"leave it out there with where="):  # fmt: skip
         tx.init(PARAMS)

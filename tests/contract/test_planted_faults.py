@@ -228,7 +228,7 @@ def _keeps_smallest() -> nnopt.Transform:
 
 
 def test_too_many_values_are_caught():
-    """A link that moves weights one by one behind a codebook."""
+    """A transform that moves weights one by one behind a codebook."""
     jitter = wrapping(
         "faulty",
         matrices,

@@ -90,7 +90,7 @@ def test_state_of_something_else(tx, state):
 def test_no_transform(given, text):
     with pytest.raises(CompositionError, match=text):
         nnopt.plan(given, PARAMS)
-    with pytest.raises(CompositionError, match=f"chain: link 2 is .*{text}"):
+    with pytest.raises(CompositionError, match=f"chain: transform 2 is .*{text}"):
         nnopt.chain(magnitude, given)
     with pytest.raises(CompositionError, match=f"at: .*{text}"):
         nnopt.at("k", given)

@@ -31,7 +31,7 @@ def _shown(tx, params=PARAMS):
 
 
 def _keeps(mask):
-    """A link that keeps certain weights."""
+    """A transform that keeps certain weights."""
     return nnopt.transform.wrapping(
         "keeps",
         "**",

@@ -1,4 +1,4 @@
-"""Chains, restrictions, and what links are shown."""
+"""Chains, restrictions, and what transforms are shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARAMS = {
 
 
 def _recorder(name, seen, where="**"):
-    """A link that changes nothing and notes the dense leaves its update is shown."""
+    """A transform that changes nothing and notes the dense leaves its update is shown."""
 
     def update(leaves, state, now):
         seen[name] = {path: np.asarray(leaf) for path, leaf in leaves.items()}, now.grads
@@ -124,7 +124,7 @@ def test_state_shared_with_a_longer_chain_is_an_error():
         nnopt.chain(nnopt.pruning.magnitude(0.5)),
         nnopt.chain(nnopt.pruning.magnitude(0.5), nnopt.quantization.uniform(8)),
     )
-    with pytest.raises(CompositionError, match="that of 1 links, and there are 2; give the state"):
+    with pytest.raises(CompositionError, match="of 1 transforms, and there are 2; give the state"):
         long.apply(PARAMS, short.init(PARAMS))
 
 

@@ -107,7 +107,7 @@ def test_what_nobody_uses_is_refused():
     tx = nnopt.chain(_by_gradient(), nnopt.quantization.uniform(8, where="**"))
     with pytest.raises(StatisticsError, match="takes gradient, and does not use fisher, mine; lea"):
         tx.init(params, stats=stats)
-    tx.init(params, stats={"gradient": stats["gradient"]})  # the second link does not get it
+    tx.init(params, stats={"gradient": stats["gradient"]})  # the second transform does not get it
     with pytest.raises(StatisticsError, match="magnitude: takes no statistics, and does not use"):
         nnopt.pruning.magnitude(0.5, where="**").init(params, stats={"gradient": {}})
 

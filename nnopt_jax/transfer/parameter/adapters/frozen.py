@@ -18,7 +18,7 @@ _NAME = "transfer.freeze"
 def freeze(where: Where = "**") -> Transform:
     """Keeps parameters from training: no gradient, no optimizer state, no weight decay.
 
-    `nnopt.trainable` has None in their places. What other links learn trains on.
+    `nnopt.trainable` has None in their places. What other transforms learn trains on.
 
     Args:
         where: which leaves; default: all.

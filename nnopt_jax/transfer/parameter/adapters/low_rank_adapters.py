@@ -35,7 +35,8 @@ def lora(
     (`QLoRA`): a tree that `tx.pack` or `nnopt.load` returned, its bytes never touched.
 
     Under a mask, and over a packed leaf that has one, the sum is masked, so zeros stay zero; other
-    links before it keep their codes in the base, and links after it refine the base alone.
+    transforms before it keep their codes in the base, and transforms after it refine the base
+    alone.
 
     Args:
         rank: `r`.
