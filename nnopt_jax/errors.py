@@ -6,6 +6,12 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 
+__all__ = [
+    "ArtifactError", "CapacityError", "CheckpointError", "CompositionError", "NnoptError",
+    "NonFiniteError", "Problems", "ProcessLostError", "RecipeError", "ScaleError", "SelectionError",
+    "ShapeError", "StatisticsError", "ValueRangeError", "nearest",
+]  # fmt: skip
+
 
 class NnoptError(Exception):
     """Base class: catch it to catch every deliberate error of the library."""

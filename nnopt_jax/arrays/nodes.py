@@ -276,6 +276,9 @@ def _tuples(value: Any) -> Any:
 def is_node(x: Any) -> bool:
     """Return whether `x` is a node; made to be passed as `is_leaf`.
 
+    Args:
+        x: any value.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from nnopt_jax.arrays import Masked, is_node

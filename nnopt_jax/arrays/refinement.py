@@ -85,6 +85,11 @@ def _refine(field: Field, function: Callable[[Slot], Field], at: Slot) -> Field:
 def slots(parameter: Field, axes: Axes | None = None, path: str = "") -> list[Slot]:
     """List the float slots of a parameter, in the order in which `refine` visits them.
 
+    Args:
+        parameter: an array or a packed parameter.
+        axes: the axes of the weight, where they are known; each slot gets those it has of them.
+        path: the leaf, for the slots.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from nnopt_jax.arrays import Factored, slots

@@ -92,7 +92,12 @@ def inspect(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES)
 
 
 def sizes(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, int]:
-    """Return the bytes of each leaf in a file, by path; raises as `inspect` does."""
+    """Return the bytes of each leaf in a file, by path.
+
+    Args:
+        path: the file.
+        max_bytes: see `inspect`, which raises the same errors.
+    """
     rows = inspect(path, max_bytes=max_bytes).rows
     return {row.path: round(row.file_bytes) for row in rows}
 

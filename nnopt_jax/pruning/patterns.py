@@ -343,6 +343,9 @@ def conventional(shape: tuple[int, ...]) -> Axes:
 
     A vector is contracted. Where no convention names the axes, the last two are those of a matrix.
 
+    Args:
+        shape: of the leaf.
+
     Example:
         >>> from nnopt_jax.pruning.patterns import conventional
         >>> conventional((8,)), conventional((3, 3, 8, 16)), conventional((5, 8, 16))

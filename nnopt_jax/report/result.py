@@ -156,6 +156,10 @@ def _tuples(item: Mapping[str, Any]) -> dict[str, Any]:
 def amount(value: float | None, unit: str) -> str:
     """Return a number and its unit, to three or four figures.
 
+    Args:
+        value: the number; None gives a dash.
+        unit: `"bytes"`, `"%"`, `"ms"` or `"bits"`.
+
     Example:
         >>> from nnopt_jax.report import amount
         >>> amount(9_431, "bytes"), amount(1.4, "%"), amount(0.1234, "ms"), amount(None, "bits")
@@ -189,6 +193,9 @@ def measure_rows(measures: Sequence[Measure]) -> str:
 
 def render(table: Table) -> str:
     """Return a table as plain text of at most 100 columns.
+
+    Args:
+        table: made by `result_table` and its like.
 
     Example:
         >>> print(render(latency_table("demo", {8: Latency(2.0, 1.0, 1.9, 0.9, 2.0)})).split()[0])

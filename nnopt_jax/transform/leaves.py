@@ -91,6 +91,10 @@ class Update(NamedTuple):
 def matrices(path: str, leaf: Any) -> bool:
     """Select leaves of two axes or more: the default rule of unbound transforms.
 
+    Args:
+        path: the leaf, which the rule does not ask for.
+        leaf: an array, or anything with `ndim`.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from nnopt_jax.transform import matrices
@@ -366,7 +370,12 @@ def slot_key(key: jax.Array | None, path: str, index: int) -> jax.Array | None:
 
 
 def refresh_when(needed: Any, fresh: Callable[[], Any], old: Any) -> Any:
-    """Computes anew only where needed; `needed` may be a Python bool or a traced one.
+    """Compute a new value only if it is needed.
+
+    Args:
+        needed: a Python bool or a traced one.
+        fresh: computes the new value.
+        old: the value otherwise, of the same structure, shapes and dtypes.
 
     Example:
         >>> from nnopt_jax.transform import refresh_when

@@ -45,10 +45,12 @@ _SHA256: dict[str, str] = {
     }.items()
 }
 MNIST_FILES: tuple[str, ...] = tuple(_SHA256)
+"""The names of the four files of MNIST."""
 MIRRORS: tuple[str, ...] = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
+"""Addresses that offer the files of MNIST, tried one after another."""
 
 
 @dataclass(frozen=True, eq=False)

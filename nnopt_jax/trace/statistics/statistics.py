@@ -267,7 +267,7 @@ def input_histogram(bins: int = 4096) -> Statistic:
 def input_gram(block: int | None = None) -> Statistic:
     r"""Statistic of the Gram matrix of a leaf's inputs: `X^T X` over all rows, float32.
 
-    .. math:: G_{ij} = \sum_r x_{ri} x_{rj}
+    $$ G_{ij} = \sum_r x_{ri} x_{rj} $$
 
     `i` and `j` number the contracted entries, in the order of the leaf's own axes; for a
     convolution these are a patch of the image. Products have full float32 precision.
