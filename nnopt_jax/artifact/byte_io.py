@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -49,6 +50,22 @@ def framed(parts: Sequence[bytes]) -> bytes:
         '02616263'
     """
     return b"".join(varint(len(part)) + part for part in parts[:-1]) + b"".join(parts[-1:])
+
+
+@contextlib.contextmanager
+def malformed(what: str) -> Iterator[None]:
+    """Turn errors that malformed input causes into an `ArtifactError` that names it.
+
+    Args:
+        what: the name of the input, for the error.
+    """
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+            RecursionError) as error:  # fmt: skip
+        raise ArtifactError(f"load: malformed {what} ({error!r}).") from error
 
 
 class ByteReader:

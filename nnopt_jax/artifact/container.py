@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -13,18 +12,9 @@ import jax
 import numpy as np
 
 from nnopt_jax.arrays import is_node
-from nnopt_jax.artifact import codec
-from nnopt_jax.artifact.byte_io import ByteReader, framed, varint
-from nnopt_jax.artifact.description import (
-    check_storable,
-    declared_bytes,
-    from_host,
-    plain,
-    read_description,
-    slot_tree,
-    to_host,
-    write_description,
-)
+from nnopt_jax.artifact import codec, description
+from nnopt_jax.artifact.byte_io import ByteReader, framed, malformed, varint
+from nnopt_jax.artifact.description import slot_tree
 from nnopt_jax.artifact.line_coding import Profiles
 from nnopt_jax.artifact.streams import ArraySlot, PlainArray, Stream, streams_of
 from nnopt_jax.errors import ArtifactError
@@ -103,16 +93,16 @@ def write(tree: Any, metadata: Any = None, program: bytes = b"") -> bytes:
         SelectionError: two children of a container have one name.
     """
     flatten(tree, is_node)  # raises for keys that JAX cannot sort
-    tree = plain(tree)
+    tree = description.plain(tree)
     flatten(tree, is_node)  # every leaf must have a name of its own
-    check_storable(tree)
-    arrays = [to_host(leaf) for leaf in jax.tree.leaves(tree)]
+    description.check_storable(tree)
+    arrays = [description.to_host(leaf) for leaf in jax.tree.leaves(tree)]
     slots = slot_tree(tree)
     apart = [i for i, stream in enumerate(streams_of(slots)) if not _rebuilds(stream, arrays)]
     streams = streams_of(slots, apart)
     plan = StreamPlan(streams, _repeats(streams, arrays))
     notes = {"metadata": metadata, "apart": apart, "same": list(plan.same.items())}
-    head = write_description(tree, notes | {"program": len(program)})
+    head = description.write_description(tree, notes | {"program": len(program)})
     profiles = Profiles()
     parts = [_encode(stream, arrays, profiles) for stream in plan.coded]
     for pool in plan.pools:
@@ -136,13 +126,11 @@ def contents(body: bytes, version: int, max_bytes: int) -> Contents:
         ArtifactError: the bytes are malformed, or declare more than `max_bytes`.
     """
     reader = ByteReader(body)
-    tree, notes = read_description(reader.part(), version)
+    tree, notes, declared = description.read_description(reader.part(), version)
     size = notes.get("program", 0)
     if type(size) is not int or size < 0:
         raise ArtifactError(f"load: malformed notes (a program of {size!r} bytes).")
     program = reader.take(size)
-    with _malformed("description"):
-        declared = declared_bytes(tree)
     if declared > max_bytes:
         raise ArtifactError(
             f"load: the file declares {declared} bytes of arrays, and max_bytes is {max_bytes}. "
@@ -173,7 +161,7 @@ def read(found: Contents) -> Any:
     Raises:
         ArtifactError: a stream is malformed.
     """
-    with _malformed("stream"):
+    with malformed("stream"):
         arrays = _arrays(found)
     leaves, structure = jax.tree.flatten(found.tree)
     slots = jax.tree.leaves(slot_tree(found.tree))
@@ -182,32 +170,19 @@ def read(found: Contents) -> Any:
         array = arrays.get(slot.index, np.zeros(slot.shape, slot.dtype))
         if array.shape != slot.shape or array.dtype != slot.dtype:
             raise ArtifactError(f"load: array {slot.index} is not what its description says.")
-        made.append(from_host(array, leaf))
+        made.append(description.from_host(array, leaf))
     return jax.tree.unflatten(structure, made)
-
-
-@contextlib.contextmanager
-def _malformed(what: str) -> Iterator[None]:
-    """Turn errors that malformed input causes into one that says so."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(f"load: malformed {what} ({error!r}).") from error
 
 
 def _planned(slots: Any, notes: dict[str, Any]) -> StreamPlan:
     """The plan that the notes of a file lead to."""
-    try:
+    with malformed("notes"):
         streams = streams_of(slots, [int(number) for number in notes.get("apart", [])])
         same = {int(number): int(first) for number, first in notes.get("same", [])}
         for number, first in same.items():
             mine, theirs = streams[number].covers, streams[first].covers
             if not 0 <= first < number or len(mine) != len(theirs) or first in same:
                 raise ValueError(f"stream {number} repeats {first}")
-    except (TypeError, ValueError, IndexError) as error:
-        raise ArtifactError(f"load: malformed notes ({error}).") from error
     return StreamPlan(streams, same)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ import numpy as np
 from nnopt_jax.arrays import Node, Sparse, abstract, check, describe, is_node
 from nnopt_jax.arrays.node_description import dtype_named
 from nnopt_jax.arrays.nodes import NODE_TYPES
-from nnopt_jax.artifact.byte_io import ByteReader, inflate
+from nnopt_jax.artifact.byte_io import ByteReader, inflate, malformed
 from nnopt_jax.artifact.streams import ArraySlot
 from nnopt_jax.errors import ArtifactError, Problems, SelectionError, ValueRangeError, nearest
 from nnopt_jax.ops.bit_packing import packed_size
@@ -67,7 +67,7 @@ def write_description(tree: Any, notes: dict[str, Any]) -> bytes:
     return zlib.compress(data, 9, _RAW)
 
 
-def read_description(data: bytes, version: int) -> tuple[Any, dict[str, Any]]:
+def read_description(data: bytes, version: int) -> tuple[Any, dict[str, Any], int]:
     """Rebuild the tree that a file describes, with `jax.ShapeDtypeStruct` for arrays.
 
     Args:
@@ -75,24 +75,19 @@ def read_description(data: bytes, version: int) -> tuple[Any, dict[str, Any]]:
         version: the format of the file.
 
     Returns:
-        The abstract tree, whose nodes are checked, and the notes.
+        The abstract tree, whose nodes are checked; the notes; and the bytes that its arrays take.
 
     Raises:
         ArtifactError: the data are malformed, or inflate to more than a description may be.
     """
-    try:
+    with malformed("description"):
         description, notes = _read(data) if version > 2 else _read_coded(data)
         if not isinstance(notes, dict):
             raise ArtifactError("load: malformed notes of a description.")
         tree = abstract(description, struct)
         _check_numbers(tree)
         check(tree, "load")
-    except ArtifactError:
-        raise
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
-            RecursionError) as error:  # fmt: skip
-        raise ArtifactError(f"load: malformed description ({error!r}).") from error
-    return tree, notes
+        return tree, notes, declared_bytes(tree)
 
 
 def _read(data: bytes) -> tuple[Any, Any]:
@@ -109,7 +104,8 @@ def _flat(at: Any) -> Any:
         return at
     if "node" in at:
         fields = {name: _flat(field) for name, field in at["fields"].items()}
-        return {"class": _versioned(at["node"], at["version"]), **at["static"], **fields}
+        version = "" if at["version"] == 1 else f"/{at['version']}"
+        return {"class": at["node"] + version, **at["static"], **fields}
     ((kind, children),) = at.items()
     if kind == "dict":
         return {kind: {name: _flat(child) for name, child in children.items()}}
@@ -129,10 +125,6 @@ def _nested(at: Any) -> Any:
     if kind == "dict":
         return {kind: {name: _nested(child) for name, child in children.items()}}
     return {kind: [_nested(child) for child in children]}
-
-
-def _versioned(name: str, version: int) -> str:
-    return name if version == 1 else f"{name}/{version}"
 
 
 def _node_class(text: str) -> tuple[str, int]:
@@ -372,21 +364,20 @@ def declared_bytes(tree: Any) -> int:
         24
     """
     total = sum(slot.size * slot.itemsize for slot in jax.tree.leaves(slot_tree(tree)))
-    return total + sum(map(_mask_bytes, jax.tree.leaves(tree, is_leaf=is_node)))
+    return total + sum(node.size for node in _nodes(tree) if isinstance(node, Sparse))
 
 
-def _mask_bytes(field: Any) -> int:
-    if not isinstance(field, Node):
-        return 0
-    inner = sum(_mask_bytes(inner) for _, inner in field.fields())
-    return inner + (field.size if isinstance(field, Sparse) else 0)
+def _nodes(tree: Any) -> Iterator[Node]:
+    """All nodes of a tree, the inner ones after those that hold them."""
+    for leaf in jax.tree.leaves(tree, is_leaf=is_node):
+        if isinstance(leaf, Node):
+            yield leaf
+            yield from _nodes([field for _, field in leaf.fields()])
 
 
 def _check_numbers(tree: Any) -> None:
     """Raise if a node's own settings state no shape or no dtype of numbers."""
-    for leaf in jax.tree.leaves(tree, is_leaf=is_node):
-        if isinstance(leaf, Node):
-            if not all(type(size) is int and size >= 0 for size in leaf.shape):
-                raise ArtifactError(f"load: {leaf.shape!r} is not a shape.")
-            struct(leaf.dtype if isinstance(leaf.dtype, str) else leaf.dtype.name, leaf.shape)
-            _check_numbers([field for _, field in leaf.fields()])
+    for node in _nodes(tree):
+        if not all(type(size) is int and size >= 0 for size in node.shape):
+            raise ArtifactError(f"load: {node.shape!r} is not a shape.")
+        struct(node.dtype if isinstance(node.dtype, str) else node.dtype.name, node.shape)
