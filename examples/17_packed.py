@@ -1,4 +1,4 @@
-"""Running on packed parameters: what stays packed, what is made dense, and what a call takes.
+"""Running on packed parameters: what stays packed, what is materialized, and what a call takes.
 
     python examples/17_packed.py [--steps 400] [--file packed.nnopt]
 

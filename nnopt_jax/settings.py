@@ -35,7 +35,7 @@ class Settings:
         Traceback (most recent call last):
         nnopt_jax.errors.ValueRangeError: demo: 2 problems
           bits='8' is not a whole number from 2 to 16.
-          mode='sotf' is none of 'hard', 'soft'. Did you mean soft?
+          mode='sotf' is not one of 'hard', 'soft'. Did you mean soft?
     """
 
     def __init__(self, who: str) -> None:
@@ -62,7 +62,7 @@ class Settings:
         none: bool = False,
         array: bool = False,
     ) -> None:
-        """A number within bounds and of float32; `above`: the lower bound itself is no value.
+        """A number within bounds and of float32; `above`: the lower bound itself is not a value.
 
         `array`: an array of one counts, and passes unseen where it is traced.
         """
@@ -94,7 +94,7 @@ class Settings:
             hint = nearest(value, known) if isinstance(value, str) else ""
             hint = hint if hint.startswith(" Did") else ""
             names = ", ".join(map(repr, known))
-            self.wrong(name, value, f"is none of {names}.{hint}")
+            self.wrong(name, value, f"is not one of {names}.{hint}")
 
     def flag(self, name: str, value: Any) -> None:
         """True or False."""
@@ -108,7 +108,7 @@ class Settings:
         except TypeError:
             dtype = None
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            self.wrong(name, value, "is no dtype of floats; give e.g. 'float32' or 'bfloat16'.")
+            self.wrong(name, value, "is not a dtype of floats; give e.g. 'float32' or 'bfloat16'.")
         elif jax.dtypes.canonicalize_dtype(dtype) != dtype:
             self.wrong(name, value, f"is {dtype}, which JAX has turned off; give 'float32', or "
                                     "set jax_enable_x64.")  # fmt: skip

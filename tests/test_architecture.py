@@ -146,7 +146,7 @@ def undeclared_dependencies(sources: Sources) -> list[str]:
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     declared = {re.split(r"[^A-Za-z0-9_-]", line)[0].lower() for lines in groups for line in lines}
     return [
-        f"{module}:{line}: {name} is no dependency in pyproject.toml"
+        f"{module}:{line}: {name} is not a dependency in pyproject.toml"
         for module, source in sources.items()
         for line, name in imports(module, ast.parse(source))
         for top in [name.split(".")[0]]

@@ -70,7 +70,7 @@ class ELL(_PaddedRows):
     No output lists an input twice. Outputs that have fewer weights list further inputs, with
     weights of zero: every entry of a list is one of the matrix, and no place needs a mark.
 
-    A pruned weight is no connection: an infinite or NaN input does not reach an output that does
+    A pruned weight is not a connection: an infinite or NaN input does not reach an output that does
     not list it, while a product with the dense array computes `0 * inf`, which is NaN.
 
     Args:

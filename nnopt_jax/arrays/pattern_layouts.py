@@ -131,7 +131,7 @@ def n_of_m_misfit(shape: tuple[int, ...], n: int, m: int) -> str | None:
         'groups of 4 do not divide axis 0 of shape (6, 8)'
     """
     if not 0 < n <= m or math.comb(m, n) > MOST_CHOICES:
-        return f"{n}:{m} is no pattern of at most 2^31 choices"
+        return f"{n}:{m} is not a pattern of at most 2^31 choices"
     axis = group_axis(shape)
     if not shape or shape[axis] % m:
         return f"groups of {m} do not divide axis {axis} of shape {shape}"

@@ -22,7 +22,8 @@ class Powers(Node):
     $$ s = 2^{e - 127} $$
 
     Args:
-        exponents: `e`, uint8, 0 to 254; 0 stands for 0 here, because 2^-127 is no normal float32.
+        exponents: `e`, uint8, 0 to 254; 0 stands for 0 here, because 2^-127 is not a normal
+            float32.
 
     Example:
         >>> import jax.numpy as jnp

@@ -54,7 +54,7 @@ def _capacities(given: Any, leaves: Mapping[str, Field]) -> dict[str, int]:
         return {}
     settings = Settings("store")
     if not isinstance(given, Mapping):
-        settings.wrong("capacities", given, "is no dictionary of counts by path.")
+        settings.wrong("capacities", given, "is not a dictionary of counts by path.")
         settings.done()
     for path, count in given.items():
         if path not in leaves:

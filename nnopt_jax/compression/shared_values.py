@@ -44,7 +44,8 @@ def codebook(
     $$ \hat w_i = t_{a_i}, \qquad a_i = \arg\min_c |w_i - t_c| $$
 
     The model sees shared values; the weights behind them go on learning, straight through, and
-    may change cluster. Entries that a mask of an earlier transform prunes have no say in the table.
+    may change cluster. Entries that a mask of an earlier transform prunes do not count for the
+    table.
 
     Args:
         clusters: entries of the table, 1 to 65,536.

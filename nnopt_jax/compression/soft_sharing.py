@@ -40,7 +40,7 @@ def dkm(
 
     Each update starts from the table of the one before. Memory grows with the weights and not
     with weights times clusters, in the backward pass as well. Entries that a mask of an earlier
-    transform prunes have no say in the table.
+    transform prunes do not count for the table.
 
     Args:
         clusters: entries of the table, 1 to 65,536.

@@ -107,7 +107,7 @@ def _check(pairs: Any, transpose: Any) -> None:
     if not (isinstance(pairs, Mapping) and pairs) or not all(
         isinstance(path, str) for pair in pairs.items() for path in pair
     ):
-        settings.wrong("pairs", pairs, "is no mapping {path of a target: path of its source}.")
+        settings.wrong("pairs", pairs, "is not a mapping {path of a target: path of its source}.")
     else:
         for target, source in pairs.items():
             if source in pairs:

@@ -54,7 +54,7 @@ def adapt(made: Any, sample: Any, key: Key | None) -> FlaxModel:
         The model.
 
     Raises:
-        RecipeError: `made` is none of the three.
+        RecipeError: `made` is not one of the three.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -72,7 +72,7 @@ def adapt(made: Any, sample: Any, key: Key | None) -> FlaxModel:
         params, function = made
         return FlaxModel(params, {}, lambda p, e, x, **_: (function(p, x), e))
     raise RecipeError(
-        f"interop.flax.adapt: {type(made).__name__} is no model. Return a flax.linen.Module, an "
+        f"interop.flax.adapt: {type(made).__name__} is not a model. Return a flax.linen.Module, an "
         "nnx.Module, or (params, apply) with apply(params, x)."
     )
 

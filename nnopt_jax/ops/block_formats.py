@@ -130,7 +130,7 @@ def in_units(x: ArrayLike, scale: ArrayLike) -> Array:
 
 
 def power_of_two(exponents: ArrayLike) -> Array:
-    """Return `2^(e - 127)` exactly, and 0 for `e = 0`, which is no normal float32.
+    """Return `2^(e - 127)` exactly, and 0 for `e = 0`, which is not a normal float32.
 
     Args:
         exponents: uint8, 0 to 254.

@@ -35,7 +35,7 @@ def mesh(*, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
 
     Raises:
         ShapeError: the sizes do not multiply to the number of devices, or one is there twice.
-        ValueRangeError: a size is no whole number of 1 or more (or -1, once).
+        ValueRangeError: a size is not a whole number of 1 or more (or -1, once).
 
     Example:
         >>> import nnopt_jax as nnopt

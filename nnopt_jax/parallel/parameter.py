@@ -4,7 +4,7 @@ Parameters, masks, moments: an array is split along its largest free axis that t
 or along one that a rule has split where they divide its shares; it lies so between steps, and is
 gathered where it is used.
 
-Source: Rajbhandari et al., ZeRO, arXiv:1910.02054; Zhao et al., PyTorch FSDP, arXiv:2304.11277.
+References: Rajbhandari et al., ZeRO, arXiv:1910.02054; Zhao et al., PyTorch FSDP, arXiv:2304.11277.
 """
 
 from __future__ import annotations

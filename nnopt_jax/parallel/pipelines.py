@@ -150,7 +150,7 @@ def pipeline(
     Raises:
         ShapeError: rows do not divide, leaves are of another number of stages, or there are too
             few micro-batches.
-        ValueRangeError: `axis` is no axis of the mesh.
+        ValueRangeError: `axis` is not an axis of the mesh.
 
     Example:
         >>> import jax.numpy as jnp

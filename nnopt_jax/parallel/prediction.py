@@ -72,7 +72,7 @@ def predict(
 ) -> Predict:
     """Compiles a model for a plan: rows in parallel, parameters gathered where they are used.
 
-    Packed leaves travel packed and are made dense where they have arrived.
+    Packed leaves travel packed and are materialized where they have arrived.
 
     Args:
         apply: `apply(params, batch) -> outputs`, all arrays with the rows first.

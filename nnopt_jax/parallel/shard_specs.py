@@ -199,7 +199,8 @@ def specs(
         The plan.
 
     Raises:
-        SelectionError: a rule matches no leaf, an annotation is of no leaf, or `fsdp` is no axis.
+        SelectionError: a rule matches no leaf, an annotation is of no leaf, or `fsdp` is not an
+            axis.
         ShapeError: rules or annotations name unknown axes, one axis twice, too many, or split an
             axis into unequal parts.
 
@@ -223,7 +224,7 @@ RECIPE --list'.
     settings.done()
     if fsdp is not None and fsdp not in mesh.shape:
         if fsdp != "fsdp":
-            raise SelectionError(f"{who}: fsdp={fsdp!r} is no axis of the mesh: "
+            raise SelectionError(f"{who}: fsdp={fsdp!r} is not an axis of the mesh: "
                                  f"{', '.join(mesh.shape)}.")  # fmt: skip
         fsdp = None
     leaves = flatten(params, is_node)

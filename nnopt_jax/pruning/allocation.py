@@ -14,7 +14,7 @@ from nnopt_jax.errors import Problems, ValueRangeError
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 Share: TypeAlias = Any
-"""A share of zeros: a Python float, or a traced scalar."""
+"""A fraction of zeros: a Python float, or a traced scalar."""
 
 Allocation: TypeAlias = str | Callable[[Shapes, Share], Mapping[str, Share]]
 """`"uniform"`, `"erk"`, `"global"`, `"lamp"`, or one's own `(shapes, sparsity) -> sparsities`."""
@@ -120,7 +120,7 @@ def lamp(scores: jax.Array) -> jax.Array:
     $$ \frac{w_i^2}{\sum_{j :\, w_j^2 \ge w_i^2} w_j^2} $$
 
     Of equal weights the earlier counts as the greater. One sort of the leaf. Weights that are NaN
-    or infinite have no say in the sums and rank above all others, where they can be seen.
+    or infinite do not count for the sums and rank above all others, where they can be seen.
 
     Args:
         scores: magnitudes `|w|`, or other scores of zero or more; any shape.

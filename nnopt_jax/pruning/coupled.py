@@ -88,7 +88,7 @@ def kept_units(state: State) -> dict[str, Array]:
     rest = state.rest if isinstance(state, State) else {}
     if not isinstance(rest.get(TOGETHER), dict) or "units" not in rest[TOGETHER]:
         raise CompositionError(
-            "pruning.kept_units: this is no state of pruning.structured; of a chain give "
+            "pruning.kept_units: this is not a state of pruning.structured; of a chain give "
             "state[number of the transform]."
         )
     return dict(rest[TOGETHER]["units"])

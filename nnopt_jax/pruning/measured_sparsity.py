@@ -57,7 +57,7 @@ class SparsityRow:
 
     @property
     def sparsity(self) -> float:
-        """The share of zeros."""
+        """The fraction of zeros."""
         return self.zeros / max(self.size, 1)
 
     @property

@@ -68,7 +68,7 @@ def proximal(
     after that; one that grows slowly follows the path of the penalty.
 
     Args:
-        sparsity: the share of zeros (of groups that are zero) from 0 to 1, or a schedule of the
+        sparsity: the fraction of zeros (of groups that are zero) from 0 to 1, or a schedule of the
             number of updates.
         penalty: see above. Hoyer's spares large weights, as it does not depend on scale.
         groups: of `group_lasso`: `"outputs"`: all weights of one output (default); `"inputs"`: of

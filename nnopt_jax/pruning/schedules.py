@@ -21,10 +21,10 @@ def cubic(sparsity: float, steps: int, begin: int = 0, initial: float = 0.0) -> 
        t_0 \le t \le t_0 + n $$
 
     Args:
-        sparsity: `s_f`, the share of zeros in the end.
+        sparsity: `s_f`, the fraction of zeros in the end.
         steps: `n`, updates that it takes.
         begin: `t_0`, updates before it begins.
-        initial: `s_i`, the share of zeros until then.
+        initial: `s_i`, the fraction of zeros until then.
 
     Returns:
         The schedule: `count -> float32`.
@@ -61,7 +61,7 @@ def one_shot(sparsity: float, step: int) -> Schedule:
     `0` up to `step`, `sparsity` from there.
 
     Args:
-        sparsity: the share of zeros.
+        sparsity: the fraction of zeros.
         step: the number of the update from which it holds.
 
     Returns:
@@ -96,7 +96,7 @@ def iterative(sparsity: float, rounds: int, steps: int, begin: int = 0) -> Sched
     after the last round. With `pruning.rewind` it finds lottery tickets.
 
     Args:
-        sparsity: `s`, the share of zeros in the end.
+        sparsity: `s`, the fraction of zeros in the end.
         rounds: `R`, how often weights are pruned.
         steps: `n`, updates in a round; the first is pruned at its end.
         begin: `t_0`, updates before the first round.

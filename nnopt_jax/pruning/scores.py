@@ -285,7 +285,7 @@ def saliency(score: Saliency, gradients: bool = False, decay: float = 0.0) -> Sc
         settings.flag("gradients", gradients)
         settings.number("decay", decay, 0, _LONGEST_DECAY)
         if not callable(score) or not takes(score, "path", None, None):
-            settings.wrong("score", score, "is no function (path, weight, gradient) -> scores.")
+            settings.wrong("score", score, "is not a function (path, weight, gradient) -> scores.")
 
     def of(leaves: Leaves, memory: Leaves) -> Leaves:
         found = {path: score(path, w, memory.get(path)) for path, w in leaves.items()}

@@ -42,7 +42,7 @@ def soft_threshold(
     straight through. (`pruning.proximal` moves the parameters themselves.)
 
     Args:
-        sparsity: the share of zeros from 0 to 1, or a schedule of the number of updates.
+        sparsity: the fraction of zeros from 0 to 1, or a schedule of the number of updates.
         where: which leaves; default: those of two axes or more.
         allocation: `"uniform"`, `"erk"`, `"global"` (one threshold for all leaves), or
             `(shapes by path, sparsity) -> sparsities by path`.

@@ -85,7 +85,7 @@ def xnor(**choices: Unpack[QuantizationChoices]) -> Transform:
 
     The gradient is the paper's: it shrinks with the scale, which Adam makes good, but a learning
     rate of plain SGD must. The sign of zero is plus. Entries that a mask of an earlier transform
-    prunes have no say in the mean and are not counted. 1 bit a weight, and the scales.
+    prunes do not count for the mean and are not counted. 1 bit a weight, and the scales.
 
     Args:
         **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
@@ -166,7 +166,7 @@ def ttq(threshold: float = 0.05, **choices: Unpack[QuantizationChoices]) -> Tran
     An optimizer trains both scales: the gradient of each is the sum over its weights (that of
     `W_n` with the sign that the chain rule gives it). The weights behind them get the gradient
     times `W_p`, 1 or `W_n`. Both scales start at the mean magnitude of their weights. Entries that
-    a mask of an earlier transform prunes have no say in thresholds and starts. 1.6 bits a weight,
+    a mask of an earlier transform prunes do not count for thresholds and starts. 1.6 bits a weight,
     and the scales.
 
     Args:

@@ -160,7 +160,7 @@ def mxfp4(
 
     4.25 bits a weight: exponents take 8 bits. Magnitudes above 6 units become 6, those halfway
     between two levels the smaller one. The gradient passes straight through. Entries that a mask
-    of an earlier transform prunes have no say in the exponents.
+    of an earlier transform prunes do not count for the exponents.
 
     Args:
         range: how the exponent of a block is chosen; see `on_grid`.
@@ -204,7 +204,7 @@ def grouped(
     where `w_*` is the weight of greatest magnitude in a group: 4.5 and 8.5 bits a weight. For
     other widths, zero points and scales, see `quantization.uniform`, which rounds to the scale as
     it is stored. The gradient passes straight through. Entries that a mask of an earlier transform
-    prunes have no say in the steps.
+    prunes do not count for the steps.
 
     Args:
         format: `"q4_0"`: the greatest weight has code -8 and is exact, all 16 codes are used.

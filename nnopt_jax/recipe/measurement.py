@@ -218,7 +218,7 @@ class Benchmark:
     Args:
         title: what was timed.
         rows: times, by the size of the batch.
-        notes: which leaves a call makes dense, and its time once kernels are prepacked.
+        notes: which leaves a call materializes, and its time once kernels are prepacked.
     """
 
     title: str
@@ -295,8 +295,8 @@ def _timed_network(path: Path) -> tuple[OnPacked, Params, Callable[[int], tuple[
     recipe = folder.finished_recipe() if file == folder.artifact else None
     if recipe is None:
         raise RecipeError(
-            f"bench: {path} is no finished run, and no file that holds a program. Give the folder "
-            "of a run, or a file that `program: true` or nnopt_jax.transfer.save_model made."
+            f"bench: {path} is not a finished run, and no file that holds a program. Give the "
+            "folder of a run, or a file that `program: true` or nnopt_jax.transfer.save_model made."
         )
     data = open_data(recipe)
     model, x = finished_model(recipe, file, data), data.test.x

@@ -172,21 +172,21 @@ def call_note(calls: Mapping[str, str]) -> str:
         >>> call_note(
         ...     {"a": "packed", "b": "Sparse: no rule for sin", "c": "Sparse: no rule for sin"}
         ... )
-        '2 of 3 packed leaves are made dense inside the call: 2 Sparse (no rule for sin).'
+        '2 of 3 packed leaves are materialized inside the call: 2 Sparse (no rule for sin).'
         >>> call_note({"a": "packed"}), call_note({})
-        ('No packed leaf is made dense inside the call.', 'No leaf is packed.')
+        ('No packed leaf is materialized inside the call.', 'No leaf is packed.')
     """
     if not calls:
         return "No leaf is packed."
     dense = Counter(told for told in calls.values() if told not in (PACKED, UNREAD))
     if not dense:
-        return "No packed leaf is made dense inside the call."
+        return "No packed leaf is materialized inside the call."
     why = []
     for told, count in dense.most_common():
         form, _, reason = told.partition(": ")
         why.append(f"{count} {form} ({reason})")
     made = "is" if dense.total() == 1 else "are"
     return (
-        f"{dense.total()} of {len(calls)} packed leaves {made} made dense inside the call: "
+        f"{dense.total()} of {len(calls)} packed leaves {made} materialized inside the call: "
         f"{', '.join(why)}."
     )

@@ -107,7 +107,7 @@ def load_model(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYT
     Raises:
         ArtifactError: there is no such file, there is no structure in it, or it is damaged, of an
             unknown version, or too large.
-        ValueRangeError: `path` is no path, or `max_bytes` no whole number.
+        ValueRangeError: `path` is not a path, or `max_bytes` no whole number.
 
     Example:
         >>> from nnopt_jax.transfer import load_model

@@ -184,7 +184,7 @@ def at(where: Where, transform: Transform) -> Transform:
         The restricted transform.
 
     Raises:
-        CompositionError: it is no transform.
+        CompositionError: it is not a transform.
 
     Example:
         >>> import jax.numpy as jnp

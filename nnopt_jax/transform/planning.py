@@ -118,7 +118,7 @@ def plan(tx: Transform, params: Any) -> Plan:
         The `Plan`. Where a mask depends on data its size is a bound, marked `<=`.
 
     Raises:
-        CompositionError: `tx` is no transform.
+        CompositionError: `tx` is not a transform.
         NnoptError: whatever `tx.init` finds wrong.
 
     The last column, where there is something to say, notes axes that are assumed because the

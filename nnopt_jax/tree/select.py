@@ -99,7 +99,7 @@ def selector(where: Where) -> Selector:
         name = getattr(where, "__name__", repr(where))
         if not takes(where, "path", None):
             raise SelectionError(
-                f"selector: {name} is no predicate (path, leaf). Write e.g. "
+                f"selector: {name} is not a predicate (path, leaf). Write e.g. "
                 "where=lambda path, leaf: leaf.ndim == 2."
             )
         return Selector(name, where)

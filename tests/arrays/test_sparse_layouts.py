@@ -197,7 +197,7 @@ def test_values_must_be_as_many_as_the_support_keeps():
         (CSR.of(MASKS["half"]).replace(shape=(63, 48)), "of 63 rows has rows 5-bit[64]"),
         (NMIndex.of(MASKS["2:4"], 2, 4).replace(shape=(60, 48)), "of shape (60, 48) has 2:4 3-bit"),
         (NMIndex.of(MASKS["2:4"], 2, 4).replace(m=5), "groups of 5 do not divide axis 0"),
-        (NMIndex.of(MASKS["2:4"], 2, 4).replace(n=0), "0:4 is no pattern"),
+        (NMIndex.of(MASKS["2:4"], 2, 4).replace(n=0), "0:4 is not a pattern"),
         (BSR.of(MASKS["blocks"], (4, 8)).replace(sizes=(4, 4)), "of shape (64, 48) has 4x4"),
         (BSR.of(MASKS["blocks"], (4, 8)).replace(sizes=(5, 8)), "blocks of (5, 8) do not"),
         (BSR.of(MASKS["blocks"], (4, 8)).replace(sizes=(0, 8)), "(0, 8) are no sizes"),

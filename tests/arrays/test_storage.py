@@ -76,4 +76,4 @@ def test_a_mask_below_a_node_is_not_cut_by_the_mask_above():
     shifted = Masked(Quantized(inner, jnp.ones((1, 1)), jnp.full((1, 1), 2.0)), outer)
     stored = shifted.store()
     np.testing.assert_array_equal(stored.materialize(), shifted.materialize())
-    assert float(stored.materialize()[1, 1]) == -2  # a code of zero is no zero
+    assert float(stored.materialize()[1, 1]) == -2  # a code of zero is not a zero

@@ -60,7 +60,7 @@ def test_a_program_is_timed_without_its_code(tmp_path, capsys):
     assert main(["bench", free, "--batch", "2", "3", "--rounds", "2"]) == 0
     said = capsys.readouterr().out
     assert list(rows(said)) == [2, 3]
-    assert "2 of 2 packed leaves are made dense inside the call" in said
+    assert "2 of 2 packed leaves are materialized inside the call" in said
     fixed = written("fixed", tokens, scale, shapes=None)
     assert main(["bench", fixed, "--batch", "1", "--rounds", "1"]) == 0
     capsys.readouterr()
@@ -76,7 +76,7 @@ def test_what_nothing_can_be_timed_of_is_told(tmp_path, capsys):
     nnopt.save(path, {"w": jnp.ones(3)})
     for where in (str(path), str(tmp_path), str(tmp_path / "nowhere")):
         assert main(["bench", where]) == 2
-        assert f"bench: {where} is no finished run" in capsys.readouterr().err
+        assert f"bench: {where} is not a finished run" in capsys.readouterr().err
     assert main(["bench", str(path), "--batch", "0", "--rounds", "0"]) == 2
     said = capsys.readouterr().err
     assert "batch=0 is not a whole number" in said

@@ -182,7 +182,7 @@ def test_budgets_below_rank_one_are_named_with_their_leaves():
         ({"rank": 0}, "rank=0 is not a whole number of 1 or more."),
         ({"energy": 1.5}, "energy=1.5 is not a number above 0 and at most 1."),
         ({"ratio": 1}, "ratio=1 is not a number above 1."),
-        ({"rank": 2, "form": "row"}, "form='row' is none of 'channel', 'spatial'."),
+        ({"rank": 2, "form": "row"}, "form='row' is not one of 'channel', 'spatial'."),
         (
             {"rank": 2, "stacked": 1},
             "stacked=1 is gone; batch axes say it: "

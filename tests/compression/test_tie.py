@@ -172,7 +172,7 @@ def test_rings_and_rows_of_ties_are_refused():
         "  pairs={'a': 'b'} names b as a source, which is tied itself, to a.\n"
         "  pairs={'b': 'a'} names a as a source, which is tied itself, to b."
     )
-    with pytest.raises(ValueRangeError, match=r"is no mapping \{path of a target"):
+    with pytest.raises(ValueRangeError, match=r"is not a mapping \{path of a target"):
         tie({})
 
 

@@ -426,7 +426,7 @@ def _on_grid(leaf: Any) -> bool:
 
 
 def check_keeps_zeros(before: nnopt.Transform, after: nnopt.Transform, params: Any) -> None:
-    """Masked entries stay zero behind later transforms, and have no say in their states."""
+    """Masked entries stay zero behind later transforms, and do not count for their states."""
     tx = nnopt.chain(before, after)
     state = begin(tx, params)
     for _ in range(2):

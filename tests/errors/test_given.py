@@ -114,12 +114,12 @@ def test_scores_that_are_none(score):
 
 
 def test_score_of_one_argument():
-    with pytest.raises(ValueRangeError, match=r"is no function \(path, weight, gradient\)"):
+    with pytest.raises(ValueRangeError, match=r"is not a function \(path, weight, gradient\)"):
         nnopt.pruning.saliency(0.5, score=lambda weight: weight)
 
 
 def test_predicate_of_one_argument():
-    with pytest.raises(SelectionError, match=r"<lambda> is no predicate \(path, leaf\)"):
+    with pytest.raises(SelectionError, match=r"<lambda> is not a predicate \(path, leaf\)"):
         nnopt.tree.selector(lambda p: True)
 
 

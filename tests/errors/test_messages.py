@@ -244,17 +244,17 @@ SETTINGS = {
     ),
     "allocation": (
         lambda: magnitude(0.5, allocation="layer"),
-        "pruning.magnitude: allocation='layer' is none of 'uniform', 'erk', 'global', 'lamp'.",
+        "pruning.magnitude: allocation='layer' is not one of 'uniform', 'erk', 'global', 'lamp'.",
     ),
     "all of them": (
         lambda: magnitude(2, mode="sotf"),
         "pruning.magnitude: 2 problems\n"
         "  sparsity=2 is not a number from 0 to 1, nor a schedule.\n"
-        "  mode='sotf' is none of 'hard', 'soft', 'frozen'. Did you mean soft?",
+        "  mode='sotf' is not one of 'hard', 'soft', 'frozen'. Did you mean soft?",
     ),
     "mode": (
         lambda: magnitude(0.5, mode="firm"),
-        "pruning.magnitude: mode='firm' is none of 'hard', 'soft', 'frozen'.",
+        "pruning.magnitude: mode='firm' is not one of 'hard', 'soft', 'frozen'.",
     ),
     "every": (
         lambda: magnitude(0.5, every=0),
@@ -285,7 +285,7 @@ SETTINGS = {
     ),
     "granularity": (
         lambda: uniform(8, granularity="row"),
-        "quantization.uniform: granularity='row' is none of 'tensor', 'channel'.",
+        "quantization.uniform: granularity='row' is not one of 'tensor', 'channel'.",
     ),
     "group": (
         lambda: uniform(8, group=0),

@@ -71,7 +71,7 @@ METHODS = [q.uniform, q.xnor, q.twn, q.nf4, q.fp4, q.lsq]
 @pytest.mark.parametrize("method", METHODS)
 def test_scales_are_floats(method):
     options = {"bits": 4} if method in (q.uniform, q.lsq) else {}
-    with pytest.raises(ValueRangeError, match="scale_dtype='int8' is no dtype of floats"):
+    with pytest.raises(ValueRangeError, match="scale_dtype='int8' is not a dtype of floats"):
         method(**options, scale_dtype="int8")
 
 

@@ -158,7 +158,7 @@ def test_containers_come_back_as_they_were(name):
 
 
 def unreadable(entry: dict[str, Any]) -> str:
-    """Why a program may be beyond this version of jax, which is no fault of this library."""
+    """Why a program may be beyond this version of jax, which is not a fault of this library."""
     return (f"jax {entry['jax']} wrote the program; jax promises to read programs for six months, "
             f"and {jax.__version__} does not read it")  # fmt: skip
 

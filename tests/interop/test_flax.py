@@ -93,5 +93,5 @@ def test_a_pair_is_a_model():
 
 @pytest.mark.parametrize("made", [None, 3, ({}, 3), Linen])
 def test_what_is_no_model(made):
-    with pytest.raises(RecipeError, match="is no model"):
+    with pytest.raises(RecipeError, match="is not a model"):
         adapt(made, X, None)

@@ -188,7 +188,7 @@ def test_bad_files_are_told(data, text, tmp_path):
             lambda f: (f / "model.safetensors.index.json").write_text(
                 '{"weight_map": {"w": "../x.safetensors"}}'
             ),
-            "w: lie in '../x.safetensors', which is no file beside",
+            "w: lie in '../x.safetensors', which is not a file beside",
         ),
         (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "no index of shards"),
         (

@@ -86,7 +86,7 @@ def test_rules_that_do_nothing_are_told():
     assert "rule 3 'v' matched no leaf. Nearest: w" in told
     with pytest.raises(SelectionError, match="rule 1 is 'w'; give a pair"):
         parallel.specs(shapes(w=(8, 8)), mesh, ["w"])
-    with pytest.raises(SelectionError, match="fsdp='fdsp' is no axis of the mesh: model"):
+    with pytest.raises(SelectionError, match="fsdp='fdsp' is not an axis of the mesh: model"):
         parallel.specs(shapes(w=(8, 8)), mesh, fsdp="fdsp")
     with pytest.raises(SelectionError, match="'typo' matched no leaf"):
         parallel.specs(shapes(w=(8, 8)), mesh, where="typo")

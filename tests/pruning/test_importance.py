@@ -135,7 +135,7 @@ def test_pruned_weights_return_by_movement():
 
 
 def test_taylor_sums_since_the_last_mask():
-    """Two updates a mask: what was summed for the first has no say in the second."""
+    """Two updates a mask: what was summed for the first does not count for the second."""
     params = {"w": jnp.ones((1, 4))}
     tx = nnopt.pruning.taylor(lambda count: 0.5 * (count > 0), power=1, decay=None, every=2,
                               mode="soft")  # fmt: skip

@@ -133,7 +133,7 @@ def test_errors_are_told_at_once():
     assert str(caught.value) == (
         "quantization.lsq: 2 problems\n"
         "  bits=9 is not a whole number from 2 to 8.\n"
-        "  granularity='rows' is none of 'tensor', 'channel'."
+        "  granularity='rows' is not one of 'tensor', 'channel'."
     )
     with pytest.raises(ShapeError, match=r"lsq: kernel: has shape \(8, 2, 3\), and which of"):
         lsq(4, group=3).init({"kernel": PARAMS["kernel"].reshape(8, 2, 3)})

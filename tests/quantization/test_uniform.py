@@ -188,7 +188,7 @@ def test_bad_ranges_are_told_with_all_else():
     assert str(caught.value) == (
         "quantization.uniform: 3 problems\n"
         "  bits=17 is not a whole number from 2 to 16.\n"
-        "  granularity='rows' is none of 'tensor', 'channel'.\n"
-        "  range='max' is none of 'absmax', 'percentile', 'mse', 'mean', 'learned', 'threshold', "
-        "'two_sided', 'gguf', 'fixed'. Did you mean absmax?"
+        "  granularity='rows' is not one of 'tensor', 'channel'.\n"
+        "  range='max' is not one of 'absmax', 'percentile', 'mse', 'mean', 'learned', "
+        "'threshold', 'two_sided', 'gguf', 'fixed'. Did you mean absmax?"
     )

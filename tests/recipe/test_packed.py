@@ -70,7 +70,7 @@ def test_the_error_is_that_of_the_packed_network(tmp_path, monkeypatch):
     assert measures["latency"].note.startswith("batch of 128, packed ")
     assert measures["prepacked"].after > 0
     assert measures["prepacked"].note.startswith("by nnopt.prepack before serving, ")
-    assert summary.notes[0] == "No packed leaf is made dense inside the call."
+    assert summary.notes[0] == "No packed leaf is materialized inside the call."
     assert [leaf.call for leaf in summary.leaves] == ["packed"]
 
 

@@ -118,7 +118,7 @@ def test_calls_are_told_leaf_by_leaf_and_in_one_line():
         "k": "Quantized: no rule for add", "v": "Quantized: no rule for add",
     }  # fmt: skip
     assert call_note(calls) == (
-        "3 of 5 packed leaves are made dense inside the call: 2 Quantized (no rule for add), "
+        "3 of 5 packed leaves are materialized inside the call: 2 Quantized (no rule for add), "
         "1 Quantized (its scales differ)."
     )
 

@@ -13,7 +13,7 @@ FOLDER = pathlib.Path(__file__).with_suffix("")
 
 
 def told(report) -> str:
-    """A line for each use: leaf, node, primitive, and why it is made dense if it is."""
+    """A line for each use: leaf, node, primitive, and why it is materialized if it is."""
     lines = {
         f"{use.path}: {use.form} meets {use.primitive}, "
         + (f"dense: {use.reason}" if use.reason else "packed")

@@ -197,9 +197,9 @@ def test_freeze_takes_part_in_chains_and_selections():
     ("call", "kind", "text"),
     [
         (lambda: lora(0, alpha=-1), ValueRangeError, "2 problems"),
-        (lambda: dora(4, dtype=jnp.int32), ValueRangeError, "is no dtype of floats"),
-        (lambda: lora(4, dtype="float99"), ValueRangeError, "is no dtype of floats"),
-        (lambda: lora(4, dtype=None), ValueRangeError, "is no dtype of floats"),
+        (lambda: dora(4, dtype=jnp.int32), ValueRangeError, "is not a dtype of floats"),
+        (lambda: lora(4, dtype="float99"), ValueRangeError, "is not a dtype of floats"),
+        (lambda: lora(4, dtype=None), ValueRangeError, "is not a dtype of floats"),
         (lambda: dora(4, dtype="float64"), ValueRangeError, "which JAX has turned off"),
         (lambda: lora(2).init(params()), ValueRangeError, "key=jax.random.key"),
         (lambda: lora(2, where="**").init(params(), key=KEY), ShapeError, "fc/bias: has shape"),

@@ -71,8 +71,8 @@ def test_keys_may_be_parameters(tmp_path):
 @pytest.mark.parametrize(
     ("platforms", "text"),
     [
-        ("cpu", "platforms='cpu' is no sequence"),
-        ([], "is no sequence"),
+        ("cpu", "platforms='cpu' is not a sequence"),
+        ([], "is not a sequence"),
         (["cpus"], "Did you mean cpu"),
         (["xpu", 3], "2 problems"),
     ],
@@ -92,7 +92,7 @@ def test_a_program_for_other_platforms_says_so():
     [
         (lambda s, f: s.apply(PARAMS, jnp.ones((0, 3))), ShapeError, "of 1 or more"),
         (lambda s, f: s.initialize(0), ValueRangeError, "key is the int 0"),
-        (lambda s, f: Structure.from_bytes("text"), ValueRangeError, "is no bytes"),
+        (lambda s, f: Structure.from_bytes("text"), ValueRangeError, "is not bytes"),
         (lambda s, f: save_model(f, PARAMS, s), ValueRangeError, "structure is of type dict"),
         (
             lambda s, f: save_model(f, s, jax.eval_shape(lambda: PARAMS)),

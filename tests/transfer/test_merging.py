@@ -220,9 +220,9 @@ def test_models_that_do_not_agree_are_told_leaf_by_leaf(merge):
 @pytest.mark.parametrize(
     ("call", "kind", "text"),
     [
-        (lambda a: soup(a), ValueRangeError, "is no list; give models one by one"),
-        (lambda a: ties(a, a), ValueRangeError, "is no list"),
-        (lambda a: task_arithmetic(a, 3), ValueRangeError, "is no list"),
+        (lambda a: soup(a), ValueRangeError, "is not a list; give models one by one"),
+        (lambda a: ties(a, a), ValueRangeError, "is not a list"),
+        (lambda a: task_arithmetic(a, 3), ValueRangeError, "is not a list"),
         (lambda a: soup([a, {"a": {"w": 1.0}, "b": 2.0}]), CompositionError, "model 1: 2 problems"),
         (lambda a: soup([jax.eval_shape(lambda: a)]), CompositionError, "b: is a shape"),
     ],

@@ -88,7 +88,7 @@ def test_frozen_leaves_stay():
         (lambda: layerwise_rates(PARAMS, [*ORDER, "head"]), SelectionError, "in '13' and in '14'"),
         (lambda: labels(PARAMS, {"a": "embed", "b": "**"}), SelectionError, "embed: is in 'a' and"),
         (lambda: labels(PARAMS, {"a": "embd"}), SelectionError, "Nearest: embed"),
-        (lambda: labels(PARAMS, ["embed"]), SelectionError, "is no mapping"),
+        (lambda: labels(PARAMS, ["embed"]), SelectionError, "is not a mapping"),
         (
             lambda: layerwise_rates(PARAMS, [r"re:^layers(/(?P<index>\d+))?|d$"]),
             SelectionError,

@@ -271,7 +271,7 @@ def test_wrong_parameters_are_told_by_path(structure):
     del params["embed"]
     params["embd"] = jnp.ones(2)
     with pytest.raises(
-        SelectionError, match=r"(?s)embed: is missing.*mean embd.*embd: is no param"
+        SelectionError, match=r"(?s)embed: is missing.*mean embd.*embd: is not a param"
     ):
         structure.apply(params, x)
     params = parameters(jnp.bfloat16)
@@ -284,7 +284,7 @@ def test_wrong_parameters_are_told_by_path(structure):
     ("change", "kind", "message"),
     [
         (lambda x: {"tokens": x["tokens"]}, SelectionError, "input 0/weight: is missing"),
-        (lambda x: x | {"mask": 1}, SelectionError, "input 0/mask: is none of the program's"),
+        (lambda x: x | {"mask": 1}, SelectionError, "input 0/mask: is not one of the program's"),
         (lambda x: x | {"weight": x["weight"][0]}, ShapeError, r"0/weight: is float32\[3\], the"),
         (lambda x: x | {"weight": x["tokens"]}, ShapeError, r"0/weight: is int32\[2,3\], the"),
         (lambda x: x | {"weight": x["weight"][:1]}, ShapeError, "0/weight: .* with b=2 elsewhere"),

@@ -63,7 +63,7 @@ def parse(text: bytes, room: int, who: str) -> tuple[dict[str, TensorEntry], dic
         The tensors by name, and the metadata.
 
     Raises:
-        ArtifactError: the text is no header, a dtype is unknown, or tensors overlap, leave gaps
+        ArtifactError: the text is not a header, a dtype is unknown, or tensors overlap, leave gaps
             or end beyond the file; all are named.
 
     Example:
@@ -76,12 +76,12 @@ def parse(text: bytes, room: int, who: str) -> tuple[dict[str, TensorEntry], dic
     try:
         found = json.loads(text, object_pairs_hook=_once)
         if not isinstance(found, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
         metadata = found.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
             raise ValueError("its metadata are no strings by name")
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{who}: the header is no JSON of tensors ({error}).") from error
+        raise ArtifactError(f"{who}: the header is not JSON of tensors ({error}).") from error
     problems, entries = Problems(who), {}
     for name, told in found.items():
         try:

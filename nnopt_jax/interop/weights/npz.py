@@ -66,7 +66,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 def _typed(array: Any) -> np.ndarray:
     if not isinstance(array, np.ndarray):
-        raise ValueError("it is no array; of a pickle of PyTorch, write safetensors first")
+        raise ValueError("it is not an array; of a pickle of PyTorch, write safetensors first")
     if array.dtype.kind != "V":
         if array.dtype.kind not in "biufc":
             raise ValueError(f"it is of {array.dtype}, no numbers")

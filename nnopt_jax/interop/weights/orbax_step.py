@@ -69,7 +69,7 @@ def _what(place: Path) -> str:
     steps = sorted(int(one.name) for one in place.iterdir() if one.name.isdecimal())
     if steps:
         return f"holds the steps {steps}; give one of them, {place / str(steps[-1])}."
-    return f"is no orbax step: no {_TREE} in it or in its folders."
+    return f"is not an orbax step: no {_TREE} in it or in its folders."
 
 
 def _restored(place: Path, who: str) -> Any:

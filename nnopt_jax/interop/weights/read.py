@@ -29,7 +29,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         ArtifactError: there is no such file, it is damaged, or of another kind.
-        ValueRangeError: `path` is no path.
+        ValueRangeError: `path` is not a path.
 
     Example:
         >>> import tempfile, jax.numpy as jnp

@@ -49,7 +49,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ...     read_safetensors(f"{folder}/a.safetensors")
         {'w': array([1, 1], dtype=bfloat16)}
 
-    Source: https://github.com/huggingface/safetensors (format).
+    References: https://github.com/huggingface/safetensors (format).
     """
     place = _located(Path(path))
     return _indexed(place) if place.name.endswith(INDEX) else _tensors(place)
@@ -97,8 +97,8 @@ def write_safetensors(
         metadata: strings to keep beside them.
 
     Raises:
-        ArtifactError: a leaf is packed, is no array, or is of a dtype that the format lacks, all
-            are named; or the file cannot be written.
+        ArtifactError: a leaf is packed, is not an array, or is of a dtype that the format lacks;
+            all are named; or the file cannot be written.
         SelectionError: two paths become the same name.
         ValueRangeError: the metadata are not strings.
 
@@ -184,13 +184,13 @@ def _indexed(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise ArtifactError(f"{who}: {error.strerror or error}.") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{who}: is no index of shards ({error!r}).") from error
+        raise ArtifactError(f"{who}: is not an index of shards ({error!r}).") from error
     problems, held = Problems(who), {}
     for shard in shards:
         mine = [name for name in where if where[name] == shard]
         some = f"{', '.join(mine[:3])}{', ...' if len(mine) > 3 else ''}"
         if Path(shard).name != shard:
-            problems.add(some, f"lie in {shard!r}, which is no file beside the index")
+            problems.add(some, f"lie in {shard!r}, which is not a file beside the index")
         elif not (path.parent / shard).is_file():
             problems.add(some, f"lie in {shard}, which is missing; fetch it")
         else:

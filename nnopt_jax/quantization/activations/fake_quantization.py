@@ -131,7 +131,7 @@ def _check_grid(scale: Array, zero: ArrayLike | None, low: int, high: int) -> No
         known = np.asarray(zero)
         real = known.dtype.kind in "iuf"
         if not real or not ((known == np.round(known)) & (low <= known) & (known <= high)).all():
-            settings.wrong("zero", known.tolist(), f"is no whole number from {low} to {high}.")
+            settings.wrong("zero", known.tolist(), f"is not a whole number from {low} to {high}.")
     settings.done()
 
 

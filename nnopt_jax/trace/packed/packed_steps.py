@@ -205,7 +205,7 @@ def _convert(equation: Equation, values: list[Any]) -> PackedLeaf:
     (leaf,) = values
     dtype = jnp.dtype(equation.params["new_dtype"])
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise CannotStayPacked(f"{dtype} is no dtype of floats")
+        raise CannotStayPacked(f"{dtype} is not a dtype of floats")
     if dtype.itemsize < 2:  # nothing rounds to as few bits for speed alone
         raise CannotStayPacked(f"it is rounded to {dtype}")
     return PackedLeaf(cast(leaf.node, dtype), leaf.path)

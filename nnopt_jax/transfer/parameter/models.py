@@ -105,7 +105,7 @@ def aligned(who: str, models: Sequence[Params], names: Sequence[str] = ()) -> li
 def listed(settings: Settings, models: Any) -> list[Any]:
     """The models as a list; a single model is none."""
     if isinstance(models, Mapping) or not isinstance(models, Iterable):
-        settings.wrong("models", type(models), "is no list; give models one by one, [a, b].")
+        settings.wrong("models", type(models), "is not a list; give models one by one, [a, b].")
         settings.done()
     return list(models)
 

@@ -147,7 +147,7 @@ def labels(
     """
     who = "transfer.labels"
     if not isinstance(rules, Mapping):
-        raise SelectionError(f"{who}: rules={rules!r} is no mapping; give {{label: selector}}.")
+        raise SelectionError(f"{who}: rules={rules!r} is not a mapping; give {{label: selector}}.")
     leaves = flatten(params, is_node)
     named = {}
     for label, where in rules.items():

@@ -46,7 +46,7 @@ def decoded(data: bytes, max_bytes: int) -> tuple[Any, list[bytes]]:
         The head and the programs.
 
     Raises:
-        ArtifactError: this is no structure, one of another version, damaged, or too large.
+        ArtifactError: this is not a structure, one of another version, damaged, or too large.
     """
     if not data.startswith(_MAGIC):
         raise ArtifactError(f"{_WHO}: these {len(data)} bytes are no structure.")

@@ -144,7 +144,7 @@ def drawn(key: Key, start: Start, like: Any) -> jax.Array:
             return (arguments["mean"] + arguments["std"] * noise).astype(dtype)
         case name if name in NAMED:
             return getattr(jax.nn.initializers, name)(**arguments)(key, shape, dtype)
-    raise ValueRangeError(f"{start['name']!r} is no initializer")
+    raise ValueRangeError(f"{start['name']!r} is not an initializer")
 
 
 def key_of(key: Key, path: str) -> Key:

@@ -35,7 +35,7 @@ def layer_map(source: int, target: int, how: How) -> tuple[int, ...]:
         `t` numbers of layers, for `select_layers` and `deepen`.
 
     Raises:
-        ValueRangeError: a number is no count, or `first` and `last` are to give more than all.
+        ValueRangeError: a number is not a count, or `first` and `last` are to give more than all.
 
     Example:
         >>> from nnopt_jax.transfer import layer_map
@@ -180,13 +180,13 @@ def check_chosen(who: str, name: str, chosen: Sequence[int], count: int) -> None
     """
     settings = Settings(who)
     if not isinstance(chosen, Sequence | np.ndarray):
-        settings.wrong(name, chosen, "is no sequence of numbers; give e.g. [0, 2].")
+        settings.wrong(name, chosen, "is not a sequence of numbers; give e.g. [0, 2].")
         settings.done()
     if not len(chosen):
         settings.wrong(name, chosen, "chooses no layer.")
     for number in chosen:
         if not is_whole(number) or not 0 <= number < count:
-            settings.wrong(name, number, f"is no layer of {count}, which are 0 to {count - 1}.")
+            settings.wrong(name, number, f"is not a layer of {count}, which are 0 to {count - 1}.")
     settings.done()
 
 

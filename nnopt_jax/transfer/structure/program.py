@@ -97,7 +97,7 @@ def require_platforms(who: str, platforms: Any) -> None:
     """
     settings = Settings(who)
     if platforms is not None and (isinstance(platforms, str) or not platforms):
-        settings.wrong("platforms", platforms, "is no sequence of names; give e.g. ['cpu'].")
+        settings.wrong("platforms", platforms, "is not a sequence of names; give e.g. ['cpu'].")
         platforms = None
     for platform in platforms or ():
         settings.choice("platforms", platform, _KNOWN)
@@ -182,7 +182,8 @@ def _require_inputs(who: str, wanted: dict[str, Any], given: dict[str, Any]) -> 
     for path in wanted.keys() - given.keys():
         lost.add(f"input {path}", f"is missing; the program wants {wanted[path].str_short()}")
     for path in given.keys() - wanted.keys():
-        lost.add(f"input {path}", f"is none of the program's: {', '.join(wanted) or 'it has none'}")
+        known = ", ".join(wanted) or "it has none"
+        lost.add(f"input {path}", f"is not one of the program's: {known}")
     lost.found.sort()
     lost.raise_as(SelectionError)
     sizes: dict[str, Any] = {}

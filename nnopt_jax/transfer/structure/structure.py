@@ -133,7 +133,7 @@ class Structure:
         for path in sorted(wanted.keys() - given.keys()):
             lost.add(path, f"is missing from the parameters.{nearest(path, given)}")
         for path in sorted(given.keys() - wanted.keys()):
-            lost.add(path, f"is no parameter of the structure.{nearest(path, wanted)}")
+            lost.add(path, f"is not a parameter of the structure.{nearest(path, wanted)}")
         lost.raise_as(SelectionError)
         for path, like in wanted.items():
             leaf = given[path] if hasattr(given[path], "dtype") else jnp.asarray(given[path])
@@ -212,12 +212,12 @@ class Structure:
             max_bytes: the most they may inflate to.
 
         Raises:
-            ArtifactError: this is no structure, one of another version, damaged, or too large.
+            ArtifactError: this is not a structure, one of another version, damaged, or too large.
         """
         settings = Settings("Structure.from_bytes")
         settings.integer("max_bytes", max_bytes, 0)
         if not isinstance(data, bytes | bytearray | memoryview):
-            settings.wrong("data", data, "is no bytes; give what to_bytes() returned.")
+            settings.wrong("data", data, "is not bytes; give what to_bytes() returned.")
         settings.done()
         head, programs = decoded(bytes(data), max_bytes)
         try:

@@ -61,7 +61,7 @@ def widen(
         any more over a mesh with Explicit axes.
 
     Raises:
-        SelectionError: a path is no leaf; all are named.
+        SelectionError: a path is not a leaf; all are named.
         ShapeError: an axis is none, or sizes differ; all are named.
         ValueRangeError: the width is not above the size, or a setting is wrong.
 
@@ -181,7 +181,7 @@ def _units(
             lost.add("", f"{role} names no leaf; nothing would be preserved.")
         for path, axis in named.items():
             if path not in leaves:
-                lost.add("", f"{role}: {path!r} is no leaf.{nearest(path, leaves)}")
+                lost.add("", f"{role}: {path!r} is not a leaf.{nearest(path, leaves)}")
                 continue
             leaf = leaves[path]
             if not -leaf.ndim <= axis < leaf.ndim:

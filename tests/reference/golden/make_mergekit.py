@@ -1,7 +1,7 @@
 """Writes `mergekit.npz`: what mergekit makes of small random tensors.
 
-mergekit is LGPL and pins old versions of much else, so it is no dependency; its answers are kept.
-In an environment that has PyTorch, transformers, safetensors and pydantic 2:
+mergekit is LGPL and pins old versions of much else, so it is not a dependency; its answers are
+kept. In an environment that has PyTorch, transformers, safetensors and pydantic 2:
 
     pip install --no-deps mergekit==0.1.5
     python tests/reference/golden/make_mergekit.py

@@ -1,6 +1,6 @@
 """Writes `torchdistill.npz`: losses of torchdistill on small random features.
 
-torchdistill brings much that nothing else here needs, so it is no dependency; its answers are
+torchdistill brings much that nothing else here needs, so it is not a dependency; its answers are
 kept. In an environment that has PyTorch and torchvision:
 
     pip install --no-deps torchdistill==1.1.5

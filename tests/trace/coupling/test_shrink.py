@@ -228,7 +228,7 @@ def test_derivative_rules_are_kept(name):
     masked = slope(graph.mask(PARAMS, KEEP))
     found = jax.jit(jax.grad(loss(small.apply)))(small.params)
     close(found, graph.shrink(masked, KEEP).params, tolerance.relative(slope, PARAMS))
-    if name in ("jvp", "vjp"):  # it is no true derivative, so that a lost rule would show
+    if name in ("jvp", "vjp"):  # it is not a true derivative, so that a lost rule would show
         true = jax.grad(loss(network))(graph.mask(PARAMS, KEEP))
         assert np.abs(true["up"] - masked["up"]).max() > 0.1
 

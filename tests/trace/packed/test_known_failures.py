@@ -22,7 +22,7 @@ def packed(**leaves):
 
 
 def same(run, params, *args):
-    """Packed as dense, and nothing made dense on the way."""
+    """Packed as dense, and nothing materialized on the way."""
     wanted = run(nnopt.materialize(params), *args)
     found = jax.jit(nnopt.on_packed(run, strict=True))(params, *args)
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)

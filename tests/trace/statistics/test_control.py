@@ -253,7 +253,7 @@ def test_leaves_that_change_on_the_way_are_told():
 
 
 def test_leaves_that_change_in_a_loop_within_a_loop_are_told_once():
-    """The branch within gives what the loop carries, which is no leaf after the first turn."""
+    """The branch within gives what the loop carries, which is not a leaf after the first turn."""
 
     def apply(p, x):
         def turn(_, state):

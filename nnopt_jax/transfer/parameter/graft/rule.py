@@ -71,8 +71,8 @@ def compiled(pattern: str, template: str, group: str | None = None) -> re.Patter
         expression.sub(template, "")  # reads the template, whether anything matches or not
     except (re.error, LookupError, TypeError) as error:
         raise SelectionError(
-            f"transfer.rules: {pattern!r} with {template!r} is no regular expression and template "
-            f"of re.Match.expand: {error}"
+            f"transfer.rules: {pattern!r} with {template!r} is not a regular expression and "
+            f"template of re.Match.expand: {error}"
         ) from error
     if group is not None and group not in expression.groupindex:
         raise SelectionError(f"transfer.rules: {pattern!r} has no group (?P<{group}>...).")

@@ -68,7 +68,7 @@ def graft(
         The parameters and the report.
 
     Raises:
-        CompositionError: something is no rule, or a leaf holds no numbers.
+        CompositionError: something is not a rule, or a leaf holds no numbers.
         SelectionError: leaves without a counterpart, two for one name, or rules that meet none or
             do not fit; all are named, with the nearest names.
         ShapeError: shapes differ and no rule makes them fit, or values would be lost in the dtype
