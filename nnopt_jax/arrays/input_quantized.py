@@ -44,7 +44,7 @@ class InputQuantized(Node):
         values: array or node, the weight.
         scale: `s`, float32, of the rank of the weight and of one entry along each axis that is no
             stack of layers or experts; None: each row has that of its own greatest magnitude.
-        shown: the dense weight that products take their gradients at, in training; not stored.
+        dense: the weight as an array, at which products take their gradients, in training only.
         input_bits: of the codes of the other operand, 2 to 8.
 
     Example:
@@ -57,25 +57,25 @@ class InputQuantized(Node):
 
     values: Field
     scale: Field = None
-    shown: Field = None
+    dense: Field = None
     input_bits: int = static(default=8)
 
     ELEMENTWISE = ("values",)
     KEEPS_ZERO = True
     SHARED = ()
-    TYPED = ("values", "shown")
+    TYPED = ("values", "dense")
     FACTORS = ("values",)
     ROUNDS_INPUTS = True
-    GRADIENT_AT = "shown"
+    GRADIENT_AT = "dense"
     SLOTS = {"values": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:
         """Return the dense weight."""
-        return materialize(self.values if self.shown is None else self.shown)
+        return materialize(self.values if self.dense is None else self.dense)
 
     def store(self) -> InputQuantized:
         """Return the weight in storage form, without the array that only gradients need."""
-        return self.replace(values=store_field(self.values), shown=None)
+        return self.replace(values=store_field(self.values), dense=None)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that the scale has the rank of the weight, and on each axis its size or 1."""
@@ -90,7 +90,7 @@ class InputQuantized(Node):
 
     def loosened(self) -> InputQuantized:
         """Return the materialized weight, whose products still round their inputs."""
-        return self.replace(values=self.materialize(), shown=None)
+        return self.replace(values=self.materialize(), dense=None)
 
     def dot(self, x: Array, how: Product) -> Array:
         """Round the array first, then multiply; also if the weight has to be materialized."""
@@ -98,8 +98,8 @@ class InputQuantized(Node):
         if found is not None:
             return found
         x = _rounded(x, self, how.inputs)
-        if self.shown is not None:
-            return how(x, self.shown)
+        if self.dense is not None:
+            return how(x, self.dense)
         try:
             return dot(x, self.values, how)
         except CannotStayPacked as reason:
@@ -136,7 +136,7 @@ def rounds_inputs(field: Field) -> bool:
 def for_products(field: Field) -> InputQuantized | None:
     """Return the codes of a weight for products in training; they get no gradient.
 
-    Give it the dense weight that gradients are taken at as `shown`. None where the rounding is of
+    Give it the dense weight that gradients are taken at as `dense`. None where the rounding is of
     a part of the weight only, as of the base below adapters.
 
     Example:
@@ -184,12 +184,12 @@ def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
     Magnitudes beyond a static range get none.
     """
     codes, scale = _rows_of(x, weight, how)
-    shown = dequantize(codes, scale, None, x.dtype)
+    rounded = dequantize(codes, scale, None, x.dtype)
     if weight.scale is None:
-        return straight_through(shown, x)
+        return straight_through(rounded, x)
     _, high = integer_range(weight.input_bits)
     size = jnp.abs(lax.stop_gradient(x).astype(jnp.float32))
-    return straight_through(shown, gate(x, size * (1 / scale) <= high))
+    return straight_through(rounded, gate(x, size * (1 / scale) <= high))
 
 
 def _int8_product(x: Array, weight: InputQuantized, how: Product) -> Array | None:

@@ -211,7 +211,7 @@ def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward
 
     def given(now: Any) -> Any:
         leaves = flatten(now)
-        held = {path: node.replace(shown=leaves[path]) for path, node in rounding.items()}
+        held = {path: node.replace(dense=leaves[path]) for path, node in rounding.items()}
         return unflatten(now, leaves | held) if held else now
 
     return Forward(shown, pull_back, given)
