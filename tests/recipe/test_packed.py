@@ -16,6 +16,8 @@ from nnopt_jax import recipe as recipes
 from nnopt_jax.interop.flax import adapt
 from nnopt_jax.recipe import measurement as timing
 from nnopt_jax.recipe.inputs import network
+from nnopt_jax.recipe.recipe_plan import Carry
+from nnopt_jax.recipe.runner import make_step
 
 MODULE = """
 from types import SimpleNamespace
@@ -72,6 +74,18 @@ def test_the_error_is_that_of_the_packed_network(tmp_path, monkeypatch):
     assert measures["prepacked"].note.startswith("by nnopt.prepack before serving, ")
     assert summary.notes[0] == "No packed leaf is materialized inside the call."
     assert [leaf.call for leaf in summary.leaves] == ["packed"]
+
+
+def test_the_training_step_takes_leaves_that_round_their_inputs(tmp_path, monkeypatch):
+    (tmp_path / "stepped_model.py").write_text(dedent(MODULE))
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {"model": "stepped_model:pair", "data": "stepped_model:blobs"}
+    plan = recipes.prepare(recipes.build(RECIPE | names))
+    (phase,), (x, y) = plan.phases, plan.data.train
+    first = phase.abstract_begin(Carry(plan.model.params, plan.model.extra, (), None), plan.key)
+    after, loss = jax.eval_shape(make_step(plan, phase), first, x[:50], y[:50], 1)
+    assert jax.tree.structure(after) == jax.tree.structure(first)
+    assert loss.shape == ()
 
 
 class Normalized(nn.Module):
