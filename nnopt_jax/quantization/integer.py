@@ -27,7 +27,7 @@ def uniform(
 
     The gradient passes straight through, except where the grid clips a weight by more than the
     rounding of its ends. Entries that a mask of an earlier transform prunes do not count for a
-    range. A block that holds nothing but zeros, or a NaN or an infinity, has scale 1: it makes no NaN.
+    range. A block that holds nothing but zeros, or a NaN or an infinity, has scale 1.
 
     Args:
         bits: 2 to 16; 8 and 16 lie in integer arrays, fewer are packed.
