@@ -38,7 +38,7 @@ def packed(case: Case) -> tuple[int, list[str], float]:
     """Uses that stay packed, why others do not, and the error."""
     leaves = jax.jit(pack)(case.params)
     report = nnopt.on_packed(case.apply).report(leaves, *case.args)
-    dense = [f"{use.path} in {use.primitive}: {use.reason}" for use in report.dense]
+    dense = [f"{use.path} in {use.primitive}: {use.reason}" for use in report.materialized]
     found = jax.jit(nnopt.on_packed(case.apply))(leaves, *case.args)
     wanted = jax.jit(case.apply)(nnopt.materialize(leaves), *case.args)
     return len(report.uses) - len(dense), dense, far(found, wanted)
