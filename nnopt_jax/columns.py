@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
 
 
 def aligned(rows: Sequence[Sequence[str]], *, numbers: int = 0) -> list[str]:
@@ -51,8 +55,7 @@ class Tabular:
 
     def __repr__(self) -> str:
         """Return the class and the summary, in one line of at most 100 columns."""
-        text = f"{type(self).__name__}({self.summary()})"
-        return text if len(text) <= WIDTH else f"{text[: WIDTH - 4]}...)"
+        return clipped(f"{type(self).__name__}({self.summary()})")
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
@@ -61,6 +64,76 @@ class Tabular:
 
 WIDTH = 100
 """The columns of a terminal that a `repr` may take."""
+
+
+def clipped(text: str, width: int = 0) -> str:
+    """Return a text on one line, cut off where it is wider than a terminal.
+
+    Args:
+        text: ends with a closing parenthesis.
+        width: the columns that it may take; by default those of a terminal.
+
+    Example:
+        >>> from nnopt_jax.columns import clipped
+        >>> clipped("Pair(first, second)", 15)
+        'Pair(first,...)'
+    """
+    text, width = " ".join(text.split()), width or WIDTH
+    return text if len(text) <= width else f"{text[: width - 4]}...)"
+
+
+def brief(value: Any) -> str:
+    """Return a value in a few words, without the entries of arrays and addresses of objects.
+
+    Args:
+        value: a setting, a function or a tree of arrays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.columns import brief
+        >>> brief("2:4"), brief(0.1 + 0.2), brief(jnp.ones((2, 3))), brief({"w": jnp.ones(2)})
+        ("'2:4'", '0.3', 'float32[2,3]', '1 array')
+    """
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not hasattr(value, "replace"):
+        scalar = " ".join(str(value).split()) if value.shape == () else ""
+        return (
+            scalar if 0 < len(scalar) < 20 else f"{value.dtype}[{','.join(map(str, value.shape))}]"
+        )
+    if isinstance(value, Mapping | tuple | list):
+        leaves = jax.tree.leaves(value)
+        if any(hasattr(leaf, "shape") for leaf in leaves):
+            return counted(len(leaves), "array")
+        if isinstance(value, Mapping) and not leaves:
+            return "{}"
+        if type(value) in (tuple, list):
+            inside = ", ".join(map(brief, value))
+            return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    text = repr(value)
+    if " at 0x" not in text:
+        return text
+    name, *within = getattr(value, "__qualname__", type(value).__name__).split(".<locals>")
+    return f"{name}(...)" if within and "lambda" not in within[-1] else name.split(".")[-1]
+
+
+def brief_fields(self: Any) -> str:
+    """Return the class and its fields in a few words: the `__repr__` of tuples and dataclasses.
+
+    Args:
+        self: a named tuple or a dataclass.
+
+    Example:
+        >>> import collections
+        >>> from nnopt_jax.columns import brief_fields
+        >>> brief_fields(collections.namedtuple("Pair", "first second")(1, None))
+        'Pair(first=1)'
+    """
+    names = getattr(self, "_fields", None) or [field.name for field in dataclasses.fields(self)]
+    given = [(name, getattr(self, name)) for name in names]
+    texts = ((name, brief(value)) for name, value in given)
+    fields = ", ".join(f"{name}={text}" for name, text in texts if text not in ("None", "''", "()"))
+    return clipped(f"{type(self).__name__}({fields})")
 
 
 def counted(count: int, one: str, many: str = "") -> str:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.nodes import Field, is_node, summary
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.ops.axis_roles import Axes
 
@@ -38,6 +39,8 @@ class Slot:
     mask: jax.Array | None
     axes: Axes | None = None
     path: str = ""
+
+    __repr__ = brief_fields
 
 
 def refine(

@@ -13,6 +13,7 @@ from nnopt_jax.arrays.nodes import is_node, summary
 from nnopt_jax.artifact.container import Contents
 from nnopt_jax.artifact.description import slot_tree
 from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
+from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.tree import flatten, tree_bits
 
 
@@ -36,9 +37,11 @@ class LeafSize:
     memory_bytes: int
     bits_per_weight: float
 
+    __repr__ = brief_fields
 
-@dataclasses.dataclass(frozen=True)
-class Inspection:
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Inspection(Tabular):
     """The contents of a file, leaf by leaf.
 
     Args:
@@ -54,6 +57,19 @@ class Inspection:
     file_bytes: int
     overhead_bytes: float
     program_bytes: int = 0
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        return f"{counted(len(self.rows), 'leaf', 'leaves')}, {self.file_bytes:,} bytes"
+
+    def __str__(self) -> str:
+        """Return a row for each leaf: its bytes in the file and in memory."""
+        cells = [("leaf", "expression", "in file", "in memory", "bits/weight")]
+        for row in self.rows:
+            sizes = f"{row.file_bytes:,.0f}", f"{row.memory_bytes:,}", f"{row.bits_per_weight:.3g}"
+            cells.append((row.path, row.expression, *sizes))
+        cells.append(("file", "", f"{self.file_bytes:,}", "", ""))
+        return "\n".join(aligned(cells, numbers=3))
 
 
 def inspect(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> Inspection:

@@ -21,6 +21,7 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import Start, matrices
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.transform.slotwise import refining
 from nnopt_jax.tree.bit_counts import dtype_bits
 from nnopt_jax.tree.select import Where
@@ -34,6 +35,7 @@ _BATCH_AXES = (
 Form: TypeAlias = Literal["channel", "spatial"]
 
 
+@recorded
 def low_rank(
     rank: int | None = None,
     *,

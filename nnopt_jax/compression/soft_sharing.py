@@ -15,12 +15,14 @@ from nnopt_jax.ops.soft_clustering import soft_kmeans
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Start, Update, matrices
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.transform.slotwise import refining
 from nnopt_jax.tree.select import Where
 
 _NAME = "compression.dkm"
 
 
+@recorded
 def dkm(
     clusters: int = 16,
     *,

@@ -19,11 +19,13 @@ from nnopt_jax.ops.masks import keep_n_of_m, split_groups
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, Start, matrices, wrapping
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 
 _NAME = "compression.sparse"
 
 
+@recorded
 def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices) -> Transform:
     r"""Stores leaves that hold zeros without them, whoever made them zero.
 

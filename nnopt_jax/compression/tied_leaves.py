@@ -13,11 +13,13 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import Leaves, wrapping
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.paths import flatten, unflatten
 
 _NAME = "compression.tie"
 
 
+@recorded
 def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
     r"""Lets leaves stand for what others are: embeddings and output layers, layers that repeat.
 

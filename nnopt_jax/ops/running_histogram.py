@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike
 
@@ -39,6 +40,8 @@ class Range(NamedTuple):
     low: Array
     high: Array
     ignored: Array
+
+    __repr__ = brief_fields
 
     @classmethod
     def start(cls, bins: int = 4096) -> Range:

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.tree.bit_counts import dtype_bits
 
 _LINE = re.compile(
@@ -32,6 +33,8 @@ class Traffic(NamedTuple):
 
     count: int
     bytes: int
+
+    __repr__ = brief_fields
 
 
 def collectives(compiled: Any) -> dict[str, Traffic]:

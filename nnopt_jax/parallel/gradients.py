@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.batches import micro_batches
 from nnopt_jax.parallel.meshes import constrain
@@ -40,6 +41,8 @@ class Weighted(NamedTuple):
 
     total: ArrayLike
     weight: ArrayLike
+
+    __repr__ = brief_fields
 
 
 class _Sums(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.arrays.nodes import materialize
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.parallel.batches import pad_batch, rows_of
 from nnopt_jax.parallel.meshes import batch_spec, constrain, inside, named, settled, shares
@@ -45,6 +46,8 @@ class Predict:
     compiled: Any
     first: Any
     shares: int
+
+    __repr__ = brief_fields
 
     def __call__(self, params: Any, batch: Any) -> Any:
         """Runs the model; a batch whose rows do not divide is filled up, and the outputs cut.

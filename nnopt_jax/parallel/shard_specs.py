@@ -11,7 +11,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from nnopt_jax.arrays.nodes import field_specs, is_node, summary
-from nnopt_jax.columns import aligned
+from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.errors import CompositionError, SelectionError
 from nnopt_jax.parallel.inferred import by_graph
 from nnopt_jax.parallel.meshes import named, require_mesh, shares
@@ -55,9 +55,11 @@ class ShardRow:
     bytes: int
     device_bytes: int
 
+    __repr__ = brief_fields
 
-@dataclasses.dataclass(frozen=True)
-class Shards:
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Shards(Tabular):
     """A printable, JSON-able plan of how the parameters are split.
 
     Args:
@@ -98,6 +100,11 @@ class Shards:
     fsdp: str | None
     least: int
     rows: tuple[ShardRow, ...]
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        axes = ", ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
+        return f"{counted(len(self.rows), 'leaf', 'leaves')} over {axes}"
 
     @property
     def devices(self) -> Mesh:

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nnopt_jax.arrays.nodes import is_node
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.batches import require_divisible
 from nnopt_jax.parallel.gradients import gradient
@@ -57,6 +58,8 @@ class TrainStep:
     compiled: Any
     start: Callable[..., TrainState]
     shares: int
+
+    __repr__ = brief_fields
 
     def init(self, params: Any, *, key: Key | None = None, stats: Any = None) -> TrainState:
         """Splits parameters, and starts the transform and the optimizer where they lie.

@@ -8,6 +8,7 @@ import jax
 from jax.tree_util import GetAttrKey, tree_leaves_with_path
 
 from nnopt_jax.arrays.nodes import is_spec
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.parallel.meshes import named
 from nnopt_jax.parallel.parameter import optimizer_specs
 from nnopt_jax.parallel.shard_specs import Shards, share_bytes
@@ -33,6 +34,8 @@ class TrainState(NamedTuple):
     state: Any
     opt_state: Any
 
+    __repr__ = brief_fields
+
 
 class Layout(NamedTuple):
     """How a `TrainState` lies.
@@ -54,6 +57,8 @@ class Layout(NamedTuple):
     mesh: Any
     shapes: TrainState
     specs: TrainState
+
+    __repr__ = brief_fields
 
     @property
     def shardings(self) -> TrainState:

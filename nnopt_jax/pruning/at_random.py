@@ -10,12 +10,14 @@ from nnopt_jax.pruning.pruner import by_score
 from nnopt_jax.pruning.regrowth import Regrow
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import matrices
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ScalarOrSchedule
 
 __all__ = ["random_mask", "rigl", "sparse_evolution"]
 
 
+@recorded
 def random_mask(
     sparsity: ScalarOrSchedule | None = None,
     *,
@@ -67,6 +69,7 @@ def random_mask(
     )  # fmt: skip
 
 
+@recorded
 def rigl(
     sparsity: float,
     *,
@@ -129,6 +132,7 @@ def rigl(
     )  # fmt: skip
 
 
+@recorded
 def sparse_evolution(
     sparsity: float,
     *,

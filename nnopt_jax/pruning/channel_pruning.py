@@ -12,6 +12,7 @@ from nnopt_jax.pruning.patterns import CoupledPattern
 from nnopt_jax.pruning.pruner import by_score
 from nnopt_jax.pruning.score import Score
 from nnopt_jax.transform.base import Transform
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import Array, ScalarOrSchedule
 
@@ -21,6 +22,7 @@ ChannelScore: TypeAlias = Literal["l1", "l2"] | str | Score | Callable[[str, Arr
 """A norm, a score of weights by value or name, or `(path, leaf) -> a score for each weight`."""
 
 
+@recorded
 def structured(
     sparsity: ScalarOrSchedule,
     *,

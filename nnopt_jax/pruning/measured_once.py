@@ -11,6 +11,7 @@ from nnopt_jax.pruning.pattern_names import PatternLike
 from nnopt_jax.pruning.pruner import PruningChoices, by_score, preset
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import matrices
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 
 __all__ = ["grasp", "snip", "wanda"]
@@ -99,6 +100,7 @@ def grasp(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> T
     return by_score(scores.grasp(), sparsity, **choices)
 
 
+@recorded
 def wanda(
     sparsity: float | None = None,
     *,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.arrays.nodes import Field, is_node, kept, materialize
-from nnopt_jax.columns import aligned
+from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.pruning.pattern_names import PatternLike, parse_pattern
 from nnopt_jax.pruning.patterns import NOfM, Pattern, WholeBlocks, conventional
 from nnopt_jax.settings import Settings
@@ -55,6 +55,8 @@ class SparsityRow:
     groups: int | None = None
     good_groups: int | None = None
 
+    __repr__ = brief_fields
+
     @property
     def sparsity(self) -> float:
         """The fraction of zeros."""
@@ -79,8 +81,8 @@ class SparsityRow:
         return (root - self.l1 / self.l2) / (root - 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class SparsityTable:
+@dataclasses.dataclass(frozen=True, repr=False)
+class SparsityTable(Tabular):
     """A printable, JSON-able table of how sparse each leaf is.
 
     Args:
@@ -96,6 +98,11 @@ class SparsityTable:
 
     rows: tuple[SparsityRow, ...]
     pattern: str | None = None
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        total = self.total
+        return f"{counted(len(self.rows), 'leaf', 'leaves')}, {100 * total.sparsity:.2f} % zeros"
 
     @property
     def total(self) -> SparsityRow:

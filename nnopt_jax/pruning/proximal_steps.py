@@ -28,6 +28,7 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform, UpdateFn, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, refresh_when, wrapping
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ScalarOrSchedule
@@ -37,6 +38,7 @@ Penalty: TypeAlias = Literal["l1", "hoyer", "group_lasso"]
 _PENALTIES = ("l1", "hoyer", "group_lasso")
 
 
+@recorded
 def proximal(
     sparsity: ScalarOrSchedule,
     *,

@@ -19,6 +19,7 @@ from nnopt_jax.transform import presets
 from nnopt_jax.transform.base import Transform, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import matrices, wrapping
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ScalarOrSchedule
 
@@ -35,6 +36,7 @@ class PruningChoices(TypedDict, total=False):
     every: int | None
 
 
+@recorded
 def by_score(
     score: Score | str,
     sparsity: ScalarOrSchedule | None = None,

@@ -13,12 +13,14 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import chosen_leaves, leaves_of_state, make_update
 from nnopt_jax.transform.measured import Measured
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where
 
 _NAME = "pruning.rewind"
 
 
+@recorded
 def rewind(
     rounds: int, steps: int, begin: int = 0, *, to: int = 0, where: Where = "**"
 ) -> Transform:

@@ -18,6 +18,7 @@ from nnopt_jax.pruning.selection import Selection, check_selection, largest_prun
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, refresh_when, wrapping
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ArrayLike, ScalarOrSchedule
 
@@ -25,6 +26,7 @@ _NAME = "pruning.soft_threshold"
 _LEARNED = "pruning.learned_threshold"
 
 
+@recorded
 def soft_threshold(
     sparsity: ScalarOrSchedule,
     *,
@@ -147,6 +149,7 @@ class _SoftThreshold:
         }
 
 
+@recorded
 def learned_threshold(
     *, start: float = -8.0, decay: ScalarOrSchedule = 0.0, where: Where = matrices
 ) -> Transform:

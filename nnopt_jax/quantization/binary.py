@@ -9,11 +9,13 @@ from nnopt_jax.quantization import grids, method_ranges
 from nnopt_jax.quantization.quantizer import QuantizationChoices, on_grid, preset
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import matrices
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 
 __all__ = ["binary_connect", "ttq", "twn", "xnor"]
 
 
+@recorded
 def binary_connect(
     *,
     where: Where = matrices,

@@ -20,6 +20,7 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform import presets
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Start, Update, matrices, refresh_when
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.transform.slotwise import refining
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
@@ -42,6 +43,7 @@ class QuantizationChoices(TypedDict, total=False):
     every: int
 
 
+@recorded
 def on_grid(
     grid: Grid | str,
     *,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnopt_jax.arrays.nodes import is_node, materialize, summary
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.trace import PackedReport
 from nnopt_jax.tree.bit_counts import tree_bits
 from nnopt_jax.tree.paths import flatten
@@ -46,6 +47,8 @@ class LeafRow:
     edges: tuple[float, ...] = dataclasses.field(default=(), repr=False)
     counts: tuple[int, ...] = dataclasses.field(default=(), repr=False)
     call: str = ""
+
+    __repr__ = brief_fields
 
     @property
     def size(self) -> int:

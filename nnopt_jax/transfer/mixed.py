@@ -13,6 +13,7 @@ import jax
 from nnopt_jax import artifact
 from nnopt_jax.artifact import container
 from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import ArtifactError, ValueRangeError
 from nnopt_jax.transfer.structure.structure import Structure
 from nnopt_jax.transform.given import described, require_values
@@ -42,6 +43,8 @@ class Model:
     structure: Structure
     params: Params
     metadata: Any = None
+
+    __repr__ = brief_fields
 
     def __call__(self, *args: Any) -> Any:
         """Computes the outputs, compiled; raises as `Structure.apply` does."""

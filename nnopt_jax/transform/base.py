@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from nnopt_jax.arrays.nodes import Field, is_node, materialize
 from nnopt_jax.arrays.storage import store
+from nnopt_jax.columns import WIDTH, brief_fields, clipped, counted
 from nnopt_jax.errors import NonFiniteError, Problems, ShapeError
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.transform.binding import UNBOUND, Binding, Build, Misfit, ModelGraph, binding_of
@@ -44,6 +45,8 @@ class State(NamedTuple):
     rest: Any
     count: jax.Array
 
+    __repr__ = brief_fields
+
 
 class Grads(NamedTuple):
     """The two gradients of a loss under a transform.
@@ -60,6 +63,8 @@ class Grads(NamedTuple):
 
     train: Any
     dense: Any
+
+    __repr__ = brief_fields
 
     @property
     def shown(self) -> Any:
@@ -127,6 +132,7 @@ class Transform:
         takes: names of the statistics that `init` uses if they are given.
         binding: the model that it is bound to.
         build: makes the same transform for the weights of another model.
+        description: how it was made, for `repr`; the name where that is empty.
 
     Example:
         >>> import jax.numpy as jnp
@@ -155,6 +161,7 @@ class Transform:
     takes: tuple[str, ...] = ()
     binding: Binding = UNBOUND
     build: Build | None = None
+    description: str = dataclasses.field(default="", compare=False)
 
     def bind(
         self,
@@ -197,9 +204,10 @@ class Transform:
         return bound
 
     def __repr__(self) -> str:
-        """Show the name, and how many leaves it is bound to."""
+        """Show how the transform was made, and how many leaves it is bound to."""
         count = len(self.binding.axes) or len(self.binding.rules)
-        return f"{self.name}(bound to {count} leaves)" if self.binding.is_bound else self.name
+        end = f" bound to {counted(count, 'leaf', 'leaves')}" if self.binding.is_bound else ""
+        return clipped(self.description or self.name, WIDTH - len(end)) + end
 
     def apply(self, params: Any, state: Any) -> Any:
         """Return the dense parameters that the model sees.

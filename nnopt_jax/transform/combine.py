@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from nnopt_jax.arrays.nodes import is_node
+from nnopt_jax.columns import brief
 from nnopt_jax.errors import CapacityError
 from nnopt_jax.transform.base import Grads, Transform, abstract_state, abstractly, bindable
 from nnopt_jax.transform.binding import Binding, check_parameters
@@ -126,12 +127,12 @@ def _chain(*transforms: Transform) -> Transform:
         )
 
     name = f"chain({', '.join(transform.name for transform in transforms)})"
-    exact = all(transform.exact for transform in transforms)
     needs = tuple(dict.fromkeys(need for transform in transforms for need in transform.needs))
     takes = tuple(dict.fromkeys(name for transform in transforms for name in transform.takes))
+    text = f"chain({', '.join(part.description or part.name for part in transforms)})"
     return Transform(
-        name, init, encode, update, exact, partial(_capacities, transforms), needs, frozen, back,
-        check, notes, takes,
+        name, init, encode, update, all(t.exact for t in transforms),
+        partial(_capacities, transforms), needs, frozen, back, check, notes, takes, description=text
     )  # fmt: skip
 
 
@@ -257,6 +258,7 @@ def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
     return Transform(
         name, init, encode, update, exact, capacities, needs, frozen, back, check, notes,
         transform.takes,
+        description=f"at({brief(where)}, {transform.description or transform.name})",
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from nnopt_jax.arrays.nodes import is_node, materialize
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import (
     CompositionError,
     Problems,
@@ -56,6 +57,8 @@ class Start(NamedTuple):
     path: str = ""
     caller: str = ""
 
+    __repr__ = brief_fields
+
 
 class Update(NamedTuple):
     """The inputs of a method, beside the parameters, when its state is refreshed.
@@ -69,6 +72,8 @@ class Update(NamedTuple):
     count: jax.Array
     grads: Mapping[str, jax.Array] | None
     caller: str = ""
+
+    __repr__ = brief_fields
 
     def gradients(self, paths: Iterable[str]) -> Leaves:
         """Return the dense gradients of some leaves, for methods that need them.

@@ -10,7 +10,7 @@ import jax
 
 from nnopt_jax.arrays.nodes import Field, is_node, summary
 from nnopt_jax.arrays.storage import find_masked
-from nnopt_jax.columns import aligned
+from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.transform.base import Transform, abstract_state, abstractly
 from nnopt_jax.transform.given import require_arrays, require_transforms
 from nnopt_jax.transform.inert import without_inert
@@ -42,6 +42,8 @@ class PlanRow:
     size: int
     note: str = ""
 
+    __repr__ = brief_fields
+
     @property
     def bytes(self) -> str:
         """Return the bytes before and after, as `128 -> 36`."""
@@ -52,8 +54,8 @@ def _bytes(before: int, after: int, bound: bool) -> str:
     return f"{-(-before // 8):,} -> {'<= ' * bound}{-(-after // 8):,}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Plan(Tabular):
     """A printable, JSON-able table of what a transform does to each leaf.
 
     Args:
@@ -74,6 +76,10 @@ class Plan:
 
     name: str
     rows: tuple[PlanRow, ...]
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        return f"{counted(len(self.rows), 'leaf', 'leaves')}, {self.name}"
 
     @property
     def bits_before(self) -> int:

@@ -1,12 +1,51 @@
-"""Presets: functions that pass their choices on to a longer form."""
+"""Decorators of methods: what they were given, for `repr`, and the choices that presets pass on."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
+
+from nnopt_jax.columns import brief
+from nnopt_jax.transform.base import Transform
 
 Preset = TypeVar("Preset", bound=Callable[..., object])
+Arguments = ParamSpec("Arguments")
+
+
+def recorded(method: Callable[Arguments, Transform]) -> Callable[Arguments, Transform]:
+    """Write the arguments of a method into the `repr` of the transforms that it makes.
+
+    Args:
+        method: returns a transform.
+
+    Returns:
+        The method; the transforms say how they were made, also once they are bound.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.pruning.magnitude(0.5, pattern="2:4")
+        pruning.magnitude(sparsity=0.5, pattern='2:4')
+    """
+    name = f"{method.__module__.split('.')[1]}.{method.__name__}"
+
+    @functools.wraps(method)
+    def made(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Transform:
+        transform = method(*args, **kwargs)
+        given = inspect.signature(method).bind(*args, **kwargs).arguments
+        settings = ", ".join(f"{key}={brief(value)}" for key, value in given.items())
+        return _described(transform, f"{name}({settings})")
+
+    return made
+
+
+def _described(transform: Transform, text: str) -> Transform:
+    """Return a transform with another `repr`, which stays when the transform is bound."""
+    build = transform.build
+    again = None if build is None else lambda binding: _described(build(binding), text)
+    return dataclasses.replace(transform, description=text, build=again)
 
 
 def preset(long_form: Callable[..., object], choices: type) -> Callable[[Preset], Preset]:
@@ -17,7 +56,7 @@ def preset(long_form: Callable[..., object], choices: type) -> Callable[[Preset]
         choices: the `TypedDict` of the arguments that they pass on.
 
     Returns:
-        A decorator, which changes nothing but what `inspect.signature` and `help` show.
+        A decorator, which changes what `inspect.signature` and `help` show, and records arguments.
 
     Example:
         >>> import inspect, nnopt_jax as nnopt
@@ -31,6 +70,6 @@ def preset(long_form: Callable[..., object], choices: type) -> Callable[[Preset]
         passed = [longer[key] for key in choices.__annotations__ if key not in own.parameters]
         shown = own.replace(parameters=[*mine, *passed])
         function.__signature__ = shown  # pyright: ignore[reportFunctionMemberAccess]
-        return function
+        return recorded(function)  # pyright: ignore
 
     return decorate

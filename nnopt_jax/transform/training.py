@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.input_quantized import InputQuantized, for_products, rounds_inputs
 from nnopt_jax.arrays.nodes import is_node, materialize
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import CompositionError, Problems
 from nnopt_jax.transform.base import Grads, State, Transform
 from nnopt_jax.transform.inert import blanked, is_inert
@@ -31,6 +32,8 @@ class Trainable(NamedTuple):
 
     params: Any
     learned: Any
+
+    __repr__ = brief_fields
 
 
 def _is_state(x: Any) -> bool:
@@ -148,6 +151,8 @@ class Forward(NamedTuple):
     params: Any
     pull_back: Callable[[Any], Grads]
     given: Callable[[Any], Any]
+
+    __repr__ = brief_fields
 
 
 def takes_expressions(loss: Any) -> bool | None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.transfer import rules
 from nnopt_jax.typing import Array, ArrayLike, Key, Params
 
@@ -46,6 +47,8 @@ class Bert:
     positions: int = 512
     segments: int = 2
     epsilon: float = 1e-12
+
+    __repr__ = brief_fields
 
     def init(self, key: Key) -> Params:
         """Draw normal weights of deviation 0.02, biases of zero, scales of one."""

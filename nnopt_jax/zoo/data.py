@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import RecipeError
 
 __all__ = [
@@ -81,6 +82,8 @@ class Dataset:
     train: Split
     valid: Split
     test: Split
+
+    __repr__ = brief_fields
 
 
 def digits() -> Dataset:

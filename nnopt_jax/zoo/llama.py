@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.transfer import rules
 from nnopt_jax.typing import Array, ArrayLike, Key, Params
 
@@ -47,6 +48,8 @@ class Llama:
     hidden: int = 688
     base: float = 10000.0
     epsilon: float = 1e-6
+
+    __repr__ = brief_fields
 
     @property
     def size(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.typing import Array, ArrayLike, Key
 
 
@@ -47,6 +48,8 @@ class Transformer:
     layers: int = 4
     length: int = 28
     causal: bool = False
+
+    __repr__ = brief_fields
 
     def init(self, key: Key) -> dict[str, Any]:
         """Draw random parameters, float32; blocks are named `block_0`, `block_1`, ..."""

@@ -133,7 +133,7 @@ def test_a_score_that_learns_decides_what_is_dropped():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: by_score("tailor", 0.5), "score='tailor' is none of .* Did you mean taylor"),
+        (lambda: by_score("tailor", 0.5), "score='tailor' is not one of .* Did you mean taylor"),
         (lambda: by_score(scores.taylor, 0.5), r"not a score; give a value such as"),
         (
             lambda: nnopt.pruning.magnitude(0.5, pattern="per_ouput"),

@@ -20,6 +20,7 @@ from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.given import described
 from nnopt_jax.transform.leaves import Leaves, Start, matrices, wrapping
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import Array
 
@@ -34,6 +35,7 @@ InputRange: TypeAlias = Literal["absmax", "percentile", "mse", "kl"]
 """How a static range is chosen."""
 
 
+@recorded
 def quantize_activations(
     bits: int = 8,
     *,

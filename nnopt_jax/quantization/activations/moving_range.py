@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.ops.grid import grid_of_range
 from nnopt_jax.quantization.activations.activation_checks import floats, require_seen
 from nnopt_jax.quantization.activations.static_grids import ActivationGrid, check
@@ -32,6 +33,8 @@ class EmaRange(NamedTuple):
     low: Array
     high: Array
     weight: Array
+
+    __repr__ = brief_fields
 
     @classmethod
     def start(cls) -> EmaRange:

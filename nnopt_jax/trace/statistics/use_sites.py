@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.nodes import is_node
-from nnopt_jax.columns import Tabular, aligned, counted, listed
+from nnopt_jax.columns import Tabular, aligned, brief_fields, counted, listed
 from nnopt_jax.trace.abstract_walk import Location, Walk
 from nnopt_jax.trace.jaxpr import line
 from nnopt_jax.trace.statistics.leaf_domain import LeafDomain, NotedUse
@@ -53,6 +53,8 @@ class LeafUse(NamedTuple):
     partial: tuple[int, ...]
     reason: str
     line: str
+
+    __repr__ = brief_fields
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from nnopt_jax.arrays.nodes import is_node
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import Problems, SelectionError
 from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten, unflatten
@@ -41,6 +42,8 @@ class Rates(NamedTuple):
 
     labels: PyTree
     multipliers: dict[str, float]
+
+    __repr__ = brief_fields
 
     def scale(self, updates: PyTree) -> PyTree:
         """Multiplies the updates of any optimizer, as one that adapts to gradients needs it.

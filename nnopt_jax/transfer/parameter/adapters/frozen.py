@@ -9,12 +9,14 @@ from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.transform.base import Transform, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.leaves import wrapping
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Where, resolve
 
 _NAME = "transfer.freeze"
 
 
+@recorded
 def freeze(where: Where = "**") -> Transform:
     """Keeps parameters from training: no gradient, no optimizer state, no weight decay.
 

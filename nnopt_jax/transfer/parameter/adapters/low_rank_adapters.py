@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from nnopt_jax.transfer.parameter.adapters.factors import Factors, adapting, make_factors
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import matrices
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 
 _NAME = "transfer.lora"
 
 
+@recorded
 def lora(
     rank: int = 8,
     *,

@@ -13,12 +13,14 @@ from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.transfer.parameter.adapters.factors import Factors, adapting, make_factors
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Leaves, Start, matrices
+from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 
 _NAME = "transfer.dora"
 
 
+@recorded
 def dora(
     rank: int = 8,
     *,

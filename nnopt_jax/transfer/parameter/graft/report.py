@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from nnopt_jax.columns import Tabular
 
-@dataclasses.dataclass(frozen=True)
-class GraftReport:
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class GraftReport(Tabular):
     """What became of every leaf.
 
     Args:
@@ -34,6 +36,11 @@ class GraftReport:
     unused: tuple[str, ...] = ()
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
     dead_rules: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """Return what `repr` shows."""
+        found = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return ", ".join(f"{len(paths)} {name}" for name, paths in found if paths)
 
     def to_json(self) -> dict[str, Any]:
         """The report as dictionaries and lists."""

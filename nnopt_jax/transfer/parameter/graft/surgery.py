@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.nodes import is_node, materialize
+from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.transfer.parameter.graft.leaf_rules import canonical, loses, read, read_source
 from nnopt_jax.transfer.parameter.graft.report import GraftReport
@@ -37,6 +38,8 @@ class Grafted(NamedTuple):
 
     params: Params
     report: GraftReport
+
+    __repr__ = brief_fields
 
 
 def graft(
