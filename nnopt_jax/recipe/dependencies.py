@@ -157,7 +157,9 @@ def warm_started(start: WarmStart, source: Params, model: FlaxModel) -> FlaxMode
         RecipeError: there are no such layers, or those that are chosen do not fit.
 
     Example:
-        >>>         >>> from nnopt_jax.recipe import WarmStart
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.interop.flax import FlaxModel
+        >>> from nnopt_jax.recipe import WarmStart
         >>> params = {f"block_{i}": {"w": jnp.full(1, float(i))} for i in range(4)}
         >>> fresh = FlaxModel(
         ...     {"block_0": {"w": jnp.ones(1)}, "block_1": {"w": jnp.ones(1)}}, {}, None

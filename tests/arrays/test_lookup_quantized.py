@@ -163,7 +163,7 @@ def test_a_file_of_trits_is_no_larger_than_one_of_bits(tmp_path):
         sizes.append(os.path.getsize(tmp_path / "w.nnopt"))
     assert sizes[0] <= sizes[1] + 32  # the description
     entropy = -(0.4 * np.log2(0.2) + 0.6 * np.log2(0.6))
-    assert 8 * sizes[0] / codes.size < entropy + 0.15  # and the description
+    assert 8 * (sizes[0] - 300) / codes.size < entropy + 0.02  # besides the plain description
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -84,7 +84,7 @@ def test_groups_and_blocks_must_divide():
 
 @pytest.mark.parametrize("format", ["coo", "5:4", "0:4", "32:64", (0, 4), (), 3, ("a", 4)])
 def test_other_formats_are_refused(format):
-    with pytest.raises(ValueRangeError, match=r"compression\.sparse: format=.* is none of"):
+    with pytest.raises(ValueRangeError, match=r"compression\.sparse: format=.* is not one of"):
         sparse(format)
 
 

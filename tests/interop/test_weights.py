@@ -161,8 +161,8 @@ def broken(change):
             "b: has 3 axes .*no array of NumPy",
         ),
         (broken(lambda t: t | {"a": 3}), "a: malformed"),
-        (broken(lambda t: [3]), "no JSON of tensors"),
-        (broken(lambda t: t | {"__metadata__": {"x": 3}}), "no JSON of tensors .its metadata"),
+        (broken(lambda t: [3]), "not JSON of tensors"),
+        (broken(lambda t: t | {"__metadata__": {"x": 3}}), "not JSON of tensors .its metadata"),
         (broken(lambda t: t).replace(b'"b"', b'"a"'), "a name occurs twice"),
     ],
 )
@@ -190,10 +190,10 @@ def test_bad_files_are_told(data, text, tmp_path):
             ),
             "w: lie in '../x.safetensors', which is not a file beside",
         ),
-        (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "no index of shards"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "not an index of shards"),
         (
             lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"w": 3}}'),
-            "no index of shards .*named by strings",
+            "not an index of shards .*named by strings",
         ),
     ],
 )
@@ -318,6 +318,7 @@ def test_steps_of_our_own_come_packed(tmp_path):
 
 def test_other_files_are_told(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"\x80\x04K\x01.")
-    for path, text in (("a.bin", "neither safetensors"), ("b", "No such file"), ("", "no orbax")):
+    texts = {"a.bin": "neither safetensors", "b": "No such file", "": "not an orbax"}
+    for path, text in texts.items():
         with pytest.raises(ArtifactError, match=text):
             read_weights(tmp_path / path)

@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_told():
         parallel.stack_stages([*blocks, {"w": jnp.ones(3, jnp.bfloat16)}], stages=3)
     with pytest.raises(CompositionError, match="blocks are of type dict; give a list"):
         parallel.stack_stages({"w": jnp.ones(3)}, stages=3)
-    with pytest.raises(ValueRangeError, match=r"microbatches=0 (.|\n)*axis='stages' is none of"):
+    with pytest.raises(ValueRangeError, match=r"microbatches=0 (.|\n)*axis='stages' is not one of"):
         parallel.pipeline(lambda p, x: x, mesh, microbatches=0, axis="stages")
     run = parallel.pipeline(lambda p, x: x, mesh, microbatches=2)
     with pytest.raises(ShapeError, match=r"w: begins with axes \(1, 2, 4\); wanted \(repeats, 4"):

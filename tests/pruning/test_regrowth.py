@@ -150,7 +150,7 @@ def test_what_is_wrong_is_told():
     with pytest.raises(ValueRangeError) as caught:
         nnopt.pruning.rigl(lambda count: 0.5, end_step=0, fraction=2, every=1.5,
                            allocation="global")  # fmt: skip
-    parts = ("sparsity", "end_step=0", "fraction=2", "every=1.5", "none of 'uniform', 'erk'")
+    parts = ("sparsity", "end_step=0", "fraction=2", "every=1.5", "not one of 'uniform', 'erk'")
     assert all(part in str(caught.value) for part in parts)
 
 

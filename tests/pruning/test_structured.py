@@ -144,7 +144,7 @@ def test_errors_say_what_to_give(net):
         nnopt.pruning.structured(0.5, graph=graph)
     with pytest.raises(SelectionError, match="fc1:2"):
         nnopt.pruning.structured(0.5, where="fc1:2").init(params, graph=graph)
-    with pytest.raises(CompositionError, match=r"no state of pruning\.structured"):
+    with pytest.raises(CompositionError, match=r"not a state of pruning\.structured"):
         nnopt.pruning.kept_units(nnopt.pruning.magnitude(0.5).init(params))
     with pytest.raises(ValueRangeError, match=r"multiple.*allocation='uniform' only"):
         nnopt.pruning.structured(0.5, allocation="global", multiple=8)

@@ -130,7 +130,7 @@ def test_every_combination_packs_what_it_applies_or_says_why_not(grid):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: on_grid("nf5"), "grid='nf5' is none of .* Did you mean nf4"),
+        (lambda: on_grid("nf5"), "grid='nf5' is not one of .* Did you mean nf4"),
         (lambda: on_grid(8), "is not a Grid; give one, or a name"),
         (lambda: on_grid("nf4", range="mean"), "would clip half of the weights"),
         (lambda: on_grid("nf4", range="threshold"), "divides weights into three"),

@@ -48,7 +48,8 @@ def _rounded(block: np.ndarray, bits: int, symmetric: bool) -> np.ndarray:
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
 def test_agrees_with_numpy(bits, granularity, symmetric):
     weights = _weights()
-    tx = nnopt.quantization.uniform(bits, granularity=granularity, symmetric=symmetric)
+    shares = {"group": 4} if granularity == 4 else {"granularity": granularity}
+    tx = nnopt.quantization.uniform(bits, symmetric=symmetric, scale_dtype="float32", **shares)
     params = {"w": jnp.asarray(weights)}
     shown = tx.apply(params, tx.init(params))["w"]
     wanted = np.empty_like(weights)

@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_told(shapes, wanted, given, kind, text):
 @pytest.mark.parametrize(
     ("make", "kind", "text"),
     [
-        (lambda: rules.rename("(", "a"), SelectionError, "no regular expression"),
+        (lambda: rules.rename("(", "a"), SelectionError, "not a regular expression"),
         (lambda: rules.stack("a", "a"), SelectionError, r"no group \(\?P<index>"),
         (lambda: rules.grid("bilinear"), ShapeError, "'half_pixel'; the two differ"),
         (lambda: resize_grid(np.zeros((6, 2)), 9, "half_pixel"), ShapeError, "no squares"),

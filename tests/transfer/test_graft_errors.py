@@ -192,7 +192,7 @@ def test_adapters_that_fail_name_the_leaf(how, shape):
     [
         (lambda: rules.rename("(a)", r"\2"), "invalid group reference"),
         (lambda: rules.stack(r"(?P<index>\d)", r"\g<name>"), "unknown group name"),
-        (lambda: rules.rename("a", None), "no regular expression and template"),
+        (lambda: rules.rename("a", None), "not a regular expression and template"),
         (lambda: rules.split("qk", "{part}", ("q", "q")), "names a part twice"),
         (lambda: rules.fuse("(?P<part>.)", "w", "qq"), "names a part twice"),
         (lambda: rules.split("qk", "{part}", ()), "holds no names"),
