@@ -93,7 +93,12 @@ def brief(value: Any) -> str:
         >>> from nnopt_jax.columns import brief
         >>> brief("2:4"), brief(0.1 + 0.2), brief(jnp.ones((2, 3))), brief({"w": jnp.ones(2)})
         ("'2:4'", '0.3', 'float32[2,3]', '1 array')
+        >>> import numpy as np
+        >>> brief(np.float16)
+        'float16'
     """
+    if isinstance(value, type):  # of NumPy's scalars, which have a dtype as arrays do
+        return value.__name__
     if isinstance(value, float):
         return f"{value:.6g}"
     if hasattr(value, "shape") and hasattr(value, "dtype") and not hasattr(value, "replace"):

@@ -55,7 +55,7 @@ def plan():
          "Carry(arrays of params: 2, extra: 0, state: 0, opt_state: 0)"),
         (LATENCY, "Latency(dense 203 ms, packed 102 ms, 2x as fast)"),
         (LEAF, "LeafRow(path='w', expression='float32[4,8]', shape=(4, 8), file_bytes=12, "
-               "memory_bits=1024, zeros=1, call='')"),
+               "memory_bits=1024, zero...)"),
         (RESULT.measures[2], "Measure('latency': 203 ms -> 0.5 ms)"),
         (RESULT, "Result('demo': test error 1.40 % -> 2.10 %, on disk 1,066,440 -> 5,505)"),
         (Benchmark("runs/demo", {1: LATENCY, 8: LATENCY}, ("A remark.",)),
