@@ -89,7 +89,7 @@ class Settings:
             self.wrong(name, value, f"is not a number from 0 to 1{or_schedule}.")
 
     def choice(self, name: str, value: Any, known: Sequence[str]) -> None:
-        """One of a few words."""
+        """Check that a value is one of a few words."""
         if not (isinstance(value, str) and value in known):
             hint = nearest(value, known) if isinstance(value, str) else ""
             hint = hint if hint.startswith(" Did") else ""
@@ -97,7 +97,7 @@ class Settings:
             self.wrong(name, value, f"is not one of {names}.{hint}")
 
     def flag(self, name: str, value: Any) -> None:
-        """True or False."""
+        """Check that a value is True or False."""
         if not isinstance(value, bool):
             self.wrong(name, value, "is neither True nor False.")
 

@@ -20,6 +20,7 @@ from nnopt_jax.arrays.scales import Powers, UnevenGroups
 from nnopt_jax.arrays.soft_thresholded import SoftThresholded
 from nnopt_jax.arrays.sparse_array import Sparse
 from nnopt_jax.arrays.storage import store
+from nnopt_jax.errors import former_names
 
 __all__ = [
     "BSR", "CSR", "ELL", "Bits", "BlockELL", "Codebook", "DeltaIndex", "Factored", "Format",
@@ -29,23 +30,19 @@ __all__ = [
     "materialize", "node", "refine", "slots", "smallest_support", "store",
 ]  # fmt: skip
 
-_RENAMED = {
-    "Blocks": "nnopt.arrays.BSR",
-    "Gaps": "nnopt.arrays.DeltaIndex",
-    "Gathered": "nnopt.arrays.ELL",
-    "GatheredBlocks": "nnopt.arrays.BlockELL",
-    "Groups": "nnopt.arrays.NMIndex",
-    "Levels": "nnopt.arrays.LookupQuantized",
-    "Rows": "nnopt.arrays.CSR",
-    "Shrunk": "nnopt.arrays.SoftThresholded",
-    "Support": "nnopt.arrays.SparseLayout",
-    "Trits": "nnopt.arrays.PackedTernary",
-    "lay_out": "nnopt.prepack(packed, where=..., dense=...)",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Say what became of a name."""
-    if name in _RENAMED:
-        raise AttributeError(f"nnopt.arrays.{name} is now {_RENAMED[name]}")
-    raise AttributeError(f"module 'nnopt_jax.arrays' has no attribute {name!r}")
+__getattr__ = former_names(
+    "nnopt_jax.arrays",
+    {
+        "Blocks": "nnopt.arrays.BSR",
+        "Gaps": "nnopt.arrays.DeltaIndex",
+        "Gathered": "nnopt.arrays.ELL",
+        "GatheredBlocks": "nnopt.arrays.BlockELL",
+        "Groups": "nnopt.arrays.NMIndex",
+        "Levels": "nnopt.arrays.LookupQuantized",
+        "Rows": "nnopt.arrays.CSR",
+        "Shrunk": "nnopt.arrays.SoftThresholded",
+        "Support": "nnopt.arrays.SparseLayout",
+        "Trits": "nnopt.arrays.PackedTernary",
+        "lay_out": "nnopt.prepack(packed, where=..., dense=...)",
+    },
+)

@@ -216,7 +216,7 @@ def _check_mode(
     if every is None and callable(sparsity):
         settings.wrong("sparsity", sparsity, "is a schedule, and every=None chooses the mask once; "
                                              "give a number.")  # fmt: skip
-    if is_coupled and score.name == "wanda":
+    if is_coupled and "input_moments" in score.needs:
         settings.wrong("score", score, "has no value for biases and scales, which belong to "
                                        "channels as well; give 'magnitude' or 'taylor'.",
                        )  # fmt: skip

@@ -22,7 +22,7 @@ def binary_connect(
     scale: float | Literal["glorot"] = 1.0,
     stochastic: bool = False,
 ) -> Transform:
-    r"""Shows the signs of the weights, and keeps the weights between the signs.
+    r"""Replace weights by their signs, and keep the weights between the signs.
 
     $$ \hat w = \pm H, \qquad
        \hat w = +H \text{ where } w \ge 0 \text{, or with probability }
@@ -78,7 +78,7 @@ def binary_connect(
 
 @preset
 def xnor(**choices: Unpack[QuantizationChoices]) -> Transform:
-    r"""Shows the signs of the weights times the mean magnitude of each block.
+    r"""Replace weights by their signs times the mean magnitude of each block.
 
     $$ \hat w = \alpha\,\mathrm{sign}(w), \qquad
        \alpha = \frac{1}{n} \sum_{block} |w|, \qquad
@@ -119,7 +119,7 @@ def xnor(**choices: Unpack[QuantizationChoices]) -> Transform:
 
 @preset
 def twn(threshold: float = 0.7, **choices: Unpack[QuantizationChoices]) -> Transform:
-    r"""Brings weights to zero or one magnitude of either sign.
+    r"""Round weights to zero or one magnitude of either sign.
 
     $$ \hat w = \alpha\,\mathrm{sign}(w)\,[\,|w| > \Delta\,], \qquad
        \Delta = t \cdot \mathrm{mean}\,|w|, \qquad
@@ -160,7 +160,7 @@ def twn(threshold: float = 0.7, **choices: Unpack[QuantizationChoices]) -> Trans
 
 @preset
 def ttq(threshold: float = 0.05, **choices: Unpack[QuantizationChoices]) -> Transform:
-    r"""Brings weights to zero, a learned positive value or a learned negative one.
+    r"""Round weights to zero, a learned positive value or a learned negative one.
 
     $$ \hat w = \begin{cases} W_p & w > \Delta \\ 0 & |w| \le \Delta \\
        -W_n & w < -\Delta \end{cases} \qquad \Delta = t \cdot \max |w| $$

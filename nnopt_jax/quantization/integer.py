@@ -20,7 +20,7 @@ def uniform(
     percent: float = 99.9,
     **choices: Unpack[QuantizationChoices],
 ) -> Transform:
-    r"""Rounds weights to a uniform grid, in training as in storage.
+    r"""Round weights to a uniform grid, in training as in storage.
 
     $$ \hat w = s\,(q - z), \qquad
        q = \mathrm{clip}(\mathrm{round}(w / s) + z,\; lo,\; hi) $$

@@ -70,6 +70,7 @@ class _Mean(WeightRange):
 class _Threshold(WeightRange):
     threshold: float = 0.7
     name: ClassVar[str] = "threshold"
+    needs_plain_scales: ClassVar[bool] = True
     is_exact: ClassVar[bool] = False
     has_codes: ClassVar[bool] = True
 
@@ -103,6 +104,7 @@ class _Threshold(WeightRange):
 class _TwoSided(WeightRange):
     threshold: float = 0.05
     name: ClassVar[str] = "two_sided"
+    needs_plain_scales: ClassVar[bool] = True
     is_exact: ClassVar[bool] = False
     has_codes: ClassVar[bool] = True
 
@@ -152,6 +154,7 @@ class _TwoSided(WeightRange):
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Gguf(WeightRange):
     name: ClassVar[str] = "gguf"
+    needs_plain_scales: ClassVar[bool] = True
     has_codes: ClassVar[bool] = True
 
     def check(self, settings: Settings, grid: Grid) -> None:
@@ -178,6 +181,7 @@ class _Fixed(WeightRange):
     scale: float | Literal["glorot"] = 1.0
     project_weights: bool = False
     name: ClassVar[str] = "fixed"
+    needs_plain_scales: ClassVar[bool] = True
 
     @property
     def projects(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -255,7 +255,7 @@ def _scale_format(
     if special and grid.has_zero_point:
         settings.wrong("grid", grid, f"has zero points, and {special} stores scales alone; give a "
                                      "symmetric grid.")  # fmt: skip
-    if special and range.name in ("learned", "threshold", "two_sided", "gguf", "fixed"):
+    if special and range.needs_plain_scales:
         settings.wrong("range", range, f"makes scales that {special} cannot store; give 'absmax' "
                                        "or 'mse'.")  # fmt: skip
     return ScaleFormat(jnp.float32 if is_power else found, double is True, is_power)

@@ -13,7 +13,7 @@ __all__ = ["fp4", "grouped", "lsq", "mxfp4", "nf4"]
 
 @preset
 def lsq(bits: int = 4, **choices: Unpack[QuantizationChoices]) -> Transform:
-    r"""Rounds weights to a grid whose step the optimizer learns beside them (LSQ).
+    r"""Round weights to a grid whose step the optimizer learns beside them (LSQ).
 
     $$ \hat w = s\,\mathrm{clip}(\mathrm{round}(v),\,-Q_N,\,Q_P), \quad v = w / s, \qquad
        \frac{\partial \hat w}{\partial s} = g \cdot \begin{cases}
@@ -65,7 +65,7 @@ def nf4(
     range: str | weight_ranges.WeightRange = "absmax",
     **choices: Unpack[QuantizationChoices],
 ) -> Transform:
-    r"""Rounds weights to 16 levels that are quantiles of the normal distribution.
+    r"""Round weights to 16 levels that are quantiles of the normal distribution.
 
     $$ \hat w = s\, l_c, \qquad s = \max_{block} |w|, \qquad c = \arg\min_k |w / s - l_k| $$
 
@@ -110,7 +110,7 @@ def fp4(
     range: str | weight_ranges.WeightRange = "absmax",
     **choices: Unpack[QuantizationChoices],
 ) -> Transform:
-    r"""Rounds weights to floats of 4 bits (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4 and 6, of either sign.
+    r"""Round weights to floats of 4 bits (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4 and 6, of either sign.
 
     $$ \hat w = s\, l_c, \qquad s = \max_{block} |w| / 6, \qquad
        c = \arg\min_k |w / s - l_k| $$
@@ -153,7 +153,7 @@ def mxfp4(
     range: str | weight_ranges.WeightRange = "absmax",
     **choices: Unpack[QuantizationChoices],
 ) -> Transform:
-    r"""Rounds weights to floats of 4 bits (E2M1) whose blocks share a power of two.
+    r"""Round weights to floats of 4 bits (E2M1) whose blocks share a power of two.
 
     $$ \hat w = 2^{e}\, l_c, \qquad e = \lfloor \log_2 \max_{block} |w| \rfloor - 2, \qquad
        c = \arg\min_k |2^{-e} w - l_k| $$
@@ -195,7 +195,7 @@ def mxfp4(
 def grouped(
     format: Literal["q4_0", "q8_0"] = "q4_0", **choices: Unpack[QuantizationChoices]
 ) -> Transform:
-    r"""Rounds weights in groups, with the steps and the rounding of GGUF's Q4_0 and Q8_0.
+    r"""Round weights in groups, with the steps and the rounding of GGUF's Q4_0 and Q8_0.
 
     $$ \hat w = \mathrm{float16}(d)\, q, \qquad
        q_{4\_0} = \min(\lfloor w / d + 8.5 \rfloor, 15) - 8, \quad d = -w_* / 8, \qquad

@@ -10,21 +10,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.arrays.nodes import Field, Node, materialize
-from nnopt_jax.ops.block_formats import (
-    block_largest,
-)
+from nnopt_jax.ops.block_formats import block_largest
 from nnopt_jax.ops.blockwise import reduce_blocks, repeat_uneven
 from nnopt_jax.ops.gradient_estimators import gate, straight_through
 from nnopt_jax.ops.grid import expand, fit_grid, grid_of_range
-from nnopt_jax.ops.range_search import mse_range, percentile_range
+from nnopt_jax.ops.range_search import least_squares_factor, mse_range, percentile_range
 from nnopt_jax.quantization.granularity import Blocked
 from nnopt_jax.quantization.grids import Grid
 from nnopt_jax.quantization.scale_format import ScaleFormat
 from nnopt_jax.settings import Settings
 
 __all__ = ["WeightRange", "absmax", "learned", "mse", "percentile"]
-
-_TRIED = 80  # fractions of the extreme value that a search tries, as `mse_range` does
 
 
 class Task(NamedTuple):
@@ -59,7 +55,7 @@ class Scaled(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class WeightRange:
-    """How the scale of a block is chosen: the base of all ranges, and the extreme values.
+    """A choice of the scale of each block: the base of all ranges.
 
     The state of a range is a pair: arrays that an optimizer learns, and the rest.
     """
@@ -70,6 +66,11 @@ class WeightRange:
     has_codes: ClassVar[bool] = False
     """Whether the range rounds by a rule of its own."""
     never_clips: ClassVar[bool] = True
+    """Whether no weight lies beyond a range that was just chosen."""
+    needs_plain_scales: ClassVar[bool] = False
+    """Whether scales must be floats, because the range does not choose them by a magnitude."""
+    projects: ClassVar[bool] = False
+    """Whether updates move the parameters, by `project`."""
 
     def __repr__(self) -> str:
         """Return the name and the settings, as a call is written."""
@@ -149,8 +150,6 @@ class WeightRange:
         del rest
         return leaf
 
-    projects: ClassVar[bool] = False
-
 
 class _AbsMax(WeightRange):
     def integers(self, task: Task) -> tuple[jax.Array, jax.Array | None]:
@@ -202,22 +201,18 @@ class _LeastSquares(WeightRange):
         x = x if part.mask is None else jnp.where(part.mask, x, 0.0)
         largest = block_largest(x, part.block)
 
-        def attempt(i: Any, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            fraction = 1 - i.astype(jnp.float32) / _TRIED
-            scale = materialize(scales.field(scales.fit(fraction * largest, grid.top, part.axes)))
+        def rounded(factor: jax.Array) -> jax.Array:
+            scale = materialize(scales.field(scales.fit(factor * largest, grid.top, part.axes)))
             wide = repeat_uneven(scale.astype(jnp.float32), x.shape, part.block)
-            rounded = grid.values(grid.nearest(x, wide, None)) * expand(wide, x.shape)
-            error = reduce_blocks("mse", _sum, jnp.square(x - rounded), part.block)
-            better = error < best[0]
-            return jnp.where(better, error, best[0]), jnp.where(better, fraction, best[1])
+            return grid.values(grid.nearest(x, wide, None)) * expand(wide, x.shape)
 
-        start = jnp.full(largest.shape, jnp.inf), jnp.ones(largest.shape, jnp.float32)
-        return largest * lax.fori_loop(0, _TRIED, attempt, start)[1]
+        return largest * least_squares_factor(x, part.block, largest.shape, rounded)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class _LearnedStep(WeightRange):
     name: ClassVar[str] = "learned"
+    needs_plain_scales: ClassVar[bool] = True
     is_exact: ClassVar[bool] = False
 
     def check(self, settings: Settings, grid: Grid) -> None:

@@ -17,17 +17,15 @@ Nothing here is special: each is named by `package.module:callable`, as a user's
 | `nnopt_jax.zoo.losses:cross_entropy`, `...:error_rate` | loss and metric of a classifier |
 """
 
-_RENAMED = {
-    "fetch": "nnopt_jax.zoo.data, which has fetch_mnist",
-    "mlp": "nnopt_jax.zoo.perceptrons",
-    "net": "nnopt_jax.zoo.convnet",
-    "projected": "nnopt_jax.zoo.perceptrons",
-    "quantized": "nnopt_jax.zoo.perceptrons",
-}
+from nnopt_jax.errors import former_names
 
-
-def __getattr__(name: str) -> object:
-    """Say what became of a module."""
-    if name in _RENAMED:
-        raise AttributeError(f"nnopt_jax.zoo.{name} is now {_RENAMED[name]}")
-    raise AttributeError(f"module 'nnopt_jax.zoo' has no attribute {name!r}")
+__getattr__ = former_names(
+    "nnopt_jax.zoo",
+    {
+        "fetch": "nnopt_jax.zoo.data, which has fetch_mnist",
+        "mlp": "nnopt_jax.zoo.perceptrons",
+        "net": "nnopt_jax.zoo.convnet",
+        "projected": "nnopt_jax.zoo.perceptrons",
+        "quantized": "nnopt_jax.zoo.perceptrons",
+    },
+)
