@@ -318,5 +318,5 @@ def test_malformed_views_say_why():
 
 @pytest.mark.parametrize("name", ["Gaps", "Levels", "Trits", "lay_out"])
 def test_removed_names_say_what_to_type(name):
-    with pytest.raises(AttributeError, match=rf"nnopt\.arrays\.{name} is now nnopt\.\w"):
+    with pytest.raises(AttributeError, match=rf"nnopt_jax\.arrays\.{name} is now nnopt\.\w"):
         getattr(nnopt.arrays, name)
