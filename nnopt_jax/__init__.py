@@ -1,7 +1,7 @@
 """Neural-network optimization as pure functions over parameter pytrees.
 
-Compression, quantization, pruning, knowledge transfer and parallelism: transforms that compose in
-any order, train in a user's own loop, and store what they say they store.
+Compression, quantization, pruning, knowledge transfer and parallelism are transforms that compose
+in any order, train in the user's own loop, and save files of the size that they report.
 """
 
 from nnopt_jax import (

@@ -1,4 +1,4 @@
-"""`python -m nnopt_jax` is the command `nnopt`."""
+"""Run the command `nnopt` as `python -m nnopt_jax`."""
 
 import sys
 

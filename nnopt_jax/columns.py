@@ -1,4 +1,4 @@
-"""Tables as plain text: every row a line, every column of one width."""
+"""Plain-text tables with aligned columns, and short representations of values."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import jax
 
 
 def aligned(rows: Sequence[Sequence[str]], *, numbers: int = 0) -> list[str]:
-    r"""Pads cells so that columns line up.
+    r"""Pad cells so that columns line up.
 
     Args:
-        rows: of equally many cells.
-        numbers: how many columns at the end are set to the right.
+        rows: the rows, all with the same number of cells.
+        numbers: the number of columns at the end that are aligned to the right.
 
     Returns:
         A line for each row.
@@ -38,7 +38,7 @@ def aligned(rows: Sequence[Sequence[str]], *, numbers: int = 0) -> list[str]:
 
 
 class Tabular:
-    """Base class of values whose `str` is a table: a short `repr`, and the table in notebooks.
+    """Base class of values with a short `repr`, and a table as `str` and in notebooks.
 
     Example:
         >>> from nnopt_jax.columns import Tabular
@@ -54,7 +54,7 @@ class Tabular:
         return ""
 
     def __repr__(self) -> str:
-        """Return the class and the summary, in one line of at most 100 columns."""
+        """Return the class and the summary on one line of at most 100 columns."""
         return clipped(f"{type(self).__name__}({self.summary()})")
 
     def _repr_html_(self) -> str:
@@ -67,11 +67,11 @@ WIDTH = 100
 
 
 def clipped(text: str, width: int = 0) -> str:
-    """Return a text on one line, cut off where it is wider than a terminal.
+    """Return a text on one line, cut off if it is too wide.
 
     Args:
-        text: ends with a closing parenthesis.
-        width: the columns that it may take; by default those of a terminal.
+        text: the text, which ends with a closing parenthesis.
+        width: the greatest number of columns; by default that of a terminal.
 
     Example:
         >>> from nnopt_jax.columns import clipped
@@ -83,7 +83,7 @@ def clipped(text: str, width: int = 0) -> str:
 
 
 def brief(value: Any) -> str:
-    """Return a value in a few words, without the entries of arrays and addresses of objects.
+    """Return a short description of a value, without array entries or object addresses.
 
     Args:
         value: a setting, a function or a tree of arrays.
@@ -97,7 +97,7 @@ def brief(value: Any) -> str:
         >>> brief(np.float16)
         'float16'
     """
-    if isinstance(value, type):  # of NumPy's scalars, which have a dtype as arrays do
+    if isinstance(value, type):  # for NumPy's scalars, which have a dtype like arrays
         return value.__name__
     if isinstance(value, float):
         return f"{value:.6g}"
@@ -123,7 +123,7 @@ def brief(value: Any) -> str:
 
 
 def brief_fields(self: Any) -> str:
-    """Return the class and its fields in a few words: the `__repr__` of tuples and dataclasses.
+    """Return the class and short descriptions of its fields, as a `__repr__` for dataclasses.
 
     Args:
         self: a named tuple or a dataclass.
@@ -147,7 +147,7 @@ def counted(count: int, one: str, many: str = "") -> str:
     Args:
         count: the number.
         one: the noun.
-        many: its plural; by default with an s.
+        many: the plural; by default the noun with an s.
 
     Example:
         >>> from nnopt_jax.columns import counted
@@ -158,7 +158,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def listed(axes: Iterable[int]) -> str:
-    """Return the numbers of axes for a cell of a table; a dash for none.
+    """Return axis numbers for a cell of a table; a dash for none.
 
     Example:
         >>> from nnopt_jax.columns import listed

@@ -1,4 +1,4 @@
-"""Every error the library raises on purpose, one class for each kind of remedy."""
+"""Every error that the library raises on purpose, one class for each kind of remedy."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ __all__ = [
 
 
 class NnoptError(Exception):
-    """Base class: catch it to catch every deliberate error of the library."""
+    """Base class of all deliberate errors of the library."""
 
 
 class SelectionError(NnoptError, LookupError):
-    """A selector, path or name points at nothing, or at two things at once."""
+    """A selector, path or name matches nothing, or two things at once."""
 
 
 class ShapeError(NnoptError, ValueError):
-    """A shape, an axis or a group does not fit the leaf it is meant for."""
+    """A shape, an axis or a group size does not fit its leaf."""
 
 
 class ValueRangeError(NnoptError, ValueError):
-    """An argument lies outside the values it may take."""
+    """An argument lies outside of its allowed values."""
 
 
 class ScaleError(ValueRangeError):
-    """A scale that its dtype cannot hold."""
+    """A scale cannot be represented in its dtype."""
 
 
 class CompositionError(NnoptError, TypeError):
@@ -42,11 +42,11 @@ class NonFiniteError(NnoptError, ValueError):
 
 
 class StatisticsError(NnoptError, ValueError):
-    """A method judges by gradients or other statistics that it was not given."""
+    """A method needs gradients or other statistics that were not provided."""
 
 
 class CapacityError(NnoptError, ValueError):
-    """The number of stored values depends on data, and was asked for under `jax.jit`."""
+    """The number of stored values depends on data, which `jax.jit` does not allow."""
 
 
 class ArtifactError(NnoptError, ValueError):
@@ -54,19 +54,19 @@ class ArtifactError(NnoptError, ValueError):
 
 
 class CheckpointError(NnoptError, ValueError):
-    """A checkpoint is damaged, incomplete, or does not fit what it is restored into."""
+    """A checkpoint is damaged, incomplete, or does not fit its target."""
 
 
 class ProcessLostError(NnoptError, RuntimeError):
-    """Another process of a distributed run has ended, or cannot be reached."""
+    """Another process of a distributed run has ended or cannot be reached."""
 
 
 class RecipeError(NnoptError, ValueError):
-    """A recipe, or something it names, is wrong."""
+    """A recipe, or an object that it names, is wrong."""
 
 
 class Problems:
-    """Collects problems of one kind, so that one error reports them all.
+    """A list of problems of one kind, which are reported in one error.
 
     Example:
         >>> problems = Problems("quantization.uniform")
@@ -81,24 +81,24 @@ class Problems:
     """
 
     def __init__(self, who: str) -> None:
-        """Starts an empty list for the function called `who`."""
+        """Start an empty list for the caller `who`."""
         self.who = who
         self.found: list[str] = []
 
     def __bool__(self) -> bool:
-        """True as soon as one problem was added."""
+        """Return whether any problem was added."""
         return bool(self.found)
 
     def add(self, path: str, message: str) -> None:
-        """Adds one problem of the leaf at `path` (or of the whole, where `path` is empty)."""
+        """Add a problem of the leaf at `path`, or of the whole call if `path` is empty."""
         self.found.append(f"{path}: {message}" if path else message)
 
     def raise_as(self, kind: type[NnoptError], advice: str = "") -> None:
-        """Raise all problems as one error of the given kind; do nothing where there is none.
+        """Raise all problems as one error of the given kind, if there are any.
 
         Args:
             kind: the class of the error.
-            advice: what to type, said once after all problems.
+            advice: what to type, stated once after all problems.
         """
         if not self.found:
             return
@@ -109,11 +109,11 @@ class Problems:
 
 
 def former_names(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
-    """Return a module's `__getattr__`, which says what became of former names.
+    """Return a module-level `__getattr__` whose errors map former names to new ones.
 
     Args:
         module: the name of the module.
-        names: by former name what to type now.
+        names: maps former names to what to type now.
 
     Example:
         >>> from nnopt_jax.errors import former_names
@@ -135,15 +135,15 @@ def former_names(module: str, names: Mapping[str, str]) -> Callable[[str], objec
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Names the closest known spellings, as a sentence to end an error with.
+    """Return a sentence with the closest known spellings, to append to an error.
 
     Args:
-        name: what was written.
-        known: what could have been written.
-        count: how many spellings to offer at most.
+        name: the name as written.
+        known: the known names.
+        count: the greatest number of spellings to suggest.
 
     Returns:
-        " Did you mean a, b?" or, where nothing is close, " Known: a, b, ..." (or nothing at all).
+        " Did you mean a, b?"; if nothing is close, " Known: a, b, ..."; empty if nothing is known.
 
     Example:
         >>> nearest("sparsty", ["sparsity", "where"])

@@ -1,4 +1,4 @@
-"""Every method by name, and where it lives, so that recipes can name it."""
+"""The registry of methods, by which recipes find them without importing them all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["METHODS", "Method", "get"]
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method; nothing is imported before `load`.
+    """A registered method, imported only by `load`.
 
     Args:
-        name: its name in recipes, `"pruning.magnitude"`.
+        name: the name in recipes, such as `"pruning.magnitude"`.
         source: `"module:attribute"`.
 
     Example:
@@ -31,12 +31,12 @@ class Method:
     source: str
 
     def load(self) -> Callable[..., Any]:
-        """Import the method: a function of settings that returns a `Transform`."""
+        """Import the method, a function of settings that returns a `Transform`."""
         module, _, attribute = self.source.partition(":")
         return getattr(importlib.import_module(module), attribute)
 
 
-# A new transform is one word here; the contract suite then asks for its cases.
+# Adding a word here registers a method; the contract suite then demands test cases for it.
 _NAMES = {
     "compression": "codebook dkm tie low_rank sparse",
     "quantization": "lsq uniform quantize_activations binary_connect xnor twn ttq nf4 fp4 mxfp4 "
@@ -56,16 +56,16 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 
 def get(name: str) -> Method:
-    """Look a method up.
+    """Look up a method by name.
 
     Args:
-        name: as in `nnopt_jax.<name>`, `"pruning.magnitude"`.
+        name: the name without `nnopt_jax.`, such as `"pruning.magnitude"`.
 
     Returns:
         The method.
 
     Raises:
-        SelectionError: there is no such method; the text names the nearest.
+        SelectionError: the method does not exist; the text suggests the nearest names.
 
     Example:
         >>> from nnopt_jax import registry

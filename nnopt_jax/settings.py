@@ -1,4 +1,4 @@
-"""Settings of methods, checked one by one and reported all at once."""
+"""Checks of method settings, which report all problems at once."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LEAST, _MOST = float(jnp.finfo(jnp.float32).tiny), float(jnp.finfo(jnp.float32)
 
 
 class Settings:
-    """Collects what is wrong with a method's settings.
+    """A collector of the problems in a method's settings.
 
-    Every test takes the setting's name and value. None passes where `none=True`.
+    Every check takes the setting's name and value. None passes if `none=True`.
 
     Args:
         who: the method's public name.
@@ -44,7 +44,7 @@ class Settings:
     def integer(
         self, name: str, value: Any, low: int, high: int | None = None, *, none: bool = False
     ) -> None:
-        """A whole number within bounds; NumPy's count, True and False do not."""
+        """Check that a value is a whole number within bounds; bools are not numbers."""
         if none and value is None:
             return
         top = math.inf if high is None else high
@@ -62,9 +62,10 @@ class Settings:
         none: bool = False,
         array: bool = False,
     ) -> None:
-        """A number within bounds and of float32; `above`: the lower bound itself is not a value.
+        """Check that a value is a number within bounds that float32 can represent.
 
-        `array`: an array of one counts, and passes unseen where it is traced.
+        With `above`, the lower bound itself is not allowed. With `array`, an array of one number is
+        allowed; if it is traced, its value is not checked.
         """
         if (none and value is None) or (array and is_traced(value)):
             return
@@ -75,12 +76,12 @@ class Settings:
             span += f" and at most {high:g}" if above and high is not None else ""
             self.wrong(name, value, f"is not a number {span}.")
         elif value and not _LEAST <= abs(value) <= _MOST:
-            # The least floats count as none: devices flush them to 0.
+            # Subnormal floats are not allowed, because devices flush them to 0.
             self.wrong(name, value, "is beyond float32, which goes from "
                                     f"{_LEAST:.3g} to {_MOST:.3g}.")  # fmt: skip
 
     def share(self, name: str, value: Any, *, schedule: bool = True, array: bool = False) -> None:
-        """A number from 0 to 1 or, where allowed, a schedule of the number of updates."""
+        """Check that a value is a fraction from 0 to 1 or, if allowed, a schedule."""
         if (schedule and callable(value)) or (array and is_traced(value)):
             return
         value = single(value) if array else value
@@ -102,9 +103,9 @@ class Settings:
             self.wrong(name, value, "is neither True nor False.")
 
     def floating(self, name: str, value: Any) -> None:
-        """A dtype of floats, or its name, that JAX computes in as it is set up."""
+        """Check that a value is a float dtype that JAX computes in as configured, or its name."""
         try:
-            dtype = jnp.dtype(value) if value is not None else None  # None is NumPy's float64
+            dtype = jnp.dtype(value) if value is not None else None  # NumPy reads None as float64.
         except TypeError:
             dtype = None
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -114,20 +115,20 @@ class Settings:
                                     "set jax_enable_x64.")  # fmt: skip
 
     def wrong(self, name: str, value: Any, text: str) -> None:
-        """Adds a problem of a kind that has no test of its own."""
+        """Add a problem for which there is no check of its own."""
         self._problems.add("", f"{name}={value!r} {text}")
 
     def done(self) -> None:
-        """Raises all problems as one error.
+        """Raise all problems as one error, if there are any.
 
         Raises:
-            ValueRangeError: there is one.
+            ValueRangeError: there is at least one problem.
         """
         self._problems.raise_as(ValueRangeError)
 
 
 def takes(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether a function can be called with such arguments, as far as its signature tells.
+    """Return whether a function accepts such arguments, as far as its signature shows.
 
     Example:
         >>> takes(lambda path, leaf: True, "path", None), takes(lambda leaf: True, "path", None)
@@ -135,7 +136,7 @@ def takes(function: Callable[..., Any], *arguments: Any) -> bool:
     """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # builtins do not all have one
+    except (TypeError, ValueError):  # Not all builtins have a signature.
         return True
     try:
         signature.bind(*arguments)
@@ -145,7 +146,7 @@ def takes(function: Callable[..., Any], *arguments: Any) -> bool:
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number; NumPy's count, True and False do not.
+    """Return whether a value is a whole number, of Python or NumPy, but not a bool.
 
     Example:
         >>> is_whole(3), is_whole(3.0), is_whole(True)
@@ -155,7 +156,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is one number that nobody knows yet.
+    """Return whether a value is a traced scalar, whose number is unknown.
 
     Example:
         >>> is_traced(3.0), is_traced(jnp.float32(3))
@@ -165,7 +166,7 @@ def is_traced(value: Any) -> bool:
 
 
 def single(value: Any) -> Any:
-    """The number in an array of one; anything else as it is.
+    """Return the number in an array of one element; return anything else unchanged.
 
     Example:
         >>> single(jnp.float32(0.5)), single("a")

@@ -1,4 +1,4 @@
-"""The few types that signatures share; they say what is meant, not how it is made."""
+"""The types that signatures share."""
 
 from __future__ import annotations
 

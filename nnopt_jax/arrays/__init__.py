@@ -1,4 +1,4 @@
-"""Nodes: a parameter is an array, or a small frozen pytree that stands for one."""
+"""Nodes: small frozen pytrees, each of which stands for the dense array of a parameter."""
 
 from nnopt_jax.arrays.adapted import Normalized, Sum
 from nnopt_jax.arrays.codebooks import Codebook, SoftCodebook

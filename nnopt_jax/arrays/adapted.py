@@ -1,4 +1,4 @@
-"""Adapted weights: a base and a correction (LoRA), a direction and its length (DoRA)."""
+"""Nodes of adapters: a base plus a correction (LoRA), and a magnitude times a direction (DoRA)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnopt_jax.ops.block_formats import exponent
 
 @node
 class Sum(Node):
-    r"""A base weight and a correction.
+    r"""The sum of a base weight and a correction.
 
     $$ W = W_0 + \Delta $$
 
@@ -43,7 +43,7 @@ class Sum(Node):
         return (base + delta).astype(self.dtype)
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
-        """Return the mask above: the base has the axes of the weight."""
+        """Return the outer mask unchanged, since the base has the axes of the weight."""
         del name
         return outer
 
@@ -63,16 +63,16 @@ class Sum(Node):
 
 @node
 class Normalized(Node):
-    r"""A weight with a length for each column: a direction times a magnitude.
+    r"""A weight decomposed into a magnitude for each column and a direction.
 
     $$ W = m \, \frac{V}{\lVert V \rVert} $$
 
-    The norm is that of all entries for which `m` has one value. It passes no gradient, as in DoRA,
-    section 4.3; where it is zero, the weight is zero.
+    The norm is taken over all entries that share one value of `m`. It passes no gradient, as in
+    DoRA, section 4.3. Where the norm is zero, the weight is zero.
 
     Args:
         base: `V`, array or node.
-        magnitude: `m`, of the rank of `V`, its sizes those of `V` or 1.
+        magnitude: `m`, of the same rank as `V`; each axis has the size of `V` or 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -95,16 +95,16 @@ class Normalized(Node):
         return (base * share).astype(self.dtype)
 
     def kept(self) -> Field:
-        """Return the mask of the base: a column of length zero is zero."""
+        """Return the mask of the base; a masked entry of the base is zero in the weight, too."""
         return kept(self.base)
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
-        """Return the mask above: the base has the axes of the weight."""
+        """Return the outer mask unchanged, since the base has the axes of the weight."""
         del name
         return outer
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that the magnitude has one value for each group of entries."""
+        """Check that each axis of the magnitude has the size of the base or 1."""
         found = super().problems(shape)
         sizes = self.magnitude.shape
         fits = len(sizes) == self.base.ndim and all(
@@ -115,13 +115,13 @@ class Normalized(Node):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Normalized:
-        """Split both fields as the weight is split, the magnitude where it has several values."""
+        """Shard the base like the weight, and the magnitude on axes of several values."""
         fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
         return self.replace(**fields)
 
 
 def norm_like(base: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return Euclidean norms over the axes on which `shape` has one entry; no gradient.
+    """Return Euclidean norms over the axes on which `shape` has one entry, without gradients.
 
     Example:
         >>> import jax.numpy as jnp

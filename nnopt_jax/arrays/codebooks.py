@@ -1,4 +1,4 @@
-"""Shared values: indices into a table, and its differentiable form for training."""
+"""Weight sharing: indices into a table of values, and its differentiable form for training."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Codebook(Node):
     $$ w_i = t_{a_i} $$
 
     Args:
-        indices: `a`, integers of the logical shape; packed in storage.
-        table: `t`, float, `(clusters,)`; or a table for each channel, of the axes of the weight
-            and `clusters`, with one entry along axes that share a table: `(1, out, clusters)`. A
-            later transform may quantize it.
-        carry: the latent weight that the indices replaced; it only takes the gradient (the table
-            takes its own, summed over each cluster), and is not stored.
+        indices: `a`, integers of the logical shape, packed in storage.
+        table: `t`, float, `(clusters,)`. A table for each channel has the axes of the weight, of
+            size 1 where the table is shared, and `clusters` as the last axis: `(1, out, clusters)`.
+            A later transform may quantize it.
+        carry: the straight-through residual, which only receives the gradient of the latent weight
+            and is not stored. The table receives a gradient of its own, summed over each cluster.
         dtype: dtype of the array the node stands for.
 
     Example:
@@ -81,7 +81,7 @@ class Codebook(Node):
         return dense if self.carry is None else straight_through(dense, self.carry)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that there is a table of one axis, or one for each channel."""
+        """Check that the table has one axis, or one table for each channel."""
         found = [] if not is_node(self.table) else self.table.problems(self.table.shape)
         if is_node(self.indices):
             found += self.indices.problems(shape)
@@ -93,13 +93,13 @@ class Codebook(Node):
         return found
 
     def slot_axes(self, name: str, axes: Axes | None) -> Axes | None:
-        """Return axes that contract the entries of a table, so that they share a scale."""
+        """Return axes that contract the entries of a table, so that they share one scale."""
         del name, axes
         last = self.table.ndim - 1
         return Axes(last, tuple(range(last))) if last else assumed_axes(self.table.shape)
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Node:
-        """Split indices as the weight is split, and tables of channels along their axes."""
+        """Shard the indices like the weight, and tables of channels along their channel axes."""
         found = super().specs(spec, mesh)
         if self.table.ndim == 1:
             return found
@@ -112,13 +112,13 @@ class Codebook(Node):
         return self.replace(indices=indices, table=store_field(self.table), carry=None)
 
     def move(self, movement: Moves, shape: Shape) -> Field:
-        """Move the indices, if there is one table for all of them."""
+        """Move the indices, if all of them share one table."""
         if self.table.ndim > 1:
             raise CannotStayPacked("a part of it cannot follow")
         return super().move(movement, shape)
 
     def integers(self) -> IntegerWeight | None:
-        """Look up codes of a quantized table, if it has one scale; else return None."""
+        """Return the codes of a quantized table at the indices; None unless it has one scale."""
         table = integers(self.table)
         if table is None or table.scale.size != 1 or self.table.ndim > 1:
             return None
@@ -130,7 +130,7 @@ class Codebook(Node):
 
 @node
 class SoftCodebook(Node):
-    r"""Weighted means of the entries of a table, in place of its nearest entries.
+    r"""Weighted means of the entries of a table, the differentiable form of the nearest entry.
 
     $$ y_i = \sum_c a_{ic} t_c, \qquad
        a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{h^2}\right) $$
@@ -164,7 +164,7 @@ class SoftCodebook(Node):
         return soft_assign(self.values, materialize(self.table), self.width).astype(self.dtype)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that the table has one axis and entries, and that the width is a scalar."""
+        """Check that the table has one non-empty axis, and that the width is a scalar."""
         found = [] if not is_node(self.table) else self.table.problems(self.table.shape)
         if self.table.ndim != 1 or not self.table.shape[0] or self.width.ndim:
             found.append(f"has a table of shape {self.table.shape}, width of {self.width.shape}")

@@ -1,4 +1,4 @@
-"""Sparse weights in ELL form (padded rows), which products read fastest."""
+"""Sparse weights in ELL form (padded rows), the fastest form for products."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ often, which makes products of 32 rows five times as fast."""
 
 
 class _PaddedRows(Node):
-    """Base of the nodes that list the inputs of each output or output block (ELL, block ELL)."""
+    """Base of the nodes that list the inputs of each output (ELL) or output block (block ELL)."""
 
     indices: jax.Array
     values: jax.Array
@@ -34,7 +34,7 @@ class _PaddedRows(Node):
 
     @property
     def dtype(self) -> Any:
-        """Dtype of the values."""
+        """The dtype of the values."""
         return self.values.dtype
 
     def store(self) -> Self:
@@ -48,10 +48,10 @@ class _PaddedRows(Node):
         return Reshaped.of(self, movement.axes)
 
     def _product(self, x: Array, how: Product, exact: Callable[..., Array]) -> Array:
-        """Multiply by `exact`.
+        """Multiply by `exact`, with the derivatives of the dense product.
 
-        Slopes are those of the dense product: that with regard to the array is one with the
-        transposed weight, which the lists do not tell.
+        The derivative with regard to the array is a product with the transposed weight, for which
+        the lists of inputs are no help.
         """
         how = how.as_contraction()
         if tuple(how.right) != (0,):
@@ -63,12 +63,13 @@ class _PaddedRows(Node):
 
 @node
 class ELL(_PaddedRows):
-    r"""A sparse matrix in ELL form: for each output as many inputs as the fullest one has.
+    r"""A sparse matrix in ELL form: each output lists as many inputs as the fullest one has.
 
     $$ W_{a_{kj}, j} = v_{kj}, \qquad (x W)_j = \sum_k x_{a_{kj}} v_{kj} $$
 
-    No output lists an input twice. Outputs that have fewer weights list further inputs, with
-    weights of zero: every entry of a list is one of the matrix, and no place needs a mark.
+    No output lists an input twice. Outputs with fewer weights list other inputs as well, with
+    weights of zero, so that every entry of a list is a valid position and no padding mark is
+    needed.
 
     A pruned weight is not a connection: an infinite or NaN input does not reach an output that does
     not list it, while a product with the dense array computes `0 * inf`, which is NaN.
@@ -95,7 +96,7 @@ class ELL(_PaddedRows):
 
     @classmethod
     def of(cls, dense: jax.Array, mask: jax.Array | np.ndarray | None = None) -> ELL:
-        """Convert a concrete matrix; a mask says which entries stay, default: all but zeros."""
+        """Convert a concrete matrix; `mask` selects the entries to store, by default nonzeros."""
         matrix, kept = _concrete(dense, mask)
         lists = _lists(kept)
         indices = np.ascontiguousarray(lists.T)
@@ -109,7 +110,7 @@ class ELL(_PaddedRows):
         return empty.at[places].set(self.values, mode="drop", unique_indices=True)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that both lists have one shape, and are no longer than the inputs."""
+        """Check that both lists have the same shape and are at most as long as the inputs."""
         inputs, outputs = self.shape
         lists = longest, count = self.indices.shape
         fits = self.values.shape == lists and count == outputs and longest <= inputs
@@ -122,12 +123,12 @@ class ELL(_PaddedRows):
 
 @node
 class BlockELL(_PaddedRows):
-    r"""A block-sparse matrix in ELL form: as many blocks for each block of outputs.
+    r"""A block-sparse matrix in ELL form: each output block lists equally many input blocks.
 
     $$ W_{[a_{jk}], [j]} = v_{jk}^T, \qquad (x W)_{[j]} = \sum_k v_{jk} \, x_{[a_{jk}]} $$
 
-    No block of outputs lists a block of inputs twice; short lists are filled by further ones, of
-    zeros, as those of `ELL`.
+    No block of outputs lists a block of inputs twice. Short lists are padded with other blocks,
+    whose values are zero, as in `ELL`.
 
     Args:
         indices: `a`, int32, `(blocks of outputs, longest list)`: blocks of inputs, ascending along
@@ -157,7 +158,7 @@ class BlockELL(_PaddedRows):
     def of(
         cls, dense: jax.Array, sizes: tuple[int, int], mask: jax.Array | np.ndarray | None = None
     ) -> BlockELL:
-        """Convert a concrete matrix; blocks in which a mask keeps an entry are listed whole."""
+        """Convert a concrete matrix; `mask` selects the blocks that hold an entry to store."""
         matrix, kept = _concrete(dense, mask)
         (inputs, outputs), (tall, wide) = matrix.shape, sizes
         split = inputs // tall, tall, outputs // wide, wide
@@ -185,10 +186,11 @@ class BlockELL(_PaddedRows):
         return [] if fits and _is_integer(self.indices) else _misfit(self)
 
     def dot(self, x: Array, how: Product) -> Array:
-        r"""Compute `(x W)_[j] = sum_k v_jk x_[a_jk]`, all output blocks at once or one by one.
+        r"""Compute `(x W)_[j] = sum_k v_jk x_[a_jk]`, for all output blocks at once or in a loop.
 
-        All at once, the gathered inputs of all blocks of outputs are in memory. This is faster
-        while they are smaller than the weight: with fewer rows than outputs in a block.
+        Computing all at once keeps the gathered inputs of all output blocks in memory. This is
+        faster while they are smaller than the weight, which holds for fewer rows than a block has
+        outputs.
         """
         return self._product(x, how, _by_blocks)
 
@@ -205,7 +207,7 @@ def longest_list(mask: np.ndarray, sizes: tuple[int, int]) -> int:
 
 
 def _grid(mask: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
-    """Return which blocks hold an entry that a mask keeps."""
+    """Return which blocks hold an entry that the mask keeps."""
     (inputs, outputs), (tall, wide) = mask.shape, sizes
     split = mask.reshape(inputs // tall, tall, outputs // wide, wide)
     return np.asarray(split.any((1, 3)))
@@ -214,14 +216,14 @@ def _grid(mask: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
 def _concrete(
     dense: jax.Array, mask: jax.Array | np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the masked matrix, and the mask."""
+    """Return the masked matrix and the mask as NumPy arrays."""
     matrix = np.asarray(dense)
     kept = matrix != 0 if mask is None else np.asarray(mask)
     return np.where(kept, matrix, matrix.dtype.type(0)), kept
 
 
 def _lists(kept: np.ndarray) -> np.ndarray:
-    """Return the inputs of each output: all that are kept, filled up with others to one length."""
+    """Return the kept inputs of each output, padded with other inputs to a common length."""
     longest = longest_list(kept, (1, 1))
     first = np.argsort(~kept.T, axis=1, kind="stable")[:, :longest]
     return np.sort(first, axis=1).astype(np.int32)
@@ -232,7 +234,7 @@ def _is_integer(indices: jax.Array) -> bool:
 
 
 def _misfit(field: ELL | BlockELL) -> list[str]:
-    """Say that the shapes of the fields do not fit the shape of the matrix."""
+    """Report that the shapes of the fields do not fit the shape of the matrix."""
     return [f"of shape {field.shape} has {field.outline()}"]
 
 
@@ -272,12 +274,12 @@ def _by_blocks(how: Contraction, x: Array, weight: BlockELL) -> Array:
 
 
 def _columns(x: Array, weight: ELL | BlockELL, how: Contraction) -> tuple[Array, Any]:
-    """Return the inputs as (contracted, rows), and the dtype in which products are summed."""
+    """Return the array as (contracted, rows), and the dtype in which products are summed."""
     dtype = jnp.promote_types(jnp.promote_types(x.dtype, weight.dtype), jnp.float32)
     return in_rows(x, how).T.astype(dtype), dtype
 
 
 def _in_its_axes(found: Array, x: Array, how: Contraction) -> Array:
-    """Return products (outputs, rows) in the axis order of the contraction."""
+    """Return products of shape (outputs, rows) in the axis order of the contraction."""
     free = [x.shape[axis] for axis in how.left_free(x.ndim)]
     return found.T.reshape(*free, found.shape[0]).astype(how.dtype(x))

@@ -1,4 +1,4 @@
-"""Weights of low rank: products of two thin matrices."""
+"""Low-rank weights: products of two thin matrices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnopt_jax.typing import Shape
 
 @node
 class Factored(Node):
-    r"""A matrix of low rank.
+    r"""A low-rank matrix as the product of two factors.
 
     $$ W = U V $$
 
@@ -44,11 +44,11 @@ class Factored(Node):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape `(..., m, n)` of the product."""
+        """The shape `(..., m, n)` of the product."""
         return (*self.u.shape[:-1], self.v.shape[-1])
 
     def slot_axes(self, name: str, axes: Axes | None) -> Axes | None:
-        """Return the axes of a factor: a stack of matrices (in, rank) or (rank, out)."""
+        """Return the axes of a factor, a stack of matrices `(in, rank)` or `(rank, out)`."""
         del axes
         return matrix_axes(getattr(self, name).ndim)
 
@@ -65,7 +65,7 @@ class Factored(Node):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Factored:
-        """Split each factor on the axis that it shares with the weight; never split the rank."""
+        """Shard each factor on the axis that it shares with the weight; replicate the rank axis."""
         axes = (*spec, *(None for _ in range(self.ndim - len(spec))))
         return self.replace(
             u=field_specs(self.u, PartitionSpec(*axes[:-1], None), mesh),
@@ -77,7 +77,7 @@ class Factored(Node):
         return how.factored(x, self.u, self.v)
 
     def move(self, movement: Moves, shape: Shape) -> Factored:
-        """Move the factors on their leading axes, or transpose them."""
+        """Move the leading axes of both factors, or transpose the product."""
         swapped = movement.axes[-2:] == (self.ndim - 1, self.ndim - 2)
         if movement.kept < 2 and not swapped:
             raise CannotStayPacked("a part of it cannot follow")

@@ -1,4 +1,4 @@
-"""Hooks that let a packed parameter stay packed in the steps of a program."""
+"""Hooks by which a packed parameter takes part in a program without being materialized."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ Field = Any
 
 
 class CannotStayPacked(Exception):
-    """The error of a hook when a step must materialize a node; the interpreter catches it.
+    """Raised by a hook whose node must be materialized; the interpreter catches it.
 
     Args:
-        reason: the reason in a few words.
-        instead: the outcome to use if it is not the step on the materialized array; a tuple if
-            there are several.
+        reason: why the node must be materialized, in a few words.
+        instead: the outcome of the step, if it is not that of the step on the materialized array; a
+            tuple if there are several.
 
     Attributes:
-        instead: the tuple of all outcomes; None where the step on the materialized array gives
-            them.
+        instead: the tuple of all outcomes; None if the step on the materialized array gives them.
     """
 
     def __init__(self, reason: str, instead: Any = None):
@@ -37,7 +36,7 @@ class CannotStayPacked(Exception):
 
 
 class Moves(Protocol):
-    """A movement (transpose, slice, pad) or lookup of the entries of a weight."""
+    """A movement of the entries of a weight: a transpose, slice, padding or lookup."""
 
     @property
     def shape(self) -> Shape:
@@ -46,12 +45,12 @@ class Moves(Protocol):
 
     @property
     def kept(self) -> int:
-        """The number of last axes that stay the last ones, whole and in order."""
+        """The number of trailing axes that stay trailing, complete and in order."""
         ...
 
     @property
     def axes(self) -> Shape:
-        """The permutation of axes, if the movement is nothing but a transpose; else empty."""
+        """The permutation of axes, if the movement is only a transpose; else empty."""
         ...
 
     @property
@@ -60,16 +59,16 @@ class Moves(Protocol):
         ...
 
     def apply(self, x: Array, shape: Shape, fill: float = 0) -> Array | None:
-        """Move an array of the shape of a weight, or a coarser one; None if impossible."""
+        """Move an array that has the shape of a weight or is coarser; return None if impossible."""
         ...
 
 
 class Hooks:
     """The behavior of a node in the steps of a program.
 
-    A node overrides the hooks that it supports, and `nnopt_jax.on_packed` calls them. The result is
-    computed from the fields and equals, up to rounding, the step on the materialized array. By
-    default steps raise `CannotStayPacked`.
+    A node overrides the hooks that it supports, and `nnopt_jax.on_packed` calls them. A hook
+    computes its result from the fields; up to rounding, the result equals that of the step on the
+    materialized array. By default, the hooks for steps raise `CannotStayPacked`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,10 +105,11 @@ class Hooks:
         raise CannotStayPacked("no product of its parts is the product of the whole")
 
     def move(self: Any, movement: Moves, shape: Shape) -> Field:
-        """Move the entries: transpose, slice, pad, look up rows.
+        """Move the entries of the weight: transpose, slice, pad or look up rows.
 
         Args:
-            movement: moves arrays of the weight's shape, or coarser ones.
+            movement: the movement, which applies to arrays of the weight's shape and to coarser
+                ones.
             shape: the shape of the moved weight; the node has this shape or a coarser one.
 
         Raises:
@@ -121,7 +121,7 @@ class Hooks:
         return _mapped(self, names, lambda part: move(part, movement, shape))
 
     def cast(self: Any, dtype: Any) -> Field:
-        """Cast to another float dtype; a node that states its dtype is rounded once, at the end.
+        """Cast to another float dtype; a node that states its dtype rounds once, at the end.
 
         Raises:
             CannotStayPacked: the node does not declare which fields have the dtype of the array.
@@ -155,12 +155,12 @@ class Hooks:
         raise CannotStayPacked("it is put beside others, and has parts that cannot be")
 
     def join_key(self: Any) -> Any:
-        """Return a key that nodes must share to be `joined`: class, settings and fields."""
+        """Return a key that nodes must share to be joined: class, settings and fields."""
         settings = [getattr(self, name) for name in self.names(is_static=True)]
         return type(self), settings, [name for name, _ in self.fields()]
 
     def prepack(self, backend: str) -> Field:
-        """Return the form that products read fastest on a platform: by default the node itself.
+        """Return the fastest form for products on a platform, by default the node itself.
 
         Args:
             backend: JAX's platform, such as `"cpu"`.
@@ -168,10 +168,10 @@ class Hooks:
         return self
 
     def multiplies(self, backend: str) -> bool:
-        """Return whether products read the fields of the prepacked form.
+        """Return whether products use the fields of the prepacked form directly.
 
-        By default a class with a `dot` of its own does; without one, every call materializes the
-        array, and `prepack(..., dense=True)` does so once.
+        By default, this is whether the class has a `dot` of its own. Without one, every call
+        materializes the array, and `prepack(..., dense=True)` does so once and for all.
 
         Args:
             backend: JAX's platform, such as `"cpu"`.
@@ -179,7 +179,7 @@ class Hooks:
         return type(self).dot is not Hooks.dot
 
     def integers(self) -> IntegerWeight | None:
-        """Return the weight as codes of at most eight bits with their grid; None without codes."""
+        """Return the codes, of at most eight bits, with their grid; None if there are no codes."""
         return None
 
     def order_in_memory(self: Any) -> Shape:
@@ -187,7 +187,7 @@ class Hooks:
         return tuple(range(self.ndim))
 
     def loosened(self: Any) -> Field:
-        """Materialize the array; wrap it in a node if products need more than the array."""
+        """Materialize the weight, and wrap the array in a node if products need more than it."""
         return self.materialize()
 
     @property
@@ -197,13 +197,13 @@ class Hooks:
 
     @property
     def is_streamed(self: Any) -> bool:
-        """Whether each entry depends on few entries of the fields: a sum stores no array."""
+        """Whether sums need no dense array, since each entry depends on few stored ones."""
         inner = (field for _, field in self.fields() if isinstance(field, Hooks))
         return self.SHARED is not None and all(field.is_streamed for field in inner)
 
     @property
     def follows_parts(self: Any) -> bool:
-        """Whether slices of all fields form a slice of the weight: no setting states a shape."""
+        """Whether slicing all fields slices the weight: no static field states a shape."""
         stated = {"shape", "sizes", "split", "length"} & set(self.names(is_static=True))
         inner = (field for _, field in self.fields() if isinstance(field, Hooks))
         return not stated and all(field.follows_parts for field in inner)
@@ -226,7 +226,7 @@ def dot(x: Array, weight: Field, how: Product) -> Array:
 
 
 def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
-    """Apply a change to a result, or to the `instead` of a raised `CannotStayPacked`."""
+    """Apply a change to the result of `find`, or to the `instead` of its `CannotStayPacked`."""
     try:
         found = find()
     except CannotStayPacked as reason:
@@ -236,10 +236,10 @@ def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
 
 
 def move(field: Field, movement: Moves, shape: Shape) -> Field:
-    """Move an array or a node that belongs to a weight of the shape.
+    """Move an array or a node that has the given shape or is coarser.
 
     Raises:
-        CannotStayPacked: a part of it cannot be moved.
+        CannotStayPacked: a field of the node cannot be moved.
     """
     if isinstance(field, Hooks):
         return field.move(movement, shape)
@@ -253,7 +253,7 @@ def cast(field: Field, dtype: Any) -> Field:
     """Cast an array or a node to a float dtype.
 
     Raises:
-        CannotStayPacked: the node has parts with dtypes of their own.
+        CannotStayPacked: the node does not declare which fields have the dtype of the array.
     """
     return field.cast(dtype) if isinstance(field, Hooks) else field.astype(dtype)
 
@@ -280,7 +280,7 @@ def times(field: Field, number: Array) -> Field:
 def join(fields: Sequence[Field], axis: int) -> Field:
     """Concatenate arrays or nodes.
 
-    Codes with equal kinds of grids are concatenated, and so are their scales.
+    Codes on grids of the same kind are concatenated, and so are their scales.
 
     Args:
         fields: arrays or nodes of one shape except for the axis.
@@ -325,7 +325,7 @@ def order_in_memory(field: Field) -> Shape:
 
 
 def inputs_above(field: Field) -> Field:
-    """Lift the rounding of inputs above a mask or another wrapper, where products look for it.
+    """Move the rounding of inputs out of a mask or another wrapper, where products look for it.
 
     Example:
         >>> import jax.numpy as jnp

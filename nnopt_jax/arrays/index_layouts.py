@@ -14,7 +14,7 @@ from nnopt_jax.arrays.packed_integers import Bits, width_for
 
 
 class SparseLayout(Node):
-    """Base of the sparse layouts, nodes that stand for a mask; `Bits` of width 1 is another.
+    """Base of the sparse layouts of a mask; `Bits` of width 1 serves as a layout, too.
 
     Example:
         >>> import jax.numpy as jnp
@@ -26,17 +26,17 @@ class SparseLayout(Node):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of a mask, bool."""
+        """The dtype of a mask: bool."""
         return jnp.dtype(jnp.bool_)
 
     @property
     def most(self) -> int:
-        """The most elements that can be kept, derived from shapes alone."""
+        """The greatest number of elements that can be kept, derived from shapes alone."""
         return self.size
 
     @property
     def least(self) -> int:
-        """The fewest elements that can be kept, derived from shapes alone."""
+        """The smallest number of elements that can be kept, derived from shapes alone."""
         return 0
 
     def store(self) -> Self:
@@ -48,8 +48,8 @@ class SparseLayout(Node):
 class DeltaIndex(SparseLayout):
     """A mask as relative indices: the number of masked elements before each kept one.
 
-    A gap of `2^width - 1` stands for that many masked elements and no kept one, so that long
-    gaps are sums. Stands for a bool array.
+    A gap of `2^width - 1` stands for that many masked elements that no kept one follows, so that a
+    long gap is written as a sum. The node stands for a bool array.
 
     Args:
         codes: `Bits` (or an integer array) of the gaps, in flat order.
@@ -73,7 +73,7 @@ class DeltaIndex(SparseLayout):
 
     @classmethod
     def of(cls, mask: jax.Array, width: int | None = None) -> DeltaIndex:
-        """Encode a concrete mask, whose entries decide the number of codes and the best width."""
+        """Encode a concrete mask with the given or the best width."""
         between = _entries_between(np.asarray(mask))
         width = _best_width(between) if width is None else width
         escape = 2**width - 1
@@ -83,7 +83,7 @@ class DeltaIndex(SparseLayout):
 
     @staticmethod
     def cost(mask: np.ndarray) -> int:
-        """Return the bits of the result of `of`, in the best width."""
+        """Return the bits that `of` needs for a mask, at the best width."""
         between = _entries_between(mask)
         width = _best_width(between)
         return Bits.cost((_code_count(between, width),), width)
@@ -120,27 +120,27 @@ def _entries_between(mask: np.ndarray) -> np.ndarray:
 
 
 def _best_width(between: np.ndarray) -> int:
-    """Return the width of 2 to 8 bits that needs the fewest bits; 1 bit would be a bitmask."""
+    """Return the width from 2 to 8 bits that needs the fewest bits in total."""
     costs = {width: _code_count(between, width) * width for width in range(2, 9)}
     return min(costs, key=costs.__getitem__)
 
 
 def _code_count(between: np.ndarray, width: int) -> int:
-    """Count the codes, including those that only extend a long distance."""
+    """Count the codes, including those that only extend a long gap."""
     return int((between // (2**width - 1) + 1).sum())
 
 
 @node
 class CSR(SparseLayout):
-    """A mask as compressed sparse rows: the column of each kept element, and counts of rows.
+    """A mask as compressed sparse rows: the column of each kept element, and row counts.
 
-    A leaf of any rank counts as a matrix, whose columns are the last axis: a kernel `(in, out)` has
-    a row for each input, a convolution `(h, w, in, out)` one for each `(h, w, in)`. Of the row
-    pointers their differences are stored, which need the bits of the fullest row only.
+    A leaf of any rank is read as a matrix whose columns are the last axis: a kernel `(in, out)` has
+    a row for each input, a convolution `(h, w, in, out)` one for each `(h, w, in)`. Row counts are
+    stored in place of row pointers, because they need only the bits of the fullest row.
 
     Args:
         counts: `Bits` (or an integer array), `(rows,)`: kept elements of each row.
-        columns: likewise, one for each kept element, in flat order.
+        columns: `Bits` (or an integer array), the column of each kept element, in flat order.
         shape: shape of the mask.
 
     Example:
@@ -162,7 +162,7 @@ class CSR(SparseLayout):
 
     @classmethod
     def of(cls, mask: jax.Array) -> CSR:
-        """Encode a concrete mask, whose entries decide the number of columns."""
+        """Encode a concrete mask; the mask determines the shapes of the arrays."""
         rows, width = _matrix(mask.shape)
         table = np.asarray(mask).reshape(rows, width)
         counts, columns = table.sum(1), np.nonzero(table)[1]
@@ -171,7 +171,7 @@ class CSR(SparseLayout):
 
     @staticmethod
     def cost(mask: np.ndarray) -> int:
-        """Return the bits of the result of `of`."""
+        """Return the bits that `of` needs for a mask."""
         rows, width = _matrix(mask.shape)
         counts = mask.reshape(rows, width).sum(1)
         fullest = int(counts.max(initial=0))
@@ -179,7 +179,7 @@ class CSR(SparseLayout):
 
     @property
     def starts(self) -> jax.Array:
-        """Row pointers, int32 `(rows + 1,)`: SciPy's `indptr`; `columns` are its `indices`."""
+        """The row pointers, int32 `(rows + 1,)`, SciPy's `indptr`; `columns` are its `indices`."""
         counts = materialize(self.counts).astype(jnp.int32)
         return jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts)])
 
@@ -204,7 +204,7 @@ class CSR(SparseLayout):
         return flat.at[row * width + columns].set(True, mode="drop").reshape(self.shape)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that there is one count for each row, and columns on one axis."""
+        """Check that there is one count for each row, and that the columns have one axis."""
         found = self.inner_problems()
         rows, width = _matrix(self.shape)
         flat = self.counts.shape == (rows,) and self.columns.ndim == 1
@@ -223,12 +223,12 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _packed(integers: np.ndarray, kinds: int) -> jax.Array | Bits:
-    """Pack integers below `kinds` into the fewest bits; 17 and more take 32."""
+    """Pack integers below `kinds` in the fewest bits, or in int32 from 17 bits on."""
     width = width_for(kinds)
     return Bits.of(integers, width) if width <= 16 else jnp.asarray(integers, jnp.uint32)
 
 
 def _packed_cost(size: int, kinds: int) -> int:
-    """Return the bits of the result of `_packed`."""
+    """Return the bits that `_packed` needs."""
     width = width_for(kinds)
     return Bits.cost((size,), width) if width <= 16 else 32 * size

@@ -1,4 +1,4 @@
-"""A weight whose products round their other operand."""
+"""Weights whose products quantize their activations."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ from nnopt_jax.typing import Array
 
 @node
 class InputQuantized(Node):
-    r"""A weight whose products round their other operand first.
+    r"""A weight whose products first quantize the other operand, the activations.
 
     $$ x \cdot W \;\to\; \hat x \cdot W, \qquad
        \hat x = s \, \mathrm{clip}(\mathrm{round}(x / s), -hi, hi) $$
 
-    As an array it is the weight: rounding is up to whoever multiplies, `nnopt_jax.on_packed`.
+    The node materializes as the weight alone; `nnopt_jax.on_packed` rounds the activations when it
+    multiplies.
 
     Args:
         values: array or node, the weight.
-        scale: `s`, float32, of the rank of the weight and of one entry along each axis that is no
-            stack of layers or experts; None: each row has that of its own greatest magnitude.
-        dense: the weight as an array, at which products take their gradients, in training only.
-        input_bits: of the codes of the other operand, 2 to 8.
+        scale: `s`, float32, of the rank of the weight, with one entry along all axes but batch axes
+            (layers or experts); None to scale each row of activations by its greatest magnitude.
+        dense: the weight as an array, at which products compute their gradients; in training only.
+        input_bits: bits of the codes of the activations, 2 to 8.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,11 +75,11 @@ class InputQuantized(Node):
         return materialize(self.values if self.dense is None else self.dense)
 
     def store(self) -> InputQuantized:
-        """Return the weight in storage form, without the array that only gradients need."""
+        """Return the storage form, without the array that only gradients need."""
         return self.replace(values=store_field(self.values), dense=None)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that the scale has the rank of the weight, and on each axis its size or 1."""
+        """Check that the scale has the weight's rank, and on each axis its size or 1."""
         found = super().problems(shape)
         sizes = () if self.scale is None else self.scale.shape
         fits = len(sizes) == len(shape) and all(
@@ -89,11 +90,11 @@ class InputQuantized(Node):
         return found
 
     def loosened(self) -> InputQuantized:
-        """Return the materialized weight, whose products still round their inputs."""
+        """Materialize the weight, and keep rounding the inputs of its products."""
         return self.replace(values=self.materialize(), dense=None)
 
     def dot(self, x: Array, how: Product) -> Array:
-        """Round the array first, then multiply; also if the weight has to be materialized."""
+        """Round the array first, then multiply, even if the weight must be materialized."""
         found = _int8_product(x, self, how)
         if found is not None:
             return found
@@ -107,11 +108,11 @@ class InputQuantized(Node):
 
 
 class _QuantizedRows(NamedTuple):
-    """An array that is quantized with one scale for each row.
+    """Activations quantized with one scale for each row.
 
     Args:
-        codes: integers held in float32, NaN where the array has it.
-        scale: one entry along the axes that are summed over.
+        codes: integers held in float32, NaN where the array is NaN.
+        scale: the scales, with one entry along contracted axes.
     """
 
     codes: Array
@@ -134,10 +135,10 @@ def rounds_inputs(field: Field) -> bool:
 
 
 def for_products(field: Field) -> InputQuantized | None:
-    """Return the codes of a weight for products in training; they get no gradient.
+    """Return the codes of a weight for products in training; the codes get no gradient.
 
-    Give it the dense weight that gradients are taken at as `dense`. None where the rounding is of
-    a part of the weight only, as of the base below adapters.
+    Replace `dense` of the result by the dense weight at which gradients are computed. The result is
+    None where only a part of the weight is rounded, such as the base below adapters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -154,7 +155,7 @@ def for_products(field: Field) -> InputQuantized | None:
 
 
 def _rows_of(x: Array, weight: InputQuantized, how: Contraction) -> _QuantizedRows:
-    """Quantize the array on the grids that the weight states."""
+    """Quantize the activations on the grid that the weight states."""
     low, high = integer_range(weight.input_bits)
     x = lax.stop_gradient(x)
     if weight.scale is None:
@@ -168,7 +169,8 @@ def _rows_of(x: Array, weight: InputQuantized, how: Contraction) -> _QuantizedRo
 def _scale_of_rows(scale: Array, ndim: int, how: Contraction) -> Array:
     """Return the input scale of each batch index, at the rank of the array.
 
-    Where a stack is summed over, or its layers are outputs, one grid has to do for all of them.
+    Where a batch axis of the weight is contracted or free in this product, one grid has to serve
+    all its indices.
     """
     others = tuple(axis for axis in range(scale.ndim) if axis not in how.right_batch)
     batch = scale.max(others)  # in the order of the weight's axes
@@ -179,9 +181,9 @@ def _scale_of_rows(scale: Array, ndim: int, how: Contraction) -> Array:
 
 
 def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
-    """Round the array as the weight states, with straight-through gradients.
+    """Round the activations as the weight states, with straight-through gradients.
 
-    Magnitudes beyond a static range get none.
+    Activations beyond a static range get no gradient.
     """
     codes, scale = _rows_of(x, weight, how)
     rounded = dequantize(codes, scale, None, x.dtype)
@@ -193,10 +195,10 @@ def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
 
 
 def _int8_product(x: Array, weight: InputQuantized, how: Product) -> Array | None:
-    """Multiply codes in 32-bit integers; None if there are no codes or floats are faster.
+    """Multiply codes in 32-bit integers; return None without codes, or where floats are faster.
 
     `sum_i s_r a_ri s_j (q_ij - z_j) = s_r s_j (sum_i a_ri q_ij - z_j sum_i a_ri)`. Gradients are
-    those of the product of what the codes stand for.
+    those of the product of the dequantized arrays.
     """
     if not isinstance(how, Contraction):
         return None
@@ -215,7 +217,7 @@ def _floats(how: Contraction, x: Array, weight: InputQuantized) -> Array:
 
 
 def _exact(how: Contraction, x: Array, weight: InputQuantized) -> Array:
-    grid = integers(weight.values)  # in here: where codes lie turned, it is turned back at once
+    grid = integers(weight.values)  # inside of `jit`, where transposes cancel
     assert grid is not None
     codes, scale = _rows_of(x, weight, how)
     known = ~jnp.isnan(codes).any(how.left, keepdims=True)

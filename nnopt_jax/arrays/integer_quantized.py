@@ -23,20 +23,20 @@ from nnopt_jax.typing import Array, Shape
 
 @node
 class Quantized(Node):
-    r"""Integers on a uniform grid.
+    r"""Integer codes on a uniform grid.
 
     $$ w = s \, (q - z), \qquad q \in \{lo, \dots, hi\} $$
 
     Args:
         codes: `q`, of the logical shape: float32 holding integers in training, so that they can
             be refined; packed integers in storage.
-        scale: `s`, already in the dtype it is stored in; each of its axes divides that of the
-            codes (one entry: per tensor; as many entries: per channel; between: groups). Groups
-            that do not divide an axis are `UnevenGroups`.
-        zero: `z`, codes of the shape of `scale`, held and stored as `codes` are; None for a
-            symmetric grid.
-        carry: the latent weight that the codes replaced; it only takes the gradient, and is not
-            stored.
+        scale: `s`, in the dtype in which it is stored. Each of its axes divides that of the codes:
+            one entry for a scale per tensor, as many entries for one per channel, a number between
+            for groups. Groups that do not divide an axis are `UnevenGroups`.
+        zero: `z`, codes of the shape of `scale`, held and stored like `codes`; None for a symmetric
+            grid.
+        carry: the straight-through residual, which only receives the gradient of the latent weight
+            and is not stored.
         low: the least code.
         high: the greatest code.
         dtype: dtype of the array the node stands for.
@@ -86,7 +86,7 @@ class Quantized(Node):
         return pack_integers(zero, self.low, self.high)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that every axis of the scale and of the zero point divides that of the codes."""
+        """Check that each axis of the scale and the zero point divides that of the codes."""
         found = super().problems(shape)
         for name in ("scale", "zero"):
             grid = getattr(self, name)
@@ -105,7 +105,7 @@ class Quantized(Node):
         return how.scaled(x, self._shifted_codes(), scale, self.scale)
 
     def _shifted_codes(self) -> Array:
-        """Return `q - z` in the dtype of the weight, which holds such integers."""
+        """Return `q - z` in the dtype of the weight, which represents these integers exactly."""
         dtype = jnp.dtype(self.dtype)
         codes = materialize(self.codes).astype(dtype)
         if self.zero is None:
@@ -128,7 +128,7 @@ class Quantized(Node):
 
     @property
     def fits_int8(self) -> bool:
-        """Whether all codes are of eight bits or fewer."""
+        """Whether all codes have eight bits or fewer."""
         return -128 <= self.low <= self.high <= 127
 
     def integers(self) -> IntegerWeight | None:
@@ -141,20 +141,20 @@ class Quantized(Node):
         )
 
     def order_in_memory(self) -> Shape:
-        """Return the order in which the codes lie."""
+        """Return the axes of the codes in their order in memory."""
         return order_in_memory(self.codes)
 
     @property
     def fills_with_zeros(self) -> bool:
-        """Whether a code of zero stands for zero: there is no zero point."""
+        """Whether a code of zero stands for zero, because there is no zero point."""
         return self.zero is None
 
     def times(self, number: Array) -> Quantized:
-        """Multiply the scale."""
+        """Multiply the scale by the scalar."""
         return self.replace(scale=_scale_times(self.scale, number))
 
     def joined(self, fields: Sequence[Quantized], axis: int) -> Quantized:
-        """Concatenate codes, and scales and zero points with one entry for each group."""
+        """Concatenate the codes; scales and zero points get one entry for each group."""
         return self.replace(
             codes=jax.lax.concatenate([materialize(field.codes) for field in fields], axis),
             scale=_side_by_side(fields, "scale", axis),
@@ -165,19 +165,21 @@ class Quantized(Node):
 def _scale_times(scale: Field, number: Array) -> Field:
     if isinstance(scale, UnevenGroups):
         return scale.replace(values=_scale_times(scale.values, number))
-    # In float32: a product of two float16 numbers may underflow. Other forms have few entries.
+    # In float32, because a product of two float16 numbers may underflow. Other forms have few
+    # entries.
     return materialize(scale).astype(jnp.float32) * number
 
 
 def _side_by_side(fields: Sequence[Quantized], name: str, axis: int) -> Array:
-    """Concatenate scales or zero points, with one entry for each group of all weights."""
+    """Concatenate scales or zero points, expanded to the smallest group of all weights."""
     grids = [materialize(getattr(field, name)) for field in fields]
     if len({grid.shape[:axis] + grid.shape[axis + 1 :] for grid in grids}) > 1:
         raise CannotStayPacked("it is put beside others of another grid")
     sizes = [field.shape[axis] for field in fields]
     blocks = [size // grid.shape[axis] for size, grid in zip(sizes, grids, strict=True)]
-    block = math.gcd(*blocks)  # of all of them an entry is for so many elements
-    # One that was multiplied by a number has scales of a wider dtype, which holds the others.
+    block = math.gcd(*blocks)  # the number of elements that share an entry in every weight
+    # A weight that was multiplied by a scalar has scales of a wider dtype, which represents the
+    # others.
     return jnp.concatenate(
         [jnp.repeat(grid, own // block, axis) for grid, own in zip(grids, blocks, strict=True)],
         axis,

@@ -1,4 +1,4 @@
-"""Lookup-table quantization: indices into a few fixed levels, times a scale."""
+"""Lookup-table quantization: indices into a small fixed table of levels, times a scale."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ _MOST = 256
 
 @node
 class LookupQuantized(Node):
-    r"""Lookup-table quantization: indices into a few fixed levels, times a scale for each block.
+    r"""Indices into a small fixed table of levels, times a scale for each block of weights.
 
     $$ w = s \, l_c $$
 
-    Signs, NF4 and small floats are levels. A scale of 0 makes zeros.
+    Binary signs, NF4 and small floats are tables of levels. A scale of 0 stands for a block of
+    zeros.
 
     Args:
         codes: `c`, indices into the levels, of the logical shape: float32 holding integers in
             training, so that they can be refined; packed integers in storage.
-        scale: `s`, array or node, as it is stored; each of its axes divides that of the codes
-            (one entry: per tensor; as many entries: per channel; between: groups). Groups that do
-            not divide an axis are `UnevenGroups`.
-        below: the scale of levels below zero, where they have their own; of the shape of `scale`.
-        carry: the latent weight that the codes replaced; it only takes the gradient, and is not
-            stored.
-        levels: `l`, ascending.
+        scale: `s`, array or node, as it is stored. Each of its axes divides that of the codes: one
+            entry for a scale per tensor, as many entries for one per channel, a number between for
+            groups. Groups that do not divide an axis are `UnevenGroups`.
+        below: a scale of its own for levels below zero, of the shape of `scale`; None to use
+            `scale`.
+        carry: the straight-through residual, which only receives the gradient of the latent weight
+            and is not stored.
+        levels: `l`, the table, ascending.
         dtype: dtype of the array the node stands for.
 
     Example:
@@ -61,7 +63,7 @@ class LookupQuantized(Node):
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:
-        """Return `scale * levels[codes]`, in float32 and cast once, never -0."""
+        """Return `scale * levels[codes]`, computed in float32 and cast once, without -0."""
         values = self._values()
         scale = expand(materialize(self.scale).astype(jnp.float32), self.shape)
         if self.below is not None:
@@ -76,7 +78,8 @@ class LookupQuantized(Node):
         values = level_values(codes, self.levels)
         if not is_node(self.codes) or not jnp.issubdtype(codes.dtype, jnp.floating):
             return values
-        # A later transform refines the codes and may learn: a code is worth the mean step.
+        # A later transform may refine the codes by gradients, for which one code counts as the mean
+        # step of the levels.
         step = (self.levels[-1] - self.levels[0]) / max(len(self.levels) - 1, 1)
         return straight_through(values, codes.astype(jnp.float32) * jnp.float32(step))
 
@@ -87,7 +90,7 @@ class LookupQuantized(Node):
         return self.replace(codes=codes, scale=store_field(self.scale), below=below, carry=None)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that levels ascend, and that every axis of a scale divides that of the codes."""
+        """Check that levels ascend, and that each axis of a scale divides that of the codes."""
         found = self.codes.problems(shape) if is_node(self.codes) else []
         for name in ("scale", "below"):
             scale = getattr(self, name)

@@ -1,4 +1,4 @@
-"""The choice of a storage form for a mask: the one requested, or the smallest."""
+"""The storage format of a mask: the requested one, or the smallest."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Roles: TypeAlias = tuple[tuple[int, ...], ...]
 """The contracted, output and batch axes along which a pattern lies; none for `(..., in, out)`."""
 
 NAMES = ("smallest", "bitmask", "gaps", "csr")
-_GROUPS = (2, 4, 8, 16, 32)  # sizes of groups that `smallest_support` looks for
+_GROUPS = (2, 4, 8, 16, 32)  # group sizes of n:m patterns that `smallest_support` tries
 
 
 def parse_format(format: str | Sequence[int], settings: Settings) -> Format:
-    """Parse the name of a storage form of masks.
+    """Parse the name of a storage format of masks.
 
     Args:
         format: what the user wrote.
-        settings: takes the problem, if there is one.
+        settings: collects the problem, if there is one.
 
     Returns:
         The format, hashable.
@@ -110,18 +110,18 @@ def mask_misfit(mask: jax.Array, format: Format) -> str | None:
 def support_of(
     mask: jax.Array, format: Format = "smallest", roles: Roles = ()
 ) -> Bits | DeltaIndex | CSR | NMIndex | BSR | Reshaped:
-    """Encode a mask in a given format.
+    """Encode a mask in the given format.
 
-    Under `jax.jit` the mask is unknown: patterns (n:m, blocks) are believed, and in place of the
-    formats whose size depends on the mask (gaps, CSR, the smallest) a bit an element is taken.
+    Under `jax.jit` the mask is unknown: patterns (n:m, blocks) are not checked, and formats whose
+    size depends on the mask (gaps, CSR, the smallest) are replaced by one bit for each element.
 
     Args:
         mask: bool, any shape.
         format: see `Format`.
-        roles: the axes along which the groups of `"n:m"` run, see `Roles`.
+        roles: the roles of the axes; the groups of `"n:m"` lie on contracted axes, see `Roles`.
 
     Returns:
-        The support; where there are roles, a view of that of the mask as a matrix.
+        The sparse layout; with roles, a view of the layout of the mask as a matrix.
 
     Raises:
         CompositionError: the mask does not have the pattern of the format.
@@ -158,15 +158,15 @@ def support_of(
 def smallest_support(mask: jax.Array) -> Bits | DeltaIndex | CSR | NMIndex | BSR | Reshaped:
     """Encode a mask in the format whose arrays take the fewest bits.
 
-    Tried are a bit an element, relative indices, compressed rows, `n:m` along the axis before the
-    last for groups of 2 to 32, and the largest blocks that the mask consists of. Under `jax.jit`
-    the mask is unknown and its bits, whose number is known, are taken.
+    Candidates are one bit for each element, relative indices, compressed rows, `n:m` along the axis
+    before the last for groups of 2 to 32, and the largest blocks that the mask consists of. Under
+    `jax.jit` the mask is unknown, and the result is one bit for each element.
 
     Args:
         mask: bool, any shape.
 
     Returns:
-        The smallest support; of equal ones the one named first.
+        The smallest sparse layout; on a tie, the first in the order above.
 
     Example:
         >>> import jax.numpy as jnp
@@ -187,7 +187,7 @@ def smallest_support(mask: jax.Array) -> Bits | DeltaIndex | CSR | NMIndex | BSR
 
 
 def _forms(mask: np.ndarray) -> dict[Format, int]:
-    """Return the formats that a mask can have, and the bits of each."""
+    """Return the bits that each possible format of the mask needs."""
     forms: dict[Format, int] = {
         "bitmask": Bits.cost(mask.shape, 1),
         "gaps": DeltaIndex.cost(mask),
@@ -216,7 +216,7 @@ def _pattern(mask: np.ndarray) -> tuple[int, int] | None:
 
 
 def _unit(mask: np.ndarray, axis: int) -> int:
-    """Return the largest size of blocks along an axis that the mask consists of."""
+    """Return the greatest block size along an axis such that the mask consists of whole blocks."""
     lines = np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1)
     changes = np.flatnonzero((lines[1:] != lines[:-1]).any(1)) + 1
     return math.gcd(mask.shape[axis], *changes.tolist())

@@ -1,4 +1,4 @@
-"""A mask over any array or node: the training form of pruning."""
+"""A mask over an array or a node, the training form of pruning."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from nnopt_jax.ops.gradient_estimators import straight_through
 
 @node
 class Masked(Node):
-    """`where(mask, values, 0)`: zeros are known by the mask, never by value.
+    """A masked weight, `where(mask, values, 0)`; only the mask decides which entries are zero.
 
-    A masked value does not matter, be it infinite or NaN. A masked weight is a zero in products:
-    an infinite or NaN input makes NaN of it, as of any zero.
+    The values under the mask are ignored, even if they are infinite or NaN. In products, a masked
+    weight is an ordinary zero, so an infinite or NaN input times it is NaN.
 
     Args:
         values: float array or node, of the logical shape.
-        mask: bool of the logical shape, True where a value is kept; or a node of bits.
-        capacity: how many values are kept, where that is known without looking at the mask;
-            storage under `jax.jit` needs it.
-        mode: how the mask meets gradients. `"select"`: masked values get none.
-            `"straight_through"`: they get the gradient at what the model saw, and so may return.
-            `"applied"`: the array of values is zero under the mask already, and no work is done.
-        format: how storage writes the mask: `"smallest"`, `"bitmask"`, `"gaps"`, `"csr"`, or the
-            pattern that the mask is known to have: `"2:4"`, or the sizes of blocks, `(4, 4)`.
-        roles: the contracted, output and batch axes, where the groups of `"n:m"` run along the
-            contracted axes, flattened; none where they run along the axis before the last.
+        mask: bool array of the logical shape, True where a value is kept, or a sparse layout of it.
+        capacity: the number of kept values, if it is known without looking at the mask; storage
+            under `jax.jit` needs it.
+        mode: the gradient of masked values. `"select"`: they get none. `"straight_through"`: they
+            get the gradient at the masked weight, so that they may return. `"applied"`: the values
+            are zero under the mask already, and the mask is not applied again.
+        format: the storage format of the mask: `"smallest"`, `"bitmask"`, `"gaps"`, `"csr"`, or the
+            pattern that the mask is known to have, such as `"2:4"` or block sizes `(4, 4)`.
+        roles: the contracted, output and batch axes if the groups of `"n:m"` run along the
+            flattened contracted axes; empty if they run along the axis before the last.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,11 +74,11 @@ class Masked(Node):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the mask."""
+        """The shape of the mask."""
         return self.mask.shape
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
-        """Return the entries that this mask and, if there is one, the mask above keep."""
+        """Return the entries that both this mask and the outer mask, if there is one, keep."""
         del name
         return self._kept(outer)
 
@@ -102,7 +102,7 @@ class Masked(Node):
         return straight_through(jax.lax.stop_gradient(kept), values)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that mask and values have one shape."""
+        """Check that mask and values have the same shape."""
         found = super().problems(shape)
         if self.values.shape != self.mask.shape:
             found.append(f"has values {self.values.shape} and mask {self.mask.shape}")
@@ -117,24 +117,24 @@ class Masked(Node):
         return Node.join_key(self.replace(capacity=None))
 
     def joined(self, fields: Sequence[Masked], axis: int) -> Masked:
-        """Concatenate the values, and the masks."""
+        """Concatenate the values and the masks."""
         values = join([field.values for field in fields], axis)
         masks = [materialize(field.mask).astype(bool) for field in fields]
         return self.replace(values=values, mask=jax.lax.concatenate(masks, axis), capacity=None)
 
     @property
     def fills_with_zeros(self) -> bool:
-        """Whether padding with zeros pads the weight: always, since the mask is False there."""
+        """Whether padding with zeros pads the weight: always, since the padded mask is False."""
         return True
 
     def store(self) -> Node:
-        """Return `Sparse` with the kept elements; if values cannot be compacted, a mask of bits."""
+        """Return `Sparse` with the kept elements; if they cannot be compacted, pack the mask."""
         below = raised(self.values)
         if isinstance(below, Masked):
             return self._merged(below).store()
         mask = materialize(self.mask).astype(bool)
         if not compactable(self.values):
-            # A mask that is stored already, as that of a packed base, stays the array it is.
+            # A mask that is packed already, such as that of a stored base, stays as it is.
             return Masked(
                 store_field(self.values), self.mask if is_node(self.mask) else Bits.of(mask, 1)
             )
@@ -151,17 +151,17 @@ class Masked(Node):
         return mask.size // pair[1] * pair[0] if pair else int(mask.sum())
 
     def _merged(self, inner: Masked) -> Masked:
-        """Merge a mask over a mask to their intersection."""
+        """Merge this mask and the mask below it to their intersection."""
         known = [count for count in (self.capacity, inner.capacity) if count is not None]
         capacity = min(known) if known else None
         mask = self._kept(materialize(inner.mask).astype(bool))
-        # The intersection need not have the pattern of either.
+        # The intersection need not have the pattern of either mask.
         format = self.format if self.format in NAMES else "smallest"
         return Masked(inner.values, mask, capacity, format=format)
 
 
 def map_under_mask(field: Field, change: Callable[[Field], Field]) -> Field:
-    """Change what lies under the outer masks of a field, whose zeros, modes and formats stay.
+    """Apply a change below the outer masks of a field, and keep the masks.
 
     Example:
         >>> import jax.numpy as jnp
@@ -175,17 +175,17 @@ def map_under_mask(field: Field, change: Callable[[Field], Field]) -> Field:
 
 
 def zero_outside(field: Node, mask: Callable[[], jax.Array]) -> Node:
-    """Mask the entries with which a node was padded, unless they are zeros already.
+    """Mask the entries that padding has added, unless they are zeros already.
 
     Args:
         field: the node.
-        mask: gives the mask, False where the node was filled up; not asked without need.
+        mask: a function that returns the mask, False at padding; called only if it is needed.
     """
     return field if field.fills_with_zeros else Masked(field, mask())
 
 
 def raised(field: Field) -> Field:
-    """Swap a mask and the nodes above it that keep zeros, so that masks can be merged.
+    """Swap a mask with the zero-preserving nodes above it, so that masks can be merged.
 
     Example:
         >>> import jax.numpy as jnp

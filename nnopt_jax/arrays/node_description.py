@@ -1,4 +1,4 @@
-"""JSON descriptions of trees of nodes, from which files are read without code or pickle."""
+"""JSON descriptions of trees of nodes, which let files be read without pickled code."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nnopt_jax.tree.paths import flatten, path_string
 
 
 def describe(tree: Any) -> Any:
-    """Describe a tree: containers, node types with versions and static fields, shapes, dtypes.
+    """Describe a tree by containers, node types with versions and static fields, shapes and dtypes.
 
-    Dictionaries, lists, tuples and None stay what they are; any other container (a dataclass, a
+    Dictionaries, lists, tuples and None are described as such. Any other container (a dataclass, a
     named tuple, a framework's state) is described as the dictionary of its fields.
 
     Args:
@@ -57,7 +57,7 @@ def describe(tree: Any) -> Any:
 
 
 def _settings(node: Node) -> Iterator[dataclasses.Field[Any]]:
-    """Yield the static fields of a node, except late ones that have their defaults."""
+    """Yield the static fields of a node, except late ones that have their default values."""
     for field in dataclasses.fields(node):  # pyright: ignore[reportArgumentType]
         late = field.metadata.get("late") and getattr(node, field.name) == field.default
         if field.metadata.get("static") and not late:
@@ -69,7 +69,8 @@ def abstract(description: Any, leaf: Callable[[str, tuple[int, ...]], Any] | Non
 
     Args:
         description: what `describe` returned, perhaps from a file that is not trusted.
-        leaf: makes a leaf from a dtype name and a shape; default `jax.ShapeDtypeStruct`.
+        leaf: a function that makes a leaf from a dtype name and a shape; by default
+            `jax.ShapeDtypeStruct`.
 
     Returns:
         The abstract tree.
@@ -133,10 +134,10 @@ def _hashable(value: Any) -> Any:
 
 
 def dtype_named(name: str) -> Any:
-    """Return the dtype of a name that `describe` wrote, PRNG keys included.
+    """Return the dtype for a name that `describe` wrote, PRNG keys included.
 
     Raises:
-        ArtifactError: there is no such dtype.
+        ArtifactError: the dtype does not exist.
 
     Example:
         >>> from nnopt_jax.arrays.node_description import dtype_named
@@ -155,14 +156,14 @@ def dtype_named(name: str) -> Any:
 
 
 def check(tree: Any, who: str) -> None:
-    """Check the invariants of every node in a tree, from shapes and static fields alone.
+    """Check the invariants of every node in a tree, using only shapes and static fields.
 
     Args:
         tree: any pytree of arrays (or `jax.ShapeDtypeStruct`) and nodes.
-        who: the function that asks, for the error.
+        who: the caller, named in the error.
 
     Raises:
-        ArtifactError: an invariant is broken; all of them are listed, with leaf paths.
+        ArtifactError: invariants are broken; the error lists all of them with leaf paths.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Base of all nodes: frozen pytrees that know the dense array they stand for."""
+"""The base class of all nodes: frozen pytrees that stand for a dense array."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ checksums of adapters and exported programs hold them, so that they outlive ever
 
 
 def static(*, late: bool = False, **options: Any) -> Any:
-    """Declare a field that is part of a node's type: hashable, never traced.
+    """Declare a static field of a node: hashable, part of its type, never traced.
 
     Args:
-        late: whether the field came after files were written: descriptions leave it out where it
-            has its default, and so stay what they were.
-        **options: what `dataclasses.field` takes.
+        late: whether the field was added after files had been written. Descriptions omit a late
+            field that has its default, so that they equal those of old files.
+        **options: other arguments of `dataclasses.field`.
 
     Returns:
         The field.
@@ -56,11 +56,11 @@ def static(*, late: bool = False, **options: Any) -> Any:
 
 
 class Node(Hooks):
-    """Base of all nodes; the decorator `node` makes concrete classes.
+    """Base class of all nodes; the decorator `node` makes concrete classes.
 
-    A node's array fields are pytree data; all else is static and hashable. Nothing is checked
-    when a node is built, because `jax.vmap`, `jax.tree.map` and the like build nodes out of
-    things that are not arrays; constructors named `of` and transforms check instead.
+    A node's array fields are pytree data; all other fields are static and hashable. Nothing is
+    checked when a node is built, because `jax.vmap`, `jax.tree.map` and others build nodes from
+    objects that are not arrays. Constructors named `of` and transforms check instead.
 
     Example:
         >>> import jax.numpy as jnp
@@ -90,35 +90,35 @@ class Node(Hooks):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the array the node stands for: by default that of the first field."""
+        """The shape of the array the node stands for, by default that of the first field."""
         return getattr(self, self.names()[0]).shape
 
     @property
     def dtype(self) -> Any:
-        """Dtype of the array the node stands for: by default that of the first field."""
+        """The dtype of the array the node stands for, by default that of the first field."""
         return getattr(self, self.names()[0]).dtype
 
     @property
     def ndim(self) -> int:
-        """Number of axes of the array the node stands for."""
+        """The number of axes of the array the node stands for."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """Number of elements of the array the node stands for."""
+        """The number of elements of the array the node stands for."""
         return math.prod(self.shape)
 
     @property
     def bits(self) -> int:
-        """Bits of all arrays inside, counted from the arrays themselves."""
+        """The number of bits of all arrays in the node."""
         return tree_bits(self)
 
     def materialize(self) -> jax.Array:
-        """Compute the dense array, in float32 and cast once at the end."""
+        """Compute the dense array, in float32, and cast it once at the end."""
         raise NotImplementedError
 
     def store(self) -> Node:
-        """Return the storage form: the same array bit for bit, without fields for training."""
+        """Return the storage form, which equals this node bit for bit but lacks training fields."""
         return self.replace(**{name: store_field(field) for name, field in self.fields()})
 
     def map_elementwise(self, function: Callable[[jax.Array], jax.Array]) -> Node:
@@ -128,11 +128,11 @@ class Node(Hooks):
         )
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
-        """Return which entries of a slot are in use.
+        """Return a mask of the entries of a slot that are in use.
 
         Args:
             name: the slot's field.
-            outer: bool, of the node's shape: what the masks above keep; None for all.
+            outer: bool, of the node's shape: the entries that the masks above keep; None for all.
 
         Returns:
             bool, of the field's shape, or None for all.
@@ -144,13 +144,13 @@ class Node(Hooks):
 
         Args:
             name: the slot's field.
-            axes: of the node; None where they are not known.
+            axes: the axes of the node; None if they are unknown.
         """
         inner = tuple(getattr(self, name).shape)
         return axes if inner == tuple(self.shape) else assumed_axes(inner)
 
     def kept(self) -> Field:
-        """Return the mask of the node, False where entries stay zero; None for no mask."""
+        """Return the mask of the node, False where entries stay zero; None if it has no mask."""
         return kept(getattr(self, self.ELEMENTWISE[0])) if self.KEEPS_ZERO else None
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Node:
@@ -158,7 +158,7 @@ class Node(Hooks):
 
         Args:
             spec: how the logical array is partitioned.
-            mesh: where given, an axis that does not divide a field is dropped for that field.
+            mesh: if given, a field is not split along axes that its size does not divide by.
         """
         whole = self.names() if self.SHARED is None else self.SHARED
         like = {
@@ -172,19 +172,19 @@ class Node(Hooks):
         return self.replace(**like)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """List broken invariants, each a phrase to follow the class name.
+        """List the broken invariants, each a phrase that follows the class name.
 
         Args:
-            shape: the logical shape; inside `Sparse` the elementwise fields are cut short and
-                their own shape says nothing.
+            shape: the logical shape. Inside `Sparse`, elementwise fields hold only kept elements,
+                so that their own shape does not determine it.
         """
         return self.inner_problems(shape)
 
     def inner_problems(self, shape: tuple[int, ...] | None = None) -> list[str]:
-        """List the broken invariants of the nodes inside.
+        """List the broken invariants of the nodes in the fields.
 
         Args:
-            shape: their logical shape; None for the shape that each of them states.
+            shape: the logical shape of these nodes; None for the shape that each of them states.
         """
         inner = [field for _, field in self.fields() if is_node(field)]
         return [
@@ -199,7 +199,7 @@ class Node(Hooks):
 
     @classmethod
     def names(cls, *, is_static: bool = False) -> tuple[str, ...]:
-        """Return the names of the data fields, or of the static ones."""
+        """Return the names of the data fields, or those of the static fields."""
         return tuple(
             field.name
             for field in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
@@ -207,17 +207,17 @@ class Node(Hooks):
         )
 
     def fields(self) -> list[tuple[str, Field]]:
-        """Return the data fields that are present, by name."""
+        """Return the names and values of the data fields that are not None."""
         present = [(name, getattr(self, name)) for name in self.names()]
         return [(name, field) for name, field in present if field is not None]
 
     def outline(self) -> str:
-        """Return a summary of the fields on one line."""
+        """Return a one-line summary of the fields."""
         inner = ", ".join(f"{name} {summary(field)}" for name, field in self.fields())
         return f"{type(self).__name__}({inner})"
 
     def __jax_array__(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse conversion: a packed parameter becomes an array only on request."""
+        """Raise an error, because a packed parameter becomes an array only on request."""
         raise CompositionError(
             f"{self.outline()} is a packed parameter, not an array. Give it as an argument to "
             "nnopt.on_packed(function): what a function closes over, and modules that were put "
@@ -225,13 +225,13 @@ class Node(Hooks):
         )
 
     __array__ = __jax_array__
-    __array_ufunc__ = None  # lets NumPy's operators leave it to those below
+    __array_ufunc__ = None  # makes NumPy's operators defer to those of the node
     __getitem__ = __neg__ = __jax_array__
     __add__ = __sub__ = __mul__ = __truediv__ = __matmul__ = __pow__ = __jax_array__
     __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rmatmul__ = __rpow__ = __jax_array__
 
     def __repr__(self) -> str:
-        """Return the outline and, where it lists fields, the bits for each element."""
+        """Return the outline with the number of bits per weight."""
         outline = self.outline()
         if not outline.endswith(")"):
             return outline
@@ -243,10 +243,10 @@ class Node(Hooks):
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static,))
 def node(cls: NodeType) -> NodeType:
-    """Make a node class: a frozen dataclass, a pytree, exportable, known to files.
+    """Make a node class: a frozen dataclass that JAX, `jax.export` and files know.
 
     Args:
-        cls: a subclass of `Node` with annotated fields, static ones marked by `static()`.
+        cls: a subclass of `Node` with annotated fields; static ones are declared by `static()`.
 
     Returns:
         The class, registered with JAX.
@@ -269,12 +269,12 @@ def node(cls: NodeType) -> NodeType:
 
 
 def _tuples(value: Any) -> Any:
-    """Convert lists back to tuples, the only change that JSON makes to static fields."""
+    """Convert lists back to tuples, since JSON turns the tuples of static fields into lists."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def is_node(x: Any) -> bool:
-    """Return whether `x` is a node; made to be passed as `is_leaf`.
+    """Return whether `x` is a node; meant to be passed as `is_leaf`.
 
     Args:
         x: any value.
@@ -289,13 +289,13 @@ def is_node(x: Any) -> bool:
 
 
 def materialize(tree: Any) -> Any:
-    """Replace every packed parameter in a tree by the dense array it stands for.
+    """Replace every packed parameter of a tree by the dense array it stands for.
 
     Args:
-        tree: any pytree of arrays and nodes, training or storage form.
+        tree: any pytree of arrays and nodes, in training or storage form.
 
     Returns:
-        The tree with plain arrays only.
+        The tree, with plain arrays only.
 
     Example:
         >>> import jax.numpy as jnp
@@ -307,7 +307,7 @@ def materialize(tree: Any) -> Any:
 
 
 def store_field(field: Field) -> Field:
-    """Return the storage form of a field: of a node by its `store`, of an array itself."""
+    """Return the storage form of a node; return an array unchanged."""
     return field.store() if is_node(field) else field
 
 
@@ -317,7 +317,7 @@ def map_elementwise(field: Field, function: Callable[[jax.Array], jax.Array]) ->
 
 
 def kept(field: Field) -> Field:
-    """Return the mask of a field: of a node by its `kept`, of an array None.
+    """Return the mask of a node; None for an array.
 
     Example:
         >>> import jax.numpy as jnp
@@ -330,7 +330,7 @@ def kept(field: Field) -> Field:
 
 
 def compactable(field: Field) -> bool:
-    """Return whether a mask may cut the elementwise fields of a node, and of nodes inside."""
+    """Return whether the elementwise fields of a node can be cut to the kept elements."""
     if not is_node(field):
         return True
     names = field.ELEMENTWISE if field.COMPACTABLE else ()
@@ -338,7 +338,7 @@ def compactable(field: Field) -> bool:
 
 
 def is_spec(x: Any) -> bool:
-    """Return whether `x` is a `PartitionSpec`; made to be passed as `is_leaf`.
+    """Return whether `x` is a `PartitionSpec`; meant to be passed as `is_leaf`.
 
     Example:
         >>> from jax.sharding import PartitionSpec
@@ -350,17 +350,17 @@ def is_spec(x: Any) -> bool:
 
 
 def field_specs(field: Field, spec: PartitionSpec, mesh: jax.sharding.Mesh | None) -> Field:
-    """Return the specs of a field whose array is partitioned by `spec`."""
+    """Return the specs of a field of an array that is partitioned by `spec`."""
     return field.specs(spec, mesh) if is_node(field) else fit_spec(spec, field.shape, mesh)
 
 
 def fit_spec(
     spec: PartitionSpec, shape: tuple[int, ...], mesh: jax.sharding.Mesh | None
 ) -> PartitionSpec:
-    """Drop from a spec the axes that an array of this shape cannot be split along.
+    """Drop from a spec the axes along which an array of this shape cannot be split.
 
-    A scale that has one entry along an axis is replicated over it; with a mesh, an axis whose
-    devices do not divide the array is dropped as well, because JAX would replicate silently.
+    A scale with one entry along an axis is replicated over it. With a mesh, an axis whose devices
+    do not divide the array is dropped as well, because JAX would replicate the array silently.
 
     Args:
         spec: the spec of the logical array.
@@ -385,7 +385,7 @@ def fit_spec(
 
 
 def summary(field: Field) -> str:
-    """Return a few characters for a field: `float32[3,4]`, or the outline of a node."""
+    """Return a short summary of a field: `float32[3,4]`, or the outline of a node."""
     if is_node(field):
         return field.outline()
     try:

@@ -1,4 +1,4 @@
-"""Integer codes packed in bytes: 1 to 16 bits each, or five ternary codes to a byte."""
+"""Packed integer codes: 1 to 16 bits each, or five ternary codes to a byte."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from nnopt_jax.typing import Array, Shape
 
 
 class PackedIntegers(Node):
-    """Base of nodes that pack integers in uint8 words, for each row or as one flat sequence.
+    """Base of nodes that pack integers in uint8 words, row by row or as one flat sequence.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,12 +53,12 @@ class PackedIntegers(Node):
         raise NotImplementedError
 
     def _unpack(self, count: int) -> Array:
-        """Unpack a number of integers from each sequence of words, without adding `low`."""
+        """Unpack `count` integers from each sequence of words, without adding `low`."""
         raise NotImplementedError
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of the integers: int32, which holds every code."""
+        """The dtype of the unpacked integers: int32, which represents every code."""
         return jnp.dtype(jnp.int32)
 
     def materialize(self) -> jax.Array:
@@ -77,7 +77,7 @@ class PackedIntegers(Node):
         return self
 
     def map_elementwise(self, function: Callable[[jax.Array], jax.Array]) -> Field:
-        """Apply a function to the unpacked integers; the owner of the node packs them again."""
+        """Apply a function to the unpacked integers; the owner packs the result again."""
         return function(self.materialize())
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Self:
@@ -86,7 +86,7 @@ class PackedIntegers(Node):
         return self.replace(words=words)
 
     def move(self, movement: Moves, shape: Shape) -> Field:
-        """Move the words if the last axis stays, or else unpacked codes of one or two bytes."""
+        """Move the words if the last axis stays, or unpacked codes of one or two bytes."""
         if self.layout == "rows" and movement.kept >= 1 and not movement.fills:
             words = move(self.words, movement, (*shape[:-1], self.words.shape[-1]))
             return self.replace(words=words, shape=(*words.shape[:-1], shape[-1]))
@@ -97,7 +97,7 @@ class PackedIntegers(Node):
 
 @node
 class PackedTernary(PackedIntegers):
-    """Ternary integers `low`, `low + 1` and `low + 2` in 1.6 bits each.
+    """Ternary integers `low`, `low + 1` and `low + 2`, in 1.6 bits each.
 
     The codes lie in `uint8` words along the last axis (`layout="rows"`) where that axis needs no
     padding, so that the other axes can be sharded, and as one flat run otherwise.
@@ -139,7 +139,7 @@ class PackedTernary(PackedIntegers):
         return unpack_ternary(self.words, count)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that the words are exactly those that the shape needs."""
+        """Check that there are exactly as many words as the shape needs."""
         if self.layout not in ("rows", "flat"):
             return [f"has layout {self.layout!r}"]
         rows = self.shape if self.layout == "rows" else (math.prod(self.shape),)
@@ -155,7 +155,7 @@ class PackedTernary(PackedIntegers):
 
 @node
 class Bits(PackedIntegers):
-    """Integers `low .. low + 2^width - 1` in `width` bits each.
+    """Integers `low .. low + 2^width - 1`, in `width` bits each.
 
     The codes lie in `uint8` words along the last axis (`layout="rows"`) where that axis needs no
     padding, so that the other axes can be sharded, and as one flat run otherwise.
@@ -194,7 +194,7 @@ class Bits(PackedIntegers):
 
     @staticmethod
     def cost(shape: tuple[int, ...], width: int) -> int:
-        """Return the bits of the words that `of` makes of integers of this shape."""
+        """Return the bits that `of` needs for integers of this shape."""
         if shape and shape[-1] and shape[-1] % 8 == 0:
             return 8 * math.prod(shape[:-1]) * packed_size(shape[-1], width)
         return 8 * packed_size(math.prod(shape), width)
@@ -208,7 +208,7 @@ class Bits(PackedIntegers):
         return unpack_bits(self.words, self.width, count)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that the words are exactly those that the shape needs."""
+        """Check that there are exactly as many words as the shape needs."""
         rows, count = self.shape[:-1], self.shape[-1] if self.layout == "rows" else 0
         if self.layout == "flat":
             rows, count = (), math.prod(self.shape)
@@ -225,7 +225,7 @@ class Bits(PackedIntegers):
 
 
 def width_for(count: int) -> int:
-    """Return the bits that distinguish `count` things, at least 1.
+    """Return the number of bits that distinguish `count` values, at least 1.
 
     Example:
         >>> from nnopt_jax.arrays.packed_integers import width_for
@@ -236,15 +236,15 @@ def width_for(count: int) -> int:
 
 
 def store_codes(codes: Field, low: int, high: int) -> Field:
-    """Return the storage form of codes `low .. high`: of nodes by `store`, of arrays packed."""
+    """Return the storage form of codes `low .. high`, given as a node or an array."""
     return store_field(codes) if is_node(codes) else pack_integers(codes, low, high)
 
 
 def pack_integers(codes: jax.Array, low: int, high: int) -> jax.Array | Bits | PackedTernary:
     """Store integers of `low .. high` in the smallest form.
 
-    Three values lie five to a byte, others of seven bits and less are packed; eight and sixteen
-    bits lie in arrays of their own dtype, which hardware reads directly.
+    Three values are packed five to a byte, and other integers of seven bits or fewer in words.
+    Eight and sixteen bits are stored in arrays of that dtype, which hardware reads directly.
 
     Args:
         codes: integers of any dtype, floats holding integers included.

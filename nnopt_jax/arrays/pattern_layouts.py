@@ -23,23 +23,24 @@ from nnopt_jax.ops.masks import (
     subset_rank,
 )
 
-_LOW = 16  # bits that `Bits` holds at most
+_LOW = 16  # the greatest width of `Bits`
 
 
 @node
 class NMIndex(SparseLayout):
-    r"""A mask that keeps `n` of every `m` along the axis before the last, one number a group.
+    r"""A mask that keeps `n` of every `m` entries along the axis before the last.
 
     $$ \lceil \log_2 \tbinom{m}{n} \rceil \text{ bits for } m \text{ elements} $$
 
-    A number in order of all choices takes fewer bits than the `n` places (2:4 takes 3 against 4).
+    Each group stores the number of its choice in the list of all choices, which takes fewer bits
+    than its `n` positions (3 bits rather than 4 for 2:4).
 
     Args:
-        codes: `Bits`, `(..., a / m, b)` for a mask `(..., a, b)`: the number of each group's
-            choice, its lowest 16 bits.
-        high: `Bits` of the bits above those, where there are more than 65,536 choices.
+        codes: `Bits`, `(..., a / m, b)` for a mask `(..., a, b)`: the lowest 16 bits of the number
+            of each group's choice.
+        high: `Bits` of the higher bits, if there are more than 65,536 choices.
         shape: shape of the mask.
-        n: elements kept of each group.
+        n: kept elements of a group.
         m: elements of a group.
 
     Example:
@@ -50,8 +51,8 @@ class NMIndex(SparseLayout):
         (2:4 3-bit[2], Array([4, 0], dtype=int32))
 
     References:
-        Mishra et al. 2021, Accelerating Sparse Deep Neural Networks (2:4, as places); Knuth, The
-        Art of Computer Programming 4A, section 7.2.1.3 (the numbers).
+        Mishra et al. 2021, Accelerating Sparse Deep Neural Networks (2:4, by positions); Knuth, The
+        Art of Computer Programming 4A, section 7.2.1.3 (numbers of combinations).
     """
 
     codes: Field
@@ -72,7 +73,7 @@ class NMIndex(SparseLayout):
 
     @staticmethod
     def cost(shape: tuple[int, ...], n: int, m: int) -> int:
-        """Return the bits of the result of `of` for a mask of this shape."""
+        """Return the bits that `of` needs for a mask of this shape."""
         width, grid = width_for(math.comb(m, n)), _group_grid(shape, m)
         high = Bits.cost(grid, width - _LOW) if width > _LOW else 0
         return Bits.cost(grid, min(width, _LOW)) + high
@@ -95,7 +96,7 @@ class NMIndex(SparseLayout):
         return join_groups(subset_of_rank(rank, self.n, self.m), self.shape)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that groups divide the mask, and have one code each."""
+        """Check that groups divide the mask and have one code each."""
         found = self.inner_problems()
         if text := n_of_m_misfit(self.shape, self.n, self.m):
             return [*found, text]
@@ -107,7 +108,7 @@ class NMIndex(SparseLayout):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> NMIndex:
-        """Split the codes as the mask is split: each lies in the place of its group."""
+        """Shard the codes like the mask, since each lies at the position of its group."""
         fields = {name: field_specs(field, spec, mesh) for name, field in self.fields()}
         return self.replace(**fields)
 
@@ -124,7 +125,7 @@ def _group_grid(shape: tuple[int, ...], m: int) -> tuple[int, ...]:
 
 
 def n_of_m_misfit(shape: tuple[int, ...], n: int, m: int) -> str | None:
-    """Return why a mask of this shape cannot keep `n` of every `m` in this layout; None if it can.
+    """Return why a mask of this shape cannot be stored as `n` of every `m`; None if it can.
 
     Example:
         >>> n_of_m_misfit((6, 8), 2, 4)
@@ -140,7 +141,7 @@ def n_of_m_misfit(shape: tuple[int, ...], n: int, m: int) -> str | None:
 
 @node
 class BSR(SparseLayout):
-    """A mask over blocks of the last axes: one entry for each block.
+    """A mask of whole blocks on the last axes, with one entry for each block.
 
     Args:
         kept: `Bits` of width 1 or `DeltaIndex`, of the shape of the grid of blocks.
@@ -165,7 +166,7 @@ class BSR(SparseLayout):
 
     @classmethod
     def of(cls, mask: jax.Array, sizes: tuple[int, ...]) -> BSR:
-        """Encode a mask of whole blocks: in bits under `jax.jit`, else in the smaller layout."""
+        """Encode a mask of whole blocks, under `jax.jit` as bits, else in the smaller layout."""
         grid = any_in_block(mask, sizes)
         few = not isinstance(mask, Tracer) and DeltaIndex.cost(np.asarray(grid)) < Bits.cost(
             grid.shape, 1
@@ -175,13 +176,13 @@ class BSR(SparseLayout):
 
     @staticmethod
     def cost(mask: np.ndarray, sizes: tuple[int, ...]) -> int:
-        """Return the bits of the result of `of` for a mask of whole blocks on every axis."""
+        """Return the bits that `of` needs for a mask of whole blocks."""
         grid = mask[tuple(slice(None, None, size) for size in sizes)]
         return min(DeltaIndex.cost(grid), Bits.cost(grid.shape, 1))
 
     @property
     def most(self) -> int:
-        """All elements of as many blocks as can be kept."""
+        """The number of elements in as many blocks as can be kept."""
         blocks = self.kept.most if isinstance(self.kept, SparseLayout) else self.kept.size
         return blocks * int(np.prod(self.sizes))
 
@@ -190,7 +191,7 @@ class BSR(SparseLayout):
         return expand(materialize(self.kept).astype(bool), self.shape)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that blocks divide the mask, and have one entry each."""
+        """Check that blocks divide the mask and have one entry each."""
         found = self.inner_problems()
         if text := block_misfit(self.shape, self.sizes):
             return [*found, text]
@@ -201,7 +202,7 @@ class BSR(SparseLayout):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> BSR:
-        """Split the bits as the mask is split: each lies in the place of its block."""
+        """Shard the bits like the mask, since each lies at the position of its block."""
         return self.replace(kept=field_specs(self.kept, spec, mesh))
 
     def outline(self) -> str:

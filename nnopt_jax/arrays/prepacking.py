@@ -1,4 +1,4 @@
-"""Forms of packed parameters that products read fastest on a machine."""
+"""Prepacking: converting packed parameters to the fastest forms for products on a machine."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ __all__ = ["prepack"]
 def prepack(
     packed: Any, backend: str | None = None, where: Where | None = None, *, dense: bool = False
 ) -> Any:
-    """Convert kernels `(in, out)` to the forms that products read fastest: once, before serving.
+    """Convert kernels `(in, out)` once, before serving, to the fastest forms for products.
 
-    Integer codes, factors and arrays become `(out, in)` in memory, so that the entries of a sum
-    lie side by side: products are up to three times as fast. Sparse kernels become ELL (padded
-    rows), `ELL` or `BlockELL`, where that is smaller than the array: at 90 % zeros a product is 10
-    to 70 times as fast as one that densifies the kernel in each call, in 7 to 8 bits a weight.
-    Shapes and values stay. A lookup of rows (an embedding) is slower afterwards. A product that
-    sums over the last axis of ELL densifies it. Each node has its own form, by its hook `prepack`.
+    Integer codes, factors and arrays become `(out, in)` in memory, so that the terms of a sum are
+    adjacent: products are up to three times as fast. Sparse kernels become ELL (padded rows), `ELL`
+    or `BlockELL`, if that is smaller than the array: at 90 % zeros a product is 10 to 70 times as
+    fast as one that densifies the kernel in each call, at 7 to 8 bits a weight. Shapes and values
+    stay the same. A lookup of rows (an embedding) is slower afterwards. A product that contracts
+    the last axis of ELL densifies it. The hook `prepack` of each node decides its form.
 
     Args:
         packed: parameters in storage form, as `tx.pack` or `nnopt.load` gives them.
         backend: JAX's platform that will run the products, such as `"cpu"`; None for the default.
-        where: which leaves, plain arrays of floats included; default: all leaves that are packed.
-            Codes are converted if they have two axes or more, and no scales that differ along the
-            last axis but one. Sparse leaves become ELL if they have two axes, outside of
-            `jax.jit`, under which masks are unknown.
+        where: which leaves, plain float arrays included; by default all packed leaves. Codes are
+            converted if they have two or more axes, and scales that are constant along the last
+            axis but one. Sparse leaves become ELL if they have two axes; under `jax.jit` they
+            cannot, because masks are unknown.
         dense: whether to materialize, once, the leaves that each call would materialize: tables
-            (`Codebook`), masked weights, and sparse ones for which the thresholds in
-            `nnopt_jax.arrays.products.dispatch` say that ELL is slower than the array. A call that
-            densifies a sparse kernel takes 8 to 50 times as long as the product with the array.
-            False by default, because arrays take the memory that was saved: 32 bits a weight.
+            (`Codebook`), masked weights, and sparse ones for which ELL is slower than the array
+            according to `nnopt_jax.arrays.products.dispatch`. A call that densifies a sparse kernel
+            takes 8 to 50 times as long as the product with the array. False by default, because
+            arrays take 32 bits a weight, the memory that was saved.
 
     Returns:
         The parameters; leaves without a faster form are the same objects.

@@ -1,4 +1,4 @@
-"""The float arrays inside a parameter that a later transform may refine."""
+"""The float arrays in a parameter that a later transform may refine."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from nnopt_jax.ops.axis_roles import Axes
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A float array inside a parameter that a later transform of a chain may refine.
+    """A float array in a parameter that a later transform of a chain may refine.
 
     Args:
-        name: the fields that lead to it, `values/table`; empty for a raw leaf.
+        name: the path of fields to the array, such as `values/table`; empty for a plain array.
         array: the float array itself.
         kind: `"value"`, or `"code"` for integers (held as floats) on a quantization grid.
-        mask: bool, of the array's shape: the entries an enclosing `Masked` keeps; None for all.
-        axes: which of the array's axes a product sums over; None where that is not known.
-        path: of the leaf.
+        mask: bool, of the array's shape: the entries that an enclosing `Masked` keeps; None for
+            all.
+        axes: the roles of the array's axes in products; None if they are unknown.
+        path: the path of the leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,16 +47,16 @@ class Slot:
 def refine(
     parameter: Field, function: Callable[[Slot], Field], axes: Axes | None = None, path: str = ""
 ) -> Field:
-    """Replace every float slot of a parameter, and never a node above one.
+    """Replace every float slot of a parameter, but never a node above a slot.
 
     Args:
         parameter: an array or a node.
-        function: takes a `Slot` and returns what stands in its place.
+        function: takes a `Slot` and returns its replacement.
         axes: the axes of the parameter, if they are known.
-        path: of the leaf.
+        path: the path of the leaf.
 
     Returns:
-        The parameter with its slots replaced; integers and stored nodes stay as they are.
+        The parameter with its slots replaced; integers and stored nodes stay unchanged.
 
     Example:
         >>> import jax.numpy as jnp
@@ -90,8 +91,8 @@ def slots(parameter: Field, axes: Axes | None = None, path: str = "") -> list[Sl
 
     Args:
         parameter: an array or a packed parameter.
-        axes: the axes of the weight, where they are known; each slot gets those it has of them.
-        path: the leaf, for the slots.
+        axes: the axes of the weight, if they are known; each slot gets those that it has.
+        path: the path of the leaf, which each slot gets.
 
     Example:
         >>> import jax.numpy as jnp

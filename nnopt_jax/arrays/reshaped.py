@@ -1,4 +1,4 @@
-"""A view of an array or node: its elements in another shape and order of axes."""
+"""Views of an array or node: its elements in another shape and order of axes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from nnopt_jax.typing import Shape
 class Reshaped(Node):
     """A view of an array or node: reshaped, with permuted axes, and reshaped again.
 
-    The kernel of a convolution is the view of a matrix that can be factored; a tied leaf is a
-    view, perhaps transposed, of the leaf that it is tied to.
+    A factored convolution kernel is a view of the matrix that was factored. A tied leaf is a view,
+    perhaps transposed, of the leaf that it is tied to.
 
     Args:
         base: array or node.
-        split: shape that the base is reshaped to first.
-        axes: the order its axes are then brought in, as `jnp.transpose` takes it; none, and no
-            shapes, where the view is of the very layout of its base.
-        sizes: shape of the outcome.
+        split: the shape that the base is first reshaped to.
+        axes: the permutation that follows, as `jnp.transpose` takes it. If the view has the layout
+            of its base, `axes` and both shapes are empty.
+        sizes: the shape of the view.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,7 +52,7 @@ class Reshaped(Node):
 
     @classmethod
     def of(cls, base: Field, axes: tuple[int, ...] = ()) -> Reshaped:
-        """Return a view with permuted axes; without axes, a view of the same layout."""
+        """Return a view with permuted axes, or, without `axes`, one of the same layout."""
         if axes == tuple(range(len(axes))):
             return cls(base)
         shape = tuple(base.shape)
@@ -64,11 +64,11 @@ class Reshaped(Node):
 
         Args:
             matrix: array or node.
-            axes: of the weight, counted from the front.
-            shape: of the weight.
+            axes: the axes of the weight, counted from the front.
+            shape: the shape of the weight.
 
         Returns:
-            The view; the matrix itself, if it has the axes of the weight.
+            The view, or the matrix itself if it has the axes of the weight.
 
         Example:
             >>> import jax.numpy as jnp
@@ -86,7 +86,7 @@ class Reshaped(Node):
         """Return for each axis of the base the axes of the view that it is split into, in order.
 
         Returns:
-            The axes; None where an axis of the view is made of several.
+            The axes; None if an axis of the view merges several axes of the base.
 
         Example:
             >>> import jax.numpy as jnp
@@ -106,7 +106,7 @@ class Reshaped(Node):
         for number, size in enumerate(shape):
             first, found = end, 1
             one = size == 1 and self.split[end : end + 1] == (1,)
-            # The last axis takes also what is left of axes of one entry.
+            # Remaining axes of size 1 belong to the last axis of the base.
             while end < len(self.split) and (found < size or one or number == len(shape) - 1):
                 found, end, one = found * self.split[end], end + 1, False
             if found != size:
@@ -116,12 +116,12 @@ class Reshaped(Node):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the view."""
+        """The shape of the view."""
         return self.sizes if self.axes else tuple(self.base.shape)
 
     @property
     def FACTORS(self) -> tuple[str, ...]:
-        """The base, where it is a product of factors; views of arrays are prepacked already."""
+        """The base, if it is a product of factors, since views of arrays are prepacked already."""
         return ("base",) if isinstance(self.base, Node) and self.base.FACTORS else ()
 
     @property
@@ -142,7 +142,7 @@ class Reshaped(Node):
         return None if below is None else self.replace(base=below)
 
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
-        """Return the mask above in the shape of the base."""
+        """Return the outer mask in the shape of the base."""
         del name
         if outer is None or not self.axes:
             return outer
@@ -165,7 +165,7 @@ class Reshaped(Node):
         )
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Reshaped:
-        """Split axes of the base that are axes of the view as those are; keep others whole."""
+        """Shard axes of the base that are axes of the view like those; replicate the others."""
         if not self.axes:
             return self.replace(base=field_specs(self.base, spec, mesh))
         axes = (*spec, *(None for _ in range(self.ndim - len(spec))))
@@ -186,13 +186,13 @@ class Reshaped(Node):
         return found
 
     def order_in_memory(self) -> Shape:
-        """Return the order of the base, if the axes are only permuted."""
+        """Return the order in memory of the base, if the view only permutes axes."""
         if not self.axes or len(self.axes) != self.ndim:
             return super().order_in_memory()
         return tuple(sorted(range(self.ndim), key=self.axes.__getitem__))
 
     def dot(self, x: jax.Array, how: Product) -> jax.Array:
-        """Multiply by the base in its own axes, and permute the outcome to those of the view."""
+        """Multiply by the base in its own axes, then permute the outcome like the view."""
         how = how.as_contraction()
         if not self.axes:
             return dot(x, self.base, how)
@@ -203,7 +203,7 @@ class Reshaped(Node):
         return after(lambda: dot(inputs(x), self.base, there), outputs)
 
     def move(self, movement: Moves, shape: Shape) -> Field:
-        """Move the base, if its first axis is cut or all axes are permuted."""
+        """Move the base, if the movement cuts its first axis or only permutes axes."""
         runs = self.runs()
         if runs is None or not self.axes:
             raise CannotStayPacked("a part of it cannot follow")
@@ -225,7 +225,7 @@ class Reshaped(Node):
 
 
 def transposed_in_memory(x: jax.Array) -> Reshaped:
-    """Return an array whose last two axes lie in memory in the other order: `(out, in)`.
+    """Return an array whose last two axes are swapped in memory: `(out, in)`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -238,5 +238,5 @@ def transposed_in_memory(x: jax.Array) -> Reshaped:
 
 
 def swapped_axes(ndim: int) -> Shape:
-    """Return the order of axes with the last two swapped."""
+    """Return the permutation that swaps the last two axes."""
     return (*range(ndim - 2), ndim - 1, ndim - 2)

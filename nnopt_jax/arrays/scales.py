@@ -1,4 +1,4 @@
-"""Compact forms of scales: powers of two, and groups whose last one is shorter."""
+"""Compact forms of scales: powers of two, and groups of which the last is shorter."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from nnopt_jax.typing import Shape
 
 @node
 class Powers(Node):
-    r"""Powers of two in 8 bits each: the scales of microscaling formats (E8M0).
+    r"""Powers of two, in 8 bits each: the scales of microscaling formats (E8M0).
 
     $$ s = 2^{e - 127} $$
 
     Args:
-        exponents: `e`, uint8, 0 to 254; 0 stands for 0 here, because 2^-127 is not a normal
-            float32.
+        exponents: `e`, uint8, 0 to 254; here, 0 stands for a scale of 0, because 2^-127 is not a
+            normal float32.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,7 +46,7 @@ class Powers(Node):
         return jnp.dtype(jnp.float32)
 
     def materialize(self) -> jax.Array:
-        """Return the powers, exactly, by setting the exponent bits of floats."""
+        """Return the exact powers, made by setting the exponent bits of floats."""
         return power_of_two(materialize(self.exponents))
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
@@ -59,18 +59,18 @@ class Powers(Node):
 
 @node
 class UnevenGroups(Node):
-    r"""Scales of groups that do not divide an axis; as an array, one scale for each entry.
+    r"""The scales of groups that do not divide an axis; materialized, one scale for each entry.
 
     $$ s_i = v_{\lfloor i / g \rfloor}, \qquad i < n $$
 
-    Groups that divide an axis need no node: their scales are arrays that are coarser than the
-    weight.
+    Groups that divide an axis need no node: their scales are plain arrays with fewer entries than
+    the weight.
 
     Args:
         values: `v`, array or node, of `ceil(n / g)` entries along the axis.
-        axis: counted from the end, -1 or less.
-        group: `g`, entries of a group.
-        length: `n`, entries along the axis.
+        axis: the axis, counted from the end, -1 or less.
+        group: `g`, the number of entries of a group.
+        length: `n`, the number of entries along the axis.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,12 +86,12 @@ class UnevenGroups(Node):
 
     @classmethod
     def of(cls, values: Field, shape: Sequence[int], block: Sequence[int]) -> Field:
-        """Wrap values whose last block is shorter; return the values where all blocks are equal.
+        """Wrap values whose last block is shorter; return the values if all blocks are equal.
 
         Args:
             values: array or node, one entry for each block.
             shape: of the weight.
-            block: size of a block along each axis of the weight.
+            block: the size of a block along each axis of the weight.
         """
         for axis, (size, part) in enumerate(zip(shape, block, strict=True)):
             if part and size % part:
@@ -100,7 +100,7 @@ class UnevenGroups(Node):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the array of all scales."""
+        """The shape of the array of all scales."""
         sizes = list(self.values.shape)
         sizes[self.axis] = self.length
         return tuple(sizes)
@@ -125,13 +125,13 @@ class UnevenGroups(Node):
         return found
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> UnevenGroups:
-        """Replicate values along the axis of the groups, since no device has whole groups."""
+        """Replicate the values along the axis of the groups, since devices may split a group."""
         at = len(self.values.shape) + self.axis
         entries = [None if axis == at else entry for axis, entry in enumerate(spec)]
         return self.replace(values=field_specs(self.values, PartitionSpec(*entries), mesh))
 
     def move(self, movement: Moves, shape: Shape) -> UnevenGroups:
-        """Move the values, if their axis stays whole: it is kept or permuted."""
+        """Move the values, if their axis stays whole or is permuted."""
         axis = self.axis
         if movement.axes:
             axis = movement.axes.index(len(shape) + axis) - len(shape)

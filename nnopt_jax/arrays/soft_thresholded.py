@@ -1,4 +1,4 @@
-"""Weights that a soft threshold moved towards zero."""
+"""Soft-thresholded weights, of proximal pruning."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from nnopt_jax.ops.proximal_operators import shrink
 
 @node
 class SoftThresholded(Node):
-    r"""The soft threshold of a node, such as codes or shared values, which stay unchanged below it.
+    r"""The soft threshold of a node, whose codes or table are not changed themselves.
 
     $$ \operatorname{sign}(w) \max(|w| - t, 0) $$
 
     Args:
         values: array or node.
-        threshold: float32 scalar, `t >= 0`.
+        threshold: `t`, a float32 scalar, at least 0.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The storage form of a masked array: kept elements, and a sparse layout of the mask."""
+"""The storage form of a masked weight: kept elements, and a sparse layout of the mask."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ _WIDE = 8
 
 @node
 class Sparse(Node):
-    """Kept elements of a weight, and a sparse layout of the mask that they belong to.
+    """The kept elements of a weight, and a sparse layout of its mask.
 
-    Materializes as expand, inner formula, `where(support, ., 0)`: scales, zero points and tables
-    stay those of the whole array, so any granularity survives a mask. Products use the dense
-    array, in which a pruned weight is a zero: an infinite or NaN input makes NaN of it. The ELL
-    form, see `ELL`, drops such products.
+    The node materializes in three steps: it expands the kept elements, applies the inner formula,
+    and computes `where(support, values, 0)`. Scales, zero points and tables stay those of the whole
+    array, so that any granularity survives a mask. Products use the dense array, in which a pruned
+    weight is an ordinary zero, so an infinite or NaN input times it is NaN. The ELL form, see
+    `ELL`, omits these products.
 
     Args:
         values: array or node whose elementwise fields hold the kept elements, in flat order.
-        support: what stands for the bool mask: `Bits` of width 1, `DeltaIndex`, `CSR`, `NMIndex`,
+        support: the sparse layout of the mask: `Bits` of width 1, `DeltaIndex`, `CSR`, `NMIndex`,
             `BSR`, or a `Reshaped` view of one of them.
-        shape: logical shape.
+        shape: the logical shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,7 +58,7 @@ class Sparse(Node):
     TYPED = ("values",)
 
     def expanded(self) -> tuple[Field, jax.Array]:
-        """Return the values at full size, arbitrary where nothing is kept, and the mask."""
+        """Return the values at full size, arbitrary where the mask is False, and the mask."""
         mask = materialize(self.support).astype(bool)
         place = mask_rank(mask)
 
@@ -69,13 +70,13 @@ class Sparse(Node):
         return map_elementwise(self.values, expand), mask
 
     def materialize(self) -> jax.Array:
-        """Expand the kept elements, apply the inner formula, fill the rest with zeros."""
+        """Expand the kept elements, apply the inner formula, and fill the rest with zeros."""
         values, mask = self.expanded()
         values = materialize(values)
         return jnp.where(mask, values, jnp.zeros((), values.dtype))
 
     def prepack(self, backend: str) -> Node:
-        """Return the ELL form of a kernel, where it is smaller than the array."""
+        """Return the ELL form of a kernel, if it is smaller than the array."""
         del backend
         found = self._row_fraction()
         if found is None:
@@ -97,9 +98,10 @@ class Sparse(Node):
         return prefer_ell(self.size, part, blocks=sizes != (1, 1), limits=limits)
 
     def _row_fraction(self) -> tuple[np.ndarray, tuple[int, int], float] | None:
-        """Return mask, block sizes and the fraction of the inputs in the longest row of ELL.
+        """Return the mask, block sizes and the longest ELL row as a fraction of the inputs.
 
-        None without an ELL form: under `jax.jit`, of other ranks, of integers.
+        The result is None where there is no ELL form: under `jax.jit`, for ranks other than two,
+        and for integers.
         """
         is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(self))
         is_float = jnp.issubdtype(self.dtype, jnp.floating)
@@ -117,11 +119,11 @@ class Sparse(Node):
         return under_mask(integers(values), mask)
 
     def kept(self) -> Field:
-        """Return the layout of the mask."""
+        """Return the sparse layout of the mask."""
         return self.support
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
-        """Check that the layout has the shape of the weight, and no more elements than values."""
+        """Check that the layout has the shape of the weight and enough values."""
         found = super().problems(self.shape)
         support = self.support.base if isinstance(self.support, Reshaped) else self.support
         if not isinstance(support, (Bits, SparseLayout)) or self.support.shape != self.shape:
@@ -140,7 +142,7 @@ class Sparse(Node):
 
 
 def _elementwise_shapes(field: Field) -> Iterator[tuple[int, ...]]:
-    """Yield the shapes of the arrays that hold one entry for each kept element."""
+    """Yield the shapes of the arrays with one entry for each kept element."""
     if is_node(field) and field.ELEMENTWISE:
         for name in field.ELEMENTWISE:
             yield from _elementwise_shapes(getattr(field, name))

@@ -1,4 +1,4 @@
-"""Conversion from training form to storage form, without loss."""
+"""Lossless conversion from training form to storage form."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def store(tree: Any, *, capacities: Mapping[str, int] | None = None) -> Any:
     """Convert every node of a tree to its storage form.
 
     `materialize(store(tree))` equals `materialize(tree)` bit for bit: masks become `Sparse`,
-    integers held as floats are packed, what only gradients need is dropped.
+    integers held as floats are packed, and arrays that only gradients need are dropped.
 
     Args:
         tree: any pytree of arrays and nodes.
-        capacities: how many values each masked leaf keeps, by path, where that depends on data
-            and the call is inside `jax.jit`; a number above the true one is allowed.
+        capacities: the number of values that each masked leaf keeps, by path, for calls under
+            `jax.jit` where it depends on data; a number above the true one is allowed.
 
     Returns:
         The tree in storage form.
 
     Raises:
-        CapacityError: a count depends on data under `jax.jit` and is not given, or is too small.
-        ValueRangeError: `capacities` holds something else than counts.
-        SelectionError: `capacities` names a leaf that is not there.
-        CompositionError: a mask does not have the pattern that it is to be stored in.
+        CapacityError: a count depends on data under `jax.jit` and is missing or too small.
+        ValueRangeError: `capacities` holds anything but counts.
+        SelectionError: `capacities` names a leaf that does not exist.
+        CompositionError: a mask does not have the pattern of its format.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,7 +65,7 @@ def _capacities(given: Any, leaves: Mapping[str, Field]) -> dict[str, int]:
 
 
 def _views(leaves: Mapping[str, Field], stored: Mapping[str, Field]) -> dict[str, Field]:
-    """Return views of other leaves of the tree, which share memory with those."""
+    """Return the leaves that are views of other leaves, as views of the stored leaves."""
     paths = {id(leaf): path for path, leaf in leaves.items() if not isinstance(leaf, Reshaped)}
     return {
         path: leaf.replace(base=stored[paths[id(leaf.base)]])
@@ -89,7 +89,7 @@ def _store_leaf(path: str, leaf: Field, capacity: int | None) -> Field:
 
 
 def _enough(path: str, leaf: Field, capacity: int) -> int:
-    """Check a capacity against the mask, if the mask is known."""
+    """Return a capacity, checked against the mask if the mask is known."""
     masked = find_masked(leaf)
     if masked is None or isinstance(materialize(masked.mask), Tracer):
         return capacity
@@ -108,7 +108,7 @@ def find_masked(field: Field) -> Masked | None:
 
 
 def with_capacity(field: Field, capacity: int) -> Field:
-    """State how many values the masks of a parameter keep."""
+    """Set the number of values that the masks of a parameter keep."""
     if not is_node(field):
         return field
     slots = {name: with_capacity(getattr(field, name), capacity) for name in field.SLOTS}

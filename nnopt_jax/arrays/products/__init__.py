@@ -1,1 +1,1 @@
-"""Products with packed weights: descriptions for the hooks of nodes, and shared arithmetic."""
+"""Products with packed weights: descriptions of products for node hooks, and shared arithmetic."""

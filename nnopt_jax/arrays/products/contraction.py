@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Contraction(Product):
-    """A `dot_general` of an array with a weight, the weight on the right.
+    """A `dot_general` of an array on the left with a weight on the right.
 
     Args:
         left: the contracted axes of the array.
@@ -46,17 +46,17 @@ class Contraction(Product):
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, x: Array, weight: Array) -> Array:
-        """Return the product; its axes are batch, free of the array, free of the weight."""
+        """Return the product, whose axes are batch, free of the array, free of the weight."""
         axes = (self.left, self.right), (self.left_batch, self.right_batch)
         return lax.dot_general(x, weight, axes, **dict(self.settings))
 
     def wide(self, x: Array, weight: Array) -> Array:
-        """Return the product in float32, to be scaled before it is rounded once."""
+        """Return the product in float32, to be scaled and then rounded once."""
         settings = dict(self.settings) | {"preferred_element_type": jnp.float32}
         return dataclasses.replace(self, settings=tuple(settings.items()))(x, weight)
 
     def dtype(self, x: Array) -> Any:
-        """Return the dtype of the product: the one the program states, else that of the array."""
+        """Return the dtype that the program states for the product, or else that of the array."""
         return dict(self.settings).get("preferred_element_type") or x.dtype
 
     @property
@@ -69,7 +69,7 @@ class Contraction(Product):
         return self
 
     def scaled(self, x: Array, values: Array, scale: Array, field: Field) -> Array:
-        """Multiply with `scale * values`, group by group if scales differ on contracted axes."""
+        """Multiply by `scale * values`, group by group if scales differ on contracted axes."""
         if any(scale.shape[axis] != 1 for axis in self.right):
             return grouped_product(x, values, scale, field, self)
         out = self.wide(x, values)
@@ -105,11 +105,11 @@ class Contraction(Product):
         return _others(ndim, self.left, self.left_batch)
 
     def over_weight(self, grid: Array, shape: Sequence[int], ndim: int) -> Array:
-        """Arrange factors of a weight so that they broadcast over the product.
+        """Arrange factors of the weight so that they broadcast over the product.
 
         Args:
-            grid: an array of the weight's rank: on batch and free axes one entry, one for each
-                group or one for each index; on contracted axes one entry.
+            grid: an array of the weight's rank. Batch and free axes have one entry, one for each
+                group or one for each index; contracted axes have one entry.
             shape: the shape of the weight.
             ndim: the rank of the product.
         """
@@ -161,7 +161,7 @@ def _repeated(grid: Array, shape: Sequence[int]) -> Array:
 def grouped_product(x: Array, values: Array, scale: Array, field: Field, how: Contraction) -> Array:
     r"""Multiply group by group and sum: `sum_g s_gj sum_{i in g} x_i v_ij`.
 
-    The products of all groups are in memory together, so it is used only for fewer rows than a
+    The products of all groups are in memory together, so this is used only for fewer rows than a
     group has entries; with more rows the dense weight is smaller.
 
     Args:
@@ -172,7 +172,7 @@ def grouped_product(x: Array, values: Array, scale: Array, field: Field, how: Co
         how: the product.
 
     Raises:
-        CannotStayPacked: there are too many rows, or each entry has a scale of its own.
+        CannotStayPacked: there are too many rows, or every entry has its own scale.
     """
     if isinstance(field, UnevenGroups):
         x, values, scale = _filled_up(x, values, field, how)
@@ -186,7 +186,7 @@ def grouped_product(x: Array, values: Array, scale: Array, field: Field, how: Co
         raise CannotStayPacked(
             "there are more rows than entries in a group, for which dense is cheaper"
         )
-    for at in split:  # groups become batch axes, before all others
+    for at in split:  # Groups become the leading batch axis.
         axis = how.right[at]
         count = scale.shape[axis]
         x, values = _split(x, how.left[at], count), _split(values, axis, count)
@@ -199,9 +199,9 @@ def grouped_product(x: Array, values: Array, scale: Array, field: Field, how: Co
 def _filled_up(
     x: Array, values: Array, field: UnevenGroups, how: Contraction
 ) -> tuple[Array, Array, Array]:
-    """Append zeros to both operands so that the last group is as long as the others.
+    """Pad both operands with zeros so that the last group is as long as the others.
 
-    If the groups are on an axis that is not contracted, the operands stay as they are.
+    Operands whose groups are on an axis that is not contracted are returned unchanged.
     """
     axis = values.ndim + field.axis
     if axis not in how.right or isinstance(field.values, UnevenGroups):
@@ -218,7 +218,7 @@ def _split(x: Array, axis: int, groups: int) -> Array:
 
 
 def _with_groups(how: Contraction, at: int) -> Contraction:
-    """Return the contraction after the split, with groups as the first batch axis."""
+    """Return the contraction after the split, with the groups as the first batch axis."""
     left, right = how.left[at], how.right[at]
 
     def moved(axes: Shape, split: int) -> Shape:

@@ -11,17 +11,17 @@ ANY = 1 << 62
 
 
 class Thresholds(NamedTuple):
-    """Limits on one kind of machine for products of integers and of sparse (ELL) weights.
+    """Thresholds of one kind of machine for products of integers and of sparse (ELL) weights.
 
     Args:
         backend: JAX's platform.
-        since: the first version of JAX that the limits hold for.
-        int8_weight: the least number of entries of an integer weight.
+        since: the first version of JAX for which the thresholds were measured.
+        int8_weight: the least number of entries of a weight for an integer product.
         int8_rows: the most rows of integer activations for an integer product.
         split_rows: the most rows of float activations for a split-int8 product.
-        ell_weight: the least number of entries of a sparse weight.
-        single: the longest row of ELL for which it is faster, as a fraction of the inputs.
-        blocks: the longest row of block ELL for which it is faster, as a fraction of the inputs.
+        ell_weight: the least number of entries of a weight for ELL.
+        single: the longest row for which ELL is faster, as a fraction of the inputs.
+        blocks: the longest row for which block ELL is faster, as a fraction of the inputs.
     """
 
     backend: str
@@ -74,8 +74,9 @@ def use_int8(
     Args:
         rows: the number of rows of activations, for each batch index.
         inner: the number of contracted entries.
-        outer: the number of outputs of a row.
-        split: whether activations are floats that are split into several int8, not codes.
+        outer: the number of outputs for each row.
+        split: whether the activations are floats to be split into several int8 arrays, rather than
+            codes.
         limits: the limits of the machine; None for this one.
 
     Example:

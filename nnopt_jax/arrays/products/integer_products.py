@@ -32,7 +32,7 @@ class IntegerWeight(NamedTuple):
 
 
 def under_mask(grid: IntegerWeight | None, mask: Array) -> IntegerWeight | None:
-    """Return codes of zero where a mask is false; None if the grid has no such code.
+    """Return codes of zero where the mask is False; None if the grid does not have zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,11 +68,11 @@ def in_rows(x: Array, how: Contraction) -> Array:
 
 
 def integer_product(rows: Array, codes: Array, how: Contraction, lies: Shape) -> Array:
-    """Multiply int8 rows with int8 codes; return int32 with the axes (batch..., rows, outputs).
+    """Multiply int8 rows by int8 codes; return int32 with the axes (batch..., rows, outputs).
 
-    Rows, outputs and contracted entries are one axis each: compilers have fast kernels for this
-    form from two rows on. Codes are read in their order in memory, or else transposed such that
-    contracted entries come last.
+    Rows, outputs and contracted entries are flattened to one axis each, because compilers have fast
+    kernels for this form from two rows on. Codes are read in their order in memory if possible, and
+    otherwise transposed so that contracted entries come last.
 
     Args:
         rows: the result of `in_rows`.
@@ -124,14 +124,14 @@ BITS = 7
 
 
 def split_int8_product(x: Array, weight: Quantized, how: Product) -> Array | None:
-    r"""Multiply float activations, split into integers, with integer codes; None if not faster.
+    r"""Multiply floats, split into integers, by integer codes; return None if that is slower.
 
     $$ x_{ri} \approx s_r \sum_p 2^{7p} a_{pri}, \qquad
        x \cdot W = s_r s_j \sum_p 2^{7p} \sum_i a_{pri} q_{ij} $$
 
-    Three integers hold 22 bits of an entry, about the precision of a sum in float32; for 16-bit
-    floats two are enough. They are rows of one int8 product, which reads the weight once, at a
-    byte an entry. A row that contains NaN or infinity results in NaN.
+    Three integers represent 22 bits of an entry, about the precision of a sum in float32; two
+    suffice for 16-bit floats. They become rows of one int8 product, which reads the weight once, at
+    one byte for each entry. A row that contains NaN or infinity results in NaN.
     """
     if not isinstance(how, Contraction) or not weight.fits_int8:
         return None
@@ -145,7 +145,7 @@ def split_int8_product(x: Array, weight: Quantized, how: Product) -> Array | Non
 
 
 def _split_product(how: Contraction, x: Array, weight: Quantized) -> Array:
-    grid = weight.integers()  # inside of jit, where a transpose of the codes can cancel
+    grid = weight.integers()  # Inside of `jit`, a transpose can cancel against that of the codes.
     assert grid is not None
     count = 3 if jnp.dtype(x.dtype).itemsize > 2 else 2
     flat = in_rows(x, how).astype(jnp.float32)
@@ -161,9 +161,9 @@ def _split_product(how: Contraction, x: Array, weight: Quantized) -> Array:
 
 
 def _steps(rows: Array, most: int) -> Array:
-    """Return the step of each row that makes its largest entry `most`; NaN if not finite.
+    """Return for each row the step at which its largest entry is `most`; NaN if not finite.
 
-    It uses few primitives, since it is traced for each shape that a model multiplies.
+    The function uses few primitives, because it is traced for each shape that a model multiplies.
     """
     largest = jnp.abs(rows).max(-1, keepdims=True)
     step = jnp.maximum(largest / most, jnp.finfo(jnp.float32).tiny)
@@ -181,7 +181,7 @@ def _split(codes: Array, count: int) -> list[Array]:
 
 
 def _joined(parts: Array, count: int) -> Array:
-    """Sum the results of the parts, which are blocks of rows, the lowest part first."""
+    """Sum the results of the parts, which are blocks of rows with the lowest part first."""
     rows = parts.shape[-2] // count
     total = jnp.float32(0)
     for at in range(count):

@@ -1,4 +1,4 @@
-"""Products of arrays with weights: the description that hooks of nodes take, and derivatives."""
+"""Products of arrays and weights: the description that node hooks receive, and derivatives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Product(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, x: Array, weight: Array) -> Array:
-        """Multiply with an array of the shape of the weight."""
+        """Multiply by an array of the shape of the weight."""
 
     @abc.abstractmethod
     def dtype(self, x: Array) -> Any:
@@ -37,12 +37,13 @@ class Product(abc.ABC):
 
     @abc.abstractmethod
     def scaled(self, x: Array, values: Array, scale: Array, field: Field) -> Array:
-        """Multiply with `scale * values` by a product with the values, whose outputs are scaled.
+        """Multiply by `scale * values`, as a product with the values and scaled outputs.
 
         Args:
             x: the array.
             values: the values of the weight before scaling.
-            scale: the scale, of the weight's rank; each size divides that of the weight.
+            scale: the scale, of the weight's rank; the size of each axis divides that of the
+                weight.
             field: the scale as the node holds it.
 
         Raises:
@@ -64,11 +65,11 @@ class Product(abc.ABC):
         return x, scale
 
     def in_float32(self, x: Array, values: Array) -> tuple[Array, Array]:
-        """Return the array and float32 values in dtypes that can be multiplied."""
+        """Return the array and the values as float32, or as other dtypes that can be multiplied."""
         return x.astype(jnp.float32), values
 
     def factored(self, x: Array, u: Field, v: Field) -> Array:
-        """Multiply with two factors in turn, rather than with their matrix product.
+        """Multiply by two factors in turn, rather than by their matrix product.
 
         Raises:
             CannotStayPacked: the contracted axes are not those of the factors.
@@ -86,7 +87,7 @@ class Product(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class ComputedProduct(Product):
-    """A product that is computed by a given function.
+    """A product that a given function computes.
 
     Args:
         multiply: multiplies an array by a dense weight.
@@ -97,7 +98,7 @@ class ComputedProduct(Product):
     preferred: Any
 
     def __call__(self, x: Array, weight: Array) -> Array:
-        """Multiply with an array of the shape of the weight."""
+        """Multiply by an array of the shape of the weight."""
         return self.multiply(x, weight)
 
     def dtype(self, x: Array) -> Any:
@@ -106,7 +107,7 @@ class ComputedProduct(Product):
 
 
 def dense_product(how: Any, x: Array, weight: Any, *_: Any) -> Array:
-    """Multiply with the materialized array of a node."""
+    """Multiply by the materialized array of a node."""
     return how(x, weight.materialize())
 
 
@@ -114,10 +115,10 @@ def dense_product(how: Any, x: Array, weight: Any, *_: Any) -> Array:
 def differentiated_as(
     floats: Callable[..., Array], exact: Callable[..., Array], how: Any, *given: Any
 ) -> Array:
-    """Compute `exact(how, *given)` with the derivatives of `floats`, which is run only for those.
+    """Compute `exact(how, *given)` with the derivatives of `floats`, which runs only for those.
 
-    It is compiled, so that equal products of a model are traced once: pass the same function
-    objects in each call.
+    The computation is compiled, so that equal products of a model are traced once. This requires
+    the same function objects in each call.
 
     Args:
         floats: a function that has the derivatives.

@@ -18,7 +18,7 @@ from nnopt_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Convolution(ComputedProduct):
-    r"""A convolution; output scales apply to its result: `x * (s q) = s (x * q)`.
+    r"""A convolution, whose output scales apply to its result: `x * (s q) = s (x * q)`.
 
     Args:
         numbers: the axes of batch, features and positions of the operands and the outcome.
@@ -28,13 +28,13 @@ class Convolution(ComputedProduct):
 
     @property
     def inputs(self) -> Contraction:
-        """The contraction over all axes of an image, since each image has a grid of its own."""
+        """The contraction over all axes of an image, since each image has its own grid."""
         batch, *others = self.numbers.lhs_spec
         del batch
         return Contraction(tuple(sorted(others)), (), (), ())
 
     def scaled(self, x: Array, values: Array, scale: Array, field: Field) -> Array:
-        """Multiply with `scale * values`, for scales of output features or of groups of them."""
+        """Multiply by `scale * values`, for scales of output features or of groups of them."""
         del field
         axis = self.numbers.rhs_spec[0]
         if any(size != 1 for at, size in enumerate(scale.shape) if at != axis):
@@ -50,7 +50,7 @@ class Convolution(ComputedProduct):
 class Ragged(ComputedProduct):
     r"""A product of consecutive groups of rows, each with the matrix of its group.
 
-    With codes it is `y_r = s_{g(r)} \sum_i x_{ri} q_{g(r),i}`.
+    With codes, the product is `y_r = s_{g(r)} \sum_i x_{ri} q_{g(r),i}`.
 
     Args:
         rows: the axis of the array that holds the groups.
@@ -95,7 +95,7 @@ class Ragged(ComputedProduct):
         return x, values.astype(x.dtype)
 
     def scaled(self, x: Array, values: Array, scale: Array, field: Field) -> Array:
-        """Multiply with `scale * values`, for scales of the outputs of each group."""
+        """Multiply by `scale * values`, for scales of the outputs of each group."""
         del field
         if scale.shape[self.right] != 1:
             raise CannotStayPacked("its scales differ along axes that are summed over")

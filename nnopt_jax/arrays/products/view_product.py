@@ -17,10 +17,11 @@ Runs = tuple[tuple[int, ...], ...]
 def with_base(
     runs: Runs | None, shape: Sequence[int], ndim: int, how: Contraction
 ) -> tuple[Change, Contraction, Change] | None:
-    r"""Rewrite a product with a view as one with its base.
+    r"""Rewrite a product with a view as a product with the base of the view.
 
     A query kernel `(in, heads, head_dim)` that is stored as a matrix `(in, heads * head_dim)` is
-    multiplied as that matrix, and the outcome is split; for an output kernel the array is merged.
+    multiplied as that matrix, and the axes of the outcome are split. For an output kernel, the axes
+    of the array are merged.
 
     Args:
         runs: for each axis of the base, the axes of the view that it is split into, in order.
@@ -77,7 +78,7 @@ def with_base(
 
 
 def _inside(runs: Runs, role: Sequence[int]) -> tuple[int, ...]:
-    """Return the axes of the base whose axes in the view all have a role, in product order."""
+    """Return the axes of the base whose axes in the view all have one role, in product order."""
     whole = [base for base, run in enumerate(runs) if run and set(run) <= set(role)]
     return tuple(sorted(whole, key=lambda base: role.index(runs[base][0])))
 
