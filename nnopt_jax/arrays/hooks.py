@@ -18,7 +18,7 @@ Field = Any
 
 
 class CannotStayPacked(Exception):
-    """Raised by a hook whose node must be materialized; the interpreter catches it.
+    """The error of a hook whose node must be materialized; the interpreter catches it.
 
     Args:
         reason: why the node must be materialized, in a few words.

@@ -179,7 +179,7 @@ class CSR(SparseLayout):
 
     @property
     def starts(self) -> jax.Array:
-        """The row pointers, int32 `(rows + 1,)`, SciPy's `indptr`; `columns` are its `indices`."""
+        """The row pointers, int32 `(rows + 1,)`: SciPy's `indptr`; `columns` are its `indices`."""
         counts = materialize(self.counts).astype(jnp.int32)
         return jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts)])
 

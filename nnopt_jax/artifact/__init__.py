@@ -7,7 +7,7 @@ __all__ = ["Inspection", "LeafSize", "inspect", "load", "save", "sizes"]
 
 
 def __getattr__(name: str) -> object:
-    """Say what became of a name."""
+    """Raise an error that maps a former name to the new one."""
     if name == "Row":
         raise AttributeError("nnopt_jax.artifact.Row is now nnopt_jax.artifact.LeafSize")
     raise AttributeError(f"module 'nnopt_jax.artifact' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Integers and bits as bytes: varint I/O, and a binary arithmetic coder."""
+"""Byte-level input and output: variable-length integers, and a binary arithmetic coder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOW = 1 << 32
 
 
 def varint(value: int) -> bytes:
-    """Write a non-negative integer in 7-bit groups, the lowest first.
+    """Encode a non-negative integer in 7-bit groups, the lowest first.
 
     Args:
         value: an integer of at most 63 bits.
@@ -43,7 +43,7 @@ def varint(value: int) -> bytes:
 
 
 def framed(parts: Sequence[bytes]) -> bytes:
-    """Join parts, each but the last after its length.
+    """Join parts, each preceded by its length, except the last.
 
     Example:
         >>> framed([b"ab", b"c"]).hex()
@@ -54,7 +54,7 @@ def framed(parts: Sequence[bytes]) -> bytes:
 
 @contextlib.contextmanager
 def malformed(what: str) -> Iterator[None]:
-    """Turn errors that malformed input causes into an `ArtifactError` that names it.
+    """Turn the errors that malformed input causes into an `ArtifactError`.
 
     Args:
         what: the name of the input, for the error.
@@ -69,7 +69,7 @@ def malformed(what: str) -> Iterator[None]:
 
 
 class ByteReader:
-    """A cursor over bytes that are not trusted; missing bytes raise an `ArtifactError`.
+    """A cursor over untrusted bytes; missing bytes raise an `ArtifactError`.
 
     Args:
         data: the bytes.
@@ -97,7 +97,7 @@ class ByteReader:
         return self.take(1)[0]
 
     def varint(self, most: int | None = None) -> int:
-        """Read an integer that `varint` wrote, and refuse one above `most`."""
+        """Read an integer that `varint` wrote; raise if it is above `most`."""
         value = 0
         for place in range(_MAX_VARINT):
             byte = self.byte()
@@ -109,7 +109,7 @@ class ByteReader:
         raise ArtifactError(f"malformed: an integer of over {_MAX_VARINT} bytes.")
 
     def part(self) -> bytes:
-        """Read one part that `framed` wrote after its length."""
+        """Read one part that `framed` wrote with its length."""
         return self.take(self.varint())
 
     def parts(self, count: int) -> list[bytes]:
@@ -119,11 +119,11 @@ class ByteReader:
         return parts
 
     def rest(self) -> bytes:
-        """Read all bytes that are left."""
+        """Read all remaining bytes."""
         return self.take(len(self._data) - self._at)
 
     def end(self) -> None:
-        """Refuse bytes that nothing has read."""
+        """Raise if there are bytes left."""
         if left := len(self._data) - self._at:
             raise ArtifactError(f"malformed: {left} bytes too many.")
 
@@ -131,17 +131,17 @@ class ByteReader:
 def inflate(
     data: bytes, most: int, what: str, *, wbits: int = 15, dictionary: bytes = b""
 ) -> tuple[bytes, bytes]:
-    """Decompress by zlib, within bounds.
+    """Decompress a zlib stream, up to a greatest size.
 
     Args:
-        data: compressed bytes, not trusted.
-        most: the most bytes that they may inflate to.
+        data: compressed, untrusted bytes.
+        most: the greatest number of decompressed bytes.
         what: the name of the content, for errors.
-        wbits: as zlib has it; -15 for data without header and checksum.
-        dictionary: text that the data refer to.
+        wbits: zlib's window bits; -15 for data without header and checksum.
+        dictionary: zlib's preset dictionary.
 
     Returns:
-        The content, and the bytes behind the compressed ones.
+        The content, and the bytes that follow the compressed ones.
 
     Raises:
         ArtifactError: the data are malformed, or inflate to more.
@@ -157,7 +157,7 @@ def inflate(
 
 
 class Encoder:
-    """Writes bits; a one of odds `p` costs `16 - log2(p)` bits.
+    """A binary arithmetic encoder; a one of probability `2^-16 p` costs `16 - log2(p)` bits.
 
     Example:
         >>> odds = np.full(1000, 650)
@@ -172,7 +172,7 @@ class Encoder:
         self._low, self._span, self._out = 0, _TOP, bytearray()
 
     def code(self, odds: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
-        """Write bits of 0 and 1, each with the odds that it is a 1; return them."""
+        """Encode bits, given the odds of a 1 for each, and return them."""
         assert bits is not None
         low, span = self._low, self._span
         for chance, bit in zip(odds.tolist(), bits.tolist(), strict=True):
@@ -188,9 +188,9 @@ class Encoder:
         return bits
 
     def _shift(self, low: int) -> int:
-        """Write the top 16 bits of `low`, and the carry above them."""
+        """Write the top 16 bits of `low`, and propagate the carry above them."""
         word = low >> 32
-        if word >> 16:  # the carry runs through all trailing bytes of 255
+        if word >> 16:  # the carry propagates through all trailing bytes of 255
             at = len(self._out) - 1
             while self._out[at] == 255:
                 self._out[at] = 0
@@ -200,7 +200,7 @@ class Encoder:
         return (low & 0xFFFFFFFF) << 16
 
     def finish(self) -> bytes:
-        """Return the shortest code: the reader takes missing bytes for zeros."""
+        """Return the shortest code, since the decoder reads missing bytes as zeros."""
         low, high = self._low, self._low + self._span - 1
         drop = next(bits for bits in range(48, -1, -1) if high >> bits << bits >= low)
         low = high >> drop << drop
@@ -210,10 +210,10 @@ class Encoder:
 
 
 class Decoder:
-    """Reads what `Encoder` wrote, given the same odds in the same order.
+    """The decoder for `Encoder`, which needs the same odds in the same order.
 
     Args:
-        data: the bytes of `Encoder.finish`, whole.
+        data: exactly the bytes of `Encoder.finish`.
         most: the number of bits that may be read, so that a malformed stream cannot take forever.
 
     Example:
@@ -229,10 +229,10 @@ class Decoder:
         self._left = most
 
     def code(self, odds: np.ndarray, bits: np.ndarray | None = None) -> np.ndarray:
-        """Read one bit for each of the odds.
+        """Decode one bit for each of the odds.
 
         Raises:
-            ArtifactError: more bits are asked for than may be read.
+            ArtifactError: more than `most` bits would be read.
         """
         self._left -= len(odds)
         if self._left < 0:
@@ -256,10 +256,10 @@ class Decoder:
         return np.array(out, np.int64)
 
     def finish(self) -> None:
-        """Refuse data that no bit has needed.
+        """Raise if data is left that was not needed for any bit.
 
         Raises:
-            ArtifactError: some of the data is left.
+            ArtifactError: there is data left.
         """
         if self._at < len(self._words):
             raise ArtifactError("malformed: an arithmetic code is longer than its symbols.")

@@ -1,4 +1,4 @@
-"""Symbols to few bytes and back: tries all ways to code them and keeps the smallest."""
+"""The entropy coder: tries all ways to code an array of symbols and keeps the smallest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TABLES = 16
 _DEPTH = 3
 _NO_SIDES: Sides = (None, None)
 _CONSTANT, _RAW, _TABLE, _SPLIT_OFF, _WIDE, _CLASSED, _LINES = range(7)
-# The bytes of `line_coding` begin with flags, and these begin at `_LINES`.
+# The bytes of `line_coding` begin with flags; adding `_LINES` to them tells these streams apart.
 
 
 def encode(
@@ -38,16 +38,16 @@ def encode(
     """Code an array of symbols in as few bytes as possible.
 
     Args:
-        symbols: unsigned integers below `alphabet`, any shape; the last axis of a weight is the
-            one of its outputs.
-        alphabet: 1 to 65536.
-        center: for integers that stand for signed values, the first symbol that is not negative.
-        sides: classes `0 .. 63` of the rows, `(prod(shape[:-1]),)`, and of the columns,
-            `(shape[-1],)`, which the decoder knows beforehand, such as how often the layer before
-            computes an output; each may be None.
+        symbols: unsigned integers below `alphabet`, of any shape; the last axis of a weight holds
+            its outputs.
+        alphabet: the number of symbols, 1 to 65536.
+        center: the first symbol that stands for a non-negative value.
+        sides: side information that the decoder has, too: classes `0 .. 63` of the rows,
+            `(prod(shape[:-1]),)`, and of the columns, `(shape[-1],)`, such as the density of an
+            earlier mask; each may be None.
 
     Returns:
-        The bytes. Shape and alphabet are not among them; the decoder must know both.
+        The bytes. They do not include shape and alphabet, which the decoder must know.
 
     Raises:
         ValueRangeError: a symbol or the alphabet is out of range.
@@ -80,12 +80,12 @@ def encode(
 def decode(
     data: bytes, shape: tuple[int, ...], alphabet: int, *, sides: Sides = _NO_SIDES
 ) -> np.ndarray:
-    """Read what `encode` wrote, exactly.
+    """Decode what `encode` wrote, exactly.
 
-    Memory stays within a few times that of the symbols asked for, whatever the bytes say.
+    Memory stays within a few times that of the requested symbols, even for malicious bytes.
 
     Args:
-        data: the bytes, whole; not trusted.
+        data: all bytes, untrusted.
         shape: shape of the symbols.
         alphabet: as given to `encode`.
         sides: as given to `encode`.
@@ -107,7 +107,7 @@ def decode(
 
 
 def _shifted(data: bytes, by: int) -> bytes:
-    """Add to the first byte."""
+    """Add to the first byte, which tells formats apart."""
     return bytes([data[0] + by]) + data[1:]
 
 
@@ -134,7 +134,7 @@ def _decode(
         return _unpack(reader.rest(), size, alphabet)
     if way >= _LINES:
         return line_coding.decode(_shifted(data, -_LINES), shape, alphabet, sides, _MOST_DECISIONS)
-    if not depth:  # streams within streams: an encoder nests three at most
+    if not depth:  # the depth of nested streams, of which an encoder uses three at most
         raise ArtifactError(f"malformed: a stream is coded in unknown way {way}.")
     if way == _SPLIT_OFF:
         return _decode_split(reader, shape, alphabet, depth - 1)
@@ -144,7 +144,7 @@ def _decode(
 
 
 def _pack(symbols: np.ndarray, alphabet: int) -> bytes:
-    """Plain bits, the lowest first."""
+    """Pack symbols in bits, the lowest bit first."""
     width = (alphabet - 1).bit_length()
     if width in (8, 16):
         return symbols.astype(f"<u{width // 8}").tobytes()
@@ -170,7 +170,7 @@ def _unpack(data: bytes, size: int, alphabet: int) -> np.ndarray:
 
 
 def _encode_large(symbols: np.ndarray, alphabet: int, center: int) -> bytes:
-    """Code a long stream in the way that suits it; its parts may be streams again."""
+    """Code a long stream in the smallest way; parts of it may be streams themselves."""
     counts = np.bincount(symbols.ravel(), minlength=alphabet)
     top = int(counts.argmax())
     if alphabet > 2 and counts[top] >= _SPLIT * symbols.size:
@@ -191,7 +191,7 @@ def _encode_large(symbols: np.ndarray, alphabet: int, center: int) -> bytes:
 def _classed(
     symbols: np.ndarray, counts: np.ndarray, alphabet: int, center: int
 ) -> tuple[Sequence[np.ndarray], list[np.ndarray]]:
-    """Classes of rows and columns with the symbols class by class, or all in one."""
+    """Return classes of rows and columns with the symbols of each class, or one class."""
     if symbols.ndim > 1:
         matrix = symbols.reshape(-1, symbols.shape[-1])
         classes = rans.find_classes(matrix, alphabet, center)
@@ -205,7 +205,7 @@ def _classed(
 def _decode_tables(
     reader: ByteReader, shape: tuple[int, ...], alphabet: int, depth: int | None
 ) -> np.ndarray:
-    """Decode a stream of one table, or, down to a depth, of classes with tables of their own."""
+    """Decode a stream of one table or, up to `depth` levels deep, of classes of tables."""
     low = reader.varint(alphabet - 2)  # the least symbol, and the number of symbols from it on
     span = reader.varint(min(alphabet - low, rans.MOST_SYMBOLS))
     if span < 2:
@@ -229,7 +229,7 @@ def _decode_tables(
 def _decode_split(
     reader: ByteReader, shape: tuple[int, ...], alphabet: int, depth: int
 ) -> np.ndarray:
-    """Decode where the most common symbol is not, and what stands there."""
+    """Decode a stream of the positions of the most common symbol, and of the other symbols."""
     top = reader.varint(alphabet - 1)
     there = _decode(reader.part(), shape, 2, depth=depth).astype(bool)
     others = _decode(reader.rest(), (int(there.sum()),), alphabet - 1, depth=depth)
@@ -239,7 +239,7 @@ def _decode_split(
 
 
 def _encode_wide(symbols: np.ndarray) -> bytes:
-    """Code high bytes, then low bytes: apart for each common high byte, together for the rest."""
+    """Code high bytes, then low bytes in groups, one for each common high byte."""
     high, low = (symbols >> 8).astype(np.uint8), (symbols & 255).astype(np.uint8)
     group, count = _groups(high)
     return framed([encode(high, 256), *(encode(low[group == i], 256) for i in range(count))])
@@ -256,7 +256,7 @@ def _decode_wide(reader: ByteReader, size: int, alphabet: int, depth: int) -> np
 
 
 def _groups(high: np.ndarray) -> tuple[np.ndarray, int]:
-    """Groups of symbols by high byte: one for each whose low bytes repay a table, one for the rest.
+    """Group symbols by high byte: one group for each common one, and one for the rest.
 
     Returns:
         The group of each symbol, and the number of groups.

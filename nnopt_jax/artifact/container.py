@@ -1,4 +1,4 @@
-"""A tree as the body of a file: a description, a program, and the streams of all arrays."""
+"""The body of a file: a description of a tree, a program, and the streams of all arrays."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SMALL = 1 << 12
 
 @dataclasses.dataclass(frozen=True)
 class StreamPlan:
-    """The streams of a tree, and how they lie in a file.
+    """The streams of a tree in the order of the file.
 
     Args:
-        streams: all of them, in order.
-        same: by number of a stream, the earlier one that it repeats.
+        streams: all streams, in order.
+        same: maps the number of a stream to the earlier stream that it repeats.
     """
 
     streams: list[Stream]
@@ -38,12 +38,12 @@ class StreamPlan:
 
     @property
     def coded(self) -> list[Stream]:
-        """The streams of symbols; each is a part of the file."""
+        """The streams of symbols, each of which is a part of the file."""
         return [x for _, x in self._first() if not isinstance(x, PlainArray)]
 
     @property
     def pools(self) -> list[list[ArraySlot]]:
-        """Plain arrays that are coded together, byte by byte; each byte is a part of the file."""
+        """Groups of plain arrays that are coded together; each byte plane is a part of the file."""
         pools: dict[tuple[int, int], list[ArraySlot]] = {}
         for number, stream in self._first():
             if isinstance(stream, PlainArray) and stream.slot.size:
@@ -57,15 +57,15 @@ class StreamPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """The contents of a file, with no array decoded yet.
+    """The contents of a file, before any array is decoded.
 
     Args:
         tree: the tree, with `jax.ShapeDtypeStruct` for arrays.
-        metadata: the JSON beside it.
+        metadata: JSON that was saved with the tree.
         plan: the streams.
         coded: the bytes of each coded stream, in the order of `plan.coded`.
-        planes: the bytes of each byte plane, pool by pool.
-        program: bytes that compute with the tree; mostly empty.
+        planes: for each pool, the bytes of each byte plane.
+        program: a serialized program that takes the tree; often empty.
     """
 
     tree: Any
@@ -77,12 +77,12 @@ class Contents:
 
 
 def write(tree: Any, metadata: Any = None, program: bytes = b"") -> bytes:
-    """Write a tree.
+    """Encode a tree as the body of a file.
 
     Args:
         tree: pytree of arrays and nodes.
-        metadata: JSON to keep beside it.
-        program: bytes that go with it and are not looked into; they come before the streams.
+        metadata: JSON to save with the tree.
+        program: bytes to save with the tree, written before the streams.
 
     Returns:
         The body of a file.
@@ -112,12 +112,12 @@ def write(tree: Any, metadata: Any = None, program: bytes = b"") -> bytes:
 
 
 def contents(body: bytes, version: int, max_bytes: int) -> Contents:
-    """Read what a body holds, and refuse what is damaged, unknown or too large.
+    """Read the contents of a body, and raise if it is damaged, unknown or too large.
 
     Args:
-        body: the bytes, whole; not trusted.
+        body: all bytes, untrusted.
         version: the format of the file.
-        max_bytes: the most memory that the arrays may take.
+        max_bytes: the greatest number of bytes that the arrays may take in memory.
 
     Returns:
         The contents.
@@ -153,7 +153,7 @@ def read(found: Contents) -> Any:
     """Decode the arrays of a file, bit for bit.
 
     Args:
-        found: its contents.
+        found: the contents of the file.
 
     Returns:
         The tree.
@@ -175,7 +175,7 @@ def read(found: Contents) -> Any:
 
 
 def _planned(slots: Any, notes: dict[str, Any]) -> StreamPlan:
-    """The plan that the notes of a file lead to."""
+    """Return the plan of streams that the notes of a file imply."""
     with malformed("notes"):
         streams = streams_of(slots, [int(number) for number in notes.get("apart", [])])
         same = {int(number): int(first) for number, first in notes.get("same", [])}
@@ -190,12 +190,12 @@ def _planned(slots: Any, notes: dict[str, Any]) -> StreamPlan:
 
 
 def _rebuilds(stream: Stream, arrays: Sequence[np.ndarray]) -> bool:
-    """Whether the symbols of a stream give its arrays back to the bit."""
+    """Return whether the symbols of a stream restore its arrays bit for bit."""
     if isinstance(stream, PlainArray):
         return True
     try:
         again = stream.arrays(stream.symbols(arrays))
-    except (ValueError, IndexError):  # a mask that keeps more or fewer values than there are
+    except (ValueError, IndexError):  # a mask that keeps more or fewer values than the node holds
         return False
     pairs = ((arrays[i], again[i]) for i in stream.covers)
     return all(
@@ -209,7 +209,7 @@ def _identity(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
 
 
 def _repeats(streams: Sequence[Stream], arrays: Sequence[np.ndarray]) -> dict[int, int]:
-    """Streams whose arrays were there before, each with the first of its kind."""
+    """Return the streams whose arrays equal those of an earlier stream, with that stream."""
     first: dict[Any, int] = {}
     same = {}
     for number, stream in enumerate(streams):
@@ -229,7 +229,7 @@ def _encode(stream: Stream, arrays: Sequence[np.ndarray], profiles: Profiles) ->
 
 
 def _octets(array: np.ndarray) -> np.ndarray:
-    """The bytes of the elements, `(size, itemsize)`, the lowest first."""
+    """Return the bytes of the elements, `(size, itemsize)`, the lowest first."""
     flat = np.ascontiguousarray(array).reshape(-1, 1)
     return flat.view(np.uint8) if flat.size else np.zeros((0, array.dtype.itemsize), np.uint8)
 

@@ -1,8 +1,8 @@
-"""The context model: odds for each bit of a matrix of symbols, learned from its neighbors.
+"""The context model: adaptive odds for each bit of a matrix of symbols, given its neighbors.
 
 Symbols lie in lines, like the rows of a weight matrix. A line is coded after the lines above it, so
-that contexts are computed for whole runs of symbols at once. Three questions are asked of a symbol,
-in bits: is it there at all, on which side of the center does it lie, and how far from it.
+that contexts are computed for whole runs of symbols at once. The bits of a symbol say whether it is
+present, on which side of the center it lies, and how far from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 
 from nnopt_jax.artifact.byte_io import ODDS_BITS, Decoder, Encoder
 
-# Presence and codes are coded in about so many batches at least, since each batch costs time.
+# The least numbers of batches, about, of presence bits and codes. Small batches adapt faster, but
+# each batch costs time.
 _BATCHES, _CODE_BATCHES, _LEAST_BATCH = 2048, 512, 32
 _LEVELS = 8
 """Bits of a magnitude that have its higher bits as context; those below have none."""
@@ -45,16 +46,16 @@ Coder = Encoder | Decoder
 
 @dataclasses.dataclass(frozen=True)
 class LineLayout:
-    """How an array of symbols lies in lines, and what its symbols mean.
+    """The arrangement of an array of symbols in lines, and the meaning of the symbols.
 
     Args:
         shape: shape of the array.
         alphabet: number of symbols.
-        hole: the symbol that means "nothing here", if there is one; moved to 0 before coding.
-        center: codes below it count as negative.
-        prior: log-odds that something is there, in eighths of a doubling, 128 for even odds.
+        hole: the symbol that marks an absent value, if there is one; moved to 0 before coding.
+        center: the first code that counts as non-negative.
+        prior: log-odds that a symbol is present, in eighths of a doubling; 128 for even odds.
         turned: whether lines run along the leading axes instead of the last.
-        lags: distances in lines at which weights resemble each other; none, one or two.
+        lags: up to two distances, in lines, at which weights resemble each other.
     """
 
     shape: tuple[int, ...]
@@ -67,12 +68,12 @@ class LineLayout:
 
     @property
     def size(self) -> int:
-        """Number of symbols."""
+        """The number of symbols."""
         return math.prod(self.shape)
 
     @property
     def width(self) -> int:
-        """Symbols in a line: whole rows, so many that the number of lines is bounded."""
+        """The number of symbols in a line: whole rows, enough to bound the number of lines."""
         if len(self.shape) < 2 or not self.size:
             return max(_LEAST_WIDTH, -(-self.size // (MOST_LINES // 2)))
         row = self.size // self.shape[-1] if self.turned else self.shape[-1]
@@ -80,12 +81,12 @@ class LineLayout:
 
     @property
     def lines(self) -> int:
-        """Number of lines; the last one may be shorter."""
+        """The number of lines, of which the last may be shorter."""
         return -(-self.size // self.width)
 
     @property
     def levels(self) -> int:
-        """Bits of a magnitude."""
+        """The number of bits of a magnitude."""
         codes = self.alphabet - (self.hole is not None)
         return (max(self.center, codes - self.center) - 1).bit_length()
 
@@ -95,7 +96,7 @@ class LineLayout:
 
 @functools.cache
 def _logarithms() -> np.ndarray:
-    """`256 log2(n)`, rounded. No value comes near a half, so every platform rounds alike."""
+    """Return `256 log2(n)`, rounded; no value is near a half, so all platforms agree."""
     table = np.zeros(_MOST, np.int16)
     table[1:] = np.rint(_STRETCH * np.log2(np.arange(1, _MOST)))
     return table
@@ -103,23 +104,23 @@ def _logarithms() -> np.ndarray:
 
 @functools.cache
 def _squash() -> np.ndarray:
-    """Odds of log-odds `-4096 .. 4095`, rounded likewise."""
+    """Return the odds for log-odds `-4096 .. 4095`, rounded in the same way."""
     chance = 1 / (1 + 2.0 ** (-np.arange(-4096, 4096) / _STRETCH))
     return np.rint(chance * 2**ODDS_BITS).clip(1, 2**ODDS_BITS - 1).astype(np.int64)
 
 
 def _log2(values: np.ndarray | int) -> np.ndarray:
-    """Logarithms of integers from 1, in units of 2^-8; those of 2^20 and more are equal."""
+    """Return the logarithms of integers from 1, in units of 2^-8, capped at that of 2^20."""
     return _logarithms()[np.minimum(values, _MOST - 1)]
 
 
 def _chance(prior: int) -> int:
-    """The odds of a one from log-odds, 256 to a doubling."""
+    """Return the odds of a one from log-odds, 256 to a doubling."""
     return int(_squash()[min(max(prior, -4096), 4095) + 4096])
 
 
 def density_class(numerator: np.ndarray | int, denominator: np.ndarray | int) -> np.ndarray:
-    """Return a density as one of 64 classes, three to a doubling: 60 is one, 0 is 2^-20 and less.
+    """Return a density as one of 64 classes, three to a doubling, from 2^-20 (0) to 1 (60).
 
     Example:
         >>> density_class(np.array([1, 1, 3]), 8)
@@ -130,19 +131,19 @@ def density_class(numerator: np.ndarray | int, denominator: np.ndarray | int) ->
 
 
 def _magnitude_class(total: np.ndarray, count: np.ndarray, levels: int, steps: int) -> np.ndarray:
-    """A mean magnitude as one of 16 classes; 0 where there is none."""
+    """Return a mean magnitude as one of 16 classes; 0 if the count is 0."""
     mean = total * steps // np.maximum(count << levels, 1)
     return np.where(count > 0, 1 + np.minimum(mean, 14), 0)
 
 
 class Mixer:
-    r"""Odds for bits, mixed from adaptive counts; integers only, so that they never differ.
+    r"""Odds for bits, mixed from adaptive counts in integer arithmetic, equal on all platforms.
 
     $$ \mathrm{odds} = \sigma\Big(b + \sum_i w_i \big(\ln\tfrac{n^1_i}{n^0_i} - b\big)\Big) $$
 
     Each of `k` models sorts a bit into one of its contexts and counts ones and zeros there; `b` is
-    the log-odds before the first bit, and the weights follow the gradient of the code length.
-    Bits are handled in batches: the bits of one batch do not see each other.
+    the log-odds before the first bit, and the weights follow the gradient of the code length. Bits
+    are coded in batches; the bits of one batch do not influence each other.
 
     Args:
         sizes: the number of contexts of each model.
@@ -163,7 +164,7 @@ class Mixer:
 
     def __init__(self, sizes: Sequence[int], prior: int = 0) -> None:
         self._start = np.cumsum([0, *sizes[:-1]])[:, None]
-        # The zeros of all contexts, then the ones: a bit of value y is counted at y * total.
+        # The counts of zeros for all contexts, then those of ones: a bit y is counted at y * total.
         self._ones = sum(sizes)
         one = _chance(prior)
         zero = (1 << ODDS_BITS) - one
@@ -178,12 +179,12 @@ class Mixer:
         self._logarithms, self._squash = _logarithms(), _squash()
 
     def code(self, coder: Coder, contexts: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
-        """Code one batch of bits and learn from it.
+        """Code one batch of bits and update the model.
 
         Args:
-            coder: writes or reads.
-            contexts: `(k, n)`: the context of every bit in every model.
-            bits: `(n,)` zeros and ones to write, or None to read them.
+            coder: an `Encoder` or a `Decoder`.
+            contexts: `(k, n)`, the context of every bit in every model.
+            bits: `(n,)` zeros and ones to encode, or None to decode them.
 
         Returns:
             The bits.
@@ -203,7 +204,7 @@ class Mixer:
         return bits
 
     def _make_room(self, most: int) -> None:
-        """Halve large counts, so that none can grow out of the table of logarithms."""
+        """Halve large counts, so that they stay within the table of logarithms."""
         self._room -= most
         if self._room > 0:
             return
@@ -217,14 +218,15 @@ class Mixer:
 
 
 class LagPredictor:
-    """Weighted sums over the lines above that resemble the line at hand.
+    """Weighted sums over earlier lines that resemble the current line.
 
-    Two lags span a plane (pixels beside pixels, kernels beside kernels), in which a disc around
-    the place at hand is summed: weighted by distance, and over a smaller disc by its square.
+    Two lags span a plane (such as the pixels of an image), in which the entries in a disc around
+    the current one are summed, weighted by the inverse distance, and those in a smaller disc by its
+    square.
 
     Args:
         lags: one or two distances in lines.
-        lines: number of lines.
+        lines: the number of lines.
         width: symbols in a line.
     """
 
@@ -245,33 +247,33 @@ class LagPredictor:
         self._fields = np.zeros((3, self._far + lines, width), np.int32)
 
     def push(self, line: int, fields: np.ndarray) -> None:
-        """Note a line: what is there, its signs, its sizes; `(3, width)`."""
+        """Store a line's presence, signs and magnitudes, `(3, width)`."""
         self._fields[:, self._far + line] = fields
 
     def sums(self, line: int) -> np.ndarray:
-        """Return sums of the fields over the wide disc and the close one, `(3, 2, width)`."""
+        """Return the sums of the fields over the wide and the close disc, `(3, 2, width)`."""
         return np.matmul(self._weights, self._fields[:, self._far + line - self._lags])
 
     def pattern(self, line: int) -> np.ndarray:
-        """Return which of the nearest places are taken, as one of 16 classes."""
+        """Return which of the nearest entries are present, as one of 16 classes."""
         taken = self._fields[0, self._far + line - self._close]
         return (taken << np.arange(len(self._close))[:, None]).sum(0)
 
     def reach(self, line: int) -> int:
-        """Return the sum of all weights of the disc that lie within the array."""
+        """Return the sum of the weights of the disc's entries that lie within the array."""
         return int(self._weights[0, self._lags <= line].sum())
 
 
 class ContextModel:
-    """The state of one walk over the lines: the lines so far, and the mixers that learn from them.
+    """The state of a pass over the lines: the coded lines and their adaptive mixers.
 
-    Fields come in threes: what is there (0 or 1), its sign (-1 or 1), its size (from 1).
+    Each symbol has three fields: presence (0 or 1), sign (-1 or 1) and magnitude (from 1).
 
     Args:
-        coder: writes or reads bits.
-        layout: what writer and reader both know.
-        sides: classes `0 .. 63` of every line, `(lines, 1)`, or of every place in a line,
-            `(1, width)`: side information that writer and reader share.
+        coder: an `Encoder` or a `Decoder`.
+        layout: the layout, which encoder and decoder both know.
+        sides: side information that encoder and decoder both have: classes `0 .. 63` of every line,
+            `(lines, 1)`, or of every position in a line, `(1, width)`.
     """
 
     def __init__(self, coder: Coder, layout: LineLayout, sides: Sequence[np.ndarray]) -> None:
@@ -290,7 +292,7 @@ class ContextModel:
         self.code_run = max(_LEAST_BATCH, layout.size // _CODE_BATCHES)
 
     def walk(self, symbols: np.ndarray | None) -> np.ndarray:
-        """Code all lines: write the symbols, `(size,)` int64, or read them where they are None."""
+        """Encode the symbols, `(size,)` int64, line by line; decode them if they are None."""
         width, size = self.layout.width, self.layout.size
         coded = [np.zeros(0, np.int64)]
         for line, start in enumerate(range(0, size, width)):
@@ -337,7 +339,7 @@ class ContextModel:
     def _codes(
         self, at: np.ndarray, total: int, near: np.ndarray | None, codes: np.ndarray | None
     ) -> np.ndarray:
-        """Code the symbols at some places of a line that holds `total` codes."""
+        """Code the symbols at some positions of a line that holds `total` codes."""
         center = self.layout.center
         count, sign, size = self.seen[:, at]
         around = None if near is None else near[:, 1, at]
@@ -360,7 +362,7 @@ class ContextModel:
     def _magnitudes(
         self, classes: np.ndarray, above: np.ndarray, sizes: np.ndarray | None
     ) -> np.ndarray:
-        """Code magnitudes from the highest bit down: a walk from the root of a binary tree."""
+        """Code magnitudes from the highest bit down, as a path from the root of a binary tree."""
         size = np.zeros_like(above)
         for known in range(self.levels):
             node = (1 << known) + size + above * (self.nodes >> 1)
@@ -385,5 +387,5 @@ def _bits(condition: np.ndarray) -> np.ndarray:
 
 
 def _sizes(codes: np.ndarray, center: int) -> np.ndarray:
-    """How far codes lie from the center, counted from 0 on either side."""
+    """Return the distance of codes from the center, counted from 0 on either side."""
     return np.where(codes >= center, codes - center, center - 1 - codes)

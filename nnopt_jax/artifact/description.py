@@ -1,11 +1,11 @@
-"""The description of a file's tree: plain JSON, compressed; and the arrays that it declares.
+"""The description of the tree in a file: compressed, plain JSON that declares all arrays.
 
-A description of format 3 is raw deflate of an object of JSON: `tree`, and where they are not empty
-`metadata`, `apart` (streams whose arrays are coded one by one), `same` (streams that repeat an
-earlier one) and `program` (the bytes of a program). Of a tree, an array is `[dtype, shape]`, a
-container `{"dict": {...}}`, `{"list": [...]}` or `{"tuple": [...]}`, and a node
-`{"class": name, ...}` with its settings and fields by name. Formats 1 and 2 have lists in place of
-names, sizes apart from the text, and a dictionary of words.
+A description of format 3 is a JSON object, compressed as raw deflate. It has the key `tree` and, if
+they are not empty, `metadata`, `apart` (streams whose arrays are coded one by one), `same` (streams
+that repeat an earlier one) and `program` (the number of bytes of a program). In a tree, an array is
+`[dtype, shape]`, a container is `{"dict": {...}}`, `{"list": [...]}` or `{"tuple": [...]}`, and a
+node is `{"class": name, ...}` with its settings and fields by name. Formats 1 and 2 have lists in
+place of names, store sizes separately from the text, and use a preset dictionary.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _WRAPPED = (jax.tree_util.GetAttrKey("value"),)
 
 
 def write_description(tree: Any, notes: dict[str, Any]) -> bytes:
-    """Describe a tree, with notes beside it.
+    """Describe a tree together with notes.
 
     Args:
         tree: pytree of arrays and nodes in plain containers.
-        notes: what else belongs to the file, by name; empty values are left out.
+        notes: other entries of the file by name; empty values are omitted.
 
     Returns:
         Compressed JSON.
 
     Raises:
-        ValueRangeError: the notes are not JSON, or it is all too long.
+        ValueRangeError: the notes are not JSON, or the description is too long.
 
     Example:
         >>> data = write_description({"w": np.zeros((2, 3))}, {"metadata": {"epoch": 3}})
@@ -71,14 +71,14 @@ def read_description(data: bytes, version: int) -> tuple[Any, dict[str, Any], in
     """Rebuild the tree that a file describes, with `jax.ShapeDtypeStruct` for arrays.
 
     Args:
-        data: the bytes, whole; not trusted.
+        data: all bytes, untrusted.
         version: the format of the file.
 
     Returns:
-        The abstract tree, whose nodes are checked; the notes; and the bytes that its arrays take.
+        The abstract tree, with its nodes checked; the notes; and the bytes that the arrays take.
 
     Raises:
-        ArtifactError: the data are malformed, or inflate to more than a description may be.
+        ArtifactError: the data is malformed, or too large when decompressed.
     """
     with malformed("description"):
         description, notes = _read(data) if version > 2 else _read_coded(data)
@@ -99,7 +99,7 @@ def _read(data: bytes) -> tuple[Any, Any]:
 
 
 def _flat(at: Any) -> Any:
-    """The form that files have of what `describe` returns: settings and fields in one object."""
+    """Merge the settings and fields of nodes that `describe` returned into one object each."""
     if not isinstance(at, dict):
         return at
     if "node" in at:
@@ -128,7 +128,7 @@ def _nested(at: Any) -> Any:
 
 
 def _node_class(text: str) -> tuple[str, int]:
-    """Name and version of a class, from a name that may end in `/2`."""
+    """Split a class name that may end in `/2` into name and version."""
     name, _, version = text.partition("/")
     if name not in NODE_TYPES:
         raise ArtifactError(f"load: unknown node {name!r}.{nearest(name, NODE_TYPES)}")
@@ -141,7 +141,7 @@ def _node(name: str, version: int, static: dict[str, Any], fields: dict[str, Any
 
 # ---------------------------------------------------------------------- formats 1 and 2
 
-# The text that coded descriptions refer to. A change of one character would make every file of
+# The preset dictionary of coded descriptions. Changing one character would make every file of
 # formats 1 and 2 unreadable.
 _WORDS = (
     '"complex64","float64","int64","uint32","int4","uint16",0],"int16",0],"bool",0],"int32",0],'
@@ -160,7 +160,7 @@ _SHARED = '["Codebook","float32",["Bits",0,0],["float32",0],null]'
 
 
 def coded_words() -> bytes:
-    """Return the preset dictionary of deflate for coded descriptions.
+    """Return the preset deflate dictionary of coded descriptions.
 
     Example:
         >>> f"{zlib.crc32(coded_words()):08x}"
@@ -194,7 +194,7 @@ def _with_sizes(value: Any, sizes: ByteReader) -> Any:
 
 
 def _lengthen(short: Any) -> Any:
-    """The description that a short one stands for; lists begin with their kind."""
+    """Expand a short description, whose lists begin with their kind."""
     if short is None:
         return None
     if isinstance(short, dict):
@@ -208,13 +208,13 @@ def _lengthen(short: Any) -> Any:
 
 
 def _lengthen_node(name: str, version: int, rest: list[Any]) -> Any:
-    """Name settings and fields, which lie in the order of the class; derive what is left out."""
+    """Name the settings and fields, which are listed in class order, and derive omitted ones."""
     if name == "Bits" and all(type(value) is int for value in rest):
         width, *shape = rest
         low = shape.pop(0) if shape and shape[0] < 0 else 0
         return _bits(width, low, shape)
     names, static = NODE_TYPES[name].names(), NODE_TYPES[name].names(is_static=True)
-    given = max(len(rest) - len(names), 0)  # late settings may be left out
+    given = max(len(rest) - len(names), 0)  # late settings may be omitted
     settings = dict(zip(static[:given], rest[:given], strict=True))
     fields = dict(zip(names, rest[given:], strict=True))
     if name == "Sparse" and fields["support"] is True:
@@ -227,7 +227,7 @@ def _lengthen_node(name: str, version: int, rest: list[Any]) -> Any:
 
 
 def _bits(width: int, low: int, shape: Sequence[int]) -> Any:
-    """The description of what `Bits.of` made, whatever the layout that is given."""
+    """Return the description of what `Bits.of` makes, whatever layout the file states."""
     rows = bool(len(shape) and shape[-1] and shape[-1] % 8 == 0)
     words = [*shape] if rows else [math.prod(shape)]
     words[-1] = packed_size(words[-1], width)
@@ -239,14 +239,14 @@ def _bits(width: int, low: int, shape: Sequence[int]) -> Any:
 
 
 def plain(tree: Any) -> Any:
-    """Replace every container that a file does not know by the dictionary of its fields.
+    """Replace every container that files do not support by the dictionary of its fields.
 
     Args:
         tree: any pytree of arrays and nodes.
 
     Returns:
-        Dictionaries with string keys, lists, tuples, None, nodes and arrays; a wrapper around a
-        lone `value`, as NNX has, becomes the value.
+        Dictionaries with string keys, lists, tuples, None, nodes and arrays. A wrapper whose only
+        field is `value`, as in NNX, becomes its value.
 
     Raises:
         SelectionError: two children of a container would get the same name.
@@ -276,15 +276,15 @@ def _is_key(dtype: Any) -> bool:
 
 
 def _is_numeric(dtype: Any) -> bool:
-    """Whether a file holds such arrays: numbers, truth values and keys."""
+    """Return whether a file can hold arrays of this dtype: numbers, booleans and keys."""
     return _is_key(dtype) or dtype == np.bool_ or jnp.issubdtype(dtype, jnp.number)
 
 
 def check_storable(tree: Any) -> None:
-    """Raise if there are leaves that `load` would refuse, before anything is written.
+    """Check, before anything is written, that `load` would accept all leaves.
 
     Raises:
-        ArtifactError: there are some; all are named.
+        ArtifactError: there are leaves that it would not accept; all are named.
 
     Example:
         >>> check_storable({"name": "net", "w": np.ones(2)})
@@ -305,7 +305,7 @@ out of the tree, or give it as metadata
 
 
 def to_host(leaf: Any) -> np.ndarray:
-    """Return a leaf as NumPy; keys as the integers they are made of.
+    """Return a leaf as a NumPy array; PRNG keys as their integers.
 
     Example:
         >>> to_host(jax.random.key(7))
@@ -317,19 +317,19 @@ def to_host(leaf: Any) -> np.ndarray:
 
 
 def from_host(array: np.ndarray, like: jax.ShapeDtypeStruct) -> Any:
-    """Invert `to_host`: a JAX array, or NumPy's where JAX would cut a dtype of 64 bits short."""
+    """Invert `to_host`; return a NumPy array where JAX would truncate a 64-bit dtype."""
     if _is_key(like.dtype):
         name = next(name for name in _KEYS if jax.random.key(0, impl=name).dtype == like.dtype)
         return jax.random.wrap_key_data(jnp.asarray(array), impl=name)
     cut = jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
-    return array if cut else jax.device_put(array)  # jnp.asarray would compile for each shape
+    return array if cut else jax.device_put(array)  # `jnp.asarray` would compile for each shape.
 
 
 def struct(dtype: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """Return an abstract array of numbers.
+    """Return an abstract array of a numeric dtype.
 
     Raises:
-        ArtifactError: the dtype holds anything but numbers, truth values or keys.
+        ArtifactError: the dtype is not one of numbers, booleans or keys.
 
     Example:
         >>> struct("object", (2,))
@@ -343,7 +343,7 @@ def struct(dtype: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
 
 
 def slot_tree(tree: Any) -> Any:
-    """Return the tree with an `ArraySlot` for each array, abstract or not."""
+    """Return the tree with an `ArraySlot` in place of each array, abstract or not."""
     leaves, structure = jax.tree.flatten(tree)
     slots = []
     for index, leaf in enumerate(leaves):
@@ -357,7 +357,7 @@ def slot_tree(tree: Any) -> Any:
 
 
 def declared_bytes(tree: Any) -> int:
-    """Return the bytes of all arrays of an abstract tree, and of the masks that decoding needs.
+    """Return the bytes of all arrays of an abstract tree, and of masks needed for decoding.
 
     Example:
         >>> declared_bytes({"w": struct("float32", (2, 3))})
@@ -368,7 +368,7 @@ def declared_bytes(tree: Any) -> int:
 
 
 def _nodes(tree: Any) -> Iterator[Node]:
-    """All nodes of a tree, the inner ones after those that hold them."""
+    """Yield all nodes of a tree, outer ones before those inside them."""
     for leaf in jax.tree.leaves(tree, is_leaf=is_node):
         if isinstance(leaf, Node):
             yield leaf
@@ -376,7 +376,7 @@ def _nodes(tree: Any) -> Iterator[Node]:
 
 
 def _check_numbers(tree: Any) -> None:
-    """Raise if a node's own settings state no shape or no dtype of numbers."""
+    """Raise if the static fields of a node state an invalid shape or dtype."""
     for node in _nodes(tree):
         if not all(type(size) is int and size >= 0 for size in node.shape):
             raise ArtifactError(f"load: {node.shape!r} is not a shape.")

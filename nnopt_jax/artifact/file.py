@@ -1,7 +1,7 @@
 """`save` and `load`: one small file for a tree of arrays and packed parameters.
 
 A file is a safetensors header of one tensor of bytes, a version, a body (see `container`), and a
-checksum over every byte before it. Files appear by a rename, and so are complete or absent.
+checksum of all bytes before it. Files are renamed into place, so that they are complete or absent.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _SUM_BYTES = 4
 def save(
     path: str | os.PathLike[str], tree: Any, *, metadata: Any = None, program: bytes = b""
 ) -> None:
-    """Write a tree to one small file.
+    """Save a tree in one small file.
 
-    Codes, masks and indices are entropy-coded in the context of their neighbors; arrays that occur
-    twice are written once. The file appears by a rename: complete, or not at all.
+    Codes, masks and indices are entropy-coded in the context of their neighbors. Arrays that occur
+    twice are written once. The file is renamed into place, so that it is complete or absent.
 
     Args:
-        path: the file to write; `.nnopt` by custom.
+        path: the file to write, usually with the ending `.nnopt`.
         tree: pytree of arrays and nodes, as `tx.pack` returns it. Dictionaries, lists, tuples and
-            None stay what they are; other containers become dictionaries of their fields, and keys
-            become strings.
-        metadata: any JSON, to keep beside the tree.
-        program: bytes of what computes with the tree, kept as they are; see
-            `nnopt_jax.transfer.save_model`, which gives them.
+            None are kept; other containers become dictionaries of their fields, and keys become
+            strings.
+        metadata: any JSON, to save with the tree.
+        program: a serialized program that takes the tree, stored unchanged;
+            `nnopt_jax.transfer.save_model` passes it.
 
     Raises:
-        ArtifactError: a leaf is not an array of numbers, or the file cannot be written; the file
-            that was at `path` before is untouched.
-        ValueRangeError: the metadata is not JSON, `path` not a path, or `program` not bytes.
+        ArtifactError: a leaf is not an array of numbers, or the file cannot be written; an older
+            file at `path` is untouched.
+        ValueRangeError: the metadata is not JSON, `path` is not a path, or `program` is not bytes.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -81,20 +81,20 @@ def _check_path(caller: str, path: Any) -> None:
 
 
 def load(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> Any:
-    """Read a tree, bit for bit, with no model code and no pickle.
+    """Load a tree, bit for bit, without model code or pickle.
 
     Args:
         path: a file that `save` wrote.
-        max_bytes: the most memory that the arrays may take, masks included; a file that declares
-            more is refused before anything is allocated.
+        max_bytes: the greatest number of bytes that the arrays may take in memory, masks included.
+            A file that declares more raises an error before anything is allocated.
 
     Returns:
-        The tree: JAX arrays, or NumPy's of 64 bits where JAX has those turned off, in the nodes
-        and containers that were saved.
+        The tree, in the nodes and containers that were saved. Leaves are JAX arrays; those of
+        64-bit dtypes are NumPy arrays where JAX has these dtypes disabled.
 
     Raises:
-        ValueRangeError: `path` is not a path, or `max_bytes` not a whole number.
-        ArtifactError: there is no such file; it is damaged, of an unknown version, or too large.
+        ValueRangeError: `path` is not a path, or `max_bytes` is not a whole number.
+        ArtifactError: the file does not exist, is damaged, has an unknown version, or is too large.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -109,7 +109,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) ->
 
 
 def contents(path: str | os.PathLike[str], max_bytes: int) -> container.Contents:
-    """Return what a file holds, with no array decoded yet; raises as `load` does."""
+    """Return the contents of a file before any array is decoded; raises like `load`."""
     settings = Settings("load")
     settings.integer("max_bytes", max_bytes, 0)
     settings.done()
@@ -124,20 +124,20 @@ def contents(path: str | os.PathLike[str], max_bytes: int) -> container.Contents
 
 
 def _header(size: int) -> bytes:
-    """Length and text of the header of one tensor of bytes."""
+    """Return the length and the text of the safetensors header of one tensor of bytes."""
     text = b'{"nnopt":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (size, size)
     return len(text).to_bytes(8, "little") + text
 
 
 def sealed(body: bytes, version: int = VERSION) -> bytes:
-    """Put header and footer around a body.
+    """Wrap a body in the header, version and checksum of a file.
 
     Args:
-        body: the content.
-        version: its format.
+        body: the body of the file.
+        version: the version of its format.
 
     Returns:
-        Header, version, body and CRC-32: a file that `safetensors` opens.
+        Header, version, body and CRC-32, as a file that `safetensors` can open.
 
     Example:
         >>> unsealed(sealed(b"abc"))
@@ -148,16 +148,16 @@ def sealed(body: bytes, version: int = VERSION) -> bytes:
 
 
 def unsealed(data: bytes) -> tuple[bytes, int]:
-    """Invert `sealed`; one flipped bit anywhere, header included, is found.
+    """Invert `sealed`, and detect any flipped bit, header included.
 
     Args:
-        data: the bytes of a file; not trusted.
+        data: the bytes of a file, untrusted.
 
     Returns:
         The body, and the version of its format.
 
     Raises:
-        ArtifactError: this is another file, a newer one, or a damaged one.
+        ArtifactError: the file is damaged, has a newer format, or is another kind of file.
     """
     start = 8 + int.from_bytes(data[:8], "little")
     if data[8:17] != b'{"nnopt":':
@@ -178,14 +178,14 @@ def unsealed(data: bytes) -> tuple[bytes, int]:
 
 
 def replace_file(path: str | os.PathLike[str], chunks: Iterable[Any]) -> None:
-    """Write a file atomically: beside its place, flushed to the disk, then renamed.
+    """Write a file atomically: to a temporary file that is flushed and then renamed.
 
     Args:
-        path: the file; an older one is replaced, or left as it was. Links are followed.
-        chunks: its content in order, each bytes or a buffer of bytes.
+        path: the file. An older file is replaced, or untouched after an error. Links are followed.
+        chunks: the content in order, each bytes or a buffer of bytes.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""The bytes that each leaf of a file takes, with no array decoded."""
+"""Inspection of a file: the bytes of each leaf, without decoding arrays."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class LeafSize:
     """The size of one leaf of a file.
 
     Args:
-        path: of the leaf.
-        expression: the leaf in one line.
-        shape: the shape it stands for.
-        file_bytes: bytes in the file; small arrays share theirs in proportion.
-        memory_bytes: bytes of its arrays in memory.
-        bits_per_weight: bits in the file for each element it stands for.
+        path: the path of the leaf.
+        expression: a one-line summary of the leaf.
+        shape: the shape of the array that the leaf stands for.
+        file_bytes: bytes in the file; arrays that are coded together share them in proportion.
+        memory_bytes: bytes of the leaf's arrays in memory.
+        bits_per_weight: bits in the file for each element of that array.
     """
 
     path: str
@@ -45,11 +45,11 @@ class Inspection(Tabular):
     """The contents of a file, leaf by leaf.
 
     Args:
-        rows: one for each leaf.
-        metadata: the JSON that was saved beside the tree.
-        file_bytes: size of the file.
-        overhead_bytes: bytes that belong to no leaf: header, description, checksum.
-        program_bytes: bytes of a program; 0 where there is none.
+        rows: a `LeafSize` for each leaf.
+        metadata: the JSON that was saved with the tree.
+        file_bytes: the size of the file.
+        overhead_bytes: bytes outside of all leaves: header, description and checksum.
+        program_bytes: bytes of the program; 0 if there is none.
     """
 
     rows: tuple[LeafSize, ...]
@@ -59,11 +59,11 @@ class Inspection(Tabular):
     program_bytes: int = 0
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the number of leaves and the size, for `repr`."""
         return f"{counted(len(self.rows), 'leaf', 'leaves')}, {self.file_bytes:,} bytes"
 
     def __str__(self) -> str:
-        """Return a row for each leaf: its bytes in the file and in memory."""
+        """Return a table of the bytes of each leaf, in the file and in memory."""
         cells = [("leaf", "expression", "in file", "in memory", "bits/weight")]
         for row in self.rows:
             sizes = f"{row.file_bytes:,.0f}", f"{row.memory_bytes:,}", f"{row.bits_per_weight:.3g}"
@@ -73,17 +73,17 @@ class Inspection(Tabular):
 
 
 def inspect(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> Inspection:
-    """List what a file holds and how many bytes each leaf takes.
+    """List the leaves of a file and the bytes that each takes.
 
     Args:
         path: a file that `save` wrote.
         max_bytes: as for `load`.
 
     Returns:
-        A row for each leaf, and the rest.
+        A row for each leaf, and the bytes outside of leaves.
 
     Raises:
-        ArtifactError: as `load`.
+        ArtifactError: see `load`.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -119,7 +119,7 @@ def sizes(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -
 
 
 def _bytes_by_array(found: Contents) -> dict[int, float]:
-    """Bytes in the file by number of the array; a stream or pool is shared out by size."""
+    """Return the bytes of each array in the file; arrays of a stream share them by size."""
     taken: dict[int, float] = {}
     for stream, part in zip(found.plan.coded, found.coded, strict=True):
         taken |= {index: len(part) / len(stream.covers) for index in stream.covers}

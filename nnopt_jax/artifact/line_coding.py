@@ -1,7 +1,8 @@
-"""Arrays of symbols as lines for the context model: direction, lags and side information.
+"""Coding of weight-shaped arrays by the context model: direction, lags and side information.
 
-Lines of a weight resemble each other: pixels beside pixels, kernels beside kernels. Arrays do, too:
-an output that is seldom computed is seldom read by the next layer.
+Lines of a weight resemble lines at some distance (neighboring pixels, neighboring kernels). Arrays
+resemble each other, too: outputs that have few weights in one layer often have few in the next
+layer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Sides = tuple[np.ndarray | None, np.ndarray | None]
 
 
 def decisions(symbols: np.ndarray, alphabet: int) -> int:
-    """Estimate how many bits `encode` would code one by one."""
+    """Estimate the number of bits that `encode` would code one by one."""
     levels = 1 + (alphabet - 1).bit_length()
     holes = int(np.bincount(symbols).max())
     if holes < COMMON * symbols.size:
@@ -39,13 +40,13 @@ def decisions(symbols: np.ndarray, alphabet: int) -> int:
 
 
 def encode(array: np.ndarray, alphabet: int, center: int, sides: Sides) -> bytes:
-    """Code a weight-shaped array of symbols with the context model.
+    """Encode a weight-shaped array of symbols with the context model.
 
     Args:
-        array: symbols of any shape; the last axis lies along lines.
-        alphabet: symbols lie below it.
-        center: symbols below it count as negative.
-        sides: classes of rows and columns, which the reader has, too.
+        array: symbols of any shape; lines run along the last axis.
+        alphabet: the number of symbols.
+        center: the first symbol that counts as non-negative.
+        sides: classes of rows and columns, which the decoder has, too.
 
     Returns:
         The layout and the code.
@@ -54,7 +55,7 @@ def encode(array: np.ndarray, alphabet: int, center: int, sides: Sides) -> bytes
     hole = int(counts.argmax())
     holes = alphabet == 2 or bool(counts[hole] >= COMMON * array.size)
     symbols = array.astype(np.int64)
-    if holes:  # moves the hole to 0, and the symbols below it up by one
+    if holes:  # move the hole to 0, and the symbols below it up by one
         symbols = np.where(symbols == hole, 0, symbols + (symbols < hole))
     odds = math.log2(max(array.size - int(counts[hole]), 1) / max(int(counts[hole]), 1))
     layout = LineLayout(
@@ -73,20 +74,20 @@ def encode(array: np.ndarray, alphabet: int, center: int, sides: Sides) -> bytes
 def decode(
     data: bytes, shape: tuple[int, ...], alphabet: int, sides: Sides, most: int
 ) -> np.ndarray:
-    """Read what `encode` wrote.
+    """Decode what `encode` wrote.
 
     Args:
-        data: the bytes, whole.
+        data: all bytes.
         shape: shape of the array.
         alphabet: as given to `encode`.
         sides: as given to `encode`.
-        most: bits to read at most; more of them cannot come from an encoder.
+        most: the greatest number of bits to read, which no encoder exceeds.
 
     Returns:
         The symbols, flat, int64; not checked against the alphabet.
 
     Raises:
-        ArtifactError: the data are malformed.
+        ArtifactError: the data is malformed.
     """
     reader = ByteReader(data)
     layout = _read(reader, shape, alphabet)
@@ -103,7 +104,7 @@ def decode(
 
 
 def _written(layout: LineLayout) -> bytes:
-    """One byte of flags, and what they announce."""
+    """Write a layout: one byte of flags, and the values that they announce."""
     flags, out = _TURNED * layout.turned + _LAGS * len(layout.lags), b""
     if layout.hole is not None:
         flags += _HOLES + _ZERO * (layout.hole == 0)
@@ -112,7 +113,7 @@ def _written(layout: LineLayout) -> bytes:
 
 
 def _read(reader: ByteReader, shape: tuple[int, ...], alphabet: int) -> LineLayout:
-    """Undo `_written`, and refuse layouts that cannot be."""
+    """Invert `_written`, and raise on impossible layouts."""
     flags = reader.byte()
     hole, prior = None, 128
     if flags & _HOLES:
@@ -128,13 +129,13 @@ def _read(reader: ByteReader, shape: tuple[int, ...], alphabet: int) -> LineLayo
 
 
 def _matrix(symbols: np.ndarray, layout: LineLayout) -> np.ndarray:
-    """The symbols in the order of the lines."""
+    """Return the symbols in the order of the lines."""
     matrix = symbols.reshape(-1, symbols.shape[-1]) if symbols.ndim > 1 else symbols[None]
     return matrix.T if layout.turned else matrix
 
 
 def _aligned(layout: LineLayout, sides: Sides) -> list[np.ndarray]:
-    """Classes of rows and columns as those of lines and places, where these are the same."""
+    """Return classes of rows and columns as classes of lines and positions, where these agree."""
     rows, columns = sides if len(layout.shape) > 1 else (None, None)
     if layout.turned:
         rows, columns = columns, rows
@@ -148,7 +149,7 @@ def _aligned(layout: LineLayout, sides: Sides) -> list[np.ndarray]:
 
 
 def _fitted(layout: LineLayout, symbols: np.ndarray) -> LineLayout:
-    """The layout with the direction of the lines and the lags that promise most."""
+    """Choose the direction of the lines and the lags that promise the best compression."""
     there = symbols > 0 if layout.hole is not None else np.ones(symbols.shape, bool)
     if symbols.ndim < 2 or not there.any():
         return layout
@@ -157,7 +158,7 @@ def _fitted(layout: LineLayout, symbols: np.ndarray) -> LineLayout:
     found = []
     for turned in (False, True):
         turn = dataclasses.replace(layout, turned=turned)
-        whole = layout.size // turn.width * turn.width  # the last line may be short
+        whole = layout.size // turn.width * turn.width  # the last line may be shorter
         there_flat, signs_flat = (_matrix(x, turn).ravel()[:whole] for x in (there, signs))
         shape = (-1, turn.width)
         sure, lags = find_lags(there_flat.reshape(shape), signs_flat.reshape(shape))
@@ -168,16 +169,15 @@ def _fitted(layout: LineLayout, symbols: np.ndarray) -> LineLayout:
 def find_lags(there: np.ndarray, signs: np.ndarray) -> tuple[float, tuple[int, ...]]:
     """Find the distances at which lines have more in common than by chance.
 
-    For an image of 28 by 28 pixels before a dense layer these are 1 and 28; for a convolution, the
-    number of input channels, and the width of the kernel times as many.
+    For a dense layer on images of 28 by 28 pixels, the distances are 1 and 28; for a convolution,
+    the number of input channels, and that number times the width of the kernel.
 
     Args:
-        there: bool, `(lines, width)`: which symbols are there.
-        signs: `(lines, width)` of -1, 0 and 1.
+        there: bool, `(lines, width)`, True where a symbol is present.
+        signs: `(lines, width)`, -1, 0 or 1.
 
     Returns:
-        The standard deviations by which the first distance exceeds chance; and none, one or two
-        distances.
+        The significance of the first distance in standard deviations; and up to two distances.
 
     Example:
         >>> draws = np.random.default_rng(0).random((100, 40)) < 0.1
@@ -198,7 +198,7 @@ def find_lags(there: np.ndarray, signs: np.ndarray) -> tuple[float, tuple[int, .
     sure = float(score[first])
     if sure < _SURE_LAG:
         return sure, ()
-    for multiple in range(1, _RADIUS):  # the first distance explains its multiples already
+    for multiple in range(1, _RADIUS):  # the first distance already explains its multiples
         blur = min(3, first // 4)
         score[max(multiple * first - blur, 0) : multiple * first + blur + 1] = 0
     second = int(score.argmax())
@@ -206,7 +206,7 @@ def find_lags(there: np.ndarray, signs: np.ndarray) -> tuple[float, tuple[int, .
 
 
 def _autocorrelation(columns: np.ndarray, farthest: int) -> np.ndarray:
-    """`sum(x[i] * x[i - lag])` for lags `0 .. farthest`, over all columns."""
+    """Return `sum(x[i] * x[i - lag])` for lags `0 .. farthest`, over all columns."""
     size = 1 << (len(columns) + farthest).bit_length()
     power = np.zeros(size // 2 + 1)
     for start in range(0, columns.shape[1], 64):
@@ -218,10 +218,11 @@ def _autocorrelation(columns: np.ndarray, farthest: int) -> np.ndarray:
 
 
 class Profiles:
-    """Densities of the outputs of earlier masks, as classes of the rows and columns of later ones.
+    """Densities of the outputs of earlier masks, as classes of rows and columns of later ones.
 
-    Rows of a mask are compared with the outputs of an earlier one, over and over where there are
-    several for each (a convolution has kernel height times width of them); columns with outputs.
+    The rows of a mask are compared with the outputs of an earlier one, repeated if there are
+    several rows for each output, as in a convolution (height times width of the kernel). Columns
+    are compared with the outputs of a mask of as many outputs.
 
     Example:
         >>> profiles = Profiles()
@@ -234,18 +235,18 @@ class Profiles:
         self._known: list[np.ndarray] = []
 
     def note(self, mask: np.ndarray) -> None:
-        """Take in a mask, as writer and reader do in the same order."""
+        """Add a mask; encoder and decoder add the same masks in the same order."""
         matrix = _rows_by_outputs(mask)
         self._known.append(density_class(16 * matrix.sum(0) + 4, 16 * max(len(matrix), 1)))
 
     def best(self, mask: np.ndarray) -> int:
-        """Return the number of the earlier masks most correlated with the rows and columns.
+        """Return the earlier masks that correlate best with rows and columns, as one number.
 
         Args:
             mask: `(..., outputs)`.
 
         Returns:
-            A number for `classes`; 0 where none is correlated.
+            The number to pass to `classes`; 0 if no mask correlates.
         """
         counts = [_rows_by_outputs(mask).sum(axis) for axis in (1, 0)]
         most, best = [_SURE_PROFILE] * 2, [0, 0]
@@ -260,10 +261,10 @@ class Profiles:
         return best[0] * (len(self._known) + 1) + best[1]
 
     def classes(self, number: int, shape: tuple[int, ...]) -> Sides:
-        """Return the classes of the rows and of the columns of an array of some shape.
+        """Return the classes of rows and columns of an array, given a number from `best`.
 
         Raises:
-            ArtifactError: there are fewer masks.
+            ArtifactError: the number refers to a mask that does not exist.
         """
         if number >= (len(self._known) + 1) ** 2:
             raise ArtifactError("malformed: a stream refers to one that is not before it.")
@@ -282,7 +283,7 @@ class Profiles:
 
 
 def _rows_by_outputs(mask: np.ndarray) -> np.ndarray:
-    """The mask as a matrix; a vector is one row."""
+    """Return the mask as a matrix `(rows, outputs)`; a vector is one row."""
     if not mask.size:
         return np.zeros((0, 0), bool)
     return mask.reshape(-1, mask.shape[-1] if mask.ndim else 1)

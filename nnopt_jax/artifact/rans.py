@@ -1,9 +1,9 @@
-"""Range asymmetric numeral systems over many lanes: large streams at the speed of whole arrays.
+"""Range asymmetric numeral systems (rANS) with many lanes, for large streams at array speed.
 
-Large arrays are cut into classes of like rows and columns, each with a table of its own. Pruning
-leaves some inputs and outputs of a layer more weights than others, and quantization with one scale
-leaves them larger codes. Rows and columns are sorted by how busy they are; blocks of equal sums of
-row and column class then hold symbols of about one distribution.
+Large arrays are divided into classes of similar rows and columns, each with its own frequency
+table. After pruning, some inputs and outputs of a layer have more weights than others, and after
+quantization with one scale, larger codes. Rows and columns are sorted by activity; blocks with an
+equal sum of row class and column class then have about the same distribution of symbols.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ Block = tuple[np.ndarray, np.ndarray]
 
 
 def encode(parts: Sequence[np.ndarray], alphabet: int) -> bytes:
-    """Code runs of symbols, each with a table of its own, near their order-0 entropy.
+    """Encode runs of symbols, each with its own table, near their order-0 entropy.
 
-    Small alphabets are grouped, as many symbols as 256 combinations allow, for speed. Symbol `i`
-    of a group lies in the `i`-th stretch of its part.
+    For speed, symbols of small alphabets are grouped, as many as 256 combinations allow. Symbol `i`
+    of a group comes from the `i`-th section of its part.
 
     Args:
         parts: integers below `alphabet`; no part is empty.
         alphabet: 2 to `MOST_SYMBOLS`.
 
     Returns:
-        Tables, lanes and words.
+        The tables, the states of the lanes, and the words.
 
     Example:
         >>> symbols = np.random.default_rng(0).integers(0, 3, 100_000)
@@ -78,18 +78,18 @@ def encode(parts: Sequence[np.ndarray], alphabet: int) -> bytes:
 
 
 def decode(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]:
-    """Read what `encode` wrote.
+    """Decode what `encode` wrote.
 
     Args:
-        data: the bytes, whole.
-        sizes: number of symbols of each part.
+        data: all bytes.
+        sizes: the number of symbols of each part.
         alphabet: as given to `encode`.
 
     Returns:
         The parts: uint8, or uint16 above an alphabet of 256.
 
     Raises:
-        ArtifactError: the data are malformed.
+        ArtifactError: the data is malformed.
     """
     reader = ByteReader(data)
     group = _group_size(alphabet)
@@ -109,7 +109,7 @@ def decode(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]
 
 
 def _group_size(alphabet: int) -> int:
-    """The number of symbols that make one of at most 256 combinations."""
+    """Return how many symbols can be grouped to at most 256 combinations."""
     return max(n for n in range(1, 9) if n == 1 or alphabet**n <= 256)
 
 
@@ -135,7 +135,7 @@ def _ungroup(grouped: np.ndarray, size: int, alphabet: int) -> np.ndarray:
 
 
 def entropy(counts: np.ndarray) -> float:
-    """Return the bytes that a code with one table needs at least.
+    """Return the least number of bytes of a code with one frequency table.
 
     Example:
         >>> entropy(np.array([8, 0, 8]))
@@ -146,7 +146,7 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def _frequencies(counts: np.ndarray) -> np.ndarray:
-    """Scale counts to sum to 2^16, at least 1 for each symbol that occurs."""
+    """Scale counts to a sum of 2^16, with at least 1 for each symbol that occurs."""
     table = np.maximum(np.rint(counts * (_SCALE / counts.sum())), counts > 0).astype(np.int64)
     while excess := int(table.sum()) - _SCALE:
         largest = np.argsort(-table, kind="stable")[: min(abs(excess), int((table > 1).sum()))]
@@ -173,7 +173,7 @@ def _read_tables(reader: ByteReader, most: int, count: int) -> list[np.ndarray]:
 def _push(
     runs: list[np.ndarray], tables: list[np.ndarray], lanes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Code backwards, lane `i` taking symbols `i`, `i + lanes`, ... of every run."""
+    """Encode backwards; lane `i` takes the symbols `i`, `i + lanes`, ... of every run."""
     states = np.full(lanes, _FLOOR, np.uint64)
     words = [np.zeros(0, np.uint16)]
     for run, table in zip(reversed(runs), reversed(tables), strict=True):
@@ -193,7 +193,7 @@ def _push(
 def _pull(
     states: np.ndarray, words: np.ndarray, tables: list[np.ndarray], sizes: list[int]
 ) -> list[np.ndarray]:
-    """Undo `_push`; every state must come back to where it started."""
+    """Invert `_push`; every state must return to its initial value."""
     states, incoming = states.astype(np.int64), words.astype(np.int64)
     runs, read = [], 0
     for table, size in zip(tables, sizes, strict=True):
@@ -225,16 +225,16 @@ def _pull(
 def find_classes(matrix: np.ndarray, alphabet: int, center: int) -> list[np.ndarray]:
     """Sort the rows and columns of a matrix of symbols into classes.
 
-    A symbol is busy where it is not the most common one; where none is common, the busier the
-    farther it lies from the center.
+    The activity of a row is the number of its symbols other than the most common one or, if no
+    symbol is common, their distance from the center.
 
     Args:
-        matrix: `(rows, columns)`, at least one of each.
-        alphabet: symbols lie below it.
-        center: the first symbol that stands for zero or more.
+        matrix: `(rows, columns)`, not empty.
+        alphabet: the number of symbols.
+        center: the first symbol that stands for a non-negative value.
 
     Returns:
-        uint8 below `CLASSES`, `(rows,)` and `(columns,)`.
+        The classes of the rows and of the columns, uint8 below `CLASSES`.
 
     Example:
         >>> find_classes(np.array([[0, 0, 0, 0], [0, 1, 0, 1]]), 2, 0)
@@ -257,11 +257,11 @@ def find_classes(matrix: np.ndarray, alphabet: int, center: int) -> list[np.ndar
 
 
 def class_blocks(rows: np.ndarray, columns: np.ndarray) -> list[list[Block]]:
-    """List the blocks of each sum of classes that occurs, in a fixed order.
+    """List the blocks of each sum of row and column class that occurs, in a fixed order.
 
     Args:
-        rows: classes of the rows.
-        columns: classes of the columns.
+        rows: the classes of the rows.
+        columns: the classes of the columns.
 
     Example:
         >>> found = class_blocks(np.array([0, 1, 0]), np.array([0, 0]))
@@ -286,7 +286,7 @@ def gather(matrix: np.ndarray, blocks: list[Block]) -> np.ndarray:
 
 
 def scatter(matrix: np.ndarray, blocks: list[Block], symbols: np.ndarray) -> None:
-    """Put the symbols of one class where `gather` took them."""
+    """Put the symbols of one class back where `gather` took them."""
     at = 0
     for rows, columns in blocks:
         size = len(rows) * len(columns)

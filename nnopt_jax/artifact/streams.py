@@ -1,7 +1,7 @@
-"""The arrays of packed parameters as streams of symbols whose neighbors resemble each other.
+"""Streams: the arrays of packed parameters as sequences of similar symbols.
 
-A stream covers one or more arrays of a tree. It is made from the abstract tree alone, so that the
-reader of a file knows all streams before it has the first of them.
+A stream covers one or more arrays of a tree. Streams depend on the abstract tree alone, so that the
+decoder of a file knows all streams before it reads the first one.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Arrays = Sequence[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class ArraySlot:
-    """The place of one array in a tree.
+    """The position, shape and dtype of one array in a tree.
 
     Args:
-        index: its number in the order of the leaves.
+        index: its position among the leaves.
         shape: its shape.
         dtype: its dtype.
     """
@@ -49,20 +49,20 @@ class ArraySlot:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an element."""
+        """The number of bytes of an element."""
         return np.dtype(self.dtype).itemsize
 
 
 class Stream:
-    """A run of symbols, and the arrays it stands for.
+    """A sequence of symbols, and the arrays it stands for.
 
     Args:
-        owner: the node whose codes these are, which knows the code of zero; or None.
+        owner: the node that the codes belong to, which determines the code of zero; or None.
     """
 
     covers: tuple[int, ...]
@@ -72,7 +72,7 @@ class Stream:
     owner: Any = None
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
-        """Return the symbols of the arrays, of the stream's shape."""
+        """Return the symbols of the arrays, in the stream's shape."""
         raise NotImplementedError
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
@@ -80,14 +80,14 @@ class Stream:
         raise NotImplementedError
 
     def center(self, arrays: Arrays) -> int:
-        """Return the first symbol that stands for a value of zero or more."""
+        """Return the first symbol that stands for a non-negative value."""
         return int(np.clip(_zero(self.owner, arrays) - self.low, 0, self.alphabet - 1))
 
 
 def _zero(owner: Any, arrays: Arrays) -> int:
-    """The code that stands for zero."""
+    """Return the code that stands for zero."""
     if isinstance(owner, Codebook) and isinstance(owner.table, ArraySlot):
-        table = arrays[owner.table.index]  # the mean over tables, if there are several
+        table = arrays[owner.table.index]  # the mean over the tables, if there are several
         return round((table < 0).sum() * table.shape[-1] / max(table.size, 1))
     if isinstance(owner, LookupQuantized):
         return sum(level < 0 for level in owner.levels)
@@ -97,14 +97,14 @@ def _zero(owner: Any, arrays: Arrays) -> int:
 
 
 class PlainArray(Stream):
-    """An array whose elements are coded byte by byte: floats, long integers."""
+    """An array that is coded byte by byte: floats and long integers."""
 
     def __init__(self, slot: ArraySlot) -> None:
         self.slot, self.covers = slot, (slot.index,)
 
 
 class SmallIntegers(Stream):
-    """An array of integers of at most 16 bits, or of truth values."""
+    """An array of booleans or of integers of at most 16 bits."""
 
     def __init__(self, slot: ArraySlot, owner: Any) -> None:
         self.slot, self.covers, self.owner, self.shape = slot, (slot.index,), owner, slot.shape
@@ -114,7 +114,7 @@ class SmallIntegers(Stream):
         self.unsigned = np.dtype(f"u{slot.itemsize}")
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
-        """Return the integers, counted from the least of their dtype."""
+        """Return the integers, counted from the least one of their dtype."""
         array = arrays[self.slot.index]
         return array.view(self.unsigned) ^ self.unsigned.type(-self.low) if self.low else array
 
@@ -125,7 +125,7 @@ class SmallIntegers(Stream):
 
 
 class PackedCodes(Stream):
-    """The codes of `Bits` or `PackedTernary`."""
+    """The integer codes of `Bits` or `PackedTernary`."""
 
     def __init__(self, packed: Any, owner: Any) -> None:
         self.covers, self.shape, self.low = (packed.words.index,), packed.shape, packed.low
@@ -189,7 +189,7 @@ class CSRMask(Stream):
 
 
 class KeptCodes(Stream):
-    """A mask and the codes it keeps: symbol 0 where nothing is kept, code + 1 elsewhere."""
+    """A mask and the codes it keeps: symbol 0 for masked entries, code + 1 for others."""
 
     def __init__(self, support: Stream, codes: Stream) -> None:
         self.support, self.codes = support, codes
@@ -198,29 +198,29 @@ class KeptCodes(Stream):
         self.low, self.owner = codes.low - 1, codes.owner
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
-        """Return mask and codes in one."""
+        """Return the symbols that combine mask and codes."""
         mask = self.support.symbols(arrays) > 0
         symbols = np.zeros(mask.shape, np.uint32)
         symbols[mask] = self.codes.symbols(arrays).astype(np.uint32) + 1
         return symbols
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
-        """Return the arrays of the support and those of the codes."""
+        """Return the arrays of the sparse layout and those of the codes."""
         mask = symbols > 0
         codes = self.codes.arrays(symbols[mask] - 1)
         return self.support.arrays(mask.astype(np.uint8)) | codes
 
 
 def streams_of(tree: Any, separate: Sequence[int] = ()) -> list[Stream]:
-    """List the streams of a tree whose arrays are `ArraySlot`s, in a fixed order.
+    """List the streams of a tree of `ArraySlot`s, in a fixed order.
 
     Args:
-        tree: pytree of slots and nodes of slots.
-        separate: numbers of streams to replace by one for each array, since their arrays are not
-            those that the node would have made.
+        tree: pytree of slots, and of nodes whose arrays are slots.
+        separate: the numbers of streams to replace by one stream for each array, because the
+            symbols would not restore these arrays bit for bit.
 
     Returns:
-        Streams that together cover each slot once.
+        Streams that together cover each slot exactly once.
     """
     slots, apart = jax.tree.leaves(tree), set(separate)
     leaves = jax.tree.leaves(tree, is_leaf=lambda x: is_node(x) or isinstance(x, ArraySlot))
@@ -243,7 +243,7 @@ def _visit(field: Any, owner: Any) -> Iterator[Stream]:
 
 def _visit_sparse(field: Sparse) -> Iterator[Stream]:
     if not isinstance(field.support, Bits) and not _is_mask(field.support):
-        # One code stands for many elements: better coded as it is than one element at a time.
+        # One code stands for many elements, so coding the codes is better than coding each element.
         yield from _visit(field.support, None)
         yield from _visit(field.values, None)
         return
@@ -259,13 +259,13 @@ def _visit_sparse(field: Sparse) -> Iterator[Stream]:
 
 
 def _is_mask(field: Any) -> bool:
-    """Whether a field is a layout of few enough columns for a stream that codes its mask."""
+    """Return whether a field is a mask layout that a stream of its mask can represent."""
     packed = isinstance(field, CSR) and all(isinstance(x, Bits) for _, x in field.fields())
     return packed or isinstance(field, DeltaIndex)
 
 
 def _elements(field: Any, owner: Any) -> Iterator[Stream]:
-    """The streams of the fields that lie like the kept elements."""
+    """Yield the streams of the fields that hold the kept elements."""
     if isinstance(field, (ArraySlot, Bits, PackedTernary)):
         yield _stream(field, owner)
     else:
@@ -282,15 +282,15 @@ def _stream(field: Any, owner: Any) -> Stream:
         codes = _stream(field.codes, None)
         return codes if isinstance(codes, PlainArray) else DeltaMask(field, codes)
     small = jnp.issubdtype(field.dtype, jnp.integer) and field.itemsize <= 2
-    native = np.dtype(field.dtype).kind in "iu"  # not int4, whose NumPy twin is opaque
+    native = np.dtype(field.dtype).kind in "iu"  # not int4, whose NumPy dtype is opaque
     is_small = field.dtype == np.bool_ or (small and native)
     return SmallIntegers(field, owner) if is_small else PlainArray(field)
 
 
 def delta_codes(mask: np.ndarray, width: int) -> np.ndarray:
-    """Return the codes of a `DeltaIndex`: masked elements before each kept one.
+    """Return the codes of a `DeltaIndex`: the number of masked elements before each kept one.
 
-    The code `2^width - 1` means that the run of masked elements goes on.
+    The code `2^width - 1` means that the run of masked elements continues.
 
     Example:
         >>> delta_codes(np.array([False, True, False, False, False, True]), 2)
@@ -304,7 +304,7 @@ def delta_codes(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def delta_mask(codes: np.ndarray, width: int, size: int) -> np.ndarray:
-    """Invert `delta_codes`, flat.
+    """Invert `delta_codes`; return a flat mask.
 
     Raises:
         ArtifactError: the codes reach beyond the mask.

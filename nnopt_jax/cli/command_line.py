@@ -1,4 +1,4 @@
-"""Read the command line, run one command, and print an error as one message."""
+"""The command line parser, which runs one command and prints an error as one message."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the arguments; default those of the process.
+        argv: the arguments; by default those of the process.
 
     Returns:
-        The exit status: 0, or 2 where something is wrong that the user can mend; stderr says what.
+        The exit status: 0, or 2 for an error that the user can fix, which is printed to stderr.
 
     Example:
         >>> from nnopt_jax.cli import main
@@ -78,17 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that a recipe may name the modules beside it
+        sys.path.insert(0, os.getcwd())  # so that recipes may name local modules
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     _log.addHandler(handler)
     _log.setLevel(logging.INFO)
-    _log.propagate = False  # some libraries give the root logger a handler of their own
+    _log.propagate = False  # some libraries add a handler to the root logger
     try:
-        # Imported late, so that --help and mistakes on the command line answer at once.
+        # Imported late, so that --help and errors on the command line return at once.
         from nnopt_jax.cli import commands
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax raises what it logs
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax also raises what it logs
         getattr(commands, args.command)(args)
     except NnoptError as error:
         sys.stderr.write(f"nnopt: {error}\n")

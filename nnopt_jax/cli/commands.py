@@ -1,4 +1,4 @@
-"""The commands, each a few lines over the library."""
+"""The commands, each of which is a few calls of the library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnopt_jax.tree import diff as tree_diff, flatten
 
 
 def _console() -> Console:
-    """Return a console that is wide enough for the tables where the output is not a terminal."""
+    """Return a console, wide enough for the tables if the output is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=140)
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _together(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """Return the context of a run: that of the other processes, where there are any."""
+    """Return the context that joins the other processes of a run, if there are any."""
     if not args.distributed:
         return nullcontext()
     where = {"processes": args.processes, "process": args.process}
@@ -53,7 +53,7 @@ def _together(args: argparse.Namespace) -> AbstractContextManager[None]:
 
 
 def plan(args: argparse.Namespace) -> None:
-    """Print what the chain of each stage makes of the model."""
+    """Print the plan of each stage: the form of each leaf and its size."""
     made = recipes.prepare(recipes.load(args.recipe, args.set), check_rules=not args.list)
     if args.list:
         for path, leaf in flatten(made.model.params).items():
@@ -96,7 +96,7 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def _artifact(name: str) -> Path:
-    """Return the path of a file, or that of the file in a run's folder."""
+    """Return the path of a file, or that of the file in the folder of a run."""
     path = Path(name)
     return RunFolder(path).artifact if path.is_dir() else path
 

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, or log lines where there is none."""
+"""Progress of a run: bars on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 def describe_row(row: Mapping[str, Any]) -> str:
-    """Return a row of metrics on one line.
+    """Return a row of metrics as one line.
 
     Example:
         >>> from nnopt_jax.cli.progress import describe_row
@@ -43,7 +43,7 @@ def describe_row(row: Mapping[str, Any]) -> str:
 
 
 class Lines(Callback):
-    """A log line now and then: at the end of a stage, and every few seconds between.
+    """A callback that logs a line at the end of a stage, and every few seconds.
 
     Example:
         >>> from nnopt_jax.cli.progress import Lines
@@ -55,52 +55,52 @@ class Lines(Callback):
         self._stage = ""
 
     def stage(self, name: str, place: str, steps: int, done: int) -> None:
-        """Log which stage begins."""
+        """Log the start of a stage."""
         self._stage = f"{place} {name}"
         _log.info("%s: %d steps%s", self._stage, steps, f", {done} done" if done else "")
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Log the newest numbers."""
+        """Log the newest metrics."""
         ends_epoch, ends_stage = "valid_error" in row, "test_error" in row
         if ends_stage or (ends_epoch and time.monotonic() >= self._next):
             _log.info("%s: %s", self._stage, describe_row(row))
             self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
 
     def note(self, text: str) -> None:
-        """Log the remark."""
+        """Log a remark."""
         _log.info("%s", text)
 
 
 class Bars(Callback):
-    """A bar for each stage."""
+    """A callback that shows a progress bar for each stage."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: Any = None
 
     def stage(self, name: str, place: str, steps: int, done: int) -> None:
-        """Add a bar."""
+        """Add the bar of a stage."""
         self._task = self._progress.add_task(
             f"{place} {name}", total=steps, completed=done, described=""
         )
 
     def step(self, done: int) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self._progress.update(self._task, completed=done)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Put the newest numbers beside the bar."""
+        """Show the newest metrics beside the bar."""
         if "valid_error" in row:
             self._progress.update(self._task, described=describe_row(row))
 
     def note(self, text: str) -> None:
-        """Print above the bars."""
+        """Print a remark above the bars."""
         self._progress.console.print(text)
 
 
 @contextmanager
 def show_progress() -> Iterator[Callback]:
-    """Show bars where stderr is a terminal, lines elsewhere.
+    """Show bars if stderr is a terminal, and lines otherwise.
 
     Example:
         >>> from nnopt_jax.cli.progress import show_progress

@@ -1,9 +1,9 @@
-"""Recipes: a whole run written down, from training to the small file.
+"""Recipes: a whole run, from training to the small file, described in YAML.
 
-A YAML file is read into a `Recipe` (reader.py); `prepare` makes everything that it names and
-checks that it fits together, before any weight moves (recipe_plan.py); the runner trains stage by
-stage, with checkpoints (runner.py); packing, the file and the measurements come last
-(measurement.py).
+reader.py reads a YAML file into a `Recipe`. `prepare` (recipe_plan.py) makes all objects that it
+names and checks that they fit together before any weight changes. The runner (runner.py) trains
+stage by stage, with checkpoints. measurement.py packs the parameters, writes the file and measures
+it.
 """
 
 from nnopt_jax.recipe.measurement import Benchmark as Benchmark, bench as bench
@@ -30,7 +30,7 @@ _RENAMED = {
 
 
 def __getattr__(name: str) -> object:
-    """Say what became of a name."""
+    """Raise an error that maps a former name to the new one."""
     if name in _RENAMED:
         raise AttributeError(f"nnopt_jax.recipe.{name} is now nnopt_jax.recipe.{_RENAMED[name]}")
     raise AttributeError(f"module 'nnopt_jax.recipe' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The runs that a recipe depends on: a teacher, and a network to start from."""
+"""The runs that a recipe depends on: a teacher, and a network for a warm start."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = ["Dependency", "Teacher", "finished_model", "required_runs", "warm_sta
 
 
 class Dependency(NamedTuple):
-    """A run that another needs.
+    """A run that another run needs.
 
     Args:
-        key: where the recipe names it.
+        key: the key under which the recipe names it.
         folder: the folder of the run.
-        recipe: the recipe to run first; None where the run is there.
+        recipe: the recipe to run first; None if the run is finished.
     """
 
     key: str
@@ -40,14 +40,14 @@ class Dependency(NamedTuple):
     recipe: Recipe | None
 
     def model(self, data: Splits) -> FlaxModel:
-        """Load the network of the run, its parameters dense.
+        """Load the network of the run, with dense parameters.
 
         Args:
-            data: the data of the run that needs it; gives a sample of the inputs.
+            data: the data of the dependent run, for a sample of the inputs.
 
         Raises:
-            RecipeError: there is no finished run.
-            ArtifactError: its file is damaged.
+            RecipeError: the run is not finished.
+            ArtifactError: the file of the run is damaged.
         """
         folder = RunFolder(self.folder)
         recipe = folder.finished_recipe()
@@ -65,11 +65,11 @@ def finished_model(recipe: Recipe, file: Path, data: Splits) -> FlaxModel:
 
     Args:
         recipe: the recipe of the run.
-        file: the file that it has written.
-        data: gives a sample of the inputs.
+        file: the file that the run wrote.
+        data: the data, for a sample of the inputs.
 
     Returns:
-        The network; its parameters are packed as in the file.
+        The network, with parameters packed as in the file.
 
     Raises:
         RecipeError: the network cannot be made.
@@ -81,16 +81,16 @@ def finished_model(recipe: Recipe, file: Path, data: Splits) -> FlaxModel:
 
 
 def required_runs(recipe: Recipe) -> Iterator[Dependency]:
-    """Name the runs that a recipe depends on, and check those that are to be run first.
+    """Yield the runs that a recipe depends on, and check those that must run first.
 
     Args:
         recipe: the recipe.
 
     Yields:
-        A teacher, and the run that the network starts from, where there are such.
+        The run of the teacher and the run of the warm start, if there are any.
 
     Raises:
-        RecipeError: neither a folder nor a right recipe is there.
+        RecipeError: a name is neither the folder of a finished run nor a valid recipe.
 
     Example:
         >>> from nnopt_jax.recipe import build
@@ -114,7 +114,7 @@ def required_runs(recipe: Recipe) -> Iterator[Dependency]:
 
 
 def _names(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield the runs that a recipe names, and where."""
+    """Yield the keys and names of the runs that a recipe names."""
     if recipe.distill is not None:
         yield "distill.teacher", recipe.distill.teacher
     if recipe.start is not None:
@@ -122,7 +122,7 @@ def _names(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _check_acyclic(name: str, recipe: Recipe, above: tuple[Recipe, ...]) -> None:
-    """Check that no recipe depends on itself, not by way of others either."""
+    """Check that no recipe depends on itself, directly or through others."""
     if any(replace(recipe, output=other.output) == other for other in above):
         raise RecipeError(f"{name} is this recipe itself, or builds upon it. Name another.")
     for _, named in _names(recipe):
@@ -131,7 +131,7 @@ def _check_acyclic(name: str, recipe: Recipe, above: tuple[Recipe, ...]) -> None
 
 
 def with_dependencies(plan: RecipePlan, required: list[Dependency]) -> RecipePlan:
-    """Return the plan with a teacher and the parameters that it starts from."""
+    """Return the plan with its teacher, and with the parameters of its warm start."""
     recipe, found = plan.recipe, {one.key: one.model(plan.data) for one in required}
     if recipe.start is not None:
         source = found["start.run"].params
@@ -143,18 +143,18 @@ def with_dependencies(plan: RecipePlan, required: list[Dependency]) -> RecipePla
 
 
 def warm_started(start: WarmStart, source: Params, model: FlaxModel) -> FlaxModel:
-    """Put the parameters of another network into a fresh one.
+    """Copy the parameters of another network into a new one.
 
     Args:
-        start: the settings of the recipe.
-        source: the parameters of the run that it names.
-        model: the fresh network; its number of layers is the number wanted.
+        start: the warm-start settings of the recipe.
+        source: the parameters of the other network.
+        model: the new network, which determines the number of layers.
 
     Returns:
-        The network with those parameters; its other variables stay.
+        The network with those parameters and its own other variables.
 
     Raises:
-        RecipeError: there are no such layers, or those that are chosen do not fit.
+        RecipeError: the named layers do not exist, or the chosen ones do not fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -183,13 +183,13 @@ def warm_started(start: WarmStart, source: Params, model: FlaxModel) -> FlaxMode
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network whose outputs a student imitates.
+    """A network whose outputs the student imitates.
 
     Args:
-        variables: parameters and others, as `model.apply` takes them.
-        model: the network.
+        variables: parameters and other variables, as `model.apply` takes them.
+        model: the network of the teacher.
         loss: `(student's logits, teacher's logits) -> scalar`.
-        weight: the weight of that loss; the labels' loss has the rest.
+        weight: the weight of that loss; the loss of the labels has the rest.
     """
 
     variables: tuple[Any, Any] = field(repr=False)
@@ -198,13 +198,14 @@ class Teacher:
     weight: float
 
     def mixed(self, variables: Any, x: Array, logits: Array, alone: Array) -> Array:
-        """Return the loss of a batch.
+        """Return the mean of the two losses of a batch, by their weights.
 
         Args:
-            variables: those of the teacher; an argument, so that a compiled step holds no copy.
+            variables: the teacher's variables, an argument so that a compiled step does not hold a
+                copy.
             x: the inputs of the student.
-            logits: the student's.
-            alone: the loss of the labels.
+            logits: the student's logits.
+            alone: the loss of the labels alone.
 
         Returns:
             A scalar.

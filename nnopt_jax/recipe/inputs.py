@@ -1,6 +1,6 @@
-"""The data and the network of a recipe: made, checked, batched, evaluated, written as a program.
+"""The data and the network of a recipe: making, checking, batching and evaluating them.
 
-Batches come in an order that a seed fixes.
+A seed determines the order of the batches.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _EVALUATED_AT_ONCE = 1000
 
 
 class Examples(NamedTuple):
-    """Inputs (n, ...) and labels (n, ...): a split, or a batch of one.
+    """Inputs (n, ...) and labels (n, ...) of a split or of a batch.
 
     Example:
         >>> import numpy as np
@@ -54,14 +54,14 @@ class Examples(NamedTuple):
     y: Any
 
     def __repr__(self) -> str:
-        """Return the shapes instead of the values."""
+        """Return the shapes of inputs and labels."""
         shapes = ("x" + str(list(np.shape(a))).replace(" ", "") for a in self)
         x, y = (f"{a.dtype}{shape[1:]}" for a, shape in zip(self, shapes, strict=True))
         return f"Examples(x={x}, y={y})"
 
 
 class Splits(NamedTuple):
-    """The splits of a data set; `valid` may be absent."""
+    """The splits of a data set; `valid` may be None."""
 
     train: Examples
     valid: Examples | None
@@ -69,7 +69,7 @@ class Splits(NamedTuple):
 
 
 def open_data(recipe: Recipe) -> Splits:
-    """Call the recipe's data and check the result.
+    """Load the data of a recipe and check it.
 
     Args:
         recipe: the recipe.
@@ -79,7 +79,7 @@ def open_data(recipe: Recipe) -> Splits:
 
     Raises:
         RecipeError: the data cannot be read, a split is missing, its inputs and labels differ in
-            number, or it does not fill one batch.
+            number, or it has fewer examples than a batch.
 
     Example:
         >>> from nnopt_jax.recipe import build
@@ -113,13 +113,13 @@ def open_data(recipe: Recipe) -> Splits:
 
 
 def batches(split: Examples, size: int, key: Key, start: int = 0) -> Iterator[Examples]:
-    """Yield batches without end; each epoch has its own order, drawn from the key and its number.
+    """Yield batches without end; each epoch has an order drawn from the key and its number.
 
     Args:
         split: the examples that batches are drawn from.
-        size: examples in a batch; examples that do not fill one are left out of the epoch.
-        key: fixes all orders.
-        start: how many batches to leave out, so that a run goes on where it stopped.
+        size: examples in a batch; the rest of an epoch that does not fill a batch is skipped.
+        key: the key that determines all orders.
+        start: the number of batches to skip, to continue a run where it stopped.
 
     Yields:
         A batch.
@@ -143,9 +143,9 @@ def batches(split: Examples, size: int, key: Key, start: int = 0) -> Iterator[Ex
 
 
 def network(model: FlaxModel) -> OnPacked:
-    """Return the network in use: `f(params, extra, x) -> logits`, of dense or packed parameters.
+    """Return the network at inference, `f(params, extra, x) -> logits`, for packed parameters, too.
 
-    Packed leaves run packed where there is a way; `.report` says where there is none.
+    Packed leaves run packed where possible; `.report` lists those that are materialized.
 
     Example:
         >>> from nnopt_jax.interop.flax import adapt
@@ -179,12 +179,12 @@ def evaluate(
 
 
 def output_of(model: FlaxModel, data: Splits, subject: str) -> jax.ShapeDtypeStruct:
-    """Return the shape of the output for two examples.
+    """Return the shape of the network's output for two examples.
 
     Args:
         model: the network.
-        data: gives a sample of the inputs.
-        subject: the name of the network in an error.
+        data: the data, for a sample of the inputs.
+        subject: the name of the network in errors.
 
     Raises:
         RecipeError: the network does not take the inputs.
@@ -202,7 +202,7 @@ def _does_not_take(data: Splits, error: Exception) -> str:
 
 
 def check_classes(model: FlaxModel, data: Splits) -> None:
-    """Compare the labels of a classifier with its logits, before anything is trained.
+    """Check, before training, that each label of a classifier has a logit.
 
     Raises:
         RecipeError: a label has no logit, or the model does not take the inputs.
@@ -229,12 +229,12 @@ def check_classes(model: FlaxModel, data: Splits) -> None:
 
 
 def make_model(recipe: Recipe, data: Splits, key: Key) -> FlaxModel:
-    """Call the recipe's model and adapt the result.
+    """Make the model of a recipe and adapt it to the interface of the runner.
 
     Args:
         recipe: the recipe.
         data: gives a sample of the inputs.
-        key: for the initial parameters.
+        key: the key of the initial parameters.
 
     Returns:
         The model.
@@ -253,11 +253,11 @@ def make_model(recipe: Recipe, data: Splits, key: Key) -> FlaxModel:
 
 
 def model_graph(model: FlaxModel, inputs: Any) -> Graph:
-    """Trace the network in use, for batches like those of its data.
+    """Trace the network at inference, for batches like those of its data.
 
     Args:
         model: the network.
-        inputs: a batch, or its shape.
+        inputs: a batch of inputs, or its shape and dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -274,14 +274,14 @@ def model_graph(model: FlaxModel, inputs: Any) -> Graph:
 
 
 def file_tree(params: Params, extra: Mapping[str, Any]) -> Any:
-    """Return the tree that the file of a run holds.
+    """Return the tree that the file of a run stores.
 
     Args:
         params: dense or packed.
-        extra: other variables; random streams belong to training alone, and stay out.
+        extra: other variables; random streams are omitted, because only training uses them.
 
     Returns:
-        The parameters, or `{"params": ..., ...}` where there are other variables.
+        The parameters, or `{"params": ..., ...}` if there are other variables.
 
     Example:
         >>> from nnopt_jax.recipe.inputs import file_tree
@@ -293,11 +293,11 @@ def file_tree(params: Params, extra: Mapping[str, Any]) -> Any:
 
 
 def structure(model: FlaxModel, data: Splits) -> Structure:
-    """Capture a fresh network in use, for batches of any size.
+    """Capture the program of a new network at inference, for batches of any size.
 
     Args:
-        model: the network; its parameters show how leaves begin.
-        data: gives the shape and dtype of the inputs.
+        model: the network, with its initial parameters.
+        data: the data, for the shape and dtype of the inputs.
 
     Returns:
         The structure of the tree that `file_tree` makes.
@@ -331,7 +331,7 @@ def structure(model: FlaxModel, data: Splits) -> Structure:
 
 
 def variables_of(tree: Any, extra: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Undo `file_tree`: the parameters, and the other variables with the streams of `extra`.
+    """Invert `file_tree`: return the parameters, and other variables with the streams of `extra`.
 
     Example:
         >>> from nnopt_jax.recipe.inputs import variables_of

@@ -1,4 +1,4 @@
-"""The end of a run: pack, write, load the file, and measure what was loaded; and benchmarks."""
+"""The end of a run: packing, writing and measuring the file; and benchmarks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from nnopt_jax.typing import Array, Params
 __all__ = ["Benchmark", "bench", "finalize", "latency", "prepacked"]
 
 _LATENCY_BATCH = 128
-# As many rounds as the medians of a quiet machine need, within a time that nobody notices.
+# Enough rounds for stable medians on a quiet machine, within a time that nobody notices.
 ROUNDS, SECONDS, FEWEST = 100, 4.0, 5
 IN_TURNS = (
     "Latency: medians of calls on dense and on packed parameters in turns; of the ratio likewise."
@@ -44,19 +44,19 @@ IN_TURNS = (
 def finalize(
     plan: RecipePlan, carry: Carry, rows: Sequence[Mapping[str, Any]], folder: RunFolder
 ) -> Result:
-    """Pack the parameters, write the file, and measure what is loaded from it.
+    """Pack the parameters, write the file, and measure the parameters loaded from it.
 
     Args:
         plan: the plan of the run.
-        carry: the result of the last stage.
+        carry: the training state after the last stage.
         rows: all rows of metrics.
-        folder: where the file goes.
+        folder: the folder of the run.
 
     Returns:
         The result.
 
     Raises:
-        ArtifactError: the file cannot be written, or does not hold what was packed.
+        ArtifactError: the file cannot be written, or differs from the packed parameters.
     """
     tx = plan.phases[-1].tx
     tree = file_tree(tx.pack(carry.params, carry.state), carry.extra)
@@ -80,7 +80,7 @@ def finalize(
 
 
 def _require_equal(trained: Params, loaded: Params) -> None:
-    """Check the law on the very file: it holds what the model computed with."""
+    """Check that the loaded file holds exactly the parameters that the model computed with."""
     theirs = flatten(loaded)
     wrong = [
         path
@@ -103,7 +103,7 @@ def _measures(
     sample: Array,
     folder: RunFolder,
 ) -> Iterator[Measure]:
-    """Yield the lines of the final table: the dense model against the one in the file."""
+    """Yield the rows of the final table: the dense model against the model in the file."""
     last = plan.phases[-1].stage.name
     before = next((p.stage.name for p in reversed(plan.phases) if not p.links), None)
 
@@ -150,21 +150,23 @@ def latency(
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
 ) -> Latency:
-    """Time a compiled function on dense and on packed parameters, a call of each in turn.
+    """Time a compiled function on dense and on packed parameters, in alternating calls.
 
-    The speed of a shared machine drifts within seconds; of two calls side by side it is nearly the
-    same. Each round begins with the other one. The first call of each compiles and is not counted.
+    The speed of a shared machine drifts within seconds, but hardly between two consecutive calls.
+    The order alternates from round to round. The first call of each kind compiles and is not
+    counted.
 
     Args:
         run: `run(params, *rest)`.
-        dense: arrays.
-        packed: the same, packed.
+        dense: the dense parameters.
+        packed: the same parameters, packed.
         *rest: further arguments.
-        rounds: calls of each, at most.
-        seconds: after which no round begins, once there are five.
+        rounds: the greatest number of calls of each kind.
+        seconds: the time after which no new
+            round begins, once five are done.
 
     Returns:
-        The `Latency`.
+        The median times and their ratio.
 
     Example:
         >>> from nnopt_jax.recipe.measurement import latency
@@ -195,10 +197,10 @@ def latency(
 
 
 def prepacked(packed: Params) -> Params | None:
-    """Return packed parameters as `nnopt.prepack` prepacks them for serving.
+    """Return packed parameters as `nnopt.prepack` converts them for serving.
 
     Returns:
-        The result of `prepack(packed, dense=True)`; None where it changes no leaf.
+        The result of `prepack(packed, dense=True)`; None if it changes no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -213,12 +215,12 @@ def prepacked(packed: Params) -> Params | None:
 
 @dataclass(frozen=True, repr=False)
 class Benchmark:
-    """The result of `bench`; `str` gives the table.
+    """The result of `bench`; `str` is the table.
 
     Args:
-        title: what was timed.
-        rows: times, by the size of the batch.
-        notes: which leaves a call materializes, and its time once kernels are prepacked.
+        title: the name of the timed network.
+        rows: the times for each batch size.
+        notes: the leaves that a call materializes, and the time with prepacked kernels.
     """
 
     title: str
@@ -226,7 +228,7 @@ class Benchmark:
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        """Return the ratio for each batch."""
+        """Return the ratio of times for each batch size."""
         ratios = ", ".join(f"{n}: {took.ratio:.3g}x" for n, took in self.rows.items())
         return f"Benchmark({self.title!r}: packed as fast as dense, by batch: {ratios})"
 
@@ -238,12 +240,13 @@ class Benchmark:
 def bench(
     path: str | Path, batches: Sequence[int] = (1, 8, 128), rounds: int = ROUNDS
 ) -> Benchmark:
-    """Time a network on its packed parameters and on the dense ones, a call of each in turn.
+    """Time a network on packed and on dense parameters, in alternating calls.
 
     Args:
-        path: the folder of a finished run, or a `.nnopt` file. Where the file holds a program, that
-            is run, on ones and zeros; else the model of the run's recipe, on its test inputs.
-        batches: examples in a call.
+        path: the folder of a finished run, or a `.nnopt` file. If the file holds a program, it is
+            timed on inputs of ones (zeros for integers); otherwise the model of the run's recipe is
+            timed on test inputs.
+        batches: batch sizes.
         rounds: calls of each, at most.
 
     Returns:
@@ -251,8 +254,8 @@ def bench(
 
     Raises:
         ValueRangeError: `batches` or `rounds` are not whole numbers from 1.
-        RecipeError: nothing says which network the parameters belong to, or its program takes
-            no such batches.
+        RecipeError: the network of the parameters is unknown, or its program does not take such
+            batches.
         ArtifactError: the file is damaged.
 
     Example:
@@ -305,7 +308,7 @@ def _timed_network(path: Path) -> tuple[OnPacked, Params, Callable[[int], tuple[
 
 
 def _ones(structure: Structure, batch: int) -> tuple[Any, ...]:
-    """Return inputs of a program: ones, and zeros of integers, which every table has a row for."""
+    """Return inputs of a program: ones, and zeros for integers, which index every table."""
     exported = structure.programs["apply"].exported
     (_, inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     problems, made = Problems("bench"), {}

@@ -1,4 +1,4 @@
-"""What a run reports while it goes on: rows of metrics, and calls of a `Callback`."""
+"""Progress reports of a run: rows of metrics, and calls of a `Callback`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Callback", "MetricsLog", "nonfinite"]
 
 
 class Callback:
-    """Called as a run goes on; every method does nothing until a subclass overrides it.
+    """The observer of a run, whose methods do nothing unless a subclass overrides them.
 
     Example:
         >>> from nnopt_jax.recipe import Callback
@@ -32,25 +32,25 @@ class Callback:
     """
 
     def stage(self, name: str, place: str, steps: int, done: int) -> None:
-        """Hear that a stage begins after `done` of its `steps`; `place` is e.g. "2/3"."""
+        """Receive the start of a stage, of which `done` of `steps` are done; `place` is "2/3"."""
 
     def step(self, done: int) -> None:
-        """Hear how many steps of the stage are done."""
+        """Receive the number of finished steps of the stage."""
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Hear that a row was written to `metrics.jsonl`."""
+        """Receive a row that was written to `metrics.jsonl`."""
 
     def note(self, text: str) -> None:
-        """Hear a remark that is worth a line."""
+        """Receive a remark for the user, of one line."""
 
 
 class MetricsLog:
-    """Measures and writes the rows of a run.
+    """The log that measures and writes the rows of a run.
 
     Args:
         plan: the plan of the run.
-        rows: the file.
-        callback: hears of every row.
+        rows: the file of rows.
+        callback: called with every row.
     """
 
     phase: Phase
@@ -61,19 +61,19 @@ class MetricsLog:
         self._sparsity = jax.jit(_sparsity)
 
     def begin(self, phase: Phase, done: int) -> None:
-        """Go on with the next phase, of which `done` steps are made."""
+        """Start or continue a phase, of which `done` steps are finished."""
         self.phase = phase
         self._encode = jax.jit(lambda params, state: _in_use(phase.tx.encode(params, state)))
-        self._since: tuple[int, float] | None = None  # the first steps compile and do not count
+        self._since: tuple[int, float] | None = None  # the first steps only compile
         place = f"{phase.index + 1}/{len(self.plan.phases)}"
         self.callback.stage(phase.stage.name, place, phase.steps, done)
 
     def start_clock(self, number: int) -> None:
-        """Measure the time of a step from here on."""
+        """Start measuring the time of a step."""
         self._since = number, time.perf_counter()
 
     def step(self, number: int, carry: Carry, loss: Array) -> None:
-        """Write a row where one is due."""
+        """Write a row if one is due."""
         self.callback.step(number - self.phase.first)
         ends_epoch = (number - self.phase.first) % self.phase.in_epoch == 0
         if ends_epoch or number % self.plan.recipe.log_every == 0:
@@ -137,7 +137,7 @@ def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
 
 
 def _in_use(encoded: Any) -> Any:
-    """Return dense parameters, except for leaves that round the inputs of their product."""
+    """Return dense parameters, but keep leaves that round the inputs of their product."""
     return jax.tree.map(
         lambda x: x if rounds_inputs(x) else materialize(x), encoded, is_leaf=is_node
     )

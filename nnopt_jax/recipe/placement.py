@@ -1,4 +1,4 @@
-"""Where a run's arrays lie on a mesh of devices, and its training step there."""
+"""The placement of a run's arrays on a mesh of devices, and its training step there."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ __all__ = ["Placement", "place_run"]
 
 @dataclass(frozen=True)
 class Placement:
-    """A run on a mesh.
+    """The placement of a run on a mesh.
 
     Args:
-        wanted: the settings of the recipe.
-        shards: how its parameters are split.
+        wanted: the parallelism settings of the recipe.
+        shards: the sharding of the parameters.
     """
 
     wanted: Parallel
     shards: parallel.Shards
 
     def train_step(self, phase: Any, loss: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile an optimizer step.
+        """Compile an optimizer step on the mesh.
 
         Args:
-            phase: the `Phase`.
+            phase: the phase of the run.
             loss: `(params, batch, extra, teacher's variables, key) -> (scalar, extra)`.
 
         Returns:
-            `f(carry, batch, teacher's variables, key) -> (carry, loss)`; it uses the carry up.
+            `f(carry, batch, teacher's variables, key) -> (carry, loss)`; it donates the carry.
         """
         run = parallel.train_step(
             loss,
@@ -63,14 +63,14 @@ class Placement:
         return step
 
     def shardings(self, phase: Any, carry: Any) -> Any:
-        """Return the sharding of every array of a phase's carry."""
+        """Return the sharding of every array of a phase's training state."""
         at = layout(phase.tx, phase.optimizer, self.shards).shardings
         whole = NamedSharding(self.shards.devices, PartitionSpec())
         extra = jax.tree.map(lambda _: whole, carry.extra)
         return carry._replace(params=at.params, extra=extra, state=at.state, opt_state=at.opt_state)
 
     def placed(self, phase: Any, carry: Any) -> Any:
-        """Return the shapes of a phase's carry with their shardings."""
+        """Return the shapes of a phase's training state with their shardings."""
         return jax.tree.map(
             lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
             carry,
@@ -78,24 +78,25 @@ class Placement:
         )
 
     def feed(self, batches: Iterator[Examples], size: int) -> Iterator[Examples]:
-        """Put each batch on its devices; a process reads only its own rows."""
+        """Put each batch on its devices; each process reads only its own rows."""
         rows = parallel.process_rows(size, self.shards.devices)
         return parallel.feed((Examples(x[rows], y[rows]) for x, y in batches), self.shards.devices)
 
 
 def place_run(wanted: Parallel | None, batch_size: int, params: Any) -> Placement:
-    """Plan the mesh of a run.
+    """Plan the placement of a run on a mesh.
 
     Args:
-        wanted: the settings of the recipe; by default the batch is split over all devices.
-        batch_size: examples in a step.
+        wanted: the parallelism settings of the recipe; by default the batch is split over all
+            devices.
+        batch_size: the number of examples in a step.
         params: the parameters.
 
     Returns:
         The placement.
 
     Raises:
-        RecipeError: the mesh, a rule or the size of the batch does not fit.
+        RecipeError: the mesh, a rule or the batch size does not fit.
 
     Example:
         >>> from nnopt_jax.recipe import Parallel

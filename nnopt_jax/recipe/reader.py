@@ -1,6 +1,6 @@
-"""From a YAML file to a checked `Recipe`, and back: every wrong key is found before anything runs.
+"""The YAML reader and writer of recipes, which reports all wrong keys before anything runs.
 
-YAML is read as people expect it: `1e-3` is a number, and a key given twice is an error.
+It reads YAML as people expect: `1e-3` is a number, and a duplicate key is an error.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _TYPES: dict[Any, str] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1, where `1e-3` is a string and the last of equal keys wins."""
+    """A YAML loader that reads `1e-3` as a number, unlike YAML 1.1, and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Read a mapping; a key that comes twice is an error."""
+        """Read a mapping; a duplicate key is an error."""
         known: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)  # pyright: ignore[reportArgumentType]
@@ -51,17 +51,17 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str, where: str) -> Any:
-    """Read one YAML document.
+    """Parse one YAML document.
 
     Args:
         text: the document.
-        where: the file or option that it comes from, for the error.
+        where: the file or option that it comes from, for errors.
 
     Returns:
         Plain dictionaries, lists, strings, numbers, booleans and None.
 
     Raises:
-        RecipeError: it is not YAML, or holds a key twice.
+        RecipeError: the text is not YAML, or has a duplicate key.
 
     Example:
         >>> from nnopt_jax.recipe.reader import parse
@@ -76,7 +76,7 @@ def parse(text: str, where: str) -> Any:
 
 
 def dump(document: Any) -> str:
-    """Write a document in the order of its keys.
+    """Return a document as YAML, in the order of its keys.
 
     Example:
         >>> from nnopt_jax.recipe.reader import dump
@@ -92,14 +92,14 @@ def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
 
     Args:
         path: the YAML file.
-        settings: changes, each `key.path=value`; see `override`.
+        settings: overrides, each `key.path=value`; see `override`.
 
     Returns:
-        The recipe. The modules that it names are not imported yet.
+        The recipe; the modules that it names are not imported yet.
 
     Raises:
-        RecipeError: the file is not there or not YAML, a key is unknown or missing, or a value
-            has the wrong type; all are reported together, with their key paths.
+        RecipeError: the file does not exist or is not YAML, a key is unknown or missing, or a value
+            has the wrong type; all problems are reported together, with key paths.
 
     Example:
         >>> from nnopt_jax.recipe import load
@@ -121,20 +121,22 @@ def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
 
 
 def override(raw: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """Return the recipe with some values replaced, before it is checked.
+    """Replace values of a recipe before it is checked.
 
-    A key path is joined by dots. An element of a list is named by its position, its `name`, or,
-    for a transform, its method; `data.dir` turns `data: package.module:callable` into a mapping.
+    The parts of a key path are separated by dots. An element of a list is named by its position,
+    its `name`, or, for a transform, its method. `data.dir` turns `data: package.module:callable`
+    into a mapping.
 
     Args:
-        raw: the recipe as YAML gives it.
+        raw: the recipe as read from YAML.
         settings: `key.path=value`, each value read as YAML.
 
     Returns:
         A new mapping.
 
     Raises:
-        RecipeError: a setting has no `=`, or leads nowhere; all are reported together.
+        RecipeError: a setting has no `=`, or its path does not exist; all problems are reported
+            together.
 
     Example:
         >>> from nnopt_jax.recipe.reader import override
@@ -166,7 +168,7 @@ def _replaced(at: Any, path: list[str], value: Any) -> Any:
     at = {} if at is None else at
     if not isinstance(at, dict):
         raise RecipeError(f"{at!r} has no {path[0]!r} inside it")
-    # Names of methods have a dot of their own, so that a key may be several parts of the path.
+    # Method names contain a dot, so that one key may be several parts of the path.
     joined = (".".join(path[:length]) for length in range(1, len(path) + 1))
     length = next((i for i, key in enumerate(joined, 1) if key in at), 1)
     key = ".".join(path[:length])
@@ -191,7 +193,7 @@ def _element(at: list[Any], path: list[str]) -> tuple[int, list[str]]:
 
 
 def build(raw: Mapping[str, Any]) -> Recipe:
-    """Check a recipe as YAML gives it.
+    """Check a recipe as read from YAML, and convert it to a `Recipe`.
 
     Args:
         raw: nested dictionaries and lists.
@@ -217,7 +219,7 @@ def build(raw: Mapping[str, Any]) -> Recipe:
 
 
 def unbuild(value: Any) -> Any:
-    """Return a recipe as YAML holds it, defaults written out; `build` undoes it.
+    """Convert a recipe to YAML's types, defaults included; `build` is the inverse.
 
     Example:
         >>> from nnopt_jax.recipe.reader import build, unbuild
@@ -239,7 +241,7 @@ def unbuild(value: Any) -> Any:
 
 
 def _check(recipe: Recipe, problems: Problems) -> None:
-    """Check what types do not say."""
+    """Check the constraints that types do not express."""
     counts = {key: getattr(recipe, key) for key in ("batch_size", "log_every", "checkpoint_every")}
     names = [stage.name for stage in recipe.stages]
     for i, stage in enumerate(recipe.stages):
@@ -263,17 +265,17 @@ def _check(recipe: Recipe, problems: Problems) -> None:
 
 
 class _Reader:
-    """Converts plain values to the types that fields declare, and collects what is wrong."""
+    """A converter of plain values to the declared types of fields, which collects problems."""
 
     def __init__(self) -> None:
         self.problems = Problems("recipe")
 
     def wrong(self, key: str, value: Any, wanted: str) -> None:
-        """Add a problem: a value of the wrong type."""
+        """Add a problem for a value of the wrong type."""
         self.problems.add(key, f"given {_describe(value)}, wanted {wanted}")
 
     def read(self, wanted: Any, value: Any, key: str) -> Any:
-        """Convert a value to a declared type; None where it does not fit."""
+        """Convert a value to a declared type; return None if it does not fit."""
         origin, options = typing.get_origin(wanted), typing.get_args(wanted)
         if origin in (types.UnionType, typing.Union):
             optional = value is None and type(None) in options
@@ -291,7 +293,7 @@ class _Reader:
         return self.wrong(key, value, _TYPES[origin or wanted])
 
     def dataclass(self, wanted: Any, value: Any, key: str) -> Any:
-        """Convert a mapping; its keys are the fields."""
+        """Convert a mapping whose keys are the fields of a dataclass."""
         fields = {field.name: field for field in dataclasses.fields(wanted)}
         if not isinstance(value, Mapping):
             return self.wrong(key, value, f"a mapping with the keys {', '.join(fields)}")
@@ -319,7 +321,7 @@ class _Reader:
         return self.problems.add(key, f"given {found}, wanted {wanted}")
 
     def transform(self, value: Any, key: str) -> TransformCall | None:
-        """Convert a mapping of one method to its settings, or a method alone."""
+        """Convert a mapping from one method to its settings, or a method alone."""
         single = {value: None} if isinstance(value, str) else value
         if not isinstance(single, Mapping) or len(single) != 1:
             return self.wrong(key, value, "one method, e.g. - pruning.magnitude: {...}")
@@ -330,7 +332,7 @@ class _Reader:
         return TransformCall(str(method), self.kwargs(kwargs or {}, key))
 
     def kwargs(self, kwargs: Mapping[str, Any], key: str) -> dict[str, Any]:
-        """Convert arguments of any type; mappings with a `source` are calls."""
+        """Convert arguments of any type, of which mappings with a `source` are calls."""
         return {str(name): self.argument(v, f"{key}.{name}") for name, v in kwargs.items()}
 
     def argument(self, value: Any, key: str) -> Any:
@@ -343,7 +345,7 @@ class _Reader:
 
 
 def _describe(value: Any) -> str:
-    """Return a value as an error shows it."""
+    """Return a value as errors show it."""
     if value is None:
         return "nothing"
     name = _TYPES.get(type(value), type(value).__name__)

@@ -1,4 +1,4 @@
-"""Everything that a recipe names, made and checked together before any weight moves."""
+"""The plan of a run: all objects that a recipe names, made and checked before training."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ __all__ = ["Carry", "Phase", "RecipePlan", "phases", "prepare"]
 
 
 class Carry(NamedTuple):
-    """All that changes while training; a checkpoint holds exactly this.
+    """The training state: everything that changes during training, and that checkpoints hold.
 
     Args:
         params: the parameters.
         extra: the model's other variables.
         state: the states of the transforms, in order.
-        opt_state: the optimizer's.
+        opt_state: the state of the optimizer.
     """
 
     params: Any
@@ -48,22 +48,22 @@ class Carry(NamedTuple):
     opt_state: Any
 
     def __repr__(self) -> str:
-        """Return the number of arrays instead of their values."""
+        """Return the number of arrays."""
         counts = (f"{name}: {len(jax.tree.leaves(tree))}" for name, tree in self._asdict().items())
         return f"Carry(arrays of {', '.join(counts)})"
 
 
 @dataclass(frozen=True, repr=False)
 class Phase:
-    """A stage with its chain and its optimizer.
+    """A stage of a recipe with its chain and its optimizer.
 
     Args:
-        index: its place among the stages.
+        index: the position of the stage.
         stage: the stage of the recipe.
         links: the transforms of this and all earlier stages.
         optimizer: an optax optimizer.
-        in_epoch: steps in an epoch.
-        first: steps made before this stage.
+        in_epoch: the number of steps of an epoch.
+        first: the number of steps before this stage.
     """
 
     index: int
@@ -85,7 +85,7 @@ class Phase:
 
     @property
     def last(self) -> int:
-        """Return the number of steps made when this stage has ended."""
+        """Return the total number of steps at the end of this stage."""
         return self.first + self.steps
 
     def __repr__(self) -> str:
@@ -94,23 +94,24 @@ class Phase:
         return f"Phase({self.stage.name!r}: steps {self.first} to {self.last}, {chained})"
 
     def needs(self, begun: int) -> tuple[str, ...]:
-        """Name the statistics that the transforms after the first `begun` need at their start."""
+        """Return the statistics that transforms after the first `begun` need at their start."""
         return chain(*self.links[begun:]).needs
 
     def upstream(self, carry: Carry) -> Params:
-        """Return the dense parameters, encoded by the transforms of earlier stages."""
+        """Return the dense parameters as the transforms of earlier stages encode them."""
         return chain(*self.links[: len(carry.state)]).apply(carry.params, carry.state)
 
     def begin(self, carry: Carry, key: Key, stats: Mapping[str, Any]) -> Carry:
         """Start the optimizer and the new transforms; earlier transforms keep their states.
 
         Args:
-            carry: the result of the stage before.
-            key: for transforms that draw numbers.
+            carry: the training state at the end of the stage before.
+            key: the key of transforms
+                that draw random numbers.
             stats: the statistics that `needs` names.
 
         Returns:
-            The carry of the first step.
+            The training state for the first step.
         """
         begun = len(carry.state)
         upstream = chain(*self.links[:begun]).encode(carry.params, carry.state)
@@ -133,9 +134,9 @@ class Phase:
 
 @dataclass(frozen=True, repr=False)
 class RecipePlan:
-    """A recipe whose names are resolved; nothing is trained yet.
+    """A recipe whose names are resolved and checked, ready to train.
 
-    `str` gives a table for each stage.
+    `str` returns a table for each stage.
 
     Args:
         recipe: the recipe.
@@ -145,11 +146,11 @@ class RecipePlan:
         loss: `(logits, labels) -> scalar`.
         metric: `(logits, labels) -> scalar`, the error.
         augment: `(inputs, key) -> inputs`.
-        order: the key of the order of the batches.
+        order: the key of the order of batches.
         key: the key of dropout and of transforms.
-        placement: where arrays lie on a mesh; None for one device.
-        teacher: a `Teacher`, once its run is there.
-        structure: the program of the network, where the file is to hold it.
+        placement: the placement of arrays on a mesh; None for one device.
+        teacher: the teacher, once its run has finished.
+        structure: the program of the network, if the file is to store it.
     """
 
     recipe: Recipe
@@ -172,7 +173,7 @@ class RecipePlan:
         return f"RecipePlan({self.recipe.name!r}: {size:,} parameters, {stages})"
 
     def __str__(self) -> str:
-        """Return what the chain of each stage makes of each leaf."""
+        """Return the plan of the chain of each stage, leaf by leaf."""
         parts = [] if self.placement is None else [str(self.placement.shards)]
         for phase in self.phases:
             table = plan(phase.tx, self.model.params) if phase.links else "no transforms"
@@ -181,21 +182,21 @@ class RecipePlan:
 
 
 class _Failures:
-    """Errors of checks that do not depend on each other, raised together."""
+    """The errors of independent checks, raised together."""
 
     def __init__(self) -> None:
         self.found: list[NnoptError] = []
 
     @contextmanager
     def check(self) -> Iterator[None]:
-        """Keep an error for later."""
+        """Catch an error of the block, and keep it."""
         try:
             yield
         except NnoptError as error:
             self.found.append(error)
 
     def done(self) -> None:
-        """Raise a single error as it is, and several as one."""
+        """Raise a single error unchanged, and several errors as one."""
         if len(self.found) == 1:
             raise self.found[0]
         problems = Problems("recipe")
@@ -205,18 +206,18 @@ class _Failures:
 
 
 def prepare(recipe: Recipe, check_rules: bool = True) -> RecipePlan:
-    """Make everything that a recipe names and check that it fits together.
+    """Make all objects that a recipe names, and check that they fit together.
 
     Args:
         recipe: the recipe.
-        check_rules: whether to plan every chain, which finds rules that match nothing.
+        check_rules: whether to plan every chain, which finds rules without a match.
 
     Returns:
         The plan of the run.
 
     Raises:
-        NnoptError: a name, an argument, the data, a rule or a shape is wrong; where several are,
-            one `RecipeError` reports them all.
+        NnoptError: a name, an argument, the data, a rule or a shape is wrong; one `RecipeError`
+            reports several problems together.
 
     Example:
         >>> from nnopt_jax.recipe import build, prepare
@@ -234,7 +235,7 @@ def prepare(recipe: Recipe, check_rules: bool = True) -> RecipePlan:
     bound = model_graph(model, jnp.asarray(data.train.x[:2]))
     stages = _phases(recipe, len(data.train.x), bound, failures)
     if check_rules and not failures.found:
-        with failures.check():  # a later chain holds the earlier ones, and their mistakes
+        with failures.check():  # A later chain contains the earlier ones, and their mistakes.
             for phase in stages:
                 plan(phase.tx, model.params)
     if recipe.parallel is not None or jax.process_count() > 1:
@@ -255,8 +256,8 @@ def phases(recipe: Recipe, examples: int, graph: ModelGraph | None = None) -> li
 
     Args:
         recipe: the recipe.
-        examples: size of the training split.
-        graph: the graph of the recipe's model; the transforms are bound to it.
+        examples: the size of the training split.
+        graph: the graph of the recipe's model, to which the transforms are bound.
 
     Returns:
         One phase for each stage.
@@ -289,7 +290,7 @@ def _phases(
         for j, what in enumerate(stage.transforms):
             with failures.check():
                 link = resolver.call(what, f"stages.{i}.transforms.{j}", steps)
-                # Each by itself may not fit raw parameters: `plan` checks the whole chain.
+                # A transform alone may not fit raw parameters, so `plan` checks the whole chain.
                 links.append(bound_to(binding, link))
         key = "optimizer" if stage.optimizer is None else f"stages.{i}.optimizer"
         optimizer = None

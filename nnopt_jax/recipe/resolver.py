@@ -1,4 +1,4 @@
-"""From names to callables, and from a `Call` to its result."""
+"""The resolver: imports the callables that a recipe names, and calls them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnopt_jax.recipe.schema import Call, Recipe, TransformCall
 
 __all__ = ["bind", "call", "check", "check_signature", "find"]
 
-# Arguments that the run itself passes, where a callable asks for them by name.
+# Arguments that the run itself passes to callables that have a parameter of this name.
 PASSED = ("rngs", "key")
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 _ANYTHING = inspect.Parameter.VAR_KEYWORD
@@ -22,18 +22,18 @@ _ANY = (inspect.Parameter.VAR_POSITIONAL, _ANYTHING)
 
 
 def find(source: str, key: str) -> Callable[..., Any]:
-    """Import `package.module:callable`, or look a method of the registry up.
+    """Import `package.module:callable`, or look up a registered method.
 
     Args:
-        source: the name; without a colon it is one of `nnopt_jax.registry`.
-        key: where the recipe says it, for errors.
+        source: the name; one without a colon is looked up in `nnopt_jax.registry`.
+        key: its key path in the recipe, for errors.
 
     Returns:
         The callable.
 
     Raises:
-        RecipeError: the module or the attribute is not there, the import fails, or the attribute
-            cannot be called.
+        RecipeError: the module or the attribute does not exist, the import fails, or the attribute
+            is not callable.
 
     Example:
         >>> from nnopt_jax.recipe.resolver import find
@@ -73,7 +73,7 @@ def find(source: str, key: str) -> Callable[..., Any]:
 
 
 def _moved(module: str) -> str:
-    """Return what a package says of a module that it had under another name."""
+    """Return the hint of a package about a module that was renamed."""
     package, _, name = module.rpartition(".")
     try:
         getattr(importlib.import_module(package or name), name)
@@ -88,13 +88,14 @@ def call(
     steps: int | None = None,
     passed: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Call what a recipe names.
+    """Call what a `Call` of a recipe names.
 
     Args:
-        what: the callable's name and its arguments; inner calls are made first.
+        what: the call: a name and arguments, of which inner calls are made first.
         key: where the recipe says it, for errors.
-        steps: steps of the stage; percentages are fractions of them.
-        passed: what the run offers; each is given where the callable has a parameter of that name.
+        steps: the number of steps of the stage, which percentages refer to.
+        passed: values that the run offers; each is passed if the callable has a parameter of its
+            name.
 
     Returns:
         The result of the call.
@@ -128,13 +129,13 @@ def call(
 
 
 def bind(what: Call, key: str) -> Callable[..., Any]:
-    """Return a callable of two arguments that the run gives; its further arguments are bound."""
+    """Return a callable with the arguments of the recipe bound; the run passes two more."""
     function = find(what.source, key)
     return lambda left, right: function(left, right, **what.kwargs)
 
 
 def _target(what: Call | TransformCall, key: str) -> tuple[Callable[..., Any], str]:
-    """Return the callable, and the key that its arguments stand under."""
+    """Return the callable, and the key path of its arguments."""
     if isinstance(what, Call):
         return find(what.source, key), key
     return find(what.method, key), f"{key}.{what.method}"
@@ -160,11 +161,12 @@ def _argument(value: Any, key: str, steps: int | None) -> Any:
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         found = inspect.signature(function).parameters
-        # A metaclass, as NNX has, may take anything and hand it on; the constructor says more.
+        # The signature of a metaclass, as in NNX, may accept anything; that of the constructor is
+        # precise.
         if inspect.isclass(function) and all(p.kind in _ANY for p in found.values()):
             return dict(list(inspect.signature(function.__init__).parameters.items())[1:])
         return found
-    except (TypeError, ValueError):  # some builtins have no signature
+    except (TypeError, ValueError):  # some builtins do not have a signature
         return {}
 
 
@@ -175,14 +177,14 @@ def check_signature(
     problems: Problems,
     given: int = 0,
 ) -> None:
-    """Add a problem for each argument that the callable does not take, or lacks.
+    """Add a problem for each argument that the callable does not take or that is missing.
 
     Args:
         function: the callable.
         kwargs: the arguments in the recipe.
-        key: where the recipe says it.
-        problems: the list that problems are added to.
-        given: how many positional arguments the run passes before these.
+        key: the key path in the recipe.
+        problems: the list to which problems are added.
+        given: the number of positional arguments that the run passes first.
 
     Example:
         >>> from nnopt_jax.errors import Problems
@@ -209,10 +211,10 @@ def check_signature(
 
 
 def check(recipe: Recipe) -> None:
-    """Import everything that a recipe names and check the arguments, before anything runs.
+    """Import all callables that a recipe names, and check their arguments.
 
     Raises:
-        RecipeError: every problem, with its key path.
+        RecipeError: there are problems; all are listed with key paths.
 
     Example:
         >>> from nnopt_jax.recipe.reader import build
@@ -230,7 +232,7 @@ def check(recipe: Recipe) -> None:
 
 
 def _calls(recipe: Recipe) -> Iterator[tuple[str, Call | TransformCall, int]]:
-    """Yield every call: its key, itself, and how many arguments the run gives."""
+    """Yield every call with its key path and the number of arguments that the run passes."""
     for key in ("model", "data", "optimizer"):
         yield key, getattr(recipe, key), 0
     for key in ("loss", "metric", "augment"):

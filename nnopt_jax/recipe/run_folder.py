@@ -1,4 +1,4 @@
-"""The files of a run: text that is never half written, rows of metrics, and one folder each."""
+"""The folder of a run: files written atomically, and rows of metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["JsonLines", "RunFolder", "read_rows", "write_whole", "writing"]
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an error of the disk into one that names the file.
+    """Turn an error of the file system into a `RecipeError` that names the file.
 
     Example:
         >>> from pathlib import Path
@@ -40,14 +40,14 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file beside its place, flush it to the disk, and rename it.
+    """Write a text file atomically: to a temporary file that is flushed and then renamed.
 
     Args:
-        path: the file; an older one is replaced, or stays.
-        text: its content.
+        path: the file; an older one is replaced, or untouched after an error.
+        text: the content of the file.
 
     Raises:
-        RecipeError: it cannot be written.
+        RecipeError: the file cannot be written.
 
     Example:
         >>> import pathlib, tempfile
@@ -70,7 +70,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSONL file; a last line that was cut short is left out.
+    """Return the rows of a JSONL file, without a last line that was cut off.
 
     Example:
         >>> import pathlib
@@ -88,12 +88,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-    """Appends rows to a JSONL file and keeps them at hand.
+    """A JSONL file that rows are appended to, with its rows in memory.
 
     Args:
         path: the file.
-        upto: rows of later steps are dropped, because a resumed run writes them again.
-        writes: whether rows go into the file; of several processes one writes.
+        upto: the last step to keep; later rows are dropped, because a resumed run writes them
+            again.
+        writes: whether rows are written to the file, which only one of several processes does.
 
     Example:
         >>> import pathlib, tempfile
@@ -113,7 +114,7 @@ class JsonLines:
             write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row; it is in the file when this returns."""
+        """Add one row, which is in the file when this returns."""
         if self.writes:
             with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -121,10 +122,10 @@ class JsonLines:
 
 
 class RunFolder:
-    """The files of a run: one recipe each, everything written whole.
+    """The folder of one run of one recipe.
 
     Args:
-        path: the folder itself.
+        path: the path of the folder.
 
     Example:
         >>> from nnopt_jax.recipe.run_folder import RunFolder
@@ -142,10 +143,10 @@ class RunFolder:
         self.report = self.path / "report.html"
 
     def require_same(self, recipe: Recipe) -> None:
-        """Check that the folder is new, or that of this very recipe.
+        """Check that the folder is new, or belongs to this very recipe.
 
         Raises:
-            RecipeError: it holds a run of another recipe; the text lists what differs.
+            RecipeError: it holds a run of another recipe; the error lists the differences.
         """
         if not self.recipe.exists():
             return
@@ -162,7 +163,7 @@ class RunFolder:
             )
 
     def claim(self, recipe: Recipe, fresh: bool) -> None:
-        """Make the folder that of a recipe; where `fresh`, remove the files of an earlier run.
+        """Write the recipe into the folder; with `fresh`, first remove an earlier run.
 
         Raises:
             RecipeError: it cannot be written.
@@ -180,16 +181,16 @@ class RunFolder:
         return parse(self.recipe.read_text(encoding="utf-8"), str(self.recipe))
 
     def finished_recipe(self) -> Recipe | None:
-        """Return the recipe of the run that has ended here; None where none has.
+        """Return the recipe of the finished run; None if none has finished.
 
         Raises:
-            RecipeError: it is not a recipe any more.
+            RecipeError: the file is no longer a valid recipe.
         """
         there = self.recipe.is_file() and self.artifact.is_file()
         return build(self._read_recipe()) if there else None
 
     def finished(self) -> Result | None:
-        """Return the result of the run that ended here; None where none has ended."""
+        """Return the result of the finished run; None if none has finished."""
         if not (self.result.exists() and self.artifact.exists()):
             return None
         return Result.from_json(json.loads(self.result.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""A whole run: dependencies, stages with checkpoints, and the result."""
+"""The runner: dependencies, stages with checkpoints, and the result."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ __all__ = ["make_step", "run", "statistics_of"]
 
 
 def run(recipe: Recipe, *, fresh: bool = False, callback: Callback | None = None) -> Result | None:
-    """Run a recipe to its end, from where an earlier call of it stopped.
+    """Run a recipe to its end, or continue an interrupted run.
 
     The folder then holds `model.nnopt`, `metrics.jsonl`, `report.html`, `result.json`,
-    `recipe.yaml` and `checkpoints/`. After a kill at any moment, the same call goes on from the
+    `recipe.yaml` and `checkpoints/`. After a kill at any moment, the same call continues from the
     newest checkpoint and ends with the same parameters, bit for bit.
 
     Args:
         recipe: the recipe.
         fresh: whether to remove the files of an earlier run in the folder.
-        callback: called as the run goes on.
+        callback: called as the run proceeds.
 
     Returns:
         The result; None on all but the first of several processes.
 
     Raises:
-        NnoptError: something in the recipe is wrong, training diverged, or the disk is full.
+        NnoptError: the recipe is wrong, training diverged, or the disk is full.
 
     Example:
         >>> from nnopt_jax import recipe
@@ -59,7 +59,7 @@ def run(recipe: Recipe, *, fresh: bool = False, callback: Callback | None = None
             return result
     required = list(required_runs(recipe))
     plan = prepare(recipe)
-    writes = jax.process_index() == 0  # checkpoints are written by all processes, files by one
+    writes = jax.process_index() == 0  # all processes write checkpoints, one writes files
     if writes:
         folder.claim(recipe, fresh)
     for dependency in required:
@@ -69,7 +69,7 @@ def run(recipe: Recipe, *, fresh: bool = False, callback: Callback | None = None
     with Checkpoints(folder.checkpoints) as checkpoints:
         runner = _Runner(plan, checkpoints, folder, writes, callback)
         carry = runner.train()
-        if plan.placement is not None:  # every process reads all arrays whole
+        if plan.placement is not None:  # Every process reads all arrays unsharded.
             anywhere = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), carry)
             carry, _ = checkpoints.restore(anywhere)
     result = None
@@ -77,17 +77,18 @@ def run(recipe: Recipe, *, fresh: bool = False, callback: Callback | None = None
         result = finalize(plan, carry, runner.rows.rows, folder)
         write_whole(folder.report, page(result))
         write_whole(folder.result, json.dumps(result.to_json()))
-    if jax.process_count() > 1:  # no process reads a file before it is written
+    if jax.process_count() > 1:  # no process may read a file before it is written
         multihost_utils.sync_global_devices(str(folder.path))
     return result
 
 
 class _Runner:
-    """The training of a run: where it goes on, and its stages.
+    """The training loop of a run over its stages.
 
     Args:
         plan: the plan of the run.
-        checkpoints: receives one every `checkpoint_every` steps and at the end of each stage.
+        checkpoints: the store of checkpoints, written every `checkpoint_every` steps and after each
+            stage.
         folder: the folder of the run.
         writes: whether this process writes rows of metrics.
         callback: called as the run goes on.
@@ -107,7 +108,7 @@ class _Runner:
         self.log = MetricsLog(plan, self.rows, callback)
 
     def train(self) -> Carry:
-        """Run the stages that are not done, and return the last carry."""
+        """Run the unfinished stages, and return the final training state."""
         carry = self._resume()
         for phase in self.plan.phases:
             if phase.last > self.done:
@@ -116,7 +117,7 @@ class _Runner:
         return carry
 
     def _resume(self) -> Carry:
-        """Return the newest checkpoint, or the initial parameters where there is none."""
+        """Return the newest checkpoint, or the initial parameters if there is none."""
         carry = Carry(self.plan.model.params, self.plan.model.extra, (), None)
         if not self.done:
             return carry
@@ -141,7 +142,8 @@ class _Runner:
             lambda carry, stats: phase.begin(carry, self.plan.key, stats),
             out_shardings=None if placement is None else placement.shardings(phase, carry),
         )(carry, stats)
-        # jit returns unchanged inputs as they are, shared; each step donates its carry.
+        # `jit` returns unchanged inputs as the same buffers, which a step that donates its carry
+        # must not share.
         return jax.tree.map(lambda x: x.copy(), carry)
 
     def _train_phase(self, phase: Phase, carry: Carry) -> Carry:
@@ -162,16 +164,16 @@ class _Runner:
 
 
 def statistics_of(plan: RecipePlan, phase: Phase, carry: Carry) -> Mapping[str, Any]:
-    """Average the statistics that `Transform.needs` names over the first batches of a stage.
+    """Average the statistics that new transforms need over the first batches of a stage.
 
     Args:
         plan: the plan of the run.
         phase: the stage that is about to begin.
-        carry: the result of the stage before.
+        carry: the training state at the end of the stage before.
 
     Returns:
-        What `tx.init(params, stats=...)` takes, measured at the parameters that the earlier
-        transforms encode; empty where no new transform needs any.
+        The statistics for `tx.init(params, stats=...)`, measured at the parameters that earlier
+        transforms encode; empty if the new transforms need none.
     """
     names = phase.needs(len(carry.state))
     if not names:
@@ -195,7 +197,7 @@ def make_step(plan: RecipePlan, phase: Phase) -> Callable[..., Any]:
         phase: the stage.
 
     Returns:
-        `f(carry, x, y, number) -> (carry, loss)`; it uses the carry up.
+        `f(carry, x, y, number) -> (carry, loss)`; it donates the carry.
     """
     tx, model, teacher = phase.tx, plan.model, plan.teacher
     taught = teacher.variables if teacher else None

@@ -1,4 +1,4 @@
-"""The settings of a recipe, as frozen dataclasses: field names are the keys of the YAML file."""
+"""The schema of recipes: frozen dataclasses whose fields are the keys of the YAML file."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["Call", "Distill", "Parallel", "Recipe", "Stage", "TransformCall", "W
 
 @dataclass(frozen=True)
 class Call:
-    """A callable by name, and the keyword arguments of its call.
+    """A callable by name, with keyword arguments.
 
-    In YAML: `package.module:callable`, or a mapping `{source: package.module:callable, ...}`.
+    In YAML, a call is `package.module:callable` or a mapping `{source: package.module:callable,
+    ...}`.
 
     Args:
-        source: `package.module:callable`; the working directory is on the path.
-        kwargs: the keyword arguments. A mapping that has a `source` is itself a call, whose
-            result is the argument. A percentage such as `70%` is that fraction of the steps of
-            the stage.
+        source: `package.module:callable`; the working directory is on the import path.
+        kwargs: the keyword arguments. A mapping with a `source` is itself a call, whose result is
+            the argument. A percentage such as `70%` means that fraction of the steps of the stage.
 
     Example:
         >>> from nnopt_jax.recipe.schema import Call
@@ -35,11 +35,11 @@ class Call:
 class TransformCall:
     """One transform of a stage.
 
-    In YAML: `- pruning.magnitude: {sparsity: 0.9}`.
+    In YAML, a transform is `- pruning.magnitude: {sparsity: 0.9}`.
 
     Args:
         method: a name of `nnopt_jax.registry`, or `package.module:callable` for your own.
-        kwargs: its settings, as those of a `Call`.
+        kwargs: its settings, like those of a `Call`.
     """
 
     method: str
@@ -53,11 +53,11 @@ class Stage:
     Args:
         name: the name in tables and metrics.
         epochs: passes over the training split.
-        transforms: appended to the chain of the stages before. A transform stays to the end of
-            the run and keeps its state (its masks, its tables).
-        optimizer: an optax optimizer, started anew; default that of the recipe.
-        statistics: training batches over which gradients are averaged before the first step, for
-            transforms that score weights by them when they start.
+        transforms: the transforms that are appended to the chain of the stages before. A transform
+            stays until the end of the run and keeps its state (its masks, its tables).
+        optimizer: an optax optimizer with a new state; by default that of the recipe.
+        statistics: the number of training batches over which gradients are averaged before the
+            first step, for transforms whose initial scores need them.
     """
 
     name: str
@@ -74,9 +74,9 @@ class Distill:
     The loss is `weight * loss(logits, teacher's logits) + (1 - weight) * loss of the labels`.
 
     Args:
-        teacher: the folder of a finished run, or a recipe file, which is run first, into the
-            folder `teacher` of this run.
-        weight: the weight of the teacher, from 0 to 1.
+        teacher: the folder of a finished run, or a recipe file, which runs first, in the folder
+            `teacher` of this run.
+        weight: the weight of the teacher's loss, from 0 to 1.
         loss: `(student's logits, teacher's logits) -> scalar`.
 
     Example:
@@ -92,15 +92,15 @@ class Distill:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Another network, whose parameters this one begins with.
+    """A network whose parameters this one starts from.
 
     Args:
-        run: the folder of a finished run, or a recipe file, which is run first, into the folder
-            `start` of this run.
-        layers: where the layers are, as `nnopt_jax.transfer.select_layers` takes it, if the two
-            networks differ in depth; null where they do not.
-        how: which layer comes from which; see `nnopt_jax.transfer.layer_map`.
-        zero: leaves of a new layer that begin as zeros; see `nnopt_jax.transfer.deepen`.
+        run: the folder of a finished run, or a recipe file, which runs first, in the folder `start`
+            of this run.
+        layers: the paths of the layers, as in `nnopt_jax.transfer.select_layers`, if the two
+            networks differ in depth; otherwise null.
+        how: which layer is copied from which; see `nnopt_jax.transfer.layer_map`.
+        zero: the leaves of a new layer that start as zeros; see `nnopt_jax.transfer.deepen`.
 
     Example:
         >>> from nnopt_jax.recipe.schema import WarmStart
@@ -116,12 +116,12 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """The split of some leaves of the model over devices.
+    """A rule that splits some leaves of the model over devices.
 
     Args:
         where: a glob, or `re:` and a regular expression, over paths.
-        split: for each axis the mesh axis that it is split over, a list of them, or null; null
-            in place of the list for leaves that stay whole.
+        split: for each axis the mesh axis that it is split over, a list of mesh axes, or null; null
+            in place of the whole list for leaves that are replicated.
     """
 
     where: str
@@ -130,16 +130,16 @@ class SplitRule:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Many devices for one run.
+    """The settings of a run on many devices.
 
     Args:
-        mesh: the number of devices along each axis; -1 for the rest. `data` splits the batch,
-            `fsdp` the batch and the parameters, others are for rules.
-        rules: tensor parallelism.
-        fsdp: the axis for parameter parallelism, where the mesh has it; null for none.
-        least: arrays of fewer bytes stay whole on the `fsdp` axis.
-        accumulate: micro-batches that a batch is cut into.
-        remat: whether the backward pass recomputes values that would else be kept.
+        mesh: the number of devices along each axis; -1 for the rest. The axis `data` splits the
+            batch, `fsdp` the batch and the parameters; other axes are for rules.
+        rules: rules of tensor parallelism.
+        fsdp: the mesh axis of parameter parallelism, if the mesh has it; null for none.
+        least: the number of bytes below which arrays are replicated on the `fsdp` axis.
+        accumulate: the number of micro-batches that a batch is divided into.
+        remat: whether the backward pass recomputes values instead of storing them.
 
     Example:
         >>> from nnopt_jax.recipe.schema import Parallel
@@ -157,29 +157,29 @@ class Parallel:
 
 @dataclass(frozen=True, repr=False)
 class Recipe:
-    """A whole run.
+    """The description of a whole run.
 
     Args:
         name: the name of the run.
-        model: makes the network; see `nnopt_jax.interop.flax.adapt` for the three kinds.
-        data: returns an object with `train`, `test` and perhaps `valid`, each with arrays `x`
-            and `y`.
+        model: the call that makes the network; see `nnopt_jax.interop.flax.adapt` for the three
+            kinds.
+        data: the call that returns an object with `train`, `test` and perhaps `valid`, each with
+            arrays `x` and `y`.
         stages: the stages of training, in order.
         loss: `(logits, labels) -> scalar`, to be minimized.
         metric: `(logits, labels) -> scalar`, the smaller the better, reported as the error.
-        distill: a teacher, if there is one; in all stages.
-        start: another network to begin with; default: the model's own initial parameters.
-        program: whether the file also holds the program of the network, so that
-            `nnopt_jax.transfer.load_model` runs it where its code is not at hand.
+        distill: a teacher for all stages, or null.
+        start: a network to start from; by default the model's own initial parameters.
+        program: whether the file also stores the program of the network, so that
+            `nnopt_jax.transfer.load_model` runs it without the model's code.
         augment: `(inputs, key) -> inputs`, applied to every training batch inside the step.
-        parallel: a mesh of devices; default one device.
-        optimizer: for the stages that name none.
-        batch_size: examples in a step; examples that do not fill a batch are left out of the
-            epoch.
-        seed: of the parameters, the order of the batches and the transforms.
+        parallel: a mesh of devices; by default one device.
+        optimizer: the optimizer of stages that do not name one.
+        batch_size: examples in a step; the rest of an epoch that does not fill a batch is skipped.
+        seed: the seed of the parameters, the order of batches and the transforms.
         log_every: steps between two rows of `metrics.jsonl`.
         checkpoint_every: steps between two checkpoints; one more ends each stage.
-        output: folder for everything that the run writes; default `runs/<name>`.
+        output: the folder of the run; by default `runs/<name>`.
     """
 
     name: str
@@ -207,5 +207,5 @@ class Recipe:
 
     @property
     def folder(self) -> str:
-        """Return the folder that the run writes into."""
+        """Return the folder of the run."""
         return self.output or f"runs/{self.name}"
