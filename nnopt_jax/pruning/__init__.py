@@ -1,4 +1,4 @@
-"""Pruning: by sparsity, by importance, at random."""
+"""Pruning by magnitude, by importance scores, in patterns, and at random."""
 
 from nnopt_jax.pruning import patterns as patterns, scores as scores
 from nnopt_jax.pruning.at_random import (

@@ -1,4 +1,4 @@
-"""How a sparsity is shared out among leaves."""
+"""Allocation of a total sparsity to leaves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Allocation: TypeAlias = str | Callable[[Shapes, Share], Mapping[str, Share]]
 
 
 def uniform(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
-    """The same sparsity in every leaf.
+    """Allocate the same sparsity to every leaf.
 
     $$ s_l = s $$
 
@@ -41,14 +41,15 @@ def uniform(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
 
 
 def erk(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
-    r"""Erdos-Renyi-kernel: small leaves stay denser, the total is met.
+    r"""Allocate by the Erdos-Renyi-kernel rule: small leaves stay denser, and the total is exact.
 
     $$ 1 - s_l = \min(1, \epsilon \, r_l), \qquad
        r_l = \frac{\sum_i d_{l,i}}{\prod_i d_{l,i}}, \qquad
        \sum_l (1 - s_l) \, n_l = (1 - s) \sum_l n_l $$
 
     Args:
-        shapes: shape of each leaf, by path: all its sizes `d` count, kernel sizes as well.
+        shapes: shape of each leaf, by path; all sizes `d` count, including those of convolution
+            windows.
         sparsity: `s`.
 
     Returns:
@@ -67,7 +68,8 @@ def erk(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
     order = sorted(shapes, key=lambda path: -ratio[path])
     sizes = [math.prod(shapes[path]) for path in order]
     wanted = (1.0 - sparsity) * sum(sizes)
-    # Leaves of great ratio are full first: of the numbers of full leaves the least that will do.
+    # Leaves of great ratio become fully dense first, so the search is for the least number of dense
+    # leaves at which all densities are at most 1.
     epsilon = 0.0
     for full in reversed(range(len(order))):
         rest = sum(ratio[path] * n for path, n in zip(order[full:], sizes[full:], strict=True))
@@ -83,18 +85,18 @@ def erk(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
 def own(
     function: Callable[[Shapes, Share], Mapping[str, Share]], shapes: Shapes, sparsity: Share
 ) -> dict[str, Share]:
-    """What a user's allocation returns, checked as far as it is known.
+    """Call a user's allocation, and check its result as far as values are known.
 
     Args:
         function: `(shapes, sparsity) -> sparsities`.
         shapes: shape of each leaf, by path.
-        sparsity: the total.
+        sparsity: the total sparsity.
 
     Returns:
         The sparsity of each leaf.
 
     Raises:
-        ValueRangeError: a leaf has none, or one outside 0 to 1.
+        ValueRangeError: the sparsity of a leaf is missing, or is not from 0 to 1.
 
     Example:
         >>> from nnopt_jax.pruning import allocation
@@ -115,18 +117,19 @@ def own(
 
 
 def lamp(scores: jax.Array) -> jax.Array:
-    r"""Layer-adaptive scores, comparable across leaves: what a weight adds to those above it.
+    r"""Return LAMP scores: the square of each weight over the sum of its and all larger squares.
 
     $$ \frac{w_i^2}{\sum_{j :\, w_j^2 \ge w_i^2} w_j^2} $$
 
-    Of equal weights the earlier counts as the greater. One sort of the leaf. Weights that are NaN
-    or infinite do not count for the sums and rank above all others, where they can be seen.
+    The scores are comparable across leaves. Among equal weights, the earlier counts as the greater.
+    The leaf is sorted once. NaN and infinite weights are left out of the sums and rank above all
+    others, so that they are not pruned and stay visible.
 
     Args:
-        scores: magnitudes `|w|`, or other scores of zero or more; any shape.
+        scores: magnitudes `|w|`, or other non-negative scores, of any shape.
 
     Returns:
-        float32 of that shape; 0 where all weights are 0.
+        float32 scores of the same shape; 0 if all weights are 0.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Pruning at random: random masks, and sparse training that drops weights and grows others."""
+"""Pruning at random: random masks, and sparse training that drops and grows weights."""
 
 from __future__ import annotations
 
@@ -27,28 +27,29 @@ def random_mask(
     mode: MaskMode = "hard",
     every: int | None = None,
 ) -> Transform:
-    r"""Keep weights drawn at random, exactly as many as the sparsity says.
+    r"""Keep weights drawn at random, exactly as many as the sparsity demands.
 
     $$ \hat w_i = w_i \, [\, u_i \text{ is among the } k \text{ greatest} \,],
        \qquad u_i \sim \mathcal U(0, 1), \qquad k = \mathrm{round}((1 - s)\, n) $$
 
-    The baseline that every score has to beat. The numbers `u` are drawn once, from the key and the
-    leaf's path: the masks of a schedule are nested, and a leaf's numbers do not change when other
-    leaves come or go. Needs `tx.init(..., key=)`.
+    Random masks are the baseline that every score has to beat. The numbers `u` are drawn once, from
+    the key and the leaf's path: the masks of a schedule are nested, and a leaf's numbers do not
+    depend on other leaves. `tx.init` needs `key`.
 
     Args:
         sparsity: see `by_score`.
-        where: see `by_score`, as are `pattern` and `mode`.
+        where: which leaves; see `by_score`.
         allocation: how the sparsity is divided among leaves; not `"lamp"`.
-        pattern: which weights are kept together.
-        mode: what happens to pruned weights.
-        every: updates between two steps of a schedule; default 1. A number needs none.
+        pattern: which weights are kept or pruned together; see `by_score`.
+        mode: what happens to pruned weights; see `by_score`.
+        every: updates between two steps of a schedule, by default 1; not used for a constant
+            sparsity.
 
     Returns:
         The transform. It wraps: later transforms of a chain keep its zeros.
 
     Raises:
-        ValueRangeError: a setting is out of range; at `init`, there is no key.
+        ValueRangeError: a setting is out of range; or, at `init`, the key is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -80,39 +81,40 @@ def rigl(
     allocation: Allocation = "erk",
     pattern: PatternLike = None,
 ) -> Transform:
-    r"""Train a sparse network; weights of least magnitude make room where the gradient is great.
+    r"""Train a sparse network that drops small weights and grows those of greatest gradient.
 
     Every `every` updates, in each leaf of `k` weights:
 
     $$ n = \lfloor f_t k \rfloor, \qquad
        f_t = \frac{\alpha}{2} \Bigl(1 + \cos \frac{t \pi}{T}\Bigr) $$
 
-    The `n` weights of least magnitude go, and of all places that are then free the `n` of greatest
-    gradient are grown. The gradient is the dense one, at what the model saw, and so covers weights
-    that are not there. Grown weights start at zero; one that goes and comes back at once keeps its
-    value. The network starts at random: needs `tx.init(..., key=)`. It has `k` weights in each leaf
-    at any time, so `pack` works under `jax.jit`.
+    The `n` weights of least magnitude are dropped, and the `n` absent weights of greatest gradient
+    are grown. The gradient is the dense one, taken at the masked weights, and so covers absent
+    weights. Grown weights start at zero; a weight that is dropped and grown in the same update
+    keeps its value. The first connections are random, so `tx.init` needs `key`. Each leaf always
+    has `k` weights, so `pack` works under `jax.jit`.
 
-    The optimizer's state is yours: weights that are not there get no gradient, so that averages
-    (momentum, Adam's) forget them, and a grown weight starts with what is left of its own.
+    The optimizer's state is not changed: absent weights get no gradient, so that running averages
+    (momentum, Adam's moments) decay, and a grown weight starts with the remainder.
 
     Args:
         sparsity: the fraction of zeros, from 0 to 1.
-        end_step: `T`, the update from which connections stay; the paper's is 3/4 of all.
-        fraction: `alpha`, the fraction of weights that moves in the beginning.
-        every: updates between two moves.
-        where: which leaves; default: those of two axes or more.
-        allocation: `"erk"`: small leaves stay denser. `"uniform"`: the same sparsity in each leaf.
-            Or `(shapes by path, sparsity) -> sparsities by path`.
-        pattern: None for single weights, or the sizes of blocks that move as a whole, by their mean
-            scores.
+        end_step: `T`, the update after which connections are fixed; 3/4 of all updates in the
+            paper.
+        fraction: `alpha`, the fraction of weights that are replaced at the first such update.
+        every: updates between two replacements.
+        where: which leaves; by default those of two or more axes.
+        allocation: `"erk"` (small leaves stay denser), `"uniform"` (the same sparsity in each
+            leaf), or a function `(shapes by path, sparsity) -> sparsities by path`.
+        pattern: None for single weights, or the sizes of blocks that are dropped and grown as a
+            whole, by their mean scores.
 
     Returns:
         The transform. It wraps: later transforms of a chain keep its zeros.
 
     Raises:
-        ValueRangeError: a setting is out of range; at `init`, there is no key.
-        StatisticsError: at `update`, there are no gradients.
+        ValueRangeError: a setting is out of range; or, at `init`, the key is missing.
+        StatisticsError: at `update`, the gradients are missing.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -143,29 +145,29 @@ def sparse_evolution(
     allocation: Allocation = "erk",
     pattern: PatternLike = None,
 ) -> Transform:
-    r"""Train a sparse network; weights of least magnitude make room for others, drawn at random.
+    r"""Train a sparse network that drops small weights and grows others at random (SET).
 
-    Every `every` updates, in each leaf of `k` weights, the $\lfloor \zeta k \rfloor$ of least
-    magnitude go (the paper takes those of each sign apart), and as many of the places that are then
-    free are grown, each with the same chance. Grown weights start at zero; one that goes and comes
-    back at once keeps its value. The network starts at random as well: needs `tx.init(..., key=)`.
-    It has `k` weights in each leaf at any time, so `pack` works under `jax.jit`. Of the optimizer's
-    state, see `rigl`.
+    Every `every` updates, in each leaf of `k` weights, the $\lfloor \zeta k \rfloor$ weights of
+    least magnitude are dropped (the paper ranks weights of each sign separately), and as many
+    absent weights are grown, all with equal probability. Grown weights start at zero; a weight that
+    is dropped and grown in the same update keeps its value. The first connections are random, too,
+    so `tx.init` needs `key`. Each leaf always has `k` weights, so `pack` works under `jax.jit`. For
+    the optimizer's state, see `rigl`.
 
     Args:
         sparsity: the fraction of zeros, from 0 to 1.
-        fraction: `zeta`, the fraction of weights that moves.
-        every: updates between two moves; the paper's is an epoch.
-        end_step: the update from which connections stay; None for never.
-        where: which leaves; default: those of two axes or more.
-        allocation: as for `rigl`.
-        pattern: as for `rigl`.
+        fraction: `zeta`, the fraction of weights that are replaced.
+        every: updates between two replacements; an epoch in the paper.
+        end_step: the update after which connections are fixed; None for never.
+        where: which leaves; by default those of two or more axes.
+        allocation: see `rigl`.
+        pattern: see `rigl`.
 
     Returns:
         The transform. It wraps: later transforms of a chain keep its zeros.
 
     Raises:
-        ValueRangeError: a setting is out of range; at `init`, there is no key.
+        ValueRangeError: a setting is out of range; or, at `init`, the key is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp

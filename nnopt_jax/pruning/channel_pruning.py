@@ -1,4 +1,4 @@
-"""Pruning of channels, neurons and heads by any score."""
+"""Structured pruning of channels, neurons and heads by any score."""
 
 from __future__ import annotations
 
@@ -34,37 +34,39 @@ def structured(
     mode: MaskMode = "hard",
     every: int = 1,
 ) -> Transform:
-    r"""Keep the channels, neurons and heads of greatest score, with all that belongs to them.
+    r"""Keep the channels, neurons and heads of greatest score, with all coupled weights.
 
     $$ s_u = \Big(\sum_{w \in u} w^2\Big)^{1/2} $$
 
-    The graph says what belongs together: a column of a kernel, its bias, the row of the next
-    kernel; a channel and all that normalization has of it; a head. While training it is masked;
-    `graph.shrink(params, nnopt.pruning.kept_units(state))` takes it out, and what is left is
-    smaller and faster.
+    The graph determines which weights are coupled: a column of a kernel, its bias and the row of
+    the next kernel; a channel and its normalization parameters; a head. Pruned channels are masked
+    during training. `graph.shrink(params, nnopt.pruning.kept_units(state))` then removes them,
+    which makes the network smaller and faster.
 
     Args:
-        sparsity: the fraction of channels (with `allocation="flops"`, of operations) that goes,
-            from 0 to less than 1, or an `optax.Schedule`.
-        graph: removed; write `structured(0.5).bind(graph)`, or `tx.init(params, graph=graph)`.
-        where: which dimensions, by name; default: all.
+        sparsity: the fraction of channels (with `allocation="flops"`, of operations) to prune, from
+            0 to less than 1, or an `optax.Schedule`.
+        graph: no longer supported; write `structured(0.5).bind(graph)`, or `tx.init(params,
+            graph=graph)`.
+        where: which dimensions, by name; by default all.
         score: `"l2"`, the norm of a channel; `"l1"`; a score of weights by name or value, such as
-            `"taylor"` or `pruning.scores.fisher()`; or `(path, leaf) -> a score for each weight`.
-            Those of a channel's weights are summed.
-        allocation: `"uniform"`: the fraction holds in each dimension. `"global"`: one threshold
-            over all, of scores over the mean of their dimension. `"flops"`: likewise, at which
-            the fraction of the operations of products with weights goes. One channel always stays.
-        multiple: how many stay of a dimension is rounded up to a multiple of it, as far as there
-            are so many; hardware likes multiples of 8 or 128. Only with `allocation="uniform"`.
+            `"taylor"` or `pruning.scores.fisher()`; or a function `(path, leaf) -> scores of the
+            weights`. The scores of a channel's weights are summed.
+        allocation: `"uniform"`: the sparsity of each dimension. `"global"`: one threshold for all
+            dimensions, on scores divided by the mean of their dimension. `"flops"`: one such
+            threshold, at which the operations of products with weights fall by this fraction. One
+            channel of each dimension always stays.
+        multiple: the number of channels kept in a dimension is rounded up to a multiple of this, at
+            most to all; hardware prefers multiples of 8 or 128. Only with `allocation="uniform"`.
         mode: `"hard"`, `"soft"` or `"frozen"`; see `by_score`.
-        every: updates between two choices.
+        every: updates between two choices of the mask.
 
     Returns:
         The transform. It wraps: later transforms of a chain keep its zeros.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        CompositionError: `graph` was given here; or, at `init`, there is no graph.
+        CompositionError: `graph` was passed here; or, at `init`, the graph is missing.
         StatisticsError: (by `init` or `update`) statistics of the score are missing.
 
     Example:

@@ -1,4 +1,4 @@
-"""Pruning of channels, neurons and heads, with everything that belongs to them."""
+"""Masks over coupled axes: channels, neurons and heads with all weights that belong to them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Place = tuple[str, int]
 
 
 class CoupledDimension(Protocol):
-    """Channels, neurons or heads that are alike; `nnopt_jax.trace` finds them."""
+    """The interface of a dimension of channels, neurons or heads, as graphs list them."""
 
     name: str
     size: int
@@ -51,7 +51,7 @@ def coupled_dimensions(graph: Any) -> tuple[CoupledDimension, ...]:
     """Return the dimensions of a graph, or of its coupled axes.
 
     Raises:
-        CompositionError: it is not a graph.
+        CompositionError: the argument is not a graph.
     """
     found = getattr(graph, "coupled", graph)
     if not hasattr(found, "dimensions"):
@@ -65,16 +65,16 @@ def coupled_dimensions(graph: Any) -> tuple[CoupledDimension, ...]:
 def kept_units(state: State) -> dict[str, Array]:
     """Return which channels of each dimension a state of `structured` keeps.
 
-    `graph.shrink` takes them.
+    Pass the result to `graph.shrink`.
 
     Args:
-        state: of the method itself; of a chain, `state[number of the transform]`.
+        state: the state of the method itself; in a chain, `state[i]` for its transform `i`.
 
     Returns:
-        By name of the dimension, bool `(channels,)`.
+        For each dimension by name, bool `(channels,)`.
 
     Raises:
-        CompositionError: the state is of another method.
+        CompositionError: the state belongs to another method.
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,9 +101,9 @@ class Coupled(Masking):
     A score of weights is summed over all weights that belong to a channel.
 
     Args:
-        name: the method, for errors.
+        name: the name of the method, for errors.
         where: which dimensions, by name.
-        binding: holds the graph, where the transform is bound to one.
+        binding: the binding, which holds a graph if the transform is bound to one.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Coupled(Masking):
     binding: Binding
 
     def start(self, params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
-        """Make the first state of a transform."""
+        """Make the initial state of the transform."""
         graph = self.binding.graph if graph is None else graph
         members = self._members(graph)
         leaves = self._leaves(params, members)
@@ -133,12 +133,12 @@ class Coupled(Masking):
         return self._new_state(found, memory, dense, fixed, jnp.int32(0))
 
     def check(self, params: Any) -> None:
-        """Raise all errors of selection, where a graph is known."""
+        """Raise all errors of selection, if a graph is known."""
         if self.binding.graph is not None:
             self._leaves(params, self._members(self.binding.graph))
 
     def masked(self, params: Any, state: State, *, train: bool = False) -> Any:
-        """Return the parameters with a masked node for each leaf."""
+        """Return the parameters with masked nodes for the selected leaves."""
         leaves, mine = leaves_of_state(params, state, self.name, TOGETHER)
         nodes = {
             path: Masked(leaf, state.rest[path]["mask"], mode=node_mode(self.mode, leaf, train))
@@ -155,7 +155,7 @@ class Coupled(Masking):
         upstream: Any = None,
         step: Any = None,
     ) -> tuple[Any, State]:
-        """Learn from the gradients, choose new masks when they are due, and project."""
+        """Update scores, choose new masks when they are due, and project the parameters."""
         _, seen = leaves_of_state(
             params if upstream is None else upstream, state, self.name, TOGETHER
         )
@@ -232,7 +232,7 @@ class Coupled(Masking):
     def _units(
         self, scores: Mapping[str, Array], sparsity: Any, at: Any, leaves: Leaves, flops: Any
     ) -> dict[str, Array]:
-        """Mark the channels that stay; the best of each dimension always does."""
+        """Mark the channels that stay, always including the best of each dimension."""
         best = {name: jnp.arange(x.size) == jnp.argmax(x) for name, x in scores.items()}
         if self.selection.allocation == "uniform":
             counts = [self._count(x.size, sparsity) for x in scores.values()]
@@ -269,7 +269,7 @@ class Coupled(Masking):
 
 
 def check_coupled(settings: Settings, allocation: Any, multiple: Any) -> None:
-    """Add what is wrong with the settings of channels to those of a method."""
+    """Add the problems with the settings of coupled axes."""
     if allocation in ("erk", "lamp") or callable(allocation):
         settings.wrong("allocation", allocation, "divides weights among leaves, and a channel has "
                                                  "weights in several; give 'uniform', 'global' or "
@@ -282,7 +282,7 @@ def check_coupled(settings: Settings, allocation: Any, multiple: Any) -> None:
 
 
 def _lines(units: Mapping[str, Array], at: Any, leaves: Leaves) -> dict[Place, Array]:
-    """Return which indices stay, along each axis of each leaf that channels lie on."""
+    """Return which indices stay, for each axis of a leaf that channels lie on."""
     found: dict[Place, Array] = {}
     for name, stay in units.items():
         for path, axes in at[name].items():
@@ -294,7 +294,7 @@ def _lines(units: Mapping[str, Array], at: Any, leaves: Leaves) -> dict[Place, A
 
 
 def _flops_left(units: Mapping[str, Array], at: Any, leaves: Leaves, flops: Any) -> Array:
-    """Return the operations of the products with weights that are left: what their axes keep."""
+    """Return the operations of the products with the remaining weights."""
     left = dict(flops)
     for (path, _), lines in _lines(units, at, leaves).items():
         left[path] = left.get(path, jnp.float32(0)) * jnp.mean(lines, dtype=jnp.float32)
@@ -302,5 +302,5 @@ def _flops_left(units: Mapping[str, Array], at: Any, leaves: Leaves, flops: Any)
 
 
 def _along(lines: Array, axis: int, ndim: int) -> Array:
-    """Return a vector as an array that lies along one axis of many."""
+    """Reshape a vector so that it lies on one axis of `ndim`."""
     return jax.lax.expand_dims(lines, [i for i in range(ndim) if i != axis])

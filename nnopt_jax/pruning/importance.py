@@ -1,4 +1,4 @@
-"""Pruning by importance: `by_score` under the names that papers gave to scores."""
+"""Pruning by importance: presets of `by_score` with the names that papers gave to scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["fisher", "magnitude", "movement", "saliency", "taylor"]
 def magnitude(
     sparsity: ScalarOrSchedule | None = None, **choices: Unpack[PruningChoices]
 ) -> Transform:
-    r"""Keep the weights of greatest magnitude $|w|$, exactly as many as the sparsity says.
+    r"""Keep the weights of greatest magnitude $|w|$, exactly as many as the sparsity demands.
 
     Args:
         sparsity: the fraction of zeros, from 0 to 1, or a schedule; see `by_score`.
@@ -58,17 +58,17 @@ def taylor(
     $$ I_i = \langle |g_i w_i|^p \rangle_t, \qquad
        L(w) - L(w \,|\, w_i = 0) \approx g_i w_i $$
 
-    Each update adds the product of a weight and of its gradient, both as they were before the
-    optimizer moved the weight (which the state holds a copy of). Gradients that are not finite
-    count as 0. With `mode="hard"` a pruned weight stays pruned, because its product is 0; with
-    `"soft"` it is judged by the value that it would return with.
+    Each update adds the product of a weight and its gradient, both from before the optimizer step
+    (the state holds a copy of the weight). Gradients that are not finite count as 0. With
+    `mode="hard"`, a pruned weight stays pruned, because its product is 0; with `"soft"`, it is
+    scored with the value that it would return to.
 
     Args:
-        sparsity: see `by_score`. `allocation="global"` compares the leaves by what they mean to
-            the loss, as the paper does.
+        sparsity: see `by_score`. `allocation="global"` compares leaves by their effect on the loss,
+            as in the paper.
         power: $p$, 2 or 1.
-        decay: of the running mean over updates, from 0 (the last alone) to just below 1; None: the
-            sum since the last choice of a mask.
+        decay: the decay of the running mean over updates, from 0 (only the last update) to just
+            below 1; None for the sum since the mask was last chosen.
         **choices: `where`, `allocation`, `pattern`, `mode` and `every` of `by_score`.
 
     Returns:
@@ -101,17 +101,17 @@ def movement(
 
     $$ S_i = - \sum_t w_i^{(t)} \, \frac{\partial L}{\partial \hat w_i}^{(t)} $$
 
-    Scores have signs, and the greatest are kept. Weight and gradient are those before the
-    optimizer moved the weight (which the state holds a copy of). A pruned weight's score goes on
-    learning, from the gradient at the zero that the model saw, so that it may return. Gradients
-    that are not finite count as 0. The method is made for fine-tuning a trained network over some
-    epochs, with a schedule that starts at 0.
+    Scores have signs, and the greatest are kept. Weight and gradient are those from before the
+    optimizer step (the state holds a copy of the weight). The score of a pruned weight is still
+    updated, with the gradient at the zero that replaces it, so that the weight may return.
+    Gradients that are not finite count as 0. The method is meant for fine-tuning a trained network
+    over some epochs, with a schedule that starts at 0.
 
     Args:
         sparsity: see `by_score`.
-        **choices: `where`, `allocation` (not `"lamp"`), `pattern`, `every`, and `mode` of
-            `by_score`; the default mode is `"frozen"`, as in the paper: a pruned weight keeps its
-            value (but for an optimizer's momentum) and may return with it.
+        **choices: `where`, `allocation` (not `"lamp"`), `pattern`, `every` and `mode` of
+            `by_score`. The default mode is `"frozen"`, as in the paper: a pruned weight keeps its
+            value (except for the optimizer's momentum) and may return with it.
 
     Returns:
         The transform. It wraps, and `update` needs gradients: `nnopt.step(..., grads)`.
@@ -147,16 +147,16 @@ def fisher(
     $$ I_i = \tfrac{1}{2} F_i w_i^2, \qquad
        F_i = \langle g_i^2 \rangle_t \approx \frac{\partial^2 L}{\partial w_i^2} $$
 
-    Optimal Brain Damage with the diagonal of the Fisher information in place of that of the
-    Hessian: where training has converged the gradient is 0 on average, and both agree for a
-    likelihood. The running mean is of squared gradients of whole batches, which are smaller than
-    those of examples by about the batch size, for all weights alike. Gradients that are not finite
-    count as 0.
+    This is Optimal Brain Damage with the diagonal of the Fisher information in place of that of the
+    Hessian; the two agree for a likelihood at convergence, where the mean gradient is 0. The
+    running mean is over the squared gradients of whole batches, which are smaller than those of
+    examples by about the batch size, equally for all weights. Gradients that are not finite count
+    as 0.
 
     Args:
-        sparsity: see `by_score`. `stats` from batches of one example give the Fisher information
-            itself.
-        decay: of the running mean over updates, from 0 to just below 1.
+        sparsity: see `by_score`. With `stats` from batches of one example, the initial scores use
+            the exact Fisher information.
+        decay: the decay of the running mean over updates, from 0 to just below 1.
         **choices: `where`, `allocation`, `pattern`, `mode` and `every` of `by_score`.
 
     Returns:
@@ -191,31 +191,31 @@ def saliency(
     decay: float = 0.0,
     **choices: Unpack[PruningChoices],
 ) -> Transform:
-    r"""Keep the weights of greatest score, computed by a function of one's own.
+    r"""Keep the weights of greatest score, given by a user's function.
 
     $$ I = \text{score}(\text{path}, w, \langle g \rangle_t) $$
 
-    Scores may have signs: the greatest by value are kept, and NaN counts as the greatest.
+    Scores may have signs: the greatest values are kept, and NaN counts as the greatest.
 
     Args:
         sparsity: see `by_score`.
         score: `(path, weight, gradient) -> scores`, a pure function that `jax.jit` can trace;
             the weight is dense, the gradient float32 and None without `gradients`.
-        gradients: whether the score reads gradients. What is then pruned at `init` (any
-            sparsity that does not start at 0) needs `stats`, the mean gradient of some batches.
-            Gradients that are not finite count as 0.
-        decay: of the gradients' running mean over updates, from 0 (the last alone) to just
-            below 1.
+        gradients: whether the score uses gradients. Pruning at `init` (with any sparsity that does
+            not start at 0) then needs `stats`, the mean gradient of some batches. Gradients that
+            are not finite count as 0.
+        decay: the decay of the running mean of gradients over updates, from 0 (only the last
+            update) to just below 1.
         **choices: `where`, `allocation` (not `"lamp"`), `pattern`, `mode` and `every` of
             `by_score`.
 
     Returns:
-        The transform. It wraps, and with `gradients` `update` needs them: `nnopt.step(..., grads)`.
+        The transform. It wraps, and with `gradients`, `update` needs gradients: `nnopt.step(...,
+        grads)`.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: (by `init` or `update`) the score returned something else than one number for
-            each weight.
+        ShapeError: (by `init` or `update`) the score did not return one number for each weight.
         StatisticsError: (by `init` or `update`) gradients are missing, with the leaves' paths.
 
     Example:

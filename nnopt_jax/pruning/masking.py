@@ -1,4 +1,4 @@
-"""The state and the node of a mask that a score chooses."""
+"""The transform functions of pruning by a score: the state, and the masked node."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ MODES = ("hard", "soft", "frozen")
 class Masking:
     """The functions of a transform that masks the weights of least score.
 
-    The state of a leaf: its mask, the sparsity in force, the memory of the score, and the weights
-    at which the next gradients are computed, where the score pairs them.
+    The state of a leaf holds its mask, the current sparsity, the memory of the score and, if the
+    score pairs weights with gradients, the weights at which the next gradients are computed.
 
     Args:
         score: the importance score.
         sparsity: a number, or a schedule of the number of updates.
-        selection: how many weights of each leaf stay, in which units.
+        selection: the number of weights that stay in each leaf, and their pattern.
         mode: see `MaskMode`.
-        every: updates between two choices of the mask; None: once, at `init`.
+        every: updates between two choices of the mask; None to choose once, at `init`.
     """
 
     score: Score
@@ -51,7 +51,7 @@ class Masking:
         return {}, self._joined(chosen, self._remembered(memory, True), leaves)
 
     def update(self, leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
-        """Learn from the gradients, and choose a new mask when it is due."""
+        """Update the memory of the score, and choose a new mask when it is due."""
         memory = self._learned(leaves, state, now)
         sparsity = target(self.sparsity, now.count)
         old = {p: {k: r[k] for k in ("mask", "sparsity")} for p, r in state.rest.items()}
@@ -78,7 +78,7 @@ class Masking:
         }
 
     def counts(self, leaves: Leaves) -> dict[str, int]:
-        """Return how many weights each leaf keeps in the end, where settings alone say."""
+        """Return how many weights each leaf keeps in the end, if the settings determine it."""
         return self.selection.counts(leaves, self.sparsity)
 
     def _learned(self, leaves: Leaves, state: State, now: Update) -> Leaves:
@@ -95,7 +95,7 @@ class Masking:
         return {path: {"mask": mask, "sparsity": now} for path, mask in chosen.items()}
 
     def _remembered(self, memory: Leaves, chosen: Any) -> Leaves:
-        """Return what the next choice builds on; nothing where there is none."""
+        """Return the memory for the next choice, which is empty if there is no next choice."""
         if self.every is None:
             return {}
         if not self.score.forgets:
@@ -103,7 +103,7 @@ class Masking:
         return {p: jnp.where(chosen, jnp.zeros_like(x), x) for p, x in memory.items()}
 
     def _joined(self, chosen: Leaves, memory: Leaves, seen: Leaves) -> Leaves:
-        """Return the state; `seen`: the weights at which the next gradients are computed."""
+        """Return the state; `seen` holds the weights at which the next gradients are computed."""
         keeps = self.score.paired and self.every is not None
         return {
             path: chosen[path] | {"memory": memory.get(path), "seen": seen[path] if keeps else None}
@@ -112,12 +112,12 @@ class Masking:
 
 
 def project(leaf: jax.Array, rest: Any) -> jax.Array:
-    """Set what the mask of a state removes to zero, as hard masks do after each update."""
+    """Set the masked weights of a leaf to zero, as hard masks do after each update."""
     return jnp.where(rest["mask"], leaf, jnp.zeros((), leaf.dtype))
 
 
 def node_mode(mode: str, leaf: Field, train: bool) -> str:
-    """Return the mode of the node: in training a hard mask is in the parameters already."""
+    """Return the node's mode, given that parameters in training already have hard masks applied."""
     if mode == "soft":
         return "straight_through"
     return "applied" if mode == "hard" and train and not is_node(leaf) else "select"

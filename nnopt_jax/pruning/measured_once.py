@@ -19,18 +19,18 @@ __all__ = ["grasp", "snip", "wanda"]
 
 @preset
 def snip(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> Transform:
-    r"""Keep, once and before training, the connections that the loss depends on most.
+    r"""Keep, once before training, the connections that the loss depends on most.
 
     $$ I_i = \left| \frac{\partial L(c \odot w)}{\partial c_i} \right|_{c = 1}
        = | g_i w_i | $$
 
-    The mask of `init` stays. The paper divides the scores by their sum, which no ranking sees.
-    Gradients that are not finite count as 0.
+    The mask is chosen by `init` and stays. The paper also divides the scores by their sum, which
+    does not change their order. Gradients that are not finite count as 0.
 
     Args:
-        sparsity: the fraction of zeros, from 0 to 1; left out where a pattern `"n:m"` says it.
-        **choices: `where`, `pattern`, `mode`, and `allocation` of `by_score`; the default
-            allocation is `"global"`, one threshold over all leaves, as in the paper.
+        sparsity: the fraction of zeros, from 0 to 1; omitted if a pattern `"n:m"` determines it.
+        **choices: `where`, `pattern`, `mode` and `allocation` of `by_score`. The default allocation
+            is `"global"`, one threshold for all leaves, as in the paper.
 
     Returns:
         The transform. It wraps, and `init` needs the mean gradient of some batches:
@@ -59,20 +59,20 @@ def snip(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> Tr
 
 @preset
 def grasp(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> Transform:
-    r"""Keep, once and before training, the weights whose removal would weaken the gradient most.
+    r"""Keep, once before training, the weights whose removal would weaken the gradient most.
 
     $$ I_i = w_i \, (H g)_i, \qquad
        \Delta \|g\|^2 \approx -2 \, w_i \, (H g)_i \quad \text{when } w_i \text{ goes} $$
 
-    Scores have signs, and the greatest are kept: the paper writes `-w H g` and removes the
-    greatest. The mask of `init` stays. The temperature of the paper (logits divided by 200) is for
-    the loss that `graph.observe` measures. The product `H g` is the mean of those of the
-    batches; one large batch gives the paper's. Products that are not finite count as 0.
+    Scores have signs, and the greatest are kept; the paper writes `-w H g` and removes the
+    greatest. The mask is chosen by `init` and stays. The temperature of the paper (logits divided
+    by 200) belongs into the loss that `graph.observe` measures. The product `H g` is averaged over
+    batches; one large batch gives that of the paper. Products that are not finite count as 0.
 
     Args:
-        sparsity: the fraction of zeros, from 0 to 1; left out where a pattern `"n:m"` says it.
-        **choices: `where`, `pattern`, `mode`, and `allocation` (not `"lamp"`) of `by_score`; the
-            default allocation is `"global"`, one threshold over all leaves, as in the paper.
+        sparsity: the fraction of zeros, from 0 to 1; omitted if a pattern `"n:m"` determines it.
+        **choices: `where`, `pattern`, `mode` and `allocation` (not `"lamp"`) of `by_score`. The
+            default allocation is `"global"`, one threshold for all leaves, as in the paper.
 
     Returns:
         The transform. It wraps, and `init` needs the Hessian's product with the gradient:
@@ -109,18 +109,18 @@ def wanda(
     pattern: PatternLike = "per_output",
     mode: MaskMode = "hard",
 ) -> Transform:
-    r"""Keep, once and after training, the weights that move the outputs most.
+    r"""Keep, once after training, the weights of greatest magnitude times input norm.
 
     $$ I_{ij} = |w_{ij}| \, \lVert x_i \rVert_2 $$
 
-    Weights are compared within each output, as the paper does.
+    Weights are compared within each output, as in the paper.
 
     Args:
-        sparsity: the fraction of zeros, from 0 to 1; left out where a pattern `"n:m"` says it.
-        where: see `by_score`, as are `allocation` and `mode`.
-        allocation: how the sparsity is divided among leaves.
-        pattern: `"per_output"`; `"2:4"` gives the paper's structured form.
-        mode: what happens to pruned weights.
+        sparsity: the fraction of zeros, from 0 to 1; omitted if a pattern `"n:m"` determines it.
+        where: which leaves; see `by_score`.
+        allocation: how the sparsity is divided among leaves; see `by_score`.
+        pattern: `"per_output"`, or `"2:4"` for the paper's semi-structured form.
+        mode: what happens to pruned weights; see `by_score`.
 
     Returns:
         The transform. It wraps, and `init` needs the moments of the inputs:

@@ -1,4 +1,4 @@
-"""How sparse a tree is: zeros by value and by mask, and measures that need no threshold."""
+"""Measures of the sparsity of a tree: zeros by value and by mask, and threshold-free measures."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from nnopt_jax.tree.paths import flatten
 
 @dataclasses.dataclass(frozen=True)
 class SparsityRow:
-    r"""One leaf, or all together.
+    r"""The sparsity of one leaf, or of all leaves together.
 
     Args:
-        path: its name; `"total"` of all.
-        size: number of entries.
-        zeros: entries that are shown as zero, -0 included.
-        masked: entries that a mask says are zero; None where there is no mask.
-        outputs: indices of the last axis; None below two axes.
-        zero_outputs: those of them whose entries are all zero.
-        l1: sum of magnitudes.
-        l2: root of the sum of squares.
-        groups: groups of the pattern; None without one, or where it does not fit the shape.
-        good_groups: those of them that have at most `n` entries that are not zero, or, of blocks,
-            those that are all zero.
+        path: the path of the leaf; `"total"` for all leaves.
+        size: the number of entries.
+        zeros: the number of entries that are zero in the dense array, -0 included.
+        masked: the number of entries that a mask sets to zero; None without a mask.
+        outputs: the number of outputs, which is the size of the last axis; None below two axes.
+        zero_outputs: the number of outputs whose entries are all zero.
+        l1: the sum of magnitudes.
+        l2: the root of the sum of squares.
+        groups: the number of groups of the pattern; None without a pattern, or if it does not fit
+            the shape.
+        good_groups: the number of groups that satisfy the pattern: at most `n` nonzero entries in a
+            group of `m`, or only zeros in a block.
 
     Example:
         >>> from nnopt_jax.pruning import SparsityRow
@@ -64,16 +65,16 @@ class SparsityRow:
 
     @property
     def effective(self) -> float:
-        r"""How many entries of one magnitude would be as sparse: $(L_1 / L_2)^2$."""
+        r"""The number of entries of equal magnitude that would be as sparse: $(L_1 / L_2)^2$."""
         return (self.l1 / self.l2) ** 2 if self.l2 else 0.0
 
     @property
     def hoyer(self) -> float | None:
-        r"""Hoyer's measure, from 0 (all alike) to 1 (a single entry).
+        r"""Hoyer's measure, from 0 (all entries equal) to 1 (a single nonzero entry).
 
         $$ \frac{\sqrt N - L_1 / L_2}{\sqrt N - 1} $$
 
-        None of a single entry, and where all are zero.
+        None for a single entry, and if all entries are zero.
         """
         if self.size < 2 or not self.l2:
             return None
@@ -83,11 +84,11 @@ class SparsityRow:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SparsityTable(Tabular):
-    """A printable, JSON-able table of how sparse each leaf is.
+    """A table of the sparsity of each leaf, for printing and for JSON.
 
     Args:
-        rows: one for each leaf.
-        pattern: what groups were counted, as it was written.
+        rows: a row for each leaf.
+        pattern: the pattern of the counted groups, as the caller wrote it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,13 +101,13 @@ class SparsityTable(Tabular):
     pattern: str | None = None
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the number of leaves and the sparsity, for `repr`."""
         total = self.total
         return f"{counted(len(self.rows), 'leaf', 'leaves')}, {100 * total.sparsity:.2f} % zeros"
 
     @property
     def total(self) -> SparsityRow:
-        """All leaves, laid end to end."""
+        """The row of all leaves together."""
         return SparsityRow(
             "total",
             sum(row.size for row in self.rows),
@@ -121,7 +122,7 @@ class SparsityTable(Tabular):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The table as dictionaries and lists; what is undefined is None."""
+        """Return the table as dictionaries and lists; undefined values are None."""
         return {
             "pattern": self.pattern,
             "rows": [_as_json(row) for row in self.rows],
@@ -129,7 +130,7 @@ class SparsityTable(Tabular):
         }
 
     def __str__(self) -> str:
-        """The table."""
+        """Return the table as text."""
         head = ["leaf", "size", "zeros", "by mask", "zero outputs", "Hoyer", "effective"]
         cells = [head if self.pattern is None else [*head, self.pattern]]
         for row in (*self.rows, self.total):
@@ -147,26 +148,26 @@ class SparsityTable(Tabular):
 
 
 def measure_sparsity(tree: Any, *, pattern: PatternLike = None) -> SparsityTable:
-    r"""Measures how sparse the arrays are that a tree shows.
+    r"""Measure the sparsity of each array of a tree.
 
-    Zeros are counted by value in the dense arrays, and by mask where a mask (in training form or
-    stored) says which entries are zero: a kept weight may be zero by value. Hoyer's measure and the
-    effective number need no threshold, and tell how far weights are from being sparse.
+    Zeros are counted by value in the dense arrays and, where a leaf has a mask (in training or
+    storage form), by mask, since a kept weight may be zero, too. Hoyer's measure and the effective
+    number of entries need no threshold; they measure how close weights are to being sparse.
 
     $$ \text{Hoyer} = \frac{\sqrt N - L_1 / L_2}{\sqrt N - 1}, \qquad
        \text{effective} = (L_1 / L_2)^2 $$
 
     Args:
-        tree: any pytree of arrays and expressions; packed parameters, or what `tx.encode` returns.
-        pattern: `"n:m"`: counts the groups of `m` along the inputs, which are all axes of a leaf
-            but the last (of three axes the second), that have at most `n` entries which are not
-            zero. Block sizes such as `(4, 4)`: counts the blocks that are all zero.
+        tree: any pytree of arrays and packed parameters, or the result of `tx.encode`.
+        pattern: `"n:m"` counts the groups of `m` inputs with at most `n` nonzero entries; inputs
+            are all axes of a leaf but the last, and the second of three axes. Block sizes such as
+            `(4, 4)` count the blocks of zeros.
 
     Returns:
-        The `SparsityTable`; leaf by leaf, sums are computed in float64 on the host.
+        The table, computed leaf by leaf in float64 on the host.
 
     Raises:
-        ValueRangeError: the pattern cannot be read.
+        ValueRangeError: the pattern is not valid.
 
     Example:
         >>> import jax.numpy as jnp
@@ -216,19 +217,19 @@ def _row(path: str, leaf: Field, pattern: Pattern) -> SparsityRow:
 
 
 def known_mask(leaf: Field) -> np.ndarray | None:
-    """What masks say is kept, of a leaf in training form or stored; None where there is no mask."""
+    """Return the mask of a leaf, in training or storage form; None if it has no mask."""
     mask = kept(leaf)
     return None if mask is None else np.asarray(materialize(mask)).astype(bool)
 
 
 def _groups(present: np.ndarray, pattern: Pattern) -> tuple[int | None, int | None]:
-    """Groups of a pattern, and how many are good."""
+    """Return the number of groups of a pattern, and of those that satisfy it."""
     if not present.size or pattern.misfit(present.shape):
         return None, None
     if isinstance(pattern, NOfM):
         axes = conventional(present.shape)
         outputs = math.prod(present.shape[axis] for axis in axes.output)
-        split = present.reshape(-1, pattern.m, outputs)  # batch, contracted, output: in this order
+        split = present.reshape(-1, pattern.m, outputs)  # in the order batch, contracted, output
         good = split.sum(1) <= pattern.n
         return good.size, int(good.sum())
     if not isinstance(pattern, WholeBlocks):
@@ -240,7 +241,7 @@ def _groups(present: np.ndarray, pattern: Pattern) -> tuple[int | None, int | No
 
 
 def _sum(values: Iterable[int | None]) -> int | None:
-    """The sum of those there are."""
+    """Return the sum of the values that are not None; None if all are."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 

@@ -1,4 +1,4 @@
-"""Patterns as callers name them."""
+"""Parsing of the names of patterns."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def parse_pattern(pattern: PatternLike, settings: Settings) -> Pattern:
     """Return the pattern that a caller names.
 
     Args:
-        pattern: what the caller gave.
-        settings: takes the problem, if there is one.
+        pattern: the pattern as the caller wrote it.
+        settings: collects the problem, if there is one.
 
     Example:
         >>> from nnopt_jax.pruning.pattern_names import parse_pattern
@@ -58,7 +58,7 @@ def parse_pattern(pattern: PatternLike, settings: Settings) -> Pattern:
 
 
 def parse_groups(groups: Any, settings: Settings) -> WholeBlocks:
-    """Return the pattern of a group penalty: `"outputs"`, `"inputs"`, or the sizes of blocks.
+    """Parse the groups of a group penalty: `"outputs"`, `"inputs"`, or block sizes.
 
     Example:
         >>> from nnopt_jax.pruning.pattern_names import parse_groups

@@ -1,4 +1,4 @@
-"""Sparsity patterns: values that say which weights are kept or pruned together."""
+"""Sparsity patterns: which weights are kept or pruned together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """Single weights, compared within a leaf: the base of all patterns.
+    """The pattern of single weights, compared within a leaf, and the base of all patterns.
 
     A pattern divides a leaf into units, whose scores it computes (`pool`), chooses some (`choose`)
     and marks their weights (`spread`).
@@ -45,27 +45,27 @@ class Pattern:
     """Whether the units of several leaves can be ranked together."""
 
     def misfit(self, shape: tuple[int, ...], axes: Axes | None = None) -> str | None:
-        """Say why the pattern does not fit a leaf of this shape; None where it does.
+        """Return why the pattern does not fit a leaf of this shape; None if it does.
 
         Args:
-            shape: of the leaf.
-            axes: of the leaf; default: the conventional ones.
+            shape: the shape of the leaf.
+            axes: the axes of the leaf; by default the conventional ones.
         """
         del shape, axes
         return None
 
     def pool(self, scores: jax.Array, axes: Axes) -> jax.Array:
-        """Return the score of each unit, given those of the weights."""
+        """Return the score of each unit, given the scores of the weights."""
         del axes
         return scores
 
     def choose(self, scores: jax.Array, sparsity: Any, *, signed: bool = False) -> jax.Array:
-        """Mark the units of a leaf that stay; of equal ones the earlier.
+        """Mark the units of a leaf that stay; of equal units, the earlier ones.
 
         Args:
-            scores: of units, as `pool` returns them.
-            sparsity: the fraction that goes; a Python number or a traced scalar.
-            signed: whether scores may be less than zero; else their magnitudes count.
+            scores: the scores of units, as `pool` returns them.
+            sparsity: the fraction of units to prune, a Python number or a traced scalar.
+            signed: whether scores are ranked by value rather than by magnitude.
         """
         return top_k_mask(scores, kept(scores.size, sparsity), signed=signed)
 
@@ -75,19 +75,19 @@ class Pattern:
         return chosen
 
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> Any:
-        """Return how many weights of a leaf stay."""
+        """Return the number of weights of a leaf that stay."""
         del axes
         return kept(math.prod(shape), sparsity)
 
     def format(self, shape: tuple[int, ...], axes: Axes) -> tuple[Format, Roles]:
-        """Return how storage writes the mask: in the layout that the pattern implies."""
+        """Return the storage format of the mask that the pattern implies."""
         del shape, axes
         return "smallest", ()
 
 
 @dataclasses.dataclass(frozen=True)
 class PerOutput(Pattern):
-    """Single weights, compared within each output: every output keeps equally many inputs.
+    """Single weights, compared within each output, so that outputs keep equally many inputs.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,7 +103,7 @@ class PerOutput(Pattern):
     compares_leaves: ClassVar[bool] = False
 
     def pool(self, scores: jax.Array, axes: Axes) -> jax.Array:
-        """Return the matrix `(*batch, in, out)` of the scores."""
+        """Return the scores as a matrix `(*batch, in, out)`."""
         return axes.to_matrix(scores) if scores.ndim > 1 else scores.reshape(-1, 1)
 
     def choose(self, scores: jax.Array, sparsity: Any, *, signed: bool = False) -> jax.Array:
@@ -121,29 +121,29 @@ class PerOutput(Pattern):
         return axes.from_matrix(chosen, shape) if len(shape) > 1 else chosen.reshape(shape)
 
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> Any:
-        """Return how many weights of a leaf stay: equally many for each output."""
+        """Return the number of weights of a leaf that stay, equal for each output."""
         inputs = math.prod(shape[axis] for axis in axes.contracted)
         return kept(inputs, sparsity) * (math.prod(shape) // max(inputs, 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class NOfM(Pattern):
-    """Of every `m` entries in a row along the contracted axes, flattened, `n` stay.
+    """The pattern that keeps `n` of every `m` consecutive entries along the contracted axes.
 
     Args:
-        n: entries that stay.
-        m: entries in a group.
+        n: kept entries of a group.
+        m: entries of a group.
     """
 
     n: int
     m: int
 
     def misfit(self, shape: tuple[int, ...], axes: Axes | None = None) -> str | None:
-        """Say why groups do not fit a leaf of this shape; None where they do.
+        """Return why groups do not fit a leaf of this shape; None if they do.
 
         Args:
-            shape: of the leaf.
-            axes: of the leaf; default: the conventional ones.
+            shape: the shape of the leaf.
+            axes: the axes of the leaf; by default the conventional ones.
         """
         contracted = (axes or conventional(shape)).contracted
         if contracted and math.prod(shape[axis] for axis in contracted) % self.m == 0:
@@ -157,11 +157,11 @@ class NOfM(Pattern):
     is_fixed: ClassVar[bool] = True
 
     def pool(self, scores: jax.Array, axes: Axes) -> jax.Array:
-        """Return the scores, as a matrix where groups do not lie along the axis before the last."""
+        """Return the scores, as a matrix if groups do not lie along the axis before the last."""
         return axes.to_matrix(scores) if self.roles(scores.shape, axes) else scores
 
     def choose(self, scores: jax.Array, sparsity: Any = None, *, signed: bool = False) -> jax.Array:
-        """Mark the `n` greatest of each group; of equal ones the earlier, and NaN as infinity."""
+        """Mark the `n` greatest of each group; of equal ones the earlier, with NaN as infinity."""
         del sparsity, signed
         return keep_n_of_m(scores, self.n, self.m)
 
@@ -170,22 +170,22 @@ class NOfM(Pattern):
         return axes.from_matrix(chosen, shape) if self.roles(shape, axes) else chosen
 
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> int:
-        """Return how many weights of a leaf stay: `n` of every `m`."""
+        """Return the number of weights of a leaf that stay: `n` of every `m`."""
         del axes, sparsity
         return math.prod(shape) // self.m * self.n
 
     def format(self, shape: tuple[int, ...], axes: Axes) -> tuple[Format, Roles]:
-        """Return the N:M layout; the smallest where a group has too many choices to number."""
+        """Return the N:M format, or the smallest if a group has too many choices to number."""
         if math.comb(self.m, self.n) > MOST_CHOICES:
             return "smallest", ()
         return f"{self.n}:{self.m}", self.roles(shape, axes)
 
     def roles(self, shape: tuple[int, ...], axes: Axes) -> Roles:
-        """Return the axes along which groups lie; none where it is the axis before the last.
+        """Return the roles of axes if groups do not lie along the axis before the last; else none.
 
         Args:
-            shape: of the leaf, which the groups fit.
-            axes: of the leaf.
+            shape: the shape of the leaf, which the groups fit.
+            axes: the axes of the leaf.
         """
         innermost = axes.contracted[-1]
         if innermost == group_axis(shape) and shape[innermost] % self.m == 0:
@@ -194,10 +194,10 @@ class NOfM(Pattern):
 
 
 class WholeBlocks(Pattern):
-    """Blocks of a leaf, each of which stays or goes as a whole."""
+    """Base of the patterns that keep or prune blocks of a leaf as a whole."""
 
     def block(self, shape: tuple[int, ...], axes: Axes | None = None) -> tuple[int, ...]:
-        """Return the sizes of a block along each axis of a leaf that it fits."""
+        """Return the size of a block along each axis of a leaf."""
         raise NotImplementedError
 
     def pool(self, scores: jax.Array, axes: Axes) -> jax.Array:
@@ -205,39 +205,39 @@ class WholeBlocks(Pattern):
         return reduce_blocks("pattern", jnp.mean, scores, self.block(scores.shape, axes))
 
     def spread(self, chosen: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
-        """Repeat one entry for each block to the whole leaf."""
+        """Repeat the entry of each block for the whole leaf."""
         del axes
         return expand(chosen, shape)
 
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> Any:
-        """Return how many weights of a leaf stay, in whole blocks."""
+        """Return the number of weights of a leaf that stay, in whole blocks."""
         unit = max(math.prod(self.block(shape, axes)), 1)
         return kept(math.prod(shape) // unit, sparsity) * unit
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockPattern(WholeBlocks):
-    """Whole blocks stay or go.
+    """The pattern that keeps or prunes blocks of given sizes.
 
     Args:
-        sizes: `(a, b)`: `a` entries along the contracted axes by `b` along the output axes;
-            `(b,)`: along the output axes alone; three sizes or more: along the last axes of the
-            leaf, whatever they are.
+        sizes: `(a, b)` for `a` entries along the contracted axes by `b` along the output axes;
+            `(b,)` for the output axes alone; three or more sizes for the last axes of the leaf,
+            whatever their roles.
     """
 
     sizes: tuple[int, ...]
 
     @property
     def needs_axes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - of sizes
-        """Whether the blocks lie along axes that a product sums over, or keeps."""
+        """Whether the blocks lie along contracted and output axes."""
         return len(self.sizes) <= 2
 
     def misfit(self, shape: tuple[int, ...], axes: Axes | None = None) -> str | None:
-        """Say why blocks do not fit a leaf of this shape; None where they do.
+        """Return why blocks do not fit a leaf of this shape; None if they do.
 
         Args:
-            shape: of the leaf.
-            axes: of the leaf; default: the conventional ones.
+            shape: the shape of the leaf.
+            axes: the axes of the leaf; by default the conventional ones.
         """
         if len(shape) < len(self.sizes):
             return f"blocks of {self.sizes} need {len(self.sizes)} axes, shape {shape} has less"
@@ -249,7 +249,7 @@ class BlockPattern(WholeBlocks):
         return f"blocks of {self.sizes} do not divide shape {shape} along {axes}"
 
     def block(self, shape: tuple[int, ...], axes: Axes | None = None) -> tuple[int, ...]:
-        """Return the sizes of a block along each axis of a leaf that it fits.
+        """Return the size of a block along each axis of a leaf that it fits.
 
         Example:
             >>> from nnopt_jax.ops.axis_roles import Axes
@@ -259,7 +259,7 @@ class BlockPattern(WholeBlocks):
             (2, 16, 2)
         """
         found = self._block(shape, axes)
-        assert found is not None  # `misfit` was asked before
+        assert found is not None  # `misfit` has been called before
         return found
 
     def _block(self, shape: tuple[int, ...], axes: Axes | None) -> tuple[int, ...] | None:
@@ -268,11 +268,11 @@ class BlockPattern(WholeBlocks):
         if self.needs_axes and len(shape) > 1:
             tall, wide = (1, *self.sizes)[-2:]
             sized = [(axes.contracted, tall), (axes.output, wide)]
-        else:  # each of the last axes by itself
+        else:  # each of the last axes has a size of its own
             last = range(len(shape) - len(self.sizes), len(shape))
             sized = [((axis,), size) for axis, size in zip(last, self.sizes, strict=True)]
         for role, size in sized:
-            for axis in reversed(role):  # the innermost axis first, the outer ones in whole
+            for axis in reversed(role):  # the innermost axis first
                 part = size if shape[axis] % size == 0 else shape[axis]
                 if size % part:
                     return None
@@ -282,7 +282,7 @@ class BlockPattern(WholeBlocks):
         return tuple(parts)
 
     def format(self, shape: tuple[int, ...], axes: Axes) -> tuple[Format, Roles]:
-        """Return the sizes of a block along the last axes, as storage writes them."""
+        """Return the block sizes along the last axes, which is the storage format."""
         parts = self.block(shape, axes)
         while len(parts) > len(self.sizes) and parts[0] == 1:
             parts = parts[1:]
@@ -291,10 +291,10 @@ class BlockPattern(WholeBlocks):
 
 @dataclasses.dataclass(frozen=True)
 class LinePattern(WholeBlocks):
-    """All weights of one output go together, or all of one input.
+    """The pattern that keeps or prunes all weights of an output, or of an input.
 
-    An output is an index of the output axes; an input one of the contracted axes or, in
-    convolutions, which contract a window as well, one of the last of them.
+    An output is an index of the output axes. An input is an index of the contracted axes or, in
+    convolutions, which also contract a window, of the last contracted axis.
 
     Args:
         of: `"outputs"` or `"inputs"`.
@@ -310,7 +310,7 @@ class LinePattern(WholeBlocks):
     needs_axes: ClassVar[bool] = True
 
     def misfit(self, shape: tuple[int, ...], axes: Axes | None = None) -> str | None:
-        """Say why a leaf of this shape has no such lines; None where it has."""
+        """Return why a leaf of this shape has no outputs or inputs; None if it has."""
         del axes
         least = 1 if self.of == "outputs" else 2
         if len(shape) >= least:
@@ -318,7 +318,7 @@ class LinePattern(WholeBlocks):
         return f"groups {self.of!r} need {least} axes, shape {shape} has less"
 
     def block(self, shape: tuple[int, ...], axes: Axes | None = None) -> tuple[int, ...]:
-        """Return the sizes of a line along each axis of a leaf."""
+        """Return the sizes of the block of one output or input."""
         if len(shape) < 2:
             return (1,) * len(shape)
         axes = axes or conventional(shape)
@@ -329,22 +329,23 @@ class LinePattern(WholeBlocks):
 
 @dataclasses.dataclass(frozen=True)
 class CoupledPattern(Pattern):
-    """Channels, neurons and heads, with everything that the graph says belongs to them.
+    """The pattern of channels, neurons and heads, with all weights that the graph couples.
 
     Args:
-        multiple: how many stay of a dimension is rounded up to a multiple of it.
+        multiple: the number of channels kept in a dimension is rounded up to a multiple of this.
     """
 
     multiple: int = 1
 
 
 def conventional(shape: tuple[int, ...]) -> Axes:
-    """Return the axes that a leaf has where nothing else is known.
+    """Return the axes of a leaf by convention, for use when they are not known.
 
-    A vector is contracted. Where no convention names the axes, the last two are those of a matrix.
+    The axis of a vector counts as contracted. If no convention applies, the last two axes are those
+    of a matrix `(in, out)`.
 
     Args:
-        shape: of the leaf.
+        shape: the shape of the leaf.
 
     Example:
         >>> from nnopt_jax.pruning.patterns import conventional

@@ -1,4 +1,4 @@
-"""Proximal steps of a penalty whose strength is driven to a target sparsity."""
+"""Proximal pruning: steps of a penalty whose strength follows a target sparsity."""
 
 from __future__ import annotations
 
@@ -49,48 +49,47 @@ def proximal(
     delete: Literal["at_once", "on_arrival"] = "at_once",
     every: int = 1,
 ) -> Transform:
-    r"""Shrinks weights by a penalty's proximal step after each update; what becomes zero goes.
+    r"""Shrink weights by the proximal step of a penalty after each update, and prune the zeros.
 
     $$ w \leftarrow \operatorname{prox}_{\lambda R}(w) = \arg\min_y
        \tfrac12 \lVert y - w \rVert_2^2 + \lambda R(y) $$
 
-    The strength is not a setting: it is the least that makes the scheduled share zero, found by
-    counting, so that the share holds to the weight. All three are a threshold `t`, the largest
-    magnitude (of groups: root mean square) that has to go:
+    The strength is not a setting: it is the least strength that makes the scheduled fraction zero,
+    so that the number of zeros is exact. Each step is given by a threshold `t`, the largest
+    magnitude (for groups, root mean square) to be pruned:
 
-    ==============  ===========================================  ===================================
-    penalty         R                                            step
-    ==============  ===========================================  ===================================
-    `l1`            sum of `|w|`                                 `sign(w) max(|w| - t, 0)`
-    `hoyer`         `(sum |w|)^2 / sum w^2`, at constant norm    the same, then back to the norm
-    `group_lasso`   sum over groups of `sqrt(n_g) |w_g|_2`       `w_g max(1 - t sqrt(n_g)/|w_g|, 0)`
-    ==============  ===========================================  ===================================
+    | penalty | R | step |
+    |---|---|---|
+    | `l1` | `sum abs(w)` | `sign(w) max(abs(w) - t, 0)` |
+    | `hoyer` | `(sum abs(w))^2 / sum w^2`, at constant norm | the same, then rescaled to the norm |
+    | `group_lasso` | `sum_g sqrt(n_g) norm(w_g)` | `w_g max(1 - t sqrt(n_g) / norm(w_g), 0)` |
 
-    A sparsity that does not change deletes what it has to at the first update, and shrinks no more
-    after that; one that grows slowly follows the path of the penalty.
+    A constant sparsity deletes all zeros at the first update and shrinks nothing after that. A
+    sparsity that grows slowly follows the regularization path of the penalty.
 
     Args:
-        sparsity: the fraction of zeros (of groups that are zero) from 0 to 1, or a schedule of the
+        sparsity: the fraction of zeros (or of zero groups), from 0 to 1, or a schedule of the
             number of updates.
-        penalty: see above. Hoyer's spares large weights, as it does not depend on scale.
-        groups: of `group_lasso`: `"outputs"`: all weights of one output (default); `"inputs"`: of
-            one input, which is a channel of a convolution; or the sizes of blocks, as the pattern
-            of `pruning.magnitude` has them.
-        where: which leaves; default: those of two axes or more.
-        allocation: `"uniform"`, `"erk"`, `"global"` (one threshold, and as many zeros in all), or
-            `(shapes by path, sparsity) -> sparsities by path`.
-        delete: `"at_once"`: a weight that became zero stays so. `"on_arrival"`: it may return until
-            the schedule has arrived, if its next step takes it beyond the threshold, which is then
-            that of all weights and shrinks the others more.
-        every: updates between two proximal steps; the zeros stay zero in between.
+        penalty: the penalty, see above. Hoyer's shrinks large weights less, as it does not depend
+            on scale.
+        groups: the groups of `group_lasso`: `"outputs"`, all weights of one output (default);
+            `"inputs"`, those of one input, which is a channel of a convolution; or block sizes, as
+            in the pattern of `pruning.magnitude`.
+        where: which leaves; by default those of two or more axes.
+        allocation: `"uniform"`, `"erk"`, `"global"` (one threshold for all leaves, with the same
+            total), or a function `(shapes by path, sparsity) -> sparsities by path`.
+        delete: `"at_once"`: a weight that became zero stays zero. `"on_arrival"`: it may return
+            until the schedule reaches its end, if its next step takes it beyond the threshold; the
+            threshold then counts all weights, which shrinks the others more.
+        every: updates between two proximal steps; zeros stay zero in between.
 
     Returns:
         The transform. It wraps: later transforms of a chain keep its zeros. Parameters that an
-        earlier transform has encoded are masked, and are that transform's to move.
+        earlier transform has encoded are only masked, because that transform moves them.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init` or `bind`, where groups do not fit a leaf.
+        ShapeError: at `init` or `bind`, groups do not fit a leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -142,10 +141,10 @@ def proximal(
 
 @dataclasses.dataclass(frozen=True)
 class _Proximal:
-    """The functions of the transform, made of settings that are checked.
+    """The functions of the transform, given settings that have been checked.
 
-    The state of a leaf: its mask; the sparsity in force; and of the last update the threshold, and
-    the scale that follows it.
+    The state of a leaf holds its mask, the current sparsity, and the threshold and scale of the
+    last update.
     """
 
     how: Selection
@@ -164,7 +163,8 @@ class _Proximal:
         first = state.count == 0
         may = {}
         for path, rest in state.rest.items():
-            # Before the first update nothing was moved, so what `init` masked is judged once more.
+            # Nothing was moved before the first update, so the weights that `init` masked are
+            # ranked once more.
             free = first
             if self.returns:
                 free |= rest["sparsity"] != jnp.float32(final(self.sparsity))
@@ -222,12 +222,12 @@ class _Proximal:
         return pattern.block(shape, self.how.axes(path, shape))
 
     def _still(self, rest: Leaves) -> Leaves:
-        """Nothing moves any more: no threshold, and no scale."""
+        """Return the state with a threshold of zero and a scale of one, which moves nothing."""
         none = {"threshold": jnp.float32(0), "scale": jnp.float32(1)}
         return {path: part | none for path, part in rest.items()}
 
     def _choose(self, leaves: Leaves, may: Leaves, share: Any) -> Leaves:
-        """Masks, thresholds and scales that bring the share to zero, of what may stay."""
+        """Choose masks, thresholds and scales that reach the sparsity, within `may`."""
         blocks = {path: self._block(path, leaf.shape) for path, leaf in leaves.items()}
         levels, rest = {}, {}
         for path, leaf in leaves.items():

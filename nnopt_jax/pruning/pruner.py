@@ -27,7 +27,7 @@ __all__ = ["PruningChoices", "by_score", "preset"]
 
 
 class PruningChoices(TypedDict, total=False):
-    """The choices that every preset of pruning passes on to `by_score`."""
+    """The keyword arguments that every preset of pruning passes on to `by_score`."""
 
     where: Where
     allocation: Allocation | None
@@ -48,44 +48,46 @@ def by_score(
     every: int | None = 1,
     name: str | None = None,
 ) -> Transform:
-    r"""Keep the weights of greatest score, exactly as many as the sparsity says.
+    r"""Keep the weights of greatest score, exactly as many as the sparsity demands.
 
     $$ \hat w_i = w_i \, [\, s_i \text{ is among the } k \text{ greatest} \,],
        \qquad k = \mathrm{round}((1 - s)\, n) $$
 
-    Of equal scores the earlier are kept. Any score goes with any pattern, allocation, schedule and
-    mode; a combination that has no meaning is an error that says why (docs/choices.md).
+    Among equal scores, the earlier weights are kept. Any score goes with any pattern, allocation,
+    schedule and mode; a combination without meaning raises an error that says why
+    (docs/choices.md).
 
     Args:
-        score: a value of `pruning.scores`, the name of one, or a `Score` of one's own.
+        score: a value of `pruning.scores`, the name of one, or a user's `Score`.
         sparsity: $s$, the fraction of zeros from 0 to 1, or an `optax.Schedule` of the number of
-            updates made (`cubic`, `one_shot`, `iterative`); left out where a pattern `"n:m"` says
-            it. What is pruned at `init` (any sparsity that does not start at 0) is judged by
-            `stats`, if the score needs some.
-        where: which leaves; default: those of two axes or more. For coupled axes: which
-            dimensions, by name; default: all.
-        allocation: how the sparsity is divided among leaves. `"uniform"`: $s$ holds in each leaf.
-            `"erk"`: small leaves stay denser. `"global"`: one threshold over all leaves, so that
-            $s$ holds in total; `"lamp"`: likewise, of layer-adaptive scores. A leaf may then lose
-            all it has, and how many weights it keeps depends on data. Or
-            `(shapes by path, s) -> sparsities by path`. For coupled axes: `"uniform"`, in each
-            dimension; `"global"`; or `"flops"`: one threshold, at which the fraction $s$ of the
-            operations of products with weights goes. Default: the score's own.
-        pattern: None: single weights. `"per_output"`: single weights, compared within each
-            output. `"2:4"`: two of every four along the contracted axes, the inputs. `(4, 1)`:
-            whole blocks of four inputs by one output, by their mean score. `"coupled"`: channels,
-            neurons and heads with all that belongs to them, by the sum of their scores, which
-            needs a graph. A leaf of three axes needs the transform bound to a model; without one,
-            kernels are `(in, out)` and `(h, w, in, out)`.
-        mode: `"hard"`: each update sets the pruned parameters to zero and the forward pass costs
-            nothing (before the first update the model sees them still). `"soft"`: the mask is in
-            the forward pass, and pruned weights go on learning, straight through, and may return.
-            `"frozen"`: the mask is in the forward pass, and pruned weights get no gradient.
-            `Regrow(...)`: a random sparse start whose connections move. Default: the score's own.
-        every: updates between two choices of the mask. A scheduled sparsity that has arrived is
-            put in force at once. None: the mask of `init` stays, and where it is hard it costs no
-            pass of its own, because it joins the optimizer's.
-        name: how errors and plans call the method; default: `"pruning.<score>"`.
+            updates made (`cubic`, `one_shot`, `iterative`); omitted if a pattern `"n:m"` determines
+            it. Pruning at `init` (with any sparsity that does not start at 0) uses `stats`, if the
+            score needs statistics.
+        where: which leaves; by default those of two or more axes. For coupled axes, which
+            dimensions, by name; by default all.
+        allocation: how the sparsity is divided among leaves. `"uniform"`: each leaf has sparsity
+            $s$. `"erk"`: small leaves stay denser. `"global"`: one threshold for all leaves, so
+            that $s$ is the total. `"lamp"`: one threshold for layer-adaptive scores. With these
+            two, a leaf may lose all of its weights, and the number it keeps depends on data. Or a
+            function `(shapes by path, s) -> sparsities by path`. For coupled axes: `"uniform"` (in
+            each dimension), `"global"`, or `"flops"`, one threshold at which the operations of
+            products with weights fall by the fraction $s$. By default, the score's own allocation.
+        pattern: None: single weights. `"per_output"`: single weights, compared within each output.
+            `"2:4"`: two of every four along the contracted axes, the inputs. `(4, 1)`: whole blocks
+            of four inputs by one output, by their mean score. `"coupled"`: channels, neurons and
+            heads with all coupled weights, by the sum of their scores; needs a graph. A leaf of
+            three axes needs a transform that is bound to a model; unbound, kernels are `(in, out)`
+            and `(h, w, in, out)`.
+        mode: `"hard"`: each update sets the pruned parameters to zero, so that the forward pass
+            needs no mask (before the first update, the model still uses the pruned parameters).
+            `"soft"`: the mask is part of the forward pass; pruned weights get straight-through
+            gradients and may return. `"frozen"`: the mask is part of the forward pass, and pruned
+            weights get no gradient. `Regrow(...)`: training starts with random connections, of
+            which some are replaced again and again. By default, the score's own mode.
+        every: updates between two choices of the mask. The final sparsity of a schedule takes
+            effect at once. None: the mask of `init` stays; if it is hard, it costs no extra pass
+            over the weights, because the optimizer step applies it.
+        name: the name of the method in errors and plans; by default `"pruning.<score>"`.
 
     Returns:
         The transform. It wraps: later transforms of a chain keep its zeros.
@@ -188,7 +190,7 @@ def _check_mode(
     mode: Any,
     every: int | None,
 ) -> None:
-    """Add what is wrong with a mode, by itself and with the other choices."""
+    """Add the problems with a mode, alone and together with the other choices."""
     settings.integer("every", every, 1, none=True)
     is_coupled = isinstance(selection.pattern, CoupledPattern)
     if not isinstance(mode, Regrow):

@@ -1,4 +1,4 @@
-"""Sparse training that stays sparse: some weights are dropped, and as many others are grown."""
+"""Sparse-to-sparse training: dropping some weights and growing as many others."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State
 from nnopt_jax.transform.leaves import Leaves, Start, Update, refresh_when
 
-_LEAST = float(jnp.finfo(jnp.float32).tiny)  # what may be chosen scores more than what may not
+_LEAST = float(jnp.finfo(jnp.float32).tiny)  # eligible units score higher than others
 
 
 @dataclasses.dataclass(frozen=True)
 class Regrow:
-    r"""A mode of pruning that drops weights of least score and grows as many others.
+    r"""The mode of pruning that drops weights of least score and grows as many others.
 
-    At an update, in each leaf of $k$ units: $n = \lfloor f_t k \rfloor$ of least score go, and of
-    all units that are then free, $n$ are grown. Grown weights start at zero. With `end_step` $T$
-    and `decay="cosine"`, $f_t = \frac{\alpha}{2} (1 + \cos \frac{t \pi}{T})$.
+    At an update, each leaf of $k$ units drops the $n = \lfloor f_t k \rfloor$ units of least score
+    and grows $n$ of the absent units. Grown weights start at zero. With `end_step` $T$ and
+    `decay="cosine"`, $f_t = \frac{\alpha}{2} (1 + \cos \frac{t \pi}{T})$.
 
     Args:
-        by: what is grown: the units of greatest `"gradient"`, or units drawn at `"random"`.
-        fraction: $\alpha$, the fraction of a leaf's units that moves.
-        end_step: the update from which connections stay; None: never.
+        by: which units are grown: those of greatest `"gradient"`, or units drawn at `"random"`.
+        fraction: $\alpha$, the fraction of a leaf's units that are replaced.
+        end_step: the update after which connections are fixed; None for never.
         decay: `"cosine"`, down to zero at `end_step`, or `"constant"`.
 
     Example:
@@ -52,7 +52,7 @@ class Regrow:
     decay: Literal["cosine", "constant"] = "constant"
 
     def check(self, settings: Settings, selection: Selection) -> None:
-        """Add what is wrong with the settings, and with units that cannot move."""
+        """Add the problems with the settings, and with patterns that cannot be regrown."""
         settings.choice("by", self.by, ("gradient", "random"))
         settings.number("fraction", self.fraction, 0, 1)
         settings.integer("end_step", self.end_step, 1, none=self.decay == "constant")
@@ -65,7 +65,7 @@ class Regrow:
                            )  # fmt: skip
 
     def moving(self, count: jax.Array) -> jax.Array:
-        """Return the fraction of units that moves at an update."""
+        """Return the fraction of units that are replaced at an update."""
         if self.decay == "constant":
             return jnp.float32(self.fraction)
         end: Any = self.end_step
@@ -73,9 +73,10 @@ class Regrow:
         return jnp.float32(self.fraction / 2) * (1 + jnp.cos(arc))
 
     def is_due(self, every: int | None, count: jax.Array, last: jax.Array) -> Any:
-        """Return whether connections move: once for each optimizer step.
+        """Return whether connections are replaced at this update.
 
-        Under accumulation, calls between two steps repeat a number.
+        Under gradient accumulation, calls between two optimizer steps repeat the same number, and
+        only one of them replaces connections.
         """
         due = (count % (every or 1) == 0) & (count > last)
         return due if self.end_step is None else due & (count < self.end_step)
@@ -83,10 +84,10 @@ class Regrow:
 
 @dataclasses.dataclass(frozen=True)
 class Regrowth(Masking):
-    """The functions of a transform that trains a sparse network and moves its connections.
+    """The functions of a transform that trains a sparse network and replaces connections.
 
-    The state of a leaf: its mask; which of its weights were there before the last update as well
-    (the others start at zero); its seed; and what the score remembers.
+    The state of a leaf holds its mask, a mask of the weights that were also present before the last
+    update (others start at zero), its seed, and the memory of the score.
     """
 
     def init(self, leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
@@ -99,12 +100,12 @@ class Regrowth(Masking):
         return {}, self._state(moved, memory, leaves)
 
     def update(self, leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
-        """Drop units of least score and grow as many, when it is due."""
+        """Drop units of least score and grow as many others, when it is due."""
         found = {path: rest["seed"] for path, rest in state.rest.items()}
         masks = {path: rest["mask"] for path, rest in state.rest.items()}
         memory = self._learned(leaves, state, now) if self.score.begin else {}
         counts = self.counts(leaves)
-        # Missing gradients are reported at every update, not only when connections move.
+        # Missing gradients are reported at every update, not only when connections are replaced.
         slopes = finite_gradients(leaves, now) if self.mode.by == "gradient" else None
 
         def move() -> Leaves:
@@ -124,9 +125,9 @@ class Regrowth(Masking):
         return {}, self._state(moved, memory, leaves)
 
     def encode(self, leaves: Leaves, state: State, train: bool) -> Leaves:
-        """Return a node for each leaf that selects in training as well.
+        """Return masked nodes that apply the mask in training, too.
 
-        A weight that is not there has no gradient, and an optimizer's averages forget it.
+        An absent weight then has no gradient, and the optimizer's running averages of it decay.
         """
         del train
         counts = self.counts(leaves)
@@ -141,10 +142,10 @@ class Regrowth(Masking):
         count: int,
         fraction: jax.Array,
     ) -> jax.Array:
-        """Return the new mask of a leaf that keeps `count` weights."""
+        """Return the new mask of a leaf, which keeps `count` weights."""
         pattern, axes = self.selection.pattern, self.selection.axes(path, mask.shape)
         units = [pattern.pool(jnp.abs(x.astype(jnp.float32)), axes) for x in (score, mask, growth)]
-        size = math.prod(mask.shape) // max(units[0].size, 1)  # weights of a unit
+        size = math.prod(mask.shape) // max(units[0].size, 1)  # the number of weights of a unit
         count //= max(size, 1)
         dropped = jnp.floor(fraction * count).astype(jnp.int32)
         kept = drop_and_grow(units[0], units[1] > 0, units[2], count, dropped)
@@ -160,20 +161,20 @@ class Regrowth(Masking):
 def drop_and_grow(
     score: jax.Array, mask: jax.Array, growth: jax.Array, count: int, dropped: jax.Array
 ) -> jax.Array:
-    """Drop the units of least score and grow as many of the free ones.
+    """Drop the units of least score and grow as many of the absent ones.
 
-    A unit that was dropped is free, and may be grown again. Of equal ones the earlier in flat
-    order.
+    A unit that was dropped is absent, and may be grown again. Among equal scores, the earlier unit
+    in flat order ranks higher.
 
     Args:
-        score: float, any shape, ranked by magnitude: what decides who is dropped.
-        mask: bool, of that shape, `count` of it True: the units there are.
-        growth: float, of that shape, ranked by magnitude: what decides who is grown.
-        count: how many units there are.
-        dropped: int32, how many are dropped.
+        score: the score of present units, float, of any shape, ranked by magnitude.
+        mask: bool, of that shape, with `count` entries True: the present units.
+        growth: the score of absent units, float, of that shape, ranked by magnitude.
+        count: the number of present units.
+        dropped: int32, the number of units to drop.
 
     Returns:
-        bool, of that shape, again `count` of it True.
+        The new mask, bool, of that shape, again with `count` entries True.
 
     Example:
         >>> import jax.numpy as jnp
@@ -188,10 +189,10 @@ def drop_and_grow(
 
 
 def _at_least(x: jax.Array, least: jax.Array) -> jax.Array:
-    """Return the greater of the two; NaN stays, and ranks above all."""
+    """Return the greater of the two; keep NaN, which ranks above all numbers."""
     return jnp.where(x < least, least, x)
 
 
 def project_grown(leaf: jax.Array, rest: Any) -> jax.Array:
-    """Set weights that are gone to zero, and those that were just grown."""
+    """Set absent weights to zero, and also those that were just grown."""
     return jnp.where(rest["old"], leaf, jnp.zeros((), leaf.dtype))

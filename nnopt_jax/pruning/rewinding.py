@@ -1,4 +1,4 @@
-"""Rewinding: after each round of pruning, the weights go back to what they were early on."""
+"""Rewinding: resetting the weights to their early values after each round of pruning."""
 
 from __future__ import annotations
 
@@ -24,32 +24,34 @@ _NAME = "pruning.rewind"
 def rewind(
     rounds: int, steps: int, begin: int = 0, *, to: int = 0, where: Where = "**"
 ) -> Transform:
-    r"""Puts the parameters back to those of update `to`, after each round of pruning.
+    r"""Reset the parameters to those of update `to` after each round of pruning.
 
     $$ w_t \leftarrow w_{to} \quad \text{at } t = t_0 + r n + 1, \qquad r = 1, \dots, R $$
 
-    Chain it with a pruning of `schedule = iterative(sparsity, rounds, steps, begin)`:
+    Chain it with pruning by the schedule `schedule = iterative(sparsity, rounds, steps, begin)`:
 
         chain(magnitude(schedule, every=steps), rewind(rounds, steps, to=100))
 
-    in either order. At the end of a round the pruning chooses its mask by the trained weights; one
-    update later (which is lost) all weights go back, and what the mask removes stays removed. What
-    a mask hides at update `to` already is remembered as 0, unless the mask is soft.
-    `to=0` is the lottery ticket of the first paper, from the very initialization; larger networks
-    need an early `to` above 0.
+    in either order. At the end of a round, pruning chooses its mask by the trained weights. One
+    update later (which is lost), all weights are reset, and masked weights stay masked. Weights
+    that are already masked at update `to` are stored as 0, unless the mask is soft. `to=0` finds
+    the lottery tickets of the first paper, from the initial weights; larger networks need an early
+    `to` above 0.
 
-    What the model sees is not changed, and nothing is stored. Only the parameters go back: not the
-    moments of the optimizer, which forget in some steps, nor what other transforms learn (tables,
-    steps). The learning rate should repeat its course from `to` in each round: give the optimizer
-    such a schedule, `optax.join_schedules`. That schedule alone, without this transform, is
-    learning-rate rewinding (Renda et al.), and without both it is fine-tuning.
+    The transform does not change the encoded parameters or the stored form. Only parameters are
+    reset: the moments of the optimizer are not, and decay within some steps, nor are the learned
+    arrays of other transforms (tables, steps). The learning rate should restart from its value at
+    `to` in each round: give the optimizer such a schedule with `optax.join_schedules`. That
+    schedule without this transform is learning-rate rewinding (Renda et al.), and neither of the
+    two is fine-tuning.
 
     Args:
-        rounds: `R`, how often.
-        steps: `n`, updates in a round.
+        rounds: `R`, the number of rounds.
+        steps: `n`, the updates of a round.
         begin: `t_0`, updates before the first round.
-        to: the number of the update whose parameters are remembered; 0 for those of `init`.
-        where: which leaves; default: all floats, biases too. The state holds a copy of them.
+        to: the number of the update whose parameters are stored; 0 for those of `init`.
+        where: which leaves; by default all float leaves, biases included. The state holds a copy of
+            them.
 
     Returns:
         The transform, whose `encode` is the identity.
@@ -80,7 +82,7 @@ def rewind(
     settings.integer("steps", steps, 1)
     settings.integer("begin", begin, 0)
     last = begin + steps if isinstance(begin, int) and isinstance(steps, int) else None
-    settings.integer("to", to, 0, last)  # later than the first round there is nothing to go back to
+    settings.integer("to", to, 0, last)  # `to` must come before the first reset
     settings.done()
 
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:
@@ -115,7 +117,7 @@ def rewind(
 
 
 def _raw(leaf: Field) -> jax.Array:
-    """The parameter below what earlier transforms made of it, as far as it can still be told."""
+    """Return the parameter below the nodes of earlier transforms, as far as they keep it."""
     if not is_node(leaf):
         return leaf
     if isinstance(leaf, Masked):
@@ -125,14 +127,14 @@ def _raw(leaf: Field) -> jax.Array:
 
 
 def _visible(seen: Field, leaf: jax.Array) -> jax.Array:
-    """A parameter without what an earlier transform's mask hides, unless that goes on learning."""
+    """Return a parameter, zero where an earlier transform masks it, unless the mask is soft."""
     if not isinstance(seen, Masked) or seen.mode == "straight_through":
         return leaf
     return jnp.where(materialize(seen.mask).astype(bool), leaf, jnp.zeros_like(leaf))
 
 
 def _free(seen: Field, leaf: jax.Array) -> jax.Array:
-    """Where a parameter may go back: not where an earlier transform's mask has set it to zero."""
+    """Return which entries may be reset: not those that an earlier transform's mask set to zero."""
     if not isinstance(seen, Masked):
         return jnp.ones(leaf.shape, bool)
     return materialize(seen.mask).astype(bool) | (leaf != 0)

@@ -1,4 +1,4 @@
-"""How much is pruned when: sparsities as functions of the number of updates."""
+"""Sparsity schedules: sparsities as functions of the number of updates."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import jax.numpy as jnp
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import ArrayLike, Schedule
 
-_ROUNDING = 1e-6  # by which a schedule may miss its ends
-_LATE = 2**30  # a step at which every schedule has arrived
+_ROUNDING = 1e-6  # tolerance at the ends of a schedule, for rounding
+_LATE = 2**30  # a step at which every schedule has ended
 
 
 def cubic(sparsity: float, steps: int, begin: int = 0, initial: float = 0.0) -> Schedule:
-    r"""Prunes fast at first, while there is much to spare, and slowly in the end.
+    r"""Return a schedule that prunes fast at first, when many weights are redundant, then slowly.
 
     $$ s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{n}\right)^3, \qquad
        t_0 \le t \le t_0 + n $$
 
     Args:
-        sparsity: `s_f`, the fraction of zeros in the end.
-        steps: `n`, updates that it takes.
-        begin: `t_0`, updates before it begins.
-        initial: `s_i`, the fraction of zeros until then.
+        sparsity: `s_f`, the final fraction of zeros.
+        steps: `n`, the number of updates from start to end.
+        begin: `t_0`, the number of updates before the start.
+        initial: `s_i`, the initial fraction of zeros.
 
     Returns:
         The schedule: `count -> float32`.
@@ -56,13 +56,13 @@ def cubic(sparsity: float, steps: int, begin: int = 0, initial: float = 0.0) -> 
 
 
 def one_shot(sparsity: float, step: int) -> Schedule:
-    """Prunes everything at once, after some updates of dense training.
+    """Return a schedule that prunes everything at once, after some updates of dense training.
 
-    `0` up to `step`, `sparsity` from there.
+    The sparsity is 0 before update `step`, and `sparsity` from there on.
 
     Args:
         sparsity: the fraction of zeros.
-        step: the number of the update from which it holds.
+        step: the number of the first update with that sparsity.
 
     Returns:
         The schedule: `count -> float32`.
@@ -87,19 +87,20 @@ def one_shot(sparsity: float, step: int) -> Schedule:
 
 
 def iterative(sparsity: float, rounds: int, steps: int, begin: int = 0) -> Schedule:
-    r"""Prunes the same share of what is left at the end of each round.
+    r"""Return a schedule that prunes the same fraction of the remaining weights in each round.
 
     $$ s_t = 1 - (1 - s)^{r / R}, \qquad
        r = \min\left(\left\lfloor \frac{t - t_0}{n} \right\rfloor, R\right) $$
 
-    Give the pruning `every=steps`, so that masks stay within a round, and train some steps more
-    after the last round. With `pruning.rewind` it finds lottery tickets.
+    Set `every=steps` in the pruning transform, so that masks are constant within a round, and train
+    for some more steps after the last round. With `pruning.rewind`, this schedule finds lottery
+    tickets.
 
     Args:
-        sparsity: `s`, the fraction of zeros in the end.
-        rounds: `R`, how often weights are pruned.
-        steps: `n`, updates in a round; the first is pruned at its end.
-        begin: `t_0`, updates before the first round.
+        sparsity: `s`, the final fraction of zeros.
+        rounds: `R`, the number of times that weights are pruned.
+        steps: `n`, the updates of a round, at whose end weights are pruned.
+        begin: `t_0`, the number of updates before the first round.
 
     Returns:
         The schedule: `count -> float32`.
@@ -122,7 +123,8 @@ def iterative(sparsity: float, rounds: int, steps: int, begin: int = 0) -> Sched
     settings.integer("steps", steps, 1)
     settings.integer("begin", begin, 0)
     settings.done()
-    # Looked up: powers that differ by rounding between compilations would be taken for a change.
+    # The values are looked up, because powers that differ by rounding between compilations would
+    # look like a change of the sparsity.
     levels = [1.0 - (1.0 - sparsity) ** (done / rounds) for done in range(rounds)] + [sparsity]
 
     def schedule(count: ArrayLike) -> jax.Array:
@@ -136,24 +138,24 @@ def _since(begin: int, count: ArrayLike) -> jax.Array:
 
 
 def target(sparsity: Any, count: jax.Array | int) -> Any:
-    """The sparsity after `count` updates."""
+    """Return the sparsity after `count` updates."""
     return jnp.clip(jnp.asarray(sparsity(count)), 0.0, 1.0) if callable(sparsity) else sparsity
 
 
 def final(sparsity: Any) -> float:
-    """The sparsity in the end."""
+    """Return the final sparsity."""
     with jax.ensure_compile_time_eval():
         return float(target(sparsity, _LATE))
 
 
 def first(sparsity: Any) -> float:
-    """The sparsity at `init`."""
+    """Return the sparsity at `init`."""
     with jax.ensure_compile_time_eval():
         return float(target(sparsity, 0))
 
 
 def check_schedule(settings: Settings, name: str, share: Any) -> None:
-    """A schedule must give a share from 0 to 1, at its start and in the end."""
+    """Check that a schedule is a fraction from 0 to 1 at its start and at its end."""
     if not callable(share):
         return
     for count in (0, _LATE):
@@ -171,16 +173,16 @@ def check_schedule(settings: Settings, name: str, share: Any) -> None:
 
 
 def is_due(every: int | None, sparsity: Any, count: jax.Array, held: jax.Array) -> Any:
-    """At the period, and when the schedule has arrived.
+    """Return whether a new mask is due: at every period, and when the schedule has ended.
 
     Args:
-        every: updates between two choices; None for never.
+        every: updates between two choices of the mask; None for never.
         sparsity: a number or a schedule.
         count: int32, the number of this update.
-        held: the sparsity in force.
+        held: the current sparsity.
 
     Returns:
-        A bool, Python's where it depends on settings alone.
+        A bool, a Python bool if it depends on settings alone.
 
     Example:
         >>> import jax.numpy as jnp

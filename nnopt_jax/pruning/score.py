@@ -1,4 +1,4 @@
-"""What an importance score is, and what all scores share."""
+"""The definition of an importance score, and helpers that all scores share."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ __all__ = ["Score"]
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """An importance score: how much the network needs each weight.
+    """An importance score: a measure of how much the network needs each weight.
 
     Args:
-        name: the noun that `repr`, errors and recipes use.
-        of: `(dense leaves, memory) -> scores`, both by path; the greatest are kept.
-        begin: `(dense leaves, Start) -> memory` by path; None for a score without memory.
-        learn: `(dense leaves, memory, Update) -> memory`, after each optimizer step; None if the
-            memory does not change.
+        name: the name in `repr`, errors and recipes.
+        of: a function `(dense leaves, memory) -> scores`, all by path; the greatest are kept.
+        begin: a function `(dense leaves, Start) -> memory`, by path; None for a score without
+            memory.
+        learn: a function `(dense leaves, memory, Update) -> memory`, called after each optimizer
+            step; None if the memory does not change.
         settings: the settings by name, for `repr` and comparisons.
-        check: adds what is wrong with the settings to those of the method.
-        needs: statistics that `begin` reads; see `Graph.observe`.
-        signed: whether scores are ranked by value; else by magnitude.
-        paired: whether `learn` takes the leaves at which the gradients were computed, which the
-            state then holds a copy of; else the leaves after the step.
-        forgets: whether memory starts from zero after each choice of a mask.
+        check: a function that adds problems with the settings to those of the method.
+        needs: the statistics that `begin` uses; see `Graph.observe`.
+        signed: whether scores are ranked by value rather than by magnitude.
+        paired: whether `learn` takes the leaves at which the gradients were computed, of which the
+            state then holds a copy, rather than the leaves after the step.
+        forgets: whether the memory is reset to zero after each choice of a mask.
         once: whether the mask is chosen once, at `init`.
         exact: see `Transform`.
-        of_sum: what becomes of the sum of scores over a channel, which a root makes its norm.
+        of_sum: a function of the sum of scores over a channel, such as the root that makes it a
+            norm.
         mode: the default `mode` of a method with this score.
-        allocation: its default `allocation`.
+        allocation: the default `allocation` of a method with this score.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,21 +76,21 @@ class Score:
     allocation: str = "uniform"
 
     def __repr__(self) -> str:
-        """Return the name and the settings, as a call is written."""
+        """Return the name and the settings in the form of a call."""
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.settings)})"
 
 
 def finite(x: Any) -> jax.Array:
     """Return float32 with 0 in place of NaN and infinity.
 
-    One overflow, of a batch that the optimizer skips as well, must not stay in a sum for ever.
+    One overflow, in a batch that the optimizer skips as well, must not stay in a sum forever.
     """
     x = jnp.asarray(x).astype(jnp.float32)
     return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
 
 
 def measured(leaves: Leaves, start: Start, name: str) -> Leaves:
-    """Return a statistic of each leaf as finite float32; zeros where none was given."""
+    """Return a statistic of each leaf as finite float32; zeros if it is missing."""
     given = start.stats.get(name, {})
     return {path: finite(given.get(path, jnp.zeros(w.shape))) for path, w in leaves.items()}
 
@@ -99,29 +101,30 @@ def finite_gradients(leaves: Leaves, now: Update) -> Leaves:
 
 
 def accumulate(old: jax.Array, new: jax.Array, decay: float | None) -> jax.Array:
-    """Add to a sum, or to a running mean.
+    """Add to a sum or, given a decay, to a running mean.
 
-    A mean that starts at zero is too small by one factor for all weights, which no ranking sees.
+    The bias of a mean that starts at zero is the same factor for all weights, which does not change
+    their order.
     """
     new = finite(new)  # a product of finite numbers may overflow
     return old + new if decay is None else decay * old + (1.0 - decay) * new
 
 
 def seeds(leaves: Leaves, start: Start) -> Leaves:
-    """Return two random numbers for each leaf, made of the caller's key and the leaf's path.
+    """Return two random numbers for each leaf, derived from the caller's key and the leaf's path.
 
-    Two numbers rather than a key: they are an array like any other in checkpoints, whatever kind of
-    key the caller uses.
+    Numbers are used rather than keys, because they are ordinary arrays in checkpoints, whatever
+    kind of key the caller uses.
 
     Args:
-        leaves: by path.
-        start: holds the key.
+        leaves: the leaves by path.
+        start: the start, which holds the key.
 
     Returns:
         uint32[2] by path.
 
     Raises:
-        ValueRangeError: the caller gave no key.
+        ValueRangeError: the caller did not pass a key.
     """
     if start.key is None:
         raise ValueRangeError(f"{start.caller}: draws at random; give tx.init(params, key="
@@ -131,12 +134,12 @@ def seeds(leaves: Leaves, start: Start) -> Leaves:
 
 
 def draw(seed: jax.Array, shape: tuple[int, ...], number: jax.Array | int = 0) -> jax.Array:
-    """Return uniform numbers from 0 to 1, the same for one seed and one number.
+    """Return uniform numbers from 0 to 1, the same for equal seed and number.
 
     Args:
         seed: uint32[2].
-        shape: of the result.
-        number: which draw.
+        shape: the shape of the result.
+        number: the number of the draw.
 
     Returns:
         float32.

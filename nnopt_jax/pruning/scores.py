@@ -1,4 +1,4 @@
-"""Importance scores: values that say which weights a network needs most."""
+"""Importance scores: values that measure which weights a network needs most."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
     "wanda",
 ]
 
-_LONGEST_DECAY = 0.999999  # with 1 a running mean would never change
+_LONGEST_DECAY = 0.999999  # with 1, a running mean would never change
 
 Saliency: TypeAlias = Callable[[str, jax.Array, Any], jax.Array]
 """`(path, weight, gradient) -> scores` of the weight's shape; the greatest are kept."""
@@ -61,7 +61,7 @@ def magnitude() -> Score:
 
 
 def norm() -> Score:
-    r"""Return the score $w^2$; that of a channel is its norm $(\sum w^2)^{1/2}$.
+    r"""Return the score $w^2$, whose sum over a channel becomes its norm $(\sum w^2)^{1/2}$.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -79,9 +79,9 @@ def norm() -> Score:
 
 
 def random() -> Score:
-    r"""Return a score drawn once from the uniform distribution: the baseline of all others.
+    r"""Return a score drawn once from the uniform distribution, the baseline of all others.
 
-    The numbers depend on the key of `init` and on the path of a leaf alone.
+    The numbers depend only on the key of `init` and the path of a leaf.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -99,7 +99,7 @@ def random() -> Score:
 
 
 def gradient() -> Score:
-    r"""Return the score $|g|$ of the last gradient: where a new weight would help most.
+    r"""Return the score $|g|$ of the last gradient, which shows where a new weight helps most.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -121,12 +121,12 @@ def gradient() -> Score:
 def taylor(power: int = 2, decay: float | None = 0.9) -> Score:
     r"""Return the running mean of $|g w|^p$, the first-order change of the loss.
 
-    Weight and gradient are those before the optimizer step.
+    Weight and gradient are those from before the optimizer step.
 
     Args:
         power: $p$, 1 or 2.
-        decay: of the running mean, from 0 (the last step alone) to just below 1; None sums since
-            the mask was last chosen.
+        decay: the decay of the running mean, from 0 (only the last step) to just below 1; None for
+            the sum since the mask was last chosen.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -152,12 +152,12 @@ def taylor(power: int = 2, decay: float | None = 0.9) -> Score:
         settings=(("power", power), ("decay", decay)),
         check=check,
         forgets=decay is None,
-        exact=False,  # compilers may regroup the factors of a square
+        exact=False,  # in this order, because compilers may regroup the factors of a square
     )
 
 
 def movement() -> Score:
-    r"""Return $-\sum_t g w$: the greatest scores move away from zero, whatever their size.
+    r"""Return $-\sum_t g w$, which is greatest for weights that move away from zero.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -176,7 +176,7 @@ def fisher(decay: float = 0.99) -> Score:
     r"""Return $\frac{1}{2} F w^2$ with the running mean $F = \langle g^2 \rangle$.
 
     Args:
-        decay: of the running mean over updates, from 0 to just below 1.
+        decay: the decay of the running mean over updates, from 0 to just below 1.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -210,7 +210,7 @@ def fisher(decay: float = 0.99) -> Score:
 
 
 def snip() -> Score:
-    r"""Return $|g w|$ before training: how much the loss depends on a connection.
+    r"""Return $|g w|$ before training, the sensitivity of the loss to a connection.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -224,7 +224,7 @@ def snip() -> Score:
 
 
 def grasp() -> Score:
-    r"""Return $w \, (H g)$ before training: the greatest preserve the flow of gradients.
+    r"""Return $w \, (H g)$ before training, greatest for weights that preserve gradient flow.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -239,9 +239,9 @@ def grasp() -> Score:
 
 
 def wanda() -> Score:
-    r"""Return $|w_{ij}| \, \lVert x_i \rVert_2$, the norm of an input taken over all its values.
+    r"""Return $|w_{ij}| \, \lVert x_i \rVert_2$: magnitude times input norm over all data.
 
-    The norm is the root of the mean square, which ranks alike.
+    The norm is computed as the root of the mean square, which gives the same order.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -267,13 +267,13 @@ def wanda() -> Score:
 
 
 def saliency(score: Saliency, gradients: bool = False, decay: float = 0.0) -> Score:
-    r"""Return a score that a function of weights, and perhaps of gradients, computes.
+    r"""Return a score that a user's function of weights, and perhaps gradients, computes.
 
     Args:
-        score: `(path, weight, gradient) -> scores` of the weight's shape and of either sign, a
-            function that `jax.jit` can trace; the gradient is float32, None without `gradients`.
-        gradients: whether the score reads gradients.
-        decay: of their running mean, from 0 (the last alone) to just below 1.
+        score: `(path, weight, gradient) -> scores`, of the weight's shape and of either sign, a
+            function that `jax.jit` can trace; the gradient is float32, or None without `gradients`.
+        gradients: whether the score uses gradients.
+        decay: the decay of the running mean of gradients, from 0 (only the last) to just below 1.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -352,7 +352,7 @@ def _accumulated(
 def _at_init(
     name: str, statistic: str, product: Callable[[Any, Any], jax.Array], *, signed: bool = False
 ) -> Score:
-    """Return a score of the first weights and one statistic, compared over the whole network."""
+    """Return a score of the initial weights and one statistic, compared over the whole network."""
 
     def of(leaves: Leaves, memory: Leaves) -> Leaves:
         return {p: product(w.astype(jnp.float32), memory[p]) for p, w in leaves.items()}

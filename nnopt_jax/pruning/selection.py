@@ -1,4 +1,4 @@
-"""How many weights of each leaf stay, and which: a pattern and an allocation."""
+"""Selection: how many weights of each leaf stay, and which, by a pattern and an allocation."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from nnopt_jax.transform.leaves import Leaves
 
 _TOGETHER = ("global", "lamp")
 """Allocations with one threshold over all leaves: how many a leaf keeps depends on data."""
-_EXACT = 100_000  # of that many weights float32, after some steps, may miscount one
+_EXACT = 100_000  # beyond this number of weights, float32 may miscount by one after some steps
 
 
 class Selection(NamedTuple):
-    """How many weights of each leaf stay, and in which units.
+    """The number of weights that stay in each leaf, and their pattern.
 
     Args:
         allocation: see `Allocation`.
         pattern: see `Pattern`.
-        binding: the model whose axes the pattern follows.
+        binding: the binding, which determines the axes of the pattern.
     """
 
     allocation: Allocation
@@ -40,7 +40,7 @@ class Selection(NamedTuple):
 
     @property
     def is_counted(self) -> bool:
-        """Whether settings alone say how many weights a leaf keeps."""
+        """Whether settings alone determine how many weights a leaf keeps."""
         return self.pattern.is_fixed or self.allocation not in _TOGETHER
 
     def axes(self, path: str, shape: tuple[int, ...]) -> Axes:
@@ -48,7 +48,7 @@ class Selection(NamedTuple):
         return self.binding.of(path, shape) or conventional(shape)
 
     def misfit(self, path: str, shape: tuple[int, ...]) -> str | None:
-        """Say why the pattern does not fit a leaf; None where it does."""
+        """Return why the pattern does not fit a leaf; None if it does."""
         return self.pattern.misfit(shape, self.axes(path, shape))
 
     def shares(self, shapes: Mapping[str, tuple[int, ...]], sparsity: Any) -> Mapping[str, Any]:
@@ -58,20 +58,20 @@ class Selection(NamedTuple):
         return erk(shapes, sparsity) if self.allocation == "erk" else uniform(shapes, sparsity)
 
     def counts(self, leaves: Leaves, sparsity: Any) -> dict[str, int]:
-        """Return how many weights each leaf keeps in the end, as far as settings alone say.
+        """Return the final number of weights that each leaf keeps, if the settings determine it.
 
         Args:
-            leaves: by path; only their shapes are read.
+            leaves: the leaves by path; only their shapes are used.
             sparsity: a number or a schedule.
 
         Returns:
-            The counts by path, each at most what is kept; empty where data decides.
+            The counts by path, each an upper bound; empty if the counts depend on data.
         """
         if not self.is_counted:
             return {}
         shapes = {path: leaf.shape for path, leaf in leaves.items()}
         shares = {} if self.pattern.is_fixed else self.shares(shapes, final(sparsity))
-        # A schedule is computed in float32 by the update, and so rounds in other ways.
+        # The update computes a schedule in float32, and so rounds differently.
         loose = (
             callable(sparsity) and self.allocation != "uniform" and type(self.pattern) is Pattern
         )
@@ -86,12 +86,13 @@ class Selection(NamedTuple):
         """Return the mask of each leaf, True where a weight stays.
 
         Args:
-            scores: by path, float, the greatest are kept; of equal ones the earlier.
-            sparsity: Python number or traced scalar.
-            signed: whether scores may be less than zero; else their magnitudes count.
+            scores: float scores by path, of which the greatest are kept; among equal ones, the
+                earlier.
+            sparsity: a Python number or a traced scalar.
+            signed: whether scores are ranked by value rather than by magnitude.
 
         Returns:
-            bool masks by path.
+            Bool masks by path.
         """
         shapes = {path: score.shape for path, score in scores.items()}
         axes = {path: self.axes(path, shape) for path, shape in shapes.items()}
@@ -111,16 +112,16 @@ class Selection(NamedTuple):
         *,
         signed: bool = False,
     ) -> Leaves:
-        """Mark the units that stay, of all leaves together or of each.
+        """Mark the units that stay, among all leaves together or within each.
 
         Args:
-            pooled: by path, the score of each unit.
-            shapes: those of the leaves, by which the sparsity is allocated.
-            sparsity: Python number or traced scalar.
-            signed: as for `masks`.
+            pooled: the scores of units by path.
+            shapes: the shapes of the leaves, by which the sparsity is allocated.
+            sparsity: a Python number or a traced scalar.
+            signed: see `masks`.
 
         Returns:
-            bool by path, of the shapes of the scores.
+            Bool masks by path, of the shapes of the scores.
         """
         if self.allocation in _TOGETHER and not self.pattern.is_fixed:
             total = sum(x.size for x in pooled.values())
@@ -136,11 +137,11 @@ class Selection(NamedTuple):
 def check_selection(
     settings: Settings, sparsity: Any, allocation: Allocation, pattern: PatternLike
 ) -> tuple[Selection, Any]:
-    """Check the settings that say how much is kept, and read the pattern.
+    """Check the settings of sparsity, allocation and pattern, and parse the pattern.
 
     Args:
-        settings: takes the problems.
-        sparsity: fraction of zeros, a schedule, or None where the pattern says it all.
+        settings: collects the problems.
+        sparsity: the fraction of zeros, a schedule, or None if the pattern determines it.
         allocation: see `Allocation`.
         pattern: see `PatternLike`.
 
@@ -180,12 +181,12 @@ def _equal(sparsity: Any, implied: float) -> bool:
 
 
 def largest_pruned(levels: Leaves, masks: Leaves, *, together: bool) -> Leaves:
-    """Return the largest level that a mask removes; 0 where it removes none.
+    """Return the largest level that each mask prunes; 0 if it prunes none.
 
     Args:
-        levels: by path, float32 of zero or more.
-        masks: by path, bool of those shapes, True where a level stays.
-        together: whether one threshold is for all leaves.
+        levels: non-negative float32 levels by path.
+        masks: bool masks by path, of those shapes, True where a level stays.
+        together: whether there is one threshold for all leaves.
 
     Returns:
         A float32 scalar by path.

@@ -1,4 +1,4 @@
-"""Soft thresholds: driven to a target sparsity, or learned."""
+"""Pruning by soft thresholds, which follow a target sparsity or are learned."""
 
 from __future__ import annotations
 
@@ -35,27 +35,28 @@ def soft_threshold(
     mode: Literal["soft", "frozen"] = "soft",
     every: int = 1,
 ) -> Transform:
-    r"""Shows weights moved towards zero by a threshold, exactly as many of them zero as asked for.
+    r"""Shrink encoded weights by a threshold that makes exactly the scheduled fraction zero.
 
     $$ \hat w = \operatorname{sign}(w) \max(|w| - t, 0) $$
 
-    `t` is the largest magnitude that has to go. The parameters stay as they are: what is shown
-    grows from zero when a weight passes the threshold, without a jump, and the gradient passes
-    straight through. (`pruning.proximal` moves the parameters themselves.)
+    `t` is the largest magnitude to be pruned. The parameters themselves are not changed: an encoded
+    weight grows from zero without a jump when its parameter passes the threshold, and the gradient
+    passes straight through. (`pruning.proximal` moves the parameters themselves.)
 
     Args:
         sparsity: the fraction of zeros from 0 to 1, or a schedule of the number of updates.
-        where: which leaves; default: those of two axes or more.
-        allocation: `"uniform"`, `"erk"`, `"global"` (one threshold for all leaves), or
+        where: which leaves; by default those of two or more axes.
+        allocation: `"uniform"`, `"erk"`, `"global"` (one threshold for all leaves), or a function
             `(shapes by path, sparsity) -> sparsities by path`.
-        mode: `"soft"`: pruned weights go on learning, straight through, and may return.
-            `"frozen"`: they get no gradient, as the derivative of the formula says, and return
-            only when the threshold falls.
+        mode: `"soft"`: pruned weights get straight-through gradients and may return. `"frozen"`:
+            they get no gradient, which is the derivative of the formula, and return only when the
+            threshold falls.
         every: updates between two choices of the threshold.
 
     Returns:
         The transform. It wraps: later transforms of a chain keep its zeros, and share or quantize
-        what is shown. Over codes or shared values of an earlier transform it stores the threshold.
+        the encoded weights. Over codes or shared values of an earlier transform, it stores the
+        threshold.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -92,7 +93,7 @@ def soft_threshold(
 
 
 def shrunk(leaf: Field, threshold: ArrayLike) -> Field:
-    """The soft threshold of a leaf: an array of an array, a node over a node, below its mask."""
+    """Apply a soft threshold to an array, or to a node below its masks."""
 
     def change(x: Field) -> Field:
         return SoftThresholded(x, jnp.asarray(threshold)) if is_node(x) else shrink(x, threshold)
@@ -102,7 +103,7 @@ def shrunk(leaf: Field, threshold: ArrayLike) -> Field:
 
 @dataclasses.dataclass(frozen=True)
 class _SoftThreshold:
-    """The functions of the transform, made of settings that are checked."""
+    """The functions of the transform, given settings that have been checked."""
 
     how: Selection
     sparsity: Any
@@ -153,22 +154,22 @@ class _SoftThreshold:
 def learned_threshold(
     *, start: float = -8.0, decay: ScalarOrSchedule = 0.0, where: Where = matrices
 ) -> Transform:
-    r"""Shows weights beyond a threshold that is learned for each leaf, moved towards zero by it.
+    r"""Shrink encoded weights by a threshold that is learned for each leaf (STR).
 
     $$ \hat w = \operatorname{sign}(w) \max(|w| - t, 0), \qquad t = \frac{1}{1 + e^{-s}} $$
 
-    An optimizer moves `s` along its gradient, the sum of
-    $-\operatorname{sign}(w) \, t (1 - t) \, \partial L / \partial \hat w$ over the weights
-    beyond the threshold. The weights within get no gradient, and return only when the threshold
-    falls. Decay of `s` towards 0 raises the threshold, against the loss: the more of it, the more
-    zeros. How many there are is data: `pack` is eager, or is told capacities.
+    The optimizer trains `s` by its gradient, the sum of $-\operatorname{sign}(w) \, t (1 - t) \,
+    \partial L / \partial \hat w$ over the weights beyond the threshold. Weights below the threshold
+    get no gradient, and return only when it falls. Decay of `s` towards 0 raises the threshold,
+    against the loss: more decay gives more zeros. Their number depends on data: call `pack` outside
+    of `jax.jit`, or pass capacities.
 
     Args:
-        start: of `s`, 0 or less: -8 begins with a threshold of 0.0003.
-        decay: the share of `s` that goes at each update, 0 to 1, or a schedule of the number of
-            updates (end it in time for the weights to settle); 0 leaves it to the optimizer's
-            weight decay, as in the paper.
-        where: which leaves; default: those of two axes or more.
+        start: the initial `s`, at most 0; -8 gives a threshold of 0.0003.
+        decay: the fraction by which `s` decays at each update, 0 to 1, or a schedule of the number
+            of updates (which should end early enough for the weights to converge); 0 leaves decay
+            to the optimizer's weight decay, as in the paper.
+        where: which leaves; by default those of two or more axes.
 
     Returns:
         The transform. It wraps: later transforms of a chain keep its zeros.
@@ -204,7 +205,8 @@ def learned_threshold(
         shown = {}
         for path, leaf in leaves.items():
             threshold = jax.nn.sigmoid(state.learned[path])
-            # The other way round, NaN would be within, and not be seen.
+            # With the comparison the other way round, NaN would count as below the threshold and go
+            # unnoticed.
             beyond = ~(jnp.abs(materialize(leaf).astype(jnp.float32)) <= threshold)
             shown[path] = Masked(shrunk(leaf, threshold), jax.lax.stop_gradient(beyond))
         return shown

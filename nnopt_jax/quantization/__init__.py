@@ -1,4 +1,4 @@
-"""Quantization: integer, binary, sub-integer."""
+"""Quantization of weights and activations: integers, binary and ternary values, and floats."""
 
 from nnopt_jax.quantization import grids as grids, ranges as ranges, rounding as rounding
 from nnopt_jax.quantization.activations.entropy_grid import kl_grid as kl_grid

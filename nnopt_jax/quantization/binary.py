@@ -1,4 +1,4 @@
-"""One bit and three values: presets of `on_grid`."""
+"""Binary and ternary quantization: presets of `on_grid`."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ def binary_connect(
     scale: float | Literal["glorot"] = 1.0,
     stochastic: bool = False,
 ) -> Transform:
-    r"""Replace weights by their signs, and keep the weights between the signs.
+    r"""Replace weights by their signs times a constant, with real-valued latent weights.
 
     $$ \hat w = \pm H, \qquad
        \hat w = +H \text{ where } w \ge 0 \text{, or with probability }
        \mathrm{clip}\left(\frac{w / H + 1}{2},\; 0,\; 1\right) $$
 
-    The gradient passes straight through; each update clips the weights to `[-H, H]`, beyond which
-    they would have no effect (unless an earlier transform encodes the leaf: the weights are then
-    not this one's to move). There is no zero among the values: only a mask shows zeros. 1 bit a
-    weight, and one scale a leaf.
+    The gradient passes straight through. Each update clips the weights to `[-H, H]`, beyond which
+    they would have no effect, unless an earlier transform encodes the leaf and therefore moves its
+    weights. The grid does not contain zero; only a mask makes zeros. Storage takes 1 bit a weight,
+    and one scale for each leaf.
 
     Args:
-        where: which leaves; default: those of two axes or more.
-        scale: `H`, a number above 0, or `"glorot"`: `sqrt(1.5 / (fan in + fan out))`, for
-            networks without normalization. Fan in counts the indices of the contracted axes, fan
-            out those of the output axes; of three contracted axes or more, as convolutions have
-            them, all but the last count for fan out, too.
-        stochastic: training draws the signs anew at each update (needs `tx.init(..., key=)`);
-            what is applied and stored is decided by the sign. Running statistics of a
-            normalization then belong to drawn signs: measure them anew with the decided ones.
+        where: which leaves; by default those of two or more axes.
+        scale: `H`, a positive number, or `"glorot"`: `sqrt(1.5 / (fan in + fan out))`, for networks
+            without normalization. Fan in is the size of the contracted axes, fan out that of the
+            output axes; in convolutions (three or more contracted axes), the window counts for fan
+            out, too.
+        stochastic: whether training draws new signs at each update (`tx.init` then needs `key`).
+            Inference and storage use the sign of the weight. Running statistics of normalization
+            layers then belong to the random signs, so recompute them with the stored ones.
 
     Returns:
-        The transform. It refines: masks and tables above it stay.
+        The transform. It refines: masks and tables of earlier transforms stay.
 
     Raises:
-        ValueRangeError: a setting is out of range; at `init`, where signs are drawn, without key.
-        ShapeError: at `init`, where axes do not fit a leaf or, for `"glorot"`, are not known.
-        CompositionError: at `init`, where a leaf is quantized already.
+        ValueRangeError: a setting is out of range; or, at `init`, `stochastic` lacks a key.
+        ShapeError: at `init`, axes do not fit a leaf or, for `"glorot"`, are unknown.
+        CompositionError: at `init`, a leaf is quantized already.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,29 +78,28 @@ def binary_connect(
 
 @preset
 def xnor(**choices: Unpack[QuantizationChoices]) -> Transform:
-    r"""Replace weights by their signs times the mean magnitude of each block.
+    r"""Replace weights by their signs times the mean magnitude of each block (XNOR-Net).
 
     $$ \hat w = \alpha\,\mathrm{sign}(w), \qquad
        \alpha = \frac{1}{n} \sum_{block} |w|, \qquad
        \frac{\partial L}{\partial w} = \frac{\partial L}{\partial \hat w}
        \left(\frac{1}{n} + \alpha\, [\,|w| \le 1\,]\right) $$
 
-    The gradient is the paper's: it shrinks with the scale, which Adam makes good, but a learning
-    rate of plain SGD must. The sign of zero is plus. Entries that a mask of an earlier transform
-    prunes do not count for the mean and are not counted. 1 bit a weight, and the scales.
+    The gradient is that of the paper. It shrinks with the scale, which Adam compensates, but plain
+    SGD needs a larger learning rate. The sign of zero is plus. Masked entries count neither for the
+    sum nor for the number of weights in the mean. Storage takes 1 bit a weight, and the scales.
 
     Args:
         **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
-            `on_grid`; the default granularity is
-            `"channel"`, the filters of the paper.
+            `on_grid`; the default granularity is `"channel"`, the filters of the paper.
 
     Returns:
-        The transform. It refines: masks and tables above it stay.
+        The transform. It refines: masks and tables of earlier transforms stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
-        CompositionError: at `init`, where a leaf is quantized already.
+        ShapeError: at `init`, axes are unknown or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, a leaf is quantized already.
 
     Example:
         >>> import jax.numpy as jnp
@@ -119,28 +118,27 @@ def xnor(**choices: Unpack[QuantizationChoices]) -> Transform:
 
 @preset
 def twn(threshold: float = 0.7, **choices: Unpack[QuantizationChoices]) -> Transform:
-    r"""Round weights to zero or one magnitude of either sign.
+    r"""Round weights to zero or one magnitude of either sign (TWN).
 
     $$ \hat w = \alpha\,\mathrm{sign}(w)\,[\,|w| > \Delta\,], \qquad
        \Delta = t \cdot \mathrm{mean}\,|w|, \qquad
        \alpha = \mathrm{mean}\,\{|w| : |w| > \Delta\} $$
 
-    The gradient passes straight through. Entries that a mask of an earlier transform prunes have no
-    say in the means. 1.6 bits a weight, and the scales.
+    The gradient passes straight through. Masked entries do not count for the means. Storage takes
+    1.6 bits a weight, and the scales.
 
     Args:
         threshold: `t`, 0 or more; 0.7 is near the optimum for normal and uniform weights.
         **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
-            `on_grid`; the default granularity is
-            `"tensor"`.
+            `on_grid`; the default granularity is `"tensor"`.
 
     Returns:
-        The transform. It refines: masks and tables above it stay.
+        The transform. It refines: masks and tables of earlier transforms stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
-        CompositionError: at `init`, where a leaf is quantized already.
+        ShapeError: at `init`, axes are unknown or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, a leaf is quantized already.
 
     Example:
         >>> import jax.numpy as jnp
@@ -160,30 +158,28 @@ def twn(threshold: float = 0.7, **choices: Unpack[QuantizationChoices]) -> Trans
 
 @preset
 def ttq(threshold: float = 0.05, **choices: Unpack[QuantizationChoices]) -> Transform:
-    r"""Round weights to zero, a learned positive value or a learned negative one.
+    r"""Round weights to zero, a learned positive value or a learned negative value (TTQ).
 
     $$ \hat w = \begin{cases} W_p & w > \Delta \\ 0 & |w| \le \Delta \\
        -W_n & w < -\Delta \end{cases} \qquad \Delta = t \cdot \max |w| $$
 
-    An optimizer trains both scales: the gradient of each is the sum over its weights (that of
-    `W_n` with the sign that the chain rule gives it). The weights behind them get the gradient
-    times `W_p`, 1 or `W_n`. Both scales start at the mean magnitude of their weights. Entries that
-    a mask of an earlier transform prunes do not count for thresholds and starts. 1.6 bits a weight,
-    and the scales.
+    The optimizer trains both scales: the gradient of each is the sum over its weights (for `W_n`
+    with the sign given by the chain rule). The latent weights get the gradient times `W_p`, 1 or
+    `W_n`. Both scales start at the mean magnitude of their weights. Masked entries do not count for
+    thresholds and initial scales. Storage takes 1.6 bits a weight, and the scales.
 
     Args:
-        threshold: `t`, 0 to 1, of the greatest magnitude.
+        threshold: `t`, a fraction of the greatest magnitude, 0 to 1.
         **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
-            `on_grid`; the default granularity is
-            `"tensor"`.
+            `on_grid`; the default granularity is `"tensor"`.
 
     Returns:
-        The transform. It refines: masks and tables above it stay.
+        The transform. It refines: masks and tables of earlier transforms stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
-        CompositionError: at `init`, where a leaf is quantized already.
+        ShapeError: at `init`, axes are unknown or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, a leaf is quantized already.
 
     Example:
         >>> import jax.numpy as jnp

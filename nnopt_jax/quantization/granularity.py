@@ -1,4 +1,4 @@
-"""Which weights share a scale: a whole tensor, a channel, or a group."""
+"""Granularity: which weights share a scale, those of a tensor, a channel or a group."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Blocked:
     """An array whose entries share scales block by block.
 
     Args:
-        array: a slot or, where groups run across its axes, its matrix `(*batch, in, out)`.
-        block: size of a block along each axis of the array; the last one may be shorter.
-        mask: bool, of the shape of the array: the entries that have a say; None for all.
-        axes: of the array; None where they are not known.
-        leaf: axes and shape of the slot that the array is the matrix of; None where it is the slot.
+        array: a slot or, if groups run across its axes, its matrix `(*batch, in, out)`.
+        block: the size of a block along each axis of the array; the last block may be shorter.
+        mask: bool, of the shape of the array, the entries that determine scales; None for all.
+        axes: the axes of the array; None if they are unknown.
+        leaf: axes and shape of the slot, if the array is its matrix; None if the array is the slot.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,15 +49,15 @@ class Blocked:
     leaf: tuple[Axes, tuple[int, ...]] | None = None
 
     def expand(self, scale: jax.Array) -> jax.Array:
-        """Repeat one number a block to the whole array."""
+        """Repeat the number of each block for the whole array."""
         return expand(repeat_uneven(scale, self.array.shape, self.block), self.array.shape)
 
     def field(self, scale: Field) -> Field:
-        """Return scales as a node of codes holds them; None stays None."""
+        """Return scales in the form that a node of codes holds; None stays None."""
         return scale if scale is None else UnevenGroups.of(scale, self.array.shape, self.block)
 
     def in_place(self, node: Node) -> Node:
-        """Return the node that stands for the slot, given that of the array."""
+        """Return the node that stands for the slot, given the node of the array."""
         if self.leaf is None:
             return node
         axes, shape = self.leaf
@@ -66,12 +66,12 @@ class Blocked:
 
 @dataclasses.dataclass(frozen=True)
 class Sharing:
-    """Which weights of a slot share a scale, given its axes.
+    """The rule that says which weights of a slot share a scale, given its axes.
 
     Args:
         granularity: see `Granularity`.
-        axis: the channel axis; None: the output and batch axes.
-        even: whether the format cannot hold a last group that is shorter.
+        axis: the channel axis; None for the output and batch axes.
+        even: whether the format requires groups of equal size.
 
     Example:
         >>> import jax.numpy as jnp
@@ -89,7 +89,7 @@ class Sharing:
         return slot.array.ndim > 1 and self.granularity != "tensor" and self.axis is None
 
     def misfit(self, slot: Slot) -> str | None:
-        """Say why a slot cannot be divided into blocks; None where it can."""
+        """Return why a slot cannot be divided into blocks; None if it can."""
         shape, axes = slot.array.shape, slot.axes
         if len(shape) < 2:
             return None
@@ -113,7 +113,7 @@ class Sharing:
         """Return the array to quantize, and its blocks.
 
         Args:
-            slot: one in which `misfit` finds nothing.
+            slot: a slot for which `misfit` is None.
         """
         shape, axes, mask = slot.array.shape, slot.axes, slot.mask
         if len(shape) < 2 or isinstance(self.granularity, str) or axes is None:
@@ -127,7 +127,7 @@ class Sharing:
         return Blocked(matrix, block, mask, matrix_axes(matrix.ndim), (axes, shape))
 
     def _whole(self, shape: tuple[int, ...], axes: Axes | None) -> tuple[int, ...]:
-        """The blocks of `"tensor"` and `"channel"`."""
+        """Return the blocks of the granularities `"tensor"` and `"channel"`."""
         apart: tuple[int, ...] = ()
         if len(shape) > 1 and axes is not None:
             apart = axes.batch
@@ -141,16 +141,16 @@ class Sharing:
 def group_block(
     shape: Sequence[int], contracted: Sequence[int], group: int
 ) -> tuple[int, ...] | None:
-    """Return the block of a group along flattened axes; None where groups run across axes.
+    """Return the block of a group along flattened axes; None if it cannot be a block.
 
     Args:
-        shape: of the weight.
-        contracted: the axes that groups run along, flattened in this order.
-        group: entries of a group.
+        shape: the shape of the weight.
+        contracted: the axes along which groups run, flattened in this order.
+        group: the number of entries of a group.
 
     Returns:
-        One size for each axis: whole inner axes, and a divisor of the next one; of the outermost
-        axis any part, since its last group may be shorter.
+        The size along each axis: all of the inner axes, and a divisor of the next one, or any size
+        for the outermost axis, since its last group may be shorter.
 
     Example:
         >>> [group_block((8, 16, 64), (0, 1), group) for group in (8, 48, 24)]
@@ -161,7 +161,7 @@ def group_block(
     for place in reversed(range(len(contracted))):
         axis, outer = contracted[place], contracted[:place]
         size, others = shape[axis], math.prod(shape[a] for a in outer)
-        if left >= size * others:  # one group holds all that is left
+        if left >= size * others:  # one group holds all remaining entries
             for a in (axis, *outer):
                 block[a] = max(shape[a], 1)
             break
@@ -185,14 +185,14 @@ def sharing(
     default: Granularity,
     even: bool = False,
 ) -> Sharing:
-    """Return what the settings of a method say; what is wrong with them is added to the others.
+    """Parse the granularity settings of a method, and collect problems with them.
 
     Args:
-        settings: of the method.
-        granularity: see `Granularity`; None: not given.
-        group: entries of a group; None: not given.
+        settings: the settings of the method, which collect problems.
+        granularity: see `Granularity`; None if the caller did not set it.
+        group: entries of a group; None if the caller did not set it.
         axis: see `Sharing`.
-        default: the granularity where neither is given.
+        default: the granularity if neither is set.
         even: see `Sharing`.
 
     Example:

@@ -42,19 +42,19 @@ class Grid:
     """The values that a weight may take, in units of the scale of its block.
 
     Args:
-        name: the noun that `repr`, errors and recipes use.
+        name: the name in `repr`, errors and recipes.
         low: the least code.
         high: the greatest code.
-        levels: ascending, the values that the codes 0, 1, ... stand for; None: each code stands
-            for itself.
+        levels: the values of the codes 0, 1, ..., ascending; None if each code stands for itself.
         has_zero_point: whether a block has an integer zero point.
         settings: the settings by name, for `repr`.
-        check: adds what is wrong with the settings to those of the method.
-        granularity: which weights share a scale by default; a number: groups of so many.
-        whole_groups: whether the format cannot hold a last group that is shorter.
-        range: the range that a method chooses by default.
-        scale_dtype: of the scales by default; None: float16 for groups, else float32.
-        dtypes: the only dtypes of scales that the format knows; empty: any.
+        check: a function that adds problems with the settings to those of the method.
+        granularity: the default granularity; a number is a group size.
+        whole_groups: whether the format requires groups of equal size.
+        range: the default choice of the range.
+        scale_dtype: the default dtype of scales; None for float16 with groups and float32
+            otherwise.
+        dtypes: the dtypes of scales that the format supports; empty for any.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -77,7 +77,7 @@ class Grid:
     dtypes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Return the name and the settings, as a call is written."""
+        """Return the name and the settings in the form of a call."""
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.settings)})"
 
     @property
@@ -94,16 +94,16 @@ class Grid:
 
     @property
     def values_above_zero(self) -> int:
-        """How many values are greater than zero."""
+        """The number of values that are greater than zero."""
         return self.high if self.levels is None else sum(level > 0 for level in self.levels)
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """The bits of a code."""
         return max((self.high - self.low).bit_length(), 1)
 
     def units(self, x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
-        """Return weights in units of the grid, before rounding; no gradient."""
+        """Return weights in units of the grid, before rounding, without gradients."""
         if self.levels is not None:
             return in_units(x, scale)
         v = jax.lax.stop_gradient(x).astype(jnp.float32)
@@ -119,10 +119,11 @@ class Grid:
     def between(
         self, x: jax.Array, scale: jax.Array, zero: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Return the code of the value below a weight, and how far it lies towards the next one.
+        """Return the code of the value below a weight, and the fraction of the way to the next.
 
         Returns:
-            `(code, fraction)`, float32; the fraction is from 0 to 1, both within the grid.
+            `(code, fraction)`, float32; the fraction is from 0 to 1, and both are clipped to the
+            grid.
         """
         v = self.units(x, scale, zero)
         if self.levels is None:
@@ -139,7 +140,7 @@ class Grid:
         return codes if self.levels is None else level_values(codes, self.levels)
 
     def gap(self, codes: jax.Array) -> jax.Array:
-        """Return the distance of neighboring values about each code, in units of the scale."""
+        """Return the distance between neighboring values around each code, in units of scale."""
         if self.levels is None:
             return jnp.ones_like(codes)
         steps = [b - a for a, b in itertools.pairwise(self.levels)]
@@ -147,11 +148,11 @@ class Grid:
         return around[jnp.nan_to_num(codes).astype(jnp.int32)]
 
     def inside(self, x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
-        """Return which weights the grid does not clip, by more than the rounding of its ends.
+        """Return which weights the grid does not clip by more than the rounding of its ends.
 
-        The ends of a range need not lie within those of its grid: the zero point is rounded, by
-        half a step, and so is the scale, in its dtype. What a range was fitted to must keep its
-        gradient.
+        The ends of a range need not lie within its grid, because the zero point is rounded, by up
+        to half a step, and the scale is rounded to its dtype. Weights that the range was fitted to
+        must keep their gradient.
         """
         low, high = self.ends
         v, rounding = self.units(x, scale, zero), float(jnp.finfo(scale.dtype).eps) * (high - low)
@@ -173,11 +174,11 @@ class Grid:
 
         Args:
             codes: as `nearest` returns them.
-            scale: of the blocks.
-            zero: zero points, where the grid has them.
-            carry: the array that takes the gradient.
-            dtype: of the weights.
-            below: the scale of values below zero, where they have their own.
+            scale: the scales of the blocks.
+            zero: zero points, if the grid has them.
+            carry: the straight-through residual, which receives the gradient.
+            dtype: the dtype of the weights.
+            below: a scale of its own for values below zero, or None.
         """
         if self.levels is None:
             return Quantized(codes, scale, zero, carry, self.low, self.high, str(dtype))
@@ -185,12 +186,12 @@ class Grid:
 
 
 def uniform(bits: int = 8, symmetric: bool = True) -> Grid:
-    r"""Return evenly spaced values $s (q - z)$: integers.
+    r"""Return the grid of evenly spaced values $s (q - z)$: integers.
 
     Args:
         bits: 2 to 16.
-        symmetric: whether codes mirror at zero, $|q| < 2^{b-1}$; else the grid has an integer zero
-            point $z$, which makes zero exact.
+        symmetric: whether codes are symmetric about zero, $|q| < 2^{b-1}$; otherwise the grid has
+            an integer zero point $z$, which makes zero exact.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -212,7 +213,7 @@ def uniform(bits: int = 8, symmetric: bool = True) -> Grid:
 
 
 def signed(bits: int = 4) -> Grid:
-    r"""Return the integers of two's complement, $-2^{b-1} \le q < 2^{b-1}$, without a zero point.
+    r"""Return the grid of two's complement integers, $-2^{b-1} \le q < 2^{b-1}$.
 
     Args:
         bits: 2 to 8.
@@ -238,7 +239,7 @@ def _table(name: str, levels: tuple[float, ...], **options: Any) -> Grid:
 
 
 def binary() -> Grid:
-    """Return the signs -1 and 1.
+    """Return the grid of the signs -1 and 1.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -249,7 +250,7 @@ def binary() -> Grid:
 
 
 def ternary() -> Grid:
-    """Return the values -1, 0 and 1, stored in 1.6 bits.
+    """Return the grid of -1, 0 and 1, stored in 1.6 bits.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -260,7 +261,7 @@ def ternary() -> Grid:
 
 
 def nf4() -> Grid:
-    """Return the 16 values of NormalFloat4: quantiles of the normal distribution, up to 1.
+    """Return the grid of NormalFloat4: 16 quantiles of the normal distribution, scaled to 1.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -274,7 +275,7 @@ def nf4() -> Grid:
 
 
 def fp4() -> Grid:
-    """Return the 15 values of the float E2M1: 0, .5, 1, 1.5, 2, 3, 4 and 6, and their negatives.
+    """Return the grid of the float E2M1: 0, .5, 1, 1.5, 2, 3, 4 and 6, and their negatives.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -288,7 +289,7 @@ def fp4() -> Grid:
 
 
 def mxfp4() -> Grid:
-    """Return the values of E2M1 whose groups share a power of two.
+    """Return the grid of E2M1 for groups whose scale is a power of two.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -305,10 +306,10 @@ def mxfp4() -> Grid:
 
 
 def codebook(levels: Sequence[float]) -> Grid:
-    """Return a grid of any values.
+    """Return a grid of arbitrary values.
 
     Args:
-        levels: 2 to 256 ascending numbers, the last above 0.
+        levels: 2 to 256 ascending numbers, of which the last is positive.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -330,7 +331,7 @@ def codebook(levels: Sequence[float]) -> Grid:
 
 
 def q4_0() -> Grid:
-    """Return the 16 values of GGUF's Q4_0, whose greatest weight has code -8 and is exact.
+    """Return the grid of GGUF's Q4_0, whose weight of greatest magnitude has code -8 and is exact.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -344,7 +345,7 @@ def q4_0() -> Grid:
 
 
 def q8_0() -> Grid:
-    """Return the 255 values of GGUF's Q8_0.
+    """Return the grid of GGUF's Q8_0, of 255 values.
 
     Example:
         >>> import nnopt_jax as nnopt

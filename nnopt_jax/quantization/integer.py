@@ -1,4 +1,4 @@
-"""Integers: presets of `on_grid`."""
+"""Integer quantization: presets of `on_grid`."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def uniform(
     percent: float = 99.9,
     **choices: Unpack[QuantizationChoices],
 ) -> Transform:
-    r"""Round weights to a uniform grid, in training as in storage.
+    r"""Round weights to a uniform grid, both in training and in storage.
 
     $$ \hat w = s\,(q - z), \qquad
        q = \mathrm{clip}(\mathrm{round}(w / s) + z,\; lo,\; hi) $$
 
     The gradient passes straight through, except where the grid clips a weight by more than the
-    rounding of its ends. Entries that a mask of an earlier transform prunes do not count for a
-    range. A block that holds nothing but zeros, or a NaN or an infinity, has scale 1.
+    rounding of its ends. Masked entries do not count for a range. A block of zeros, or with NaN or
+    infinity, has scale 1.
 
     Args:
-        bits: 2 to 16; 8 and 16 lie in integer arrays, fewer are packed.
-        symmetric: codes mirror at zero and there is no zero point; otherwise an integer zero
-            point makes zero exact.
-        range: `"absmax"`: the extreme values of a block. `"percentile"`: without the share of
-            outliers that `percent` leaves. `"mse"`: of 80 shares of the extreme values, the one
-            of least squared error; that takes 80 passes over the weights, so raise `every`.
-        percent: 50 to 100, the share of a block that its range holds; where not symmetric, each
-            end leaves out as many. Used by `"percentile"` only.
+        bits: 2 to 16; codes of 8 and 16 bits are stored in integer arrays, others are packed.
+        symmetric: whether codes are symmetric about zero, without a zero point; otherwise an
+            integer zero point makes zero exact.
+        range: `"absmax"`: the extreme values of a block. `"percentile"`: the range that holds
+            `percent` of a block. `"mse"`: the one of 80 fractions of the extreme values with the
+            least squared error, which takes 80 passes over the weights, so raise `every`.
+        percent: the percentage of a block that its range holds, 50 to 100; if not symmetric, each
+            end excludes equally many. Used only by `"percentile"`.
         **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
             `on_grid`; the default granularity is `"tensor"`.
 

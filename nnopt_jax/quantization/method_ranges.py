@@ -1,4 +1,4 @@
-"""Ranges that belong to one method: they scale, and some of them round, by a rule of its own."""
+"""Ranges of single methods, each with its own rule for scales and, in part, for rounding."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["fixed", "gguf", "mean", "threshold", "two_sided"]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Mean(WeightRange):
-    """The scale is the mean magnitude; the gradient is that of XNOR-Net."""
+    """The mean magnitude as the scale, with the gradient of XNOR-Net."""
 
     name: ClassVar[str] = "mean"
     is_exact: ClassVar[bool] = False
@@ -85,7 +85,7 @@ class _Threshold(WeightRange):
         above = jnp.abs(part.array.astype(jnp.float32)) > part.expand(limit)
         above = above if mask is None else above & mask
         scale = task.scales.fit(block_mean(part.array, part.block, above), 1.0, part.axes)
-        dead = scale <= 0  # nothing lies above: weights become zeros, and the scale is not 0
+        dead = scale <= 0  # all weights become zero
         return {
             "threshold": jnp.where(dead, jnp.float32(jnp.inf), limit),
             "scale": jnp.where(dead, jnp.ones((), scale.dtype), scale),
@@ -139,7 +139,7 @@ class _TwoSided(WeightRange):
     def carry(
         self, task: Task, scaled: Scaled, codes: jax.Array, learned: Any, rest: Any
     ) -> jax.Array:
-        """Return the weights, whose gradients are multiplied by the scale of their side."""
+        """Return the weights, with gradients multiplied by the scale of their sign."""
         positive, negative = (
             task.part.expand(lax.stop_gradient(learned[name])) for name in ("positive", "negative")
         )
@@ -170,7 +170,7 @@ class _Gguf(WeightRange):
         return Scaled(stored_scale(rest, task.scales.dtype))
 
     def codes(self, task: Task, learned: Any, rest: Any) -> jax.Array:
-        if task.grid.name == "q4_0":  # steps have a sign here, and levels hold no -0
+        if task.grid.name == "q4_0":  # steps have a sign here, and a product of 0 must not be -0
             return q4_0_codes(task.part.array, rest) + 8
         scale = stored_scale(rest, task.scales.dtype)
         return q8_0_codes(task.part.array, jnp.where(scale == 0, jnp.float32(0), rest))
@@ -219,13 +219,13 @@ class _Fixed(WeightRange):
         shape, axes = part.array.shape, part.axes
         roles = ((), tuple(range(len(shape)))) if axes is None else (axes.contracted, axes.output)
         inputs, outputs = (math.prod(shape[axis] for axis in role) for role in roles)
-        if len(roles[0]) > 2:  # the authors' code: an input has a weight for each window place
+        if len(roles[0]) > 2:  # as in the authors' code
             outputs *= math.prod(shape[axis] for axis in roles[0][:-1])
         return jnp.float32(math.sqrt(1.5 / max(inputs + outputs, 1)))
 
 
 def mean() -> WeightRange:
-    r"""Return the mean magnitude as the scale of signs, with the gradient of XNOR-Net.
+    r"""Return the range of the mean magnitude, with the gradient of XNOR-Net.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -239,7 +239,7 @@ def mean() -> WeightRange:
 
 
 def threshold(threshold: float = 0.7) -> WeightRange:
-    r"""Return the mean of the weights beyond $t\,\mathrm{mean}|w|$, below which weights are zero.
+    r"""Return the range whose scale is the mean of $|w|$ above $t\,\mathrm{mean}|w|$.
 
     Args:
         threshold: $t$, 0 or more.
@@ -256,7 +256,7 @@ def threshold(threshold: float = 0.7) -> WeightRange:
 
 
 def two_sided(threshold: float = 0.05) -> WeightRange:
-    r"""Return a learned scale for positive and one for negative weights beyond $t \max|w|$.
+    r"""Return the range with learned scales for positive and negative weights beyond $t \max|w|$.
 
     Args:
         threshold: $t$, from 0 to 1.
@@ -273,7 +273,7 @@ def two_sided(threshold: float = 0.05) -> WeightRange:
 
 
 def gguf() -> WeightRange:
-    """Return the steps of GGUF's formats, to the bit.
+    """Return the range of GGUF's formats, with bit-exact steps.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -287,10 +287,10 @@ def gguf() -> WeightRange:
 
 
 def fixed(scale: float | Literal["glorot"] = 1.0, project_weights: bool = False) -> WeightRange:
-    """Return one scale that never changes.
+    """Return the range of one constant scale.
 
     Args:
-        scale: a number above 0, or `"glorot"`: `sqrt(1.5 / (fan in + fan out))`.
+        scale: a positive number, or `"glorot"`: `sqrt(1.5 / (fan in + fan out))`.
         project_weights: whether updates clip the weights to the range.
 
     Example:

@@ -1,4 +1,4 @@
-"""Quantization to any grid, with any range and rounding."""
+"""Quantization to any grid, with any granularity, range and rounding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Choice = TypeVar("Choice")
 
 
 class QuantizationChoices(TypedDict, total=False):
-    """The choices that every preset of quantization passes on to `on_grid`."""
+    """The keyword arguments that every preset of quantization passes on to `on_grid`."""
 
     where: Where
     granularity: Literal["tensor", "channel"] | None
@@ -58,37 +58,37 @@ def on_grid(
     every: int = 1,
     name: str | None = None,
 ) -> Transform:
-    r"""Round weights to the values of a grid, in training as in storage.
+    r"""Round weights to the values of a grid, both in training and in storage.
 
     $$ \hat w = s \, l_c, \qquad c = \arg\min_k |w / s - l_k| $$
 
     for the values $l$ of the grid and a scale $s$ for each block; integers with a zero point $z$
     have $l_c = c - z$. The gradient passes straight through, except where the range clips a weight.
-    Entries that a mask of an earlier transform prunes do not count for a range. A block that holds
-    nothing but zeros, or a NaN or an infinity, gets a usable scale. Any grid goes with any
-    granularity, range and rounding; a combination that has no meaning is an error that says why
-    (docs/choices.md).
+    Masked entries do not count for a range. A block of zeros, or with NaN or infinity, gets a
+    nonzero, finite scale. Any grid goes with any granularity, range and rounding; a combination
+    without meaning raises an error that says why (docs/choices.md).
 
     Args:
-        grid: a value of `quantization.grids`, the name of one, or a `Grid` of one's own.
+        grid: a value of `quantization.grids`, the name of one, or a user's `Grid`.
         where: which leaves; default: those of two axes or more.
-        granularity: which weights share a scale. `"tensor"`: all of a weight; a leaf with batch
-            axes holds several. `"channel"`: those of one index of the output axes. Default: the
-            grid's own. Slots of one axis (a table that is quantized after sharing) take one scale.
-        group: groups of so many entries along the contracted axes, flattened in the order of the
-            product, in place of `granularity`; the last one may be shorter, where the format of
+        granularity: which weights share a scale. `"tensor"`: all entries of a matrix, of which a
+            leaf with batch axes holds several. `"channel"`: all entries with the same index on the
+            output axes. By default, the grid's own granularity. Arrays of one axis (such as the
+            table of shared weights) get one scale.
+        group: the number of entries of a group along the contracted axes, flattened in the order of
+            the product, in place of `granularity`; the last group may be shorter, if the format of
             the grid allows it.
-        axis: the one axis that counts as channels, in place of the output axes.
+        axis: the channel axis, in place of the output axes.
         range: how the scale of a block is chosen: a value of `quantization.ranges`, or the name of
-            one. Default: the grid's own.
+            one. By default, the grid's own range.
         rounding: a value of `quantization.rounding`, or the name of one.
-        scale_dtype: dtype that scales (with `double`, their own scales) are stored, and therefore
-            applied, in; `"e8m0"`: powers of two. Default: float16 for groups, else float32. Scales
-            that underflow in float16 are an error where values are known.
-        double: whether scales are quantized as well, to 8 bits with a scale for each run of at
-            most 256 of them along the output axes.
+        scale_dtype: the dtype in which scales (with `double`, their own scales) are stored and
+            applied; `"e8m0"` for powers of two. By default float16 for groups, else float32. Scales
+            that underflow in float16 raise an error, except under `jax.jit`.
+        double: whether scales are quantized, too, to 8 bits with a second scale for at most 256
+            consecutive scales along the output axes.
         every: updates between two choices of the range.
-        name: how errors and plans call the method; default: `"quantization.<grid>"`.
+        name: the name of the method in errors and plans; by default `"quantization.<grid>"`.
 
     Returns:
         The transform. It refines: masks and tables above it stay.
@@ -97,7 +97,7 @@ def on_grid(
         ValueRangeError: a setting is out of range, or a combination has no meaning.
         ShapeError: at `init`, axes are not known or do not fit a leaf; see `bind`.
         CompositionError: at `init`, a leaf is quantized already.
-        ScaleError: scales underflow; all leaves are named.
+        ScaleError: scales underflow; the error names all such leaves.
 
     Example:
         >>> import jax.numpy as jnp
@@ -147,7 +147,7 @@ preset = presets.preset(on_grid, QuantizationChoices)
 
 @dataclasses.dataclass(frozen=True)
 class _Quantizer:
-    """The functions of a transform for one slot, of settings that are checked."""
+    """The functions of a transform for one slot, given settings that have been checked."""
 
     grid: Grid
     sharing: Sharing
@@ -191,7 +191,7 @@ class _Quantizer:
         return Task(self.grid, self.sharing.blocked(slot), self.scales, self.every == 1)
 
     def _parted(self, state: Any) -> tuple[Any, dict[str, Any]]:
-        """Split a state into that of the range and that of the rounding."""
+        """Split a state into the state of the range and the state of the rounding."""
         if self.rounding.is_nearest or not isinstance(state, dict):
             return state, {}
         own = {key: state[key] for key in self.rounding.keys if key in state}
@@ -200,7 +200,7 @@ class _Quantizer:
 
 
 def _joined(state: Any, others: dict[str, Any]) -> Any:
-    """Join the state of a range with that of a rounding, which has none when it is to nearest."""
+    """Join the states of range and rounding; rounding to nearest has no state."""
     if not others:
         return state
     state = {} if state is None else state
@@ -217,7 +217,7 @@ def _value(
     known: Mapping[str, Callable[..., Choice]],
     instead: str,
 ) -> Choice:
-    """Return the value that a caller gave, or the one that a name means."""
+    """Return the choice that the caller passed, or the one of that name."""
     if isinstance(given, kind):
         return given
     if isinstance(given, str) and given in known:

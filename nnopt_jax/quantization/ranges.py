@@ -1,4 +1,4 @@
-"""The ranges of weights: how the scale of a block is chosen."""
+"""Choices of the range of weights, which determine the scale of each block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rounding: which of the two neighboring values a weight becomes."""
+"""Rounding: the choice between the two neighboring values of a weight."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["ROUNDINGS", "Rounding", "learned", "nearest", "stochastic"]
 
 @dataclasses.dataclass(frozen=True)
 class Rounding:
-    """Rounding to the nearest value: the base of all roundings.
+    """Rounding to the nearest value, and the base of all roundings.
 
-    The state of a rounding is a pair of dictionaries: arrays that an optimizer learns, and the
-    rest; both empty where there is none.
+    The state of a rounding is a pair of dictionaries, of arrays that the optimizer learns and of
+    other arrays; both are empty by default.
     """
 
     name: ClassVar[str] = "nearest"
@@ -32,7 +32,7 @@ class Rounding:
     """The names of its state, which lies beside that of the range."""
 
     def __repr__(self) -> str:
-        """Return the name, as a call is written."""
+        """Return the name in the form of a call."""
         return f"{self.name}()"
 
     @property
@@ -63,11 +63,11 @@ class Rounding:
         """Return the code of each weight, held in float32.
 
         Args:
-            grid: the values.
+            grid: the grid.
             x: the weights.
-            grids: scale and zero point of the blocks.
-            state: learned arrays and the rest.
-            train: whether the optimizer sees the codes, or storage.
+            grids: the scales and zero points of the blocks.
+            state: the learned and the other arrays.
+            train: whether the codes are used for training rather than for inference and storage.
         """
         del state, train
         return grid.nearest(x, *grids)
@@ -75,7 +75,7 @@ class Rounding:
     def carry(
         self, grid: Grid, carry: jax.Array, scale: jax.Array, codes: jax.Array, learned: Any
     ) -> jax.Array:
-        """Return the array that takes the gradient, which may lead to learned arrays."""
+        """Return the straight-through residual, which may pass gradients to learned arrays."""
         del grid, scale, codes, learned
         return carry
 
@@ -136,7 +136,7 @@ class _LearnedOffset(Rounding):
     ) -> jax.Array:
         below, fraction = grid.between(x, *grids)
         offset = jnp.clip(lax.stop_gradient(state[0]["offset"]), -0.5, 0.5)
-        # Halves go up, so that an offset of zero rounds to the nearest value.
+        # Halves are rounded up, so that an offset of zero rounds to the nearest value.
         return jnp.clip(below + jnp.floor(fraction + offset + 0.5), grid.low, grid.high)
 
     def carry(
@@ -148,7 +148,7 @@ class _LearnedOffset(Rounding):
 
 
 def nearest() -> Rounding:
-    """Return rounding to the nearest value, halves to even codes.
+    """Return rounding to the nearest value, with ties to even codes.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -159,9 +159,10 @@ def nearest() -> Rounding:
 
 
 def stochastic() -> Rounding:
-    r"""Return rounding up with a probability of the distance from the value below.
+    r"""Return rounding up or down at random, unbiased between the two neighbors.
 
-    Training draws anew at each update (`tx.init(..., key=)`); what is stored is the nearest value.
+    Training draws new random numbers at each update, so `tx.init` needs `key`; the nearest value is
+    stored.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -175,7 +176,7 @@ def stochastic() -> Rounding:
 
 
 def learned() -> Rounding:
-    r"""Return rounding of $w / s + v$, with an offset $-0.5 \le v \le 0.5$ learned per weight.
+    r"""Return rounding of $w / s + v$ with a learned offset $-0.5 \le v \le 0.5$ for each weight.
 
     The gradient passes straight through the rounding to $v$. Offsets start at zero.
 

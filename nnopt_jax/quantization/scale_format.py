@@ -1,4 +1,4 @@
-"""How the scales of blocks are stored."""
+"""The storage format of scales."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from nnopt_jax.ops.grid import quantize
 
 __all__ = ["ScaleFormat"]
 
-_TOP = 255  # the greatest code of a scale that is quantized itself
-_MOST = 256  # scales that share a second scale, as in QLoRA
+_TOP = 255  # the greatest code of a quantized scale
+_MOST = 256  # the most scales that share a second scale, as in QLoRA
 
 
 @dataclasses.dataclass(frozen=True)
 class ScaleFormat:
-    """How the scales of blocks are stored, and therefore applied.
+    """The format in which the scales of blocks are stored and applied.
 
     Args:
-        dtype: of the scales or, where they are quantized, of their own scales.
-        is_double: whether scales are quantized to 8 bits as well.
+        dtype: the dtype of the scales or, if scales are quantized, of their own scales.
+        is_double: whether scales are themselves quantized to 8 bits.
         is_power: whether scales are powers of two (E8M0).
 
     Example:
@@ -48,16 +48,16 @@ class ScaleFormat:
 
     @property
     def is_plain(self) -> bool:
-        """Whether scales are floats."""
+        """Whether scales are stored as floats."""
         return not (self.is_double or self.is_power)
 
     def fit(self, reach: jax.Array, top: float, axes: Axes | None) -> Any:
         """Return scales in their storage form.
 
         Args:
-            reach: float32, the greatest magnitude that each block must cover.
+            reach: float32, the greatest magnitude that each block must represent.
             top: the greatest value of the grid, in units of the scale.
-            axes: of the array of scales; second scales lie along its output axes.
+            axes: the axes of the array of scales, along whose output axes second scales are shared.
         """
         if self.is_power:
             return shared_exponent(reach, math.floor(math.log2(top)))
@@ -71,7 +71,7 @@ class ScaleFormat:
         return {"codes": quantize(scale, step, None, 0, _TOP), "step": step}
 
     def field(self, state: Any) -> Field:
-        """Return scales as a node holds them."""
+        """Return scales in the form that a node holds."""
         if self.is_power:
             return Powers(state)
         if self.is_double:
@@ -79,12 +79,12 @@ class ScaleFormat:
         return state
 
     def check_underflow(self, reach: jax.Array | Callable[[], jax.Array], top: float) -> None:
-        """Raise if scales are too small for their dtype, where values are known.
+        """Raise if scales with known values underflow in their dtype.
 
         Raises:
-            ScaleError: a scale that is not 0 would be stored as 0.
+            ScaleError: a nonzero scale would be stored as 0.
         """
-        if jnp.dtype(self.dtype) != jnp.float16:  # the other dtypes reach as far as float32
+        if jnp.dtype(self.dtype) != jnp.float16:  # others have the range of float32
             return
         reach = reach() if callable(reach) else reach
         if isinstance(reach, Tracer):
@@ -100,10 +100,10 @@ class ScaleFormat:
 
 
 def _runs(shape: tuple[int, ...], axes: Axes | None) -> tuple[int, ...]:
-    """Return blocks of scales along the output axes, as long as they may be.
+    """Return the longest possible blocks of scales along the output axes.
 
-    If all scales are of one output, they run along the others; they never cross batch axes, so
-    that each layer of a stack keeps its own.
+    If there is only one output, blocks run along the contracted axes. They never cross batch axes,
+    so that each layer of a stack keeps its own scales.
     """
     if 0 in shape:
         return shape

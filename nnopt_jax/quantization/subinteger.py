@@ -1,4 +1,4 @@
-"""Fewer than eight bits, or groups: presets of `on_grid`."""
+"""Quantization to fewer than eight bits, or in groups: presets of `on_grid`."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ __all__ = ["fp4", "grouped", "lsq", "mxfp4", "nf4"]
 
 @preset
 def lsq(bits: int = 4, **choices: Unpack[QuantizationChoices]) -> Transform:
-    r"""Round weights to a grid whose step the optimizer learns beside them (LSQ).
+    r"""Round weights to a grid whose step the optimizer learns with them (LSQ).
 
     $$ \hat w = s\,\mathrm{clip}(\mathrm{round}(v),\,-Q_N,\,Q_P), \quad v = w / s, \qquad
        \frac{\partial \hat w}{\partial s} = g \cdot \begin{cases}
        \mathrm{round}(v) - v & -Q_N < v < Q_P \\ -Q_N & v \le -Q_N \\ Q_P & v \ge Q_P
        \end{cases} $$
 
-    where $Q_N = 2^{b-1}$, $Q_P = 2^{b-1} - 1$, and $g = 1 / \sqrt{N Q_P}$ for the
-    `N` weights that share a step. Weights get the gradient inside the range and none outside. A
-    step starts at $2\,\mathrm{mean}|w| / \sqrt{Q_P}$. Entries that a mask of an earlier transform
-    prunes have no say: neither in that mean, nor in `N`, nor in the gradient.
+    where $Q_N = 2^{b-1}$, $Q_P = 2^{b-1} - 1$, and $g = 1 / \sqrt{N Q_P}$ for the `N` weights that
+    share a step. Weights get the gradient inside the range and none outside. The initial step is
+    $2\,\mathrm{mean}|w| / \sqrt{Q_P}$. Masked entries do not count for that mean, for `N` or for
+    the gradient.
 
-    A step stays positive and finite: one that an update has made otherwise is fitted anew from
-    the weights, as at the start; it is 1 for weights that are all zero, or NaN or infinite.
+    A step stays positive and finite: if an update makes it anything else, it is fitted again from
+    the weights, as at the start. It is 1 for weights that are all zero, or NaN or infinite.
 
     Args:
         bits: `b`, 2 to 8.
         **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
-            `on_grid`; the default granularity is
-            `"tensor"`, as in the paper. Steps are learned in float32.
+            `on_grid`; the default granularity is `"tensor"`, as in the paper. Steps are learned in
+            float32.
 
     Returns:
-        The transform. It refines: masks and tables above it stay. Its steps are part of
-        `nnopt.trainable(...).learned`.
+        The transform. It refines: masks and tables of earlier transforms stay. The steps are part
+        of `nnopt.trainable(...).learned`.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
-        CompositionError: at `init`, where a leaf is quantized already.
+        ShapeError: at `init`, axes are unknown or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, a leaf is quantized already.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,28 +65,27 @@ def nf4(
     range: str | weight_ranges.WeightRange = "absmax",
     **choices: Unpack[QuantizationChoices],
 ) -> Transform:
-    r"""Round weights to 16 levels that are quantiles of the normal distribution.
+    r"""Round weights to 16 quantiles of the normal distribution (NF4).
 
     $$ \hat w = s\, l_c, \qquad s = \max_{block} |w|, \qquad c = \arg\min_k |w / s - l_k| $$
 
-    The gradient passes straight through. Entries that a mask of an earlier transform prunes have no
-    say in the scales.
+    The gradient passes straight through. Masked entries do not count for the scales.
 
     Args:
-        double: scales are quantized as well, to 8 bits with a scale for each run of at most 256
-            of them along the output axes (whole inner axes, and of the next one the longest part
-            that divides it).
+        double: whether scales are quantized, too, to 8 bits with a second scale for at most 256
+            consecutive scales along the output axes (all of the inner axes, and the greatest
+            divisor of the next one that fits).
         range: how the scale of a block is chosen; see `on_grid`.
         **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
             `on_grid`; the default is groups of 64.
 
     Returns:
-        The transform. It refines: masks and tables above it stay.
+        The transform. It refines: masks and tables of earlier transforms stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
-        CompositionError: at `init`, where a leaf is quantized already.
+        ShapeError: at `init`, axes are unknown or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, a leaf is quantized already.
 
     Example:
         >>> import jax.numpy as jnp
@@ -98,8 +97,8 @@ def nf4(
          [ 0.88141966  0.10137457]]
 
     References:
-        Dettmers et al. 2023, QLoRA, section 3 (they run blocks along the flattened leaf, and the
-        second quantization is to 8-bit floats around the mean).
+        Dettmers et al. 2023, QLoRA, section 3 (which runs blocks along the flattened leaf, and
+        quantizes scales to 8-bit floats around their mean).
     """
     return on_grid(grids.nf4(), range=range, double=double, **choices)
 
@@ -110,13 +109,13 @@ def fp4(
     range: str | weight_ranges.WeightRange = "absmax",
     **choices: Unpack[QuantizationChoices],
 ) -> Transform:
-    r"""Round weights to floats of 4 bits (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4 and 6, of either sign.
+    r"""Round weights to 4-bit floats (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4 and 6, of either sign.
 
     $$ \hat w = s\, l_c, \qquad s = \max_{block} |w| / 6, \qquad
        c = \arg\min_k |w / s - l_k| $$
 
-    The gradient passes straight through. Entries that a mask of an earlier transform prunes have no
-    say in the scales. The sixteenth code, -0, is not used.
+    The gradient passes straight through. Masked entries do not count for the scales. The sixteenth
+    code, -0, is not used.
 
     Args:
         range: how the scale of a block is chosen; see `on_grid`.
@@ -124,12 +123,12 @@ def fp4(
             `on_grid`; the default is groups of 32.
 
     Returns:
-        The transform. It refines: masks and tables above it stay.
+        The transform. It refines: masks and tables of earlier transforms stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
-        CompositionError: at `init`, where a leaf is quantized already.
+        ShapeError: at `init`, axes are unknown or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, a leaf is quantized already.
 
     Example:
         >>> import jax.numpy as jnp
@@ -153,28 +152,27 @@ def mxfp4(
     range: str | weight_ranges.WeightRange = "absmax",
     **choices: Unpack[QuantizationChoices],
 ) -> Transform:
-    r"""Round weights to floats of 4 bits (E2M1) whose blocks share a power of two.
+    r"""Round weights to 4-bit floats (E2M1) in blocks whose scale is a power of two (MXFP4).
 
     $$ \hat w = 2^{e}\, l_c, \qquad e = \lfloor \log_2 \max_{block} |w| \rfloor - 2, \qquad
        c = \arg\min_k |2^{-e} w - l_k| $$
 
-    4.25 bits a weight: exponents take 8 bits. Magnitudes above 6 units become 6, those halfway
-    between two levels the smaller one. The gradient passes straight through. Entries that a mask
-    of an earlier transform prunes do not count for the exponents.
+    Storage takes 4.25 bits a weight, since exponents take 8 bits. Magnitudes above 6 units become
+    6, and those halfway between two levels become the smaller one. The gradient passes straight
+    through. Masked entries do not count for the exponents.
 
     Args:
         range: how the exponent of a block is chosen; see `on_grid`.
         **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
-            `on_grid`; the default is groups of 32, as
-            in the standard, all of them whole.
+            `on_grid`; the default is groups of 32, as in the standard, all of equal size.
 
     Returns:
-        The transform. It refines: masks and tables above it stay.
+        The transform. It refines: masks and tables of earlier transforms stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
-        CompositionError: at `init`, where a leaf is quantized already.
+        ShapeError: at `init`, axes are unknown or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, a leaf is quantized already.
 
     Example:
         >>> import jax.numpy as jnp
@@ -195,31 +193,30 @@ def mxfp4(
 def grouped(
     format: Literal["q4_0", "q8_0"] = "q4_0", **choices: Unpack[QuantizationChoices]
 ) -> Transform:
-    r"""Round weights in groups, with the steps and the rounding of GGUF's Q4_0 and Q8_0.
+    r"""Round weights in groups, with the steps and rounding of GGUF's Q4_0 and Q8_0.
 
     $$ \hat w = \mathrm{float16}(d)\, q, \qquad
        q_{4\_0} = \min(\lfloor w / d + 8.5 \rfloor, 15) - 8, \quad d = -w_* / 8, \qquad
        q_{8\_0} = \mathrm{round}(w / d), \quad d = |w_*| / 127 $$
 
-    where `w_*` is the weight of greatest magnitude in a group: 4.5 and 8.5 bits a weight. For
-    other widths, zero points and scales, see `quantization.uniform`, which rounds to the scale as
-    it is stored. The gradient passes straight through. Entries that a mask of an earlier transform
-    prunes do not count for the steps.
+    where `w_*` is the weight of greatest magnitude in a group. Storage takes 4.5 and 8.5 bits a
+    weight. For other widths, zero points and scales, see `quantization.uniform`, which rounds with
+    the stored scale. The gradient passes straight through. Masked entries do not count for the
+    steps.
 
     Args:
-        format: `"q4_0"`: the greatest weight has code -8 and is exact, all 16 codes are used.
-            `"q8_0"`: 8 bits, symmetric.
+        format: `"q4_0"`: the weight of greatest magnitude has code -8 and is exact, and all 16
+            codes are used. `"q8_0"`: 8 bits, symmetric.
         **choices: `where`, `granularity`, `group`, `axis`, `rounding`, `scale_dtype` and `every` of
-            `on_grid`; the default is groups of 32, as
-            in files, all of them whole.
+            `on_grid`; the default is groups of 32, as in files, all of equal size.
 
     Returns:
-        The transform. It refines: masks and tables above it stay.
+        The transform. It refines: masks and tables of earlier transforms stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where axes are not known or do not fit a leaf; see `bind`.
-        CompositionError: at `init`, where a leaf is quantized already.
+        ShapeError: at `init`, axes are unknown or do not fit a leaf; see `bind`.
+        CompositionError: at `init`, a leaf is quantized already.
 
     Example:
         >>> import jax.numpy as jnp

@@ -24,13 +24,13 @@ __all__ = ["WeightRange", "absmax", "learned", "mse", "percentile"]
 
 
 class Task(NamedTuple):
-    """What a range is chosen for.
+    """The inputs of a range: the grid, the weights and the format of scales.
 
     Args:
         grid: the values that weights may take.
         part: the weights, in blocks.
-        scales: how scales are stored.
-        is_current: whether the range is chosen anew at every update.
+        scales: the storage format of scales.
+        is_current: whether the range is chosen again at every update.
     """
 
     grid: Grid
@@ -40,12 +40,12 @@ class Task(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """The scales of a block, as a node holds them.
+    """The scales of the blocks, in the form that a node holds.
 
     Args:
-        scale: positive numbers.
-        zero: zero points; None where the grid has none.
-        below: the scale of values below zero, where they have their own.
+        scale: positive scales.
+        zero: zero points; None if the grid has none.
+        below: a scale of its own for values below zero, or None.
     """
 
     scale: Field
@@ -55,9 +55,9 @@ class Scaled(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class WeightRange:
-    """A choice of the scale of each block: the base of all ranges.
+    """The base of all ranges, which choose the scale of each block.
 
-    The state of a range is a pair: arrays that an optimizer learns, and the rest.
+    The state of a range is a pair of the arrays that the optimizer learns and other arrays.
     """
 
     name: ClassVar[str] = "absmax"
@@ -73,24 +73,24 @@ class WeightRange:
     """Whether updates move the parameters, by `project`."""
 
     def __repr__(self) -> str:
-        """Return the name and the settings, as a call is written."""
+        """Return the name and the settings in the form of a call."""
         fields = dataclasses.fields(self)
         return f"{self.name}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"
 
     def check(self, settings: Settings, grid: Grid) -> None:
-        """Add what is wrong with the settings, or with the grid."""
+        """Add the problems with the settings, alone and together with the grid."""
 
     def needs_axes(self, ndim: int) -> bool:
-        """Return whether the range depends on the axes of an array of so many."""
+        """Return whether the range depends on the axes of an array of this rank."""
         del ndim
         return False
 
     def init(self, task: Task) -> tuple[Any, Any]:
-        """Choose the first range; return the learned arrays and the rest."""
+        """Choose the initial range; return the learned and the other arrays."""
         return None, self.fit(task)
 
     def refresh(self, task: Task, learned: Any, rest: Any) -> tuple[Any, Any]:
-        """Choose the range anew after an update."""
+        """Choose the range again after an update."""
         del rest
         return learned, self.fit(task)
 
@@ -121,7 +121,7 @@ class WeightRange:
         return block_largest(task.part.array, task.part.block, task.part.mask)
 
     def scaled(self, task: Task, learned: Any, rest: Any) -> Scaled:
-        """Return the scales as the node holds them."""
+        """Return the scales in the form that a node holds."""
         del learned
         if task.grid.levels is None and task.scales.is_plain:
             return Scaled(task.part.field(rest["scale"]), task.part.field(rest["zero"]))
@@ -134,7 +134,7 @@ class WeightRange:
     def carry(
         self, task: Task, scaled: Scaled, codes: jax.Array, learned: Any, rest: Any
     ) -> jax.Array:
-        """Return the array that takes the gradient: that of clipped weights is stopped."""
+        """Return the straight-through residual, with gradients of clipped weights stopped."""
         del codes, learned, rest
         x, zero = task.part.array, None if scaled.zero is None else materialize(scaled.zero)
         if self.never_clips and task.is_current:
@@ -195,7 +195,7 @@ class _LeastSquares(WeightRange):
         )  # fmt: skip
 
     def reach(self, task: Task) -> jax.Array:
-        """Try fractions of the greatest magnitude; of equal errors the widest range stays."""
+        """Try fractions of the greatest magnitude; on a tie, the widest range is kept."""
         part, grid, scales = task.part, task.grid, task.scales
         x = lax.stop_gradient(part.array).astype(jnp.float32)
         x = x if part.mask is None else jnp.where(part.mask, x, 0.0)
@@ -268,11 +268,11 @@ def absmax() -> WeightRange:
 
 
 def percentile(percent: float = 99.9) -> WeightRange:
-    """Return the range that leaves out the outliers of a block.
+    """Return the range without the outliers of a block.
 
     Args:
-        percent: 50 to 100, the percentage of a block that its range holds; with a zero point, each
-            end leaves out as many.
+        percent: the percentage of a block that its range holds, 50 to 100; with a zero point, each
+            end excludes equally many.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -287,9 +287,9 @@ def percentile(percent: float = 99.9) -> WeightRange:
 
 
 def mse() -> WeightRange:
-    """Return the range of least squared error, of 80 fractions of the extreme values.
+    """Return the range of least squared error among 80 fractions of the extreme values.
 
-    That takes 80 passes over the weights, so raise `every`.
+    It takes 80 passes over the weights, so raise `every`.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -303,7 +303,7 @@ def mse() -> WeightRange:
 
 
 def learned() -> WeightRange:
-    r"""Return a range that the optimizer learns beside the weights (LSQ).
+    r"""Return the range whose scale the optimizer learns with the weights (LSQ).
 
     The scale starts at $2\,\mathrm{mean}|w|\,\sqrt{Q_P} / l$ and its gradient is multiplied by
     $Q_P^2 / (l^2 \sqrt{N Q_P})$, for $Q_P$ values above zero, the greatest of which is $l$
@@ -321,7 +321,7 @@ def learned() -> WeightRange:
 
 
 def _count(part: Blocked) -> jax.Array:
-    """Return how many weights share each scale."""
+    """Return the number of weights that share each scale."""
     kept = jnp.ones(part.array.shape, jnp.float32)
     kept = kept if part.mask is None else part.mask.astype(jnp.float32)
     return reduce_blocks("learned range", _sum, kept, part.block)
@@ -330,7 +330,7 @@ def _count(part: Blocked) -> jax.Array:
 def _mean_magnitude(part: Blocked) -> jax.Array:
     size = jnp.abs(lax.stop_gradient(part.array)).astype(jnp.float32)
     size = size if part.mask is None else jnp.where(part.mask, size, 0.0)
-    # Divided first: the sum of the largest floats would overflow.
+    # Divide first, because the sum of the largest floats would overflow.
     fractions = size / part.expand(jnp.maximum(_count(part), 1.0))
     return reduce_blocks("learned range", _sum, fractions, part.block)
 
@@ -340,9 +340,9 @@ def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def _positive(step: jax.Array, other: jax.Array, dtype: Any) -> jax.Array:
-    """Keep a step that is positive where it is stored; replace one that is not."""
+    """Replace a step that would not be positive in its stored dtype; keep other steps."""
     limits = jnp.finfo(dtype)
-    # Half floats below their normal ones are not usable in float32 arithmetic.
+    # Some devices flush numbers below the least normal float32 to zero; bfloat16 has such numbers.
     least = max(float(limits.smallest_subnormal), float(jnp.finfo(jnp.float32).tiny))
     good = (step >= least) & (step <= float(limits.max))
     return jnp.where(good, step, other).astype(jnp.float32)

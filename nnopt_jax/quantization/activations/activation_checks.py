@@ -1,4 +1,4 @@
-"""What quantizers of activations are handed: floats, and ranges that were gathered."""
+"""Checks of the arguments of activation quantizers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from nnopt_jax.typing import Array
 
 
 def floats(who: str, x: Any, name: str = "x") -> Array:
-    """An array of floats; whole numbers are refused, since rounding would go back to those.
+    """Check that activations are floats, because rounded values would be cast back to integers.
 
     Raises:
-        ValueRangeError: it is something else.
+        ValueRangeError: the argument is of another kind.
 
     Example:
         >>> floats("demo", [1, 2])
@@ -33,10 +33,10 @@ def floats(who: str, x: Any, name: str = "x") -> Array:
 
 
 def require_seen(who: str, state: Any, kind: type, by: str) -> None:
-    """Wants the state that was gathered by one function.
+    """Check that a state has the given kind, made by the function `by`.
 
     Raises:
-        ValueRangeError: it is something else.
+        ValueRangeError: the argument is of another kind.
 
     Example:
         >>> require_seen("demo", 1.0, tuple, "observe")

@@ -1,4 +1,4 @@
-"""Static grids for activations by relative entropy."""
+"""Static activation grids by relative entropy."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from nnopt_jax.typing import Array
 
 
 def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> ActivationGrid:
-    r"""The grid that loses the least information, as TensorRT calibrates.
+    r"""Return the grid of least relative entropy, as in TensorRT's calibration.
 
     $$ T = \arg\min_i \sum_j p_j \log (p_j / q_j) $$
 
-    `p` is the histogram of the first `i` bins of magnitudes, those beyond added to the last one;
-    `q` the same bins without those beyond, put together to `L = 2**(bits - 1)` levels (bin `j` to
-    level `j L // i`), each level spread evenly over those of its bins that are not empty. The bin
-    at zero, which a ReLU fills and every grid holds exactly, counts as the one next to it.
+    `p` is the histogram of the first `i` bins of magnitudes, with the counts beyond added to the
+    last bin. `q` is the same histogram without these counts, merged to `L = 2**(bits - 1)` levels
+    (bin `j` to level `j L // i`), with each level distributed evenly over its nonempty bins. The
+    bin at zero, which a ReLU fills and every grid represents exactly, gets the count of its
+    neighbor.
 
     Args:
-        state: what `observe` returned.
+        state: the result of `observe`.
         bits: 2 to 10 for 4096 bins.
-        symmetric: codes mirror at zero; otherwise the range that was seen, clipped at `-T` and
-            `T`.
+        symmetric: whether codes are symmetric about zero; otherwise the grid spans the observed
+            range, clipped to `-T` and `T`.
 
     Returns:
-        The grid; scale 1 where nothing but zeros was seen.
+        The grid; its scale is 1 if only zeros were observed.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -54,7 +55,7 @@ def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Activatio
 
 @functools.partial(jax.jit, static_argnames=("bits", "symmetric"))
 def _least_entropy(state: Range, bits: int, symmetric: bool) -> ActivationGrid:
-    """The grid of least relative entropy, of settings that are checked."""
+    """Return the grid of least relative entropy, given settings that have been checked."""
     low, high = state.ends()
     counts = folded(state.counts)
     counts = counts.at[0].set(counts[1])
@@ -67,7 +68,7 @@ def _least_entropy(state: Range, bits: int, symmetric: bool) -> ActivationGrid:
 
 
 def _divergence(counts: Array, bins: Array, levels: int) -> Array:
-    """Relative entropy of the first `bins` bins and their form in a few levels."""
+    """Return the relative entropy between the first `bins` bins and their merged levels."""
     index = jnp.arange(counts.size)
     inside = jnp.where(index < bins, counts, 0.0)
     beyond = jnp.sum(jnp.where(index < bins, 0.0, counts))
@@ -77,6 +78,6 @@ def _divergence(counts: Array, bins: Array, levels: int) -> Array:
     total, parts = (jax.ops.segment_sum(x, level, levels) for x in (inside, full))
     q = full * (total / jnp.maximum(parts, 1.0))[level]
     p, q = (x / jnp.maximum(jnp.sum(x), 1e-30) for x in (p, q))
-    # Where `q` is empty and `p` is not, quotient and loss are infinite, as they ought to be.
+    # Where `q` is 0 and `p` is not, quotient and divergence are infinite, as they should be.
     ratio = jnp.where(p > 0, p / q, 1.0)
     return jnp.sum(jnp.where(p > 0, p * jnp.log(ratio), 0.0))

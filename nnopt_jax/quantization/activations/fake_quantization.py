@@ -1,4 +1,4 @@
-"""Rounding of activations to a uniform grid, straight through for gradients."""
+"""Fake quantization: rounding activations to a uniform grid with straight-through gradients."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from nnopt_jax.typing import Array, ArrayLike
 def fake_quant(
     x: ArrayLike, scale: ArrayLike, zero: ArrayLike | None = None, *, bits: int = 8
 ) -> Array:
-    r"""Rounds activations to a grid that is given.
+    r"""Round activations to a given grid.
 
     $$ \hat x = s \, (q - z), \qquad
        q = \mathrm{clip}(\mathrm{round}(x / s) + z, \; lo, \; hi) $$
 
-    The gradient is 1 where `lo <= x / s + z <= hi` and 0 elsewhere, both ends included and before
-    rounding. (PyTorch decides after rounding, and so lets half a step beyond the ends pass.)
-    Scale and zero point get none; see `lsq_activation` and `pact` for ranges that are learned.
+    The gradient is 1 where `lo <= x / s + z <= hi` before rounding, and 0 elsewhere. (PyTorch
+    decides after rounding, and so passes gradients up to half a step beyond the ends.) Scale and
+    zero point get no gradient; see `lsq_activation` and `pact` for learned ranges.
 
     Args:
-        x: float array of any shape; NaN stays NaN, where it is.
-        scale: `s > 0`: a scalar, or of the rank of `x`, its sizes dividing those of `x`.
-        zero: `z`, integers of the shape of `scale`; None for the symmetric grid.
+        x: float array of any shape; NaN stays NaN.
+        scale: `s > 0`, a scalar, or an array of the rank of `x` whose sizes divide those of `x`.
+        zero: `z`, integers of the shape of `scale`; None for a symmetric grid.
         bits: 2 to 16.
 
     Returns:
         An array of the shape and dtype of `x`.
 
     Raises:
-        ValueRangeError: `bits` is out of range, or `x` or the scale are no floats; told eagerly
-            only: a scale is not above 0, or a zero point no code of the grid.
+        ValueRangeError: `bits` is out of range, or `x` or the scale are not floats; outside of
+            `jax.jit` also if a scale is not positive, or a zero point is not a code of the grid.
         ShapeError: the scale does not fit `x`.
 
     Example:
@@ -76,23 +76,24 @@ def fake_quant(
 def dynamic(
     x: ArrayLike, bits: int = 8, axis: int | tuple[int, ...] | None = None, symmetric: bool = True
 ) -> Array:
-    """Rounds activations to the grid that their own extreme values span.
+    """Round activations to the grid that their own extreme values span.
 
-    As `fake_quant`, the range taken from `x` itself; so nothing is clipped and the whole gradient
-    passes. A row without a value other than 0, or with NaN or infinity, has scale 1.
+    This is `fake_quant` with the range of `x` itself, so that nothing is clipped and the whole
+    gradient passes. A row of zeros, or with NaN or infinity, gets scale 1.
 
     Args:
         x: float array of any shape.
         bits: 2 to 16.
-        axis: the axes that one range spans. None: one range for the whole array. -1: one for each
+        axis: the axes that share a range. None: one range for the whole array. -1: one for each
             row, as is usual for the tokens of a language model.
-        symmetric: codes mirror at zero and there is no zero point.
+        symmetric: whether codes are symmetric about zero, without a zero point.
 
     Returns:
         An array of the shape and dtype of `x`.
 
     Raises:
-        ValueRangeError: a setting is out of range, or `x` has no such axis or no floats.
+        ValueRangeError: a setting is out of range, `x` does not have the axis, or `x` is not an
+            array of floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -117,13 +118,13 @@ def dynamic(
 
 
 def _ranked(grid: ArrayLike, ndim: int) -> Array:
-    """Gives a scalar the rank of the array it belongs to."""
+    """Reshape a scalar to the rank of the array that it belongs to."""
     grid = jnp.asarray(grid)
     return grid.reshape((1,) * ndim) if grid.ndim == 0 else grid
 
 
 def _check_grid(scale: Array, zero: ArrayLike | None, low: int, high: int) -> None:
-    """Where values are known, refuses grids that would make NaN of activations, or shift them."""
+    """Raise if a grid with known values would turn activations into NaN, or shift them."""
     settings = Settings("quantization.fake_quant")
     if not isinstance(scale, Tracer) and not bool(jnp.all(scale > 0)):
         settings.wrong("scale", scale.tolist(), "is not above 0 throughout.")

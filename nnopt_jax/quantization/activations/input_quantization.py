@@ -1,4 +1,4 @@
-"""Activations rounded where they meet a weight, with no change to the model."""
+"""Quantization of the inputs of products with weights, without changes to the model."""
 
 from __future__ import annotations
 
@@ -44,37 +44,37 @@ def quantize_activations(
     range: InputRange = "absmax",
     percent: float = 99.9,
 ) -> Transform:
-    r"""Rounds what the chosen weights are multiplied with, at the product itself.
+    r"""Round the inputs of products with the chosen weights.
 
     $$ x \cdot W \;\to\; \hat x \cdot W, \qquad
        \hat x = s \, \mathrm{clip}(\mathrm{round}(x / s), -hi, hi) $$
 
-    The weight is what it was; its products change where the function runs on packed parameters:
-    `nnopt.on_packed(fn)`, in training `nnopt.value_and_grad(nnopt.on_packed(loss), tx)`. Codes of
-    8 bits on both sides are multiplied as integers where the machine gains by it. Gradients pass
-    straight through, at the master weights. A function that is given dense parameters rounds
+    The weight itself is unchanged. Its products round their inputs if the function runs on packed
+    parameters: `nnopt.on_packed(fn)`, or in training `nnopt.value_and_grad(nnopt.on_packed(loss),
+    tx)`. Codes of 8 bits in both operands are multiplied as integers where that is faster.
+    Gradients pass straight through, at the master weights. A function of dense parameters rounds
     nothing.
 
     Args:
         bits: 2 to 8.
-        where: which leaves; default: those of two axes or more.
-        scale: `"dynamic"`: each row of activations has the range of its own extreme values (its
-            entries along the axes that are summed over). `"static"`: a range for each leaf, or for
-            each of its layers or experts (its batch axes), of what `graph.observe(params, batches,
-            tx.needs)` measured; magnitudes beyond it are clipped and get no gradient.
-        range: of static scales. `"absmax"`: the greatest magnitude. `"percentile"`: the least
-            range with a percentage of all magnitudes. `"mse"`: that of least squared error.
-            `"kl"`: that of least relative entropy, as TensorRT calibrates. All but the first are
-            made of a histogram.
-        percent: 50 to 100, of all magnitudes; used by `"percentile"` only.
+        where: which leaves; by default those of two or more axes.
+        scale: `"dynamic"`: each row of activations (its entries along the contracted axes) has the
+            range of its own extreme values. `"static"`: each leaf, or each of its layers or experts
+            (its batch axes), has a range that `graph.observe(params, batches, tx.needs)` measured;
+            activations beyond it are clipped and get no gradient.
+        range: the choice of a static range. `"absmax"`: the greatest magnitude. `"percentile"`: the
+            least range that holds a percentage of all magnitudes. `"mse"`: the range of least
+            squared error. `"kl"`: the range of least relative entropy, as in TensorRT's
+            calibration. All but the first use a histogram.
+        percent: the percentage of all magnitudes, 50 to 100; used only by `"percentile"`.
 
     Returns:
-        The transform. It wraps: give it after what quantizes the weights. What is stored tells
-        how it is to be multiplied.
+        The transform. It wraps, so put it after the transform that quantizes the weights. The
+        stored form records how inputs are rounded.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        StatisticsError: at `init`, where static ranges lack a leaf, or are none.
+        StatisticsError: at `init`, static ranges are missing, for some leaves or for all.
 
     Example:
         >>> import jax.numpy as jnp
@@ -145,11 +145,11 @@ def _refuses(path: str, leaf: Any) -> str | None:
 
 
 def _top(path: str, seen: Any, range: InputRange, bits: int, percent: float) -> Array:
-    """The greatest magnitude that a grid reaches, for a leaf or for each of its layers."""
+    """Return the greatest magnitude that a grid represents, for a leaf or each of its layers."""
     if range == "absmax":
         return jnp.asarray(seen)
     if not isinstance(seen, Range):
-        if isinstance(seen, Tracer):  # where shapes alone are asked for
+        if isinstance(seen, Tracer):  # the caller only needs shapes
             return seen
         raise StatisticsError(
             f"{_NAME}: {path}: its {HISTOGRAM} is {described(seen)}; give what "
@@ -161,23 +161,23 @@ def _top(path: str, seen: Any, range: InputRange, bits: int, percent: float) -> 
             return percentile_grid(state, percent, bits).scale
         return (mse_grid if range == "mse" else kl_grid)(state, bits).scale
 
-    for _ in seen.counts.shape[:-1]:  # layers of a scan, experts
+    for _ in seen.counts.shape[:-1]:  # for layers of a scan, or experts
         grid = jax.vmap(grid)
     return grid(seen) * integer_range(bits)[1]
 
 
 def _like_leaf(top: Array, shape: tuple[int, ...], batch: tuple[int, ...] | None) -> Array | None:
-    """Give magnitudes the rank of their leaf, with one entry along the axes they are not for.
+    """Reshape magnitudes to the rank of their leaf, with one entry along other axes.
 
     Args:
-        top: one for a leaf; one for each entry of its batch axes; or as `graph.observe` lays them
-            out, like the first axes of the leaf. Of one for each weight the greatest is taken:
-            who asks for shapes alone may have no better statistic at hand.
-        shape: of the leaf.
-        batch: its batch axes; None where they are not known.
+        top: one magnitude for a leaf, one for each index of its batch axes, or the layout of
+            `graph.observe`, like the leading axes of the leaf. If there is one for each weight, the
+            greatest is used, because callers that only need shapes may pass such a statistic.
+        shape: the shape of the leaf.
+        batch: the batch axes of the leaf; None if they are unknown.
 
     Returns:
-        The magnitudes, or None where they do not fit.
+        The magnitudes, or None if they do not fit.
     """
     if top.shape == shape:
         return top.max(initial=0.0).reshape((1,) * len(shape))
@@ -194,7 +194,7 @@ def _like_leaf(top: Array, shape: tuple[int, ...], batch: tuple[int, ...] | None
 def _fitting(
     statistic: str, given: Leaves, found: Mapping[str, Array | None], leaves: Leaves
 ) -> dict[str, Array]:
-    """Return magnitudes that fit their leaves; report all others at once."""
+    """Return the magnitudes of all leaves; raise one error for all that do not fit."""
     problems = Problems(_NAME)
     for path, top in found.items():
         if top is None:
@@ -209,7 +209,7 @@ def _fitting(
 
 
 def _scale(top: Array, bits: int) -> Array:
-    """The step of a grid that reaches the greatest magnitudes."""
+    """Return the scale of a grid that represents the greatest magnitudes."""
     top = jnp.asarray(top, jnp.float32)
     scale, _ = grid_of_range(-top, top, bits)
     return jax.lax.stop_gradient(scale)

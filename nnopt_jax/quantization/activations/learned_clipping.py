@@ -1,4 +1,4 @@
-"""Activations clipped at a level that is learned."""
+"""Activations clipped at a learned level (PACT)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from nnopt_jax.typing import Array, ArrayLike
 
 
 def pact(x: ArrayLike, alpha: ArrayLike, bits: int = 8) -> Array:
-    r"""Clips activations to what a parameter of the model says, and rounds them (PACT).
+    r"""Clip activations to a learned range, and round them (PACT).
 
     $$ y = \mathrm{clip}(x, 0, \alpha), \qquad
        \hat y = \mathrm{round}\Big(y\,\frac{2^b - 1}{\alpha}\Big)\,\frac{\alpha}{2^b - 1}, \qquad
        \frac{\partial \hat y}{\partial \alpha} = [x \ge \alpha], \quad
        \frac{\partial \hat y}{\partial x} = [0 \le x < \alpha] $$
 
-    It stands in the place of a ReLU. Train `alpha` with the parameters, from some large value (the
-    paper starts at 10), under weight decay, which drives it down to where clipping hurts.
+    The function replaces a ReLU. Train `alpha` with the parameters, from a large initial value (10
+    in the paper), with weight decay, which lowers it until clipping increases the loss.
 
     Args:
         x: float array of any shape; NaN stays NaN.
-        alpha: a scalar; where it is not positive, zeros are shown.
+        alpha: a scalar; if it is not positive, the result is zero.
         bits: `b`, 1 to 16.
 
     Returns:
@@ -49,8 +49,8 @@ def pact(x: ArrayLike, alpha: ArrayLike, bits: int = 8) -> Array:
     x, alpha = jnp.asarray(x), jnp.asarray(alpha).astype(jnp.float32)
     levels = 2**bits - 1
     fixed, top = lax.stop_gradient(x).astype(jnp.float32), lax.stop_gradient(alpha)
-    some = ~(top < jnp.finfo(jnp.float32).tiny)  # NaN is some: it is shown
-    # Divided by alpha first: the quotient of the levels by a small one would overflow.
+    some = ~(top < jnp.finfo(jnp.float32).tiny)  # NaN compares unequal to zero, and so stays
+    # Divide by alpha first, because the number of levels over a small alpha would overflow.
     share = jnp.clip(fixed / jnp.where(some, top, 1.0), 0.0, 1.0)
     codes = round_clip(share * levels, 0, levels)
     shown = codes * (jnp.where(some, top, 0.0) * jnp.float32(1 / levels))

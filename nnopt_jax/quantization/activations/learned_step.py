@@ -1,4 +1,4 @@
-"""Activations on grids whose steps are learned."""
+"""Activation grids with learned steps (LSQ)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from nnopt_jax.typing import Array, ArrayLike
 
 
 def lsq_activation(x: ArrayLike, step: ArrayLike, bits: int = 8, signed: bool = False) -> Array:
-    r"""Rounds activations to a grid whose step is a parameter of the model (LSQ).
+    r"""Round activations to a grid whose step is a parameter of the model (LSQ).
 
     $$ \hat x = s\,\mathrm{clip}(\mathrm{round}(v),\,-Q_N,\,Q_P), \quad v = x / s, \qquad
        \frac{\partial \hat x}{\partial s} = g \cdot \begin{cases}
        \mathrm{round}(v) - v & -Q_N < v < Q_P \\ -Q_N & v \le -Q_N \\ Q_P & v \ge Q_P
        \end{cases} $$
 
-    with $Q_N = 0$, $Q_P = 2^b - 1$ for activations after a ReLU, or as for weights
-    where signed, and $g = 1 / \sqrt{N Q_P}$ for the `N` values of one example. The gradient
-    of `x` is 1 inside the range, ends included, and 0 outside. What counts of a step is its
-    magnitude: an optimizer that carries it through zero does no harm.
+    with $Q_N = 0$, $Q_P = 2^b - 1$ for activations after a ReLU, or as for weights if signed, and
+    $g = 1 / \sqrt{N Q_P}$ for the `N` values of one example. The gradient of `x` is 1 inside the
+    range, ends included, and 0 outside. Only the magnitude of the step is used, so an optimizer may
+    move it through zero.
 
     Args:
-        x: float array; its first axis counts examples.
-        step: `s`, a scalar, to be trained with the parameters; start it at `lsq_step`.
+        x: float array, whose first axis is the batch.
+        step: `s`, a scalar to train with the parameters; initialize it by `lsq_step`.
         bits: `b`, 2 to 8.
         signed: whether `x` may be negative.
 
@@ -59,17 +59,17 @@ def lsq_activation(x: ArrayLike, step: ArrayLike, bits: int = 8, signed: bool = 
 
 
 def lsq_step(x: ArrayLike, bits: int = 8, signed: bool = False) -> Array:
-    r"""The step to start from, of a first batch of activations.
+    r"""Return the initial step for a first batch of activations.
 
     $$ s = 2\,\mathrm{mean}|x| / \sqrt{Q_P} $$
 
     Args:
         x: float array.
-        bits: as for `lsq_activation`.
-        signed: likewise.
+        bits: see `lsq_activation`.
+        signed: see `lsq_activation`.
 
     Returns:
-        A float32 scalar; 1 where `x` holds nothing but zeros, or NaN or infinity.
+        A float32 scalar; 1 if `x` holds only zeros, or NaN or infinity.
 
     Raises:
         ValueRangeError: a setting is out of range.

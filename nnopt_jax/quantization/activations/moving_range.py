@@ -1,4 +1,4 @@
-"""Ranges of activations that follow training."""
+"""Activation ranges by moving averages in training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from nnopt_jax.typing import Array, ArrayLike
 
 
 class EmaRange(NamedTuple):
-    """Moving averages of extreme values: a small pytree, to be carried beside the parameters.
+    """Moving averages of extreme values, a small pytree to keep with the parameters.
 
     Args:
-        low: float32, the average of the least values, not yet divided by the weight.
-        high: float32, that of the greatest.
+        low: float32, the average of the least values, before division by the weight.
+        high: float32, the average of the greatest values, likewise.
         weight: float32, the sum of the weights of all batches, below 1.
 
     Example:
@@ -38,31 +38,32 @@ class EmaRange(NamedTuple):
 
     @classmethod
     def start(cls) -> EmaRange:
-        """Nothing seen yet."""
+        """Return the state before the first batch."""
         return cls(jnp.float32(0), jnp.float32(0), jnp.float32(0))
 
     def ends(self) -> tuple[Array, Array]:
-        """The averages, free of the bias of their start; 0 before the first batch."""
+        """Return the bias-corrected averages; 0 before the first batch."""
         share = jnp.where(self.weight > 0, self.weight, 1.0)
         return self.low / share, self.high / share
 
 
 def ema_range(state: EmaRange, x: ArrayLike, decay: float = 0.99) -> EmaRange:
-    r"""Adds the extreme values of a batch to moving averages.
+    r"""Add the extreme values of a batch to moving averages.
 
     $$ m_t = d \, m_{t-1} + (1 - d) \, x_t, \qquad \hat m_t = m_t / (1 - d^t) $$
 
     Args:
         state: `EmaRange.start()` for the first batch.
         x: float array of any shape; NaN and infinities are ignored, and a batch of nothing else
-            changes nothing. No gradient.
-        decay: `d`, from 0 to below 1.
+            changes nothing. It gets no gradient.
+        decay: `d`, from 0 to just below 1.
 
     Returns:
         The new state.
 
     Raises:
-        ValueRangeError: `decay` is out of range, `state` no `EmaRange`, or `x` holds no floats.
+        ValueRangeError: `decay` is out of range, `state` is not an `EmaRange`, or `x` is not an
+            array of floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -73,8 +74,8 @@ def ema_range(state: EmaRange, x: ArrayLike, decay: float = 0.99) -> EmaRange:
         1.6667
 
     References:
-        Jacob et al. 2018, Quantization and Training of Neural Networks, section 3.1; the division:
-        Kingma and Ba 2015, Adam, section 3.
+        Jacob et al. 2018, Quantization and Training of Neural Networks, section 3.1; bias
+        correction: Kingma and Ba 2015, Adam, section 3.
     """
     settings = Settings("quantization.ema_range")
     settings.number("decay", decay, 0, 1)
@@ -99,15 +100,15 @@ def ema_range(state: EmaRange, x: ArrayLike, decay: float = 0.99) -> EmaRange:
 
 
 def ema_grid(state: EmaRange, bits: int = 8, *, symmetric: bool = True) -> ActivationGrid:
-    """The grid that spans the averaged range.
+    """Return the grid that spans the averaged range.
 
     Args:
-        state: what `ema_range` returned.
+        state: the result of `ema_range`.
         bits: 2 to 16.
-        symmetric: codes mirror at zero.
+        symmetric: whether codes are symmetric about zero.
 
     Returns:
-        The grid; scale 1 before the first batch.
+        The grid; its scale is 1 before the first batch.
 
     Raises:
         ValueRangeError: a setting is out of range.

@@ -1,4 +1,4 @@
-"""Ranges of activations, gathered batch by batch."""
+"""Activation ranges collected batch by batch."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from nnopt_jax.typing import ArrayLike
 
 
 def observe(state: Range, x: ArrayLike) -> Range:
-    """Adds a batch of activations to what was seen.
+    """Add a batch of activations to a range.
 
-    Counts are exact up to 2**24 in a bin, and to one part in ten million beyond. The order of
-    batches makes no difference to the bins. Split over the devices of a mesh, `x` may be observed
-    as it lies (of an Explicit mesh, inside `jax.sharding.auto_axes`); inside `jax.shard_map`,
-    observe each part and `merge_ranges`. `jax.vmap` gives a range for each index of an axis.
+    Counts are exact up to 2**24 in a bin, and to one part in ten million beyond. The bins do not
+    depend on the order of batches. `x` may be sharded over a mesh (with an Explicit mesh, inside
+    `jax.sharding.auto_axes`); inside `jax.shard_map`, observe each shard and use `merge_ranges`.
+    `jax.vmap` returns a range for each index of an axis.
 
     Args:
         state: `Range.start()` for the first batch.
-        x: float array of any shape; NaN and infinities are only counted. No gradient.
+        x: float array of any shape; NaN and infinities are only counted. It gets no gradient.
 
     Returns:
-        The new state, of the same shapes and dtypes.
+        The new state, with the same shapes and dtypes.
 
     Raises:
-        ValueRangeError: `state` is no `Range`, or `x` holds no floats.
+        ValueRangeError: `state` is not a `Range`, or `x` is not an array of floats.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -41,14 +41,14 @@ def observe(state: Range, x: ArrayLike) -> Range:
 
 
 def merge_ranges(a: Range, b: Range) -> Range:
-    """Joins what was seen in two places: as if one had seen it all.
+    """Merge two ranges, as if one had observed all batches.
 
     Args:
-        a: one state.
-        b: another, of as many bins.
+        a: a range.
+        b: another range with equally many bins.
 
     Returns:
-        The joint state.
+        The merged range.
 
     Raises:
         ShapeError: the numbers of bins differ.

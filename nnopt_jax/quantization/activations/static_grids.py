@@ -1,4 +1,4 @@
-"""Static grids for activations: from what was seen to scale and zero point."""
+"""Static activation grids: from observed ranges to scale and zero point."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nnopt_jax.quantization.activations.observed_range import Range
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array
 
-_SHARES = 128  # of a symmetric range that are tried; of each end of another one, 32
+_SHARES = 128  # fractions to try for a symmetric range; for other ranges, 32 for each end
 
 
 class ActivationGrid(NamedTuple):
-    """A uniform grid, as `fake_quant(x, *grid)` takes it.
+    """A uniform grid for `fake_quant(x, *grid)`.
 
     Args:
         scale: float32, positive.
-        zero: integer held in float32; None where the grid is symmetric.
+        zero: an integer held in float32; None if the grid is symmetric.
 
     Example:
         >>> from nnopt_jax.quantization import ActivationGrid, fake_quant
@@ -36,16 +36,16 @@ class ActivationGrid(NamedTuple):
 
 
 def absmax_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> ActivationGrid:
-    """The grid that spans all that was seen.
+    """Return the grid that spans all observed values.
 
     Args:
-        state: what `observe` returned.
+        state: the result of `observe`.
         bits: 2 to 16.
-        symmetric: codes mirror at zero; otherwise a zero point, which is what activations after a
-            ReLU want: their range is all positive.
+        symmetric: whether codes are symmetric about zero; otherwise the grid has a zero point,
+            which suits activations after a ReLU, whose range is positive.
 
     Returns:
-        The grid; scale 1 where nothing but zeros was seen.
+        The grid; its scale is 1 if only zeros were observed.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -69,20 +69,19 @@ def absmax_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Activ
 def percentile_grid(
     state: Range, percent: float = 99.9, bits: int = 8, *, symmetric: bool = True
 ) -> ActivationGrid:
-    """The grid that spans a share of what was seen.
+    """Return the grid that spans a percentage of the observed values.
 
-    The least range, in whole bins of the histogram, beyond which lie at most
-    `round(n * (1 - percent / 100))` of the `n` values: by magnitude where symmetric, else beyond
-    each end.
+    The grid spans the least range, in whole bins of the histogram, that at most `round(n * (1 -
+    percent / 100))` of the `n` values exceed: by magnitude if symmetric, else at each end.
 
     Args:
-        state: what `observe` returned.
-        percent: 50 to 100.
+        state: the result of `observe`.
+        percent: the percentage, 50 to 100.
         bits: 2 to 16.
-        symmetric: codes mirror at zero.
+        symmetric: whether codes are symmetric about zero.
 
     Returns:
-        The grid; scale 1 where nothing but zeros was seen.
+        The grid; its scale is 1 if only zeros were observed.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -112,17 +111,19 @@ def percentile_grid(
 
 
 def mse_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> ActivationGrid:
-    """The grid of least squared error on the histogram of what was seen.
+    """Return the grid of least squared error on the histogram of observed values.
 
-    Tried are 128 shares of the extreme value or, where not symmetric, 32 of each end.
+    Candidates are 128 fractions of the extreme value or, if not symmetric, 32 fractions of each
+    end.
 
     Args:
-        state: what `observe` returned.
-        bits: 2 to 10 for 4096 bins: a histogram tells of no finer steps than a few of its bins.
-        symmetric: codes mirror at zero.
+        state: the result of `observe`.
+        bits: 2 to 10 for 4096 bins, because a histogram cannot resolve steps finer than a few of
+            its bins.
+        symmetric: whether codes are symmetric about zero.
 
     Returns:
-        The grid; scale 1 where nothing but zeros was seen.
+        The grid; its scale is 1 if only zeros were observed.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -144,7 +145,7 @@ def mse_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Activati
 
 @functools.partial(jax.jit, static_argnames=("bits", "symmetric"))
 def _least_squares(state: Range, bits: int, symmetric: bool) -> ActivationGrid:
-    """The grid of least squared error, of settings that are checked."""
+    """Return the grid of least squared error, given settings that have been checked."""
     low, high = state.ends()
     half = state.counts.size // 2
     centers = (jnp.arange(state.counts.size, dtype=jnp.float32) - half + 0.5) * state.width
@@ -164,7 +165,7 @@ def _least_squares(state: Range, bits: int, symmetric: bool) -> ActivationGrid:
 
 
 def folded(counts: Array) -> Array:
-    """The histogram of magnitudes.
+    """Return the histogram of magnitudes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -178,7 +179,7 @@ def folded(counts: Array) -> Array:
 def check(
     who: str, bits: int, symmetric: bool, percent: float = 100, bins: int | None = None
 ) -> None:
-    """Raises all that is wrong with the settings of a grid.
+    """Raise all problems with the settings of a grid as one error.
 
     Example:
         >>> check("demo", 17, True)
@@ -186,7 +187,7 @@ def check(
         nnopt_jax.errors.ValueRangeError: quantization.demo: bits=17 is not a whole number from 2 to 16.
     """  # noqa: E501 - printed by the doctest
     settings = Settings(f"quantization.{who}")
-    # Four bins a step, or the histogram is too coarse to tell errors apart.
+    # Each step must span four bins, or the histogram is too coarse to distinguish errors.
     settings.integer("bits", bits, 2, 16 if bins is None else bins.bit_length() - 3)
     settings.flag("symmetric", symmetric)
     settings.number("percent", percent, 50, 100)
@@ -194,7 +195,7 @@ def check(
 
 
 def _shares(symmetric: bool) -> Array:
-    """The shares of both ends that are tried, the widest first."""
+    """Return the fractions of both ends to try, the widest range first."""
     if symmetric:
         one = 1 - jnp.arange(_SHARES, dtype=jnp.float32) / _SHARES
         return jnp.stack([one, one], axis=1)
@@ -203,6 +204,6 @@ def _shares(symmetric: bool) -> Array:
 
 
 def _edge(counts: Array, beyond: Array) -> Array:
-    """The least edge between bins, counted from the first, that has at most so many above it."""
+    """Return the first edge between bins that at most `beyond` counts lie above."""
     above = jnp.cumsum(counts[::-1])[::-1]
     return jnp.sum(above > beyond, dtype=jnp.int32).astype(jnp.float32)
