@@ -1,1 +1,1 @@
-"""Pure array functions: no trees, no state; safe under jit, vmap and grad, and on meshes."""
+"""Pure functions of arrays, without trees or state, for use under jit, vmap, grad and on meshes."""

@@ -21,11 +21,13 @@ class Axes:
     $$ y_{b,o} = \sum_i x_{b,i}\, w_{b,i,o} $$
 
     Args:
-        in_axis: the contracted axes `i`, in the order of the product: the inputs of a dense layer,
-            `(h, w, in)` of a convolution, `(heads, head_dim)` of an output projection.
+        in_axis: the contracted axes `i`, in the order of the product, such as the inputs of a dense
+            layer, `(h, w, in)` of a convolution, or `(heads, head_dim)` of an output projection.
         out_axis: the output axes `o`.
-        batch_axis: the axes `b` whose indices number separate weights: scanned layers, experts.
-        lookup: whether `in_axis` is looked up (the rows of an embedding), not summed over.
+        batch_axis: the axes `b` whose indices number separate weights, such as scanned layers or
+            experts.
+        lookup: whether `in_axis` is looked up, like the rows of an embedding, rather than
+            contracted.
 
     Example:
         >>> from nnopt_jax import Axes
@@ -93,13 +95,13 @@ class Axes:
         return Axes(*(tuple(a % ndim for a in role) for role in roles), lookup=self.lookup)
 
     def is_matrix(self) -> bool:
-        """Return whether the weight has the axes `(*batch, in, out)` already."""
+        """Return whether the axes of the weight are already in the order `(*batch, in, out)`."""
         return self.order == tuple(range(len(self.order))) and (
             len(self.contracted) == len(self.output) == 1
         )
 
     def matrix_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of the weight as matrices `(*batch, in, out)`, flattening each role.
+        """Return the shape of the weight as matrices `(*batch, in, out)`, each role flattened.
 
         Args:
             shape: the shape of the weight.
@@ -118,7 +120,7 @@ class Axes:
         return x.transpose(self.order).reshape(self.matrix_shape(x.shape))
 
     def from_matrix(self, matrix: jax.Array, shape: Sequence[int]) -> jax.Array:
-        """Undo `to_matrix`.
+        """Invert `to_matrix`.
 
         Args:
             matrix: the matrices `(*batch, in, out)`.
@@ -128,11 +130,11 @@ class Axes:
 
     @property
     def inverse(self) -> tuple[int, ...]:
-        """The permutation that undoes `order`."""
+        """The inverse of the permutation `order`."""
         return tuple(self.order.index(axis) for axis in range(len(self.order)))
 
     def __repr__(self) -> str:
-        """Return the roles as code."""
+        """Return the roles in the form of a call."""
         parts = [repr(self.in_axis), repr(self.out_axis)]
         parts += [f"batch_axis={self.batch_axis!r}"] if self.batch else []
         parts += ["lookup=True"] if self.lookup else []

@@ -15,7 +15,7 @@ from nnopt_jax.errors import ShapeError, ValueRangeError
 
 
 def _planes(width: int) -> list[tuple[int, int]]:
-    """Split a width into (shift, bits) planes: 5 -> [(0, 4), (4, 1)], 12 -> [(0, 8), (8, 4)]."""
+    """Split a width into planes of (shift, bits), such as 5 into [(0, 4), (4, 1)]."""
     if not 1 <= width <= 16:
         raise ValueRangeError(f"pack_bits: width {width} is not one of 1 to 16")
     planes, shift = [], 0
@@ -29,7 +29,8 @@ def _planes(width: int) -> list[tuple[int, int]]:
 def packed_size(size: int, width: int) -> int:
     """Count the bytes that hold `size` codes of `width` bits.
 
-    `sum(ceil(size * p / 8))` over the planes `p` of the width: at most two bytes above the bound.
+    The number is `sum(ceil(size * p / 8))` over the planes `p` of the width, at most two bytes
+    above `size * width / 8`.
 
     Args:
         size: number of codes along the packed axis.
@@ -46,16 +47,16 @@ def packed_size(size: int, width: int) -> int:
 
 
 def pack_bits(codes: ArrayLike, width: int, axis: int = -1) -> Array:
-    """Pack unsigned codes into bytes, exactly.
+    """Pack unsigned codes into bytes, without loss.
 
-    The width is written as planes of 8, 4, 2 and 1 bits, the largest first and holding the lowest
-    bits of the code (5 = 4 + 1). A plane of `p` bits and `n` bytes lies split: byte `j` holds codes
-    `j`, `j + n`, `j + 2n`, ... from its lowest bits upwards, so that packing and unpacking are
-    whole-array shifts, without shuffles. The planes follow one another along the axis, each filled
-    up with zeros to full bytes.
+    A code is split into planes of 8, 4, 2 and 1 bits, of which the largest comes first and holds
+    the lowest bits of the code (5 = 4 + 1). In a plane of `p` bits and `n` bytes, byte `j` holds
+    codes `j`, `j + n`, `j + 2n`, ..., from its lowest bits upwards, so that packing and unpacking
+    are shifts of whole arrays, without shuffles. The planes follow one another along the axis, each
+    padded with zeros to full bytes.
 
     Args:
-        codes: integers (or bool) in `[0, 2**width)`, at least one axis; higher bits are dropped.
+        codes: integers or bools in `[0, 2**width)`, of at least one axis; higher bits are dropped.
         width: bits a code, 1 to 16.
         axis: the axis to pack.
 
@@ -77,15 +78,15 @@ def pack_bits(codes: ArrayLike, width: int, axis: int = -1) -> Array:
     return _pack(codes, width, axis)
 
 
-# One program for each shape, where nothing else is compiled around it: a dozen small ones take
-# longer to compile.
+# Outside of `jit`, compile one program for each shape, which is faster than compiling a dozen small
+# operations.
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _pack(codes: Array, width: int, axis: int) -> Array:
     return jnp.moveaxis(_words(jnp.moveaxis(codes, axis, -1), width, jnp), -1, axis)
 
 
 def host_pack_bits(codes: np.ndarray, width: int) -> np.ndarray:
-    """Pack codes along the last axis as `pack_bits` does, in NumPy: XLA compiles for each size.
+    """Pack codes along the last axis in NumPy, since XLA would compile for each size.
 
     Example:
         >>> host_pack_bits(np.array([1, 2, 3, 4]), 4)
@@ -176,14 +177,15 @@ _DIGITS = 5  # 3^5 = 243 fit a byte
 
 
 def pack_ternary(codes: ArrayLike, axis: int = -1) -> Array:
-    """Pack codes 0, 1 and 2 into bytes, five to each: 1.6 bits a code.
+    """Pack codes 0, 1 and 2 into bytes, five to each, at 1.6 bits a code.
 
-    Byte `j` of `n` holds codes `j`, `j + n`, ..., `j + 4n`, as `pack_bits` splits them: with
-    `v = 81 c_0 + 27 c_1 + 9 c_2 + 3 c_3 + c_4` it is `ceil(256 v / 243)`, the fraction `v / 243` of
-    a byte, whose digits come out by multiplying with 3, without a division.
+    Byte `j` of `n` holds codes `j`, `j + n`, ..., `j + 4n`, in the order of `pack_bits`. With `v =
+    81 c_0 + 27 c_1 + 9 c_2 + 3 c_3 + c_4`, the byte is `ceil(256 v / 243)`, which is the fraction
+    `v / 243` of a byte. Multiplying this fraction by 3 repeatedly yields the codes without a
+    division.
 
     Args:
-        codes: integers of any dtype in `[0, 3)`, at least one axis.
+        codes: integers of any dtype in `[0, 3)`, of at least one axis.
         axis: the axis to pack.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Scales and codes of block formats: absolute maximum, E8M0, and those of GGUF files."""
+"""Scales and codes of block formats: absolute maximum, E8M0, and the formats of GGUF files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 def block_largest(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
-    """Find the largest magnitude of each block; no gradient.
+    """Return the largest magnitude of each block, without gradients.
 
     Args:
         x: float array.
-        block: size of a block along each axis; the last one may be shorter.
+        block: size of a block along each axis; the last block may be shorter.
         mask: bool of the shape of `x`, False for entries to ignore.
 
     Returns:
-        float32, of shape `ceil(x.shape[i] / block[i])`: `max|x|`, 0 where nothing counts; NaN
-        where the block holds one.
+        float32 of shape `ceil(x.shape[i] / block[i])`: `max|x|`; 0 for blocks without counted
+        entries, and NaN for blocks with a NaN.
 
     Example:
         >>> import numpy as np
@@ -40,16 +40,16 @@ def block_largest(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = N
 
 
 def block_mean(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
-    """Average the magnitudes of each block; no gradient.
+    """Return the mean magnitude of each block, without gradients.
 
     Args:
         x: float array.
-        block: size of a block along each axis; the last one may be shorter.
+        block: size of a block along each axis; the last block may be shorter.
         mask: bool of the shape of `x`, False for entries to ignore.
 
     Returns:
-        float32, of shape `ceil(x.shape[i] / block[i])`: the mean of `|x|` over the entries that
-        count, 0 where none does.
+        float32 of shape `ceil(x.shape[i] / block[i])`: the mean of `|x|` over counted entries; 0
+        for blocks without any.
 
     Example:
         >>> import numpy as np
@@ -58,22 +58,22 @@ def block_mean(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None
         [[2.]]
     """
     size = _magnitude(x, mask)
-    # Divided before they are added: the sum of large weights may overflow.
+    # Divide before the sum, which may overflow for large weights.
     count = repeat_uneven(block_count(size.shape, block, mask), size.shape, block)
     share = size / expand(count, size.shape)
     return reduce_blocks("block_mean", _sum, share, block)
 
 
 def block_count(shape: Sequence[int], block: Sequence[int], mask: ArrayLike | None = None) -> Array:
-    """Count the entries of each block that are kept; at least 1.
+    """Count the entries of each block that the mask keeps, at least 1.
 
     Args:
-        shape: of the array.
-        block: size of a block along each axis; the last one may be shorter.
+        shape: the shape of the array.
+        block: size of a block along each axis; the last block may be shorter.
         mask: bool of that shape, False for entries to ignore.
 
     Returns:
-        float32, of shape `ceil(shape[i] / block[i])`.
+        float32 of shape `ceil(shape[i] / block[i])`.
 
     Example:
         >>> import numpy as np
@@ -90,11 +90,11 @@ def stored_scale(scale: ArrayLike, dtype: DTypeLike = jnp.float32) -> Array:
 
     Args:
         scale: float32.
-        dtype: float.
+        dtype: a float dtype.
 
     Returns:
-        The scales: none beyond the range of the dtype, and 1 for NaN and infinity, so that the
-        one broken weight of a block does not break the others.
+        The scales, clipped to the range of the dtype. NaN and infinity become 1, so that one broken
+        weight does not spoil the other weights of its block.
 
     Example:
         >>> import numpy as np
@@ -108,14 +108,14 @@ def stored_scale(scale: ArrayLike, dtype: DTypeLike = jnp.float32) -> Array:
 
 
 def in_units(x: ArrayLike, scale: ArrayLike) -> Array:
-    """Divide each entry by the scale of its block; 0 where that is 0 or subnormal.
+    """Divide each entry by the scale of its block; return 0 if that is 0 or subnormal.
 
     Args:
         x: float array.
         scale: float, of the same rank, its sizes dividing those of `x`.
 
     Returns:
-        float32 of the shape of `x`; no gradient.
+        float32 of the shape of `x`, without a gradient.
 
     Example:
         >>> import numpy as np
@@ -130,7 +130,7 @@ def in_units(x: ArrayLike, scale: ArrayLike) -> Array:
 
 
 def power_of_two(exponents: ArrayLike) -> Array:
-    """Return `2^(e - 127)` exactly, and 0 for `e = 0`, which is not a normal float32.
+    """Return `2^(e - 127)` exactly, but 0 for `e = 0`, since 2^-127 is not a normal float32.
 
     Args:
         exponents: uint8, 0 to 254.
@@ -148,16 +148,18 @@ def power_of_two(exponents: ArrayLike) -> Array:
 
 
 def shared_exponent(largest: ArrayLike, top: int = 2) -> Array:
-    """Choose the exponents of microscaling blocks.
+    """Return the exponents of microscaling blocks.
 
-    `e = 127 + floor(log2(largest)) - top`, taken from the bits of the float; at least 0.
+    The exponent is `e = 127 + floor(log2(largest)) - top`, at least 0, computed from the bits of
+    the float.
 
     Args:
         largest: float32, the largest magnitude of each block.
-        top: exponent of the greatest power of two of the elements: 2 for E2M1, which reaches 6.
+        top: the exponent of the greatest power of two among the values: 2 for E2M1, whose greatest
+            is 6.
 
     Returns:
-        uint8: what `power_of_two` takes.
+        uint8, for `power_of_two`.
 
     Example:
         >>> import numpy as np
@@ -172,7 +174,7 @@ def shared_exponent(largest: ArrayLike, top: int = 2) -> Array:
 
 
 def q8_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
-    """Fit the step of each block as GGUF's Q8_0 does: `max|x| / 127`.
+    """Return the step of each block as in GGUF's Q8_0: `max|x| / 127`.
 
     Args:
         x: float array.
@@ -180,8 +182,8 @@ def q8_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None)
         mask: bool of the shape of `x`, False for entries to ignore.
 
     Returns:
-        float32 steps, 1 for a block with NaN or infinity. Codes are made of these, and only then
-        are they cast to float16.
+        float32 steps, 1 for a block with NaN or infinity. Codes are computed with these steps
+        before the steps are cast to float16.
 
     Example:
         >>> import numpy as np
@@ -189,16 +191,17 @@ def q8_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None)
         [[2.]]
     """
     largest = block_largest(x, block, mask)
-    # Not by a constant: the compiler would multiply with its reciprocal, which rounds otherwise.
+    # Do not divide by a constant: the compiler would multiply by its reciprocal, which rounds
+    # differently.
     return stored_scale(largest / (largest * 0 + 127))
 
 
 def q8_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
-    """Round half away from zero to -127..127, as GGUF's Q8_0 does.
+    """Round half away from zero to -127..127, as in GGUF's Q8_0.
 
     Args:
         x: float array.
-        step: what `q8_0_step` returned.
+        step: the result of `q8_0_step`.
 
     Returns:
         Integers held in float32, never -0; NaN where `x` is NaN.
@@ -214,7 +217,7 @@ def q8_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
 
 
 def q4_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None) -> Array:
-    """Fit the step of each block as GGUF's Q4_0 does: the entry of largest magnitude over -8.
+    """Return the step of each block as in GGUF's Q4_0: the entry of largest magnitude over -8.
 
     Args:
         x: float array.
@@ -222,8 +225,8 @@ def q4_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None)
         mask: bool of the shape of `x`, False for entries to ignore.
 
     Returns:
-        float32 steps of either sign, 1 for a block with NaN or infinity. Of equal magnitudes the
-        first entry decides the sign.
+        float32 steps of either sign, 1 for a block with NaN or infinity. Among equal magnitudes,
+        the first entry determines the sign.
 
     Example:
         >>> import numpy as np
@@ -236,11 +239,11 @@ def q4_0_step(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = None)
 
 
 def q4_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
-    """Round to -8..7 as GGUF's Q4_0 does: `trunc(x / step + 8.5) - 8`, in float32.
+    """Round to -8..7 as in GGUF's Q4_0: `trunc(x / step + 8.5) - 8`, in float32.
 
     Args:
         x: float array.
-        step: what `q4_0_step` returned.
+        step: the result of `q4_0_step`.
 
     Returns:
         Integers held in float32, never -0; NaN where `x` is NaN.
@@ -252,13 +255,13 @@ def q4_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
     """
     v = _times_inverse(x, step)
     code = jnp.full(v.shape, -8, jnp.float32)
-    for start in _Q4_0_STARTS:  # compared, not added: the compiler would fuse product and sum
+    for start in _Q4_0_STARTS:  # compared, since a sum would be fused
         code += (v >= start).astype(jnp.float32)
     return jnp.where(jnp.isnan(v), v, code)
 
 
 def _first_value(code: int) -> np.float32:
-    """Return the least float32 `v` for which float32 `v + 8.5` reaches a code of 1 to 15."""
+    """Return the least float32 `v` for which `v + 8.5`, in float32, reaches a code of 1 to 15."""
     v, half = np.float32(code - 8.5), np.float32(8.5)
     while (below := np.nextafter(v, np.float32(-np.inf))) + half >= code:
         v = below
@@ -287,7 +290,7 @@ def _sum(v: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _first_largest(v: Array, axes: tuple[int, ...]) -> Array:
-    """Return the entry of largest magnitude along axes, the first of equal ones."""
+    """Return the first entry of largest magnitude along axes."""
     others = [axis for axis in range(v.ndim) if axis not in axes]
     shape = tuple(v.shape[axis] for axis in others)
     if not v.size:
@@ -298,19 +301,19 @@ def _first_largest(v: Array, axes: tuple[int, ...]) -> Array:
 
 
 def exponent(x: ArrayLike, axis: int | tuple[int, ...] | None = None) -> Array:
-    r"""Return the exponent of the power of two above the greatest magnitude; no gradient.
+    r"""Return the exponent of the power of two above the greatest magnitude, without gradients.
 
     $$ e = \lfloor \log_2 \max |x| \rfloor + 1 $$
 
-    `jnp.ldexp(x, -e)` lies within -1 and 1 and is `x` to the last bit: its squares neither overflow
+    `jnp.ldexp(x, -e)` lies between -1 and 1 and loses no bits of `x`; its squares neither overflow
     nor vanish.
 
     Args:
         x: float array.
-        axis: what the maximum is taken over; default: all.
+        axis: the axes to take the maximum over; by default all.
 
     Returns:
-        int32, with size 1 along those axes; 0 where all is zero.
+        int32, with size 1 along those axes; 0 if all entries are zero.
 
     Example:
         >>> import numpy as np

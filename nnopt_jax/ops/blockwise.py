@@ -20,14 +20,13 @@ def reduce_blocks(
     """Reduce each block of an array to one number; the last block of an axis may be shorter.
 
     Args:
-        who: the caller, as errors name it.
+        who: the caller, for errors.
         reduce: `(array, axes) -> array` without these axes.
         x: any array.
-        block: size of a block along each axis, at most that of the axis.
+        block: size of a block along each axis, at most the size of the axis.
 
     Returns:
-        An array of shape `ceil(x.shape[i] / block[i])`; an empty axis that makes one block counts
-        as 1.
+        An array of shape `ceil(x.shape[i] / block[i])`; an empty axis counts as one block.
 
     Raises:
         ShapeError: if a block is larger than its axis.
@@ -57,7 +56,8 @@ def _reduced(
 ) -> Array:
     for axis, (size, part) in enumerate(zip(x.shape, block, strict=True)):
         if part and (rest := size % part):
-            # By itself, not filled up: no filling is neutral to every reduction.
+            # The last block is reduced separately rather than padded, because no padding value is
+            # neutral for every reduction.
             even = lax.slice_in_dim(x, 0, size - rest, axis=axis)
             last = lax.slice_in_dim(x, size - rest, size, axis=axis)
             short = (*block[:axis], rest, *block[axis + 1 :])
@@ -69,11 +69,11 @@ def _reduced(
 
 
 def repeat_uneven(values: Array, shape: Sequence[int], block: Sequence[int]) -> Array:
-    """Repeat block values along the axes whose last block is shorter; others stay coarse.
+    """Repeat block values along axes whose last block is shorter; keep other axes coarse.
 
     Args:
-        values: what `reduce_blocks` returned.
-        shape: of the array that was reduced.
+        values: the result of `reduce_blocks`.
+        shape: the shape of the array that was reduced.
         block: size of a block along each axis.
 
     Example:
@@ -88,7 +88,7 @@ def repeat_uneven(values: Array, shape: Sequence[int], block: Sequence[int]) -> 
 
 
 def fill_up(x: Array, block: Sequence[int]) -> Array:
-    """Append zeros to each axis, so that the last block is as long as the others.
+    """Pad each axis with zeros so that the last block is as long as the others.
 
     Example:
         >>> fill_up(jnp.array([1, 2, 3]), (2,))
@@ -99,7 +99,7 @@ def fill_up(x: Array, block: Sequence[int]) -> Array:
 
 
 def _split(shape: tuple[int, ...], counts: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:
-    """Split each axis into (blocks, block); also return the block axes."""
+    """Split each axis into (blocks, block); return the new shape and the block axes."""
     split, axes = [], []
     for size, count in zip(shape, counts, strict=True):
         split += [count, size // count if count else 1]

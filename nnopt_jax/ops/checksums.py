@@ -14,14 +14,15 @@ _SEEDS = (0x9E3779B9, 0x7F4A7C15)
 
 
 def checksum(x: ArrayLike) -> Array:
-    """Digest the bits of an array and where they lie.
+    """Return a checksum of the bits of an array and their positions.
 
-    `sum_i mix(bits[i] ^ mix(i + seed)) mod 2**32` for two seeds, with `mix` the finalizer of
-    MurmurHash3. Sums have no order, so the result is the same on every mesh, for one small
-    all-reduce. Shape and dtype are not part of it. It guards against damage, not against malice.
+    The checksum is `sum_i mix(bits[i] ^ mix(i + seed)) mod 2**32` for two seeds, where `mix` is the
+    finalizer of MurmurHash3. Sums do not depend on order, so the result is the same on every mesh,
+    at the cost of one small all-reduce. Shape and dtype are not included. The checksum detects
+    damage, not manipulation.
 
     Args:
-        x: array of any shape and dtype, sub-byte integers, bool and typed PRNG keys included.
+        x: array of any shape and dtype, including sub-byte integers, bool and typed PRNG keys.
 
     Returns:
         uint32 of shape `(2,)`.
@@ -52,26 +53,26 @@ def _checksum(x: Array) -> Array:
         sums.append(hashed)
     axes = tuple(range(place.ndim))
     zero = jnp.uint32(0)
-    # Both sums in one reduction: one loop, one all-reduce.
+    # Both sums in one reduction take one loop and one all-reduce.
     return jnp.stack(
         lax.reduce(tuple(sums), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes)
     )
 
 
-_CHUNK = 1 << 16  # elements: all temporaries stay in cache
+_CHUNK = 1 << 16  # a number of elements for which all temporaries stay in cache
 
 
 def digest(x: Any) -> list[int]:
     """Return the two words of `checksum(x)` as integers.
 
-    On the host where all of the array is there, whatever its dtype and the setting of
-    `jax_enable_x64`; on the devices where other processes hold a part. Both agree.
+    It is computed on the host if the whole array is available there, for any dtype and setting of
+    `jax_enable_x64`; otherwise, if other processes hold shards, on the devices. Both results agree.
 
     Args:
-        x: NumPy or JAX array, no PRNG keys.
+        x: NumPy or JAX array, except PRNG keys.
 
     Returns:
-        Two integers of 32 bits.
+        Two 32-bit integers.
 
     Example:
         >>> import numpy as np
@@ -100,7 +101,7 @@ def digest(x: Any) -> list[int]:
 
 
 def _words(x: Any) -> list[Any]:
-    """Return the bits of each element as one uint32 array, or two for 64 bits."""
+    """Return the bits of each element as one uint32 array, or as two arrays for 64 bits."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
@@ -108,7 +109,7 @@ def _words(x: Any) -> list[Any]:
     if x.dtype == bool:
         return [x.astype(np.uint32)]
     if jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize == 1:
-        return [x.astype(np.int32).astype(np.uint32)]  # int2, int4 and the like among them
+        return [x.astype(np.int32).astype(np.uint32)]  # including int2, int4 and others
     if jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 8:
         x = x.astype(np.float32)
     unsigned = np.dtype(f"u{x.dtype.itemsize}")

@@ -15,7 +15,7 @@ from nnopt_jax.ops.histogram import Atoms, gather, running, running_sum
 from nnopt_jax.ops.lookup_tables import assign as assign
 
 _CELLS = 1024
-_PLANNED = 256  # with more clusters than this, planning takes too long and gains too little
+_PLANNED = 256  # with more clusters, dynamic programming takes too long and gains too little
 
 
 def kmeans(
@@ -31,26 +31,26 @@ def kmeans(
 ) -> Array:
     """Fit a table of shared values by weighted k-means.
 
-    Minimizes `sum(weights * (values - nearest(table))**2)` by Lloyd's algorithm, on a histogram
-    each of whose bins stands at the mean of its values.
+    Lloyd's algorithm minimizes `sum(weights * (values - nearest(table))**2)`, on a histogram in
+    which each bin stands for the mean of its values.
 
     Args:
         values: float array, any shape; NaN and infinities are ignored.
-        clusters: entries of the table.
+        clusters: the number of entries of the table.
         mask: bool of the shape of `values`, False for entries to ignore.
-        weights: importance of each entry, non-negative; default 1.
-        init: where to start. `"density"`: cells are spaced by the cube root of the density, which
-            is optimal for many clusters; up to 256 clusters, the best table for some thousand such
-            cells is found by dynamic programming. `"linear"`: evenly over the range. `"quantile"`:
-            by equal weight. `"random"`: at entries drawn with `key`.
-        iterations: steps of Lloyd's algorithm.
-        bins: bins of the histogram, a multiple of 1024.
-        key: PRNG key, for `"random"` only.
+        weights: importance of each entry, non-negative; by default 1.
+        init: the initial table. `"density"`: spaced by the cube root of the density, which is
+            optimal for many clusters; up to 256 clusters, dynamic programming finds the best table
+            for some thousand cells of this spacing. `"linear"`: evenly spaced over the range.
+            `"quantile"`: quantiles by weight. `"random"`: entries drawn with `key`.
+        iterations: the number of steps of Lloyd's algorithm.
+        bins: the number of bins of the histogram, a multiple of 1024.
+        key: PRNG key, only for `"random"`.
 
     Returns:
-        float32 of shape `(clusters,)`, ascending and finite. Entries that no value is nearest to
-        stay where they started, which with `"density"` is at their left neighbor; without any
-        value all are 0.
+        float32 of shape `(clusters,)`, ascending and finite. Entries that are not the nearest of
+        any value keep their initial value, which with `"density"` is that of their left neighbor;
+        without values all are 0.
 
     Raises:
         ValueRangeError: if a setting is out of range.
@@ -87,7 +87,7 @@ def _fit(
 
 
 def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
-    """Choose where Lloyd's algorithm starts."""
+    """Return the initial table for Lloyd's algorithm."""
     steps = (jnp.arange(clusters, dtype=jnp.float32) + 0.5) / clusters
     if init == "linear":
         low, high = atoms.place[0], atoms.place[-1]
@@ -105,7 +105,7 @@ def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
 def _share(atoms: Atoms) -> Array:
     """Return each atom's part of the integral of the cube root of the density.
 
-    Each gets at most two cells of the plan, so that no outlier takes them all.
+    Each part is at most two cells of the plan, so that an outlier cannot take all cells.
     """
     left = atoms.place - jnp.append(-jnp.inf, atoms.last[:-1])
     right = jnp.append(atoms.first[1:], jnp.inf) - atoms.place
@@ -118,7 +118,7 @@ def _share(atoms: Atoms) -> Array:
 
 
 def _planned(atoms: Atoms, clusters: int) -> Array:
-    """Find the best table for cells of atoms, spaced by the cube root of the density."""
+    """Return the best table for cells of atoms that are spaced by the cube root of the density."""
     share = running(jnp.add, _share(atoms), 0.0)
     cell = share / jnp.where(share[-1] > 0, share[-1], 1) * _CELLS
     cell = jnp.clip(cell.astype(jnp.int32), 0, _CELLS - 1)
@@ -129,9 +129,10 @@ def _planned(atoms: Atoms, clusters: int) -> Array:
 
 
 def _means(place: Array, weight: Array, label: Array, labels: int) -> tuple[Array, Array]:
-    """Return the mean place and the weight of each label; an unused one repeats its left neighbor.
+    """Return the mean place and weight of each label; an unused label repeats its left neighbor.
 
-    Labels ascend. Distances are summed from the first place of each, which keeps them small.
+    Labels ascend. Distances are summed relative to the first place of each label, which keeps them
+    small.
     """
     begin = jnp.searchsorted(label, jnp.arange(labels))
     origin = place[jnp.minimum(begin, place.size - 1)]
@@ -154,7 +155,8 @@ def _lloyd(atoms: Atoms, table: Array, iterations: int) -> Array:
         end = jnp.append(inner, atoms.place.size)
         n, m = ((hi[end] - hi[begin]) + (lo[end] - lo[begin]) for hi, lo in (number, moment))
         mean = center + m / jnp.where(n > 0, n, 1)
-        # Not beyond its first and last atom: exact where these are one.
+        # Clipped to the first and last atom of the label, so that the mean of a single atom is
+        # exact.
         mean = jnp.clip(mean, atoms.first[begin], atoms.last[jnp.maximum(end - 1, 0)])
         return jnp.where((n > 0) & (end > begin), mean, table)
 
@@ -180,21 +182,22 @@ _Sums = tuple[Array, Array, Array]
 
 
 def partition(place: Array, weight: Array, parts: int, reach: int) -> Array:
-    """Divide ordered points into runs of least squared distance from their means.
+    """Divide ordered points into runs with the least squared distance from their means.
 
-    `D[c, j] = min_{0 <= d <= reach} D[c-1, j-d] + cost(j-d, j)`, where `cost(i, j)` is the weighted
-    sum of squared distances of points `i` to `j - 1` from their mean. Exact where no run of the
-    best division is longer than `reach`; `O(parts * points * reach)`.
+    Dynamic programming computes `D[c, j] = min_{0 <= d <= reach} D[c-1, j-d] + cost(j-d, j)`, where
+    `cost(i, j)` is the weighted sum of squared distances of points `i` to `j - 1` from their mean.
+    The result is exact if no run of the best division is longer than `reach`. It takes `O(parts *
+    points * reach)` operations.
 
     Args:
-        place: float32 `(points,)`, ascending.
+        place: float32 `(points,)`, the positions, ascending.
         weight: float32 `(points,)`, non-negative.
-        parts: number of runs, some of which may be empty (the later ones).
+        parts: the number of runs; the last ones may be empty.
         reach: the longest run allowed, in points; `parts * reach` must be at least `points`.
 
     Returns:
-        int32 `(parts + 1,)` ascending: run `c` holds the points from `edges[c]` to before
-        `edges[c + 1]`.
+        `edges`, int32 `(parts + 1,)`, ascending: run `c` holds the points from `edges[c]` up to but
+        excluding `edges[c + 1]`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -217,7 +220,7 @@ def partition(place: Array, weight: Array, parts: int, reach: int) -> Array:
     none = jnp.where(jnp.arange(size + 1) == 0, 0.0, jnp.inf)
     _, bests = lax.scan(layer, none, None, length=parts)
 
-    # The lengths are found again on the way back, where one column of each layer will do.
+    # The lengths are recomputed on the way back, which needs only one column of each layer.
     def back(edge: Array, best: Array) -> tuple[Array, Array]:
         length = jnp.argmin(best[begin[:, edge]] + costs[:, edge])
         return edge - length.astype(jnp.int32), edge
@@ -229,8 +232,8 @@ def partition(place: Array, weight: Array, parts: int, reach: int) -> Array:
 def _costs(place: Array, weight: Array, reach: int) -> Array:
     """Return `cost(j - d, j)` at row d, column j; infinite where j - d < 0.
 
-    A run grows leftwards point by point, measured from its right end: all sums are of one sign, so
-    that float32 serves.
+    A run grows to the left point by point, measured from its right end, so that all terms of a sum
+    have one sign and float32 is precise enough.
     """
     size = place.size
     pad = jnp.zeros(reach + 1, jnp.float32)

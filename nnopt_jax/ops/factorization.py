@@ -1,4 +1,4 @@
-"""Factorization of matrices into thin ones."""
+"""Low-rank factorization of matrices."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def svd(
     oversampling: int = 8,
     power: int = 2,
 ) -> tuple[Array, Array, Array]:
-    r"""Compute the greatest singular values of matrices, and their vectors.
+    r"""Return the greatest singular values of matrices, with their vectors.
 
     $$ X \approx U \, \mathrm{diag}(s) \, V, \qquad U^T U = V V^T = I $$
 
     Args:
-        x: float, `(..., m, n)`; all finite.
-        rank: how many, 1 to `min(m, n)`.
-        method: `"svd"`: exact. `"randomized"`: of a random subspace that power iterations turn
-            toward the greatest; far faster for a small rank of a large matrix.
-        key: PRNG key, for `"randomized"` only.
+        x: float, `(..., m, n)`, finite.
+        rank: the number of singular values, 1 to `min(m, n)`.
+        method: `"svd"`: exact. `"randomized"`: in a random subspace that power iterations turn
+            toward the greatest singular vectors; far faster for a small rank of a large matrix.
+        key: PRNG key, only for `"randomized"`.
         oversampling: dimensions of that subspace beyond the rank.
         power: power iterations, each with two orthonormalizations.
 
@@ -42,7 +42,7 @@ def svd(
         entry of greatest magnitude in each column of `U` is positive.
 
     Raises:
-        ValueRangeError: the rank is out of range, or there is no key to draw with.
+        ValueRangeError: the rank is out of range, or the key is missing.
 
     Example:
         >>> import jax.numpy as jnp
@@ -76,7 +76,7 @@ def _times(a: Array, b: Array) -> Array:
 
 
 def _range(x: Array, size: int, key: Array, power: int) -> Array:
-    """Return an orthonormal basis of a subspace that holds most of the range of `x`."""
+    """Return an orthonormal basis of a subspace that contains most of the range of `x`."""
     draw = jax.random.normal(key, (*x.shape[:-2], x.shape[-1], size))
     basis = jnp.linalg.qr(_times(x, draw))[0]
     for _ in range(power):
@@ -88,7 +88,7 @@ def _range(x: Array, size: int, key: Array, power: int) -> Array:
 def factorize(
     x: ArrayLike, rank: int, *, method: Method = "svd", key: Array | None = None
 ) -> tuple[Array, Array]:
-    r"""Compute the best product of two thin matrices of equal norm.
+    r"""Return the best low-rank approximation as a product of two factors of equal norm.
 
     $$ A = U S^{1/2}, \qquad B = S^{1/2} V, \qquad
        \lVert X - A B \rVert_F^2 = \sum_{i > r} s_i^2 $$
@@ -100,8 +100,8 @@ def factorize(
         key: see `svd`.
 
     Returns:
-        `A` `(..., m, r)` and `B` `(..., r, n)`, float32. Where a singular value is 0, the column
-        of `A` is, and the row of `B` is not, so that gradients reach it.
+        `A` `(..., m, r)` and `B` `(..., r, n)`, float32. If a singular value is 0, the column of
+        `A` is 0 but the row of `B` is not, so that gradients reach the column.
 
     Example:
         >>> import jax.numpy as jnp
@@ -115,7 +115,8 @@ def factorize(
     """
     x = jnp.asarray(x).astype(jnp.float32)
     x = jnp.where(jnp.isfinite(x), x, 0)
-    # Squares of the largest and the least floats are out of range, as are some reciprocals.
+    # Squares and some reciprocals of the largest and the least floats are out of range, so the
+    # matrix is scaled by a power of two.
     most = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
     unit = jnp.where(most > 0, jnp.clip(most, 2.0**-126, 2.0**126), 1.0)
     u, s, v = svd(x / unit, rank, method=method, key=key)
@@ -125,12 +126,12 @@ def factorize(
 
 
 def rank_for_energy(x: ArrayLike, energy: float) -> int:
-    """Return the least rank whose singular values hold a fraction of the sum of all squares.
+    """Return the least rank whose singular values hold a fraction of the sum of squares.
 
     Args:
-        x: float, `(..., m, n)`, concrete; NaN and infinities count as 0. Of many matrices, each
-            is to reach the fraction.
-        energy: above 0 and at most 1.
+        x: float, `(..., m, n)`, concrete; NaN and infinities count as 0. Each of several matrices
+            must reach the fraction.
+        energy: the fraction, above 0 and at most 1.
 
     Returns:
         The rank, at least 1.

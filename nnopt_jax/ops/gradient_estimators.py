@@ -1,4 +1,4 @@
-"""Straight-through estimators and other changes of gradients that keep the value."""
+"""Straight-through estimators, and other functions that change only gradients."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def _through_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]):
 def straight_through(y: ArrayLike, x: ArrayLike) -> Array:
     """Return `y`, and pass its gradient to `x` as if `x` had been returned.
 
-    Value `y`, bit for bit (`x + stop_gradient(y - x)` would round, and would turn infinities into
-    NaN); tangent `dy + dx`.
+    The value is `y`, bit for bit (`x + stop_gradient(y - x)` would round, and would turn infinities
+    into NaN). The tangent is `dy + dx`.
 
     Args:
-        y: what the model sees, any shape and dtype.
-        x: what was replaced, the same shape.
+        y: the value to use, of any shape and dtype.
+        x: the value that it replaces, of the same shape.
 
     Returns:
         `y`.
@@ -61,10 +61,10 @@ def straight_through(y: ArrayLike, x: ArrayLike) -> Array:
 def gate(x: ArrayLike, inside: ArrayLike) -> Array:
     """Return `x`, and pass the gradient only where `inside` holds.
 
-    Value `x`, bit for bit; tangent `where(inside, dx, 0)`.
+    The value is `x`, bit for bit; the tangent is `where(inside, dx, 0)`.
 
     Args:
-        x: any shape and dtype.
+        x: array of any shape and dtype.
         inside: bool, of a shape that broadcasts to that of `x`.
 
     Returns:
@@ -95,7 +95,7 @@ def _scaled_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]):
 def scale_gradient(x: ArrayLike, factor: ArrayLike) -> Array:
     """Return `x`, and multiply its gradient by a factor.
 
-    Value `x`, bit for bit; tangent `factor * dx`.
+    The value is `x`, bit for bit; the tangent is `factor * dx`.
 
     Args:
         x: float array.
@@ -113,14 +113,14 @@ def scale_gradient(x: ArrayLike, factor: ArrayLike) -> Array:
 
 
 def round_clip(v: ArrayLike, lo: ArrayLike, hi: ArrayLike) -> Array:
-    """Round half to even, then clip; straight-through inside the range.
+    """Round half to even, then clip, with a straight-through gradient inside the range.
 
-    Value `clip(round(v), lo, hi)`, never -0; tangent `dv` where `lo <= v <= hi`, else 0. The
-    gradient of a plain clip would be 1/2 at both ends, where many codes lie.
+    The value is `clip(round(v), lo, hi)`, never -0; the tangent is `dv` where `lo <= v <= hi`, else
+    0. The gradient of a plain clip would be 1/2 at both ends, where many codes lie.
 
     Args:
         v: float array, any shape; NaN stays NaN, so that a broken weight is not hidden.
-        lo: least integer, a scalar or an array that broadcasts to `v`; no gradient.
+        lo: least integer, a scalar or an array that broadcasts to `v`; it gets no gradient.
         hi: greatest integer, likewise.
 
     Returns:
@@ -140,6 +140,6 @@ def round_clip(v: ArrayLike, lo: ArrayLike, hi: ArrayLike) -> Array:
     v = jnp.asarray(v)
     lo, hi = (jax.lax.stop_gradient(jnp.asarray(bound, v.dtype)) for bound in (lo, hi))
     code = jnp.clip(jnp.round(jax.lax.stop_gradient(v)), lo, hi)
-    # Not `code + 0.0`, which compilers may drop.
+    # `code + 0.0` would remove -0 too, but compilers may drop it.
     code = jnp.where(code == 0, jnp.zeros((), v.dtype), code)
     return straight_through(code, gate(v, (lo <= v) & (v <= hi)))

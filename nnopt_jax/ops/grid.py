@@ -1,4 +1,4 @@
-"""Uniform quantization grids: ranges, codes and back."""
+"""Uniform quantization grids: fitting ranges, quantizing and dequantizing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from nnopt_jax.ops.gradient_estimators import round_clip
 def integer_range(bits: int, *, symmetric: bool = True) -> tuple[int, int]:
     """Return the least and greatest code of a signed grid.
 
-    `hi = 2**(bits-1) - 1`; `lo = -hi` where symmetric, else `-hi - 1`.
+    `hi = 2**(bits-1) - 1`; `lo` is `-hi` if symmetric, else `-hi - 1`.
 
     Args:
         bits: 2 to 16.
-        symmetric: whether the codes mirror at zero.
+        symmetric: whether the codes are symmetric about zero.
 
     Returns:
         `(lo, hi)`.
@@ -49,28 +49,28 @@ def fit_grid(
     mask: ArrayLike | None = None,
     scale_dtype: DTypeLike = jnp.float32,
 ) -> tuple[Array, Array | None]:
-    """Fit one grid to each block of an array, from its extreme values.
+    """Fit one grid to the extreme values of each block of an array.
 
     Symmetric: `scale = max|x| / hi`. Affine: `scale = (max(x, 0) - min(x, 0)) / (hi - lo)` and
     `zero = round(lo - min(x, 0) / scale)`, so that 0 is a point of every grid. The scale is cast to
-    `scale_dtype` before anything is made of it. No gradient flows through the fit.
+    `scale_dtype` before it is used. No gradient flows through the fit.
 
-    A block has scale 1 where its own is of no use: all entries 0 or masked out or subnormal, or one
-    of them NaN or infinite.
+    The scale is 1 for blocks without a usable one, whose entries are all zero, masked or subnormal,
+    or that have a NaN or infinity.
 
     Args:
         x: float array.
         bits: 2 to 16.
-        block: size of a block along each axis, the last one may be shorter. `x.shape` makes one
-            grid for the whole; 1 on an axis and full elsewhere one for each channel; `g` on an axis
-            groups.
-        symmetric: whether the grid mirrors at zero.
+        block: size of a block along each axis; the last block may be shorter. `x.shape` gives one
+            grid for the array; 1 on one axis and the full size on others, one grid for each
+            channel; `g` on an axis, groups.
+        symmetric: whether the grid is symmetric about zero.
         mask: bool of the shape of `x`, False for entries to ignore.
-        scale_dtype: dtype in which scales are kept.
+        scale_dtype: dtype in which scales are stored.
 
     Returns:
-        `(scale, zero)`, of shape `ceil(x.shape[i] / block[i])`; `zero` is None where symmetric,
-        else integers held in float32.
+        `(scale, zero)`, of shape `ceil(x.shape[i] / block[i])`; `zero` is None if symmetric, else
+        integers held in float32.
 
     Raises:
         ShapeError: if a block is larger than its axis.
@@ -89,7 +89,7 @@ def fit_grid(
     x = jax.lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
     integer_range(
         bits, symmetric=symmetric
-    )  # first, so that bad bits are reported before bad blocks
+    )  # first, so that wrong bits are reported before wrong blocks
     if symmetric:
         top = _extreme(jnp.max, jnp.abs(x), block, mask)
         return grid_of_range(-top, top, bits, symmetric=True, scale_dtype=scale_dtype)
@@ -105,22 +105,22 @@ def grid_of_range(
     symmetric: bool = True,
     scale_dtype: DTypeLike = jnp.float32,
 ) -> tuple[Array, Array | None]:
-    """Return the grid that spans a range, 0 included.
+    """Return the grid that spans a range and includes 0.
 
     Symmetric: `scale = max(-bottom, top) / hi`. Affine: `scale = (top - bottom) / (hi - lo)` and
     `zero = round(lo - bottom / scale)`, so that 0 is a point of every grid. The scale is cast to
-    `scale_dtype` before anything is made of it.
+    `scale_dtype` before it is used.
 
     Args:
         bottom: least value, float, any shape; above 0 counts as 0.
         top: greatest value, the same shape; below 0 counts as 0.
         bits: 2 to 16.
-        symmetric: whether the grid mirrors at zero.
-        scale_dtype: dtype in which scales are kept.
+        symmetric: whether the grid is symmetric about zero.
+        scale_dtype: dtype in which scales are stored.
 
     Returns:
-        `(scale, zero)` of the shape of the range; `zero` is None where symmetric, else integers
-        held in float32. A range of no use (empty, subnormal, NaN or infinite) has scale 1.
+        `(scale, zero)` of the shape of the range; `zero` is None if symmetric, else integers held
+        in float32. An unusable range (empty, subnormal, NaN or infinite) has scale 1.
 
     Raises:
         ValueRangeError: if `bits` is not one of 2 to 16.
@@ -136,11 +136,12 @@ def grid_of_range(
     lo, hi = integer_range(bits, symmetric=symmetric)
     bottom = jnp.minimum(jnp.asarray(bottom, jnp.float32), 0)
     top = jnp.maximum(jnp.asarray(top, jnp.float32), 0)
-    # Times the reciprocal: the compiler makes that of a division by a constant, but not always.
+    # Multiply by the reciprocal, because the compiler sometimes, but not always, does so for a
+    # division by a constant.
     if symmetric:
         scale, _ = _usable(jnp.maximum(-bottom, top) * jnp.float32(1 / hi), scale_dtype)
         return scale, None
-    # Halved first, which is exact: the difference itself may overflow.
+    # Halve first, which is exact, because the difference itself may overflow.
     scale, good = _usable((top / 2 - bottom / 2) * jnp.float32(2 / (hi - lo)), scale_dtype)
     zero = jnp.clip(jnp.round(lo - bottom / scale.astype(jnp.float32)), lo, hi)
     return scale, jnp.where(good, zero, jnp.float32(0))
@@ -149,11 +150,12 @@ def grid_of_range(
 def quantize(
     x: ArrayLike, scale: ArrayLike, zero: ArrayLike | None, lo: ArrayLike, hi: ArrayLike
 ) -> Array:
-    """Return the codes of an array on a grid; straight-through inside the range.
+    """Return the codes of an array on a grid, with straight-through gradients inside the range.
 
-    `clip(round(x / scale) + zero, lo, hi)`, `x / scale` being the product by a float32 reciprocal.
-    Followed by `dequantize`, the gradient is 1 inside the range and 0 outside; that of the scale is
-    the one of learned step sizes, `code - x / scale` inside and the end code outside.
+    The codes are `clip(round(x / scale) + zero, lo, hi)`, where `x / scale` is computed by a
+    float32 reciprocal. Followed by `dequantize`, the gradient with regard to `x` is 1 inside the
+    range and 0 outside, and that of the scale is as in learned step sizes, `code - x / scale`
+    inside and the end code outside.
 
     Args:
         x: float array.
@@ -178,7 +180,8 @@ def quantize(
     v = x.astype(jnp.float32) * _aligned(1 / scale.astype(jnp.float32), x.shape)
     if zero is None:
         return round_clip(v, lo, hi)
-    # Shifting the range, not `v`, keeps eager and compiled codes equal (no fused multiply-add).
+    # Shifting the range rather than `v` avoids a fused multiply-add, so that eager and compiled
+    # codes are equal.
     zero = _aligned(jnp.asarray(zero, jnp.float32), x.shape)
     return round_clip(v, lo - zero, hi - zero) + zero
 
@@ -191,7 +194,7 @@ def dequantize(
 ) -> Array:
     """Return the values of codes on a grid.
 
-    `(codes - zero) * scale`, in float32, cast once at the end.
+    The values are `(codes - zero) * scale`, computed in float32 and cast once at the end.
 
     Args:
         codes: integers, in any integer or float dtype that holds them.
@@ -215,7 +218,7 @@ def dequantize(
 
 
 def expand(scale: ArrayLike, shape: Sequence[int]) -> Array:
-    """Repeat block values to the whole array.
+    """Repeat block values for the whole array.
 
     `out[i, ...] = scale[i // (shape[0] // scale.shape[0]), ...]`.
 
@@ -240,14 +243,14 @@ def expand(scale: ArrayLike, shape: Sequence[int]) -> Array:
 
 
 def covers(blocks: Sequence[int], shape: Sequence[int]) -> bool:
-    """Return whether a grid of so many blocks of equal size covers a shape.
+    """Return whether this many blocks of equal size cover a shape.
 
     Args:
-        blocks: how many there are along each axis.
-        shape: that of the array.
+        blocks: the number of blocks along each axis.
+        shape: the shape of the array.
 
     Returns:
-        Whether each number divides its size; no blocks cover an empty axis only.
+        Whether each number divides its size; zero blocks cover only an empty axis.
 
     Example:
         >>> covers((2, 1), (8, 3)), covers((2, 1), (7, 3)), covers((2,), (8, 3))
@@ -260,7 +263,7 @@ def covers(blocks: Sequence[int], shape: Sequence[int]) -> bool:
 
 
 def _usable(scale: Array, dtype: DTypeLike) -> tuple[Array, Array]:
-    """Cast scales and replace unusable ones by 1; also return which were usable."""
+    """Cast scales and replace unusable ones by 1; also return which are usable."""
     good = jnp.isfinite(scale)
     scale = jnp.minimum(scale, float(jnp.finfo(dtype).max)).astype(dtype)
     good &= scale.astype(jnp.float32) >= jnp.finfo(jnp.float32).tiny
@@ -268,14 +271,14 @@ def _usable(scale: Array, dtype: DTypeLike) -> tuple[Array, Array]:
 
 
 def _extreme(reduce: Any, x: Array, block: Sequence[int], mask: ArrayLike | None) -> Array:
-    """Reduce each block, 0 included, to the shape of the scale."""
+    """Reduce each block, with 0 included, to the shape of the scale."""
     if mask is not None:
         x = jnp.where(jnp.asarray(mask), x, jnp.float32(0))
     return reduce_blocks("fit_grid", lambda v, axes: reduce(v, axis=axes, initial=0), x, block)
 
 
 def _aligned(scale: Array, shape: tuple[int, ...]) -> Array:
-    """Make a scale broadcastable to `shape`, repeating only along axes in several blocks."""
+    """Make a scale broadcastable to `shape`; repeat it only along axes with several blocks."""
     if not covers(scale.shape, shape):
         raise ShapeError(
             f"expand: a scale of shape {scale.shape} for an array of shape {shape}; "

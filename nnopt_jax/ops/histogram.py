@@ -18,14 +18,15 @@ _OCTAVE = 2.0**23  # the bits from one power of two to the next
 def compand(y: Array) -> Array:
     """Map numbers to a scale that is linear up to 2 and logarithmic beyond.
 
-    `sign(y) * g(|y|)` with `g(a) = a` up to 1, and above it 1 plus the distance of the float bits
-    of `a` from those of 1, an octave being 1. The slope is 1 up to 2, then 1/2, 1/4, ...
+    The result is `sign(y) * g(|y|)`, where `g(a) = a` up to 1, and above it 1 plus the distance
+    between the float bits of `a` and 1, in units of an octave. The slope is 1 up to 2, then 1/2,
+    1/4, ...
 
     Args:
-        y: float32, any shape; infinities allowed.
+        y: float32 of any shape; infinities are allowed.
 
     Returns:
-        float32 within 129 of 0; strictly monotone in `y`, up to rounding.
+        float32 from -129 to 129, strictly monotone in `y` up to rounding.
 
     Example:
         >>> import numpy as np
@@ -42,7 +43,7 @@ def uncompand(u: Array) -> Array:
     """Invert `compand`, up to rounding.
 
     Args:
-        u: float32 within 129 of 0.
+        u: float32 from -129 to 129.
 
     Returns:
         float32.
@@ -60,13 +61,13 @@ def uncompand(u: Array) -> Array:
 
 
 class Atoms(NamedTuple):
-    """Weighted points in ascending order that stand for many values.
+    """Weighted points in ascending order that represent many values.
 
     Attributes:
-        place: where each lies, `(bins,)`; an empty one within its bin.
-        weight: how much each weighs, 0 where empty.
-        first: place of the first atom here or above that is not empty, or infinity.
-        last: place of the last atom here or below that is not empty, or minus infinity.
+        place: the position of each atom, `(bins,)`; that of an empty atom lies within its bin.
+        weight: the weight of each atom; 0 if empty.
+        first: the place of the first nonempty atom from this one on, or infinity.
+        last: the place of the last nonempty atom up to this one, or minus infinity.
     """
 
     place: Array
@@ -76,20 +77,20 @@ class Atoms(NamedTuple):
 
 
 def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tuple[Atoms, Array]:
-    """Gather values into bins, each represented by one atom at their mean.
+    """Collect values in bins, each represented by one atom at the mean of its values.
 
-    The bins are even on a companded scale that a sample centers and scales: an outlier, be it a
-    million times larger than the rest, takes few of them.
+    The bins are even on a companded scale, centered and scaled by a sample, so that even an outlier
+    a million times larger than the rest takes up few bins.
 
     Args:
         v: float32, any shape; NaN and infinities are ignored.
-        mask: bool of the same shape, False for entries to ignore; None: none of them.
-        weights: non-negative, the same shape; None: all 1.
-        bins: number of bins, which 256 divides.
+        mask: bool of the same shape, False for entries to ignore; None to ignore none.
+        weights: non-negative, of the same shape; None for 1.
+        bins: the number of bins, a multiple of 256.
 
     Returns:
-        The atoms of `v / scale`, and `scale`, a power of two that brings the values below 2 (4 if
-        they are of the largest). A bin of equal values lies exactly there.
+        The atoms of `v / scale`, and `scale`, a power of two that brings the values below 2 (4 for
+        the largest floats). The atom of a bin of equal values is exactly that value.
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,12 +102,13 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
     parts = (v, mask, weights)
     low, high = _extremes(*_weighed(parts))
     scale = _power_of_two(jnp.maximum(jnp.abs(low), jnp.abs(high)))
-    # Products with reciprocals are made anew where needed; quotients would be kept in memory.
+    # The compiler recomputes products with reciprocals where they are needed, but would store
+    # quotients.
     shrink = 1 / scale
     center, spread = _sample(*_weighed(jax.tree.map(_thinned, parts)))
     low, high, center, spread = (x * shrink for x in (low, high, center, spread))
     spread = jnp.where(spread > 0, spread, jnp.where(high > low, high - low, 1.0))
-    # Powers of two: products are exact, so that the same bin has the same middle everywhere.
+    # Powers of two make products exact, so that a bin has the same middle everywhere.
     spread = _power_of_two(spread)
     narrow = 1 / spread
     start, stop = compand((low - center) * narrow), compand((high - center) * narrow)
@@ -125,7 +127,7 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
         v = v * shrink
         index = (compand((v - center) * narrow) - start) * (1 / width)
         index = jnp.clip(index, 0, bins - 1).astype(jnp.int32)
-        # Distances from the middle keep the mean within the bin, however many values there are.
+        # Summing distances from the middle keeps the mean within the bin, for any number of values.
         return sums[0].at[index].add(w), sums[1].at[index].add(w * (v - middle(index)))
 
     zero = jnp.zeros(bins, jnp.float32)
@@ -139,16 +141,16 @@ def pool(
 ) -> tuple[Array, Array]:
     """Join arrays to one vector of weighted values, for a histogram of all of them.
 
-    Arrays of more entries than bins are replaced by their atoms, so that none is moved as a whole
-    where it is split among devices.
+    Arrays with more entries than bins are replaced by their atoms, so that sharded arrays are not
+    gathered.
 
     Args:
-        arrays: float, any shapes; NaN and infinities are ignored.
-        masks: for each, bool of its shape, False for entries to ignore, or None.
-        bins: bins for each large array, which 256 divides.
+        arrays: float arrays of any shapes; NaN and infinities are ignored.
+        masks: for each array a bool mask of its shape, False for entries to ignore, or None.
+        bins: the number of bins for each large array, a multiple of 256.
 
     Returns:
-        Values and weights, float32, one axis.
+        Values and weights, float32 vectors.
 
     Example:
         >>> import jax.numpy as jnp
@@ -177,7 +179,7 @@ def _atoms(place: Array, weight: Array) -> Atoms:
 
 
 def _weighed(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Array]:
-    """Return values and weights; both are 0 where a value does not count."""
+    """Return values and weights, both 0 for values that do not count."""
     v, mask, weights = parts
     valid = jnp.isfinite(v) if mask is None else jnp.isfinite(v) & mask
     w = jnp.float32(1) if weights is None else weights
@@ -185,7 +187,7 @@ def _weighed(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Ar
 
 
 def _extremes(v: Array, w: Array) -> tuple[Array, Array]:
-    """Return the least and the greatest value that counts, in one pass; 0 without any."""
+    """Return the least and the greatest value that counts, in one pass; 0 without values."""
     low, high = lax.reduce(
         (jnp.where(w > 0, v, jnp.inf), jnp.where(w > 0, v, -jnp.inf)),
         (jnp.float32(jnp.inf), jnp.float32(-jnp.inf)),
@@ -196,16 +198,17 @@ def _extremes(v: Array, w: Array) -> tuple[Array, Array]:
 
 
 def _power_of_two(size: Array) -> Array:
-    """Return the power of two below: it scales exactly, and squares of the result are safe."""
+    """Return the power of two below, which scales exactly and keeps squares in range."""
     bits = lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000
-    bits = jnp.minimum(bits, 0x7E800000)  # 2**126, whose reciprocal is normal
+    bits = jnp.minimum(bits, 0x7E800000)  # 2**126, whose reciprocal is a normal float
     return jnp.where(bits > 0, lax.bitcast_convert_type(bits, jnp.float32), 1.0)
 
 
 def _cut(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Choose an axis and a number of slices for a large array, to need less memory at a time.
+    """Return an axis and a number of slices by which a large array is processed in less memory.
 
-    An axis is split into (16 or fewer, slices, rest), so that up to 16 shards of it do not move.
+    The axis is split into (16 or fewer, slices, rest), so that up to 16 shards of it stay on their
+    devices.
     """
     if math.prod(shape) < 1 << 20:
         return 0, 1
@@ -223,7 +226,7 @@ def _split(x: Array, axis: int, count: int) -> Array:
 
 
 def _thinned(x: Array) -> Array:
-    """Return some thousand entries, evenly spaced."""
+    """Return some thousand evenly spaced entries."""
     for axis in sorted(range(x.ndim), key=lambda axis: -x.shape[axis]):
         step = max(1, min(x.shape[axis], x.size // 4096))
         x = lax.slice_in_dim(x, 0, None, step, axis)
@@ -231,7 +234,7 @@ def _thinned(x: Array) -> Array:
 
 
 def _sample(v: Array, w: Array) -> tuple[Array, Array]:
-    """Return the median and a robust spread of values that count; 0 without any."""
+    """Return the median and a robust spread of the values that count; 0 without values."""
     count = jnp.sum(w > 0, dtype=jnp.int32)
     v = jnp.sort(jnp.append(jnp.where(w > 0, v, jnp.inf), jnp.inf))
     low, middle, high = (
@@ -246,19 +249,19 @@ _T = TypeVar("_T")
 
 
 def running(op: Callable[[_T, _T], _T], x: _T, unit: Any) -> _T:
-    """Combine each element with all before it.
+    """Combine each element with all elements before it.
 
-    `out[i] = x[0] op x[1] op ... op x[i]`. Rows of the vector advance side by side, then row after
-    row. `jax.lax.associative_scan` gives the same, but unrolls a level for each halving and takes
-    seconds to compile.
+    `out[i] = x[0] op x[1] op ... op x[i]`. The vector is divided into rows, which are combined in
+    parallel and then one after another. `jax.lax.associative_scan` returns the same, but unrolls a
+    level for each halving and takes seconds to compile.
 
     Args:
-        op: associative, elementwise.
-        x: vector, or pytree of vectors, of a size that 256 divides.
-        unit: scalar, or pytree of scalars, that `op` leaves alone.
+        op: an associative, elementwise function.
+        x: a vector, or a pytree of vectors, whose size is a multiple of 256.
+        unit: the neutral element of `op`, a scalar or a pytree of scalars.
 
     Returns:
-        As `x`.
+        A vector or pytree like `x`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -282,14 +285,14 @@ def running(op: Callable[[_T, _T], _T], x: _T, unit: Any) -> _T:
 
 
 def running_sum(x: Array) -> tuple[Array, Array]:
-    """Sum all before each point in pairs of floats, whose differences lose nothing.
+    """Return prefix sums as pairs of floats, whose differences lose no precision.
 
     Args:
-        x: float32 vector of a size that 256 divides.
+        x: float32 vector whose size is a multiple of 256.
 
     Returns:
-        `(high, low)`, each one longer than `x`: `high + low` is the sum of the elements before, to
-        some 48 bits.
+        `(high, low)`, each longer than `x` by one: `high + low` is the sum of the elements before,
+        to some 48 bits.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Tables of a few values: lookup by index, and the nearest entry of each value."""
+"""Lookup in tables of a few values, and the nearest entry of each value."""
 
 from __future__ import annotations
 
@@ -47,16 +47,17 @@ Shortest decimals of float32; `tests/ops/test_lookup_tables.py` derives them.
 
 
 def nearest_level(v: ArrayLike, levels: Sequence[float]) -> Array:
-    r"""Find the nearest of a few fixed levels for each value.
+    r"""Return the index of the nearest fixed level for each value.
 
     $$ c = \arg\min_k |v - l_k| $$
 
-    Decided at the midpoints of neighbors, by comparisons only. Between two levels, the one of
-    smaller magnitude is taken; between two of opposite signs, the positive one.
+    The midpoints of neighboring levels decide, by comparisons only. A value halfway between two
+    levels gets the one of smaller magnitude or, for opposite signs, the positive one.
 
     Args:
-        v: float array, any shape; infinities take the last level of their side. No gradient.
-        levels: ascending.
+        v: float array of any shape; infinities get the first or the last level. It gets no
+            gradient.
+        levels: the levels, ascending.
 
     Returns:
         Indices into the levels, held in float32 so that they can be refined; NaN where `v` is
@@ -85,8 +86,8 @@ def level_values(codes: ArrayLike, levels: Sequence[float]) -> Array:
     """Look up levels by index.
 
     Args:
-        codes: indices into the levels, in any integer or float dtype that holds them; those out
-            of range take the first or the last, NaN stays NaN.
+        codes: indices into the levels, in any integer or float dtype; indices out of range get the
+            first or the last level, and NaN stays NaN.
         levels: any numbers.
 
     Returns:
@@ -102,7 +103,7 @@ def level_values(codes: ArrayLike, levels: Sequence[float]) -> Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _level_values(codes: Array, levels: Sequence[float]) -> Array:
-    if len(levels) <= 4:  # choosing is faster than looking up
+    if len(levels) <= 4:  # for few levels, selecting is faster than a lookup
         values = jnp.full(codes.shape, levels[0], jnp.float32)
         for k, level in enumerate(levels[1:], 1):
             values = jnp.where(codes >= k, jnp.float32(level), values)
@@ -114,14 +115,14 @@ def _level_values(codes: Array, levels: Sequence[float]) -> Array:
 
 
 def lookup(table: Array, indices: Array) -> Array:
-    """Return `table[indices]`; on meshes with Explicit axes, sharded as the indices are.
+    """Return `table[indices]`, sharded like the indices on meshes with Explicit axes.
 
     Args:
-        table: `(entries,)`, on all devices whole.
-        indices: integers of any shape; those out of range take the first or the last entry.
+        table: `(entries,)`, replicated on all devices.
+        indices: integers of any shape; indices out of range get the first or the last entry.
 
     Returns:
-        Of the shape of the indices and the dtype of the table.
+        An array of the shape of the indices and the dtype of the table.
 
     Example:
         >>> import jax.numpy as jnp
@@ -135,15 +136,15 @@ def lookup(table: Array, indices: Array) -> Array:
     return table.at[jnp.maximum(indices, 0)].get(mode="clip", out_sharding=sharding)
 
 
-_COMPARED = 32  # up to here, comparing with every midpoint is fastest
+_COMPARED = 32  # up to this number of entries, comparing with every midpoint is fastest
 _CELLS = 1 << 16
 
 
 def assign(values: ArrayLike, table: ArrayLike) -> Array:
-    """Find the nearest entry of a table for each value.
+    """Return the index of the nearest entry of a table for each value.
 
-    `argmin_c |values - table[c]|`, decided in float32 at the midpoints of neighbors; ties go to the
-    lower index. Exact for any table.
+    The index is `argmin_c |values - table[c]|`, decided in float32 at the midpoints of neighbors;
+    ties go to the lower index. The result is exact for any table.
 
     Args:
         values: float array, any shape.
@@ -165,7 +166,7 @@ def assign(values: ArrayLike, table: ArrayLike) -> Array:
 @jax.jit
 def _assign(v: Array, t: Array) -> Array:
     dtype = jnp.uint8 if t.size <= 256 else jnp.uint16
-    middles = t[:-1] / 2 + t[1:] / 2  # halved first: sums may overflow
+    middles = t[:-1] / 2 + t[1:] / 2  # halve first, because sums may overflow
     if t.size > _COMPARED:
         return _looked_up(v, middles, dtype)
     index = jnp.zeros(v.shape, dtype)
@@ -175,12 +176,12 @@ def _assign(v: Array, t: Array) -> Array:
 
 
 def _looked_up(v: Array, middles: Array, dtype: DTypeLike) -> Array:
-    """Count the midpoints below each value: by a grid, and one comparison.
+    """Count the midpoints below each value, by a lookup in a grid and one comparison.
 
-    The neighbors of a cell count with it, so that rounding does not matter. If a cell then has more
-    than one midpoint, which an outlier in the table can cause, binary search is used.
+    The neighbors of a cell are searched with it, so that rounding does not matter. If a cell then
+    has more than one midpoint, which an outlier in the table can cause, binary search is used.
     """
-    # Halves, for differences of the largest floats overflow.
+    # Halve first, because differences of the largest floats overflow.
     start, stop = middles[0] / 2, middles[-1] / 2
     scale = jnp.where(stop > start, (_CELLS - 4) / (stop - start), 1.0)
 
@@ -191,7 +192,7 @@ def _looked_up(v: Array, middles: Array, dtype: DTypeLike) -> Array:
     below = jnp.searchsorted(cells, numbers - 1)
     most = jnp.max(jnp.searchsorted(cells, numbers + 1, side="right") - below)
     following = jnp.append(middles, jnp.inf)[below]
-    v = jnp.where(jnp.isnan(v), -jnp.inf, v)  # a NaN would lie in an arbitrary cell
+    v = jnp.where(jnp.isnan(v), -jnp.inf, v)  # the cell of a NaN is arbitrary
 
     def grid() -> Array:
         at = cell(v)

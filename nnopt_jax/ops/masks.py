@@ -1,4 +1,4 @@
-"""Masks: n of every m entries, ranks of kept entries, and how many a fraction keeps."""
+"""Masks: N:M patterns, ranks of kept entries, and the number of kept entries."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def split_groups(x: jax.Array, m: int) -> jax.Array:
 
 
 def join_groups(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Undo `split_groups`.
+    """Invert `split_groups`.
 
     Args:
-        groups: what it returned.
-        shape: that of the array it was given.
+        groups: the result of `split_groups`.
+        shape: the shape of the original array.
 
     Returns:
         The array.
@@ -67,7 +67,7 @@ def join_groups(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def keep_n_of_m(scores: jax.Array, n: int, m: int) -> jax.Array:
-    """Mark the `n` greatest scores of each group; of equal ones the earlier.
+    """Mark the `n` greatest scores of each group; among equal ones, the earlier.
 
     Args:
         scores: `(..., a, b)` or `(a,)`, float of either sign, `a` a multiple of `m`; NaN counts
@@ -82,7 +82,7 @@ def keep_n_of_m(scores: jax.Array, n: int, m: int) -> jax.Array:
         >>> keep_n_of_m(jnp.array([1.0, 3.0, 2.0, 0.0]), 2, 4)
         Array([False,  True,  True, False], dtype=bool)
     """
-    # NaN compares as less than nothing, and more than `n` would stay.
+    # NaN compares as false, so that more than `n` entries would stay.
     scores = jnp.where(jnp.isnan(scores), jnp.asarray(jnp.inf, scores.dtype), scores)
     group = split_groups(scores, m)
     mine, other = group[..., :, None], group[..., None, :]
@@ -93,7 +93,7 @@ def keep_n_of_m(scores: jax.Array, n: int, m: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def subset_rank(kept: jax.Array, n: int) -> jax.Array:
-    r"""Number the ways to keep `n` of `m`, without gaps.
+    r"""Return the rank of a choice of `n` of `m` among all such choices.
 
     $$ \sum_{i=1}^{n} \binom{p_i}{i}, \qquad p_1 < \dots < p_n \text{ the places kept} $$
 
@@ -120,10 +120,10 @@ def subset_rank(kept: jax.Array, n: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def subset_of_rank(rank: jax.Array, n: int, m: int) -> jax.Array:
-    """Undo `subset_rank`.
+    """Invert `subset_rank`.
 
     Args:
-        rank: unsigned or positive integers, any shape.
+        rank: non-negative integers of any shape.
         n: how many are kept.
         m: of how many.
 
@@ -141,37 +141,37 @@ def subset_of_rank(rank: jax.Array, n: int, m: int) -> jax.Array:
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         rest, left = state
         term = lookup(choices, left)
-        # Where nothing is left to place, the term is 1 and no rank reaches it.
+        # If no entry is left to place, the term is 1, which no remaining rank reaches.
         here = (left > 0) & (rest >= term)
         return (jnp.where(here, rest - term, rest), left - here.astype(jnp.int32)), here
 
     rest = rank.astype(jnp.uint32)
-    left = (rest & 0).astype(jnp.int32) + n  # sharded as the ranks are
-    # As one loop: written out, large groups take the compiler minutes.
+    left = (rest & 0).astype(jnp.int32) + n  # sharded like the ranks
+    # A loop rather than unrolled steps, which take minutes to compile for large groups.
     _, kept = lax.scan(place, (rest, left), jnp.asarray(_choices(m, n)), reverse=True)
     return jnp.moveaxis(kept, 0, -1)
 
 
 def _choices(m: int, n: int) -> np.ndarray:
-    """Return `comb(place, count)`, `(m, n + 1)`, clipped to 32 bits, which no sum exceeds."""
+    """Return `comb(place, count)`, `(m, n + 1)`, clipped to 32 bits, which no rank exceeds."""
     top = 2**32 - 1
     rows = [[min(math.comb(place, count), top) for count in range(n + 1)] for place in range(m)]
     return np.asarray(rows, np.uint32)
 
 
-_BITS, _WORDS = 32, 128  # bits of a word; words of a block, counted by themselves
+_BITS, _WORDS = 32, 128  # bits of a word, and words of a block
 
 
 def mask_rank(mask: jax.Array) -> jax.Array:
-    r"""Count the elements that are kept before each element, in flat order.
+    r"""Return the number of kept elements before each element, in flat order.
 
     $$ r_i = \sum_{j < i} m_j $$
 
-    One cumulative sum over all elements is slow on processors. Here sums run over blocks of 4,096
-    elements and the words of a block; inside a word of 32 the bits below one's own are counted.
+    A single cumulative sum over all elements is slow on CPUs. Sums therefore run over blocks of
+    4,096 elements and over the 32-bit words of a block; within a word, lower bits are counted.
 
     Args:
-        mask: bool, any shape, at most `2**31 - 1` elements.
+        mask: bool of any shape, with at most `2**31 - 1` elements.
 
     Returns:
         int32, `(mask.size,)`.
@@ -202,7 +202,7 @@ def _before(counts: jax.Array) -> jax.Array:
     return jnp.cumsum(counts, axis=-1) - counts
 
 
-_ONE = 1 << 30  # fractions are rounded to multiples of its inverse, which float32 holds exactly
+_ONE = 1 << 30  # fractions are rounded to multiples of its inverse, exact in float32
 _HALF, _LIMB = _ONE >> 1, 15
 
 
@@ -211,9 +211,9 @@ def kept(size: int, share: Any) -> Any:
 
     $$ n - \mathrm{round}(n\, s) $$
 
-    In whole numbers, so that eager and compiled code, which round floats differently, agree: what
-    storage has room for is what a mask keeps. The fraction counts as float32; of two counts equally
-    near, the even one.
+    The computation uses integers, because eager and compiled code round floats differently, and the
+    capacity of storage must equal the number that a mask keeps. The fraction is read as float32;
+    ties go to the even count.
 
     Args:
         size: `n`, less than `2**31`.
@@ -221,7 +221,7 @@ def kept(size: int, share: Any) -> Any:
             as 0.
 
     Returns:
-        A Python int where the fraction is a Python number, else int32.
+        A Python int if the fraction is a Python number, else int32.
 
     Example:
         >>> import jax.numpy as jnp
@@ -242,11 +242,11 @@ def kept(size: int, share: Any) -> Any:
 
 
 def _divided(size: int, parts: Any) -> tuple[Any, Any]:
-    """Divide `size * parts`, which has 61 bits, by `2**30` in words of 32; return the rest, too."""
+    """Divide `size * parts`, of 61 bits, by `2**30` in 32-bit words, with the remainder."""
     low, high = jnp.uint32(size & 0xFFFF), jnp.uint32(size >> 16)
     below, above = parts & ((1 << _LIMB) - 1), parts >> _LIMB
     least = low * below
-    # In units of 2**15; the sum stays below 2**32, as sizes are below 2**31.
+    # In units of 2**15; the sum stays below 2**32, because sizes are below 2**31.
     middle = 2 * (high * below) + low * above + (least >> _LIMB)
     rest = ((middle & ((1 << _LIMB) - 1)) << _LIMB) + (least & ((1 << _LIMB) - 1))
     return 2 * (high * above) + (middle >> _LIMB), rest

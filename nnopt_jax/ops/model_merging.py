@@ -13,8 +13,9 @@ from nnopt_jax.typing import Array, ArrayLike
 
 Elect = Literal["weighted", "unweighted"]
 
-# Beyond these cosines the arc is a line: the same direction to the precision of float32; opposite
-# ones lie on many arcs, and near them rounding would choose.
+# Beyond these cosines, interpolation is linear. Directions above the first are equal to the
+# precision of float32. Opposite directions are connected by many arcs, and near them rounding would
+# choose one.
 _SAME, _OPPOSITE = 1 - 5e-7, -0.9995
 
 
@@ -24,11 +25,11 @@ def slerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
     $$ \frac{\sin((1 - t)\,\theta)}{\sin\theta}\, a + \frac{\sin(t\,\theta)}{\sin\theta}\, b,
        \qquad \cos\theta = \frac{\langle a, b \rangle}{\lVert a \rVert \lVert b \rVert} $$
 
-    Where the directions are nearly the same or opposite, along the line between the arrays.
+    If the directions are nearly equal or opposite, the interpolation is linear.
 
     Args:
-        a: float array of any shape, taken as one vector.
-        b: of the same shape.
+        a: float array of any shape, read as one vector.
+        b: float array of the same shape.
         t: 0 for `a`, 1 for `b`.
 
     Returns:
@@ -48,15 +49,15 @@ def slerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
 
 
 def arc(a: Sequence[Array], b: Sequence[Array], t: ArrayLike) -> tuple[Array, Array]:
-    """Return the two factors of `slerp` for lists of arrays, each taken as one vector.
+    """Return the two factors of `slerp` for lists of arrays, each list read as one vector.
 
     Args:
         a: float32 arrays.
-        b: float32 arrays of their shapes.
+        b: float32 arrays of the same shapes.
         t: 0 for `a`, 1 for `b`.
 
     Returns:
-        What `a` and `b` are multiplied with.
+        The factors of `a` and of `b`.
 
     Example:
         >>> x, y = jnp.array([1e30, 0.0]), jnp.array([0.0, 1e-30])
@@ -65,7 +66,7 @@ def arc(a: Sequence[Array], b: Sequence[Array], t: ArrayLike) -> tuple[Array, Ar
     """
     a, b, t = _near_one(a), _near_one(b), jnp.asarray(t, jnp.float32)
     aa, bb, ab = _product(a, a), _product(b, b), _product(a, b)
-    some = (aa > 0) & (bb > 0)  # guarded inside the root, whose slope at zero is infinite
+    some = (aa > 0) & (bb > 0)  # guarded inside the root, whose derivative at zero is infinite
     size = jnp.sqrt(jnp.where(some, aa, 1.0)) * jnp.sqrt(jnp.where(some, bb, 1.0))
     cosine = ab / size
     line = ~some | (cosine > _SAME) | (cosine < _OPPOSITE)
@@ -85,12 +86,12 @@ def _product(a: Sequence[Array], b: Sequence[Array]) -> Array:
 
 
 def trim(delta: ArrayLike, density: float) -> Array:
-    r"""Keep the greatest entries of a difference, and set the rest to zero.
+    r"""Keep the greatest entries of a difference, and set the others to zero.
 
     Args:
         delta: float array.
-        density: the fraction that is kept, from 0 to 1: `floor(density * n)` values of greatest
-            magnitude; of equal ones, those that come first.
+        density: the fraction to keep, from 0 to 1: `floor(density * n)` values of greatest
+            magnitude, and among equal ones the first.
 
     Returns:
         An array of the same shape and dtype.
@@ -114,18 +115,17 @@ def elect(deltas: ArrayLike, weights: ArrayLike, vote: Elect = "weighted") -> Ar
        \tau = \frac{\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} w_k\, \delta_k}
        {\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} n_k} $$
 
-    The two readings that are in use differ where weights do: `"weighted"` (mergekit) elects among
-    $w_k \delta_k$ and divides by the sum of weights, $n_k = w_k$; `"unweighted"` (PEFT)
-    elects among $\delta_k$ and divides by their number, $n_k = 1$. Where the sum is
-    zero, the sign is positive.
+    Two variants exist, which differ for unequal weights: `"weighted"` (mergekit) elects among $w_k
+    \delta_k$ and divides by the sum of weights, $n_k = w_k$; `"unweighted"` (PEFT) elects among
+    $\delta_k$ and divides by their number, $n_k = 1$. If the sum is zero, the sign is positive.
 
     Args:
         deltas: (models, ...) float.
         weights: (models,).
-        vote: which reading.
+        vote: the variant.
 
     Returns:
-        A float32 array of the shape of one difference; 0 where nothing was elected.
+        A float32 array of the shape of one difference; 0 where no difference has the elected sign.
 
     Example:
         >>> import numpy as np

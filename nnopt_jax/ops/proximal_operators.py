@@ -1,4 +1,4 @@
-"""Proximal steps of the penalties that make weights sparse."""
+"""Proximal operators of sparsity penalties."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from nnopt_jax.ops.grid import expand
 
 
 def soft_threshold(x: ArrayLike, threshold: ArrayLike) -> Array:
-    r"""Move every entry towards zero by a threshold, and those within it to zero.
+    r"""Move every entry towards zero by a threshold; smaller entries become zero.
 
     $$ \operatorname{sign}(x) \max(|x| - t, 0)
        = \arg\min_y \tfrac12 (y - x)^2 + t \, |y| $$
 
     Args:
         x: float array.
-        threshold: scalar `t >= 0`.
+        threshold: `t`, a non-negative scalar.
 
     Returns:
-        Of the shape and dtype of `x`, computed in float32; no -0; NaN where `x` is NaN. The
-        gradient is that of the formula: 1 for `x` and `-sign(x)` for `t` beyond the threshold,
-        0 within.
+        An array of the shape and dtype of `x`, computed in float32, without -0; NaN where `x` is
+        NaN. The gradient is that of the formula: beyond the threshold 1 for `x` and `-sign(x)` for
+        `t`, and 0 below it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,17 +45,17 @@ def soft_threshold(x: ArrayLike, threshold: ArrayLike) -> Array:
 
 
 def shrink(x: ArrayLike, threshold: ArrayLike) -> Array:
-    r"""Return the soft threshold of `x`; the gradient passes straight through to `x`.
+    r"""Return the soft threshold of `x`, with a straight-through gradient for `x`.
 
-    Value `soft_threshold(x, t)`; tangent `dx - sign(x) dt`, within the threshold as well, so that
-    a value that became zero may grow again.
+    The value is `soft_threshold(x, t)`. The tangent is `dx - sign(x) dt`, also below the threshold,
+    so that a value that became zero may grow again.
 
     Args:
         x: float array.
-        threshold: scalar `t >= 0`.
+        threshold: `t`, a non-negative scalar.
 
     Returns:
-        Of the shape and dtype of `x`.
+        An array of the shape and dtype of `x`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -88,7 +88,8 @@ def block_rms(x: ArrayLike, block: Sequence[int]) -> Array:
     """
     wide = jnp.asarray(x).astype(jnp.float32)
     top = jnp.max(jnp.abs(wide), initial=0)
-    # Powers of two, whose products are exact; a quotient by the top itself may be flushed to zero.
+    # Scale by powers of two, which is exact; a quotient by the greatest entry may be flushed to
+    # zero.
     shift = jnp.where(top > 2.0**50, -80, jnp.where(top < 2.0**-50, 80, 0))
     mean = reduce_blocks("block_rms", _mean_square, jnp.ldexp(wide, shift), block)
     return jnp.ldexp(jnp.sqrt(mean), -shift)
@@ -102,7 +103,7 @@ def _mean_square(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def block_soft_threshold(x: ArrayLike, threshold: ArrayLike, block: Sequence[int]) -> Array:
-    r"""Shrink whole blocks; those of small norm become zero.
+    r"""Shrink blocks by their norm; blocks of small norm become zero.
 
     $$ x_g \max\Bigl(1 - \frac{t \sqrt{n_g}}{\lVert x_g \rVert_2}, 0\Bigr)
        = \arg\min_y \tfrac12 \lVert y - x \rVert_2^2
@@ -110,11 +111,12 @@ def block_soft_threshold(x: ArrayLike, threshold: ArrayLike, block: Sequence[int
 
     Args:
         x: float array.
-        threshold: scalar `t >= 0`: a block goes where its root mean square is at most that.
+        threshold: `t`, a non-negative scalar; blocks whose root mean square is at most `t` become
+            zero.
         block: size of a block along each axis, which it divides.
 
     Returns:
-        Of the shape and dtype of `x`, computed in float32.
+        An array of the shape and dtype of `x`, computed in float32.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,22 +141,21 @@ def hoyer_scale(x: ArrayLike, threshold: ArrayLike) -> Array:
     r"""Return the factor that restores the norm of a soft-thresholded array.
 
     Soft threshold and rescaling together are the proximal step of Hoyer's square measure, which
-    does not depend on scale, among arrays of one norm:
+    does not depend on scale, among arrays of equal norm:
 
     $$ \frac{\lVert x \rVert_2}{\lVert S_t(x) \rVert_2} S_t(x)
        = \arg\min_{\lVert y \rVert_2 = \lVert x \rVert_2} \tfrac12 \lVert y - x \rVert_2^2
        + \lambda \frac{\lVert y \rVert_1^2}{\lVert y \rVert_2^2},
        \qquad t = 2 \lambda \frac{\lVert y \rVert_1}{\lVert x \rVert_2^2} $$
 
-    (On the sphere, `y` is stationary where `|x| - t` is a multiple of `|y|`, for those `y` that are
-    not zero.)
+    (On the sphere, `y` is stationary where `|x| - t` is a multiple of `|y|` for all nonzero `y`.)
 
     Args:
         x: float array.
-        threshold: scalar `t >= 0`.
+        threshold: `t`, a non-negative scalar.
 
     Returns:
-        A float32 scalar; 1 where nothing is left.
+        A float32 scalar; 1 if all entries become zero.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Ranges of blocks that leave outliers out: by percentile, or by least squared error."""
+"""Search for block ranges that exclude outliers: by percentile, or by least squared error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from nnopt_jax.ops.blockwise import fill_up, reduce_blocks, repeat_uneven
 from nnopt_jax.ops.grid import dequantize, grid_of_range, integer_range, quantize
 
-_FACTORS = 80  # of the range that is searched: 1, 79/80, ..., 1/80
+_FACTORS = 80  # the number of fractions that are tried: 1, 79/80, ..., 1/80
 
 
 @functools.partial(jax.jit, static_argnames=("block", "percent", "symmetric"))
@@ -25,21 +25,21 @@ def percentile_range(
     symmetric: bool = True,
     mask: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
-    """Find ranges that leave out a fraction of each block, by counting, not sorting.
+    """Return ranges that exclude a fraction of each block, by counting instead of sorting.
 
-    Of `n` entries, `round(n * (1 - percent / 100))` may lie beyond an end: those of greatest
-    magnitude where symmetric, else as many of the greatest and of the least.
+    Of `n` entries, `round(n * (1 - percent / 100))` may lie outside: those of greatest magnitude if
+    symmetric, else this number at each end.
 
     Args:
         x: float array; NaN ranks above infinity.
         block: size of a block along each axis, the last one may be shorter; a tuple.
-        percent: 50 to 100; 100 gives the extreme values.
-        symmetric: whether the range mirrors at zero.
+        percent: 50 to 100; 100 for the extreme values.
+        symmetric: whether the range is symmetric about zero.
         mask: bool of the shape of `x`, False for entries to ignore.
 
     Returns:
-        `(bottom, top)`, float32 of shape `ceil(x.shape[i] / block[i])`, for `grid_of_range`; 0
-        where a block has no entry. No gradient flows through them.
+        `(bottom, top)`, float32 of shape `ceil(x.shape[i] / block[i])`, for `grid_of_range`; 0 for
+        blocks without entries. No gradient flows through them.
 
     Raises:
         ShapeError: if a block is larger than its axis.
@@ -62,7 +62,7 @@ def percentile_range(
     rank = jnp.minimum(beyond + 1, count)
 
     def at_rank(v: Array) -> Array:
-        # Zero is the least key and never found: there are at least `rank` others.
+        # Zero, the least key, is never found, because at least `rank` other keys exist.
         keys = fill_up(jnp.where(kept, _keys(v), jnp.uint32(0)), block)
         found = reduce_blocks(
             "percentile_range", lambda keys, axes: _kth_largest(keys, rank, axes), keys, block
@@ -85,22 +85,23 @@ def mse_range(
     mask: ArrayLike | None = None,
     scale_dtype: DTypeLike = jnp.float32,
 ) -> tuple[Array, Array]:
-    """Find ranges whose grids have the least squared error, among 80 fractions of the extremes.
+    """Return ranges of least squared error, among 80 fractions of the extreme values.
 
-    `argmin_f sum (x - grid_f(x))**2`, where `grid_f` spans `f * min(x, 0)` to `f * max(x, 0)` and
-    `f` is one of 1, 79/80, ..., 1/80; of equal errors the widest range.
+    The fraction is `argmin_f sum (x - grid_f(x))**2`, where `grid_f` spans `f * min(x, 0)` to `f *
+    max(x, 0)` and `f` is one of 1, 79/80, ..., 1/80; ties go to the widest range.
 
     Args:
         x: float array.
         bits: 2 to 16.
         block: size of a block along each axis, the last one may be shorter; a tuple.
-        symmetric: whether the grid mirrors at zero.
+        symmetric: whether the grid is symmetric about zero.
         mask: bool of the shape of `x`, False for entries to ignore.
-        scale_dtype: dtype in which scales are kept, and therefore tried.
+        scale_dtype: dtype in which scales are stored, and with which ranges are tried.
 
     Returns:
         `(bottom, top)`, float32 of shape `ceil(x.shape[i] / block[i])`, for `grid_of_range`; the
-        extremes where an entry is NaN or infinite, or errors overflow. No gradient flows through.
+        extreme values if an entry is NaN or infinite, or if errors overflow. No gradient flows
+        through them.
 
     Raises:
         ShapeError: if a block is larger than its axis.
@@ -142,16 +143,16 @@ def mse_range(
 def least_squares_factor(
     x: Array, block: Sequence[int], blocks: tuple[int, ...], rounded: Callable[[Array], Array]
 ) -> Array:
-    """Return, of 80 factors for each block, the one whose rounding has the least squared error.
+    """Return for each block the one of 80 factors whose rounding has the least squared error.
 
     Args:
         x: float32 array.
         block: size of a block along each axis, the last one may be shorter.
-        blocks: how many blocks there are along each axis.
-        rounded: `factor -> x`, rounded with ranges that are scaled by it.
+        blocks: the number of blocks along each axis.
+        rounded: a function `factor -> x` that rounds with ranges scaled by the factor.
 
     Returns:
-        float32 of shape `blocks`, one of 1, 79/80, ..., 1/80; of equal errors the greatest.
+        float32 of shape `blocks`, one of 1, 79/80, ..., 1/80; ties go to the greatest.
 
     Example:
         >>> import jax.numpy as jnp
@@ -176,12 +177,12 @@ def _total(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _kth_largest(keys: Array, rank: Array, axes: tuple[int, ...]) -> Array:
-    """Find the key of a rank in each block, two bits at a time from the highest."""
+    """Return the key of a rank in each block, found two bits at a time from the highest."""
 
     def narrow(i: Array, low: Array) -> Array:
         shift = jnp.uint32(30) - 2 * i.astype(jnp.uint32)
         cuts = [low | (jnp.uint32(digit) << shift) for digit in (1, 2, 3)]
-        # One reduction of three sums is one loop over the array; see `threshold`.
+        # One reduction of three sums compiles to one loop over the array; see `threshold`.
         flags = tuple((keys >= jnp.expand_dims(cut, axes)).astype(jnp.int32) for cut in cuts)
         counts = lax.reduce(flags, (jnp.int32(0),) * 3, _add, axes)
         for cut, count in zip(cuts, counts, strict=True):
@@ -196,12 +197,12 @@ def _add(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
 
 
 def _keys(x: Array) -> Array:
-    """Map floats to integers of the same order, every NaN above infinity."""
+    """Map floats to integers in the same order, with every NaN above infinity."""
     bits = lax.bitcast_convert_type(jnp.where(jnp.isnan(x), jnp.nan, x), jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _floats(keys: Array) -> Array:
-    """Undo `_keys`."""
+    """Invert `_keys`."""
     bits = jnp.where(keys >> 31 == 1, keys ^ jnp.uint32(1 << 31), ~keys)
     return lax.bitcast_convert_type(bits, jnp.float32)

@@ -15,11 +15,11 @@ Sampling = Literal["align_corners", "half_pixel"]
 
 
 def corner(x: ArrayLike, like: ArrayLike) -> Array:
-    """Copy an array into the leading corner of another, cutting axes that are longer.
+    """Copy an array into the leading corner of another array, and drop what does not fit.
 
     Args:
         x: any array.
-        like: of as many axes; where `x` does not reach, its values stay.
+        like: array of the same rank, whose values remain outside of the corner.
 
     Returns:
         An array of the shape and dtype of `like`.
@@ -41,17 +41,17 @@ def corner(x: ArrayLike, like: ArrayLike) -> Array:
 
 
 def resize_rows(x: ArrayLike, rows: int) -> Array:
-    """Cut rows, or add rows that are the mean of all: an embedding for another vocabulary.
+    """Drop rows, or add rows equal to the mean of all: an embedding for another vocabulary.
 
     Args:
-        x: `(n, ...)`, `n` of 1 or more.
-        rows: how many are wanted.
+        x: `(n, ...)`, with at least one row.
+        rows: the new number of rows.
 
     Returns:
-        `(rows, ...)`; the first `min(n, rows)` are as they were.
+        `(rows, ...)`, of which the first `min(n, rows)` are unchanged.
 
     Raises:
-        ShapeError: there is no row to begin with.
+        ShapeError: `x` has no rows.
 
     Example:
         >>> import numpy as np
@@ -70,23 +70,23 @@ def resize_rows(x: ArrayLike, rows: int) -> Array:
 
 
 def resize_grid(x: ArrayLike, places: int, sampling: Sampling, extra: int | None = None) -> Array:
-    r"""Interpolate a square grid of position embeddings, bilinearly.
+    r"""Interpolate a square grid of position embeddings bilinearly.
 
     $$ x_i = i\,\frac{n - 1}{m - 1} \text{ (align corners)}, \qquad
        x_i = \big(i + \tfrac12\big)\frac{n}{m} - \tfrac12 \text{ (half pixel)} $$
 
     Args:
-        x: `(..., e + n n, channels)`: tokens that have no place, then the grid row by row.
-        places: `e + m m`, how many rows are wanted.
-        sampling: where the new places lie; `"align_corners"` is SciPy's `zoom`, `"half_pixel"` that
-            of most image libraries, values beyond the edge being those of the edge.
-        extra: `e`; default: 0 or 1, whichever makes squares of both.
+        x: `(..., e + n n, channels)`: extra tokens without a position, then the grid row by row.
+        places: `e + m m`, the new number of rows.
+        sampling: the positions of new grid points: `"align_corners"` as in SciPy's `zoom`;
+            `"half_pixel"` as in most image libraries, with edge values repeated beyond the edge.
+        extra: `e`; by default 0 or 1, whichever makes both numbers square.
 
     Returns:
         `(..., places, channels)`.
 
     Raises:
-        ShapeError: there are no squares.
+        ShapeError: the numbers of grid points are not square.
 
     Example:
         >>> import numpy as np
@@ -125,7 +125,7 @@ def _is_square(count: int) -> bool:
 
 
 def _bilinear(n: int, m: int, sampling: Sampling) -> Array:
-    """Return the interpolation weights `(m, n)` of each new place over the old ones."""
+    """Return the weights `(m, n)` of each new grid point over the old ones."""
     at = jnp.arange(m, dtype=jnp.float32)
     if sampling == "align_corners":
         at = at * ((n - 1) / max(m - 1, 1))

@@ -1,4 +1,4 @@
-"""Histograms of observed activations that grow: extreme values, and counts that stay exact."""
+"""Histograms of observed activations, which grow with exact counts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _LEAST = -100  # exponent of the narrowest histogram
 
 
 class Range(NamedTuple):
-    """The observed range of an activation: a small pytree to carry through jit, scan and vmap.
+    """The observed range of an activation, a small pytree for use in jit, scan and vmap.
 
-    The histogram spans `-2**exponent` to `2**exponent`. Where values lie beyond, it doubles: pairs
-    of bins become one, so that no count ever moves to a bin that does not hold it.
+    The histogram spans `-2**exponent` to `2**exponent`. For values outside, it doubles by merging
+    pairs of bins, so that a count never moves to a bin that does not contain its value.
 
     Args:
         counts: float32 `(bins,)`, from the least values to the greatest.
-        exponent: int32.
-        low: float32, the least value seen; infinity before the first.
-        high: float32, the greatest; minus infinity before the first.
-        ignored: float32, how many were NaN or infinite, which nothing else here knows of.
+        exponent: int32, the exponent of the span.
+        low: float32, the least observed value; infinity before the first.
+        high: float32, the greatest observed value; minus infinity before the first.
+        ignored: float32, the number of NaN and infinite values, which are not counted elsewhere.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,13 +45,13 @@ class Range(NamedTuple):
 
     @classmethod
     def start(cls, bins: int = 4096) -> Range:
-        """Return the range of no values.
+        """Return the range before the first value.
 
         Args:
             bins: a power of two from 256 to 65,536.
 
         Raises:
-            ValueRangeError: `bins` is none.
+            ValueRangeError: `bins` is not such a number.
         """
         settings = Settings("quantization.Range")
         settings.integer("bins", bins, 256, 65536)
@@ -72,7 +72,7 @@ class Range(NamedTuple):
         return _power_of_two(self.exponent + 1 - (self.counts.size.bit_length() - 1))
 
     def ends(self) -> tuple[Array, Array]:
-        """Return the least and the greatest value, 0 before the first."""
+        """Return the least and the greatest value; 0 before the first."""
         some = self.low <= self.high
         return jnp.where(some, self.low, 0.0), jnp.where(some, self.high, 0.0)
 
@@ -81,11 +81,11 @@ def add_values(state: Range, x: Array) -> Range:
     """Add values to an observed range.
 
     Args:
-        state: what was seen before.
-        x: float32 array of any shape; NaN and infinities are only counted. No gradient.
+        state: the range so far.
+        x: float32 array of any shape; NaN and infinities are only counted. It gets no gradient.
 
     Returns:
-        The new state, of the same shapes and dtypes.
+        The new range, with the same shapes and dtypes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,7 +94,7 @@ def add_values(state: Range, x: Array) -> Range:
         1.0 5.0 2.0
     """
     v = lax.stop_gradient(x).astype(jnp.float32)
-    v = jnp.where(jnp.abs(v) < jnp.finfo(jnp.float32).tiny, 0.0, v)  # as most devices have it
+    v = jnp.where(jnp.abs(v) < jnp.finfo(jnp.float32).tiny, 0.0, v)  # most devices flush subnormals
     finite = jnp.isfinite(v)
     low = jnp.min(v, initial=jnp.inf, where=finite)
     high = jnp.max(v, initial=-jnp.inf, where=finite)
@@ -103,7 +103,7 @@ def add_values(state: Range, x: Array) -> Range:
     exponent = jnp.maximum(state.exponent, _exponent(top))
     per_width = _power_of_two(bins.bit_length() - 2 - exponent)
     index = jnp.floor(jnp.where(finite, v, 0.0) * per_width).astype(jnp.int32)
-    # A product too small for a float is 0: the sign must not be lost with it.
+    # A product that is too small becomes 0, which must not lose the sign.
     index = jnp.where(v < 0, jnp.minimum(index, -1), index) + bins // 2
     batch = jnp.zeros(bins, jnp.int32).at[index].add(finite.astype(jnp.int32))
     bad = jnp.sum(~finite, dtype=jnp.int32).astype(jnp.float32)
@@ -112,11 +112,11 @@ def add_values(state: Range, x: Array) -> Range:
 
 
 def joined(a: Range, b: Range) -> Range:
-    """Combine the ranges of two sets of values, as if observed together.
+    """Merge two ranges, as if their values had been observed together.
 
     Args:
-        a: one state, or a stack of them: all arrays with the same leading axes.
-        b: another, of the same shapes.
+        a: a range, or a stack of ranges with the same leading axes on all arrays.
+        b: another range of the same shapes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,13 +139,13 @@ def joined(a: Range, b: Range) -> Range:
 def _doubled(counts: Array, times: Array) -> Array:
     """Merge pairs of bins outwards from the middle, the given number of times."""
     half = counts.size // 2
-    # The shift rounds down, below zero as above: bins of either side stay on it.
+    # The shift rounds down for either sign, so that bins stay on their side of zero.
     index = half + ((jnp.arange(counts.size) - half) >> jnp.minimum(times, 31))
     return jnp.zeros_like(counts).at[index].add(counts)
 
 
 def _exponent(top: Array) -> Array:
-    """Return the least `e` with `top < 2**e`, but not below the narrowest."""
+    """Return the least `e` with `top < 2**e`, but not below that of the narrowest histogram."""
     bits = lax.bitcast_convert_type(top, jnp.int32)
     return jnp.maximum((bits >> 23) - 126, _LEAST)
 

@@ -1,4 +1,4 @@
-"""Differentiable k-means: each value belongs to all clusters, to nearer ones more."""
+"""Differentiable k-means, in which each value belongs to all clusters by degrees."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _CHUNK = 1 << 20
 
 
 def soft_assign(values: ArrayLike, table: ArrayLike, width: ArrayLike) -> Array:
-    r"""Replace each value by the mean of a table, weighted by how near its entries are.
+    r"""Replace each value by a mean of table entries, weighted by their closeness.
 
     $$ y_i = \sum_c a_{ic} t_c, \qquad
        a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{h^2}\right) $$
 
-    Takes memory for the values but never for all pairs of values and clusters, in the backward
-    pass as well: chunks are computed one after another, and computed anew for the gradient.
+    Memory is proportional to the values, not to all pairs of values and clusters, also in the
+    backward pass: chunks are computed one after another, and recomputed for the gradient.
 
     Args:
         values: float, any shape.
         table: `(clusters,)`, in any order.
-        width: `h`, positive scalar, the root of the temperature; toward 0 the result
-            is the nearest entry.
+        width: `h`, positive scalar, the root of the temperature; as it approaches 0, the result
+            approaches the nearest entry.
 
     Returns:
         float32 of the shape of `values`; differentiable in all arguments.
@@ -64,14 +64,14 @@ def soft_kmeans(
 
     Args:
         values: float, any shape; all finite.
-        table: `(clusters,)`: where to start.
+        table: `(clusters,)`, the initial table.
         width: positive scalar, the root of the temperature.
         mask: bool of the shape of `values`, False for entries to ignore.
-        iterations: how many times.
+        iterations: the number of repetitions.
 
     Returns:
-        float32 `(clusters,)`; differentiable in values, table and width. An entry that
-        nothing is near stays where it is.
+        float32 `(clusters,)`, differentiable in values, table and width. An entry without nearby
+        values is unchanged.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,7 +94,7 @@ def soft_kmeans(
 
         weight, moment = (x.sum(0) for x in lax.map(sums, chunks))
         full = weight > 1e-12
-        # Differences are summed, since sums of the largest values overflow.
+        # Differences are summed, because sums of the largest values overflow.
         return table + width * jnp.where(full, moment / jnp.where(full, weight, 1.0), 0)
 
     for step in range(iterations):
@@ -107,17 +107,17 @@ def _floats(*arrays: ArrayLike) -> tuple[Array, ...]:
 
 
 def _distances(chunk: Array, table: Array, width: Array) -> Array:
-    """Return the distances of values from clusters, in widths, `(values, clusters)`."""
+    """Return the distances between values and clusters in units of width, `(values, clusters)`."""
     return (chunk[:, None] - table[None, :]) / width
 
 
 def _attention(distance: Array) -> Array:
-    """Return how much each value belongs to each cluster."""
+    """Return the degree to which each value belongs to each cluster."""
     return jax.nn.softmax(-jnp.square(distance), axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _chunks(x: Array, clusters: int) -> Array:
-    """Cut values into equal runs, the last one padded with zeros."""
+    """Divide values into equal runs, the last one padded with zeros."""
     size = max(1, min(x.size, _CHUNK // clusters))
     return jnp.pad(x.ravel(), (0, -x.size % size)).reshape(-1, size)

@@ -1,4 +1,4 @@
-"""Exact top-k masks without sorting: a search over the bit patterns of floats that only counts."""
+"""Exact top-k masks without sorting: a search over float bit patterns that only counts."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ _Count = Callable[[list[Array]], list[Array]]
 
 
 def kth_largest(scores: ArrayLike, k: int | Array) -> Array:
-    """Find the k-th largest score, exactly.
+    """Return the exact k-th largest score.
 
-    The largest `t` with `sum(|scores| >= t) >= k`.
+    It is the largest `t` with `sum(|scores| >= t) >= k`.
 
     Args:
-        scores: float array of 32 bits or fewer, any shape, ranked by magnitude; +inf allowed, NaN
-            ranks above it.
-        k: 1 for the largest to `scores.size` for the least; static, or an int32 tracer (clipped).
+        scores: float array of 32 bits or fewer, of any shape, ranked by magnitude; infinities are
+            allowed, and NaN ranks above them.
+        k: from 1 for the largest to `scores.size` for the least, static or an int32 tracer
+            (clipped).
 
     Returns:
-        A scalar of the dtype of `scores`, not negative.
+        A non-negative scalar of the dtype of `scores`.
 
     Raises:
         ValueRangeError: if a static `k` is not one of 1 to `scores.size`.
@@ -48,20 +49,20 @@ def kth_largest(scores: ArrayLike, k: int | Array) -> Array:
 
 
 def top_k_mask(scores: ArrayLike, k: int | Array, *, signed: bool = False) -> Array:
-    """Mark exactly the k largest scores; of equal ones, those of lower flat index.
+    """Mark exactly the k largest scores; among equal ones, those of lower flat index.
 
-    `mask[i] = #{j : |s[j]| > |s[i]|} + #{j < i : |s[j]| == |s[i]|} < k`, without the bars where
+    `mask[i] = #{j : |s[j]| > |s[i]|} + #{j < i : |s[j]| == |s[i]|} < k`, without absolute values if
     `signed`.
 
     Args:
-        scores: float array of 32 bits or fewer, any shape, ranked by magnitude; infinities allowed,
-            NaN ranks above them (a broken weight is kept, where it can be seen).
-        k: how many to mark, 0 to `scores.size`; static, or an int32 tracer (clipped).
-        signed: whether scores are ranked by value, from -inf (the least) to +inf, -0 and 0 being
-            equal.
+        scores: float array of 32 bits or fewer, of any shape, ranked by magnitude; infinities are
+            allowed, and NaN ranks above them (so that a broken weight is kept and stays visible).
+        k: the number to mark, 0 to `scores.size`, static or an int32 tracer (clipped).
+        signed: whether scores are ranked by value, from -inf (the least) to +inf, with -0 equal to
+            0.
 
     Returns:
-        A bool array of the shape of `scores`, `k` of it True.
+        A bool array of the shape of `scores` with `k` entries True.
 
     Raises:
         ValueRangeError: if a static `k` is not one of 0 to `scores.size`.
@@ -81,17 +82,18 @@ def top_k_masks(
 ) -> list[Array]:
     """Mark exactly the k largest scores of several arrays together.
 
-    As `top_k_mask` of the arrays laid end to end, which are never laid so: their counts are summed.
-    Hence each may be sharded in its own way, and a step of the search exchanges one number.
+    The result is that of `top_k_mask` on the concatenated arrays, but they are never concatenated:
+    only their counts are summed. Each array may therefore have its own sharding, and a step of the
+    search exchanges one number.
 
     Args:
-        scores: float arrays as for `top_k_mask`, with fewer than 2**31 entries in all.
-        k: how many to mark in all; static, or an int32 tracer (clipped).
-        signed: as for `top_k_mask`.
+        scores: float arrays as in `top_k_mask`, with fewer than 2**31 entries in total.
+        k: the total number to mark, static or an int32 tracer (clipped).
+        signed: see `top_k_mask`.
 
     Returns:
-        One bool array for each array of scores, `k` of all entries True. Ties go to the earlier
-        array, then to the lower flat index.
+        One bool array for each array of scores, with `k` entries True in total. Ties go to the
+        earlier array, then to the lower flat index.
 
     Raises:
         ValueRangeError: if a static `k` is not one of 0 to the number of scores.
@@ -132,7 +134,7 @@ def _break_ties(
     before = list(itertools.accumulate((array.size for array in arrays), initial=0))
 
     def order(i: int, array: Array) -> Array:
-        # Counted down, so that the first of the tied are the largest.
+        # Counted down, so that the first of equal scores rank highest.
         return jnp.where(keys(array) == low, size - before[i] - _flat_index(array.shape), 0)
 
     edge, _, _ = _search(_counter(arrays, order), missing, (0, size), size)
@@ -143,15 +145,17 @@ def _break_ties(
 def _search(
     count: _Count, k: Array, ends: tuple[int, int], size: int, exact: bool = False
 ) -> tuple[Array, Array, Array]:
-    """Find the largest int32 `low` of a span with `count(low) >= k`, by (q + 1)-section.
+    """Return the largest int32 `low` of a span with `count(low) >= k`, by (q + 1)-section.
 
     Args:
-        count: counts how many of the `size` integers, all in the span, reach each of q cuts.
+        count: a function that counts how many of the `size` integers in the span reach each of q
+            cuts.
         k: the count sought.
-        ends: the span, least and greatest; int32 must hold the next greater one too.
+        ends: the least and the greatest integer of the span; int32 must also hold the next greater
+            one.
         size: the count at the least.
-        exact: whether to go on where the count is `k` already, between two integers that occur,
-            which makes no difference to a mask.
+        exact: whether to continue once the count is `k`, until `low` occurs among the integers; a
+            mask does not need this.
 
     Returns:
         `low`, its count, and (unless that is `k`) the count above it.
@@ -163,12 +167,13 @@ def _search(
 
     def narrow(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         low, high, at_low, at_high = carry
-        # A width may take 32 bits; the cuts lie inside the span, so sums that wrap come out right.
+        # A width may need 32 bits. The cuts lie inside the span, so sums that wrap around are still
+        # correct.
         width = lax.bitcast_convert_type(high - low, jnp.uint32)
         step = jnp.maximum((width // jnp.uint32(_WAYS + 1)).astype(jnp.int32), 1)
         cuts = [jnp.minimum(low + step * i, high - 1) for i in range(1, _WAYS + 1)]
         counts = count(cuts)
-        # Upwards, so that the last cut reached often enough stays; downwards for the other end.
+        # Upwards, so that the last cut that enough keys reach stays; downwards for the other end.
         for cut, n in zip(cuts, counts, strict=True):
             low, at_low = jnp.where(n >= k, cut, low), jnp.where(n >= k, n, at_low)
         for cut, n in zip(reversed(cuts), reversed(counts), strict=True):
@@ -181,16 +186,16 @@ def _search(
 
 
 def _by_magnitude(scores: Array) -> Array:
-    """Map magnitudes to int32 keys of the same order, which are their bits; all NaN to one key."""
+    """Map magnitudes to their bits, int32 keys in the same order; map every NaN to one key."""
     bits = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
     return jnp.minimum(bits & 0x7FFFFFFF, _NAN)
 
 
 def _by_value(scores: Array) -> Array:
-    """Map values to int32 keys of the same order; all NaN to the greatest."""
+    """Map values to int32 keys in the same order; map every NaN to the greatest."""
     bits = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
     magnitude = jnp.minimum(bits & 0x7FFFFFFF, _NAN)
-    # Below zero counted down, so that -0 and 0 have one key.
+    # Negative values count down from zero, so that -0 and 0 have the same key.
     return jnp.where((bits < 0) & (magnitude < _NAN), -magnitude, magnitude)
 
 
@@ -200,7 +205,8 @@ def _counter(arrays: list[Array], keys: Callable[[int, Array], Array]) -> _Count
     def count(cuts: list[Array]) -> list[Array]:
         totals = [jnp.int32(0)] * len(cuts)
         for i, array in enumerate(arrays):
-            # Tied to the cuts, or else the compiler lifts the keys out of the loop and stores them.
+            # A dependency on the cuts, or else the compiler would move the keys out of the loop and
+            # store them.
             array, _ = lax.optimization_barrier((array, cuts[0]))
             totals = _add(totals, _reached(keys(i, array), cuts))
         return totals
@@ -211,8 +217,9 @@ def _counter(arrays: list[Array], keys: Callable[[int, Array], Array]) -> _Count
 def _reached(keys: Array, cuts: list[Array]) -> list[Array]:
     """Count the keys that reach each cut, in one pass.
 
-    One reduction of several sums compiles to one vectorized loop over the array as it lies, sharded
-    or not; the sum of a comparison alone becomes a tree of windows, which takes ten times as long.
+    One reduction of several sums compiles to one vectorized loop over the array in memory order,
+    sharded or not. The sum of a single comparison would compile to a tree of windows, which takes
+    ten times as long.
     """
     flags = tuple((keys >= cut).astype(jnp.int32) for cut in cuts)
     zeros = (jnp.int32(0),) * len(cuts)
@@ -233,7 +240,7 @@ def _flat_index(shape: tuple[int, ...]) -> Array:
 def _checked(
     name: str, scores: Sequence[ArrayLike], k: int | Array, least: int
 ) -> tuple[list[Array], Array]:
-    """Check the arguments; all problems are reported at once."""
+    """Check the arguments and report all problems at once."""
     arrays = [jnp.asarray(array) for array in scores]
     size = sum(array.size for array in arrays)
     problems = Problems(name)

@@ -102,7 +102,7 @@ class Shards(Tabular):
     rows: tuple[ShardRow, ...]
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         axes = ", ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
         return f"{counted(len(self.rows), 'leaf', 'leaves')} over {axes}"
 

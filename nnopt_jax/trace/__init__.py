@@ -1,4 +1,4 @@
-"""The analysis of what a function does with each of its parameters: `graph` and `on_packed`."""
+"""Analysis of what a function does with each of its parameters: `graph` and `on_packed`."""
 
 from nnopt_jax.errors import former_names
 from nnopt_jax.trace.cost_table import Cost, CostComparison, CostRow

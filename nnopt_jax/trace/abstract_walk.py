@@ -1,4 +1,4 @@
-"""The abstract walk: it passes the values of an analysis through a program without computing it.
+"""The abstract walk, which propagates the values of an analysis through a program.
 
 Control flow is handled here, once for all analyses. An analysis is a `Domain`: it defines the
 abstract value of an array, how two values are joined, and the outcomes of one step.
@@ -115,12 +115,12 @@ Location = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """The place of a step or a program in a walk.
+    """The location of a step or a program in a walk.
 
     Args:
-        location: its location, which is the same in every walk of its program.
-        around: the equations around it, the outermost first, and then itself.
-        times: the number of its runs, as far as lengths of loops are known.
+        location: the location, which is the same in every walk of the program.
+        around: the equations that enclose the step, from the outermost to the step itself.
+        times: the number of times that it runs, as far as lengths of loops are known.
     """
 
     location: Location = ()
@@ -132,15 +132,15 @@ class Site:
         return Site((*self.location, number), (*self.around, equation), self.times)
 
     def inner(self, number: int, times: int = 1) -> Site:
-        """Return the site of a program inside of this step, which runs so many times."""
+        """Return the site of a program inside of this step, which runs `times` times."""
         return Site((*self.location, number), self.around, self.times * times)
 
 
 class Domain(Protocol[Value]):
-    """An analysis: the abstract values of arrays, and their rules for steps, loops and branches.
+    """An analysis: the abstract values of arrays, and rules for steps, loops and branches.
 
-    A subclass inherits defaults: layers, stacks and shards of an array have the value of the
-    array, a loop stops when values are equal, and values enter and leave inner programs unchanged.
+    By default, layers, stacks and shards of an array have the value of the array, a loop stops when
+    values are equal, and values enter and leave inner programs unchanged.
     """
 
     def constant(self, x: Any) -> Value:
@@ -152,7 +152,7 @@ class Domain(Protocol[Value]):
         ...
 
     def same(self, one: Value, other: Value) -> bool:
-        """Return whether a walk of a loop may stop, as another iteration would find nothing new."""
+        """Return whether the walk of a loop may stop because nothing new would be found."""
         return one == other
 
     def layer(self, value: Value, site: Site) -> Value:
@@ -160,7 +160,7 @@ class Domain(Protocol[Value]):
         return value
 
     def stack(self, value: Value, times: int, site: Site) -> Value:
-        """Return the value of a stack of so many entries on a new first axis."""
+        """Return the value of a stack of `times` entries on a new first axis."""
         return value
 
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
@@ -168,7 +168,7 @@ class Domain(Protocol[Value]):
         return value
 
     def whole(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
-        """Return the value of the array whose shards the devices have."""
+        """Return the value of the array that the shards of the devices form."""
         return value
 
     def enter(self, programs: Programs, values: Values, site: Site) -> Values:
@@ -207,9 +207,9 @@ class Walk(Generic[Value]):
 
         Args:
             program: the traced program.
-            inputs: a value for each input; inputs that nothing needs may be None.
-            wanted: for each output whether it is needed; steps that no wanted output depends on
-                are left out. None for all.
+            inputs: a value for each input; None is allowed for inputs that are not needed.
+            wanted: for each output whether it is needed; steps that no needed output depends on are
+                skipped. None for all.
             site: the site of the program.
         """
         jaxpr = program.jaxpr

@@ -28,9 +28,9 @@ class LeafView(NamedTuple):
 
     Args:
         path: the path of the leaf.
-        dims: for each axis of the array the parts of the leaf's axes that compose it.
-        layers: axes of the leaf of which one entry was taken, by a scan or by its number.
-        chosen: whether the inputs chose that entry: a row of an embedding, or an expert.
+        dims: for each axis of the array, the parts of the leaf's axes that it consists of.
+        layers: the axes of the leaf of which one entry was taken, by a scan or by an index.
+        chosen: whether the inputs choose that entry, such as a row of an embedding or an expert.
     """
 
     path: str
@@ -106,7 +106,7 @@ class AxisRoles(Domain[AxisValue]):
     def step(
         self, equation: Equation, rule: OpRule, values: list[AxisValue], site: Site
     ) -> Sequence[AxisValue]:
-        """Note the uses of leaves, and follow the leaves that the outcomes still hold."""
+        """Record the uses of leaves, and follow the leaves that the outcomes still hold."""
         values = [AxisValue() if value is None else value for value in values]
         # A varying predicate between two weights yields a weight, while a varying index yields
         # activations: only elementwise steps leave out their predicates here.
@@ -197,13 +197,13 @@ def _move(rule: OpRule, at: int, view: LeafView) -> Iterable[LeafView | None]:
 
 
 def _join(dim: Dim, parts: Mapping[int, Parts]) -> Parts:
-    """Return the parts that compose a dimension, each once if several places form it."""
+    """Return the parts that a dimension consists of, each once if several places form it."""
     found = [part for place in dim for factor in place.names for part in parts.get(factor, ())]
     return tuple(dict.fromkeys(found)) if len(dim) > 1 else tuple(found)
 
 
 def _parts_of_factors(rule: OpRule, at: int, view: LeafView) -> dict[int, Parts]:
-    """Return the parts that compose each factor of an operand."""
+    """Return the parts that each factor of an operand consists of."""
     found: dict[int, Parts] = {}
     shape = rule.operand_shapes[at]
     for dim, own, size in zip(rule.operands[at], view.dims, shape, strict=True):

@@ -1,4 +1,4 @@
-"""Execution of loops, branches and calls for interpreters that pass leaves and collect extras."""
+"""Execution of loops, branches and calls, for interpreters that pass leaves and collect extras."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Inside(abc.ABC):
         return list(values)
 
     def slices(self, value: Any) -> Slices:
-        """Return how a scan slices an array or a leaf; by default the scan itself does it."""
+        """Return how a scan slices an array or a leaf; by default, the scan itself slices it."""
         return Slices(value, lambda part, _: part)
 
     def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""The cost of a call, counted step by step for the leaf that each step works for."""
+"""The cost of a call, counted step by step and attributed to leaves."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def made_from(chooses: Sequence[int], given: Sequence[Origin], operands: Sequenc
     """Return the origin of an outcome of a step.
 
     Args:
-        chooses: the operands that only choose entries of the others.
+        chooses: the operands that only select entries of the others.
         given: the origins of all operands.
         operands: the operands that the outcome depends on.
     """
@@ -75,9 +75,10 @@ def made_from(chooses: Sequence[int], given: Sequence[Origin], operands: Sequenc
 
 
 def product_owner(left: Origin, right: Origin) -> str:
-    """Return the path of the leaf that a product is counted for; empty for one of activations.
+    """Return the path of the leaf that a product is attributed to; empty for activations.
 
-    A whole leaf goes before chosen entries of a leaf, and the larger of two before the smaller.
+    A whole leaf takes precedence over selected entries of a leaf, and the larger of two leaves over
+    the smaller.
     """
     owned = [at for at in (left, right) if at.owned]
     if not owned or left.kind == right.kind == CHOSEN:

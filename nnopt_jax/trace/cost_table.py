@@ -1,4 +1,4 @@
-"""The table of the costs of a function, and the comparison of two of them."""
+"""The cost table of a function, and the comparison of two such tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def digits(number: float) -> str:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CostComparison(Tabular):
-    """The cost of a call before and after a change: work, bytes and time, compared separately.
+    """The cost of a call before and after a change, with ratios of work, bytes and time.
 
     Args:
         before: the first cost.
@@ -59,7 +59,7 @@ class CostComparison(Tabular):
     after: Cost
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         times = {"FLOPs": self.flops, "bytes": self.bytes, "ms": self.latency}
         return ", ".join(f"{name} {digits(x)}x" for name, x in times.items() if x)
 
@@ -135,13 +135,13 @@ class CostRow(Tabular):
 
     Args:
         path: the path of the leaf, or `(activations)` for products without a leaf, or
-            `(elementwise)` for other steps that are not done for a single leaf.
+            `(elementwise)` for other steps that do not belong to a single leaf.
         form: how the leaf is stored, on one line; empty without a leaf.
-        parameters: the number of elements of the array that it stands for.
-        bytes: the size of everything that it is stored as.
+        parameters: the number of elements of the array that the leaf stands for.
+        bytes: the size of all arrays that store the leaf.
         macs: multiply-accumulates of contractions with it.
-        flops: two for each multiply-accumulate, and one for each entry of other steps done for it
-            alone, such as casts and dequantization.
+        flops: two for each multiply-accumulate, and one for each entry of other steps that belong
+            to it alone, such as casts and dequantization.
         transcendentals: exponentials, roots and so on, one for each entry.
         bytes_read: the size of the activations that contractions with it read.
         bytes_written: the size of the activations that contractions with it or lookups write.
@@ -163,7 +163,7 @@ class CostRow(Tabular):
     bytes_written: int
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         return f"{self.path!r}, {amount(self.flops)} FLOPs, {amount(self.bytes)} bytes"
 
     @property
@@ -177,8 +177,8 @@ class Cost(Tabular):
     """The cost of a call of a function, for each leaf and in total.
 
     Args:
-        rows: one for each leaf in the order of the tree, then those without a leaf.
-        latency: milliseconds of a call; None unless it was asked for.
+        rows: a row for each leaf in the order of the tree, then rows without a leaf.
+        latency: milliseconds of a call; None if it was not measured.
         notes: caveats about the numbers.
 
     Example:
@@ -197,7 +197,7 @@ class Cost(Tabular):
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         time = "" if self.latency is None else f", {digits(self.latency)} ms"
         return f"{amount(self.flops)} FLOPs, {amount(self.bytes)} bytes of parameters{time}"
 
@@ -208,7 +208,7 @@ class Cost(Tabular):
 
     @property
     def bytes(self) -> int:
-        """The size in bytes of everything that the leaves are stored as."""
+        """The size in bytes of all arrays that store the leaves."""
         return sum(row.bytes for row in self.rows)
 
     @property
@@ -242,11 +242,11 @@ class Cost(Tabular):
         return _intensity(self)
 
     def share(self, row: CostRow) -> float:
-        """Return the percentage of all FLOPs that a row has."""
+        """Return the percentage of all FLOPs in a row."""
         return 100 * row.flops / max(self.flops, 1)
 
     def against(self, after: Cost) -> CostComparison:
-        """Compare this cost with the cost after a change: FLOPs, bytes and times, separately."""
+        """Compare this cost with the cost after a change, by FLOPs, bytes and time."""
         return CostComparison(self, after)
 
     def asdict(self) -> dict[str, Any]:

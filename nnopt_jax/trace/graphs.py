@@ -1,4 +1,4 @@
-"""The graph of a model: the analyses of what its function does with each parameter."""
+"""The graph of a model: all analyses of what its function does with each parameter."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class Graph(Tabular):
     kwargs: Mapping[str, Any]
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         return f"{name_of(self.apply)}, {counted(len(arrays_of(self.params)), 'leaf', 'leaves')}"
 
     @functools.cached_property
     def uses(self) -> LeafUses:
-        """The steps that use each float leaf, and the axes of the leaf that each step sums over."""
+        """The steps that use each float leaf, and the axes of the leaf that each step contracts."""
         return uses_of(self.traced, self.params)
 
     @functools.cached_property
@@ -76,27 +76,27 @@ class Graph(Tabular):
 
     @functools.cached_property
     def coupled(self) -> CoupledAxes:
-        """The dependency graph: axes of leaves that change together, and why others are frozen."""
+        """The dependency graph of axes that change together, with the reasons for frozen axes."""
         return coupled_axes(self.traced)
 
     def cost(self, params: Params | None = None, *, latency: bool = False) -> Cost:
         """Count the cost of a call for each leaf: FLOPs, bytes, and optionally milliseconds.
 
-        Each step is counted for one leaf: a product for the leaf that is contracted, also after
-        the leaf was transposed, reshaped, cast, cut or unpacked. A product of two leaves counts
-        for the larger one. Products of activations, and steps that are not contractions, have
-        rows of their own.
+        Each step is attributed to one leaf: a product to the leaf that is contracted, even after
+        the leaf was transposed, reshaped, cast, cut or unpacked. A product of two leaves is
+        attributed to the larger one. Products of activations and steps that are not contractions
+        have rows of their own.
 
-        - A contraction costs two FLOPs for each product it sums, `2 m k n` for a matrix product; a
-          convolution has one product for each position, tap and pair of features. Padding counts
-          (as in papers; XLA leaves it out), the holes of a transposed convolution do not.
-        - Any other step costs one FLOP or one transcendental for each entry of its outcome. A
+        - A contraction costs two FLOPs for each product that it sums, `2 m k n` for a matrix
+        product; a convolution has one product for each position, tap and pair of features. Padding
+        counts (as in papers, unlike XLA); the holes of a transposed convolution do not count. - Any
+        other step costs one FLOP or one transcendental for each entry of its outcome. A
           reduction of `n` entries costs `n - 1`; movements and lookups cost nothing, as XLA counts
-          before it simplifies. Dead steps do not count; a step that is written twice counts twice.
+          before it simplifies. Dead steps do not count; a step that occurs twice counts twice.
         - A scan costs its body times its length. A `while` counts its body once, and a `cond` its
           most expensive branch; the notes of the result list these, and steps without a count.
-        - Packed parameters cost what `nnopt.on_packed` runs for them: two thin products for
-          factors, integer products where it uses them, and unpacking.
+        - Packed parameters cost the steps that `nnopt.on_packed` runs for them: two thin products
+        for factors, integer products where it uses them, and unpacking.
 
         Args:
             params: arrays, shapes or packed leaves to count; None for the graph's own.
@@ -131,33 +131,34 @@ class Graph(Tabular):
         `vmap`, `remat`, `scan`, `cond`, `while_loop` and functions with custom derivative rules.
         Scanned leaves have entries for each of their layers; a leaf that a scan uses in every
         iteration sums over the iterations. A branch that is not taken adds nothing. Under
-        `jax.vmap` both branches of a `cond` are computed, and both count.
+        `jax.vmap`, both branches of a `cond` are computed and count.
 
         Args:
             params: the parameters; packed leaves are materialized for the run.
-            batches: any iterable. A batch is the tuple of arguments after `params`; anything else
-                is taken as a tuple of one. They are used one at a time; the last may be smaller.
-                They may be sharded over a mesh.
-            names: what to measure, of `"input_absmax"`, `"input_range"`, `"input_moments"`,
-                `"input_histogram"`, `"input_gram"`, `"input_count"`, `"output_moments"` and, of a
-                loss, means over batches of `"gradient"`, `"fisher"` and `"hessian_gradient"`.
-                Functions of these names in `nnopt_jax.trace` take settings; see `tx.needs`.
+            batches: any iterable of batches. A batch is the tuple of arguments after `params`;
+                anything else is read as a tuple of one. Batches are used one at a time, may be
+                sharded over a mesh, and the last may be smaller.
+            names: the statistics to measure, of `"input_absmax"`, `"input_range"`,
+                `"input_moments"`, `"input_histogram"`, `"input_gram"`, `"input_count"`,
+                `"output_moments"` and, of a loss, means over batches of `"gradient"`, `"fisher"`
+                and `"hessian_gradient"`. Functions of these names in `nnopt_jax.trace` take
+                settings. `tx.needs` lists what a transform needs.
             where: which leaves to measure.
-            progress: `progress(done, total)` is called after each batch; `total` is None if
-                `len(batches)` is not known.
+            progress: a function `progress(done, total)` to call after each batch; `total` is None
+                if `len(batches)` is unknown.
             strict: whether to raise if a statistic of a chosen leaf could not be measured.
 
         Returns:
-            The `Observed`: `seen[name][path]`, for `tx.init(params, stats=seen)`; each use
-            separately in `seen.by_use`.
+            The statistics: `seen[name][path]`, for `tx.init(params, stats=seen)`, and those of each
+            use in `seen.by_use`.
 
         Raises:
-            StatisticsError: there is no batch; a derivative is asked for and the function is not
-                a loss; or, with `strict`, something could not be measured.
+            StatisticsError: there are no batches; a derivative is requested and the function is not
+                a loss; or, with `strict`, a statistic could not be measured.
             SelectionError: a statistic is unknown, or the rule selects no float leaf.
             ShapeError: parameters have other shapes than in the graph; or a block of `input_gram`
                 does not divide the number of contracted entries.
-            CompositionError: batches are an array, or do not fit the function.
+            CompositionError: `batches` is an array, or does not fit the function.
 
         Example:
             >>> import jax.numpy as jnp
@@ -189,11 +190,11 @@ class Graph(Tabular):
     def shrink(self, params: Params, keep: Keep) -> ShrunkModel:
         """Remove units from the parameters and from the function.
 
-        The smaller function returns the same as the model with zeros in place of the removed
-        units, `apply(graph.mask(params, keep), ...)`, up to the order of sums. It is traced anew
-        at the original widths whenever it is called with new shapes, and each step is computed at
-        the smaller ones; the model is not rebuilt. It supports gradients, `jit`, `vmap`,
-        `jax.checkpoint` and `jax.export`, and keeps custom derivative rules.
+        The smaller function returns the same as the model with zeros in place of the removed units,
+        `apply(graph.mask(params, keep), ...)`, up to the order of sums. A call with new shapes
+        traces it again at the original widths, and computes each step at the smaller ones; the
+        model is not rebuilt. It supports gradients, `jit`, `vmap`, `jax.checkpoint` and
+        `jax.export`, and keeps custom derivative rules.
 
         Args:
             params: arrays, of the graph's shapes.
@@ -206,7 +207,7 @@ class Graph(Tabular):
         Raises:
             SelectionError: a dimension or a leaf is not known; the message lists all.
             ShapeError: a leaf has another shape than in the graph; the message lists all.
-            ValueRangeError: units are not valid, or none would be left; the message lists all.
+            ValueRangeError: units are not valid, or none would remain; the message lists all.
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -232,7 +233,7 @@ class Graph(Tabular):
         Raises:
             SelectionError: a dimension or a leaf is not known; the message lists all.
             ShapeError: a leaf has another shape than in the graph; the message lists all.
-            ValueRangeError: units are not valid, or none would be left; the message lists all.
+            ValueRangeError: units are not valid, or none would remain; the message lists all.
 
         Example:
             >>> import jax.numpy as jnp
@@ -249,7 +250,7 @@ class Graph(Tabular):
 
         Args:
             params: arrays, of the graph's shapes.
-            order: by the name of a dimension the unit that comes to each place: a permutation.
+            order: for each dimension by name, the unit that comes to each place, a permutation.
 
         Raises:
             SelectionError: a dimension or a leaf is not known; the message lists all.
@@ -328,16 +329,16 @@ def graph(
         apply: `apply(params, *args, **kwargs)`, any function that JAX can trace: a Flax, Equinox
             or Haiku model, a plain function, or a loss.
         params: a tree of arrays, packed leaves or `jax.ShapeDtypeStruct`s. Leaves of other kinds
-            (the functions of an Equinox module) reach `apply` as they are.
-        *args: its further arguments; for arrays, shapes and dtypes are enough.
-        outputs: selects the part of the result that must keep its widths when units are removed;
-            running statistics beside it may shrink with their layers.
-        table: the rules of the primitives; to add your own, give
+            (such as the functions of an Equinox module) are passed to `apply` unchanged.
+        *args: the further arguments of `apply`; for arrays, shapes and dtypes suffice.
+        outputs: a function that selects the part of the result that must keep its widths when units
+            are removed; other parts, such as running statistics, may shrink with their layers.
+        table: the rules of the primitives; to add your own, pass
             `nnopt_jax.trace.primitives.TABLE.with_rule(primitive, make_rule)`.
-        **kwargs: its keyword arguments.
+        **kwargs: the keyword arguments of `apply`.
 
     Returns:
-        The `Graph`. It holds the function and the shapes, but no arrays.
+        The graph, which holds the function and the shapes, but no arrays.
 
     Raises:
         CompositionError: `apply` is not a function, or needs concrete values while it is traced.

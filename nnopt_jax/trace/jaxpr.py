@@ -1,4 +1,4 @@
-"""Access to JAX's representation of programs, and differences between its versions."""
+"""Access to JAX's representation of programs across its versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax.extend.core import primitives as primitives
 
 from nnopt_jax.tree.devices import is_explicit
 
-_CORE: Any = core  # its types differ between versions of JAX
+_CORE: Any = core  # the types differ between versions of JAX
 
 Program = Any
 """A traced function: a closed jaxpr."""
@@ -24,7 +24,7 @@ Equation = Any
 
 
 def closed(program: Any) -> Program:
-    """Return a program as a closed jaxpr; that of `remat` is not closed."""
+    """Return a program as a closed jaxpr, since that of `remat` is not closed."""
     return program if isinstance(program, _CORE.ClosedJaxpr) else _CORE.ClosedJaxpr(program, ())
 
 
@@ -48,7 +48,8 @@ def evaluate(
     Args:
         program: the traced program.
         values: its inputs.
-        compute: called with the number of a step, the step and its operands; returns the outcomes.
+        compute: a function of the number of a step, the step and its operands that returns the
+            outcomes.
 
     Example:
         >>> program = jax.make_jaxpr(lambda x: -(x + 1))(2)
@@ -91,7 +92,7 @@ _OURS = str(pathlib.Path(__file__).resolve().parents[1])
 def line(equation: Equation) -> str:
     """Return the user's line that made a step, `file.py:12 (function)`; empty if not known.
 
-    It is the innermost line of the traceback that is outside of installed packages.
+    This is the innermost line of the traceback that is outside of installed packages.
     """
     trace = getattr(equation.source_info, "traceback", None)
     for frame in trace.frames if trace is not None else ():

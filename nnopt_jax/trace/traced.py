@@ -23,7 +23,7 @@ Outputs = Callable[[Any], Any]
 
 
 def everything(found: Any) -> Any:
-    """Return the whole result of a function: the default of `outputs`."""
+    """Return the whole result of a function, the default of `outputs`."""
     return found
 
 
@@ -33,8 +33,8 @@ class Traced(Tabular):
 
     Args:
         program: the program; a packed leaf is an array in it.
-        paths: the path of each input: inside of the first argument, or else after the number or
-            name of its argument.
+        paths: the path of each input, within the first argument, or after the number or name of
+            another argument.
         values: arrays and packed leaves, one for each input.
         arguments: for each input the number of its positional argument, or the keyword.
         structure: the structure of the result.
@@ -51,7 +51,7 @@ class Traced(Tabular):
     table: Table = TABLE
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         steps = counted(len(self.program.jaxpr.eqns), "step")
         return f"{steps}, {counted(len(self.paths), 'input')}"
 
@@ -81,7 +81,7 @@ def trace(
     Args:
         function: any function that JAX can trace.
         args: its arguments: arrays, `jax.ShapeDtypeStruct`s and packed leaves in any containers;
-            other values reach the function unchanged.
+            other values are passed to the function unchanged.
         kwargs: its keyword arguments, of the same kinds.
         outputs: selects the part of the result that must keep its widths.
         table: the rules of the primitives, for every analysis.
@@ -129,7 +129,7 @@ _NEEDS_VALUES = (
 
 
 def _explain(function: Any, paths: Sequence[str], error: Exception) -> CompositionError:
-    """Return an error that names inputs by path, where JAX names them by number."""
+    """Return an error that names inputs by path, whereas JAX names them by number."""
     numbers = dict.fromkeys(re.findall(r"\barrays\[(\d+)\]", str(error)))
     inputs = ", ".join(paths[int(number)] for number in numbers) or "an input"
     return CompositionError(
@@ -140,7 +140,7 @@ def _explain(function: Any, paths: Sequence[str], error: Exception) -> Compositi
 
 
 def _note_of(function: Any, given: Iterable[tuple[str, Any]], error: Exception) -> str:
-    """Return a note for JAX's error: the name of the traced function, and its packed inputs."""
+    """Return a note for JAX's error, with the name of the traced function and its packed inputs."""
     leaves = [f"{p} {x.dtype}{list(x.shape)}" for p, x in given if is_node(x)]
     text = f"nnopt_jax: while {name_of(function)} was traced, at {line_of(error) or 'some line'}."
     if not leaves:
@@ -176,7 +176,7 @@ def check_function(caller: str, function: Any) -> None:
 
 
 def is_array(x: Any) -> bool:
-    """Return whether a value is traced as an array; Python numbers are not."""
+    """Return whether a value is traced as an array, which Python numbers are not."""
     return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 
@@ -186,7 +186,7 @@ def arrays_of(tree: Any) -> dict[str, Any]:
 
 
 def shapes_of(tree: Any) -> Any:
-    """Replace the arrays and packed leaves of a tree with shapes; explicit shardings stay.
+    """Replace the arrays and packed leaves of a tree by shapes; explicit shardings stay.
 
     Args:
         tree: any tree; leaves of other kinds stay as they are.
@@ -212,7 +212,7 @@ def _shape(x: Any) -> Any:
 
 
 def refill(leaves: Sequence[Any], kept: Sequence[bool], arrays: Iterable[Any]) -> list[Any]:
-    """Return leaves in which those marked as kept are replaced with the arrays, in order."""
+    """Return leaves in which those marked as kept are replaced by the arrays, in order."""
     left = iter(arrays)
     return [next(left) if keep else x for x, keep in zip(leaves, kept, strict=True)]
 

@@ -35,7 +35,7 @@ class AxesTable(Tabular, Mapping[str, Axes]):
     unknown: Mapping[str, str]
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         leaves = counted(len(self.found) + len(self.unknown), "leaf", "leaves")
         return f"{counted(len(self.weights), 'weight')} of {leaves}, {len(self.unknown)} unknown"
 

@@ -78,7 +78,7 @@ class Plan(Tabular):
     rows: tuple[PlanRow, ...]
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         return f"{counted(len(self.rows), 'leaf', 'leaves')}, {self.name}"
 
     @property

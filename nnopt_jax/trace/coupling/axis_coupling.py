@@ -48,7 +48,7 @@ def dimensions_of(
 def select_units(
     caller: str, known: Sequence[Dimension], keep: Keep
 ) -> list[tuple[Dimension, np.ndarray]]:
-    """Return each named dimension with a boolean for each unit that is true where it stays."""
+    """Return each named dimension with a boolean for each unit, true if the unit stays."""
     found, wrong = [], Problems(caller)
     if not isinstance(keep, Mapping):
         raise ValueRangeError(
@@ -85,7 +85,7 @@ def check_leaves(
     caller: str, shapes: Mapping[Path, Shape], params: Params, text: str = _LOST,
     packed: bool = False,
 ) -> dict[Path, Any]:  # fmt: skip
-    """Return the leaves of a tree by path; raise if they do not have these shapes.
+    """Return the leaves of a tree by path; raise if their shapes are wrong.
 
     Args:
         caller: the caller, for errors.
@@ -126,20 +126,20 @@ def coupled_axes(given: Traced) -> CoupledAxes:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class CoupledAxes(Tabular):
-    """The dependency graph: axes of leaves that change together, `graph.coupled`.
+    """The dependency graph of the axes of leaves that change together, `graph.coupled`.
 
-    A unit is a set of elements (leaf, axis, index) that can be removed only together: column j of
-    a kernel, element j of its bias, row j of the next kernel; a channel with its normalization; a
-    head. To mask a unit is to set all its elements to zero. A unit is listed only if the function
-    without its elements returns the same as with those zeros. An axis that reaches the output, an
-    input, or a step that needs all its elements is frozen, with the reason.
+    A unit is a set of elements (leaf, axis, index) that can only be removed together: column j of a
+    kernel, element j of its bias and row j of the next kernel; a channel with its normalization; a
+    head. Masking a unit sets all its elements to zero. A unit is listed only if the function
+    without its elements returns the same result as with those zeros. An axis that reaches the
+    output, an input, or a step that needs all its elements is frozen, with the reason.
 
-    Constants of the program stay as they are: a mean over a layer still divides by the number of
-    units before removal, as it does in the model with zeros.
+    Constants of the program do not change: a mean over a layer still divides by the number of units
+    before removal, as in the model with zeros.
 
     Args:
         dimensions: sets of units of the same kind, some of which can be removed.
-        frozen: by (path, axis) why the other axes cannot be made smaller.
+        frozen: maps (path, axis) to the reason why that axis cannot be made smaller.
         shapes: the shapes of the leaves.
 
     Example:
@@ -155,8 +155,8 @@ class CoupledAxes(Tabular):
         fc2:1   output
 
     References:
-        Fang et al. 2023, DepGraph: Towards Any Structural Pruning, arXiv:2301.12900; here for
-        single elements of the traced program.
+        Fang et al. 2023, DepGraph: Towards Any Structural Pruning, arXiv:2301.12900; applied here
+        to single elements of the traced program.
     """
 
     dimensions: tuple[Dimension, ...]
@@ -164,7 +164,7 @@ class CoupledAxes(Tabular):
     shapes: Mapping[Path, Shape]
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         axes = counted(len(self.frozen), "frozen axis", "frozen axes")
         return f"{counted(len(self.dimensions), 'dimension')}, {axes}"
 
@@ -194,7 +194,7 @@ class CoupledAxes(Tabular):
         return "\n".join([*aligned(cells), *(aligned(kept) if len(kept) > 1 else [])])
 
     def kept(self, keep: Keep, caller: str = "graph.coupled") -> dict[Place, np.ndarray]:
-        """Return which elements stay, for the axes that lose some.
+        """Return the elements that stay, for the axes that lose some.
 
         Args:
             keep: the units that stay, by the name of a dimension: booleans for all, or numbers.
@@ -205,7 +205,7 @@ class CoupledAxes(Tabular):
 
         Raises:
             SelectionError: a dimension is not known; the message lists all.
-            ValueRangeError: units are not valid, or none would be left; the message lists all.
+            ValueRangeError: units are not valid, or none would remain; the message lists all.
         """
         found: dict[Place, np.ndarray] = {}
         for dimension, units in select_units(caller, self.dimensions, keep):
@@ -216,7 +216,7 @@ class CoupledAxes(Tabular):
         return {place: kept for place, kept in found.items() if not kept.all()}
 
     def leaves(self, params: Params, caller: str = "graph.coupled") -> dict[Path, Any]:
-        """Check the shapes of the leaves of a tree, and return the leaves by path.
+        """Return the leaves of a tree by path, after checking their shapes.
 
         Args:
             params: a tree.
@@ -281,8 +281,8 @@ class CoupledAxes(Tabular):
             scores: an array (units,) by the name of a dimension.
             keep: the fraction of the units that stays, in (0, 1]; by the name of a dimension, or
                 one for all.
-            multiple: the number of units that stay is rounded up to a multiple of it, at most to
-                all units; hardware runs multiples of 8 or 128 best.
+            multiple: the number of units that stay is rounded up to a multiple of this, at most to
+                all units; hardware prefers multiples of 8 or 128.
 
         Returns:
             A boolean array (units,) by name, for `graph.mask` and `graph.shrink`; at least one unit

@@ -32,7 +32,7 @@ class Analysis:
         traced: the function.
         domain: the labels, and the notes of each step.
         shapes: the shapes of the leaves of the first argument.
-        labels: the labels of each of their axes.
+        labels: the labels of each axis of these leaves.
     """
 
     traced: Traced
@@ -46,7 +46,7 @@ class Analysis:
         return self.domain.book
 
     def elements(self) -> tuple[list[Place], np.ndarray]:
-        """List every unit together with each position of an axis that belongs to it.
+        """List every unit with each position of an axis that belongs to it.
 
         Returns:
             The places, and rows of four numbers: the unit, the place, the role of the unit there,
@@ -115,12 +115,12 @@ class Dimension(Tabular):
         name: one of its members, such as `layer/kernel:1`.
         size: the number of units.
         indices: by (path, axis) an integer array (units, elements) of the positions of each unit.
-        exchangeable: whether units may change places; not if constants differ from unit to unit,
-            such as the angles of rotary embeddings.
-        consumed: the members that read the units, such as rows of the next kernel; zeros there
-            alone are enough to mask a unit.
-        counted: whether anything but a product with weights sums over the units, such as layer
-            normalization or attention scores; its result would change with more units.
+        exchangeable: whether units may be permuted; False if constants differ between units, such
+            as the angles of rotary embeddings.
+        consumed: the members that consume the units, such as rows of the next kernel; zeros in
+            these alone mask a unit.
+        counted: whether any operation other than a product with weights sums over the units, such
+            as layer normalization or attention scores, whose result would change with more units.
 
     Example:
         >>> import numpy as np
@@ -137,7 +137,7 @@ class Dimension(Tabular):
     counted: bool = False
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         axes = counted(len(self.indices), "axis", "axes")
         return f"{self.name!r}, {counted(self.size, 'unit')} on {axes}"
 
@@ -245,7 +245,7 @@ def _names(analysis: Analysis, found: Sequence[Mapping[Place, np.ndarray]]) -> l
 
 
 def frozen_axes(analysis: Analysis, known: Sequence[Dimension]) -> dict[Place, str]:
-    """Return the reason for each axis outside of all dimensions why it cannot be made smaller."""
+    """Return for each axis outside of all dimensions the reason why it cannot be made smaller."""
     free = {place for dimension in known for place in dimension.indices}
     found = {}
     for place, labels in analysis.labels.items():

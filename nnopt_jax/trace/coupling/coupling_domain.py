@@ -1,4 +1,4 @@
-"""The analysis of coupled axes: it passes labels of elements through a program and joins them."""
+"""The domain of the coupling analysis, which propagates and joins labels of elements."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from nnopt_jax.trace.primitives import TABLE, MeshCut, OpRule, Programs, Table
 
 
 class Note(NamedTuple):
-    """The result of the analysis for one step; arrays that nothing needs are None.
+    """The result of the analysis for one step, with None for arrays that are not needed.
 
     Args:
         rule: the rule of its primitive; None if the step contains programs.
         ins: its operands.
         outs: its outcomes.
-        derived: finds the programs of its own derivative rule.
+        derived: a function that finds the programs of a custom derivative rule.
     """
 
     rule: OpRule | None
@@ -53,7 +53,7 @@ class Coupling(Domain[Value]):
     notes: dict[Location, Note] = dataclasses.field(default_factory=dict)
 
     def constant(self, x: Any) -> Value:
-        """Return the value of a constant array; it is cut where arrays combined with it are."""
+        """Return the value of a constant array, which is cut like the arrays combined with it."""
         if isinstance(x, Tracer) or jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
             return Value.ordered(self.book, np.shape(x))
         array = np.asarray(x)
@@ -78,21 +78,21 @@ class Coupling(Domain[Value]):
         return Value(one.axes, tuple(left), constant, parameter, one.home)
 
     def same(self, one: Value, other: Value) -> bool:
-        """Return whether both hold the same at removed units; their labels are joined already."""
+        """Return whether both values agree at removed units; their labels are joined already."""
         return one.remains == other.remains and one.constant == other.constant
 
     def layer(self, value: Value, site: Site) -> Value:
-        """Return one slice of an array that a loop iterates over; fix the axis of the loop."""
+        """Return one slice of an array that a loop iterates over, and fix the axis of the loop."""
         self.book.fix(value.axes[0], Reason("a loop goes along it", site.around))
         return value._replace(axes=value.axes[1:], remains=value.remains[1:])
 
     def stack(self, value: Value, times: int, site: Site) -> Value:
-        """Stack the outcomes of the iterations of a loop; fix the axis of the iterations."""
+        """Stack the outcomes of the iterations of a loop, and fix the axis of the iterations."""
         turns = self.book.fixed(times, "turns of a loop")
         return value._replace(axes=(turns, *value.axes), remains=(Residue.UNKNOWN, *value.remains))
 
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
-        """Return the shard of a device; join elements at the same position of all shards."""
+        """Return the shard of a device, and join elements at the same position of all shards."""
 
         def shared(labels: Labels, devices: int) -> Labels:
             own = labels[: len(labels) // devices]
@@ -117,7 +117,7 @@ class Coupling(Domain[Value]):
         return value._replace(axes=tuple(axes))
 
     def leave(self, programs: Programs, values: Values, outcomes: Values, site: Site) -> Values:
-        """Note a step that contains programs, and analyze its own derivative rule."""
+        """Record a step that contains programs, and analyze its own derivative rule."""
         home = _home(site)
         ins = [None if value is None else value.within(home) for value in values]
         walk = Walk(self, self.table)
@@ -128,7 +128,7 @@ class Coupling(Domain[Value]):
     def step(
         self, equation: Equation, rule: OpRule, values: list[Value], site: Site
     ) -> Sequence[Value]:
-        """Join the labels of elements that a step couples, and note the step."""
+        """Join the labels of elements that a step couples, and record the step."""
         home = _home(site)
         ins = [value.within(home) for value in values]
         outs = StepLabels(self.book, equation, rule, ins, site).outcomes()
@@ -142,7 +142,7 @@ class Coupling(Domain[Value]):
 
 
 def _home(site: Site) -> Location:
-    """Return the program of a step; steps of inlined programs belong to the program around."""
+    """Return the program of a step; steps of inlined programs belong to the enclosing program."""
     around = site.around[:-1]
     for depth in reversed(range(len(around))):
         if not is_inlined(around[depth]):

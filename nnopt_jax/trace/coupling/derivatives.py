@@ -1,4 +1,4 @@
-"""Functions with custom derivative rules, which are kept at smaller sizes."""
+"""Custom derivative rules, which stay in use for functions of smaller sizes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def derive(
     found = functools.cache(lambda: rule(walk, site, ins, outs))
     pairs = zip(site.around[:-1], site.location[1::2], strict=False)
     if not any(outer.primitive in DERIVED and at for outer, at in pairs):
-        # A rule that cannot be traced fails where it is used, as it does in the model.
+        # A rule that cannot be traced fails when it is used, as in the model.
         with contextlib.suppress(Exception):
             found()
     return found
@@ -91,7 +91,7 @@ def _jvp_programs(
 
 
 def _slope(value: Value) -> Value:
-    """Return the tangent of a value; it is zero where removed units leave a number."""
+    """Return the tangent of a value, which is zero where removed units hold a number."""
     remains = map(value.remains_at, range(len(value.axes)))
     left = tuple(Residue.UNKNOWN if isinstance(x, Residue) else 0.0 for x in remains)
     return Value(value.axes, left)
@@ -122,13 +122,13 @@ def _vjp_programs(
 
 
 def run_jvp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
-    """Compute a function with a `jvp` rule at smaller sizes, with its rule.
+    """Compute a function with a custom `jvp` rule at smaller sizes, and keep the rule.
 
     Args:
         equation: the step at full sizes.
         values: its operands at smaller sizes.
-        plain: computes its program.
-        run: computes a program of its rule.
+        plain: a function that computes its program.
+        run: a function that computes a program of its rule.
     """
     forward = jax.custom_jvp(plain)
 
@@ -147,7 +147,7 @@ def run_jvp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -
 
 
 def run_vjp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
-    """Compute a function with a `vjp` rule at smaller sizes; see `run_jvp` for the arguments."""
+    """Compute a function with a custom `vjp` rule at smaller sizes; see `run_jvp` for arguments."""
     function = jax.custom_vjp(plain)
 
     def ahead(*given: Any) -> Any:
@@ -170,7 +170,7 @@ DERIVED = {primitives.custom_jvp_call_p: run_jvp, primitives.custom_vjp_call_p: 
 
 
 def _own(equation: Equation, others: Sequence[Any]) -> Callable[..., Any]:
-    """Return the step as a function of its floats; it returns integers as auxiliary data."""
+    """Return the step as a function of its floats, with integer results as auxiliary data."""
 
     def function(*moving: Any) -> tuple[list[Any], list[Any]]:
         found = bind(equation, _combine(equation.invars, moving, others))

@@ -1,4 +1,4 @@
-"""Sets of elements that are removed together: labels that are joined as whole vectors."""
+"""Labels of sets of elements that are removed together, joined as whole vectors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class Book:
     """Labels of elements, and properties of the sets that they stand for.
 
     A label stands for a set of elements that are removed together or not at all. A label may be a
-    *pair* (a, b), which is removed if a or b is: an element of a flattened axis of heads goes
+    *pair* (a, b), which is removed if a or b is: an element of a flattened axis of heads is removed
     with its head, and with its dimension. A *fixed* label is never removed, and has a reason. A
-    *read* label is summed over. A *counted* label is summed over by something else than a product
-    with weights, so that more elements would change the result. An *ordered* label is combined with
-    constants that differ from element to element, so that elements cannot change places.
+    *read* label is summed over. A *counted* label is summed over by an operation other than a
+    product with weights, so that more elements would change the result. An *ordered* label is
+    combined with constants that differ from element to element, so that elements cannot change
+    places.
 
     Args:
         None.
@@ -77,7 +78,7 @@ class Book:
         return self._why, self._read, self._counted, self._ordered
 
     def fixed(self, size: int, reason: Any) -> Labels:
-        """Return the label of elements that stay for a reason, repeated."""
+        """Return the label of elements that stay for a given reason, repeated."""
         if reason not in self._fixed:
             (label,) = self.fresh(1)
             self._fixed[reason] = label
@@ -123,7 +124,7 @@ class Book:
         return self._counted[self.find(labels)]
 
     def derive(self, axis: Labels, sources: Iterable[Labels]) -> None:
-        """Record the sources of an axis, where a value is made of parameters alone.
+        """Record the source axes of an axis whose value is made of parameters alone.
 
         A step that consumes the axis consumes those of its sources that share elements with it.
         """
@@ -140,7 +141,7 @@ class Book:
         return found[self._why[found] == 0]
 
     def consume(self, axis: Labels) -> None:
-        """Mark an axis of a parameter that reads units in a product rather than producing them."""
+        """Mark an axis of a parameter whose product consumes units instead of producing them."""
         waiting = [axis]
         while waiting:
             axis = waiting.pop()
@@ -149,11 +150,11 @@ class Book:
                 waiting += self._sources.get(id(axis), (axis, []))[1]
 
     def is_consumed(self, axis: Labels) -> bool:
-        """Return whether this very vector of labels was consumed."""
+        """Return whether this vector of labels, by identity, was consumed."""
         return id(axis) in self._consumed
 
     def order(self, labels: Labels) -> None:
-        """Mark elements as ones that cannot change places."""
+        """Mark elements that cannot change places."""
         self._ordered[self.find(labels)] = True
 
     def is_ordered(self, labels: Labels) -> np.ndarray:
@@ -171,7 +172,7 @@ class Book:
             if not differ.any():
                 continue
             a, b = a[differ], b[differ]
-            # Fixed labels need not become one set: only the reason is passed on.
+            # Fixed labels need not become one set; only the reason is propagated.
             why_a, why_b = self._why[a], self._why[b]
             for side, other, own in ((a, why_b, why_a), (b, why_a, why_b)):
                 gets = (own == 0) & (other > 0)
@@ -219,7 +220,7 @@ class Book:
         return self.pair(np.repeat(outer, len(inner)), np.tile(inner, len(outer)))
 
     def split(self, labels: Labels, rows: int) -> tuple[Labels, Labels]:
-        """Split the labels of one axis into those of two; couple elements where needed for that."""
+        """Split the labels of one axis into those of two, coupling elements if necessary."""
         return self._part(self.find(labels).reshape(rows, -1), 0)
 
     def _part(self, grid: np.ndarray, depth: int) -> tuple[Labels, Labels]:
@@ -245,7 +246,7 @@ class Book:
         return outer, inner
 
     def propagate(self) -> None:
-        """Pass the properties of pairs on to their parts; fix labels that nothing reads."""
+        """Propagate the properties of pairs to their parts; fix labels that nothing sums over."""
         pairs, first, second = self._pairs()
         self._untie(pairs, first, second)
         parts, twice = np.concatenate([first, second]), np.tile(pairs, 2)
@@ -279,7 +280,7 @@ class Book:
         self._first[tied] = self._second[tied] = -1
 
     def units(self, labels: Labels) -> tuple[np.ndarray, Labels, np.ndarray]:
-        """Return the units that each element belongs to, once properties are propagated.
+        """Return the units that each element belongs to, after properties are propagated.
 
         Returns:
             Positions, the unit of each, and its role: the path of first and second parts from the

@@ -45,7 +45,7 @@ def permute_units(coupled: CoupledAxes, params: Params, order: Mapping[str, Any]
     Args:
         coupled: the dependency graph.
         params: arrays.
-        order: by the name of a dimension the number of the unit that comes to each place.
+        order: for each dimension by name, the number of the unit that comes to each place.
     """
     leaves = dict(coupled.leaves(params, "graph.permute"))
     known = dimensions_of("graph.permute", coupled.dimensions, order)
@@ -72,9 +72,8 @@ NAME = "graph.shrink"
 class SmallerFunction(Tabular):
     """A function of the smaller parameters, made from a function of the original ones.
 
-    It is traced when it is called, at the original widths and the shapes of the other arguments,
-    and computed step by step without the removed units: compile it once with
-    `jax.jit(small.apply)`.
+    A call traces the function at the original widths and the shapes of the other arguments, and
+    computes it step by step without the removed units. Compile it once with `jax.jit(small.apply)`.
 
     Args:
         function: the function of the original parameters.
@@ -95,7 +94,7 @@ class SmallerFunction(Tabular):
     table: Table = dataclasses.field(default=TABLE, repr=False)
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         leaves = len({path for path, _ in self.kept})
         return f"{name_of(self.function)}, {counted(leaves, 'leaf', 'leaves')} smaller"
 
@@ -111,7 +110,7 @@ class SmallerFunction(Tabular):
         }
 
     def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        """Compute what the function returns with zeros in place of the removed units.
+        """Return the result of the function with zeros in place of the removed units.
 
         Args:
             params: the smaller tree.
@@ -120,7 +119,7 @@ class SmallerFunction(Tabular):
 
         Raises:
             ShapeError: a leaf does not have the smaller shape; the message lists all.
-            CompositionError: at these arguments the function needs units that were removed.
+            CompositionError: for these arguments, the function needs units that were removed.
         """
         leaves = check_leaves("shrunk", self.widths, params)
         old = {
@@ -162,7 +161,7 @@ class SmallerFunction(Tabular):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ShrunkModel(Tabular):
-    """The result of `graph.shrink`: smaller parameters, and the function of them.
+    """The result of `graph.shrink`: smaller parameters and the function that takes them.
 
     Args:
         params: the smaller tree.
@@ -177,7 +176,7 @@ class ShrunkModel(Tabular):
     apply: SmallerFunction
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         before, after = (
             sum(map(math.prod, shapes.values())) for shapes in (self.apply.shapes, self.widths)
         )
@@ -192,7 +191,7 @@ class ShrunkModel(Tabular):
 def shrink(
     function: Callable[..., Any], given: Traced, coupled: CoupledAxes, params: Params, keep: Keep
 ) -> ShrunkModel:
-    """Remove units from parameters and from the function of them.
+    """Remove units from parameters and from their function.
 
     Args:
         function: the function of the original parameters.

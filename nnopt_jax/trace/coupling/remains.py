@@ -1,4 +1,4 @@
-"""Abstract values of the coupling analysis: labels, and what removed units hold."""
+"""Abstract values of the coupling analysis: labels, and the content of removed units."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Value(NamedTuple):
         remains: the content of the array at removed elements of each axis.
         constant: the number that every element equals, if known.
         parameter: whether it is made of parameters alone.
-        home: the program that made it. A content that is alike for all removed units can be
-            computed again in that program only, and is unknown in others.
+        home: the program that made it. Content that is equal for all removed units can be
+            recomputed only in that program, and is unknown in others.
 
     Example:
         >>> Value((), (), 2.0).remains_at(0)
@@ -77,7 +77,7 @@ class Value(NamedTuple):
         return self.parameter or not self.axes or self.constant is not None
 
     def remains_at(self, axis: int) -> Remains:
-        """Return the content at removed elements of an axis; a number if that is known."""
+        """Return the content at removed elements of an axis, as a number if that is known."""
         return self.remains[axis] if self.constant is None else self.constant
 
     def within(self, home: Location) -> Value:
@@ -89,7 +89,7 @@ class Value(NamedTuple):
 
 
 def common(remains: Sequence[Remains]) -> Remains:
-    """Return the content that all of these share; unknown if they differ."""
+    """Return the content that all of these have in common; unknown if they differ."""
     return remains[0] if remains and all(x == remains[0] for x in remains) else Residue.UNKNOWN
 
 
@@ -99,7 +99,8 @@ class Reason:
 
     Args:
         text: the reason in words.
-        equations: the step that needs them, and the steps around it, the outermost first.
+        equations: the steps that enclose the one that needs them, from the outermost, and that
+            step.
     """
 
     text: str
@@ -210,7 +211,7 @@ _FOLLOWED = (Kind.ELEMENTWISE, Kind.MOVEMENT, Kind.CONTRACTION, Kind.REDUCTION)
 
 
 def same_axes(rule: OpRule, outcome: int, axis: int) -> dict[int, int] | None:
-    """Return the axis of each operand that is the same as an axis of an outcome; None without one.
+    """Return the axis of each operand that equals an axis of an outcome; None without one.
 
     The value at removed units of such an axis can be computed by the step with one removed element
     in place of the axis.

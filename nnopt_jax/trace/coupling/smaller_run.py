@@ -24,7 +24,7 @@ from nnopt_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A running program: its values so far, and the steps that made them.
+    """A program being run: its values so far, and the steps that made them.
 
     Args:
         program: the program.
@@ -43,14 +43,14 @@ class Frame:
 
 
 class RunStep(NamedTuple):
-    """A step of a running program.
+    """A step of a program being run.
 
     Args:
         frame: the program.
         number: the number of the step.
         equation: the step at full sizes.
         note: the result of its analysis.
-        given: its operands without the removed units; None where nothing needs them.
+        given: its operands without the removed units; None for operands that are not needed.
     """
 
     frame: Frame
@@ -65,17 +65,17 @@ Compute = Callable[[RunStep, list[Any], int], list[Any]]
 
 
 def ghost(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
-    """Return the values of an operand at one removed element: an array of size 1 on the axis.
+    """Return the values of an operand at one removed element, an array of size 1 on the axis.
 
     Args:
-        compute: computes steps of the run.
+        compute: a function that computes steps of the run.
         step: the step that takes the operand.
-        operand: the number of the operand; it holds the same for all removed units.
+        operand: the number of the operand, whose values are equal for all removed units.
         axis: the axis on which units are removed.
     """
     value, x = step.note.ins[operand], step.given[operand]
     assert value is not None
-    if len(value.axes[axis]) == 1:  # a broadcast axis, which loses no element
+    if len(value.axes[axis]) == 1:  # a broadcast axis, which does not lose elements
         return x
     left = value.remains_at(axis)
     if isinstance(left, Residue):
@@ -98,11 +98,12 @@ def _make(compute: Compute, frame: Frame, variable: Any, axis: int) -> Array:
 
 
 class SmallerRun:
-    """An interpreter of programs at smaller sizes; arrays that nothing needs are None.
+    """An interpreter of programs at smaller sizes, with None for arrays that are not needed.
 
     Args:
         domain: the analysis of the programs at full sizes.
-        removed: returns for every label whether it is removed; called again after labels are added.
+        removed: a function that returns for every label whether it is removed; called again after
+            labels are added.
     """
 
     def __init__(self, domain: Coupling, removed: Callable[[], np.ndarray]) -> None:
@@ -164,7 +165,7 @@ class SmallerRun:
         ]  # fmt: skip
         with contextlib.suppress(ValueError) if rule.is_identity else contextlib.nullcontext():
             return bind(rule.resized(equation, list(map(np.shape, values)), shapes), values)
-        return values[: len(outs)]  # outside of jit a sharding must divide the smaller sizes
+        return values[: len(outs)]  # outside of `jit`, a sharding must divide the smaller sizes
 
     def _with_ghosts(self, step: RunStep, found: list[Any]) -> list[Any]:
         """Add the values at removed units to a sum, unless they are its neutral element."""
@@ -197,7 +198,7 @@ class SmallerRun:
             apart = np.unique(np.diff(at))
             if len(apart) > 1 or not at.size:
                 x = jnp.take(x, at, axis)
-            else:  # unlike `take`, XLA fuses slices
+            else:  # XLA fuses slices, but not `take`
                 stride = int(apart[0]) if apart.size else 1
                 x = lax.slice_in_dim(x, int(at[0]), int(at[-1]) + 1, stride, axis)
         return x
@@ -223,7 +224,7 @@ class SmallerRun:
         return x
 
     def run_derived(self, find: Callable[[], tuple[Derived, ...]], number: int, values: Any) -> Any:
-        """Compute a program of a derivative rule, which may be analyzed only now."""
+        """Compute a program of a derivative rule, and analyze the rule first if necessary."""
         derived = find()[number]
         if self.domain.book.size != len(self._gone):
             self._gone = self._removed_labels()

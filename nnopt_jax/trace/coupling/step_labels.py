@@ -37,7 +37,7 @@ _WINDOW = "a window moves along it"
 
 
 class StepLabels:
-    """The labels of one step: they pass from operands to outcomes by the factors of its rule.
+    """The labels of one step, which pass from operands to outcomes by factors of its rule.
 
     Args:
         book: the labels.
@@ -175,7 +175,7 @@ class StepLabels:
             self.book.read(labels)
             if left == rule.neutral or self.book.is_fixed(labels).all():
                 continue
-            # The run adds the value of every removed unit to a sum, but for one axis only.
+            # The run can add the values of removed units to a sum for one axis only.
             sums = self.equation.primitive is primitives.reduce_sum_p
             if left is not Residue.UNKNOWN and sums and not self.counted:
                 self.counted = True
@@ -202,7 +202,7 @@ class StepLabels:
                 self.fix(self.labels[factor], text)
 
     def _spread_apart(self) -> None:
-        """Fix elements that padding spreads apart or removes."""
+        """Fix elements that padding separates or removes."""
         rule = self.rule
         if rule.fills is None:
             return

@@ -1,4 +1,4 @@
-"""Functions of arrays that also take packed parameters, and the report on them."""
+"""Functions of arrays that also take packed parameters, and reports on them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class PackedReport(Tabular):
     uses: tuple[Use, ...]
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         return f"{counted(len(self.uses), 'use')}, {len(self.materialized)} materialized"
 
     @property
@@ -116,7 +116,7 @@ class OnPacked(Tabular):
     """`nnopt.value_and_grad` and `nnopt.parallel.train_step` check this attribute of a loss."""
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         return f"{name_of(self.function)}, strict={self.strict}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -170,23 +170,24 @@ class OnPacked(Tabular):
 def on_packed(
     function: Callable[..., Any], *, strict: bool = False, table: Table = TABLE
 ) -> OnPacked:
-    """Let a function of arrays take packed leaves as well.
+    """Return a function of arrays that also takes packed leaves.
 
-    The function is traced when it is called, and computed step by step: a matrix product with a
-    quantized kernel multiplies its codes, a lookup in an embedding dequantizes only the rows that
-    it finds, and a transpose or slice of a leaf stays packed. Other steps materialize the leaf, and
-    `report` lists them. Each call traces anew: compile it once with `jax.jit(on_packed(function))`.
+    Each call traces the function and computes it step by step: a matrix product with a quantized
+    kernel multiplies its codes, a lookup in an embedding dequantizes only the requested rows, and a
+    transpose or slice of a leaf stays packed. Other steps materialize the leaf, and `report` lists
+    them. Compile the function once with `jax.jit(on_packed(function))`, since each call traces it
+    again.
 
     Args:
-        function: any function that JAX can trace. Inside of it packed leaves are arrays of their
-            logical shapes and dtypes; other arguments are passed on unchanged. A packed leaf that
-            the function closes over is not an argument, and stays a node.
+        function: any function that JAX can trace. Inside of it, packed leaves are arrays of their
+            logical shapes and dtypes; other arguments are passed unchanged. A packed leaf that the
+            function closes over is not an argument, and stays a node.
         strict: whether it is an error to materialize a leaf.
         table: the rules of the primitives; `TABLE.with_rule(...)` adds a rule of your own.
 
     Returns:
-        The `OnPacked`, a function of the same arguments. A leaf that it returns unchanged or only
-        moved stays packed.
+        A function of the same arguments. A leaf that it returns unchanged, or only moved, stays
+        packed.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -201,7 +202,7 @@ def on_packed(
 
 
 def _return(value: Any, record: Any) -> Any:
-    """Return nodes as they are, and deferred steps as arrays."""
+    """Return nodes unchanged, and deferred steps as arrays."""
     if not is_leaf(value):
         return value
     if not isinstance(value.node, Deferred):

@@ -22,11 +22,12 @@ from nnopt_jax.typing import Array, Shape
 class Deferred(Node):
     """A step on packed leaves that is computed once its outcome is needed as an array.
 
-    Until then the leaves keep their codes, for example in the residuals of `jax.checkpoint` and in
-    the layers of a scan. To move the outcome of an elementwise step is to move its operands: a
-    slice of `exp(w)` is `exp` of a slice.
+    Until then, the leaves keep their codes, for example in the residuals of `jax.checkpoint` and in
+    the layers of a scan. Moving the outcome of an elementwise step moves its operands: a slice of
+    `exp(w)` is `exp` of a slice.
 
-    It exists only while a function runs on packed parameters, never in a file or a tree.
+    A deferred step exists only while a function runs on packed parameters, never in a file or a
+    tree.
 
     Attributes:
         operands: nodes and arrays.
@@ -71,8 +72,8 @@ class Deferred(Node):
 def defer(equation: Equation, rule: OpRule, operands: Sequence[Field]) -> Deferred | None:
     """Return a step that is computed later; None if deferral saves nothing.
 
-    A deferred step keeps its array operands too. If they are as large as the outcome, it saves no
-    memory, so the step is computed at once.
+    A deferred step also keeps its array operands. If they are as large as the outcome, deferral
+    saves no memory, and the step is computed at once.
 
     Args:
         equation: the step.
@@ -85,7 +86,7 @@ def defer(equation: Equation, rule: OpRule, operands: Sequence[Field]) -> Deferr
     arrays = sum(jnp.size(x) for x in operands if not is_node(x) and jnp.ndim(x))
     if arrays >= (1 if rule.kind is Kind.ELEMENTWISE else math.prod(shape)):
         return None
-    # Axes of one entry may broadcast, and a movement of the outcome is none of such an operand.
+    # Axes of size 1 may broadcast, and a movement of the outcome does not apply to such an operand.
     alike = all(operand in ((), shape) for operand in rule.operand_shapes)
     kept = tuple(x if is_node(x) else jnp.asarray(x) for x in operands)
     return Deferred(kept, equation, alike and rule.kind is Kind.ELEMENTWISE)
@@ -137,6 +138,6 @@ def as_array(x: PackedLeaf | Array) -> Array:
 
 
 def loosen(leaf: PackedLeaf) -> PackedLeaf | Array:
-    """Materialize a leaf, but keep the part of it that says how its inputs are rounded."""
+    """Materialize a leaf, but keep the node that rounds the inputs of its products."""
     loose = inputs_above(leaf.node).loosened()
     return PackedLeaf(loose, leaf.path) if is_node(loose) else loose

@@ -19,8 +19,8 @@ from nnopt_jax.typing import Array, Shape
 class Movement:
     """One outcome of a step that moves the entries of its first operand.
 
-    It moves the fields of packed leaves, which may be coarser than the weight: on each axis they
-    have one entry for every index, one for each group of indices, or one for all.
+    A movement applies to the fields of packed leaves, which may be coarser than the weight: on each
+    axis they have one entry for every index, one for each group of indices, or one for all.
 
     Args:
         equation: the step.
@@ -57,12 +57,12 @@ class Movement:
 
     @property
     def kept(self) -> int:
-        """The number of last axes that stay the last ones, whole and in order."""
+        """The number of trailing axes that stay trailing, complete and in order."""
         return self.rule.kept_last(0, self.outcome)
 
     @property
     def axes(self) -> Shape:
-        """The permutation of axes, if the movement is nothing but a transpose; else empty."""
+        """The permutation of axes, if the movement is only a transpose; else empty."""
         return self.rule.permutation or ()
 
     @property
@@ -121,7 +121,7 @@ class Movement:
         return Movement(self.equation, rule, self.values, self.outcome, is_step=False)
 
     def _identity(self, x: Array) -> Array:
-        """Run an identity; what says where entries lie applies only to an array of full shape."""
+        """Run an identity, without shardings if the array is coarser than the full shape."""
         if self.equation.primitive in _PLACED and x.shape != self.before:
             return x
         return bind(self.equation, [x] * len(self.values))[0]
@@ -181,7 +181,7 @@ def _place(
     order = [factor for place in pair[0] for factor in place.names]
     wanted = [factor for place in pair[1] for factor in place.names]
     kept = [factor for factor in order if factor in wanted]
-    x = x.reshape([entries[factor] for factor in kept])  # the others have one entry
+    x = x.reshape([entries[factor] for factor in kept])  # the other axes have one entry
     x = x.transpose([kept.index(factor) for factor in wanted if factor in kept])
     x = x.reshape([entries.get(factor, 1) for factor in wanted])
     needed = entries | _widen(pair[1], entries, sizes)
@@ -198,7 +198,7 @@ def _place(
 
 
 def _widen(places: Sequence[Place], entries: Entries, sizes: tuple[int, ...]) -> Entries:
-    """Return the factors to be repeated in full, since a finer one follows on the same axis."""
+    """Return the factors to repeat in full, because a finer factor follows on the same axis."""
     return {
         factor: sizes[factor]
         for place in places

@@ -1,4 +1,4 @@
-"""Execution of a program on values, some of which are packed."""
+"""Execution of a program on values of which some are packed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class InsidePacked(Inside):
 
     Args:
         equation: the step.
-        compute: runs a program.
-        record: called with a leaf, the step that uses it, and why it is materialized there.
+        compute: a function that runs a program.
+        record: a function of a leaf, the step that uses it, and the reason why it is materialized
+            there.
     """
 
     equation: Equation
@@ -60,7 +61,7 @@ class InsidePacked(Inside):
             value = loosen(value)
             if not is_leaf(value):
                 return Slices(value, lambda part, _: part)
-        # The weight that gradients are taken at is sliced by the loop, which stacks its gradients.
+        # The loop slices the weight at which gradients are computed, and so stacks its gradients.
         stack, gradient_at = _split_gradient(value)
         return Slices(gradient_at, lambda part, number: _join_gradient(_layer(stack, number), part))
 
@@ -73,7 +74,7 @@ class InsidePacked(Inside):
             self.record(value, self.equation, "it is computed before it is cut")
             return as_array(value), spec
         specs = node.specs(spec, mesh)
-        whole = node.specs(spec)  # without a mesh no axis is left out for an indivisible size
+        whole = node.specs(spec)  # without a mesh, no axis is dropped for an indivisible size
         same = jax.tree.leaves(specs, is_leaf=is_spec) == jax.tree.leaves(whole, is_leaf=is_spec)
         if same and node.follows_parts:
             return value, PackedLeaf(specs, value.path)
@@ -102,7 +103,7 @@ def _layer(leaf: PackedLeaf, number: Any) -> PackedLeaf | None:
 
 
 def _split_gradient(leaf: PackedLeaf) -> tuple[PackedLeaf, Array | None]:
-    """Separate a leaf from the weight that gradients are taken at."""
+    """Separate a leaf from the weight at which gradients are computed."""
     name = leaf.node.GRADIENT_AT
     gradient_at = getattr(leaf.node, name) if name else None
     return (leaf, None) if gradient_at is None else (_with_gradient_at(leaf, None), gradient_at)
@@ -126,7 +127,7 @@ def run(program: Program, values: Sequence[Any], record: Record, table: Table = 
     Args:
         program: the traced program.
         values: arrays and `PackedLeaf`s, one for each input.
-        record: called for each use of a leaf.
+        record: a function to call for each use of a leaf.
         table: the rules of the primitives.
 
     Returns:
@@ -141,7 +142,7 @@ def _compute(equation: Equation, values: list[Any], record: Record, table: Table
     packed = [value for value in values if is_leaf(value)]
     if not packed:
         if _is_scalar_constant(equation, values):
-            # Under `jax.jit` too, rules must be able to read a fill value or a scale factor.
+            # Rules must be able to read a fill value or a scale factor, even under `jax.jit`.
             with jax.ensure_compile_time_eval():
                 return bind(equation, values)
         return bind(equation, values)
@@ -167,7 +168,7 @@ def _compute(equation: Equation, values: list[Any], record: Record, table: Table
 
 
 def _check_shapes(equation: Equation, packed: list[Any], found: list[Any]) -> None:
-    """Raise if the hook of a node gave something of another shape."""
+    """Raise if the hook of a node returned a value of another shape."""
     for value, variable in zip(found, equation.outvars, strict=True):
         shape, wanted = tuple(value.shape), tuple(variable.aval.shape)
         if shape != wanted:

@@ -31,14 +31,14 @@ def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[An
 
     Args:
         equation: the step.
-        values: its operands: arrays, and one `PackedLeaf` or more.
+        values: its operands, arrays and at least one `PackedLeaf`.
         table: the rules of the primitives.
 
     Returns:
         For each outcome a `PackedLeaf` if it stays packed, else an array.
 
     Raises:
-        CannotStayPacked: the leaf must be materialized for it.
+        CannotStayPacked: the leaf must be materialized for this step.
     """
     try:
         return _packed_step(equation, values, table)
@@ -76,7 +76,7 @@ def _packed_step(equation: Equation, values: list[Any], table: Table) -> list[An
 
 
 def _pass_on(equation: Equation, rule: OpRule, values: list[Any]) -> list[Any]:
-    """Return packed leaves as they are, and arrays after the step."""
+    """Return packed leaves unchanged, and arrays after the step."""
     arrays = [x for x in values if not is_leaf(x)]
     packed = [x for x in values if is_leaf(x)]
     if len(values) == 1:
@@ -87,7 +87,7 @@ def _pass_on(equation: Equation, rule: OpRule, values: list[Any]) -> list[Any]:
 
 
 def _keeps_precision(equation: Equation) -> bool:
-    """Return whether a step rounds to the precision of its operand, as `jax.checkpoint` does."""
+    """Return whether a step rounds to the precision of its operand, as in `jax.checkpoint`."""
     if equation.primitive is not primitives.reduce_precision_p:
         return False
     (operand,), k = equation.invars, equation.params
@@ -201,12 +201,12 @@ def _divided(equation: Equation, values: list[Any]) -> PackedLeaf:
 
 
 def _convert(equation: Equation, values: list[Any]) -> PackedLeaf:
-    """Cast a leaf by a cast of its product of codes and scales."""
+    """Cast a leaf, by casting its product of codes and scales."""
     (leaf,) = values
     dtype = jnp.dtype(equation.params["new_dtype"])
     if not jnp.issubdtype(dtype, jnp.floating):
         raise CannotStayPacked(f"{dtype} is not a dtype of floats")
-    if dtype.itemsize < 2:  # nothing rounds to as few bits for speed alone
+    if dtype.itemsize < 2:  # no format of so few bits is a mere choice for speed
         raise CannotStayPacked(f"it is rounded to {dtype}")
     return PackedLeaf(cast(leaf.node, dtype), leaf.path)
 
@@ -222,7 +222,7 @@ class _RowLookup(NamedTuple):
 
 
 def _look_up(equation: Equation, values: list[Any]) -> Array:
-    """Look up rows of an embedding: take their codes and scales, and dequantize only those."""
+    """Look up rows of an embedding: take their codes and scales, and dequantize only these."""
     leaf, indices, *_ = values
     settings = equation.params
     numbers, sizes = settings["dimension_numbers"], settings["slice_sizes"]
@@ -235,7 +235,7 @@ def _look_up(equation: Equation, values: list[Any]) -> Array:
         coarse = [axis for axis, n in enumerate(shape) if x.shape[axis] not in (1, n)]
         if any(axis in looked_up or sizes[axis] != shape[axis] for axis in coarse):
             return None
-        # If there is one entry for all rows, every index looks up that one.
+        # If one entry serves all rows, every index looks up that entry.
         one = np.array([x.shape[axis] != shape[axis] for axis in looked_up])
         return lax.gather(
             x,

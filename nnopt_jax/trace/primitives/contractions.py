@@ -1,4 +1,4 @@
-"""Rules of primitives that sum products."""
+"""Rules of contractions: matrix products, ragged products and convolutions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _dot_dims(draft: Draft, numbers: tuple, skipped: tuple[int, ...] = ()) -> tu
     Args:
         draft: the draft that factors are added to.
         numbers: the contracted axes of both operands, and the batch axes of both.
-        skipped: axes of the right operand that are in no product; they get no factor.
+        skipped: axes of the right operand that take no part in products; they get no factor.
     """
     (left, right), (left_batch, right_batch) = numbers
     shape, other = draft.operand_shapes[:2]
@@ -45,7 +45,7 @@ def _dot_dims(draft: Draft, numbers: tuple, skipped: tuple[int, ...] = ()) -> tu
 
 
 def _ragged_dot(equation: Equation) -> OpRule:
-    """Return the rule of a product with consecutive groups of rows, of sizes known at run time.
+    """Return the rule of a product with consecutive groups of rows, with sizes known at run time.
 
     - Groups of free rows: each row is multiplied with the matrix of its group.
     - Groups of contracted rows: there is a product for each group.

@@ -1,4 +1,4 @@
-"""A builder of rules, which collects factors and then composes dimensions of them."""
+"""A builder of rules, which collects factors and composes dimensions of them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Draft:
         return (Place(tuple(zip(factors, strides, strict=True))),)
 
     def unread(self, operand: int) -> list[Dim]:
-        """Return new dimensions for an operand whose axes appear nowhere else."""
+        """Return new dimensions for an operand whose axes do not appear elsewhere."""
         return axes(self.factors(self.operand_shapes[operand]))
 
     def rule(

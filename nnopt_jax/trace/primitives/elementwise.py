@@ -14,16 +14,17 @@ from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpR
 
 
 def identity_rule(equation: Equation) -> OpRule:
-    """Return the rule of an equation whose outcomes are its first operands, in order."""
+    """Return the rule of an equation whose outcomes equal its first operands, in order."""
     absorbs = (0,) if len(equation.outvars) == 1 else ()
     return paired_rule(equation, Kind.MOVEMENT, same=Same.IDENTITY, flops=Flops(), absorbs=absorbs)
 
 
 def paired_rule(equation: Equation, kind: Kind, **facts: Any) -> OpRule:
-    """Return the rule of an equation whose outcomes each depend on the operand with their number.
+    """Return the rule of an equation whose outcomes depend on the operand of the same number.
 
     Args:
-        equation: an entry of an outcome depends on the operand's entry at the same index.
+        equation: the equation, in which an entry of an outcome depends on the operand's entry at
+            the same index.
         kind: the kind of the rule.
         **facts: further fields of `OpRule`.
     """
@@ -51,7 +52,8 @@ def elementwise_rule(equation: Equation, **facts: Any) -> OpRule:
     """Return the rule of an equation that is computed entry by entry.
 
     Args:
-        equation: its operands have the shape of the outcome, size 1 on some axes, or no axes.
+        equation: the equation, whose operands have the shape of the outcome, size 1 on some axes,
+            or no axes.
         **facts: further fields of `OpRule`.
     """
     draft = Draft(equation)
@@ -89,7 +91,7 @@ def _scaled(*absorbs: int) -> MakeRule:
 
 
 def _cast(equation: Equation) -> OpRule:
-    """Return the rule of a cast; one to the same dtype changes a weak type, and costs nothing."""
+    """Return the rule of a cast; a cast to the same dtype only changes a weak type, at no cost."""
     before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
     integers = jnp.issubdtype(before, jnp.integer) and jnp.issubdtype(after, jnp.integer)
     rounds = jnp.issubdtype(after, jnp.inexact) or integers
@@ -106,7 +108,7 @@ def _integer_power(equation: Equation) -> OpRule:
 
 
 def _reinterpreted(equation: Equation) -> OpRule:
-    """Return the rule of a bitcast, which needs the last axis of the narrower array whole."""
+    """Return the rule of a bitcast, which needs all of the last axis of the narrower array."""
     draft = Draft(equation)
     before, after = draft.operand_shapes[0], draft.outcome_shapes[0]
     factors = draft.factors(max(before, after, key=len))

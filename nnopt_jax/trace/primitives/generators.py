@@ -1,4 +1,4 @@
-"""Rules of generators, decompositions and transforms, which share leading axes at most."""
+"""Rules of generators, decompositions and transforms, which share at most leading axes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpR
 def _made(equation: Equation, shared: int = 0, **facts: Any) -> OpRule:
     """Return the rule of a generator.
 
-    A parameter `shape` is that of the last outcome, without the leading shared axes.
+    The parameter `shape` is the shape of the last outcome, without the leading shared axes.
     """
     has_shape = "shape" in equation.params
     resize = (lambda _, outcomes: {"shape": tuple(outcomes[-1][shared:])}) if has_shape else None
@@ -21,7 +21,7 @@ def _made(equation: Equation, shared: int = 0, **facts: Any) -> OpRule:
 
 
 def _for_each_key(equation: Equation) -> OpRule:
-    """Return the rule of a random primitive, which shares the leading axes: those of the keys."""
+    """Return the rule of a random primitive, which shares the leading axes of the keys."""
     return _made(equation, min(len(shape_of(x)) for x in (*equation.invars, *equation.outvars)))
 
 

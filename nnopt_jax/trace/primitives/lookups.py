@@ -1,4 +1,4 @@
-"""Rules of primitives that take or replace the entries that indices choose."""
+"""Rules of primitives that read or replace entries chosen by indices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpR
 def _gather(equation: Equation) -> OpRule:
     """Return the rule of a gather: operand index = start from the indices + position in the window.
 
-    Indices out of bounds are clipped, or give a fill value, depending on the mode of the gather.
+    Indices out of bounds are clipped or yield a fill value, depending on the mode of the gather.
     """
     draft, sizes = Draft(equation), equation.params["slice_sizes"]
     numbers = equation.params["dimension_numbers"]
@@ -83,7 +83,7 @@ def _interleaved(
 
 
 def _dynamic_update_slice(equation: Equation) -> OpRule:
-    """Return the rule of an update of a slice; an axis that it covers has one common factor."""
+    """Return the rule of a slice update; an axis that it covers has one common factor."""
     draft = Draft(equation)
     shape, given, *_ = draft.operand_shapes
     factors = draft.factors(shape)

@@ -36,7 +36,7 @@ def _squeeze(equation: Equation) -> OpRule:
 
 
 def _broadcast(equation: Equation) -> OpRule:
-    """Return the rule of a broadcast; a new axis of size 1 repeats nothing and has no factor."""
+    """Return the rule of a broadcast; a new axis of size 1 has no factor."""
     draft = Draft(equation)
     (shape, *extra), (target,) = draft.operand_shapes, draft.outcome_shapes
     places = equation.params["broadcast_dimensions"]
@@ -51,7 +51,7 @@ def _broadcast(equation: Equation) -> OpRule:
 
 
 def _reshape(equation: Equation) -> OpRule:
-    """Return the rule of a reshape: common bounds split axes into factors, else `flat` is set."""
+    """Return the rule of a reshape, which splits axes at common bounds, or else sets `flat`."""
     draft = Draft(equation)
     (shape,), (target,) = draft.operand_shapes, draft.outcome_shapes
     order = equation.params.get("dimensions") or range(len(shape))
@@ -74,7 +74,7 @@ def _reshape(equation: Equation) -> OpRule:
             for a, (high, low) in zip(own, itertools.pairwise(_bounds(side, own)), strict=True):
                 dims[a] = draft.mixed(*(f for mark, f in factors.items() if high > mark >= low))
     others = _singles(target)
-    for bound, ours in _singles(shape).items():  # with a common factor they keep their roles
+    for bound, ours in _singles(shape).items():  # with a common factor, they keep their roles
         for a, b in zip(ours, others.get(bound, ()), strict=False):
             before[a] = after[b] = axis(draft.factor(1))
     back = dict(zip(order, before, strict=True))
@@ -106,7 +106,7 @@ def blocks(shape: Shape, target: Shape) -> list[tuple[list[int], list[int]]]:
 
 
 def _bounds(shape: Shape, own: Sequence[int] | None = None) -> list[int]:
-    """Return the products of the sizes of some axes from each one to the last, and 1."""
+    """Return the products of axis sizes from each axis to the last, and 1."""
     sizes = shape if own is None else [shape[a] for a in own]
     return [math.prod(sizes[a:]) for a in range(len(sizes) + 1)]
 
@@ -171,7 +171,7 @@ def _stacked(draft: Draft, shape: Shape, count: int) -> tuple[list[Dim], Dim]:
 def _side_by_side(
     draft: Draft, at: int, shape: Shape, parts: Sequence[Shape]
 ) -> tuple[list[Dim], list[list[Dim]]]:
-    """Return the dimensions of an array, and of the parts that it consists of on one axis."""
+    """Return the dimensions of an array, and of the parts it is concatenated from on one axis."""
     others = {a: axis(draft.factor(n)) for a, n in enumerate(shape) if a != at}
     places, found, start = (), [], 0
     for part in parts:
@@ -242,7 +242,7 @@ def _dynamic_slice(equation: Equation) -> OpRule:
 
 
 def whole_windows(window: Sequence[int], before: Shape, after: Shape) -> Shape:
-    """Return a window at another shape of the operand; an axis that it covered is covered again."""
+    """Return a window for another shape of the operand; an axis that it covered stays covered."""
     each = zip(window, before, after, strict=True)
     return tuple(new if size == old else size for size, old, new in each)
 

@@ -1,4 +1,4 @@
-"""Indices of the entries of an array, as sums of strides over factors."""
+"""Places: indices of the entries of an array, as sums of strides over factors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Place(NamedTuple):
     Args:
         factors: pairs of a factor and its stride, from major to minor. Without factors the place
             is the single index `start`.
-        start: the index at which all factors are zero: a number, or the `RuntimeStart` of it.
+        start: the index at which all factors are zero, a number or a `RuntimeStart`.
         holes: the dilation of the dimension: only indices that it divides exist, and the array has
             the entry `index // holes` there. Indices outside of the array are padding.
 

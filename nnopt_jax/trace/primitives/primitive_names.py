@@ -1,4 +1,4 @@
-"""Primitives by name, in every supported version of JAX."""
+"""Lookup of primitives by name, in every supported version of JAX."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ ragged_dot_general_p = last_step(
 
 
 def _probes() -> list[Any]:
-    """Return primitives that `jax.extend` does not offer, from small programs that use them.
+    """Return primitives that `jax.extend` does not list, found in small programs that use them.
 
-    A version of JAX without one of them traces another primitive, which is entered by its own name.
+    A version of JAX that lacks one of them traces another primitive, which is listed by its own
+    name.
     """
     number, cut = PartitionSpec(), PartitionSpec("all")
     by_platform = functools.partial(lax.platform_dependent, cpu=lambda: 0, default=lambda: 1)
@@ -92,7 +93,7 @@ _BY_NAME = _all()
 
 
 def named(names: str) -> tuple[Any, ...]:
-    """Return the primitives with these names; names that this version of JAX lacks are left out.
+    """Return the primitives with these names; names that this version of JAX lacks are omitted.
 
     Args:
         names: names as in `jax.extend.core.primitives` without `_p`, separated by spaces.

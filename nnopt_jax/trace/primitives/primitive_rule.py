@@ -1,4 +1,4 @@
-"""The rule of one equation, by factors and places: the facts that all analyses share."""
+"""Rules of equations by factors and places, the facts that all analyses share."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ Resize = Callable[[Sequence[Shape], Sequence[Shape]], dict[str, Any]]
 class OpRule:
     """The rule of one equation: factors, and how its operands and outcomes are indexed by them.
 
-    On each dimension an entry has the index `start + sum(stride * i)`, where `i` runs over
-    factors. A factor in an operand and in an outcome passes; one that is in no outcome is reduced;
-    one that is in no operand is repeated; one of two operands and of the outcome is a batch.
+    On each dimension, an entry has the index `start + sum(stride * i)`, where `i` runs over
+    factors. A factor of an operand and an outcome passes through; a factor without an outcome is
+    reduced; one without an operand is repeated; one of two operands and the outcome is a batch.
 
     Args:
         kind: what the primitive computes.
@@ -103,14 +103,15 @@ class OpRule:
         whole: factors that are needed whole and in their order.
         chooses: operands that only choose: indices, predicates, starts, group sizes.
         absorbs: operands whose zeros make the outcome zero, if the others are finite, not zero.
-        neutral: the value of entries that a reduction may leave out; None if there is none.
+        neutral: the value of entries that a reduction may ignore; None if there is none.
         flops: the cost of one of `points`; None if that is not known.
-        flat: axes that hold the same entries and share no factors.
-        same: how entries of the outcome relate to the operand's.
+        flat: axes that hold the same entries without common factors.
+        same: the relation of entries of the outcome to those of the operand.
         fills: the operand that holds the value of entries outside of all places (in a pad).
         sources: for each outcome the operands that it depends on; None for all.
         mesh: names of the mesh axes whose devices exchange entries.
-        resize: parameters of the equation at other shapes; None where they hold no sizes.
+        resize: a function that returns the parameters of the equation for other shapes; None if
+            they contain no sizes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -197,8 +198,8 @@ class OpRule:
     def pair(self, operand: int = 0, outcome: int = 0) -> tuple[tuple[Place, ...], ...] | None:
         """Return the places of an operand and of an outcome that hold the same entries.
 
-        The outcome of a concatenation has one place for each operand, side by side; the place of
-        this operand is returned. A later operand overwrites an entry at the same index.
+        The outcome of a concatenation has one place for each operand; the place of this operand is
+        returned. A later operand overwrites an entry at the same index.
 
         Args:
             operand: the position of the operand.
@@ -228,7 +229,7 @@ class OpRule:
 
     @property
     def permutation(self) -> Shape | None:
-        """The permutation of axes, if the equation is nothing but a transpose; else None."""
+        """The permutation of axes, if the equation is only a transpose; else None."""
         if self.same is not Same.IDENTITY or self.sources is not None or self.whole:
             return None
         if len(self.data) != 1 or len(self.outcomes) != 1 or self.flat:
@@ -256,7 +257,7 @@ class OpRule:
         return len(dim) == 1 and dim[0].covers(size, self.sizes)
 
     def kept_last(self, operand: int = 0, outcome: int = 0) -> int:
-        """Return the number of last axes that stay the last ones, whole and in order.
+        """Return the number of trailing axes that stay trailing, complete and in order.
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -328,9 +329,9 @@ def factors_of(*arrays: Sequence[Dim]) -> frozenset[Factor]:
 def _belonging(
     dim: Dim, shared: frozenset[Factor], elsewhere: frozenset[Factor], number: int
 ) -> Place | None:
-    """Return the place whose factors the other side has, or else one that no array has.
+    """Return the place whose factors the other array has, or else one without shared factors.
 
-    In a stack, whose places are single indices, it is the place with the number of the array.
+    In a stack, whose places are single indices, this is the place with the number of the array.
     """
     if len(dim) == 1:
         return dim[0]

@@ -28,8 +28,8 @@ class Table:
     """An immutable table of primitives.
 
     Args:
-        rules: by primitive a function that makes the rule of an equation.
-        programs: by primitive a function that finds the programs of an equation.
+        rules: maps a primitive to a function that makes the rule of an equation.
+        programs: maps a primitive to a function that finds the programs of an equation.
 
     Example:
         Every analysis takes a table, so that a primitive of your own is described in one place.
@@ -60,7 +60,7 @@ class Table:
         return f"Table({len(self)} primitives)"
 
     def rule_of(self, equation: Equation) -> OpRule:
-        """Return the rule of an equation; an unknown primitive is opaque.
+        """Return the rule of an equation, an opaque one for an unknown primitive.
 
         Args:
             equation: one equation of a program.
@@ -68,7 +68,7 @@ class Table:
         return self.rules.get(equation.primitive, opaque_rule)(equation)
 
     def programs_of(self, equation: Equation) -> Programs | None:
-        """Return the programs that an equation contains; None if it contains no programs.
+        """Return the programs that an equation contains, or None.
 
         Args:
             equation: one equation of a program.
@@ -81,10 +81,10 @@ class Table:
 
         Args:
             primitive: the primitive.
-            make: `make(equation)` returns the `OpRule`; `Draft` helps to write it.
+            make: a function `make(equation)` that returns the `OpRule`; `Draft` helps to write it.
 
         Raises:
-            CompositionError: `primitive` is not a primitive, or `make` not a function.
+            CompositionError: `primitive` is not a primitive, or `make` is not a function.
         """
         _check_entry("with_rule", primitive, make)
         return dataclasses.replace(self, rules={**self.rules, primitive: make})
@@ -94,7 +94,7 @@ class Table:
 
         Args:
             primitive: the primitive.
-            make: `make(equation)` returns the `Programs`.
+            make: a function `make(equation)` that returns the `Programs`.
         """
         _check_entry("with_programs", primitive, make)
         return dataclasses.replace(self, programs={**self.programs, primitive: make})
@@ -119,7 +119,7 @@ TABLE = Table(by_primitive(_RULES), by_primitive(PROGRAMS))
 
 
 def rule_of(equation: Equation, table: Table = TABLE) -> OpRule:
-    """Return the rule of an equation; an unknown primitive is opaque.
+    """Return the rule of an equation, an opaque one for an unknown primitive.
 
     Args:
         equation: one equation of a program.
@@ -136,7 +136,7 @@ def rule_of(equation: Equation, table: Table = TABLE) -> OpRule:
 
 
 def programs_of(equation: Equation, table: Table = TABLE) -> Programs | None:
-    """Return the programs that an equation contains; None if it contains no programs.
+    """Return the programs that an equation contains, or None.
 
     Args:
         equation: one equation of a program.

@@ -1,4 +1,4 @@
-"""Primitives that contain programs, and the operands that their inputs come from."""
+"""Primitives that contain programs, and the operands that become the programs' inputs."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Programs:
     """The programs of one equation.
 
     Args:
-        flow: how they run.
-        inner: the programs: the one that is called, every branch, the body, or the test and the
-            body.
+        flow: the control flow of the programs.
+        inner: the programs: the called one, every branch, the body, or the test and the body.
         times: the number of iterations of a loop; None if that is not known (`while`).
-        carried: pairs of an operand and an outcome. The operand is the input of the first
-            iteration, an output of each is the input of the next, and the last is the outcome.
+        carried: pairs of an operand and an outcome: the operand is the input of the first
+            iteration, the output of each iteration is the input of the next, and the last output is
+            the outcome.
         sliced: operands of which each iteration gets one entry of axis 0.
         stacked: outcomes that stack the outputs of all iterations on axis 0.
         mesh: the mesh of `shard_map`, each device of which runs the program; else None.
@@ -164,7 +164,7 @@ def _shard_map(equation: Equation) -> Programs:
 
 
 def _cut(spec: Any, variable: Any) -> MeshCut:
-    """Return the mesh axes of each axis of an array; a spec may leave the last axes out."""
+    """Return the mesh axes of each axis of an array; a spec may omit the last axes."""
     names = [() if x is None else (x,) if isinstance(x, str) else tuple(x) for x in spec]
     return (*names, *[()] * (len(variable.aval.shape) - len(names)))
 

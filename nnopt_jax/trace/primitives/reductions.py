@@ -1,4 +1,4 @@
-"""Rules of reductions, of windows, and of collectives inside `shard_map`."""
+"""Rules of reductions, window reductions, and collectives inside `shard_map`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpR
 
 
 def _reduction(neutral: float | None, equation: Equation) -> OpRule:
-    """Return the rule of a reduction; one without a neutral element needs its axes whole."""
+    """Return the rule of a reduction, which needs whole axes if it has no neutral element."""
     draft, k = Draft(equation), equation.params
     over = {a % len(draft.operand_shapes[0]) for a in k.get("axes", k.get("dimensions"))}
     factors = draft.factors(draft.operand_shapes[0])
@@ -110,7 +110,7 @@ def _reduce_window(neutral: float | None, equation: Equation) -> OpRule:
 
 
 def _reach_entries(k: Mapping[str, Any]) -> bool:
-    """Return whether every window covers an entry; padding alone would not give zero."""
+    """Return whether every window covers an entry, since padding alone would not give zero."""
     axes = zip(
         k["window_dimensions"], k["window_dilation"], k["base_dilation"], k["padding"], strict=True
     )
@@ -121,9 +121,10 @@ def _reach_entries(k: Mapping[str, Any]) -> bool:
 
 
 def _scattered_back(equation: Equation) -> OpRule:
-    """Return the rule of the gradient of a pooling, which adds to a chosen entry of each window.
+    """Return the rule of the gradient of a pooling, which adds to one entry of each window.
 
-    The choice depends on all entries of a window, so the taps of the outcome are own factors.
+    The choice depends on all entries of a window, so the taps of the outcome have factors of their
+    own.
     """
     draft = Draft(equation)
     given, shape = draft.operand_shapes
@@ -164,13 +165,13 @@ def _mesh_axes(equation: Equation) -> tuple[str, ...]:
 
 
 def _combined(equation: Equation) -> OpRule:
-    """Return the rule of a collective that combines entries at the same index of all devices."""
+    """Return the rule of a collective that combines the entries of all devices at each index."""
     absorbs = tuple(range(len(equation.outvars)))
     return paired_rule(equation, Kind.REDUCTION, mesh=_mesh_axes(equation), absorbs=absorbs)
 
 
 def _exchanged(equation: Equation) -> OpRule:
-    """Return the rule of a collective that moves entries between devices, on the named axes."""
+    """Return the rule of a collective that moves entries between devices on the named axes."""
     draft, k = Draft(equation), equation.params
     shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
     changed = {

@@ -1,4 +1,4 @@
-"""Measurement of the inputs and outputs of each parameter of a function, batch by batch."""
+"""Measurement of the inputs and outputs of a function's parameters, batch by batch."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def observe(
         batches: any iterable of batches, which are pytrees of arrays.
         statistics: the statistics to measure, by name or as `Statistic`s.
         where: which leaves to measure.
-        progress: `progress(done, total)` is called after each batch.
+        progress: a function `progress(done, total)` to call after each batch.
         strict: whether to raise if a statistic of a chosen leaf could not be measured.
         table: the rules of the primitives.
     """
@@ -99,7 +99,7 @@ def observe(
 
 
 def _add_batches(reader: _BatchReader, batches: Iterable[Any], progress: Progress | None) -> Totals:
-    """Return the totals of all batches; the next batch is loaded while the last one is computed."""
+    """Return the totals of all batches, loading each batch while the last is computed."""
     total = len(batches) if isinstance(batches, Sized) else None
     totals: Totals = {}
     done = 0
@@ -120,7 +120,7 @@ def _add_batches(reader: _BatchReader, batches: Iterable[Any], progress: Progres
 
 
 class _BatchReader:
-    """Analyzes and compiles the function once for each shape of batches."""
+    """A reader that analyzes and compiles the function once for each shape of batches."""
 
     def __init__(self, params: Any, read: Callable[[Any, Any], ObservedProgram]) -> None:
         self._leaves, self._tree = jax.tree.flatten(params)
@@ -185,7 +185,7 @@ def read_program(
     function: Callable[[Any, Any], Any], params: Any, batch: Any, chosen: dict[str, Any],
     statistics: Sequence[Statistic], of_loss: tuple[str, ...] = (), table: Table = TABLE,
 ) -> ObservedProgram:  # fmt: skip
-    """Trace a function and find the uses of its leaves; to be called inside of a JAX trace.
+    """Trace a function and find the uses of its leaves, inside of a JAX trace.
 
     Args:
         function: `function(params, batch)`.
@@ -206,7 +206,7 @@ def read_program(
 
 
 def _split_names(statistics: Names) -> tuple[list[Statistic], tuple[str, ...]]:
-    """Split the wanted statistics into those of single uses, and the names of those of a loss."""
+    """Split the wanted statistics into those of single uses and the names of those of a loss."""
     given = [statistics] if isinstance(statistics, str | Statistic) else list(statistics)
     known = (*STATISTICS, *OF_LOSS)
     problems = Problems("graph.observe")
@@ -236,7 +236,7 @@ def _check_arrays(batch: Any) -> None:
 
 
 def _check_settings(analyzed: ObservedProgram) -> None:
-    """Raise if settings of statistics do not fit the shapes that they measure."""
+    """Raise if settings of statistics do not fit the shapes that they apply to."""
     problems = Problems("graph.observe")
     for site in analyzed.measures.sites.values():
         for name, state in site.states.items():

@@ -1,4 +1,4 @@
-"""The analysis that follows leaves through a program and notes each of their uses."""
+"""The analysis that follows leaves through a program and records each of their uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nnopt_jax.trace.statistics.product_use import ProductUse
 class ValueNumbers:
     """Value numbers of arrays: equal for the outcomes of equal steps with equal operands.
 
-    Model code may cast or reshape an activation anew for each product; this finds that the
+    Model code may cast or reshape an activation again for each product; value numbers show that the
     products have the same input.
 
     References:
@@ -32,7 +32,7 @@ class ValueNumbers:
         self._numbers: dict[Hashable, int] = {}
 
     def new(self) -> int:
-        """Return the number of an array that equals no other."""
+        """Return the number of an array that equals no other array."""
         return self.of(object())
 
     def of(self, key: Hashable) -> int:
@@ -56,7 +56,7 @@ class ValueNumbers:
         key: Hashable = equation.primitive, settings, tuple(operands)
         try:
             hash(key)
-        except TypeError:  # settings that cannot be compared: the step equals no other
+        except TypeError:  # settings that cannot be compared, so the step equals no other
             key = object()
         if equation.effects:
             key = object()
@@ -64,7 +64,7 @@ class ValueNumbers:
 
 
 def output_numbers(program: Program) -> list[int]:
-    """Number the outputs of a program; outputs of equal computations get equal numbers.
+    """Number the outputs of a program so that equal computations get equal numbers.
 
     Args:
         program: the traced program.
@@ -101,10 +101,10 @@ class NotedUse(NamedTuple):
     Args:
         equation: the step.
         part: the part of the leaf that the operand holds.
-        copied: the location of its copy of the leaf, which its gradient is taken at.
+        copied: the location of its copy of the leaf, at which its gradient is computed.
         product: the product that the leaf is used in.
-        reason: why nothing can be measured; empty if something can.
-        source: a key of the inputs: uses with equal keys share their states.
+        reason: why the use cannot be measured; empty if it can.
+        source: a key of the inputs; uses with equal keys share their states.
     """
 
     equation: Equation
@@ -149,7 +149,7 @@ class LeafDomain(Domain[LeafValue]):
         return {at: use for step in self.steps.values() for at, use in step.uses.items()}
 
     def fresh(self, parts: tuple[LeafPart, ...] = ()) -> LeafValue:
-        """Return the value of an array that equals no other."""
+        """Return the value of an array that equals no other array."""
         return LeafValue(parts, self.numbers.new())
 
     def constant(self, x: Any) -> LeafValue:
@@ -157,7 +157,7 @@ class LeafDomain(Domain[LeafValue]):
         return LeafValue((), self.numbers.constant(x))
 
     def join(self, one: LeafValue, other: LeafValue) -> LeafValue:
-        """Return the value of either of two arrays, with the parts that both hold alike."""
+        """Return the value of either of two arrays, with the parts that both hold."""
         if one == other:
             return one
         if one.parts == other.parts and not (one.lost or other.lost):
@@ -180,7 +180,7 @@ class LeafDomain(Domain[LeafValue]):
         return self.fresh()._replace(lost=value.parts)
 
     def enter(self, programs: Programs, values: Values, site: Site) -> list[LeafValue]:
-        """Note operands whose leaves are not followed inside, or only as plain arrays."""
+        """Record operands whose leaves are not followed inside, or only as plain arrays."""
         given, step = self._begin_step(values, site)
         carried = {operand for operand, _ in programs.carried}
         for at, value in enumerate(given):
@@ -198,7 +198,7 @@ class LeafDomain(Domain[LeafValue]):
     def leave(
         self, programs: Programs, values: Values, outcomes: Values, site: Site
     ) -> list[LeafValue | None]:
-        """Note the leaves that are lost; the others leave as plain arrays."""
+        """Record the leaves that are lost; the others leave as plain arrays."""
         equation, found = site.around[-1], list(outcomes)
         is_call = programs.flow is Flow.CALL and programs.mesh is None
         numbers = [] if is_call else self._numbers(equation, values)
@@ -213,7 +213,7 @@ class LeafDomain(Domain[LeafValue]):
         return found
 
     def step(self, equation: Equation, rule: OpRule, values: Values, site: Site) -> list[LeafValue]:
-        """Follow the leaves that a step moves, and note its uses of the others."""
+        """Follow the leaves that a step moves, and record its uses of the others."""
         given, step = self._begin_step(values, site)
         numbers = self._numbers(equation, given)
         held: list[list[LeafPart]] = [[] for _ in numbers]
@@ -254,7 +254,7 @@ class LeafDomain(Domain[LeafValue]):
         self, site: Site, where: Location, copied: Location,
         uses: Sequence[tuple[LeafPart, ProductUse | str]], values: Sequence[LeafValue] = (),
     ) -> None:  # fmt: skip
-        """Note the uses of the leaves in one operand, or why they cannot be measured."""
+        """Record the uses of the leaves in one operand, or why they cannot be measured."""
         for which, (part, use) in enumerate(uses):
             product, reason = (ProductUse(), use) if isinstance(use, str) else (use, "")
             operands = tuple(values[i].number for i in product.operands)
@@ -284,7 +284,7 @@ def _as_array(parts: Sequence[LeafPart], copied: Location) -> tuple[LeafPart, ..
 
 
 def _comes_through(equation: Equation, values: Values, out: LeafValue) -> bool:
-    """Return whether a run passes an outcome of inner programs on unchanged, as `control` does."""
+    """Return whether a run passes an outcome of inner programs on unchanged, like `control`."""
     is_remat = equation.primitive is primitives.remat_p
     return is_inlined(equation) or (is_remat and any(out is value for value in values))
 

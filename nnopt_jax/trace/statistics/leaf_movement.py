@@ -16,7 +16,7 @@ Starts = list[int | None]
 
 
 class CutAcrossError(Exception):
-    """Raised with the reason why the entries of a leaf cannot be followed through a step."""
+    """The reason why the entries of a leaf cannot be followed through a step."""
 
 
 def moves(equation: Equation, rule: OpRule, operand: int) -> bool:

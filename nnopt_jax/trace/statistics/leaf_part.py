@@ -1,4 +1,4 @@
-"""The positions of the entries of a parameter in an array, and rearrangement to its axis order."""
+"""The positions of a parameter's entries in an array, and rearrangement to the parameter's axes."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class LeafPart(NamedTuple):
         return cls(path, tuple(axes), (0,) * len(shape))
 
     def is_stack(self, length: int) -> bool:
-        """Return whether a scan gets other entries in each iteration, or the same in all."""
+        """Return whether a scan gets different entries in each iteration, or the same in all."""
         first = self.axes[0]
         return first.count == length if first.is_constant else not first.repeats
 
@@ -182,13 +182,13 @@ AxesOfLeaf = Sequence[tuple[int, PartAxis]]
 class Arrangement:
     """A rearrangement of an array to the axes (factors before, rows, factors after).
 
-    Two arrangements that do the same compare equal, even for different leaves: factors are
-    numbered by their order in the leaf.
+    Equivalent arrangements compare equal, even for different leaves, because factors are numbered
+    by their order in the leaf.
 
     Args:
         shape: the shape that the array is first reshaped to.
-        before: axes whose factors come first.
-        after: axes whose factors come last; all other axes, and repeated factors, are rows.
+        before: the axes whose factors come first.
+        after: the axes whose factors come last; all other axes and repeated factors are rows.
     """
 
     shape: Shape

@@ -1,4 +1,4 @@
-"""Execution of a program with measurements at the uses of its leaves, and the totals of a batch."""
+"""Execution of a program with measurements at the uses of its leaves, and totals of a batch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class MeasuredRun(Inside):
             at: the number of the program inside of the step; None for the outermost program.
 
         Returns:
-            The outputs, and the states of what was measured.
+            The outputs, and the measured states.
         """
         around = self._within(at)
         extras: Extras = {}
@@ -129,13 +129,13 @@ class MeasuredRun(Inside):
         }
 
     def merge(self, one: Extras, other: Extras) -> Extras:
-        """Merge the states of two runs, adding those that both have."""
+        """Merge the states of two runs, adding the states that both have."""
         twice = sorted(one.keys() & other)
         both = {key: self.statistics[key[0]].add(one[key], other[key]) for key in twice}
         return one | other | both
 
     def split(self, extras: Extras) -> tuple[Extras, Extras]:
-        """Split states into those with an entry for each iteration of a scan, and the others."""
+        """Split states into those with an entry for each iteration of a scan, and others."""
         depth = len(self.location)
         over = {
             site.key
@@ -195,10 +195,10 @@ class ObservedProgram:
 
     @property
     def differentiated(self) -> dict[tuple[str, Location], UseSite]:
-        """The uses that have a gradient of their own, by path and location of the copy.
+        """The uses with a gradient of their own, by path and location of the copy.
 
         Uses of one leaf in one array, inside of one derivative rule, or after a loop that carries
-        it share a gradient, which belongs to the first of them.
+        it, share a gradient, which belongs to the first of them.
         """
         found: dict[tuple[str, Location], UseSite] = {}
         for site in self.measures.sites.values():
@@ -231,7 +231,7 @@ class ObservedProgram:
         return {**self.measures.merge(seen, rest), **slopes, BATCHES: totals[BATCHES] + 1}
 
     def _slopes(self, arrays: Sequence[Array]) -> Extras:
-        """Differentiate the loss at a copy of the leaf for every use, and measure on the way."""
+        """Differentiate the loss at a copy of the leaf for every use, and measure the uses."""
         sites = self.differentiated
         copies = {key: arrays[self.floats.index(key[0])] for key in sites}
 

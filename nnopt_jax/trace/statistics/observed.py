@@ -23,12 +23,12 @@ from nnopt_jax.trace.statistics.use_sites import Key, LeafUses, leaf_uses
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Observed(Tabular, Mapping[str, dict[str, Any]]):
-    """Measured statistics: a mapping from the name of a statistic to results by path.
+    """Measured statistics, a mapping from the name of a statistic to results by path.
 
-    The uses of a leaf are merged as if they were one; if they have different layers, the layers are
-    merged as well. A leaf whose statistic could not be measured is listed in `lacking` instead.
-    Leaves that are multiplied with the same input share their arrays.
-    It is a pytree, so jitted functions can take it as an argument.
+    The uses of a leaf are merged as if they were one; uses of different layers are merged as well.
+    A leaf whose statistic could not be measured is listed in `lacking` instead. Leaves that are
+    multiplied by the same input share their arrays. The result is a pytree, so jitted functions can
+    take it as an argument.
 
     Args:
         found: the results by statistic and path.
@@ -36,7 +36,7 @@ class Observed(Tabular, Mapping[str, dict[str, Any]]):
             leaf as a whole have no entry.
         rows: the number of rows of inputs of each leaf, by path.
         uses: the table of uses.
-        lacking: by statistic and path why there is no result.
+        lacking: the reasons for missing results, by statistic and path.
         batches: the number of batches.
 
     Example:
@@ -61,7 +61,7 @@ class Observed(Tabular, Mapping[str, dict[str, Any]]):
     batches: int
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         batches = counted(self.batches, "batch", "batches")
         return f"{batches}, {counted(len(self.rows), 'leaf', 'leaves')}: {', '.join(self.found)}"
 
@@ -78,7 +78,7 @@ class Observed(Tabular, Mapping[str, dict[str, Any]]):
         return len(self.found)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Return the measured arrays, and the static rest."""
+        """Return the measured arrays, and the static fields."""
         lacking = tuple((name, tuple(why.items())) for name, why in self.lacking.items())
         return (self.found, self.by_use, self.rows), (self.uses, lacking, self.batches)
 
@@ -141,7 +141,7 @@ def collect_results(analyzed: ObservedProgram, totals: Totals) -> Observed:
 
 
 def compute_shared(function: Callable[[Any], Any], given: Any) -> Any:
-    """Call a function so that equal outputs share one array, and returned inputs are not copied.
+    """Call a function so that equal outputs share one array and returned inputs are not copied.
 
     Args:
         function: a function of one pytree.
@@ -193,7 +193,7 @@ def _finish(
 
 
 def _why_not(analyzed: ObservedProgram, statistic: Statistic, path: str) -> str:
-    """Return why nothing could be measured at the uses of a leaf."""
+    """Return why the uses of a leaf could not be measured."""
     sites = [site for site in analyzed.measures.sites.values() if site.use.path == path]
     uses = [site.noted for site in sites]
     lookups = [f"{use.equation.primitive.name} looks rows up" for use in uses if use.product.lookup]
@@ -204,7 +204,7 @@ def _why_not(analyzed: ObservedProgram, statistic: Statistic, path: str) -> str:
 
 
 def _drop_unreached(analyzed: ObservedProgram, found: Any, lacking: Any, rows: Any) -> None:
-    """Drop the results of leaves that no batch has reached: they are only initial states."""
+    """Drop the results of leaves that no batch has reached, which are only initial states."""
     for name in analyzed.measures.statistics.keys() & found:
         for path in [path for path in found[name] if not np.asarray(rows[path]).any()]:
             del found[name][path]

@@ -1,4 +1,4 @@
-"""Derivation of the product or lookup of a leaf from the rule of a step."""
+"""Derivation of a leaf's product or lookup from the rule of a step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNMEASURED = {
 
 
 def read_product(equation: Equation, rule: OpRule, at: int, part: LeafPart) -> ProductUse | str:
-    """Return the product in which a step uses a leaf, or why nothing can be measured.
+    """Return the product in which a step uses a leaf, or why it cannot be measured.
 
     Args:
         equation: the step.
@@ -81,7 +81,7 @@ def _by_axis(
 ) -> tuple[Shape, dict[Factor, int]]:
     """Return the shape of an array split into one axis for each factor, and the axis of each.
 
-    An axis that windows move over is not split.
+    An axis with windows is not split.
     """
     sizes: list[int] = []
     found: dict[Factor, int] = {}
@@ -114,7 +114,7 @@ class _LeafProduct:
     picked: Sequence[PartAxis]
 
     def read(self) -> ProductUse | str:
-        """Return the product, or why nothing can be measured."""
+        """Return the product, or why it cannot be measured."""
         ours, rule = self.ours, self.rule
         shape, theirs = _by_axis(rule, rule.operands[1 - self.at], rule.operand_shapes[1 - self.at])
         result, kept = _by_axis(rule, rule.outcomes[0], rule.outcome_shapes[0])
@@ -148,7 +148,7 @@ class _LeafProduct:
         )
 
     def _why_not(self, own: Sequence[Factor], groups: Sequence[Factor], is_plain: bool) -> str:
-        """Return why nothing can be measured; empty if something can."""
+        """Return why the product cannot be measured; empty if it can."""
         every = factors_of(self.rule.operands[self.at])
         if len(self.rule.data) != 2 or every != self.ours.keys() or not is_plain:
             return f"{self.equation.primitive.name} is not a plain product"
@@ -188,7 +188,7 @@ class _LeafProduct:
 
 
 def _lookup(equation: Equation, rule: OpRule, at: int, part: LeafPart) -> ProductUse | str:
-    """Return the lookup of whole rows of a leaf, or why nothing can be measured."""
+    """Return the lookup of whole rows of a leaf, or why it cannot be measured."""
     k, shape = equation.params, rule.operand_shapes[0]
     if at != 0:
         return "it is the index of a lookup"

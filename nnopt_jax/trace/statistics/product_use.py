@@ -61,7 +61,7 @@ class Lookup(NamedTuple):
     Args:
         size: the number of rows.
         entry: the position of the row index on the last axis of the indices.
-        clips: whether an index out of bounds counts for the nearest row, rather than for no row.
+        clips: whether an index out of bounds counts for the nearest row rather than for none.
         arranged: arranges the rows in the order of the leaf.
     """
 
@@ -84,13 +84,13 @@ class Lookup(NamedTuple):
 class ProductUse:
     """One product or lookup of a leaf.
 
-    It is known before the program runs; `on` adds the arrays to measure. The arrays that its
-    methods return are float32 and have the axes (batch, groups, rows, ...).
+    The use is known before the program runs; `on` adds the arrays to measure. Its methods return
+    float32 arrays with the axes (batch, groups, rows, ...).
 
     Args:
         operands: the operands that the leaf is multiplied with, or looked up by.
         factors: all factors of the leaf in the operand, with groups separate from the rest.
-        batch: the factors of the leaf of which each entry has its own inputs.
+        batch: the factors of the leaf whose entries have their own inputs.
         groups: the factors of the groups of a grouped convolution.
         channels: the factors of the leaf on the axes of `inputs` after the rows.
         taps: the factors of the window of a convolution.
@@ -100,7 +100,7 @@ class ProductUse:
         row_groups: the rows that belong to each entry of the batch; None for all.
         lookup: counts rows if the use is a lookup; else None.
         placed: arranges the outcome into outputs.
-        no_outputs: why the products of the leaf alone are not known; empty if they are.
+        no_outputs: why the products of the leaf alone are unknown; empty if they are known.
         arrays: the operands of the step, and its outcome.
     """
 
@@ -140,7 +140,7 @@ class ProductUse:
 
     @property
     def contracted(self) -> tuple[int, ...]:
-        """The axes of the leaf that are summed over, or looked up."""
+        """The axes of the leaf that are contracted or looked up."""
         return tuple(sorted({factor.axis for factor in (*self.channels, *self.taps)}))
 
     def inputs(self) -> Array | None:

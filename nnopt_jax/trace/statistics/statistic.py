@@ -37,7 +37,7 @@ class LeafLayout:
 
     @property
     def batch(self) -> Factors:
-        """The batch factors: of scans from the outermost, then of the product itself."""
+        """The batch factors, of scans from the outermost, then of the product itself."""
         return () if self.is_folded else (*self.part.scanned, *self.product.batch)
 
     def unscanned(self, state: Any) -> Any:
@@ -47,7 +47,7 @@ class LeafLayout:
         return state
 
     def leaf(self, x: Array) -> Array:
-        """Arrange a number for the leaf, or one for each of its layers.
+        """Arrange one number for the leaf, or one for each of its layers.
 
         The result broadcasts to the leaf once axes of size 1 are appended.
         """
@@ -70,7 +70,7 @@ class LeafLayout:
         return x.reshape(*_sizes(self.batch).values(), *rest)
 
     def _like_leaf(self, x: Array, factors: Factors) -> Array:
-        """Merge factors into the axes of the leaf; broadcast over missing factors of those axes."""
+        """Merge factors into the axes of the leaf, and broadcast over missing factors."""
         x = x.reshape([factor.size for factor in factors]).transpose(leaf_order(factors))
         there = {_name(factor) for factor in factors}
         axes = {axis for axis, _ in there if axis != REPEATED}
@@ -86,7 +86,7 @@ class LeafLayout:
         return dataclasses.replace(self, is_folded=True)
 
     def marks(self, labels: tuple[str, ...]) -> Any:
-        """Return a key that is equal for two layouts whose states may be added.
+        """Return a key that is equal for layouts whose states may be added.
 
         Args:
             labels: names of properties of the product, or `"batch"`.
@@ -142,17 +142,19 @@ class Statistic(Tabular):
     """A statistic, as pure functions of states; a state is a pytree of arrays.
 
     Args:
-        name: its name.
-        measure: `measure(use, x)` returns the state of one use, with arrays of the axes
-            (batch, ...).
-        finish: `finish(layout, state)` returns the result of a state, in the order of the leaf.
-        read: returns `x` from a use; None if the use does not have this statistic.
-        start: returns the initial state from shapes; adding it changes nothing.
-        add: adds two states.
-        labels: names of the properties, beside the batch, that two products must share for the
-            states of their uses to be added.
-        check: returns an error text if the shapes of states do not fit; else an empty string.
-        settings: its settings, for `repr`.
+        name: the name.
+        measure: a function `measure(use, x)` that returns the state of one use, with arrays of the
+            axes (batch, ...).
+        finish: a function `finish(layout, state)` that returns the result of a state, in the order
+            of the leaf.
+        read: a function that returns `x` from a use; None if the use does not have this statistic.
+        start: a function of shapes that returns the initial state, which is neutral when added.
+        add: a function that adds two states.
+        labels: the names of properties that two products must share, in addition to the batch, so
+            that the states of their uses can be added.
+        check: a function that returns an error text if the shapes of states do not fit, else an
+            empty string.
+        settings: the settings, for `repr`.
 
     Example:
         >>> from nnopt_jax.trace import input_gram
@@ -171,12 +173,12 @@ class Statistic(Tabular):
     settings: tuple[tuple[str, Any], ...] = ()
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         return ", ".join([self.name, *(f"{name}={value!r}" for name, value in self.settings)])
 
     @property
     def of_inputs(self) -> bool:
-        """Whether it depends on nothing but inputs, so that uses of one input share one state."""
+        """Whether it depends only on inputs, so that uses of one input share one state."""
         return self.read is not ProductUse.outputs
 
     def state(self, use: ProductUse) -> Any:

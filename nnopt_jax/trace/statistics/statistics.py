@@ -50,10 +50,11 @@ class _MomentSums(NamedTuple):
 
 
 def input_moments() -> Statistic:
-    """Statistic of the `Moments` of each input channel of a leaf; they broadcast to the leaf.
+    """Return the statistic of the mean and variance of each input channel of a leaf.
 
-    Channels are the entries of the contracted axes; for convolutions, the channels of the image.
-    Batches are merged by the method of Chan et al., without a second pass or cancellation.
+    The result is a `Moments`, whose arrays broadcast to the leaf. Channels are the entries of the
+    contracted axes; for convolutions, the channels of the image. Batches are merged by the method
+    of Chan et al., without a second pass or cancellation.
 
     Example:
         >>> from nnopt_jax.trace import input_moments
@@ -75,9 +76,9 @@ def input_moments() -> Statistic:
 
 
 def output_moments() -> Statistic:
-    """Statistic of the `Moments` of each output channel of a leaf, before a bias is added.
+    """Return the statistic of the mean and variance of each output channel, before a bias.
 
-    They broadcast to the leaf.
+    The result is a `Moments`, whose arrays broadcast to the leaf.
 
     Example:
         >>> from nnopt_jax.trace import output_moments
@@ -98,8 +99,8 @@ def output_moments() -> Statistic:
 def _sums(use: ProductUse, x: Array, axis: int) -> _MomentSums:
     """Compute the moments of values on one axis.
 
-    The mean of the distances from the mean is its tail: what rounding takes where values are far
-    from zero.
+    The mean of the distances from the mean is its tail, which is the rounding error of the mean for
+    values far from zero.
     """
     valid = use.valid()
     ones = _ones(x.shape, axis)
@@ -125,7 +126,7 @@ def _join(a: _MomentSums, b: _MomentSums) -> _MomentSums:
     share = b.count / jnp.maximum(count, 1.0)
     apart, tails = b.mean - a.mean, b.tail - a.tail
     mean = a.mean + apart * share
-    rounded = apart * share - (mean - a.mean)  # Kahan: what the sum above leaves out
+    rounded = apart * share - (mean - a.mean)  # Kahan: the rounding error of the sum
     squares = a.squares + b.squares + jnp.square(apart + tails) * (a.count * share)
     return _MomentSums(count, mean, a.tail + tails * share + rounded, squares)
 
@@ -150,7 +151,7 @@ class Extremes(NamedTuple):
 
 
 def input_absmax(*, channel: bool = False) -> Statistic:
-    """Statistic of the greatest magnitude of the inputs of a leaf.
+    """Return the statistic of the greatest magnitude of the inputs of a leaf.
 
     Args:
         channel: whether to measure each input channel separately.
@@ -189,7 +190,7 @@ def input_absmax(*, channel: bool = False) -> Statistic:
 
 
 def input_range() -> Statistic:
-    """Statistic of the least and greatest input of a leaf: `Extremes`, shaped as `input_absmax`.
+    """Return the statistic of the least and greatest input of a leaf, an `Extremes`.
 
     Example:
         >>> from nnopt_jax.trace import input_range
@@ -216,14 +217,15 @@ def input_range() -> Statistic:
 
 
 def input_histogram(bins: int = 4096) -> Statistic:
-    """Statistic of a histogram that doubles its range as needed: `nnopt.quantization.Range`.
+    """Return the statistic of a histogram of inputs, which doubles its range as needed.
 
     Args:
         bins: a power of two from 256 to 65,536.
 
     Returns:
-        The statistic. Its result is an argument of `nnopt.quantization.percentile_grid` and other
-        grids; for scanned leaves it has a leading axis of layers.
+        The statistic. Its result is a `nnopt.quantization.Range`, for
+        `nnopt.quantization.percentile_grid` and other grids; for scanned leaves it has a leading
+        axis of layers.
 
     Raises:
         ValueRangeError: `bins` is out of range.
@@ -252,7 +254,7 @@ def input_histogram(bins: int = 4096) -> Statistic:
         if valid is None:
             return found
         others = (~valid).sum(-1) * math.prod(x.shape[use.rows_axis + 1 :])
-        return found._replace(ignored=found.ignored - others)  # masked entries are not NaN inputs
+        return found._replace(ignored=found.ignored - others)  # masked NaN inputs
 
     def begin(shapes: Range) -> Range:
         return jax.tree.map(lambda x, s: jnp.broadcast_to(x, s.shape).copy(), start, shapes)
@@ -265,23 +267,24 @@ def input_histogram(bins: int = 4096) -> Statistic:
 
 
 def input_gram(block: int | None = None) -> Statistic:
-    r"""Statistic of the Gram matrix of a leaf's inputs: `X^T X` over all rows, float32.
+    r"""Return the statistic of the Gram matrix `X^T X` of a leaf's inputs, over all rows.
 
     $$ G_{ij} = \sum_r x_{ri} x_{rj} $$
 
     `i` and `j` number the contracted entries, in the order of the leaf's own axes; for a
-    convolution these are a patch of the image. Products have full float32 precision.
+    convolution, these are the entries of a patch of the image. Products have full float32
+    precision.
 
     Args:
-        block: for wide layers, keeps only blocks of this size on the diagonal; it divides the
-            number of contracted entries, or is larger.
+        block: the size of the diagonal blocks to keep, for wide layers; it divides the number of
+            contracted entries, or is larger. None for the whole matrix.
 
     Returns:
         The statistic. Its result is `(n, n)` for a leaf, or `(n / block, block, block)`, after
         axes for the layers of a scan and the groups of a grouped convolution.
 
     Raises:
-        ValueRangeError: `block` is not a whole number above 0.
+        ValueRangeError: `block` is not a positive whole number.
 
     Example:
         >>> from nnopt_jax.trace import input_gram
@@ -299,7 +302,7 @@ def input_gram(block: int | None = None) -> Statistic:
         valid = use.valid()
         if valid is None:
             return _gram(x, block)
-        # All entries of the batch have the same rows; a loop over them does not copy the rows.
+        # All entries of the batch have the same rows, which a loop over the entries does not copy.
         rows = x.reshape(-1, *x.shape[-2:])[0]
         each = lax.map(
             lambda own: _gram(jnp.where(own[:, None], rows, 0.0), block),
@@ -318,9 +321,9 @@ def input_gram(block: int | None = None) -> Statistic:
 
 
 def input_count() -> Statistic:
-    """Statistic of the lookups of each row of an embedding, float32; it broadcasts to the leaf.
+    """Return the statistic of the number of lookups of each row of an embedding.
 
-    Counts are exact up to 2**24 for a row.
+    The float32 counts broadcast to the leaf, and are exact up to 2**24 for a row.
 
     Example:
         >>> from nnopt_jax.trace import input_count
@@ -332,7 +335,7 @@ def input_count() -> Statistic:
 
 
 def rows() -> Statistic:
-    """Statistic of the number of rows of inputs of a leaf, or of its lookups."""
+    """Return the statistic of the number of rows of inputs of a leaf, or of its lookups."""
 
     def measure(use: ProductUse, _: Any) -> Array:
         counts, valid = use.counts(), use.valid()

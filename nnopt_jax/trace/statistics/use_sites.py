@@ -26,17 +26,17 @@ from nnopt_jax.typing import Shape
 class LeafUse(NamedTuple):
     """One use of a leaf.
 
-    Axes are those of the leaf itself, even if it was moved before.
+    Axes are those of the leaf itself, even if the leaf was moved before.
 
     Args:
         path: the path of the leaf.
         number: the number of the use, in the order of the program.
         primitive: the name of the primitive.
-        contracted: axes that are summed over, or looked up: a product with a one-hot row would
-            sum over those.
-        batch: axes of which each entry has a use of its own: layers of a scan, heads, experts.
+        contracted: axes that are contracted or looked up; a lookup equals a product with a one-hot
+            row, which would contract them.
+        batch: axes whose entries are used separately: layers of a scan, heads, experts.
         partial: axes that the use covers only in part.
-        reason: why nothing can be measured there; empty if something can.
+        reason: why the use cannot be measured; empty if it can.
         line: the user's line, if that is known.
 
     Example:
@@ -77,7 +77,7 @@ class LeafUses(Tabular, Sequence[LeafUse]):
     uses: tuple[LeafUse, ...]
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         leaves = len({use.path for use in self.uses})
         return f"{counted(len(self.uses), 'use')} of {counted(leaves, 'leaf', 'leaves')}"
 
@@ -169,7 +169,7 @@ class UseSite:
         return tuple(name for name, owner in self.owners.items() if owner == self.key)
 
     def shapes(self, name: str, depth: int) -> Any:
-        """Return the shapes of a state, with an axis for each scan deeper than a location."""
+        """Return the shapes of a state, with an axis for each scan below a depth."""
         scans = self.noted.part.scans
         lengths = tuple(level.length for level in scans if level.depth > depth)
         return jax.tree.map(
@@ -182,7 +182,7 @@ def number_uses(
     leaves: Mapping[str, Any],
     statistics: Sequence[Statistic] = (),
 ) -> dict[Location, UseSite]:
-    """Return uses in the order of the program, with their numbers and states.
+    """Return uses in the order of the program, with their numbers and the shapes of their states.
 
     Args:
         uses: the noted uses by location.
