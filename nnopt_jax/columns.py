@@ -63,7 +63,7 @@ class Tabular:
 
 
 WIDTH = 100
-"""The columns of a terminal that a `repr` may take."""
+"""The greatest width of a `repr`, in columns of a terminal."""
 
 
 def clipped(text: str, width: int = 0) -> str:

@@ -18,16 +18,16 @@ PyTree: TypeAlias = Any
 """Any nesting of containers that JAX can flatten."""
 
 Params: TypeAlias = Any
-"""A pytree of parameters whose leaves are arrays or expression nodes."""
+"""A pytree of parameters whose leaves are arrays or nodes."""
 
 Path: TypeAlias = str
 """The name of a leaf: `encoder/layers_0/kernel`."""
 
 Schedule: TypeAlias = Callable[[ArrayLike], ArrayLike]
-"""A number as a function of the step count, as `optax.Schedule`."""
+"""A number as a function of the step count, like `optax.Schedule`."""
 
 ScalarOrSchedule: TypeAlias = float | Schedule
-"""A number, or how it changes over the steps."""
+"""A number, or a schedule of it."""
 
 Metrics: TypeAlias = Mapping[str, Any]
 """Named scalars, for a log line."""

@@ -19,8 +19,9 @@ from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.typing import Array, Shape
 
 UNROLLED = 8
-"""Places of the lists that are summed before the sum is written: it is in memory an eighth as
-often, which makes products of 32 rows five times as fast."""
+"""The number of list entries that are summed before the sum is written. Writing it an eighth as
+often makes products of 32 rows five times as fast.
+"""
 
 
 class _PaddedRows(Node):

@@ -79,8 +79,9 @@ class Hooks:
     """
 
     SHARED: ClassVar[tuple[str, ...] | None] = None
-    """Fields that belong to the whole weight, if all others have its axes, perhaps coarser, so that
-    they can be moved like it. None if they do not; then the node overrides `move`."""
+    """Fields without the axes of the weight, if all other fields have these axes (perhaps coarser)
+    and move like the weight. None if they do not; the node then overrides `move`.
+    """
     LINEAR: ClassVar[tuple[str, ...]] = ()
     """Fields that absorb a scalar factor, since the array is linear in all of them together."""
     TYPED: ClassVar[tuple[str, ...]] = ()
@@ -90,7 +91,7 @@ class Hooks:
     FACTORS: ClassVar[tuple[str, ...]] = ()
     """Fields that products multiply one by one, so that each is prepacked by itself."""
     GRADIENT_AT: ClassVar[str] = ""
-    """The field whose array serves only to take gradients at, if there is one."""
+    """The field whose array serves only to compute gradients, if there is one."""
 
     def dot(self, x: Array, how: Product) -> Array:
         """Multiply an array by the weight: a contraction, convolution or ragged product.

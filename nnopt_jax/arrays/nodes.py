@@ -19,7 +19,7 @@ from nnopt_jax.tree.bit_counts import tree_bits
 
 NodeType = TypeVar("NodeType", bound="type[Node]")
 NODE_TYPES: dict[str, type[Node]] = {}
-"""Every node class by its name in files: what a description may name, and nothing else."""
+"""All node classes by their names in files, the only classes that a description may name."""
 
 _FILE_NAMES = {
     "BSR": "Blocks",
@@ -32,8 +32,10 @@ _FILE_NAMES = {
     "PackedTernary": "Trits",
     "SoftThresholded": "Shrunk",
 }
-"""The names that classes have in files where they differ from those of Python. Files, checkpoints,
-checksums of adapters and exported programs hold them, so that they outlive every renaming."""
+"""The names of classes in files, where they differ from those in Python. Files, checkpoints,
+checksums of adapters and exported programs contain these names, so that they must survive every
+renaming.
+"""
 
 
 def static(*, late: bool = False, **options: Any) -> Any:
@@ -70,16 +72,15 @@ class Node(Hooks):
     """
 
     VERSION: ClassVar[int] = 1
-    """Raised when the fields change, so that old files are recognized."""
+    """The version, which is incremented when fields change so that old files are recognized."""
     ELEMENTWISE: ClassVar[tuple[str, ...]] = ()
-    """Fields that lie like the logical array: a mask over the node may compact them."""
+    """Fields with the axes of the logical array, which a mask over the node may compact."""
     CODES: ClassVar[bool] = False
-    """Whether values are turned into codes, which cannot hold NaN or infinity."""
+    """Whether values become codes, which cannot represent NaN or infinity."""
     COMPACTABLE: ClassVar[bool] = True
-    """Whether a mask above may cut the elementwise fields; no where one of them is a mask."""
+    """Whether a mask above may compact the elementwise fields; False if one of them is a mask."""
     KEEPS_ZERO: ClassVar[bool] = False
-    """Whether zeros of the elementwise field stay zeros, so that a mask below the node may move
-    above it."""
+    """Whether zeros of the elementwise field stay zeros, so that masks can move across the node."""
     SLOTS: ClassVar[Mapping[str, str]] = {}
     """Fields that a later transform may refine, by kind; "inherit" takes the enclosing kind."""
 

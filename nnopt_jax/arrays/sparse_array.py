@@ -22,7 +22,7 @@ from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.ops.masks import mask_rank
 
 _WIDE = 8
-"""Outputs of a block, at least: entries of narrower blocks are listed one by one."""
+"""The least number of outputs of a block for block ELL; narrower blocks use ELL."""
 
 
 @node

@@ -11,7 +11,7 @@ import numpy as np
 from nnopt_jax.errors import ArtifactError
 
 _MAX_VARINT = 9
-"""Bytes of the longest varint: 63 bits, more than any count in a file."""
+"""The bytes of the longest varint, of 63 bits, which is enough for any count in a file."""
 
 ODDS_BITS = 16
 """Odds are integers `1 .. 2^16 - 1`: the probability of a one, in units of 2^-16."""

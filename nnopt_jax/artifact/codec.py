@@ -16,16 +16,16 @@ MOST_ALPHABET = 1 << 16
 _MOST_DECISIONS = 1 << 22
 """Streams that need more bits than this are coded without contexts, for speed."""
 _MOST_FLAT = 1 << 15
-"""The same for streams without rows, where contexts gain less."""
+"""The same limit for streams without rows, where contexts gain less."""
 _LEAST_LARGE = 1 << 12
-"""Streams shorter than this do not repay a table of frequencies."""
+"""The least length of a stream for which a table of frequencies pays off."""
 _MANY_DECISIONS = 1 << 19
 _WORTH = 1.01
 """The factor by which contexts must shrink a stream of many decisions to be worth their time."""
 _SPLIT = 0.75
-"""A symbol of at least this fraction is coded apart from the others."""
+"""The positions of a symbol of at least this fraction are coded separately from other symbols."""
 _TABLES = 16
-"""The most high bytes whose low bytes get tables of their own."""
+"""The greatest number of high bytes whose low bytes get tables of their own."""
 _DEPTH = 3
 _NO_SIDES: Sides = (None, None)
 _CONSTANT, _RAW, _TABLE, _SPLIT_OFF, _WIDE, _CLASSED, _LINES = range(7)

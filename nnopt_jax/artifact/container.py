@@ -21,7 +21,7 @@ from nnopt_jax.errors import ArtifactError
 from nnopt_jax.tree.paths import flatten
 
 _SMALL = 1 << 12
-"""Plain arrays of fewer elements than this are coded together."""
+"""Plain arrays with fewer elements than this are coded together."""
 
 
 @dataclasses.dataclass(frozen=True)

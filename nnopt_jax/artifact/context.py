@@ -20,28 +20,28 @@ from nnopt_jax.artifact.byte_io import ODDS_BITS, Decoder, Encoder
 # each batch costs time.
 _BATCHES, _CODE_BATCHES, _LEAST_BATCH = 2048, 512, 32
 _LEVELS = 8
-"""Bits of a magnitude that have its higher bits as context; those below have none."""
+"""The number of leading bits of a magnitude that have its higher bits as context."""
 MOST_LINES = 4096
 _LEAST_WIDTH, _LEAST_ROW = 16, 8
 
 _ONE = 64
-"""What one observation adds to a count."""
+"""The amount that one observation adds to a count."""
 _PRIOR = 2 * _ONE
-"""The count of a context at the start, unless ones or zeros are rare."""
+"""The initial count of a context, unless ones or zeros are rare."""
 _MOST = 1 << 20
-"""Counts stay below; both counts of a context are halved well before."""
+"""A bound on counts; both counts of a context are halved before they reach it."""
 _STRETCH = 256
 """Units of log-odds in one doubling of the odds."""
 _RATE = 15
-"""Weights learn at 2^-15 of the gradient in fixed point, and slower with every mistake."""
+"""The learning rate of weights, 2^-15 in fixed point, which falls with every misprediction."""
 _STEP = 1 << 13
-"""The most that a weight moves after one batch: an eighth."""
+"""The greatest change of a weight after one batch: an eighth."""
 
 _RADIUS, _CLOSE, _NEAREST = 4, 2, 4
-"""Radii of the wide and the close disc of the lag predictor, and the places of its pattern."""
+"""The radii of the wide and the close disc of the lag predictor, and the size of its pattern."""
 
 Coder = Encoder | Decoder
-"""One walk over the data both writes and reads: a coder returns the bits either way."""
+"""The same code encodes and decodes, since a coder returns the bits in both cases."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,9 +30,9 @@ from nnopt_jax.ops.bit_packing import packed_size
 from nnopt_jax.tree.paths import flatten, path_string
 
 _MOST_BYTES = 1 << 26
-"""A longer description is refused, so that no file can inflate without end."""
+"""The greatest size of a description, so that decompression is bounded."""
 _RAW = -15
-"""Deflate without header and checksum: the file has a checksum of its own."""
+"""zlib's window bits for deflate without header and checksum, since the file has a checksum."""
 _KEYS = ("threefry2x32", "rbg", "unsafe_rbg")
 _LEAVE = "leave it out of the tree, or give it as metadata"
 _WRAPPED = (jax.tree_util.GetAttrKey("value"),)

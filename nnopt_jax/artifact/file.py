@@ -20,9 +20,9 @@ from nnopt_jax.settings import Settings
 DEFAULT_MAX_BYTES = 1 << 33
 """8 GiB."""
 _SLACK = 1 << 20
-"""The bytes by which a file may be larger than its arrays."""
+"""The number of bytes by which a file may exceed the size of its arrays."""
 VERSION = 3
-"""The format of new files. 1 and 2 have a coded description, 2 holds a program as well."""
+"""The format of new files. Formats 1 and 2 have a coded description; 2 may hold a program."""
 _SUM_BYTES = 4
 
 

@@ -17,17 +17,17 @@ from nnopt_jax.artifact.context import MOST_LINES, ContextModel, LineLayout, den
 from nnopt_jax.errors import ArtifactError
 
 COMMON = 0.25
-"""A symbol of at least this fraction is coded as a hole."""
+"""A symbol of at least this fraction is coded as a hole (an absent value)."""
 _HOLES, _TURNED, _ZERO, _LAGS = 1, 2, 4, 8
-"""Flags: there are holes; lines run along the leading axes; holes are symbol 0; number of lags."""
+"""Flags for holes, lines along the leading axes and holes of symbol 0; unit of the lag count."""
 _FARTHEST = 512
 """The largest lag."""
 _SURE_LAG, _SURE_PROFILE = 6.0, 4.0
-"""Standard deviations of chance that a resemblance must exceed, to be worth its bytes."""
+"""The significance, in standard deviations, that lags and profiles need to be used."""
 _RADIUS = 4
 
 Sides = tuple[np.ndarray | None, np.ndarray | None]
-"""Classes `0 .. 63` of the rows of an array and of its columns, each where there are any."""
+"""Classes `0 .. 63` of the rows and of the columns of an array; each may be None."""
 
 
 def decisions(symbols: np.ndarray, alphabet: int) -> int:

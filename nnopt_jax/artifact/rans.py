@@ -18,27 +18,27 @@ from nnopt_jax.errors import ArtifactError
 
 _BITS = 16
 _SCALE = 1 << _BITS
-"""Frequencies of a table sum to this."""
+"""The sum of the frequencies of a table."""
 _FLOOR = 1 << 32
-"""A lane's state lies in `2^32 .. 2^48 - 1`; below, it takes in a word of 16 bits."""
+"""The least state of a lane: states are `2^32 .. 2^48 - 1`, renormalized by 16-bit words."""
 _STATE_BYTES = 6
 _LANE_BYTES = 1500
-"""Bytes of code for each lane: its start and end cost about five."""
+"""The bytes of code for each lane, whose start and end cost about five bytes."""
 _MOST_LANES = 1 << 13
 _MOST_STEPS = 1 << 18
-"""Groups in a lane at most, so that no stream takes forever."""
+"""The greatest number of groups in a lane, which bounds the work of decoding."""
 
 MOST_SYMBOLS = 4096
-"""The largest alphabet: rarer symbols would get too large a fraction of a table."""
+"""The largest alphabet; in larger ones, rare symbols would take too much of a table."""
 
 CLASSES = 32
 """The number of classes of rows, and of columns."""
 _STEPS = 2
-"""Classes to a doubling of how busy a row is."""
+"""The number of classes for a doubling of the activity of a row."""
 _COMMON = 0.25
 
 Block = tuple[np.ndarray, np.ndarray]
-"""Numbers of rows and of columns."""
+"""The indices of rows and of columns."""
 
 
 def encode(parts: Sequence[np.ndarray], alphabet: int) -> bytes:

@@ -20,7 +20,7 @@ TERNARY = (-1.0, 0.0, 1.0)
 """Signs and zero."""
 
 E2M1 = (-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Floats of 4 bits: two of exponent, one of mantissa; OCP Microscaling Formats 1.0, section 5.3."""
+"""4-bit floats with 2 bits of exponent and 1 of mantissa; OCP Microscaling Formats 1.0, 5.3."""
 
 NF4 = (
     -1.0,
@@ -40,9 +40,8 @@ NF4 = (
     0.72295684,
     1.0,
 )
-"""Normal floats of 4 bits: quantiles of the normal distribution; Dettmers et al. 2023, appendix E.
-
-Shortest decimals of float32; `tests/ops/test_lookup_tables.py` derives them.
+"""4-bit NormalFloats, quantiles of the normal distribution; Dettmers et al. 2023, appendix E. The
+numbers are the shortest decimals of float32; `tests/ops/test_lookup_tables.py` derives them.
 """
 
 

@@ -15,7 +15,7 @@ from jax import lax
 from nnopt_jax.ops.lookup_tables import lookup
 
 MOST_CHOICES = 2**31
-"""Ways to choose n of m that a number of 32 bits can distinguish."""
+"""The greatest number of choices of n of m that 32 bits can number."""
 
 
 def group_axis(shape: tuple[int, ...]) -> int:

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 _CHUNK = 1 << 20
-"""Values times clusters that are in memory at a time."""
+"""The greatest number of pairs of values and clusters in memory at a time."""
 
 
 def soft_assign(values: ArrayLike, table: ArrayLike, width: ArrayLike) -> Array:

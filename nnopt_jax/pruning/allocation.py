@@ -17,7 +17,7 @@ Share: TypeAlias = Any
 """A fraction of zeros: a Python float, or a traced scalar."""
 
 Allocation: TypeAlias = str | Callable[[Shapes, Share], Mapping[str, Share]]
-"""`"uniform"`, `"erk"`, `"global"`, `"lamp"`, or one's own `(shapes, sparsity) -> sparsities`."""
+"""`"uniform"`, `"erk"`, `"global"`, `"lamp"`, or a function `(shapes, sparsity) -> sparsities`."""
 
 
 def uniform(shapes: Shapes, sparsity: Share) -> dict[str, Share]:

@@ -19,7 +19,7 @@ from nnopt_jax.typing import Array, ScalarOrSchedule
 __all__ = ["structured"]
 
 ChannelScore: TypeAlias = Literal["l1", "l2"] | str | Score | Callable[[str, Array], Array]
-"""A norm, a score of weights by value or name, or `(path, leaf) -> a score for each weight`."""
+"""A norm, a score of weights by value or name, or a function `(path, leaf) -> scores`."""
 
 
 @recorded

@@ -17,8 +17,9 @@ from nnopt_jax.transform.base import State
 from nnopt_jax.transform.leaves import Leaves, Start, Update, refresh_when
 
 MaskMode: TypeAlias = Literal["hard", "soft", "frozen"]
-"""What happens to pruned weights: set to zero after each update; trained further, straight through;
-or kept as they are, without a gradient."""
+"""The treatment of pruned weights: set to zero after each update; trained further with
+straight-through gradients; or kept unchanged, without a gradient.
+"""
 
 MODES = ("hard", "soft", "frozen")
 

@@ -38,9 +38,9 @@ class Pattern:
     """
 
     needs_axes: ClassVar[bool] = False
-    """Whether units lie along axes that a product sums over, or keeps."""
+    """Whether the units of the pattern depend on contracted and output axes."""
     is_fixed: ClassVar[bool] = False
-    """Whether the pattern alone says how many weights stay."""
+    """Whether the pattern alone determines how many weights stay."""
     compares_leaves: ClassVar[bool] = True
     """Whether the units of several leaves can be ranked together."""
 

@@ -324,7 +324,7 @@ SCORES: Mapping[str, Callable[..., Score]] = MappingProxyType(
         "wanda": wanda,
     }
 )
-"""The scores that can be named by a string, with their default settings."""
+"""The scores that a string can name, with their default settings."""
 
 
 def _accumulated(

@@ -21,7 +21,7 @@ from nnopt_jax.transform.binding import UNBOUND, Binding
 from nnopt_jax.transform.leaves import Leaves
 
 _TOGETHER = ("global", "lamp")
-"""Allocations with one threshold over all leaves: how many a leaf keeps depends on data."""
+"""Allocations with one threshold for all leaves, whose counts depend on data."""
 _EXACT = 100_000  # beyond this number of weights, float32 may miscount by one after some steps
 
 

@@ -20,8 +20,9 @@ from nnopt_jax.settings import Settings, is_whole
 
 Granularity: TypeAlias = Literal["tensor", "channel"] | int
 """`"tensor"`: one scale for each index of the batch axes. `"channel"`: one for each index of the
-output and batch axes. A number: groups of so many entries along the contracted axes, flattened in
-their order, the last one perhaps shorter. Arrays of one axis take one scale."""
+output and batch axes. A number: groups of this many entries along the contracted axes, flattened in
+their order, of which the last may be shorter. Arrays of one axis get one scale.
+"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -374,4 +374,4 @@ GRIDS: Mapping[str, Callable[..., Grid]] = MappingProxyType(
         "ternary": ternary,
     }
 )
-"""The grids that can be named by a string."""
+"""The grids that a string can name."""

@@ -33,4 +33,4 @@ RANGES: Mapping[str, Callable[..., WeightRange]] = MappingProxyType(
         "fixed": fixed,
     }
 )
-"""The ranges that can be named by a string, with their default settings."""
+"""The ranges that a string can name, with their default settings."""

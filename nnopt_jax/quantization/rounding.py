@@ -29,7 +29,7 @@ class Rounding:
 
     name: ClassVar[str] = "nearest"
     keys: ClassVar[tuple[str, ...]] = ()
-    """The names of its state, which lies beside that of the range."""
+    """The names of the arrays of its state, which is stored with that of the range."""
 
     def __repr__(self) -> str:
         """Return the name in the form of a call."""
@@ -195,4 +195,4 @@ def learned() -> Rounding:
 ROUNDINGS: Mapping[str, Callable[[], Rounding]] = MappingProxyType(
     {"nearest": nearest, "stochastic": stochastic, "learned": learned}
 )
-"""The roundings that can be named by a string."""
+"""The roundings that a string can name."""

@@ -62,13 +62,13 @@ class WeightRange:
 
     name: ClassVar[str] = "absmax"
     is_exact: ClassVar[bool] = True
-    """Whether the choice is bit-equal on any mesh: sums are not."""
+    """Whether the range is bit-equal on any mesh, unlike one that depends on sums."""
     has_codes: ClassVar[bool] = False
     """Whether the range rounds by a rule of its own."""
     never_clips: ClassVar[bool] = True
-    """Whether no weight lies beyond a range that was just chosen."""
+    """Whether a newly chosen range contains all weights."""
     needs_plain_scales: ClassVar[bool] = False
-    """Whether scales must be floats, because the range does not choose them by a magnitude."""
+    """Whether scales must be floats, because they do not follow from a magnitude."""
     projects: ClassVar[bool] = False
     """Whether updates move the parameters, by `project`."""
 

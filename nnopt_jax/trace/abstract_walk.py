@@ -107,7 +107,7 @@ def outputs_needed(
 Value = TypeVar("Value")
 
 Values = Sequence[Any]
-"""The abstract values of several arrays; None for arrays that nothing needs."""
+"""The abstract values of several arrays; None for arrays that are not needed."""
 
 Location = tuple[int, ...]
 """The location of a step: numbers of equations and of their inner programs, from the outermost."""

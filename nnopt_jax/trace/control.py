@@ -19,7 +19,7 @@ from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
 
 Extras = Any
-"""The data that a run collects beside its outputs: any pytree."""
+"""The data that a run collects in addition to its outputs: any pytree."""
 
 Handler = Callable[[Equation, list[Any], "Inside"], tuple[list[Any], Extras]]
 

@@ -22,8 +22,8 @@ from nnopt_jax.trace.traced import Traced
 from nnopt_jax.tree.bit_counts import tree_bits
 
 CONSTANT, LEAF, CHOSEN, ACTIVATION = range(4)
-"""Kinds of values: made of constants alone; made of a leaf; entries of a leaf that an activation
-chose; all others. A value made of several has the largest of their kinds.
+"""Kinds of values: made of constants alone; made of a leaf; entries of a leaf chosen by an
+activation; all others. A value made of several has the largest of their kinds.
 """
 
 
@@ -87,7 +87,7 @@ def product_owner(left: Origin, right: Origin) -> str:
 
 
 ACTIVATIONS, ELEMENTWISE = "(activations)", "(elementwise)"
-"""Rows for contractions without a leaf, and for other steps that are not done for a single leaf."""
+"""Rows for contractions without a leaf, and for other steps without a single leaf."""
 
 _WHILE = "while: how often it runs is not known; its body is counted once"
 _EXPENSIVE = "cond: of branches that cost different the dearest is counted"

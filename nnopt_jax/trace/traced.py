@@ -19,7 +19,7 @@ from nnopt_jax.tree.devices import is_explicit
 from nnopt_jax.tree.paths import flatten, path_string
 
 Outputs = Callable[[Any], Any]
-"""Selects the part of a function's result that must keep its widths."""
+"""A function that selects the part of a result that must keep its widths."""
 
 
 def everything(found: Any) -> Any:
@@ -150,7 +150,7 @@ def _note_of(function: Any, given: Iterable[tuple[str, Any]], error: Exception) 
 
 
 _NAMED = 8
-"""The number of leaves that a note names."""
+"""The greatest number of leaves that a note names."""
 
 
 def name_of(function: Any) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 ANY = 1 << 62
-"""No limit on the number of rows."""
+"""A number of rows that never limits."""
 
 
 class Thresholds(NamedTuple):
@@ -38,20 +38,22 @@ TABLE = (
     Thresholds("cpu", (0, 12), 1 << 17, ANY, ANY, 1 << 15, 0.15, 0.5),
     Thresholds("cpu", (0, 0), 1 << 17, ANY, 64, 1 << 15, 0.15, 0.5),
 )
-"""The limits of measured machines, the newest version first, from `benchmarks/products.py`.
+"""The thresholds of measured machines, the newest version first, from `benchmarks/products.py`.
 
-Integers were measured on a machine with matrix instructions for int8 (AMX). They are compared with
-dequantizing the packed weight at each call, which costs more than the product itself below some
+Integers were measured on a machine with matrix instructions for int8 (AMX). The alternative is to
+dequantize the packed weight in each call, which costs more than the product itself below some
 hundred rows.
 
 ELL was measured with `--forms prepacked` for 1, 8 and 32 rows. At 90 % zeros, where the longest of
 1,024 rows of ELL holds 13 % of the inputs, products are 0.8 to 1.3 times as fast as dense ones
 (medians), and at 85 % most are slower; for a matrix of 4,096 x 4,096 they are 1.0 to 4.6 times as
-fast at 90 %, and slower for one row at 85 %. For block ELL the limit is between 50 % and 75 %. With
-a small matrix (512 x 512) one row is slower up to 95 %, eight are not."""
+fast at 90 %, and slower for one row at 85 %. For block ELL the limit is between 50 % and 75 %. For
+a small matrix (512 x 512), products of one row are slower up to 95 %, those of eight rows are
+not.
+"""
 
 OTHERS = Thresholds("", (0, 0), 0, ANY, 0, 0, 0.0, 0.0)
-"""The limits of other machines, which were not measured: integer products, no split, no ELL."""
+"""The thresholds of other, unmeasured machines: integer products, no split and no ELL."""
 
 
 def thresholds(backend: str | None = None, version: tuple[int, ...] | None = None) -> Thresholds:

@@ -120,7 +120,7 @@ def weighed(
 
 
 BITS = 7
-"""The bits, including the sign, of each integer of the split but the highest."""
+"""The bits of each part of a split, sign included; the highest part may have 8."""
 
 
 def split_int8_product(x: Array, weight: Quantized, how: Product) -> Array | None:

@@ -26,13 +26,13 @@ from nnopt_jax.typing import Array
 
 _NAME = "quantization.quantize_activations"
 STATISTIC = "input_absmax"
-"""What static scales are made of by default: the greatest magnitude of each leaf's inputs."""
+"""The default statistic for static scales: the greatest magnitude of each leaf's inputs."""
 
 HISTOGRAM = "input_histogram"
-"""What the ranges are made of that leave outliers out."""
+"""The statistic for ranges that exclude outliers."""
 
 InputRange: TypeAlias = Literal["absmax", "percentile", "mse", "kl"]
-"""How a static range is chosen."""
+"""The choice of a static range."""
 
 
 @recorded

@@ -166,7 +166,7 @@ def run_vjp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -
 
 
 DERIVED = {primitives.custom_jvp_call_p: run_jvp, primitives.custom_vjp_call_p: run_vjp}
-"""How functions with custom derivative rules run at smaller sizes, by primitive."""
+"""The functions that run custom derivative rules at smaller sizes, by primitive."""
 
 
 def _own(equation: Equation, others: Sequence[Any]) -> Callable[..., Any]:

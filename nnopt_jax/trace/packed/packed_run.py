@@ -118,7 +118,7 @@ def _with_gradient_at(leaf: PackedLeaf, gradient_at: Array | None) -> PackedLeaf
 
 
 Record = Callable[[PackedLeaf, Equation, str], None]
-"""Called with a leaf, a step that uses it, and why it was materialized; empty if it was not."""
+"""A function of a leaf, a step that uses it, and why it was materialized (empty if it was not)."""
 
 
 def run(program: Program, values: Sequence[Any], record: Record, table: Table = TABLE) -> list[Any]:

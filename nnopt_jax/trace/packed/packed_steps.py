@@ -23,7 +23,7 @@ from nnopt_jax.trace.primitives.primitive_names import ragged_dot_general_p
 from nnopt_jax.typing import Array, Shape
 
 FILL = lax.GatherScatterMode.FILL_OR_DROP
-"""The gather mode in which rows out of bounds get the fill value of the program, by default NaN."""
+"""The gather mode in which rows out of bounds get the program's fill value, by default NaN."""
 
 
 def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[Any]:
@@ -273,4 +273,4 @@ RULES: dict[Any, Callable[[Equation, list[Any]], Any]] = {
     primitives.div_p: _divided,
     primitives.neg_p: _negated,
 }
-"""How steps that do more than move entries run on packed leaves, by primitive."""
+"""The functions that run steps other than movements on packed leaves, by primitive."""

@@ -45,7 +45,7 @@ IDENTITIES: dict[str, MakeRule] = {
 
 
 _OPERATION, _FUNCTION = Flops(1), Flops(0, 1)
-"""The counts of XLA for most primitives; a transcendental is one, whatever a backend does."""
+"""XLA's counts for most primitives; a transcendental counts as one on any backend."""
 
 
 def elementwise_rule(equation: Equation, **facts: Any) -> OpRule:

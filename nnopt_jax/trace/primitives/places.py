@@ -94,7 +94,7 @@ class Place(NamedTuple):
 
 
 Dim = tuple[Place, ...]
-"""The places of one dimension, side by side; where they overlap, later ones overwrite."""
+"""The places of one dimension; where they overlap, later places overwrite earlier ones."""
 
 
 def axis(factor: Factor, start: int | RuntimeStart = 0, stride: int = 1) -> Dim:

@@ -41,7 +41,7 @@ class Kind(enum.Enum):
     MADE = "made"
     """Entries are computed from positions or random keys."""
     OPAQUE = "opaque"
-    """Nothing is known beyond the factors that operands and outcomes share."""
+    """Only the factors that operands and outcomes share are known."""
 
 
 class Same(enum.Enum):
@@ -54,7 +54,7 @@ class Same(enum.Enum):
     SCALED = "scaled"
     """They are multiplied by one number that all entries share."""
     NO = "no"
-    """They are other values."""
+    """They are unrelated values."""
 
 
 class Flops(NamedTuple):
@@ -82,7 +82,7 @@ class Flat(NamedTuple):
 
 
 Resize = Callable[[Sequence[Shape], Sequence[Shape]], dict[str, Any]]
-"""`resize(operand shapes, outcome shapes)` returns the parameters that differ at these shapes."""
+"""A function of operand and outcome shapes that returns the parameters that depend on them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,7 +312,7 @@ class OpRule:
 
 
 MakeRule = Callable[[Equation], OpRule]
-"""`make(equation)` returns the facts of an equation."""
+"""A function that makes the rule of an equation."""
 
 
 def factors_of(*arrays: Sequence[Dim]) -> frozenset[Factor]:

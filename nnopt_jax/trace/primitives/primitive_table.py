@@ -115,7 +115,7 @@ _RULES = (
     | GENERATORS | LINEAR_ALGEBRA | MESH_EXCHANGES
 )  # fmt: skip
 TABLE = Table(by_primitive(_RULES), by_primitive(PROGRAMS))
-"""The primitives of JAX."""
+"""The table of JAX's primitives."""
 
 
 def rule_of(equation: Equation, table: Table = TABLE) -> OpRule:
