@@ -16,7 +16,7 @@ import optax
 from flax import linen as nn
 
 import nnopt_jax as nnopt
-from nnopt_jax.quantization import Range, dynamic, fake_quant, observe, percentile_grid
+from nnopt_jax.quantization import Range, dynamic, fake_quant, percentile_grid, update_range
 from nnopt_jax.zoo import convnet, data, losses
 
 
@@ -58,7 +58,7 @@ def main(steps: int) -> None:
     seen = {name: Range.start() for name in params}  # a histogram of what each layer receives
 
     def note(name, x):
-        seen[name] = observe(seen[name], x)
+        seen[name] = update_range(seen[name], x)
         return x
 
     def error(change, x=digits.test.x, y=digits.test.y) -> float:

@@ -105,7 +105,7 @@ def slots(parameter: Field, axes: Axes | None = None, path: str = "") -> list[Sl
     return found
 
 
-def require_unstored(parameter: Field, who: str) -> None:
+def check_unstored(parameter: Field, who: str) -> None:
     """Raise an error if a parameter has no float slot left to refine.
 
     Raises:

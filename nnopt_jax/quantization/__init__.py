@@ -1,5 +1,6 @@
 """Quantization of weights and activations: integers, binary and ternary values, and floats."""
 
+from nnopt_jax.errors import former_names
 from nnopt_jax.quantization import grids as grids, ranges as ranges, rounding as rounding
 from nnopt_jax.quantization.activations.entropy_grid import kl_grid as kl_grid
 from nnopt_jax.quantization.activations.fake_quantization import (
@@ -22,7 +23,7 @@ from nnopt_jax.quantization.activations.moving_range import (
 from nnopt_jax.quantization.activations.observed_range import (
     Range as Range,
     merge_ranges as merge_ranges,
-    observe as observe,
+    update_range as update_range,
 )
 from nnopt_jax.quantization.activations.static_grids import (
     ActivationGrid as ActivationGrid,
@@ -45,4 +46,8 @@ from nnopt_jax.quantization.subinteger import (
     lsq as lsq,
     mxfp4 as mxfp4,
     nf4 as nf4,
+)
+
+__getattr__ = former_names(
+    "nnopt_jax.quantization", {"observe": "nnopt_jax.quantization.update_range"}
 )

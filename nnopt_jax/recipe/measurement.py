@@ -66,7 +66,7 @@ def finalize(
         artifact.save(folder.artifact, tree)
     params, extra = variables_of(artifact.load(folder.artifact), carry.extra)
     dense = materialize(params)
-    _require_equal(tx.apply(carry.params, carry.state), dense)
+    _check_equal(tx.apply(carry.params, carry.state), dense)
     sample = jnp.asarray(plan.data.test.x[:_LATENCY_BATCH])
     calls = leaf_calls(params, network(plan.model).report(params, extra, sample))
     return Result(
@@ -79,7 +79,7 @@ def finalize(
     )
 
 
-def _require_equal(trained: Params, loaded: Params) -> None:
+def _check_equal(trained: Params, loaded: Params) -> None:
     """Check that the loaded file holds exactly the parameters that the model computed with."""
     theirs = flatten(loaded)
     wrong = [

@@ -80,7 +80,7 @@ class MetricsLog:
             self._write(number, carry, loss, ends_epoch)
 
     def _write(self, number: int, carry: Carry, loss: Array, ends_epoch: bool) -> None:
-        self.require_finite(number, carry, loss)
+        self.check_finite(number, carry, loss)
         row: dict[str, Any] = {
             "step": number,
             "stage": self.phase.stage.name,
@@ -101,7 +101,7 @@ class MetricsLog:
         self.callback.row(row)
         self.start_clock(number)
 
-    def require_finite(self, number: int, carry: Carry, loss: Array) -> None:
+    def check_finite(self, number: int, carry: Carry, loss: Array) -> None:
         """Check that training has not diverged.
 
         Raises:

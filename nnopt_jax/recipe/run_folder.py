@@ -142,7 +142,7 @@ class RunFolder:
         self.result = self.path / "result.json"
         self.report = self.path / "report.html"
 
-    def require_same(self, recipe: Recipe) -> None:
+    def check_same(self, recipe: Recipe) -> None:
         """Check that the folder is new, or belongs to this very recipe.
 
         Raises:

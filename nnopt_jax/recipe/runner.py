@@ -53,7 +53,7 @@ def run(recipe: Recipe, *, fresh: bool = False, callback: Callback | None = None
     callback = callback or Callback()
     folder = RunFolder(recipe.folder)
     if not fresh:
-        folder.require_same(recipe)
+        folder.check_same(recipe)
         if (result := folder.finished()) is not None:
             callback.note(f"{folder.path} holds the finished run; --fresh starts it again")
             return result
@@ -157,7 +157,7 @@ class _Runner:
             carry, loss = one_step(carry, *next(feed), number)
             self.log.step(number, carry, loss)
             if number % recipe.checkpoint_every == 0 or number == phase.last:
-                self.log.require_finite(number, carry, loss)
+                self.log.check_finite(number, carry, loss)
                 self.checkpoints.save(number, carry)
                 self.log.start_clock(number)
         return carry

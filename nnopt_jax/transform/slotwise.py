@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nnopt_jax.arrays.nodes import Field, is_node
-from nnopt_jax.arrays.refinement import Slot, refine, require_unstored, slots
+from nnopt_jax.arrays.refinement import Slot, check_unstored, refine, slots
 from nnopt_jax.errors import Problems, ScaleError
 from nnopt_jax.transform.base import State, Transform
 from nnopt_jax.transform.binding import UNBOUND, Binding
@@ -223,7 +223,7 @@ class _Refining:
 
 def open_slots(leaf: Field, path: str, who: str, binding: Binding = UNBOUND) -> list[Slot]:
     """Return the slots of a leaf; raise if it is in storage form, which has none."""
-    require_unstored(leaf, f"{who}: {path}")
+    check_unstored(leaf, f"{who}: {path}")
     return slots(leaf, binding.of(path, leaf.shape), path)
 
 

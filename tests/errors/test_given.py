@@ -158,7 +158,7 @@ ROUNDINGS = [
     q.dynamic,
     lambda x: q.lsq_activation(x, 0.5),
     q.lsq_step,
-    lambda x: q.observe(SEEN, x),
+    lambda x: q.update_range(SEEN, x),
     lambda x: q.ema_range(q.EmaRange.start(), x),
 ]
 

@@ -294,7 +294,7 @@ def test_ranges_that_leave_outliers_out(range):
     state = tx.init(params, stats=graph.observe(params, [x], tx.needs))
 
     def wanted(values):
-        seen = q.observe(q.Range.start(), jnp.asarray(values))
+        seen = q.update_range(q.Range.start(), jnp.asarray(values))
         make = {
             "percentile": lambda: q.percentile_grid(seen, 99.0, 4),
             "mse": lambda: q.mse_grid(seen, 4),

@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from nnopt_jax import quantization
 from nnopt_jax.errors import ShapeError, ValueRangeError
 from nnopt_jax.quantization import (
     EmaRange,
@@ -22,12 +23,12 @@ from nnopt_jax.quantization import (
     kl_grid,
     merge_ranges,
     mse_grid,
-    observe,
     percentile_grid,
+    update_range,
 )
 
 F32 = np.float32
-OBSERVE = jax.jit(observe)
+OBSERVE = jax.jit(update_range)
 RANDOM = np.random.default_rng(0)
 
 
@@ -67,9 +68,9 @@ def test_bins_are_those_of_numpy_in_any_order(x, order):
 def test_inside_scan_vmap_and_on_a_mesh():
     x = jnp.asarray(RANDOM.normal(size=(4, 16, 8)), jnp.float32) * jnp.arange(1.0, 5)[:, None, None]
     whole = OBSERVE(Range.start(), x)
-    scanned, _ = jax.lax.scan(lambda s, v: (observe(s, v), None), Range.start(), x)
+    scanned, _ = jax.lax.scan(lambda s, v: (update_range(s, v), None), Range.start(), x)
     _same(scanned, whole)
-    apart = jax.vmap(lambda v: observe(Range.start(), v))(x)
+    apart = jax.vmap(lambda v: update_range(Range.start(), v))(x)
     _same(functools.reduce(merge_ranges, [jax.tree.map(lambda a, i=i: a[i], apart)
                                           for i in range(4)]), whole)  # fmt: skip
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -231,3 +232,10 @@ def test_moving_averages_have_their_closed_form():
     np.testing.assert_allclose(one.ends()[1], batches[0].max(), rtol=1e-5)
     with pytest.raises(ValueRangeError, match="decay=1 never learns"):
         ema_range(state, batches[0], 1)
+
+
+def test_the_former_name_says_the_new_one():
+    with pytest.raises(
+        AttributeError, match=r"observe is now nnopt_jax\.quantization\.update_range"
+    ):
+        quantization.observe  # noqa: B018 - the access raises

@@ -104,14 +104,14 @@ def test_shares_are_those_of_the_own_stage():
 def test_a_folder_holds_one_recipe(tmp_path):
     folder = RunFolder(tmp_path / "run")
     recipe = build(RAW | {"stages": STAGES})
-    folder.require_same(recipe)
+    folder.check_same(recipe)
     folder.claim(recipe, fresh=False)
-    folder.require_same(recipe)
-    folder.require_same(build(RAW | {"stages": STAGES, "output": "elsewhere"}))
+    folder.check_same(recipe)
+    folder.check_same(build(RAW | {"stages": STAGES, "output": "elsewhere"}))
     with pytest.raises(RecipeError, match="seed: 0 there, 5 here"):
-        folder.require_same(build(RAW | {"stages": STAGES, "seed": 5}))
+        folder.check_same(build(RAW | {"stages": STAGES, "seed": 5}))
     with pytest.raises(RecipeError, match=r"stages: \[.*\] there, \[.*\] here"):
-        folder.require_same(build(RAW | {"stages": [*STAGES, {"name": "b", "epochs": 1}]}))
+        folder.check_same(build(RAW | {"stages": [*STAGES, {"name": "b", "epochs": 1}]}))
     folder.artifact.write_text("old")
     folder.claim(build(RAW | {"stages": STAGES, "seed": 5}), fresh=True)
     assert not folder.artifact.exists()

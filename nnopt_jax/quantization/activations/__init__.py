@@ -9,7 +9,8 @@ the model calls a function on them; any JAX function can, Flax modules included.
         x = fake_quant(x, *grids["hidden"])          # a fixed range
         return x @ params["out"]
 
-A fixed range comes from calibration (`observe` batches, then `absmax_grid`, `percentile_grid`,
-`mse_grid` or `kl_grid`), or from moving averages in training (`ema_range`, `ema_grid`). Gradients
-pass straight through, so that the same functions serve quantization-aware training.
+A fixed range comes from calibration (`update_range` batch by batch, then `absmax_grid`,
+`percentile_grid`, `mse_grid` or `kl_grid`), or from moving averages in training (`ema_range`,
+`ema_grid`). Gradients pass straight through, so that the same functions serve quantization-aware
+training.
 """

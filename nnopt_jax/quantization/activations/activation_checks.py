@@ -32,17 +32,17 @@ def floats(who: str, x: Any, name: str = "x") -> Array:
     return array
 
 
-def require_seen(who: str, state: Any, kind: type, by: str) -> None:
+def check_kind(who: str, state: Any, kind: type, by: str) -> None:
     """Check that a state has the given kind, made by the function `by`.
 
     Raises:
         ValueRangeError: the argument is of another kind.
 
     Example:
-        >>> require_seen("demo", 1.0, tuple, "observe")
+        >>> check_kind("demo", 1.0, tuple, "update_range")
         Traceback (most recent call last):
         nnopt_jax.errors.ValueRangeError: quantization.demo: state is the float 1.0; give what \
-observe returned, tuple.start() at first.
+update_range returned, tuple.start() at first.
     """
     if not isinstance(state, kind):
         raise ValueRangeError(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.ops.grid import grid_of_range
-from nnopt_jax.quantization.activations.activation_checks import require_seen
+from nnopt_jax.quantization.activations.activation_checks import check_kind
 from nnopt_jax.quantization.activations.observed_range import Range
 from nnopt_jax.quantization.activations.static_grids import ActivationGrid, check, folded
 from nnopt_jax.typing import Array
@@ -27,7 +27,7 @@ def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Activatio
     neighbor.
 
     Args:
-        state: the result of `observe`.
+        state: the result of `update_range`.
         bits: 2 to 10 for 4096 bins.
         symmetric: whether codes are symmetric about zero; otherwise the grid spans the observed
             range, clipped to `-T` and `T`.
@@ -40,15 +40,15 @@ def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Activatio
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from nnopt_jax.quantization import Range, kl_grid, observe
+        >>> from nnopt_jax.quantization import Range, kl_grid, update_range
         >>> x = jax.random.normal(jax.random.key(0), (20000,)).at[0].set(30.0)
-        >>> print(f"{127 * kl_grid(observe(Range.start(), x)).scale:.1f}")
+        >>> print(f"{127 * kl_grid(update_range(Range.start(), x)).scale:.1f}")
         3.6
 
     References:
         Migacz 2017, 8-bit Inference with TensorRT, GPU Technology Conference, slides 26 to 39.
     """
-    require_seen("kl_grid", state, Range, "observe")
+    check_kind("kl_grid", state, Range, "update_range")
     check("kl_grid", bits, symmetric, bins=state.counts.size)
     return _least_entropy(state, bits, symmetric)
 

@@ -9,7 +9,7 @@ from jax import lax
 
 from nnopt_jax.columns import brief_fields
 from nnopt_jax.ops.grid import grid_of_range
-from nnopt_jax.quantization.activations.activation_checks import floats, require_seen
+from nnopt_jax.quantization.activations.activation_checks import check_kind, floats
 from nnopt_jax.quantization.activations.static_grids import ActivationGrid, check
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array, ArrayLike
@@ -82,7 +82,7 @@ def ema_range(state: EmaRange, x: ArrayLike, decay: float = 0.99) -> EmaRange:
     if decay == 1:
         settings.wrong("decay", decay, "never learns; give a number below 1.")
     settings.done()
-    require_seen("ema_range", state, EmaRange, "ema_range")
+    check_kind("ema_range", state, EmaRange, "ema_range")
     v = lax.stop_gradient(floats("ema_range", x)).astype(jnp.float32)
     finite = jnp.isfinite(v)
     low = jnp.min(v, initial=jnp.inf, where=finite)
@@ -123,5 +123,5 @@ def ema_grid(state: EmaRange, bits: int = 8, *, symmetric: bool = True) -> Activ
         Jacob et al. 2018, Quantization and Training of Neural Networks, section 3.1.
     """
     check("ema_grid", bits, symmetric)
-    require_seen("ema_grid", state, EmaRange, "ema_range")
+    check_kind("ema_grid", state, EmaRange, "ema_range")
     return ActivationGrid(*grid_of_range(*state.ends(), bits, symmetric=symmetric))

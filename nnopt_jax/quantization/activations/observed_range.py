@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from nnopt_jax.errors import ShapeError
 from nnopt_jax.ops.running_histogram import Range as Range, add_values, joined
-from nnopt_jax.quantization.activations.activation_checks import floats, require_seen
+from nnopt_jax.quantization.activations.activation_checks import check_kind, floats
 from nnopt_jax.typing import ArrayLike
 
 
-def observe(state: Range, x: ArrayLike) -> Range:
+def update_range(state: Range, x: ArrayLike) -> Range:
     """Add a batch of activations to a range.
 
     Counts are exact up to 2**24 in a bin, and to one part in ten million beyond. The bins do not
     depend on the order of batches. `x` may be sharded over a mesh (with an Explicit mesh, inside
-    `jax.sharding.auto_axes`); inside `jax.shard_map`, observe each shard and use `merge_ranges`.
-    `jax.vmap` returns a range for each index of an axis.
+    `jax.sharding.auto_axes`); inside `jax.shard_map`, update a range for each shard and use
+    `merge_ranges`. `jax.vmap` returns a range for each index of an axis.
 
     Args:
         state: `Range.start()` for the first batch.
@@ -29,19 +29,19 @@ def observe(state: Range, x: ArrayLike) -> Range:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> batches = jnp.arange(12.0).reshape(3, 4)
-        >>> seen, _ = jax.lax.scan(lambda s, x: (observe(s, x), None), Range.start(), batches)
+        >>> seen, _ = jax.lax.scan(lambda s, x: (update_range(s, x), None), Range.start(), batches)
         >>> print(seen.low, seen.high, seen.counts.sum())
         0.0 11.0 12.0
 
     References:
         PyTorch's HistogramObserver, which interpolates where it grows; this one never does.
     """
-    require_seen("observe", state, Range, "observe")
-    return add_values(state, floats("observe", x))
+    check_kind("update_range", state, Range, "update_range")
+    return add_values(state, floats("update_range", x))
 
 
 def merge_ranges(a: Range, b: Range) -> Range:
-    """Merge two ranges, as if one had observed all batches.
+    """Merge two ranges, as if one range had seen all batches.
 
     Args:
         a: a range.
@@ -55,7 +55,7 @@ def merge_ranges(a: Range, b: Range) -> Range:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> one, other = (observe(Range.start(), jnp.array([x])) for x in (-1.0, 5.0))
+        >>> one, other = (update_range(Range.start(), jnp.array([x])) for x in (-1.0, 5.0))
         >>> print(merge_ranges(one, other).counts.sum())
         2.0
     """

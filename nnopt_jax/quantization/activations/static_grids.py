@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnopt_jax.ops.grid import dequantize, grid_of_range, integer_range, quantize
-from nnopt_jax.quantization.activations.activation_checks import require_seen
+from nnopt_jax.quantization.activations.activation_checks import check_kind
 from nnopt_jax.quantization.activations.observed_range import Range
 from nnopt_jax.settings import Settings
 from nnopt_jax.typing import Array
@@ -39,7 +39,7 @@ def absmax_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Activ
     """Return the grid that spans all observed values.
 
     Args:
-        state: the result of `observe`.
+        state: the result of `update_range`.
         bits: 2 to 16.
         symmetric: whether codes are symmetric about zero; otherwise the grid has a zero point,
             which suits activations after a ReLU, whose range is positive.
@@ -52,8 +52,8 @@ def absmax_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Activ
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.quantization import Range, absmax_grid, observe
-        >>> seen = observe(Range.start(), jnp.array([0.0, 2.55]))
+        >>> from nnopt_jax.quantization import Range, absmax_grid, update_range
+        >>> seen = update_range(Range.start(), jnp.array([0.0, 2.55]))
         >>> grid = absmax_grid(seen, symmetric=False)
         >>> print(grid.scale.round(4), grid.zero)
         0.01 -128.0
@@ -61,7 +61,7 @@ def absmax_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Activ
     References:
         Krishnamoorthi 2018, Quantizing Deep Convolutional Networks, section 3.1.
     """
-    require_seen("absmax_grid", state, Range, "observe")
+    check_kind("absmax_grid", state, Range, "update_range")
     check("absmax_grid", bits, symmetric)
     return ActivationGrid(*grid_of_range(*state.ends(), bits, symmetric=symmetric))
 
@@ -75,7 +75,7 @@ def percentile_grid(
     percent / 100))` of the `n` values exceed: by magnitude if symmetric, else at each end.
 
     Args:
-        state: the result of `observe`.
+        state: the result of `update_range`.
         percent: the percentage, 50 to 100.
         bits: 2 to 16.
         symmetric: whether codes are symmetric about zero.
@@ -88,15 +88,15 @@ def percentile_grid(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.quantization import Range, observe, percentile_grid
-        >>> seen = observe(Range.start(), jnp.append(jnp.linspace(0.0, 1.0, 999), 8.0))
+        >>> from nnopt_jax.quantization import Range, update_range, percentile_grid
+        >>> seen = update_range(Range.start(), jnp.append(jnp.linspace(0.0, 1.0, 999), 8.0))
         >>> print(f"{127 * percentile_grid(seen).scale:.2f}")
         1.01
 
     References:
         Wu et al. 2020, Integer Quantization for Deep Learning Inference, section 3.3.
     """
-    require_seen("percentile_grid", state, Range, "observe")
+    check_kind("percentile_grid", state, Range, "update_range")
     check("percentile_grid", bits, symmetric, percent)
     low, high = state.ends()
     beyond = jnp.round(jnp.float32((100 - percent) / 100) * jnp.sum(state.counts))
@@ -117,7 +117,7 @@ def mse_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Activati
     end.
 
     Args:
-        state: the result of `observe`.
+        state: the result of `update_range`.
         bits: 2 to 10 for 4096 bins, because a histogram cannot resolve steps finer than a few of
             its bins.
         symmetric: whether codes are symmetric about zero.
@@ -130,15 +130,15 @@ def mse_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Activati
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.quantization import Range, mse_grid, observe
-        >>> seen = observe(Range.start(), jnp.append(jnp.linspace(-1.0, 1.0, 999), 8.0))
+        >>> from nnopt_jax.quantization import Range, mse_grid, update_range
+        >>> seen = update_range(Range.start(), jnp.append(jnp.linspace(-1.0, 1.0, 999), 8.0))
         >>> print(f"{7 * mse_grid(seen, bits=4).scale:.1f}")
         3.1
 
     References:
         Wu et al. 2020, section 3.3; PyTorch's HistogramObserver.
     """
-    require_seen("mse_grid", state, Range, "observe")
+    check_kind("mse_grid", state, Range, "update_range")
     check("mse_grid", bits, symmetric, bins=state.counts.size)
     return _least_squares(state, bits, symmetric)
 
