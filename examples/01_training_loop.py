@@ -1,8 +1,8 @@
-"""Deep Compression in a training loop of your own: any model, any optax optimizer.
+"""Deep Compression in your own training loop, with any model and any optax optimizer.
 
     python examples/01_training_loop.py [--steps 2000] [--file model.nnopt]
 
-Prunes LeNet-300-100 to 95 % on a cubic schedule, lets the surviving weights share 16 values, and
+Prunes LeNet-300-100 to 95 % on a cubic schedule, lets the remaining weights share 16 values, and
 writes one small file.
 """
 
@@ -32,7 +32,7 @@ def main(steps: int, file: str) -> None:
         nnopt.pruning.magnitude(sparsity, where="**/kernel", every=20),
         nnopt.compression.codebook(clusters=16, learned=True, where="**/kernel"),
     )
-    print(nnopt.plan(tx, params))  # what will happen, before any weight moves
+    print(nnopt.plan(tx, params))  # the plan, before any weight changes
 
     optimizer = optax.adam(1e-3)
     state = tx.init(params)
@@ -57,7 +57,7 @@ def main(steps: int, file: str) -> None:
     small = tx.pack(params, state)  # Sparse(values Codebook(...)) leaves
     nnopt.save(file, small)
     small = nnopt.load(file)  # no model code, no pickle
-    run = jax.jit(nnopt.on_packed(model.apply))  # of packed parameters as of dense ones
+    run = jax.jit(nnopt.on_packed(model.apply))  # works on packed parameters, too
     logits = run({"params": small}, digits.test.x)
     error = 100 * losses.error_rate(logits, jnp.asarray(digits.test.y))
     before = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))

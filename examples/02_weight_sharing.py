@@ -1,9 +1,9 @@
-"""Weight sharing twice over: a decoder tied to its encoder, and 16 values for all that is left.
+"""Weight sharing in two ways: a decoder tied to its encoder, and a table of 16 values.
 
     python examples/02_weight_sharing.py [--steps 1500] [--file autoencoder.nnopt]
 
-An autoencoder of digits, 784-64-784. The decoder shows the transposed weights of the encoder, so
-both uses train one matrix; a table of 16 values, trained with it, stands for its entries.
+Trains an autoencoder of digits, 784-64-784. The decoder uses the transposed weights of the encoder,
+so both train one matrix, whose entries share a table of 16 learned values.
 """
 
 import argparse
@@ -60,10 +60,14 @@ def main(steps: int, file: str) -> None:
     runs = [
         ("dense", nnopt.chain(), 2e-3),
         ("tied", tie, 1e-3),
-        ("tied and shared", nnopt.chain(share, tie), 5e-4),  # the tie comes last: shows the table
+        (
+            "tied and shared",
+            nnopt.chain(share, tie),
+            5e-4,
+        ),  # last, to use the table
     ]
     sizes = []
-    for name, tx, rate in runs:  # each goes on from the one before
+    for name, tx, rate in runs:  # each one continues from the one before
         params, state = train(tx, params, steps, rate, train_x)
         nnopt.save(file, tx.pack(params, state))
         error = loss_fn(nnopt.materialize(nnopt.load(file)), test_x) / test_x.var()

@@ -1,9 +1,9 @@
-"""Low rank: LeNet-5 with its dense layers and its second convolution as products of factors.
+"""Low rank: LeNet-5 with low-rank dense layers and a low-rank second convolution.
 
     python examples/03_low_rank.py [--steps 400] [--file lenet5.nnopt]
 
-Trains the network, keeps the directions that hold 80 % of the energy of each kernel, trains the
-factors for half as long again, and puts them on an 8-bit grid.
+Trains the network, keeps the singular directions with 80 % of the energy of each kernel, trains the
+factors for half as many steps, and quantizes them to 8 bits.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main(steps: int, file: str) -> None:
     params, _ = train(nnopt.chain(), params, steps, 2e-3, digits.train)
     before = error_of(params, digits.test)
 
-    # The rank depends on the weights, so `init` runs outside of jit; where= leaves out conv1.
+    # The rank depends on the weights, so `init` runs outside of jit; where= excludes conv1.
     factor = nnopt.compression.low_rank(energy=0.8, where="re:(conv2|fc1)/kernel")
     grid = nnopt.quantization.uniform(8, where="re:(conv2|fc1)/kernel")
     tx = nnopt.chain(factor, grid)

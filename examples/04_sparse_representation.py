@@ -1,9 +1,9 @@
-"""Sparse representation: prune, keep the survivors only, and train on with nothing else in memory.
+"""Sparse representation: prune, store only the kept weights, and continue training on them.
 
     python examples/04_sparse_representation.py [--steps 1500]
 
-Prunes LeNet-300-100 to 90 %, packs it, trains the packed model (gradients and Adam's moments for
-the survivors alone), and shows what each storage format of the masks takes.
+Prunes LeNet-300-100 to 90 %, packs it, trains the packed model (with gradients and Adam's
+moments only for the kept weights), and prints the size of each storage format of the masks.
 """
 
 import argparse
@@ -53,12 +53,12 @@ def main(steps: int) -> None:
     prune = nnopt.pruning.magnitude(sparsity, where="**/kernel", every=20)
     params, state, whole = train(prune, params, prune.init(params), steps, 2e-3)
     small = prune.pack(params, state)
-    # Packed parameters train as any others do: `chain()` is the transform that does nothing.
+    # Packed parameters are trained like any others: `chain()` is the identity transform.
     nothing = nnopt.chain()
     small, _, survivors = train(nothing, small, (), max(steps // 3, 1), 5e-4)
     print(f"optimizer state: {whole:,} bytes while pruning, {survivors:,} for the survivors")
 
-    pruned = nnopt.materialize(small)  # now like a model that was pruned elsewhere
+    pruned = nnopt.materialize(small)  # from here on like a model that was pruned elsewhere
     for format in ("bitmask", "gaps", "csr", "smallest"):
         tx = nnopt.compression.sparse(format, where="**/kernel")
         kernel = tx.pack(pruned, tx.init(pruned))["fc1"]["kernel"]
@@ -66,7 +66,7 @@ def main(steps: int) -> None:
             f"{format}: {kernel.support.bits // 8:,} bytes for the mask of fc1 ({kernel.support})"
         )
 
-    try:  # what is stored already has no dense weights left to quantize
+    try:  # stored leaves have no dense weights to quantize
         nnopt.quantization.uniform(8).init(small)
     except nnopt.errors.CompositionError as refused:
         print(refused)

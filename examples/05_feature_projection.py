@@ -1,8 +1,8 @@
-"""Feature mapping: networks on projections of their inputs, random, principal, and learned.
+"""Feature mapping: networks on random, principal and learned projections of their inputs.
 
     python examples/05_feature_projection.py [--steps 1500]
 
-Maps the 784 pixels of a digit to 40 numbers in front of a small network, trains both, and writes
+Maps the 784 pixels of a digit to 40 features in front of a small network, trains both, and writes
 them to one file in 8 bits.
 """
 
@@ -37,7 +37,7 @@ def main(steps: int) -> None:
     tx = nnopt.quantization.uniform(8, granularity="channel")
 
     def trained(projection, learned):
-        """The packed model, and its error on the test images."""
+        """Return the packed model and its error on the test images."""
         run = projected(apply, learned=learned)
         params = {"projection": projection, "model": network(jax.random.key(0))}
         optimizer, state = optax.adam(optax.cosine_decay_schedule(2e-3, steps)), tx.init(params)

@@ -1,10 +1,11 @@
-"""A network of 16.9 million weights in 8-bit integers: weights and activations, while it trains.
+"""Integer quantization: 8-bit weights and activations in a network of 16.9 million weights.
 
     python examples/06_integer.py [--steps 150]
 
-Conv 64, conv 128, average pool, dense 512, dense 10 on the digits at 32x32x3. Weights are rounded
-by a transform, a scale for each output channel; activations by a function that flax calls on what
-every layer receives. In training each batch makes its own range; for use they are calibrated once.
+Trains conv 64, conv 128, average pool, dense 512 and dense 10 on digits of 32x32x3. A transform
+rounds the weights, with a scale for each output channel; a function that Flax calls on the input of
+every layer rounds the activations. In training, each batch has its own range; afterwards, ranges
+are calibrated once.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from nnopt_jax.zoo import convnet, data, losses
 
 
 def on_inputs(change):
-    """Inside this context, each layer receives `change(name, x)` in place of x."""
+    """Replace the input x of each layer by `change(name, x)` inside of this context."""
 
     def intercept(call, args, kwargs, context):
         if isinstance(context.module, nn.Conv | nn.Dense):
@@ -55,7 +56,7 @@ def main(steps: int) -> None:
         params, state, opt_state = train_step(params, state, opt_state, x[some], y[some])
 
     small = tx.pack(params, state)
-    seen = {name: Range.start() for name in params}  # a histogram of what each layer receives
+    seen = {name: Range.start() for name in params}  # a histogram of the inputs of each layer
 
     def note(name, x):
         seen[name] = update_range(seen[name], x)

@@ -1,10 +1,10 @@
-"""Weights of one bit and of three values: a batch-normalized MLP, trained from the start.
+"""Binary and ternary weights: a batch-normalized MLP, trained from scratch.
 
     python examples/07_binary.py [--steps 1500] [--file model.nnopt]
 
-Two hidden layers of 256 units learn the 5,000 digits three times: dense, binary (BinaryConnect
-shows the signs of the weights) and ternary (TTQ learns the two values of each layer).
-Normalization takes up the scale of the weights, so that their signs are enough.
+Trains two hidden layers of 256 units on the 5,000 digits three times: dense, binary (BinaryConnect
+uses the signs of the weights) and ternary (TTQ learns the two values of each layer). Normalization
+absorbs the scale of the weights, so that signs suffice.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(steps: int, file: str) -> None:
         return losses.cross_entropy(logits, labels), moved["batch_stats"]
 
     def train(tx):
-        """Trains from the start with a transform, and returns what to store."""
+        """Train from scratch with a transform, and return the tree to store."""
         optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
         params, stats = fresh["params"], fresh["batch_stats"]
         state = tx.init(params)

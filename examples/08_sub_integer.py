@@ -1,9 +1,9 @@
-"""Weights of four bits and fewer: what each grid costs one trained network.
+"""Weights of four bits and fewer: the errors of each grid on one trained network.
 
     python examples/08_sub_integer.py [--steps 1000]
 
-LeNet-300-100 on the 5,000 digits is trained, and then trains on under a grid: with steps that are
-learned (LSQ), or with a scale for each group of weights; beside it, without that training.
+Trains LeNet-300-100 on the 5,000 digits, then continues training on a grid, with learned steps
+(LSQ) or with a scale for each group of weights. Compares it with rounding alone.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from nnopt_jax.zoo import data, lenet, losses
 
 
 def in_groups(method, *args, **settings) -> nnopt.Transform:
-    """Groups must divide the inputs of a layer: 784 of the first, 300 and 100 of the others."""
+    """Return rules with group sizes that divide the 784, 300 and 100 inputs of the layers."""
     return nnopt.chain(
         method(*args, **settings, group=98, where="fc1/kernel"),
         method(*args, **settings, group=100, where="re:fc[23]/kernel"),
@@ -33,7 +33,7 @@ def main(steps: int) -> None:
         return losses.cross_entropy(model.apply({"params": params}, images), labels)
 
     def train(tx, params, rate):
-        """What is stored before training with a transform, and after."""
+        """Return the packed tree before and after training with a transform."""
         state, optimizer = tx.init(params), optax.adam(optax.cosine_decay_schedule(rate, steps))
         opt_state = optimizer.init(nnopt.trainable(tx, params, state))
         at_once = tx.pack(params, state)
@@ -41,7 +41,7 @@ def main(steps: int) -> None:
         @jax.jit
         def train_step(params, state, opt_state, batch):
             _, grads = nnopt.value_and_grad(loss_fn, tx)(params, state, batch)
-            moving = nnopt.trainable(tx, params, state)  # the learned steps among them
+            moving = nnopt.trainable(tx, params, state)  # including the learned steps
             updates, opt_state = optimizer.update(grads.train, opt_state, moving)
             return *nnopt.step(tx, params, state, updates, grads), opt_state
 

@@ -1,9 +1,9 @@
-"""Pruning by sparsity: a penalty's proximal steps, driven to a target, then deletion.
+"""Pruning by sparsity: proximal steps of a penalty towards a target, then deletion.
 
     python examples/09_by_sparsity.py [--steps 2000]
 
-Trains LeNet-300-100 on 4,000 digits while Hoyer's penalty takes 95 % of its weights to zero, and
-measures how sparse it is: by value, by mask, and by measures that need no threshold.
+Trains LeNet-300-100 on 4,000 digits while Hoyer's penalty shrinks 95 % of its weights to zero, and
+measures the sparsity by value, by mask, and without a threshold.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main(steps: int) -> None:
         images, labels = batch
         return losses.cross_entropy(model.apply({"params": params}, images), labels)
 
-    # A third of the steps dense, a third in which weights go, a third in which the rest settles.
+    # A third of the steps is dense, a third prunes, and a third trains the remaining weights.
     sparsity = nnopt.pruning.cubic(0.95, steps=max(1, steps // 3), begin=steps // 3)
     tx = nnopt.pruning.proximal(sparsity, penalty="hoyer", where="**/kernel", every=5)
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
@@ -55,7 +55,7 @@ def main(steps: int) -> None:
             dense = error(tx.apply(params, state))
             print(nnopt.pruning.measure_sparsity(params), "\n")
 
-    small = tx.pack(params, state)  # Sparse leaves: what is zero is not stored
+    small = tx.pack(params, state)  # Sparse leaves, which do not store zeros
     print(nnopt.pruning.measure_sparsity(small))
     nnopt.save("sparse.nnopt", small)
     before = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,10 +1,10 @@
-"""Which weights matter? One trained network, pruned by two judges at the same sparsity.
+"""Pruning by importance: one trained network, pruned by two scores at the same sparsity.
 
     python examples/10_by_importance.py [--steps 1500]
 
-LeNet-300-100 on the 5,000 digits is trained, then 98 % of its weights go while it trains on: by
-magnitude in each layer, and by Taylor's first-order change of the loss over all layers. Every step
-hands the gradients to `nnopt.step`, so that a judge may use them.
+Trains LeNet-300-100 on the 5,000 digits, then prunes 98 % of its weights in further training: by
+magnitude in each layer, or by the first-order change of the loss (Taylor) over all layers. Every
+step passes the gradients to `nnopt.step`, so that a score can use them.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main(steps: int) -> None:
         return losses.cross_entropy(model.apply({"params": params}, images), labels)
 
     def train(tx, params):
-        """Trains with a transform, and returns what to store."""
+        """Train with a transform, and return the tree to store."""
         optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
         state = tx.init(params)
         opt_state = optimizer.init(nnopt.trainable(tx, params, state))

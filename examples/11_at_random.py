@@ -1,10 +1,10 @@
-"""Pruning at random: a network that is sparse from its first step, static or with RigL.
+"""Pruning at random: a network that is sparse from its first step, with a static mask or RigL.
 
     python examples/11_at_random.py [--steps 2000]
 
-Trains LeNet-300-100 on 4,000 digits with 5 % of its weights, drawn at random. The static mask
-keeps those; RigL drops the smallest from time to time and grows as many where the gradient (of the
-weights that are not there, too) is greatest.
+Trains LeNet-300-100 on 4,000 digits with 5 % of its weights, drawn at random. The static mask keeps
+these weights; RigL repeatedly drops the smallest of them and grows as many absent weights, those of
+greatest gradient.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SPARSITY = 0.95
 
 
 def train(tx, steps, digits, model):
-    """The packed parameters after some steps under a transform."""
+    """Return the packed parameters after some steps under a transform."""
     params = model.init(jax.random.key(0), digits.train.x[:1])["params"]
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
     state = tx.init(params, key=jax.random.key(1))  # the mask is drawn from the key
@@ -37,7 +37,7 @@ def train(tx, steps, digits, model):
         _, grads = nnopt.value_and_grad(loss_fn, tx)(params, state, batch)
         moving = nnopt.trainable(tx, params, state)
         updates, opt_state = optimizer.update(grads.train, opt_state, moving)
-        params, state = nnopt.step(tx, params, state, updates, grads)  # RigL reads grads.dense
+        params, state = nnopt.step(tx, params, state, updates, grads)  # RigL uses grads.dense
         return params, state, opt_state
 
     rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def train(tx, steps, digits, model):
         chosen = rng.integers(len(digits.train), size=128)
         batch = digits.train.x[chosen], digits.train.y[chosen]
         params, state, opt_state = train_step(params, state, opt_state, batch)
-    return jax.jit(tx.pack)(params, state)  # a leaf keeps as many weights at any time
+    return jax.jit(tx.pack)(params, state)  # a leaf always keeps the same number of weights
 
 
 def main(steps: int) -> None:

@@ -1,9 +1,9 @@
-"""Knowledge transfer by distillation: a small network learns from what a larger one says.
+"""Knowledge transfer by distillation: a small network learns from the outputs of a larger one.
 
     python examples/12_distillation.py [--steps 3000]
 
-Trains LeNet-300-100 on 4,000 digits that are shifted about. Then trains it at a quarter of its
-width, on the digits as they are: alone, and taught, from the same first parameters.
+Trains LeNet-300-100 on 4,000 randomly shifted digits. Then trains a network of a quarter of its
+width on unshifted digits, without and with this teacher, from the same initial parameters.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main(steps: int) -> None:
     large, small = lenet.lenet_300_100(), lenet.lenet_300_100(width=0.25)
 
     def train(model, loss_fn, seed):
-        """Any network under any loss `(logits, images, labels) -> scalar`."""
+        """Train any network with any loss `(logits, images, labels) -> scalar`."""
         optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
         params = model.init(jax.random.key(seed), digits.train.x[:1])["params"]
         opt_state = optimizer.init(params)

@@ -1,9 +1,9 @@
-"""A model in one small file: what it is and what it knows, used and trained on without its code.
+"""A model in one small file, program and parameters, used and trained further without its code.
 
     python examples/13_structure.py [--steps 1000] [--file model.nnopt]
 
-Prunes LeNet-300-100 to 95 %, shares 16 values, and writes program and packed parameters. What
-follows sees neither flax nor the network, and teaches the model digits upside down, by adapters.
+Prunes LeNet-300-100 to 95 %, shares 16 values, and writes program and packed parameters. The second
+part uses neither Flax nor the code of the network, and trains adapters on digits upside down.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from nnopt_jax.zoo import data, lenet, losses
 
 
 def train(apply, tx, params, split, steps):
-    """The packed parameters after some steps under a transform."""
+    """Return the packed parameters after some steps under a transform."""
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
     state = tx.init(params, key=jax.random.key(1))
     opt_state = optimizer.init(nnopt.trainable(tx, params, state))
@@ -58,7 +58,7 @@ def main(steps: int, file: str) -> None:
     structure = nnopt.transfer.capture(apply, small, images, shapes=["b, ..."])
     nnopt.transfer.save_model(file, structure, small)
 
-    # From here on, perhaps elsewhere: the file, and no code of the model.
+    # From here on, perhaps on another machine, only the file is needed.
     model = nnopt.transfer.load_model(file)
     print(model.structure)
     told, lora = nnopt.inspect(file), nnopt.transfer.lora(rank=8, where="**/kernel")

@@ -1,9 +1,9 @@
-"""One training step on every device there is, fed with batches that do not divide.
+"""Data parallelism on all devices, with a last batch that is not divisible.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python examples/14_data_parallel.py
 
-The batch is split by rows; the last one of an epoch is uneven, is filled up, and counts as if it
-were not. Each batch goes through in two halves, whose gradients are summed.
+The batch is split by rows. The last batch of an epoch is uneven: it is padded, and the padding does
+not count. Each batch runs in two halves, whose gradients are summed.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main(steps: int) -> None:
     plan = parallel.specs(params, mesh)
 
     def loss(params, batch):
-        (images, labels), weight = batch  # the weight of a row that only fills up is 0
+        (images, labels), weight = batch  # the weight of a padding row is 0
         logits = model.apply({"params": params}, images)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return parallel.Weighted((weight * each).sum(), weight.sum())

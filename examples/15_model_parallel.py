@@ -1,9 +1,10 @@
-"""A transformer cut in every direction: blocks in a pipeline, heads and hidden units split.
+"""Model parallelism: a transformer with pipelined blocks, and with split heads and hidden units.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python examples/15_model_parallel.py
 
-Two stages of two blocks each; within a stage attention heads and hidden units lie on two devices;
-and each half of a batch has its own four. Embedding and head stand outside of the pipeline.
+The pipeline has two stages of two blocks each. Within a stage, attention heads and hidden units are
+split over two devices, and each half of a batch has its own four devices. Embedding and head are
+outside of the pipeline.
 """
 
 import argparse

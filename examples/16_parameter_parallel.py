@@ -1,9 +1,9 @@
-"""Weights, moments and masks in shares; pruned and rounded as on one device; packed for use.
+"""Parameter parallelism: sharded weights, moments and masks, pruned and rounded as on one device.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python examples/16_parameter_parallel.py
 
-Between steps a device holds its share of everything; weights are gathered where they are used.
-Afterwards the network runs from its packed form: what is gathered then are integers.
+Between steps, a device holds only its shards; weights are gathered where they are used. Afterwards,
+the network runs on packed parameters, of which devices gather integers.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from nnopt_jax.zoo import data, lenet, losses
 
 
 def gathered(forward, params, batch) -> int:
-    """Bytes that a device is sent for one batch."""
+    """Return the bytes that a device receives for one batch."""
     found = parallel.collectives(forward.lower(params, batch).compile())
     return found["all-gather"].bytes if "all-gather" in found else 0
 
@@ -46,7 +46,7 @@ def main(steps: int) -> None:
         plan=plan,
         remat=True,
     )
-    state = run.init(parallel.sharded_init(init, plan)(key))  # never whole on any device
+    state = run.init(parallel.sharded_init(init, plan)(key))  # never unsharded on any device
     rng = np.random.default_rng(0)
     for _ in range(steps):
         some = rng.integers(len(digits.train.x), size=128)

@@ -1,9 +1,9 @@
-"""Running on packed parameters: what stays packed, what is materialized, and what a call takes.
+"""Running on packed parameters: which leaves stay packed, and the time of a call.
 
     python examples/17_packed.py [--steps 400] [--file packed.nnopt]
 
-Trains LeNet-300-100; prunes its last kernel, factors its first and puts all on 8-bit grids, with no
-further training; saves, loads, and runs what was loaded.
+Trains LeNet-300-100, then prunes its last kernel, factors its first and quantizes all kernels to 8
+bits without further training. Saves and loads the packed parameters, and runs the network on them.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main(steps: int, file: str) -> None:
     nnopt.save(file, tx.pack(params, jax.jit(tx.init)(params)))
     small = nnopt.load(file)
 
-    # Any function; packed leaves go in by its arguments. Compiled once, kept.
+    # Any function works, with packed leaves as arguments; it is compiled once and kept.
     apply = nnopt.on_packed(lambda params, x: MODEL.apply({"params": params}, x))
     run = jax.jit(apply)
     print(apply.report(small, images))

@@ -1,9 +1,9 @@
-"""Pruning that removes units: a network of half the channels, in a file that runs by itself.
+"""Structured pruning: a network with half of its channels, in a file that contains its program.
 
     python examples/18_smaller_network.py [--steps 400] [--file smaller.nnopt]
 
-Trains LeNet-5, masks half of the units of each layer while it trains on, takes them out, trains
-what is left, rounds it to 8 bits, and writes program and parameters.
+Trains LeNet-5, masks half of the units of each layer in further training, removes them, trains the
+smaller network, rounds it to 8 bits, and writes program and parameters.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from nnopt_jax.zoo import data, lenet, losses
 
 
 def train(apply, tx, params, split, steps):
-    """Trains under a transform; returns parameters and state."""
+    """Train under a transform, and return parameters and state."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     state = tx.init(params)
     opt_state = optimizer.init(nnopt.trainable(tx, params, state))
@@ -60,12 +60,12 @@ def main(steps: int, file: str) -> None:
     tx = nnopt.quantization.uniform(8, granularity="channel", where="**/kernel")
     packed = tx.pack(*train(small.apply, tx, small.params, digits.train, steps // 2))
 
-    def one_by_one(params, images):  # the smaller function, for a number of images left open
+    def one_by_one(params, images):  # the smaller function, for any number of images
         return jax.vmap(lambda image: small.apply(params, image[None])[0])(images)
 
     structure = nnopt.transfer.capture(one_by_one, packed, x[:1], shapes=["b, ..."])
     nnopt.transfer.save_model(file, structure, packed)
-    loaded = nnopt.transfer.load_model(file)  # needs neither flax nor the network
+    loaded = nnopt.transfer.load_model(file)  # needs neither Flax nor the code of the network
     a, b = (100 * losses.error_rate(z, y) for z in (jax.jit(apply)(dense, x), loaded(x)))
     was, told = sum(leaf.nbytes for leaf in jax.tree.leaves(dense)), nnopt.inspect(file)
     size = f"{was:,} -> {told.file_bytes:,} bytes, {told.program_bytes:,} of them program"
