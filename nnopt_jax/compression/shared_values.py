@@ -23,8 +23,7 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Start, Update, matrices, refresh_when
 from nnopt_jax.transform.presets import recorded
-from nnopt_jax.transform.slotwise import refining
-from nnopt_jax.transform.together import refining_together
+from nnopt_jax.transform.slotwise import refining, refining_together
 from nnopt_jax.tree.select import Where
 
 _NAME = "compression.codebook"

@@ -18,7 +18,8 @@ from nnopt_jax.ops.grid import expand
 from nnopt_jax.ops.masks import keep_n_of_m, split_groups
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
-from nnopt_jax.transform.leaves import Leaves, Start, matrices, wrapping
+from nnopt_jax.transform.builders import wrapping
+from nnopt_jax.transform.leaves import Leaves, Start, matrices
 from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 

@@ -12,7 +12,8 @@ from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeEr
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import Binding
-from nnopt_jax.transform.leaves import Leaves, wrapping
+from nnopt_jax.transform.builders import wrapping
+from nnopt_jax.transform.leaves import Leaves
 from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.paths import flatten, unflatten
 

@@ -20,13 +20,13 @@ from nnopt_jax.pruning.schedules import is_due, target
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import TOGETHER, State
 from nnopt_jax.transform.binding import Binding
+from nnopt_jax.transform.builders import project_leaves
 from nnopt_jax.transform.leaves import (
     Leaves,
     chosen_leaves,
     leaves_of_state,
     make_start,
     make_update,
-    project_leaves,
     refresh_when,
 )
 from nnopt_jax.tree.paths import unflatten

@@ -27,7 +27,8 @@ from nnopt_jax.pruning.selection import Selection, check_selection, largest_prun
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform, UpdateFn, bindable
 from nnopt_jax.transform.binding import Binding
-from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, refresh_when, wrapping
+from nnopt_jax.transform.builders import wrapping
+from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, refresh_when
 from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where

@@ -18,7 +18,8 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform import presets
 from nnopt_jax.transform.base import Transform, bindable
 from nnopt_jax.transform.binding import Binding
-from nnopt_jax.transform.leaves import matrices, wrapping
+from nnopt_jax.transform.builders import wrapping
+from nnopt_jax.transform.leaves import matrices
 from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ScalarOrSchedule

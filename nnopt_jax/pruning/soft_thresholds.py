@@ -17,7 +17,8 @@ from nnopt_jax.pruning.schedules import check_schedule, is_due, target
 from nnopt_jax.pruning.selection import Selection, check_selection, largest_pruned
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform
-from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, refresh_when, wrapping
+from nnopt_jax.transform.builders import wrapping
+from nnopt_jax.transform.leaves import Leaves, Start, Update, matrices, refresh_when
 from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import ArrayLike, ScalarOrSchedule

@@ -238,11 +238,12 @@ class Transform:
         return store(encoded, capacities=capacities)
 
 
-def bindable(build: Build) -> Transform:
-    """Make a transform that can be bound: unbound at first.
+def bindable(build: Build, binding: Binding = UNBOUND) -> Transform:
+    """Make a transform that can be bound to another model.
 
     Args:
         build: `build(binding) -> Transform`.
+        binding: the model that it is bound to at first.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -254,7 +255,7 @@ def bindable(build: Build) -> Transform:
     def bound(binding: Binding) -> Transform:
         return dataclasses.replace(build(binding), binding=binding, build=bound)
 
-    return bound(UNBOUND)
+    return bound(binding)
 
 
 def _has_codes(field: Field) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from nnopt_jax.arrays.nodes import is_node
@@ -18,7 +18,7 @@ ASSUMED = "axes assumed"
 def leaf_notes(
     params: Any,
     misfits: Mapping[str, Iterable[str]],
-    needs_axes: Callable[[str], bool],
+    axes: Container[str],
     binding: Binding,
     *,
     by_default: bool,
@@ -29,7 +29,7 @@ def leaf_notes(
         params: the parameters, or their shapes.
         misfits: by path of each selected leaf the reasons why the method does not fit it; empty
             if it does.
-        needs_axes: whether the method depends on the axes of a leaf.
+        axes: the paths of the leaves on whose axes the method depends.
         binding: the model that the method is bound to.
         by_default: whether the leaves were selected by the default rule.
 
@@ -37,7 +37,7 @@ def leaf_notes(
         >>> import jax.numpy as jnp
         >>> from nnopt_jax.transform.binding import UNBOUND
         >>> params = {"kernel": jnp.ones((4, 4))}
-        >>> leaf_notes(params, {"kernel": ()}, lambda path: True, UNBOUND, by_default=True)
+        >>> leaf_notes(params, {"kernel": ()}, ["kernel"], UNBOUND, by_default=True)
         {'kernel': ('axes assumed',)}
     """
     notes: Notes = {}
@@ -49,7 +49,7 @@ def leaf_notes(
     for path, texts in misfits.items():
         if skipped := tuple(f"skipped: {text}" for text in texts):
             notes[path] = skipped
-        elif binding.is_assumed(path) and needs_axes(path):
+        elif binding.is_assumed(path) and path in axes:
             notes[path] = (ASSUMED,)
     return notes
 

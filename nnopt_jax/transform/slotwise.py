@@ -1,35 +1,22 @@
-"""The builder of transforms that refine the float arrays inside leaves, the slots."""
+"""Builders of transforms that refine the float arrays inside leaves, the slots."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from nnopt_jax.arrays.nodes import Field, is_node
-from nnopt_jax.arrays.refinement import Slot, check_unstored, refine, slots
-from nnopt_jax.errors import Problems, ScaleError
-from nnopt_jax.transform.base import State, Transform
+from nnopt_jax.arrays.nodes import Field
+from nnopt_jax.arrays.refinement import Slot, refine, check_unstored, slots
+from nnopt_jax.errors import CompositionError, Problems, ScaleError, ShapeError
+from nnopt_jax.transform.base import TOGETHER, State, Transform, bindable
 from nnopt_jax.transform.binding import UNBOUND, Binding
-from nnopt_jax.transform.leaves import (
-    Faults,
-    Start,
-    Update,
-    chosen_leaves,
-    fitting,
-    leaves_of_state,
-    make_start,
-    make_update,
-    matrices,
-    project_leaves,
-    slot_key,
-)
-from nnopt_jax.transform.notes import Notes, leaf_notes
-from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.transform.builders import Faults, on_leaves
+from nnopt_jax.transform.leaves import Leaves, Start, Update, slot_key
 from nnopt_jax.tree.select import Where
+
+_QUANTIZED = "is quantized already; quantize it once"
 
 
 def refining(
@@ -40,8 +27,8 @@ def refining(
     encode: Callable[[Slot, Any, Any, bool], Field],
     refresh: Callable[[Slot, Any, Any, Update], tuple[Any, Any]] | None = None,
     project: Callable[[jax.Array, Any], jax.Array] | None = None,
-    check: Callable[[Slot], str | None] | None = None,
-    refuses: Callable[[Slot], str | None] | None = None,
+    check: Callable[[Slot], str | None] = lambda slot: None,
+    refuses: Callable[[Slot], str | None] = lambda slot: None,
     kinds: tuple[str, ...] = ("value", "code"),
     exact: bool = True,
     needs_axes: Callable[[Slot], bool] = lambda slot: False,
@@ -59,7 +46,7 @@ def refining(
         project: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
             leaves are moved, because a leaf that an earlier transform encoded is that transform's
             to move.
-        check: `slot -> problem or None`, from shape and dtype alone.
+        check: `slot -> problem or None`, from shape and dtype alone; by default none.
         refuses: `slot -> problem or None`: what an earlier transform made of it that rules this one
             out.
         kinds: the kinds of slots the method may refine.
@@ -84,152 +71,184 @@ def refining(
         >>> tx.apply(params, tx.init(params))
         {'w': Array([ 1., -1.], dtype=float32)}
     """
-    way = _Refining(
-        name, where, init, encode, refresh, project, check, refuses, kinds, needs_axes, binding
-    )
-    return Transform(
-        name,
-        way.init_all,
-        way.encode_all,
-        way.update_all,
-        exact,
-        check=way.check_all,
-        notes=way.notes_of,
-        binding=binding,
-        build=lambda binding: refining(
-            name, where, init=init, encode=encode, refresh=refresh, project=project, check=check,
-            refuses=refuses, kinds=kinds, exact=exact, needs_axes=needs_axes, binding=binding,
-        ),
-    )  # fmt: skip
 
+    def build(binding: Binding) -> Transform:
+        def inside(path: str, leaf: Field) -> list[Slot]:
+            return slots(leaf, binding.of(path, leaf.shape), path)
 
-@dataclasses.dataclass(frozen=True)
-class _Refining:
-    """Functions of whole trees, made of a method's functions of one slot."""
+        def init_all(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
+            made, problems = {}, Problems(name)
+            for path, leaf in leaves.items():
+                try:
+                    made[path] = [
+                        init(slot, start._replace(key=slot_key(start.key, path, i), path=path))
+                        for i, slot in enumerate(inside(path, leaf))
+                    ]
+                except ScaleError as error:
+                    problems.add(path, str(error))
+            problems.raise_as(ScaleError)
+            return _apart(made)
 
-    name: str
-    where: Where
-    init: Callable[[Slot, Start], tuple[Any, Any]]
-    encode: Callable[[Slot, Any, Any, bool], Field]
-    refresh: Callable[[Slot, Any, Any, Update], tuple[Any, Any]] | None
-    project: Callable[[jax.Array, Any], jax.Array] | None
-    check: Callable[[Slot], str | None] | None
-    refuses: Callable[[Slot], str | None] | None
-    kinds: tuple[str, ...]
-    needs_axes: Callable[[Slot], bool]
-    binding: Binding
+        def encode_all(leaves: Leaves, state: State, train: bool) -> Leaves:
+            values = {p: iter(zip(state.learned[p], state.rest[p], strict=True)) for p in leaves}
 
-    def check_all(self, params: Any) -> None:
-        self._chosen(params)
+            def one(slot: Slot) -> Field:
+                return encode(slot, *next(values[slot.path]), train)
 
-    def notes_of(self, params: Any) -> Notes:
-        inside = self._inside(params)
-        misfits = {
-            path: [text for slot in some for _, text in self._faults(slot).misfit]
-            for path, some in inside.items()
-        }
-        needs = {path for path, some in inside.items() if any(map(self.needs_axes, some))}
-        return leaf_notes(
-            params, misfits, needs.__contains__, self.binding, by_default=self.where is matrices
+            return {p: refine(x, one, binding.of(p, x.shape), p) for p, x in leaves.items()}
+
+        def refresh_all(leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
+            assert refresh is not None
+            made = {}
+            for path, leaf in leaves.items():
+                olds = zip(inside(path, leaf), state.learned[path], state.rest[path], strict=True)
+                made[path] = [refresh(*old, now) for old in olds]
+            return _apart(made)
+
+        def faults(path: str, leaf: Field) -> Faults:
+            refused, misfit = [], []
+            for slot in open_slots(leaf, path, name, binding):
+                if text := refuses(slot) if slot.kind in kinds else _QUANTIZED:
+                    refused.append((path, text))
+                    continue
+                lacks_axes = needs_axes(slot) and slot.axes is None
+                shape = slot.array.shape
+                if text := binding.why_unknown(path, shape) if lacks_axes else check(slot):
+                    misfit.append((f"{path} ({slot.name})" if slot.name else path, text))
+            return Faults(refused, misfit)
+
+        return on_leaves(
+            name,
+            where,
+            binding,
+            init=init_all,
+            encode=encode_all,
+            refresh=refresh and refresh_all,
+            project=project and (lambda raw, rest, move=project: move(raw, rest[0])),
+            faults=faults,
+            needs_axes=lambda path, leaf: any(map(needs_axes, inside(path, leaf))),
+            slots=True,
+            exact=exact,
         )
 
-    def init_all(
-        self, params: Any, *, stats: Any = None, graph: Any = None, key: Any = None
-    ) -> State:
-        del graph
-        chosen, leaves = self._chosen(params), flatten(params, is_node)
-        mine = {path: leaves[path] for path in chosen}
-        start = make_start(self.name, mine, params, key, stats)
-        made: dict[str, list[tuple[Any, Any]]] = {}
-        problems = Problems(self.name)
-        for path, inside in chosen.items():
-            starts = [
-                start._replace(key=slot_key(key, path, i), path=path) for i in range(len(inside))
-            ]
-            try:
-                made[path] = [self.init(*pair) for pair in zip(inside, starts, strict=True)]
-            except ScaleError as error:
-                problems.add(path, str(error))
-        problems.raise_as(ScaleError)
-        learned = {path: tuple(pair[0] for pair in pairs) for path, pairs in made.items()}
-        rest = {path: tuple(pair[1] for pair in pairs) for path, pairs in made.items()}
-        return State(learned, rest, jnp.int32(0))
-
-    def encode_all(self, params: Any, state: State, *, train: bool = False) -> Any:
-        leaves, mine = leaves_of_state(params, state, self.name, slots=True)
-        encoded = {}
-        for path, leaf in mine.items():
-            per_slot = iter(zip(state.learned[path], state.rest[path], strict=True))
-            encoded[path] = refine(
-                leaf,
-                lambda slot, it=per_slot: self.encode(slot, *next(it), train),
-                self.binding.of(path, leaf.shape),
-                path,
-            )
-        return unflatten(params, leaves | encoded, is_node)
-
-    def update_all(
-        self,
-        params: Any,
-        state: State,
-        *,
-        grads: Any = None,
-        upstream: Any = None,
-        step: Any = None,
-    ) -> tuple[Any, State]:
-        shown = params if upstream is None else upstream
-        _, seen = leaves_of_state(shown, state, self.name, slots=True)
-        now = make_update(self.name, seen, state, grads, step)
-        learned, rest = state.learned, state.rest
-        if self.refresh is not None:
-            learned, rest = {}, {}
-            for path, leaf in seen.items():
-                olds = zip(
-                    self._slots(path, leaf), state.learned[path], state.rest[path], strict=True
-                )
-                pairs = [self.refresh(slot, old, others, now) for slot, old, others in olds]
-                learned[path] = tuple(pair[0] for pair in pairs)
-                rest[path] = tuple(pair[1] for pair in pairs)
-        if self.project is not None:
-            each = {path: per[0] for path, per in rest.items()}
-            params = project_leaves(params, seen, self.project, each)
-        return params, State(learned, rest, now.count)
-
-    def _chosen(self, params: Any) -> dict[str, list[Slot]]:
-        """Return the slots of the leaves that the method takes and fits."""
-        inside = self._inside(params)
-        found = {p: _joined([self._faults(slot) for slot in some]) for p, some in inside.items()}
-        return fitting(self.name, inside, found, self.binding)
-
-    def _inside(self, params: Any) -> dict[str, list[Slot]]:
-        """Return the slots of the leaves that the method takes."""
-        leaves = chosen_leaves(self.where, params, self.name, self.binding)
-        return {p: open_slots(x, p, self.name, self.binding) for p, x in leaves.items()}
-
-    def _slots(self, path: str, leaf: Field) -> list[Slot]:
-        return slots(leaf, self.binding.of(path, leaf.shape), path)
-
-    def _faults(self, slot: Slot) -> Faults:
-        path, label = slot.path, f"{slot.path} ({slot.name})" if slot.name else slot.path
-        if slot.kind not in self.kinds:
-            return Faults(refused=[(path, "is quantized already; quantize it once")])
-        if self.refuses is not None and (text := self.refuses(slot)):
-            return Faults(refused=[(path, text)])
-        if self.needs_axes(slot) and slot.axes is None:
-            return Faults(misfit=[(label, self.binding.why_unknown(path, slot.array.shape))])
-        text = self.check(slot) if self.check is not None else None
-        return Faults(misfit=[(label, text)] if text else [])
+    return bindable(build, binding)
 
 
-def open_slots(leaf: Field, path: str, who: str, binding: Binding = UNBOUND) -> list[Slot]:
+def _apart(made: dict[str, list[tuple[Any, Any]]]) -> tuple[Leaves, Leaves]:
+    """Return what is learned and the rest, each a tuple over the slots of a leaf."""
+    learned = {path: tuple(pair[0] for pair in pairs) for path, pairs in made.items()}
+    return learned, {path: tuple(pair[1] for pair in pairs) for path, pairs in made.items()}
+
+
+def open_slots(leaf: Field, path: str, who: str, binding: Binding) -> list[Slot]:
     """Return the slots of a leaf; raise if it is in storage form, which has none."""
     check_unstored(leaf, f"{who}: {path}")
     return slots(leaf, binding.of(path, leaf.shape), path)
 
 
-def _joined(faults: Sequence[Faults]) -> Faults:
-    """Join the faults of the slots of one leaf."""
-    return Faults(
-        [each for one in faults for each in one.refused],
-        [each for one in faults for each in one.misfit],
-    )
+def refining_together(
+    name: str,
+    where: Where,
+    *,
+    init: Callable[[list[Slot], Start], tuple[Any, Any]],
+    encode: Callable[[Slot, Any, Any, bool], Field],
+    refresh: Callable[[list[Slot], Any, Any, Update], tuple[Any, Any]] | None = None,
+    check: Callable[[list[Slot]], str | None] | None = None,
+    exact: bool = True,
+    binding: Binding = UNBOUND,
+) -> Transform:
+    """Make a transform that refines the float slots of all chosen leaves with one state.
+
+    As `refining`, but there is one `(learned, rest)`, under the name `"*"`: an optimizer sees one
+    set of learned arrays, whose gradient is the sum over all leaves.
+
+    Args:
+        name: the method's public name.
+        where: which leaves; see `nnopt_jax.tree.selector`.
+        init: `(all slots, Start) -> (learned, rest)`.
+        encode: `(slot, learned, rest, train) -> expression` in the slot's place.
+        refresh: `(all slots, learned, rest, Update) -> (learned, rest)`; None to keep them.
+        check: `all slots -> problem or None`, from shapes and dtypes alone.
+        exact: see `Transform`.
+        binding: the model it is made for; slots have the axes that it knows.
+
+    Returns:
+        The transform.
+
+    Raises:
+        CompositionError: at `init`, where some leaves are on a grid already and others are not.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nnopt_jax.arrays import Quantized
+        >>> from nnopt_jax.transform import refining_together
+        >>> tx = refining_together(
+        ...     "demo",
+        ...     "**",
+        ...     init=lambda slots, start: (None, max(abs(slot.array).max() for slot in slots)),
+        ...     encode=lambda slot, learned, scale, train: Quantized(
+        ...         jnp.round(slot.array / scale), scale.reshape(1)
+        ...     ),
+        ... )
+        >>> params = {"a": jnp.array([1.2, 0.9]), "b": jnp.array([2.0])}
+        >>> tx.apply(params, tx.init(params))
+        {'a': Array([2., 0.], dtype=float32), 'b': Array([2.], dtype=float32)}
+    """
+
+    def build(binding: Binding) -> Transform:
+        def every(leaves: Leaves) -> list[Slot]:
+            return [
+                slot
+                for path, leaf in leaves.items()
+                for slot in slots(leaf, binding.of(path, leaf.shape), path)
+            ]
+
+        def require(leaves: Leaves) -> None:
+            _require_one_kind(
+                name, {path: open_slots(x, path, name, binding) for path, x in leaves.items()}
+            )
+            if check is not None and (text := check(every(leaves))):
+                raise ShapeError(f"{name}: {', '.join(leaves)}: {text}")
+
+        def init_all(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
+            own = start._replace(key=slot_key(start.key, TOGETHER, 0))
+            learned, rest = init(every(leaves), own)
+            return {TOGETHER: learned}, {TOGETHER: rest, **dict.fromkeys(leaves)}
+
+        def encode_all(leaves: Leaves, state: State, train: bool) -> Leaves:
+            def one(slot: Slot) -> Field:
+                return encode(slot, state.learned[TOGETHER], state.rest[TOGETHER], train)
+
+            return {p: refine(x, one, binding.of(p, x.shape), p) for p, x in leaves.items()}
+
+        def refresh_all(leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
+            assert refresh is not None
+            old = state.learned[TOGETHER], state.rest[TOGETHER]
+            learned, rest = refresh(every(leaves), *old, now)
+            return {TOGETHER: learned}, state.rest | {TOGETHER: rest}
+
+        return on_leaves(
+            name,
+            where,
+            binding,
+            init=init_all,
+            encode=encode_all,
+            refresh=refresh and refresh_all,
+            require=require,
+            inside=(TOGETHER,),
+            exact=exact,
+        )
+
+    return bindable(build, binding)
+
+
+def _require_one_kind(who: str, inside: dict[str, list[Slot]]) -> None:
+    """Raise if some slots hold codes of a grid, which cannot share a table of values."""
+    kinds = {path: {slot.kind for slot in some} for path, some in inside.items()}
+    codes = [path for path, kind in kinds.items() if "code" in kind]
+    values = [path for path, kind in kinds.items() if "value" in kind]
+    if codes and values:
+        raise CompositionError(
+            f"{who}: {', '.join(codes)} hold codes of a grid and {', '.join(values)} values; one "
+            "state cannot serve both. Give where= for leaves of one kind."
+        )

@@ -21,7 +21,8 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.parameter.adapters.frozen import freezing
 from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import UNBOUND, Binding
-from nnopt_jax.transform.leaves import Leaves, Start, wrapping
+from nnopt_jax.transform.builders import wrapping
+from nnopt_jax.transform.leaves import Leaves, Start
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import DTypeLike
 

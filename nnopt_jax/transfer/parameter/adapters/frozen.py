@@ -8,7 +8,7 @@ from typing import Any
 from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.transform.base import Transform, bindable
 from nnopt_jax.transform.binding import Binding
-from nnopt_jax.transform.leaves import wrapping
+from nnopt_jax.transform.builders import wrapping
 from nnopt_jax.transform.presets import recorded
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Where, resolve
