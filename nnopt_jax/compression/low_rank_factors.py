@@ -14,7 +14,7 @@ from nnopt_jax.arrays.factored import Factored
 from nnopt_jax.arrays.nodes import Field
 from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.arrays.reshaped import Reshaped
-from nnopt_jax.errors import CapacityError, NonFiniteError, ShapeError, ValueRangeError
+from nnopt_jax.errors import CapacityError, NonFiniteError, ShapeError
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.ops.factorization import Method, factorize, rank_for_energy
 from nnopt_jax.settings import Settings
@@ -47,7 +47,7 @@ def low_rank(
     form: Form = "channel",
     stacked: None = None,
 ) -> Transform:
-    r"""Replaces weights by two factors, which an optimizer goes on training.
+    r"""Replace weights by two factors, which an optimizer goes on training.
 
     $$ \hat W = U V, \qquad
        \min_{U, V} \lVert W - U V \rVert_F, \quad U \in R^{m \times r}, V \in R^{r \times n} $$
@@ -57,14 +57,14 @@ def low_rank(
     own, of one rank. `tx.bind` gives the axes; unbound, leaves of two axes are `(in, out)` and
     those of four or five the kernels of Flax's convolutions.
 
-    The factors are learned arrays of the state; the parameters they were made of are used no
-    more. Entries that a mask of an earlier transform prunes count as 0, and the mask stays above
-    the product. A leaf whose factors would not be smaller than itself stays as it is, and
-    `nnopt.plan` says so.
+    The factors are learned arrays of the state; the parameters that they were made of are not
+    used any more. Entries that a mask of an earlier transform prunes count as 0, and the mask
+    stays above the product. A leaf whose factors would not be smaller than itself stays as it is,
+    and `nnopt.plan` says so.
 
     Args:
         rank: `r`, the same for all leaves. Give exactly one of this and the next three.
-        energy: the share of the sum of squared singular values that each leaf keeps, above 0 and
+        energy: the fraction of the sum of squared singular values that each leaf keeps, above 0 and
             at most 1. The rank then depends on the weights: `init` cannot run under `jax.jit`.
         bytes: the most bytes that the factors of each leaf take.
         ratio: how many times smaller than the leaf the factors are at least.
@@ -75,7 +75,7 @@ def low_rank(
             convolution `(kh kw cin, cout)`: a convolution with fewer channels, then one of 1x1.
             `"spatial"`: `(kh cin, kw cout)`, for kernels with three contracted axes and one output
             axis only, others are read as with `"channel"`: a column of filters, then a row.
-        stacked: is gone: the batch axes of a weight say which of its axes number matrices.
+        stacked: removed: the batch axes of a weight say which of its axes number matrices.
 
     Returns:
         The transform. It refines: masks above it stay.
@@ -109,8 +109,8 @@ def low_rank(
         Jaderberg et al. 2014, Speeding up Convolutional Neural Networks with Low Rank Expansions,
         section 2 (spatial).
     """
-    _check(rank, energy, bytes, ratio, method, form, stacked)
     way = _LowRank(rank, energy, bytes, ratio, method, form)
+    way.check(stacked)
 
     def build(binding: Binding) -> Transform:
         tx = refining(
@@ -127,7 +127,12 @@ def low_rank(
 
         def init(params: Any, **given: Any) -> State:
             state = tx.init(params, **given)
-            _require_some(state)
+            if not jax.tree.leaves(state.learned):
+                raise ShapeError(
+                    f"{_NAME}: {', '.join(state.rest)}: no factors of two would be smaller than "
+                    "the leaf. Give a smaller rank, or where= for larger leaves of two axes or "
+                    "more."
+                )
             return state
 
         return dataclasses.replace(tx, init=init)
@@ -135,17 +140,8 @@ def low_rank(
     return bindable(build)
 
 
-def _require_some(state: State) -> None:
-    """Raises if no leaf has factors."""
-    if not jax.tree.leaves(state.learned):
-        raise ShapeError(
-            f"{_NAME}: {', '.join(state.rest)}: no factors of two would be smaller than "
-            "the leaf. Give a smaller rank, or where= for larger leaves of two axes or more."
-        )
-
-
 def _sides(slot: Slot, form: Form) -> Axes | None:
-    """The axes of the two sides of the matrix that a leaf is read as; None where it has none."""
+    """Return the axes of both sides of the matrix that a leaf is read as; None if it is none."""
     axes = slot.axes
     if axes is None or slot.array.ndim < 2:
         return None
@@ -166,22 +162,54 @@ class _LowRank:
     method: Method
     form: Form
 
+    def check(self, stacked: Any) -> None:
+        """Raise all that is wrong with the settings."""
+        settings = Settings(_NAME)
+        settings.integer("rank", self.rank, 1, none=True)
+        settings.number("energy", self.energy, 0, 1, above=True, none=True)
+        settings.integer("bytes", self.bytes, 1, none=True)
+        settings.number("ratio", self.ratio, 1, above=True, none=True)
+        budgets = {name: getattr(self, name) for name in ("rank", "energy", "bytes", "ratio")}
+        named = [name for name, value in budgets.items() if value is not None]
+        if len(named) != 1:
+            others = f"with {', '.join(named[1:])}" if named else "and nothing else"
+            name = named[0] if named else "rank"
+            settings.wrong(name, budgets[name], f"{others}; give one of {', '.join(budgets)}.")
+        settings.choice("method", self.method, ("svd", "randomized"))
+        if self.method == "randomized" and self.energy is not None:
+            text = "finds a rank that is given; with energy= use 'svd'."
+            settings.wrong("method", self.method, text)
+        settings.choice("form", self.form, ("channel", "spatial"))
+        if stacked is not None:
+            settings.wrong("stacked", stacked, _BATCH_AXES)
+        settings.done()
+
     def init(self, slot: Slot, start: Start) -> tuple[Any, Any]:
         axes = _sides(slot, self.form)
         if axes is None or not slot.array.size:
             return None, None
         array = jax.lax.stop_gradient(slot.array)
         dense = axes.to_matrix(array if slot.mask is None else jnp.where(slot.mask, array, 0))
-        _require_finite(dense, start.path)
-        rank = self._rank_by_energy(dense, start) if self.energy else self._rank(slot, axes)
+        # Factors would hide what is broken; where values are unknown, it counts as 0.
+        if not isinstance(dense, Tracer) and (bad := int((~jnp.isfinite(dense)).sum())):
+            raise NonFiniteError(
+                f"{_NAME}: {start.path}: {bad} of {dense.size} values are NaN or infinite; see "
+                "where training diverged."
+            )
+        if self.energy and isinstance(dense, Tracer):
+            raise CapacityError(
+                f"{_NAME}: {start.path}: the rank for energy={self.energy} depends on the weights, "
+                "which are unknown under jax.jit and in nnopt.plan. Give rank=, bytes= or ratio=, "
+                "or call tx.init outside of jit."
+            )
+        rank = rank_for_energy(dense, self.energy) if self.energy else self._rank(slot, axes)
         rows, columns = dense.shape[-2:]
         if rank * (rows + columns) >= rows * columns:
             return None, None
-        if self.method == "randomized" and start.key is None:
-            raise ValueRangeError(
-                f"{_NAME}: method='randomized' draws; give tx.init(params, key=jax.random.key(0))."
-            )
-        u, v = factorize(dense, rank, method=self.method, key=start.key)
+        key = None
+        if self.method == "randomized":
+            key = start.drawing_key("method='randomized' draws")
+        u, v = factorize(dense, rank, method=self.method, key=key)
         return {"u": u.astype(array.dtype), "v": v.astype(array.dtype)}, None
 
     def encode(self, slot: Slot, factors: Any, rest: Any, train: bool) -> Field:
@@ -193,7 +221,7 @@ class _LowRank:
         return Reshaped.of_matrix(product, axes, slot.array.shape)
 
     def misfit(self, slot: Slot) -> str | None:
-        """Where a budget is too small for rank 1."""
+        """Say where a budget is too small for rank 1."""
         axes = _sides(slot, self.form)
         if axes is None or not slot.array.size or self._rank(slot, axes):
             return None
@@ -204,7 +232,7 @@ class _LowRank:
         return f"of rank 1 is {whole / least:.3g} times smaller, less than ratio={self.ratio}"
 
     def _rank(self, slot: Slot, axes: Axes) -> int:
-        """The rank that settings and shape give; 0 where rank 1 is too much."""
+        """Return the rank that settings and shape give; 0 where rank 1 is too much."""
         bits = self._bits_of_rank(slot, axes)
         whole = slot.array.size * dtype_bits(slot.array.dtype)
         if self.bytes is not None:  # what is small enough already stays
@@ -217,49 +245,8 @@ class _LowRank:
         *batch, rows, columns = axes.matrix_shape(slot.array.shape)
         return math.prod(batch) * (rows + columns) * dtype_bits(slot.array.dtype)
 
-    def _rank_by_energy(self, dense: jax.Array, start: Start) -> int:
-        if isinstance(dense, Tracer):
-            raise CapacityError(
-                f"{_NAME}: {start.path}: the rank for energy={self.energy} depends on the weights, "
-                "which are unknown under jax.jit and in nnopt.plan. Give rank=, bytes= or ratio=, "
-                "or call tx.init outside of jit."
-            )
-        return rank_for_energy(dense, self.energy or 1.0)
-
-
-def _require_finite(dense: jax.Array, path: str) -> None:
-    """Factors would hide what is broken; where values are unknown, it counts as 0."""
-    if not isinstance(dense, Tracer) and (bad := int((~jnp.isfinite(dense)).sum())):
-        raise NonFiniteError(
-            f"{_NAME}: {path}: {bad} of {dense.size} values are NaN or infinite; see where "
-            "training diverged."
-        )
-
 
 def _refined(slot: Slot) -> str | None:
-    """What an earlier transform made of a slot, where factors would undo it."""
+    """Say what an earlier transform made of a slot, where factors would undo it."""
     made = _REFINED.get(slot.name.rpartition("/")[2], "quantized" if slot.kind == "code" else None)
     return made and f"is {made} already; put {_NAME} before the transform that did it"
-
-
-def _check(
-    rank: Any, energy: Any, bytes: Any, ratio: Any, method: Any, form: Any, stacked: Any
-) -> None:
-    settings = Settings(_NAME)
-    settings.integer("rank", rank, 1, none=True)
-    settings.number("energy", energy, 0, 1, above=True, none=True)
-    settings.integer("bytes", bytes, 1, none=True)
-    settings.number("ratio", ratio, 1, above=True, none=True)
-    given = {"rank": rank, "energy": energy, "bytes": bytes, "ratio": ratio}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) != 1:
-        others = f"with {', '.join(named[1:])}" if named else "and nothing else"
-        name = named[0] if named else "rank"
-        settings.wrong(name, given[name], f"{others}; give one of {', '.join(given)}.")
-    settings.choice("method", method, ("svd", "randomized"))
-    if method == "randomized" and energy is not None:
-        settings.wrong("method", method, "finds a rank that is given; with energy= use 'svd'.")
-    settings.choice("form", form, ("channel", "spatial"))
-    if stacked is not None:
-        settings.wrong("stacked", stacked, _BATCH_AXES)
-    settings.done()

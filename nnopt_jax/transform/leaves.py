@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.columns import brief_fields
-from nnopt_jax.errors import SelectionError, StatisticsError, nearest
+from nnopt_jax.errors import SelectionError, StatisticsError, ValueRangeError, nearest
 from nnopt_jax.transform.base import Grads, State
 from nnopt_jax.transform.binding import UNBOUND, Binding, check_parameters
 from nnopt_jax.transform.given import (
@@ -50,6 +50,21 @@ class Start(NamedTuple):
     caller: str = ""
 
     __repr__ = brief_fields
+
+    def drawing_key(self, use: str) -> jax.Array:
+        """Return the key, for methods that cannot do without one.
+
+        Args:
+            use: the reason why they draw numbers.
+
+        Raises:
+            ValueRangeError: the caller gave none.
+        """
+        if self.key is None:
+            raise ValueRangeError(
+                f"{self.caller}: {use}; give tx.init(params, key=jax.random.key(0))."
+            )
+        return self.key
 
 
 class Update(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from nnopt_jax.arrays.nodes import Field
-from nnopt_jax.arrays.refinement import Slot, refine, check_unstored, slots
+from nnopt_jax.arrays.refinement import Slot, check_unstored, refine, slots
 from nnopt_jax.errors import CompositionError, Problems, ScaleError, ShapeError
 from nnopt_jax.transform.base import TOGETHER, State, Transform, bindable
 from nnopt_jax.transform.binding import UNBOUND, Binding

@@ -1,4 +1,4 @@
-"""Layers taken from a model of another depth, stacked and unstacked."""
+"""Layers: selected, copied, stacked and unstacked, for a model of another depth."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.settings import Settings, is_whole
 from nnopt_jax.transfer.structure.place import INDEX, layers_at, with_layers
+from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.tree.select import Where, resolve
 from nnopt_jax.typing import Params
 
 How = Literal["first", "last", "even", "ends", "stack"]
 
 
 def layer_map(source: int, target: int, how: How) -> tuple[int, ...]:
-    r"""Says which layer of one depth each layer of another depth comes from.
+    r"""Return which layer of one depth each layer of another depth comes from.
 
     $$ \text{even: } \lfloor i s / t \rfloor \quad
        \text{ends: } \Big\lfloor \frac{i (s - 1)}{t - 1} + \tfrac12 \Big\rfloor \quad
        \text{stack: } i \bmod s $$
 
     Args:
-        source: layers there are, `s`.
-        target: layers there shall be, `t`.
+        source: the number of layers of the source, `s`.
+        target: the number of layers wanted, `t`.
         how: `"first"` or `"last"` of them; `"even"`: every k-th of a deeper model, or each one
             repeated in its place (interpolation); `"ends"`: evenly, from the first to the last;
             `"stack"`: all of them, over and over.
@@ -35,7 +38,7 @@ def layer_map(source: int, target: int, how: How) -> tuple[int, ...]:
         `t` numbers of layers, for `select_layers` and `deepen`.
 
     Raises:
-        ValueRangeError: a number is not a count, or `first` and `last` are to give more than all.
+        ValueRangeError: a number is not a count, or `how` wants more layers than there are.
 
     Example:
         >>> from nnopt_jax.transfer import layer_map
@@ -68,18 +71,18 @@ def layer_map(source: int, target: int, how: How) -> tuple[int, ...]:
 
 
 def select_layers(params: Params, layers: str, chosen: Sequence[int]) -> Params:
-    """Makes a model of other layers: fewer, more, in another order.
+    """Select layers of a model: fewer, more, or in another order.
 
     Args:
-        params: dictionaries, lists and tuples of arrays or expressions.
+        params: dictionaries, lists and tuples of arrays or packed parameters.
         layers: where they are: `"encoder/layers_{index}"` where they lie apart (`"blocks/{index}"`
             in a list), `"encoder/layers"` where they are stacked, as `jax.lax.scan` reads them.
-        chosen: for each layer there shall be, the number of the one it comes from; `layer_map`
-            makes such.
+        chosen: for each layer wanted the number of the one that it comes from; `layer_map`
+            makes such numbers.
 
     Returns:
-        Parameters with so many layers, all else as it was. Expressions stay packed where layers
-        lie apart.
+        Parameters with these layers; the rest is as it was. Leaves stay packed where layers lie
+        apart.
 
     Raises:
         SelectionError: no layers are there.
@@ -95,15 +98,15 @@ def select_layers(params: Params, layers: str, chosen: Sequence[int]) -> Params:
     """
     name = "transfer.select_layers"
     found = layers_at(name, params, layers)
-    check_chosen(name, "chosen", chosen, len(found))
-    return with_layers(name, params, layers, apart([found[number] for number in chosen]))
+    _check_chosen(name, "chosen", chosen, len(found))
+    return with_layers(name, params, layers, _apart([found[number] for number in chosen]))
 
 
 def stack_layers(params: Params, layers: str, into: str) -> Params:
-    """Puts layers that lie apart into one tree with a leading axis, bit for bit.
+    """Stack layers that lie apart in one tree with a leading axis, bit for bit.
 
     Args:
-        params: dictionaries, lists and tuples of arrays or expressions; the latter are spread out.
+        params: dictionaries, lists and tuples of arrays, or packed parameters to be materialized.
         layers: where they are: `"encoder/layers_{index}"`, or `"blocks/{index}"` in a list.
         into: where they go, in the same container: `"encoder/layers"`, or `"blocks"`.
 
@@ -122,17 +125,14 @@ def stack_layers(params: Params, layers: str, into: str) -> Params:
         {'layers': {'w': Array([[0., 0.],
                [1., 1.]], dtype=float32)}}
     """
-    name = "transfer.stack_layers"
-    _require(name, "layers", layers, indexed=True)
-    _require(name, "into", into, indexed=False)
-    return with_layers(name, params, layers, layers_at(name, params, layers), into)
+    return _moved("transfer.stack_layers", params, layers, into, indexed=True)
 
 
 def unstack_layers(params: Params, layers: str, into: str) -> Params:
-    """Undoes `stack_layers`, bit for bit.
+    """Undo `stack_layers`, bit for bit.
 
     Args:
-        params: dictionaries, lists and tuples of arrays or expressions.
+        params: dictionaries, lists and tuples of arrays or packed parameters.
         layers: where the stack is: `"encoder/layers"`.
         into: where layers go, in the same container: `"encoder/layers_{index}"`; a name that is
             `{index}` alone, as in `"encoder/layers/{index}"`, makes a list.
@@ -151,14 +151,68 @@ def unstack_layers(params: Params, layers: str, into: str) -> Params:
         >>> nnopt.transfer.unstack_layers(params, "layers", "layers/{index}")
         {'layers': [{'w': Array([0.], dtype=float32)}, {'w': Array([1.], dtype=float32)}]}
     """
-    name = "transfer.unstack_layers"
-    _require(name, "layers", layers, indexed=False)
-    _require(name, "into", into, indexed=True)
-    return with_layers(name, params, layers, layers_at(name, params, layers), into)
+    return _moved("transfer.unstack_layers", params, layers, into, indexed=False)
 
 
-def apart(layers: list[Any]) -> list[Any]:
-    """Layers with arrays of their own where one occurs twice, so that each may be donated."""
+def deepen(
+    params: Params, layers: str, sources: Sequence[int], *, zero: Where | Sequence[Where]
+) -> Params:
+    r"""Add residual blocks that are copies of others, their last projections zero.
+
+    $$ x + W_\text{out} f(x) = x \quad\text{where}\quad W_\text{out} = 0 $$
+
+    The network computes what it did, exactly; the new projections move with the first step, and
+    what is before them with the second.
+
+    Args:
+        params: dictionaries, lists and tuples of arrays or packed parameters.
+        layers: where the blocks are, as for `select_layers`.
+        sources: for each new block the number of the one that it comes from, as `layer_map`
+            makes them: the first to come from a block is that block, others are copies.
+        zero: which leaves of a block write to the residual stream, weights and biases: selectors
+            of paths within a block, `["attention/out/**", "mlp/down/**"]`.
+
+    Returns:
+        Parameters with a block for each source.
+
+    Raises:
+        SelectionError: no layers are there, or a selector meets no leaf of a new block.
+        ValueRangeError: `sources` leave a block out, or change their order.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"blocks": [{"up": jnp.ones(1), "down": jnp.ones(1)}]}
+        >>> nnopt.transfer.deepen(params, "blocks/{index}", (0, 0), zero="down")["blocks"][1]
+        {'down': Array([0.], dtype=float32), 'up': Array([1.], dtype=float32)}
+
+    References:
+        Chen et al. 2016, Net2Net, arXiv:1511.05641, section 2.3 (deeper by identities).
+        Gong et al. 2019, Efficient Training of BERT by Progressively Stacking, section 3.
+        Du et al. 2024, Stacking Your Transformers, arXiv:2405.15319.
+    """
+    name = "transfer.deepen"
+    found = layers_at(name, params, layers)
+    _check_chosen(name, "sources", sources, len(found))
+    old = list(dict.fromkeys(sources))
+    if old != list(range(len(found))):
+        raise ValueRangeError(
+            f"{name}: sources={tuple(sources)!r} bring the {len(found)} blocks as {old}; all must "
+            "come, in their order. select_layers leaves blocks out."
+        )
+    rules: list[Any] = list(zero) if isinstance(zero, list | tuple) else [zero]
+    blocks = _apart([found[number] for number in sources])
+    for place, number in enumerate(sources):
+        if number in sources[:place]:
+            leaves = flatten(blocks[place], is_node)
+            paths = {path for rule in rules for path in resolve(rule, leaves, name)}
+            zeros = {p: jnp.zeros_like(materialize(x)) for p, x in leaves.items() if p in paths}
+            blocks[place] = unflatten(blocks[place], leaves | zeros, is_node)
+    return with_layers(name, params, layers, blocks)
+
+
+def _apart(layers: list[Any]) -> list[Any]:
+    """Copy the arrays of layers that occur twice, so that each may be donated."""
     seen: set[int] = set()
     made = []
     for layer in layers:
@@ -168,16 +222,12 @@ def apart(layers: list[Any]) -> list[Any]:
 
 
 def _copy(leaf: Any) -> Any:
-    """An array of its own; a shape has no memory to share."""
+    """Copy an array; a shape has no memory to share."""
     return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.copy(leaf)
 
 
-def check_chosen(who: str, name: str, chosen: Sequence[int], count: int) -> None:
-    """Wants numbers of layers, at least one.
-
-    Raises:
-        ValueRangeError: there are others.
-    """
+def _check_chosen(who: str, name: str, chosen: Sequence[int], count: int) -> None:
+    """Raise if there are no numbers of layers, or numbers that no layer has."""
     settings = Settings(who)
     if not isinstance(chosen, Sequence | np.ndarray):
         settings.wrong(name, chosen, "is not a sequence of numbers; give e.g. [0, 2].")
@@ -190,7 +240,10 @@ def check_chosen(who: str, name: str, chosen: Sequence[int], count: int) -> None
     settings.done()
 
 
-def _require(who: str, name: str, place: str, *, indexed: bool) -> None:
-    if not isinstance(place, str) or (INDEX in place) is not indexed:
-        wanted = f"'layers_{INDEX}', where layers lie apart" if indexed else "'layers', a stack"
-        raise ValueRangeError(f"{who}: {name}={place!r}; give e.g. {wanted}.")
+def _moved(who: str, params: Params, layers: str, into: str, *, indexed: bool) -> Params:
+    """Return parameters with the layers elsewhere, at first numbered or in a stack."""
+    for name, place, wanted in (("layers", layers, indexed), ("into", into, not indexed)):
+        if not isinstance(place, str) or (INDEX in place) is not wanted:
+            form = f"'layers_{INDEX}', where layers lie apart" if wanted else "'layers', a stack"
+            raise ValueRangeError(f"{who}: {name}={place!r}; give e.g. {form}.")
+    return with_layers(who, params, layers, layers_at(who, params, layers), into)

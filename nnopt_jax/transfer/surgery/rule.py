@@ -19,12 +19,12 @@ _WRONG = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One step of a graft; the functions of this module make them.
+    """One step of a graft; the functions of `transfer.rules` make them.
 
     Args:
         text: how it was written, for errors and reports.
         change: `(leaves of the source, what was wrong) -> (leaves, number of leaves it took)`;
-            adds to what was wrong.
+            it adds to what was wrong.
         keeps: which leaves of the target it leaves alone.
         adapts: which leaves of the target it makes fit, and `adapt(source, target) -> array`.
 
@@ -41,12 +41,12 @@ class Rule:
     adapt: Callable[[Any, Any], Any] | None = None
 
     def __repr__(self) -> str:
-        """The rule as it was written."""
+        """Return the rule as it was written."""
         return self.text
 
 
 def put(leaves: Leaves, path: str, leaf: Any, failed: Failed) -> None:
-    """Adds a leaf to those of the source; a name that went wrong, or has two, has none."""
+    """Add a leaf to those of the source, unless its name failed or has a leaf already."""
     if path in leaves:
         failed[path] = "is the name of two leaves of the source; make the rules say which"
     if path in failed:
@@ -56,7 +56,7 @@ def put(leaves: Leaves, path: str, leaf: Any, failed: Failed) -> None:
 
 
 def tried(failed: Failed, path: str, what: str, function: Callable[..., Any], *given: Any) -> Any:
-    """What a function makes of leaves; None where it cannot, and then the path has failed."""
+    """Call a function of leaves; if it raises, note that the path failed and return None."""
     try:
         return function(*given)
     except _WRONG as error:
@@ -65,7 +65,7 @@ def tried(failed: Failed, path: str, what: str, function: Callable[..., Any], *g
 
 
 def compiled(pattern: str, template: str, group: str | None = None) -> re.Pattern[str]:
-    """The expression of whole paths, with the groups that the template and the rule need."""
+    """Compile the expression of whole paths; check the groups of the template and the rule."""
     try:
         expression = re.compile(pattern)
         expression.sub(template, "")  # reads the template, whether anything matches or not
@@ -80,12 +80,12 @@ def compiled(pattern: str, template: str, group: str | None = None) -> re.Patter
 
 
 def written(where: Where) -> str:
-    """A selector as it was written."""
+    """Return a selector as it was written."""
     return repr(where) if isinstance(where, str) else selector(where).text
 
 
 def each(name: str, where: Where, function: Callable[[Any], Any]) -> Rule:
-    """A rule that changes chosen leaves one by one; what becomes None is left out."""
+    """Return a rule that changes chosen leaves one by one; those that become None are left out."""
     chosen = selector(where)
 
     def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:
@@ -100,3 +100,64 @@ def each(name: str, where: Where, function: Callable[[Any], Any]) -> Rule:
         return made, hits
 
     return Rule(f"{name}({written(where)})", change)
+
+
+def spreading(
+    text: str,
+    pattern: str,
+    template: str,
+    parts: Callable[[Any], Leaves] = lambda leaf: {"": leaf},
+    slot: str = "\0",
+) -> Rule:
+    """Return a rule that makes several leaves of one; their names go to the slot of the template.
+
+    By default one leaf gets one name, the template as it is.
+    """
+    expression = compiled(pattern, template)
+
+    def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:
+        made, hits = {}, 0
+        for path, leaf in leaves.items():
+            found = expression.fullmatch(path)
+            if found is None:
+                put(made, path, leaf, failed)
+                continue
+            hits += 1
+            # Expanded before the slot is filled: names of parts may hold backslashes.
+            name = found.expand(template.replace(slot, "\0"))
+            for part, array in (tried(failed, path, text, parts, leaf) or {}).items():
+                put(made, name.replace("\0", part), array, failed)
+        return made, hits
+
+    return Rule(text, change)
+
+
+def joining(
+    text: str, pattern: str, template: str, group: str, whole: Callable[[Leaves], Any]
+) -> Rule:
+    """Return a rule that makes one leaf of several; the group of the pattern names each."""
+    expression = compiled(pattern, template, group)
+
+    def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:
+        made: Leaves = {}
+        parts: dict[str, Leaves] = {}
+        hits = 0
+        for path, leaf in leaves.items():
+            found = expression.fullmatch(path)
+            if found is None:
+                put(made, path, leaf, failed)
+                continue
+            hits += 1
+            name, place = found[group], found.expand(template)
+            if name in parts.setdefault(place, {}):
+                failed[place] = (
+                    f"{text}: two leaves of the source are {group} {name!r}; make the template "
+                    "tell them apart"
+                )
+            parts[place][name] = leaf
+        for path, found in parts.items():
+            array = None if path in failed else tried(failed, path, text, whole, found)
+            put(made, path, array, failed)
+        return made, hits
+
+    return Rule(text, change)

@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import Problems
-from nnopt_jax.transfer.parameter.graft.rule import Leaves
+from nnopt_jax.transfer.surgery.rule import Leaves
 from nnopt_jax.transform.given import described
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Params
@@ -67,7 +67,7 @@ def loses(x: Any, dtype: Any) -> bool:
 
     Example:
         >>> import numpy as np
-        >>> from nnopt_jax.transfer.parameter.graft.leaf_rules import loses
+        >>> from nnopt_jax.transfer.surgery.leaf_rules import loses
         >>> loses(np.array([1.0]), np.int8), loses(np.array([300]), np.int8)
         (True, True)
         >>> loses(np.array([3]), np.int8), loses(np.array([1.1]), np.float16)

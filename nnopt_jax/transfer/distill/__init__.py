@@ -1,1 +1,0 @@
-"""Losses that make a student like its teacher."""

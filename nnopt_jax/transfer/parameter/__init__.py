@@ -1,1 +1,0 @@
-"""Parameters that come from elsewhere."""

@@ -1,1 +1,0 @@
-"""Small trainable additions to weights that stay."""

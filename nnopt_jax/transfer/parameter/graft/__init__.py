@@ -1,1 +1,0 @@
-"""Parameters of one model, put into another."""

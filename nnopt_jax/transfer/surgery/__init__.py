@@ -1,0 +1,1 @@
+"""Weight surgery: parameters of one model, put into another."""
