@@ -1,18 +1,20 @@
 """Compression: weight sharing, feature mapping, sparse representation."""
 
-from nnopt_jax.compression.low_rank_factors import low_rank as low_rank
-from nnopt_jax.compression.principal_components import pca as pca
+from nnopt_jax.compression.low_rank_factors import low_rank
+from nnopt_jax.compression.principal_components import pca
 from nnopt_jax.compression.projection import (
-    Projection as Projection,
-    lift as lift,
-    project as project,
-    projected as projected,
+    Projection,
+    dimension,
+    johnson_lindenstrauss,
+    lift,
+    project,
+    projected,
 )
-from nnopt_jax.compression.random_projection import (
-    dimension as dimension,
-    johnson_lindenstrauss as johnson_lindenstrauss,
-)
-from nnopt_jax.compression.shared_values import codebook as codebook
-from nnopt_jax.compression.soft_sharing import dkm as dkm
-from nnopt_jax.compression.sparse_storage import sparse as sparse
-from nnopt_jax.compression.tied_leaves import tie as tie
+from nnopt_jax.compression.shared_values import codebook, dkm
+from nnopt_jax.compression.sparse_storage import sparse
+from nnopt_jax.compression.tied_leaves import tie
+
+__all__ = [
+    "Projection", "codebook", "dimension", "dkm", "johnson_lindenstrauss", "lift", "low_rank",
+    "pca", "project", "projected", "sparse", "tie",
+]  # fmt: skip

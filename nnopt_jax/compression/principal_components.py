@@ -23,18 +23,17 @@ def pca(
     energy: float | None = None,
     whiten: bool = False,
 ) -> Projection:
-    r"""The directions along which data vary most.
+    r"""Find the directions along which data vary most.
 
     $$ C = \frac{1}{n - 1} \sum_i (x_i - \mu)(x_i - \mu)^T = V \Lambda V^T, \qquad P = V_k $$
 
     The covariance is summed over batches and decomposed in float64 on the host, so data may be
-    larger than memory. Of the two signs of a component the one is taken that makes its entry of
-    greatest magnitude positive.
+    larger than memory. The sign of a component makes its entry of greatest magnitude positive.
 
     Args:
         x: `(n, ...)`, all axes after the first being features; or an iterable of such batches.
         components: `k`, how many directions.
-        energy: instead, the share of the variance, above 0 to 1, that the fewest directions keep.
+        energy: instead, the fraction of the variance, above 0 to 1, that the directions keep.
         whiten: whether each component is scaled to variance 1 on the data.
 
     Returns:
@@ -82,7 +81,7 @@ def pca(
 
 
 class _RunningMoments(NamedTuple):
-    """How many examples there were, their mean, and the sum of squares about it."""
+    """The number of examples, their mean, and the sum of squares about it."""
 
     count: int
     mean: np.ndarray
@@ -122,7 +121,7 @@ def _merged(a: _RunningMoments, b: _RunningMoments) -> _RunningMoments:
 
 
 def _spectrum(found: _RunningMoments) -> tuple[np.ndarray, np.ndarray]:
-    """Variances from the greatest down, and the directions as columns."""
+    """Return variances from the greatest down, and the directions as columns."""
     variance, directions = np.linalg.eigh(found.scatter / max(found.count - 1, 1))
     variance, directions = np.maximum(variance[::-1], 0.0), directions[:, ::-1]
     top = np.abs(directions).argmax(0)
@@ -130,7 +129,7 @@ def _spectrum(found: _RunningMoments) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _enough(variance: np.ndarray, energy: float) -> int:
-    """The fewest directions that keep a share of the variance."""
+    """Return the least number of directions that keep a fraction of the variance."""
     total = variance.sum()
     if not total > 0:
         raise ValueRangeError(f"{_NAME}: the data do not vary; energy={energy} says nothing then.")
@@ -139,7 +138,7 @@ def _enough(variance: np.ndarray, energy: float) -> int:
 
 
 def _require_varying(variance: np.ndarray, kept: int) -> None:
-    """Refuses to divide by a variance that is nothing but rounding."""
+    """Raise if whitening would divide by a variance that is only rounding."""
     varying = int((variance > variance[0] * len(variance) * np.finfo(np.float64).eps).sum())
     if kept > varying:
         raise ValueRangeError(

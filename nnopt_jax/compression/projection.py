@@ -1,28 +1,28 @@
-"""A linear projection of input features in front of a network."""
+"""Linear projections of input features in front of a network, drawn at random or computed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.errors import CompositionError, ShapeError
+from nnopt_jax.errors import CompositionError, ShapeError, ValueRangeError
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.given import described
-from nnopt_jax.typing import Array, ArrayLike
+from nnopt_jax.transform.given import described, require_key
+from nnopt_jax.typing import Array, ArrayLike, Key
 
 
 class Projection(TypedDict):
     """An affine map to few features: a dictionary of arrays, so that any tree may hold it.
 
-    It trains, shards, quantizes and lies in a `.nnopt` file as any other parameters do.
+    It trains, shards, quantizes and is saved as any other parameters.
 
     Args:
         matrix: float, `(features, components)`.
-        mean: float, `(features,)`: what is taken away first.
+        mean: float, `(features,)`: subtracted first.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,7 +45,7 @@ def _parts(who: str, projection: Any) -> tuple[Array, Array]:
 
 
 def project(projection: Mapping[str, Any], x: ArrayLike) -> Array:
-    r"""Maps inputs to the low-dimensional space.
+    r"""Map inputs to the low-dimensional space.
 
     $$ y = (x - \mu)\, P $$
 
@@ -57,7 +57,7 @@ def project(projection: Mapping[str, Any], x: ArrayLike) -> Array:
         `(batch, components)`, in the dtype of the matrix.
 
     Raises:
-        CompositionError: `projection` is none.
+        CompositionError: `projection` is not a projection.
         ShapeError: the inputs have another number of features.
 
     Example:
@@ -81,7 +81,7 @@ def project(projection: Mapping[str, Any], x: ArrayLike) -> Array:
 
 
 def lift(projection: Mapping[str, Any], y: ArrayLike) -> Array:
-    r"""Maps back: of all inputs that `project` maps to `y`, the one nearest to the mean.
+    r"""Map back to the input nearest to the mean among all that `project` maps to `y`.
 
     $$ \hat x = \mu + y\, P^+ $$
 
@@ -112,7 +112,7 @@ def lift(projection: Mapping[str, Any], y: ArrayLike) -> Array:
 
 
 def projected(apply: Callable[..., Any], *, learned: bool = True) -> Callable[..., Any]:
-    """Puts a projection in front of a model, in training as in inference.
+    """Put a projection in front of a model, in training as in inference.
 
     Args:
         apply: `(params, features, ...) -> output`, of a model that takes `(batch, components)`.
@@ -151,3 +151,115 @@ def projected(apply: Callable[..., Any], *, learned: bool = True) -> Callable[..
         return apply(params["model"], project(projection, x), *args, **kwargs)
 
     return run
+
+
+def dimension(samples: int, epsilon: float) -> int:
+    r"""Return the number of components that keep all distances among a number of samples.
+
+    $$ k \ge \frac{4 \ln n}{\epsilon^2 / 2 - \epsilon^3 / 3} $$
+
+    Args:
+        samples: `n`, how many points there are.
+        epsilon: the most by which a squared distance may change, above 0 and below 1.
+
+    Returns:
+        `k`, rounded up (scikit-learn's `johnson_lindenstrauss_min_dim` rounds down).
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+
+    Example:
+        >>> import nnopt_jax as nnopt
+        >>> nnopt.compression.dimension(5000, 0.5)
+        409
+
+    References:
+        Dasgupta and Gupta 2003, An Elementary Proof of a Theorem of Johnson and Lindenstrauss,
+        theorem 2.1.
+    """
+    settings = Settings("compression.dimension")
+    settings.integer("samples", samples, 1)
+    settings.number("epsilon", epsilon, 0, 1, above=True)
+    if epsilon == 1:
+        settings.wrong("epsilon", epsilon, "is not a number below 1.")
+    settings.done()
+    return max(1, math.ceil(4 * math.log(samples) / (epsilon**2 / 2 - epsilon**3 / 3)))
+
+
+def johnson_lindenstrauss(
+    key: Key,
+    features: int,
+    components: int | None = None,
+    *,
+    samples: int | None = None,
+    epsilon: float | None = None,
+    kind: Literal["gaussian", "sparse", "orthogonal"] = "gaussian",
+) -> Projection:
+    r"""Draw a random projection, which keeps squared lengths on average and distances nearly.
+
+    $$ P_{ij} \sim \mathcal{N}(0, 1/k), \qquad
+       P_{ij} \in \sqrt{3/k}\, \{+1, 0, -1\} \text{ with odds } 1 : 4 : 1, \qquad
+       P = \sqrt{d/k}\, Q $$
+
+    Args:
+        key: makes the matrix.
+        features: `d`, of the inputs.
+        components: `k`; or else `samples` and `epsilon`, from which `dimension` computes it.
+        samples: number of points whose distances are to be kept.
+        epsilon: by how much a squared distance among them may change.
+        kind: `"gaussian"`; `"sparse"`: two thirds are zero, which sparse storage saves;
+            `"orthogonal"`: `Q` has orthonormal columns of random direction, `k` at most `d`.
+
+    Returns:
+        The projection, in float32, of mean zero.
+
+    Raises:
+        ValueRangeError: a setting is out of range, or `epsilon` asks for more components than
+            there are features.
+
+    Example:
+        >>> import jax
+        >>> import nnopt_jax as nnopt
+        >>> made = nnopt.compression.johnson_lindenstrauss(jax.random.key(0), 784, 64)
+        >>> made["matrix"].shape, float((made["matrix"] ** 2).sum().round()) / 784
+        ((784, 64), 1.0)
+
+    References:
+        Johnson and Lindenstrauss 1984; Indyk and Motwani 1998 (gaussian); Achlioptas 2003,
+        Database-friendly Random Projections, theorem 1.1 (sparse).
+    """
+    who = "compression.johnson_lindenstrauss"
+    settings = Settings(who)
+    settings.integer("features", features, 1)
+    settings.integer("components", components, 1, none=True)
+    settings.choice("kind", kind, ("gaussian", "sparse", "orthogonal"))
+    asked = (components is not None, samples is not None, epsilon is not None)
+    if asked not in ((True, False, False), (False, True, True)):
+        given = f"with samples={samples!r} and epsilon={epsilon!r}"
+        settings.wrong("components", components, f"{given}: give components, or both of the rest.")
+    settings.done()
+    require_key(who, key)
+    count = components if components is not None else dimension(samples or 0, epsilon or 0.0)
+    if count > features and (kind == "orthogonal" or components is None):
+        raise ValueRangeError(
+            f"{who}: {count} components of {features} features"
+            + (f" for samples={samples}, epsilon={epsilon}" if components is None else "")
+            + f"; give at most {features} components."
+        )
+    matrix = _drawn(key, features, count, kind)
+    return Projection(matrix=matrix, mean=jnp.zeros(features, jnp.float32))
+
+
+def _drawn(key: Key, features: int, count: int, kind: str) -> Array:
+    shape = (features, count)
+    if kind == "sparse":
+        dice = jax.random.randint(key, shape, 0, 6)
+        signs = (dice == 0).astype(jnp.float32) - (dice == 1).astype(jnp.float32)
+        return signs * jnp.float32(math.sqrt(3 / count))
+    normal = jax.random.normal(key, shape, jnp.float32)
+    if kind == "gaussian":
+        return normal * jnp.float32(1 / math.sqrt(count))
+    q, r = jnp.linalg.qr(normal)
+    # Signs of the diagonal make the directions uniform, whatever the QR routine prefers.
+    q = q * jnp.where(jnp.diagonal(r) < 0, jnp.float32(-1), jnp.float32(1))[None]
+    return q * jnp.float32(math.sqrt(features / count))

@@ -1,24 +1,21 @@
-"""Weight sharing by k-means codebooks."""
+"""Weight sharing: tables of values by k-means, hard or differentiable."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nnopt_jax.arrays.codebooks import Codebook
+from nnopt_jax.arrays.codebooks import Codebook, SoftCodebook
 from nnopt_jax.arrays.refinement import Slot
-from nnopt_jax.compression.tables_of_channels import (
-    assign_channels,
-    channel_tables,
-    too_few_in_channels,
-)
-from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.clustering import assign, kmeans
 from nnopt_jax.ops.gradient_estimators import round_clip
 from nnopt_jax.ops.histogram import pool
+from nnopt_jax.ops.soft_clustering import soft_kmeans
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import Transform
 from nnopt_jax.transform.leaves import Start, Update, matrices, refresh_when
@@ -27,6 +24,7 @@ from nnopt_jax.transform.slotwise import refining, refining_together
 from nnopt_jax.tree.select import Where
 
 _NAME = "compression.codebook"
+Init = Literal["density", "linear", "quantile", "random"]
 
 
 @recorded
@@ -36,11 +34,11 @@ def codebook(
     where: Where = matrices,
     scope: Literal["channel", "leaf", "tree"] = "leaf",
     learned: bool = False,
-    init: Literal["density", "linear", "quantile", "random"] = "density",
+    init: Init = "density",
     iterations: int = 50,
     every: int = 100,
 ) -> Transform:
-    r"""Lets the weights of a leaf, or of all leaves, share a few values.
+    r"""Let the weights of a leaf, or of all leaves, share a few values.
 
     $$ \hat w_i = t_{a_i}, \qquad a_i = \arg\min_c |w_i - t_c| $$
 
@@ -98,38 +96,27 @@ def codebook(
     def fit(slots: Sequence[Slot], key: jax.Array | None = None) -> jax.Array:
         start = "density" if init == "random" and key is None else init  # a refit draws no more
         if scope == "channel":
-            return channel_tables(slots[0], clusters, start, iterations, key)
+            return _channel_tables(slots[0], clusters, start, iterations, key)
         values, mask, weights = _joined(slots)
-        return kmeans(
-            values,
-            clusters,
-            mask=mask,
-            weights=weights,
-            init=start,
-            iterations=iterations,
-            key=key,
-        )
+        how = {"init": start, "iterations": iterations, "key": key}
+        return kmeans(values, clusters, mask=mask, weights=weights, **how)
 
     def begin(slots: Sequence[Slot], start: Start) -> tuple[Any, Any]:
-        if init == "random" and start.key is None:
-            raise ValueRangeError(
-                f"{_NAME}: init='random' draws; give tx.init(params, key=jax.random.key(0))."
-            )
+        if init == "random":
+            start.drawing_key("init='random' draws")
         table = fit(slots, start.key)
         return (table, None) if learned else (None, table)
 
     def encode(slot: Slot, table: Any, fitted: Any, train: bool) -> Codebook:
         del train
         # An optimizer may let two entries change places; `assign` wants them ascending.
-        return shared(slot, jnp.sort(table) if learned else fitted)
+        return _shared(slot, jnp.sort(table) if learned else fitted)
 
     def refresh(slots: Sequence[Slot], table: Any, fitted: Any, now: Update) -> tuple[Any, Any]:
         return table, refresh_when(now.count % every == 0, lambda: fit(slots), fitted)
 
     def check(slots: Sequence[Slot]) -> str | None:
-        if scope == "channel":
-            return too_few_in_channels(slots[0], clusters)
-        return too_few(slots, clusters)
+        return _too_few(slots, clusters, in_channels=scope == "channel")
 
     later = None if learned else refresh
     if scope == "tree":
@@ -148,8 +135,107 @@ def codebook(
     )
 
 
+@recorded
+def dkm(
+    clusters: int = 16,
+    *,
+    where: Where = matrices,
+    temperature: float = 0.01,
+    iterations: int = 3,
+) -> Transform:
+    r"""Let weights share a few values, to which training draws them softly.
+
+    In training the model sees attention-weighed means of the table, which the weights themselves
+    set; gradients pass through the clustering, without a straight-through estimate. Stored, and
+    shown outside of training, are the nearest entries.
+
+    $$ a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{\tau}\right), \qquad
+       t_c \leftarrow \frac{\sum_i a_{ic} w_i}{\sum_i a_{ic}}, \qquad
+       \tilde w_i = \sum_c a_{ic} t_c $$
+
+    Each update starts from the table of the one before. Memory grows with the weights and not
+    with weights times clusters, in the backward pass as well. Entries that a mask of an earlier
+    transform prunes do not count for the table.
+
+    Args:
+        clusters: entries of the table, 1 to 65,536.
+        where: which leaves; default: those of two axes or more.
+        temperature: `tau`, in units of the variance of the leaf's weights, so that one setting
+            serves leaves of any scale; toward 0 training sees the nearest entries.
+        iterations: steps of soft k-means at each update, and in each forward pass.
+
+    Returns:
+        The transform. It refines: masks above it stay.
+
+    Raises:
+        ValueRangeError: a setting is out of range.
+        ShapeError: at `init`, where a leaf has fewer entries than clusters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> tx = nnopt.compression.dkm(2)
+        >>> params = {"kernel": jnp.array([[0.9, -1.0], [1.1, -1.0]])}
+        >>> tx.apply(params, tx.init(params))["kernel"].round(3)
+        Array([[ 1., -1.],
+               [ 1., -1.]], dtype=float32)
+
+    References:
+        Cho et al. 2022, DKM: Differentiable K-Means Clustering Layer for Neural Network
+        Compression, section 3.
+    """
+    settings = Settings("compression.dkm")
+    settings.integer("clusters", clusters, 1, 65536)
+    settings.number("temperature", temperature, 0, above=True)
+    settings.integer("iterations", iterations, 1)
+    settings.done()
+
+    def init(slot: Slot, start: Start) -> tuple[Any, Any]:
+        del start
+        return None, kmeans(jax.lax.stop_gradient(slot.array), clusters, mask=slot.mask)
+
+    def moved(slot: Slot, table: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the table after some steps, and the root of the temperature."""
+        values = slot.array.astype(jnp.float32)
+        mask = jnp.isfinite(values) if slot.mask is None else jnp.isfinite(values) & slot.mask
+        values = jnp.where(mask, values, 0)
+        width = jnp.sqrt(jnp.float32(temperature)) * _deviation(jax.lax.stop_gradient(values), mask)
+        return soft_kmeans(values, table, width, mask=mask, iterations=iterations), width
+
+    def encode(slot: Slot, learned: Any, table: jax.Array, train: bool) -> Codebook | SoftCodebook:
+        del learned
+        if not train:
+            return _shared(slot, jnp.sort(table))
+        soft, width = moved(slot, table)
+        return SoftCodebook(slot.array, soft, width, str(slot.array.dtype))
+
+    def refresh(slot: Slot, learned: Any, table: jax.Array, now: Update) -> tuple[Any, Any]:
+        del now
+        return learned, jax.lax.stop_gradient(moved(slot, table)[0])
+
+    return refining(
+        "compression.dkm",
+        where,
+        init=init,
+        encode=encode,
+        refresh=refresh,
+        check=lambda slot: _too_few([slot], clusters),
+        exact=False,
+    )
+
+
+def _deviation(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the standard deviation of the values that count; 1 where it is 0."""
+    # Squares of the largest floats overflow, and reciprocals beyond these bounds are not floats.
+    unit = jnp.clip(jnp.max(jnp.abs(values), initial=0), 2.0**-126, 2.0**126)
+    count = jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1).astype(jnp.float32)
+    mean = jnp.sum(values / unit) / count
+    spread = jnp.sum(jnp.where(mask, jnp.square(values / unit - mean), 0)) / count
+    return jnp.where(spread > 0, unit * jnp.sqrt(spread), 1.0)
+
+
 def _joined(slots: Sequence[Slot]) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """Values, mask and weights of one slot, or of some together."""
+    """Return values, mask and weights of one slot, or of several together."""
     arrays = [jax.lax.stop_gradient(slot.array) for slot in slots]
     if len(slots) == 1:
         return arrays[0], slots[0].mask, None
@@ -157,19 +243,86 @@ def _joined(slots: Sequence[Slot]) -> tuple[jax.Array, jax.Array | None, jax.Arr
     return values, None, weights
 
 
-def shared(slot: Slot, table: jax.Array) -> Codebook:
-    """A slot whose entries are the nearest of an ascending table; the gradient passes through."""
+def _shared(slot: Slot, table: jax.Array) -> Codebook:
+    """Share the nearest entries of an ascending table; the gradient passes through."""
     # Clusters of codes are codes: the grid below must survive.
     table = round_clip(table, -jnp.inf, jnp.inf) if slot.kind == "code" else table
     values, entries = jax.lax.stop_gradient((slot.array, table))
-    indices = assign(values, entries) if table.ndim == 1 else assign_channels(values, entries)
+    indices = assign(values, entries) if table.ndim == 1 else _assign_channels(values, entries)
     return Codebook(indices, table, slot.array, str(slot.array.dtype))
 
 
-def too_few(slots: Sequence[Slot], clusters: int) -> str | None:
-    """Says so where there are fewer entries than clusters."""
+def _too_few(slots: Sequence[Slot], clusters: int, *, in_channels: bool = False) -> str | None:
+    """Say so where there are fewer entries than clusters."""
+    shape = slots[0].array.shape
     size = sum(slot.array.size for slot in slots)
+    if in_channels:
+        size = math.prod(shape[axis] for axis in _contracted(slots[0]))
     if size >= clusters:
         return None
     have = "has" if len(slots) == 1 else "together have"
-    return f"{have} {size} entries for {clusters} clusters; give at most that many"
+    where = " in a channel" if in_channels else ""
+    return f"{have} {size} entries{where} for {clusters} clusters; give at most that many"
+
+
+def _contracted(slot: Slot) -> tuple[int, ...]:
+    assert slot.axes is not None
+    return tuple(sorted(slot.axes.contracted))
+
+
+def _channel_tables(
+    slot: Slot, clusters: int, init: Init, iterations: int, key: jax.Array | None
+) -> jax.Array:
+    """Fit a table to the values of each output of a weight; each channel draws its own numbers.
+
+    The tables have the axes of the weight, with one entry along contracted axes, and a last axis.
+
+    Example:
+        >>> slot = Slot("", jnp.array([[1.0, 8.0], [2.0, 9.0]]), "value", None, Axes(0, 1))
+        >>> _channel_tables(slot, 2, "density", 5, None)
+        Array([[[1., 2.],
+                [8., 9.]]], dtype=float32)
+    """
+    shared = _contracted(slot)
+    values = _rows(jax.lax.stop_gradient(slot.array), shared)
+    count, size = values.shape
+    mask = None if slot.mask is None else _rows(slot.mask, shared)
+    keys = None if key is None else jax.random.split(key, count)
+    bins = min(65536, 1024 * -(-size // 256))  # some bins for each value are enough
+
+    def fit(row: tuple[jax.Array, jax.Array | None, jax.Array | None]) -> jax.Array:
+        values, mask, key = row
+        how = {"init": init, "iterations": iterations, "bins": bins, "key": key}
+        return kmeans(values, clusters, mask=mask, **how)
+
+    # One after another: the histograms of all channels at once would not fit in memory.
+    tables = jax.lax.map(fit, (values, mask, keys))
+    shape = [1 if axis in shared else n for axis, n in enumerate(slot.array.shape)]
+    return tables.reshape(*shape, clusters)
+
+
+def _assign_channels(values: jax.Array, tables: jax.Array) -> jax.Array:
+    """Find the nearest entry of its channel's ascending table for each value.
+
+    Example:
+        >>> tables = jnp.array([[[0.0, 1.0], [0.0, 9.0]]])
+        >>> _assign_channels(jnp.array([[1.0, 1.0], [2.0, 8.0]]), tables).tolist()
+        [[1, 0], [1, 1]]
+    """
+    shared = tuple(axis for axis, n in enumerate(tables.shape[:-1]) if n != values.shape[axis])
+    order = _channels_first(values, shared)
+    rows = _rows(values, shared)
+    flat = tables.reshape(len(rows), tables.shape[-1])
+    found = jax.lax.map(lambda pair: assign(*pair), (rows, flat))
+    sizes = [values.shape[axis] for axis in order]
+    return found.reshape(sizes).transpose(np.argsort(order))
+
+
+def _channels_first(x: jax.Array, shared: tuple[int, ...]) -> tuple[int, ...]:
+    return (*(axis for axis in range(x.ndim) if axis not in shared), *shared)
+
+
+def _rows(x: jax.Array, shared: tuple[int, ...]) -> jax.Array:
+    """Return one row for each channel, in the order in which channels lie."""
+    size = math.prod(x.shape[axis] for axis in shared)
+    return x.transpose(_channels_first(x, shared)).reshape(x.size // max(size, 1), size)

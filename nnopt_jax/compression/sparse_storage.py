@@ -28,7 +28,7 @@ _NAME = "compression.sparse"
 
 @recorded
 def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices) -> Transform:
-    r"""Stores leaves that hold zeros without them, whoever made them zero.
+    r"""Store leaves that hold zeros without the zeros, whatever made them.
 
     $$ \hat w_i = w_i \, m_i, \qquad m_i = [\, w_i \neq 0 \text{ at the start} \,] $$
 
@@ -93,7 +93,7 @@ def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices)
 
 
 def _support(leaf: jax.Array, format: Format) -> jax.Array:
-    """The smallest mask of a format that covers all that is not zero."""
+    """Return the smallest mask of a format that covers all values that are not zero."""
     if pair := n_of_m(format):
         return keep_n_of_m(jnp.abs(leaf), *pair)
     mask = leaf != 0
@@ -101,7 +101,7 @@ def _support(leaf: jax.Array, format: Format) -> jax.Array:
 
 
 def _require_pattern(leaves: Leaves, format: Format) -> None:
-    """Raises, where values are known, if a group holds more than its pattern stores."""
+    """Raise, where values are known, if a group holds more than its pattern stores."""
     pair, problems = n_of_m(format), Problems(_NAME)
     if pair is None:
         return
@@ -130,7 +130,7 @@ def _wrapped(path: str, leaf: Field, mask: jax.Array, format: Format, train: boo
 
 
 def _may_have(leaf: Masked, format: Format) -> bool:
-    """Whether a mask made by others can be stored so, or will say why not when it is packed."""
+    """Return whether a mask made elsewhere gets the format; if it does not fit, packing raises."""
     if format == "smallest":  # its own format, where it has one, is a pattern it is known to have
         return False
     patterned = isinstance(format, tuple) or n_of_m(format) is not None

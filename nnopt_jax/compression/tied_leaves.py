@@ -1,4 +1,4 @@
-"""Leaves that are one: the weights of one place, used in another as well."""
+"""Tied leaves: the weights of one place, used in another as well."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _NAME = "compression.tie"
 
 @recorded
 def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
-    r"""Lets leaves stand for what others are: embeddings and output layers, layers that repeat.
+    r"""Tie leaves to others: output layers to embeddings, layers to layers that they repeat.
 
     $$ \hat W_{target} = \hat W_{source} \quad \text{or} \quad \hat W_{source}^T $$
 
     The gradient of both uses reaches the source, and the scores of transforms before it. The
-    target's own parameter is used no more, and its gradient is zero. A file holds the weights once.
-    What `graph.observe` measured is that of the source's own use.
+    target's own parameter is not used any more, and its gradient is zero. A file holds the weights
+    once. Statistics of `graph.observe` are those of the source's own use.
 
     Put it last in a chain. Transforms before it act on the source, and what they make of it (masks,
     tables, grids, factors) is shown at the target too; they must leave the target out, because
