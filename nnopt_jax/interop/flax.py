@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flax import linen, nnx
+from flax.traverse_util import unflatten_dict
 
 from nnopt_jax.errors import RecipeError
 from nnopt_jax.tree.paths import flatten, unflatten
@@ -101,9 +102,8 @@ def _of_linen(module: linen.Module, sample: Any, key: Key | None) -> FlaxModel:
 def _of_nnx(module: nnx.Module) -> FlaxModel:
     graph, *parts = nnx.split(module, nnx.Param, nnx.RngState, ...)
     names = ("params", "rngs", "state")
-    plain = {
-        name: _nested(flatten(part)) for name, part in zip(names, parts, strict=True) if len(part)
-    }
+    held = {name: part for name, part in zip(names, parts, strict=True) if len(part)}
+    plain = {name: unflatten_dict(flatten(part), sep="/") for name, part in held.items()}
 
     def apply(p: Params, extra: Any, x: ArrayLike, *, train: bool = False, key: Any = None) -> Any:
         del key  # NNX keeps its own streams, in `rngs`
@@ -118,21 +118,9 @@ def _of_nnx(module: nnx.Module) -> FlaxModel:
             return out, extra
         _, *after = nnx.split(live, nnx.Param, nnx.RngState, ...)
         moved = dict(zip(names, after, strict=True))
-        return out, {name: _nested(flatten(moved[name])) for name in extra}
+        return out, {name: unflatten_dict(flatten(moved[name]), sep="/") for name in extra}
 
     return FlaxModel(plain.pop("params", {}), plain, apply)
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert `{"a/b": x}` to `{"a": {"b": x}}`."""
-    root: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *above, last = path.split("/")
-        at = root
-        for name in above:
-            at = at.setdefault(name, {})
-        at[last] = leaf
-    return root
 
 
 def _filled(state: nnx.State, nested: Mapping[str, Any]) -> nnx.State:

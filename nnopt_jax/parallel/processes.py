@@ -1,15 +1,39 @@
-"""Several operating-system processes as one, by `jax.distributed`."""
+"""Several operating-system processes as one: joined by `jax.distributed`, and watched."""
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import contextlib
+import faulthandler
+import logging
+import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 
-from nnopt_jax.parallel.watch import Watch
+from nnopt_jax.errors import ProcessLostError
 from nnopt_jax.settings import Settings, is_whole
+
+PATIENCE = 10.0
+"""Seconds in which the main thread may end by itself when a process is lost."""
+
+SILENCE = 3.0
+"""Seconds without a sign after which one that ends waits for another no more."""
+
+_SIGNS, _VERDICT = "nnopt_jax/signs/", "nnopt_jax/verdict/"
+_LEFT, _ENDED, _BEREFT = "left", "ended by", "ended by the loss of another one"
+
+_UNANSWERED = re.compile(
+    r"gloo|nccl|heartbeat|coordination service|connection (reset|closed)", re.I
+)
+"""What the runtime's errors speak of when a peer does not answer."""
 
 
 @contextlib.contextmanager
@@ -76,3 +100,188 @@ def _require(
     top = processes - 1 if is_whole(processes) else None
     settings.integer("process", process, 0, top, none=True)
     settings.done()
+
+
+class Watch:
+    """A thread that ends this process where another one is lost, even if it waits for that one.
+
+    Collectives and the barriers of checkpoints may wait for ever, and while they do, this thread
+    alone runs Python. Each process leaves signs in the coordinator's store; process 0 reads all
+    of them, and tells all when one is missing. The main thread is then interrupted, as by Ctrl-C;
+    where that moves nothing for `PATIENCE` seconds, or is ignored, the process ends.
+
+    Args:
+        heartbeat: seconds without a new sign after which a process counts as lost.
+
+    Raises:
+        ProcessLostError: at the end, where another process was lost.
+    """
+
+    def __init__(self, heartbeat: float) -> None:
+        # The store has no public name; orbax takes it from the same place.
+        from jax._src.distributed import global_state
+
+        self._store: Any = global_state.client
+        self._process, self._count = global_state.process_id, global_state.num_processes
+        self._heartbeat = heartbeat
+        self._verdict: str | None = None
+        self._signed = 0
+        self._seen: dict[int, tuple[str, float]] = {}
+        self._stop, self._interrupting = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="nnopt watch")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            with self._interrupting:
+                self._stop.set()
+        except KeyboardInterrupt:  # its own, come late
+            self._stop.set()
+        self._thread.join()
+        bereft = self._verdict is not None or _is_unanswered(error)
+        try:
+            self._part(error, bereft)
+        except jax.errors.JaxRuntimeError:
+            self._verdict = self._verdict or "process 0, which holds the coordinator, is gone"
+        if error is not None or self._verdict is not None:
+            atexit.register(_end_in_time)
+        if bereft or (error is None and self._verdict is not None):
+            raise ProcessLostError(self._message()) from error
+
+    def _run(self) -> None:
+        """Leaves signs and looks for those of others, until one is missing."""
+        try:
+            while not self._wait():
+                self._look()
+                if self._verdict is not None:
+                    self._end()
+        except jax.errors.JaxRuntimeError:  # no coordinator: the runtime ends the process
+            return
+
+    def _wait(self) -> bool:
+        """Leaves a sign and waits a moment; whether the main thread has come to its end."""
+        self._signed += 1
+        self._sign(str(self._signed))
+        return self._stop.wait(min(1.0, self._heartbeat / 5))
+
+    def _end(self) -> None:
+        """Interrupts the main thread, and ends the process if that does not help."""
+        with self._interrupting:
+            if not self._stop.is_set():
+                _interrupt()
+        patience = time.monotonic() + PATIENCE
+        while not self._wait():
+            if time.monotonic() > patience:
+                logging.getLogger(__name__).critical(self._message())
+                os._exit(1)
+
+    def _part(self, error: BaseException | None, bereft: bool) -> None:
+        """Says how this process ends; process 0, which holds the store, ends last."""
+        sign = _LEFT if error is None else _BEREFT if bereft else f"{_ENDED} {_first_line(error)}"
+        self._sign(sign)
+        if self._process != 0:
+            return self._look()
+        if error is not None and not bereft:
+            self._tell(f"process 0 {sign}")
+        while self._is_awaited(self._heartbeat if error is None else SILENCE):
+            self._look()
+            time.sleep(0.05)
+        self._look()
+        # The runtime kills those that say goodbye to no coordinator; this returns when they have.
+        parting = [other for other, (sign, _) in self._signs().items() if _has_ended(sign)]
+        self._store.get_live_nodes([0, *parting])
+        return None
+
+    def _sign(self, sign: str) -> None:
+        self._store.key_value_set(f"{_SIGNS}{self._process}", sign, allow_overwrite=True)
+
+    def _tell(self, verdict: str) -> None:
+        self._verdict = verdict
+        self._store.key_value_set(f"{_VERDICT}0", verdict, allow_overwrite=True)
+
+    def _look(self) -> None:
+        """Reads what process 0 found, or, in process 0, finds it and tells the others."""
+        if self._verdict is not None:
+            return
+        if self._process != 0:
+            self._verdict = next((told for _, told in self._read(_VERDICT)), None)
+        else:
+            # What ended by itself says more than what was left alone by it.
+            losses = sorted(self._losses(), key=lambda one: one.endswith(_BEREFT))
+            if losses:
+                self._tell(losses[0])
+
+    def _losses(self) -> Iterator[str]:
+        """What there is to say of each other process that was lost."""
+        for process, (sign, silence) in self._signs().items():
+            if sign.startswith(_ENDED):
+                yield f"process {process} {sign}"
+            elif sign != _LEFT and silence > self._heartbeat:
+                yield f"process {process} gave no sign of life for {self._heartbeat:g} s"
+
+    def _is_awaited(self, silence: float) -> bool:
+        """Whether another process lives and has not ended."""
+        return any(
+            silent <= silence and not _has_ended(sign) for sign, silent in self._signs().values()
+        )
+
+    def _signs(self) -> dict[int, tuple[str, float]]:
+        """Of each other process its newest sign, and for how many seconds it has been that."""
+        now, said = time.monotonic(), dict(self._read(_SIGNS))
+        for process in range(1, self._count):
+            sign = said.get(f"{_SIGNS}{process}", "")
+            last, since = self._seen.get(process, ("", now))
+            self._seen[process] = (sign, since if sign == last else now)
+        return {process: (sign, now - since) for process, (sign, since) in self._seen.items()}
+
+    def _read(self, folder: str) -> list[tuple[str, str]]:
+        return self._store.key_value_dir_get(folder)
+
+    def _message(self) -> str:
+        return (
+            f"parallel.distributed: process {self._process} of {self._count} ends, as "
+            f"{self._verdict or 'it got no answer from another one'}. What was checkpointed is "
+            "whole: start all processes again to go on from there."
+        )
+
+
+def _interrupt() -> None:
+    """Ctrl-C in the main thread, even if it sleeps."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
+def _end_in_time() -> None:
+    """Lets no thread of the runtime hold the interpreter that ends: a dead collective waits on.
+
+    Python runs nothing more by then; this timer needs no Python.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    faulthandler.dump_traceback_later(PATIENCE, exit=True, file=nowhere)
+
+
+def _has_ended(sign: str) -> bool:
+    return sign.startswith((_LEFT, _ENDED))
+
+
+def _is_unanswered(error: BaseException | None) -> bool:
+    """Whether this error, or one that it comes from, is that a peer did not answer."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and _UNANSWERED.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
@@ -13,10 +13,9 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from nnopt_jax.arrays.nodes import field_specs, is_node, summary
 from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.errors import CompositionError, SelectionError
-from nnopt_jax.parallel.inferred import by_graph
 from nnopt_jax.parallel.meshes import named, require_mesh, shares
 from nnopt_jax.parallel.parameter import split_fully
-from nnopt_jax.parallel.tensor import Rule, Ruled, by_annotation, by_rules
+from nnopt_jax.parallel.tensor import Rule, Ruled, by_annotation, by_graph, by_rules
 from nnopt_jax.settings import Settings
 from nnopt_jax.trace import Graph
 from nnopt_jax.transform.given import described, require_arrays
@@ -244,36 +243,20 @@ RECIPE --list'.
     for path, leaf in leaves.items():
         known = ruled.get(path, Ruled(PartitionSpec()))
         chosen = fsdp if path in spread and not known.pinned else None
-        planned[path] = _plan_leaf(leaf, known, mesh, chosen, least)
-
-    def tree(field: str) -> Any:
-        by_path = {path: getattr(one, field) for path, one in planned.items()}
-        return unflatten(params, by_path, is_node)
-
-    rows = (
-        ShardRow(path, summary(leaf), planned[path].logical, *planned[path][4:])
-        for path, leaf in leaves.items()
-    )
+        planned[path] = _plan_leaf(path, leaf, known, mesh, chosen, least)
     shapes = jax.eval_shape(lambda x: x, params)
-    trees = {field: tree(field) for field in ("specs", "used", "logical", "logical_used")}
-    return Shards(mesh, shapes, **trees, fsdp=fsdp, least=least, rows=tuple(rows))
-
-
-class _Leaf(NamedTuple):
-    """What the plan says of one leaf."""
-
-    specs: Any
-    used: Any
-    logical: PartitionSpec
-    logical_used: PartitionSpec
-    reason: str
-    bytes: int
-    device_bytes: int
+    trees = {
+        name: unflatten(params, {p: parts[name] for p, (parts, _) in planned.items()}, is_node)
+        for name in ("specs", "used", "logical", "logical_used")
+    }
+    rows = tuple(row for _, row in planned.values())
+    return Shards(mesh, shapes, **trees, fsdp=fsdp, least=least, rows=rows)
 
 
 def _plan_leaf(
-    leaf: Any, known: Ruled, mesh: Mesh | AbstractMesh, fsdp: str | None, least: int
-) -> _Leaf:
+    path: str, leaf: Any, known: Ruled, mesh: Mesh | AbstractMesh, fsdp: str | None, least: int
+) -> tuple[dict[str, Any], ShardRow]:
+    """Return the specs of a leaf by field of the plan, and its row."""
     used = field_specs(leaf, known.spec, mesh)  # pyright: ignore[reportArgumentType]
     arrays, structure = jax.tree.flatten(leaf)
 
@@ -293,15 +276,10 @@ def _plan_leaf(
     elif not said:
         said.append(max(reasons, key=len, default="") or "no rule")
     resting = jax.tree.unflatten(structure, [spec for spec, _ in ways])
-    return _Leaf(
-        resting,
-        used,
-        split(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), known.spec)[0],
-        known.spec,
-        ", ".join(said),
-        -(-tree_bits(leaf) // 8),
-        share_bytes(leaf, resting, mesh),
-    )
+    logical = split(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), known.spec)[0]
+    specs = {"specs": resting, "used": used, "logical": logical, "logical_used": known.spec}
+    sizes = -(-tree_bits(leaf) // 8), share_bytes(leaf, resting, mesh)
+    return specs, ShardRow(path, summary(leaf), logical, ", ".join(said), *sizes)
 
 
 def require_plan(who: str, plan: Any) -> None:

@@ -1,14 +1,17 @@
-"""Tensor parallelism by rule: which axis of which leaf lies along which axis of the mesh."""
+"""Tensor parallelism by rules, annotations or the graph: axes of leaves along axes of a mesh."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.parallel.meshes import axis_names, parts
+from nnopt_jax.trace import Dimension, Graph
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Where, resolve, selector
 
@@ -17,12 +20,12 @@ Rule = tuple[Where, Any]
 
 
 class Ruled(NamedTuple):
-    """What is known of a leaf.
+    """How tensor parallelism splits a leaf.
 
     Args:
         spec: how its axes are split.
-        reason: who says so, for tables; empty where nobody does.
-        pinned: whether it is to stay whole, whatever else applies.
+        reason: what says so, for tables; empty where nothing does.
+        pinned: whether it stays whole, whatever else applies.
     """
 
     spec: PartitionSpec
@@ -33,16 +36,16 @@ class Ruled(NamedTuple):
 def by_rules(
     leaves: Mapping[str, Any], rules: Sequence[Rule], mesh: Mesh | AbstractMesh, who: str
 ) -> dict[str, Ruled]:
-    """The leaves that rules speak of, the first rule that matches a leaf deciding.
+    """Split leaves by rules; the first rule that matches a leaf decides.
 
     Args:
         leaves: arrays or nodes by path.
         rules: `(where, spec)` pairs.
         mesh: whose axes the specs name.
-        who: the function that asks, for errors.
+        who: the caller, for errors.
 
     Returns:
-        What the rules say, by path.
+        By path, how leaves are split.
 
     Raises:
         SelectionError: rules match no leaf, or only leaves that earlier rules have.
@@ -67,7 +70,7 @@ def by_rules(
             found[path] = Ruled(
                 PartitionSpec() if spec is None else spec, f"rule {number}", spec is None
             )
-            check(path, leaves[path].shape, found[path], mesh, wrong)
+            _check(path, leaves[path].shape, found[path], mesh, wrong)
     dead.raise_as(SelectionError)
     wrong.raise_as(ShapeError)
     return found
@@ -76,17 +79,17 @@ def by_rules(
 def by_annotation(
     leaves: Mapping[str, Any], annotations: Any, mesh: Mesh | AbstractMesh, who: str
 ) -> dict[str, Ruled]:
-    """The leaves that the model itself annotates.
+    """Split leaves by the annotations of a model.
 
     Args:
         leaves: arrays or nodes by path.
         annotations: a tree of the parameters' structure of `PartitionSpec` or None, such as
             `flax.linen.get_partition_spec` and `flax.nnx.get_partition_spec` return.
         mesh: whose axes the specs name.
-        who: the function that asks, for errors.
+        who: the caller, for errors.
 
     Returns:
-        What the annotations say, by path; leaves without one, or with an empty one, are left out.
+        By path, how leaves are split; those without an annotation, or an empty one, are left out.
 
     Raises:
         SelectionError: an annotation is of no leaf.
@@ -102,7 +105,7 @@ def by_annotation(
             unknown.add(path, f"is annotated by {spec!r}; give a PartitionSpec or None")
         elif spec is not None and any(spec):
             found[path] = Ruled(spec, "annotation")
-            check(path, leaves[path].shape, found[path], mesh, wrong)
+            _check(path, leaves[path].shape, found[path], mesh, wrong)
     unknown.raise_as(SelectionError)
     wrong.raise_as(ShapeError)
     return found
@@ -133,10 +136,10 @@ def _pair(rule: Any, number: int, who: str) -> tuple[Where, PartitionSpec | None
     return where, PartitionSpec(*entries)
 
 
-def check(
+def _check(
     path: str, shape: tuple[int, ...], ruled: Ruled, mesh: Mesh | AbstractMesh, wrong: Problems
 ) -> None:
-    """Adds to `wrong` whatever makes a spec impossible for a leaf, where JAX would replicate."""
+    """Add to `wrong` what makes a spec impossible for a leaf; JAX would replicate it in silence."""
     spec, by = ruled.spec, ruled.reason
     names = [name for entry in spec for name in axis_names(entry)]
     for name in sorted(set(names)):
@@ -156,3 +159,63 @@ def check(
             wrong.add(path, f"{by} splits axis {axis} of size {size} into {parts(mesh, entry)} "
                             f"({entry}); choose an axis that it divides, or None for whole"
                      )  # fmt: skip
+
+
+def by_graph(
+    leaves: Mapping[str, Any], graph: Graph, mesh: Mesh | AbstractMesh, axis: str
+) -> dict[str, Ruled]:
+    """Split the hidden units and heads of a model over a mesh axis.
+
+    Axes that change together lie together: a kernel that makes hidden units is split along its
+    output axis, the next one along its contracted axis, and a sum over devices follows. Outer axes
+    come before inner ones (heads before the entries of a head), and dimensions of few leaves before
+    those of many; each leaf is split once. What normalization or scores count over (the residual
+    stream, the entries of a head) stays whole.
+
+    Args:
+        leaves: arrays or nodes by path.
+        graph: of the model.
+        mesh: the devices.
+        axis: the mesh axis.
+
+    Returns:
+        By path, how leaves are split; leaves that no dimension splits are left out.
+
+    References:
+        Shoeybi et al. 2019, Megatron-LM, section 3.
+    """
+    parts, found = mesh.shape[axis], {}
+    dimensions = [d for d in graph.coupled.dimensions if not d.counted and d.size % parts == 0]
+    order = {d.name: (_depth(d, dimensions, graph), len(d.members)) for d in dimensions}
+    for dimension in sorted(dimensions, key=lambda d: order[d.name]):
+        members = {path: at for path, at in dimension.members if path in leaves}
+        if len(members) != len(dimension.members) or members.keys() & found.keys():
+            continue
+        if all(_is_cut_evenly(dimension, path, at, parts) for path, at in members.items()):
+            found |= {
+                path: Ruled(PartitionSpec(*[None] * at, axis), dimension.name)
+                for path, at in members.items()
+            }
+    return found
+
+
+def _depth(dimension: Dimension, others: Sequence[Dimension], graph: Graph) -> int:
+    """Return the number of dimensions further out along axes of the same role in one leaf."""
+    counts = [0]
+    for path, axis in dimension.members:
+        axes = graph.axes.get(path)
+        roles = (axes.contracted, axes.output) if axes else ()
+        outer = {(path, a) for role in roles if axis in role for a in role if a < axis}
+        counts.append(sum(any(m in outer for m in other.members) for other in others))
+    return max(counts)
+
+
+def _is_cut_evenly(dimension: Dimension, path: str, axis: int, parts: int) -> bool:
+    """Return whether equal parts of an axis hold whole units, the same ones in every leaf."""
+    at = dimension.indices[path, axis]
+    order = np.argsort(at.ravel(), kind="stable")
+    own = np.repeat(np.arange(dimension.size), at.shape[1])[order]
+    if math.prod(at.shape) % parts or (np.sort(at.ravel()) != np.arange(at.size)).any():
+        return False
+    cut = dimension.size // parts
+    return bool((own.reshape(parts, -1) // cut == np.arange(parts)[:, None]).all())

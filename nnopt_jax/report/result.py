@@ -16,17 +16,9 @@ from rich.text import Text
 from nnopt_jax.report.leaf_report import LeafRow, compare
 
 __all__ = [
-    "Latency",
-    "Measure",
-    "Result",
-    "amount",
-    "diff_table",
-    "latency_table",
-    "leaf_table",
-    "measure_rows",
-    "render",
-    "result_table",
-]
+    "Latency", "Measure", "Result", "amount", "diff_table", "latency_table", "leaf_table",
+    "measure_rows", "render", "result_table",
+]  # fmt: skip
 
 _WIDTH = 100
 

@@ -21,15 +21,8 @@ from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import RecipeError
 
 __all__ = [
-    "MIRRORS",
-    "MNIST_FILES",
-    "Dataset",
-    "Split",
-    "digits",
-    "digits32",
-    "fetch_mnist",
-    "mnist",
-]
+    "MIRRORS", "MNIST_FILES", "Dataset", "Split", "digits", "digits32", "fetch_mnist", "mnist",
+]  # fmt: skip
 
 _VALID_PER_CLASS = 50
 _TEST_PER_CLASS = 50

@@ -15,7 +15,7 @@ import numpy as np
 from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.artifact.file import replace_file
 from nnopt_jax.errors import ArtifactError, Problems, SelectionError, ValueRangeError
-from nnopt_jax.interop.weights import header
+from nnopt_jax.interop import safetensors_header as header
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import PyTree
 
