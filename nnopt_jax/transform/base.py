@@ -233,8 +233,7 @@ class Transform:
             ShapeError: the state was made for parameters of other shapes.
         """
         encoded = self.encode(params, state)
-        _require_same_shapes(self.name, params, encoded)
-        _require_finite(self.name, params, encoded)
+        _check_encoded(f"{self.name}: pack", params, encoded)
         return store(encoded, capacities=capacities)
 
 
@@ -264,35 +263,24 @@ def _has_codes(field: Field) -> bool:
     return field.CODES or any(_has_codes(inner) for _, inner in field.fields())
 
 
-def _require_same_shapes(who: str, params: Any, encoded: Any) -> None:
-    """Raise if a state belongs to parameters of other shapes."""
-    problems = Problems(f"{who}: pack")
-    leaves = flatten(params, is_node)
+def _check_encoded(who: str, params: Any, encoded: Any) -> None:
+    """Raise if a state belongs to other shapes, or if codes would stand for NaN or infinity."""
+    misfit, broken, raw = Problems(who), Problems(who), flatten(params, is_node)
     for path, leaf in flatten(encoded, is_node).items():
-        if not is_inert(leaf) and leaf.shape != leaves[path].shape:
-            problems.add(
-                path,
-                f"has shape {leaves[path].shape}, and the state is of shape {leaf.shape}; "
-                "give the state that belongs to these parameters",
-            )
-    problems.raise_as(ShapeError)
-
-
-def _require_finite(who: str, params: Any, encoded: Any) -> None:
-    """Raise if leaves that become codes hold NaN or infinity, where values are known."""
-    problems = Problems(f"{who}: pack")
-    raw = flatten(params, is_node)
-    for path, leaf in flatten(encoded, is_node).items():
-        if not _has_codes(leaf):
-            continue
-        for array in jax.tree.leaves((raw[path], leaf)):
-            if isinstance(array, Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
-                continue
-            if bad := int((~jnp.isfinite(array)).sum()):
-                problems.add(path, f"{bad} of {array.size} values are NaN or infinite, codes hold"
-                             " none; see where training diverged")  # fmt: skip
-                break
-    problems.raise_as(NonFiniteError)
+        if not is_inert(leaf) and leaf.shape != raw[path].shape:
+            misfit.add(path, f"has shape {raw[path].shape}, and the state is of shape {leaf.shape}"
+                             "; give the state that belongs to these parameters")  # fmt: skip
+        floats = [
+            array
+            for array in jax.tree.leaves((raw[path], leaf) if _has_codes(leaf) else ())
+            if jnp.issubdtype(array.dtype, jnp.floating) and not isinstance(array, Tracer)
+        ]
+        bad = [(count, x.size) for x in floats if (count := int((~jnp.isfinite(x)).sum()))]
+        for count, size in bad[:1]:
+            broken.add(path, f"{count} of {size} values are NaN or infinite, codes hold none; see "
+                             "where training diverged")  # fmt: skip
+    misfit.raise_as(ShapeError)
+    broken.raise_as(NonFiniteError)
 
 
 def abstract_state(tx: Transform, params: Any) -> Any:

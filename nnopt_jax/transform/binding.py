@@ -13,7 +13,7 @@ from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeEr
 from nnopt_jax.ops.axis_roles import Axes, assumed_axes
 from nnopt_jax.transform.axes_table import AxesTable
 from nnopt_jax.tree.paths import flatten
-from nnopt_jax.tree.select import Selector, Where, resolve, selector
+from nnopt_jax.tree.select import Selector, Where, selector
 
 Misfit: TypeAlias = Literal["raise", "skip"]
 """Whether to raise for leaves that a method's groups or patterns do not fit, or to skip them."""
@@ -162,26 +162,23 @@ def binding_of(
         )
     table, torn = graph.axes, _disagreeing(graph.axes)
     unknown = {**torn, **table.unknown}
-    found = Binding(
-        {path: axes for path, axes in table.items() if path not in torn},
-        rules,
-        frozenset(table.weights),
-        {**_used_in_products(table, unknown), **table.left_out},
-        unknown,
-        misfit,
-        graph,
-    )
-    _check_rules(who, found)
-    return found
-
-
-def _used_in_products(table: AxesTable, unknown: Mapping[str, str]) -> dict[str, str]:
-    """Return the leaves without known axes that products use all the same: uses that disagree."""
-    return {
+    # Products use these all the same, in ways that disagree.
+    in_products = {
         path: why
         for path, why in unknown.items()
         if any(not axes.lookup for axes in table.uses.get(path, ()))
     }
+    found = Binding(
+        {path: axes for path, axes in table.items() if path not in torn},
+        rules,
+        frozenset(table.weights),
+        {**in_products, **table.left_out},
+        unknown,
+        misfit,
+        graph,
+    )
+    _check_rules(f"{who}.bind", flatten(graph.params, is_node), found)
+    return found
 
 
 def _disagreeing(table: AxesTable) -> dict[str, str]:
@@ -213,32 +210,22 @@ def check_parameters(who: str, leaves: Mapping[str, Any], binding: Binding) -> N
     if binding.graph is not None:
         _check_same(who, leaves, binding.graph.params, partial=binding.partial)
         return  # rules were checked against the graph
-    lost, wrong = Problems(who), Problems(who)
-    for rule, axes in binding.rules:
-        named = selector(rule)
-        paths = [path for path, leaf in leaves.items() if named(path, leaf)]
-        if not paths and not binding.partial:
-            text = f"axes={{{rule!r}: ...}} selects no leaf.{nearest(str(rule), leaves)}"
-            lost.add("", text)
-        for path in (x for x in paths if binding.rules_of(x)[0][0] is rule):
-            if hasattr(leaves[path], "shape") and (text := axes.misfit(leaves[path].shape)):
-                wrong.add(path, f"{text}; name every axis once")
-    lost.raise_as(SelectionError)
-    wrong.raise_as(ShapeError)
+    _check_rules(who, leaves, binding)
 
 
 def _check_same(who: str, leaves: Mapping[str, Any], params: Any, *, partial: bool) -> None:
     """Raise if paths or shapes of leaves differ from those of the graph."""
     lost, wrong = Problems(who), Problems(who)
     known = {p: tuple(x.shape) for p, x in flatten(params, is_node).items() if hasattr(x, "shape")}
+    # Inside of `jax.shard_map` a leaf is only the shard of one device.
+    is_local = bool(jax.sharding.get_abstract_mesh().manual_axes)
     for path, leaf in leaves.items():
-        shape = tuple(leaf.shape) if hasattr(leaf, "shape") else None
-        if shape is None:
+        if not hasattr(leaf, "shape"):
             continue
+        shape = tuple(leaf.shape)
         if path not in known:
             lost.add(path, f"is not among the parameters of the graph.{nearest(path, known)}")
-        # Inside of `jax.shard_map` a leaf is only the shard of one device.
-        elif shape != known[path] and not (_is_local() and len(shape) == len(known[path])):
+        elif shape != known[path] and not (is_local and len(shape) == len(known[path])):
             wrong.add(path, f"has shape {shape}, and {known[path]} in the graph")
     for path in known if not partial else ():
         if path not in leaves:
@@ -251,41 +238,37 @@ def _check_same(who: str, leaves: Mapping[str, Any], params: Any, *, partial: bo
     wrong.raise_as(ShapeError)
 
 
-def _is_local() -> bool:
-    """Return whether arrays are the shards of one device, as inside of `jax.shard_map`."""
-    return bool(jax.sharding.get_abstract_mesh().manual_axes)
-
-
-def _check_rules(who: str, binding: Binding) -> None:
+def _check_rules(who: str, leaves: Mapping[str, Any], binding: Binding) -> None:
     """Raise if a user's axes select nothing, do not fit, or contradict the graph."""
-    assert binding.graph is not None
-    leaves = {
-        p: x for p, x in flatten(binding.graph.params, is_node).items() if hasattr(x, "shape")
-    }
-    lost, wrong = Problems(f"{who}.bind"), Problems(f"{who}.bind")
+    lost, wrong = Problems(who), Problems(who)
     for rule, axes in binding.rules:
-        try:
-            paths = resolve(rule, leaves, f"{who}.bind")
-        except SelectionError as error:
-            lost.add("", str(error).partition(": ")[2])
-            continue
+        named = selector(rule)
+        paths = [path for path, leaf in leaves.items() if named(path, leaf)]
+        if not paths and not binding.partial:
+            lost.add("", f"axes={{{rule!r}: ...}} selects no leaf.{nearest(str(rule), leaves)}")
         for path in (x for x in paths if binding.rules_of(x)[0][0] is rule):
-            shape = tuple(leaves[path].shape)
-            known = binding.axes.get(path)
-            if text := axes.misfit(shape):
-                wrong.add(path, f"{text}; name every axis once")
-                continue
-            ours = axes.normalized(len(shape))
-            if path in binding.unknown:
-                uses = binding.graph.axes.uses.get(path, ())
-                if uses and not any(_agree(ours, one) for one in uses):
-                    wrong.add(path, f"axes={axes} are those of no use: {_listed(uses)}")
-            elif known is not None and not _agree(ours, known):
-                wrong.add(path, f"axes={axes} contradicts the graph, where it has {known}; "
-                                "leave it out, or bind without the graph"
-                         )  # fmt: skip
+            shape = getattr(leaves[path], "shape", None)
+            if shape is not None and (text := _contradiction(binding, path, axes, tuple(shape))):
+                wrong.add(path, text)
     lost.raise_as(SelectionError)
     wrong.raise_as(ShapeError)
+
+
+def _contradiction(binding: Binding, path: str, axes: Axes, shape: tuple[int, ...]) -> str | None:
+    """Say why a user's axes cannot be those of a leaf, from its shape and the graph."""
+    if text := axes.misfit(shape):
+        return f"{text}; name every axis once"
+    ours, known = axes.normalized(len(shape)), binding.axes.get(path)
+    if path in binding.unknown and binding.graph is not None:
+        uses = binding.graph.axes.uses.get(path, ())
+        if uses and not any(_agree(ours, one) for one in uses):
+            return f"axes={axes} are those of no use: {_listed(uses)}"
+    elif known is not None and not _agree(ours, known):
+        return (
+            f"axes={axes} contradicts the graph, where it has {known}; leave it out, or bind "
+            "without the graph"
+        )
+    return None
 
 
 def _agree(ours: Axes, graphs: Axes) -> bool:

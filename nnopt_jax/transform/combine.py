@@ -238,28 +238,25 @@ def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
         moved, state = transform.update(part(params), state, grads=grads, upstream=seen, step=step)
         return merge(params, moved), state
 
-    def capacities(params: Any) -> dict[str, int]:
-        return transform.capacities(part(params))
-
-    def frozen(params: Any) -> frozenset[str]:
-        return transform.frozen(part(params))
-
-    def back(shown: Any) -> Any:
-        return merge(shown, transform.back(part(shown)))
-
     def check(params: Any) -> None:
         check_parameters(name, flatten(params, is_node), binding)
         transform.check(part(params))
 
-    def notes(params: Any) -> Notes:
-        return transform.notes(part(params))
-
-    exact, needs = transform.exact, transform.needs
     return Transform(
-        name, init, encode, update, exact, capacities, needs, frozen, back, check, notes,
-        transform.takes,
+        name,
+        init,
+        encode,
+        update,
+        transform.exact,
+        capacities=lambda params: transform.capacities(part(params)),
+        needs=transform.needs,
+        frozen=lambda params: transform.frozen(part(params)),
+        back=lambda slopes: merge(slopes, transform.back(part(slopes))),
+        check=check,
+        notes=lambda params: transform.notes(part(params)),
+        takes=transform.takes,
         description=f"at({brief(where)}, {transform.description or transform.name})",
-    )  # fmt: skip
+    )
 
 
 def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:

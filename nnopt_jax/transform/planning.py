@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from nnopt_jax.arrays.nodes import Field, is_node, summary
+from nnopt_jax.arrays.nodes import is_node, summary
 from nnopt_jax.arrays.storage import find_masked
 from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.transform.base import Transform, abstract_state, abstractly
@@ -153,15 +153,17 @@ def plan(tx: Transform, params: Any) -> Plan:
     packed = jax.eval_shape(lambda p, s: tx.pack(p, s, capacities=room), params, state)
     before, after = flatten(params, is_node), flatten(packed, is_node)
     notes = {path: "; ".join(texts) for path, texts in abstractly(tx.notes, params).items()}
-    rows = [
-        _row(path, leaf, after[path], masked.get(path), notes.get(path, ""))
+    rows = tuple(
+        PlanRow(
+            path,
+            summary(leaf),
+            summary(after[path]) if is_node(after[path]) else "unchanged",
+            tree_bits(leaf),
+            tree_bits(after[path]),
+            masked.get(path) is not None,
+            math.prod(leaf.shape),
+            notes.get(path, ""),
+        )
         for path, leaf in before.items()
-    ]
-    return Plan(tx.name, tuple(rows))
-
-
-def _row(path: str, before: Field, after: Field, mask: Any, note: str) -> PlanRow:
-    text = summary(after) if is_node(after) else "unchanged"
-    bits = tree_bits(before), tree_bits(after)
-    size = math.prod(before.shape)
-    return PlanRow(path, summary(before), text, *bits, mask is not None, size, note)
+    )
+    return Plan(tx.name, rows)

@@ -12,12 +12,14 @@ from nnopt_jax.errors import SelectionError, nearest
 from nnopt_jax.ops.axis_roles import Axes
 from nnopt_jax.transform.base import TOGETHER, State, Transform, abstract_state
 from nnopt_jax.tree.paths import flatten, unflatten
+from nnopt_jax.typing import Shape
 
 _SIDES = {"a": "in", "u": "in", "b": "out", "v": "out"}
 """The side of a weight that a factor has, by its name in a state."""
 
 
 def _by_path(specs: Any, leaves: dict[str, Any], who: str) -> dict[str, PartitionSpec]:
+    """Return the spec of each leaf; raise if one has none."""
     given = flatten(specs, lambda x: x is None or is_spec(x))
     for path in leaves:
         if path not in given:
@@ -67,11 +69,12 @@ def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None
 
         def of_array(names: Any, x: Any) -> PartitionSpec:
             side = _SIDES.get(getattr(names[-1], "key", "")) if names else None
+            entries: tuple[Any, ...] = ()
             if side is None:
-                return _like(x.shape, shape, spec, mesh)
-            return (
-                PartitionSpec() if axes is None else _factor(x.shape, side, axes, shape, spec, mesh)
-            )
+                entries = _like(x.shape, shape, spec)
+            elif axes is not None:
+                entries = _factor(x.shape, side, axes, shape, spec)
+            return fit_spec(PartitionSpec(*entries), x.shape, mesh)
 
         return jax.tree_util.tree_map_with_path(of_array, tree)
 
@@ -85,15 +88,13 @@ def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None
     )
 
 
-def _like(
-    shape: tuple[int, ...], leaf: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | None
-) -> PartitionSpec:
+def _like(shape: Shape, leaf: Shape, spec: PartitionSpec) -> tuple[Any, ...]:
+    """Return the entries of an array with the axes of its leaf, or with groups along them."""
     if len(shape) != len(leaf) or not all(map(_is_coarser, shape, leaf)):
-        return PartitionSpec()
+        return ()
     # Groups of which the last one is shorter lie on no device whole: their scales are replicated.
     even = [n == m or (n and m % n == 0) for n, m in zip(shape, leaf, strict=True)]
-    entries = [entry if whole else None for entry, whole in zip(spec, even, strict=False)]
-    return fit_spec(PartitionSpec(*entries), shape, mesh)
+    return tuple(entry if whole else None for entry, whole in zip(spec, even, strict=False))
 
 
 def _is_coarser(count: int, size: int) -> bool:
@@ -102,23 +103,18 @@ def _is_coarser(count: int, size: int) -> bool:
 
 
 def _factor(
-    shape: tuple[int, ...],
-    side: str,
-    axes: Axes,
-    leaf: tuple[int, ...],
-    spec: PartitionSpec,
-    mesh: Mesh | None,
-) -> PartitionSpec:
-    """Return the spec of a factor `(*batch, in, rank)` or `(*batch, rank, out)`."""
+    shape: Shape, side: str, axes: Axes, leaf: Shape, spec: PartitionSpec
+) -> tuple[Any, ...]:
+    """Return the entries of a factor `(*batch, in, rank)` or `(*batch, rank, out)`."""
     *batch, rows, columns = axes.matrix_shape(leaf)
     fits = shape[:-1] == (*batch, rows) if side == "in" else shape == (*batch, shape[-2], columns)
     if len(shape) != len(batch) + 2 or not fits:
-        return PartitionSpec()
+        return ()
     split = (*spec, *(None for _ in range(len(leaf) - len(spec))))
     role = axes.contracted if side == "in" else axes.output
     own = split[role[0]] if len(role) == 1 else None
     last = (own, None) if side == "in" else (None, own)
-    return fit_spec(PartitionSpec(*(split[axis] for axis in axes.batch), *last), shape, mesh)
+    return (*(split[axis] for axis in axes.batch), *last)
 
 
 def packed_specs(packed: Any, specs: Any, mesh: Mesh | None = None) -> Any:
