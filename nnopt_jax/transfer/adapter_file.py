@@ -1,4 +1,4 @@
-"""Adapters in files of their own: what was learned, without the base it was learned over."""
+"""Files of adapters: the arrays that were learned, without the base."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ _KIND, _VERSION = "nnopt adapter", 1
 
 
 def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> None:
-    """Writes of a packed tree what is not in its base already, and checksums of the base.
+    """Write the arrays of a packed tree that its base lacks, and checksums of the base.
 
-    Arrays that equal one of the same leaf of the base, bit for bit, are left out: of `lora` and
-    `dora` the factors and lengths are written, of leaves that trained on, their new values. The
-    checksums are the same on every mesh.
+    Arrays that equal one of the same leaf of the base, bit for bit, are left out: `lora` and `dora`
+    write factors and lengths, leaves that trained on write their new values. The checksums are the
+    same on every mesh.
 
     Args:
-        path: where to; `.nnopt` by custom. The file appears by a rename: whole, or not at all.
+        path: where to; `.nnopt` by custom. The file appears by a rename, complete or not at all.
         packed: what `tx.pack(base, state)` returned.
-        base: arrays or expressions, packed or not, as they were given to `tx`.
+        base: arrays or packed parameters, as they were given to `tx`.
 
     Raises:
         SelectionError: the trees have other paths; all are named.
         ValueRangeError: nothing of the base is in the packed tree, or nothing else is.
-        CompositionError: leaves are no arrays, or shapes without values; all are named.
+        CompositionError: leaves are not arrays, or shapes without values; all are named.
         ArtifactError: the file cannot be written.
 
     Example:
@@ -95,12 +95,12 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
 def load_adapter(
     path: str | os.PathLike[str], base: Params, *, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> Params:
-    """Puts an adapter on its base again.
+    """Put an adapter on its base again.
 
     Args:
         path: what `save_adapter` wrote.
-        base: the very base it was saved from, on any mesh and in any containers; its arrays are
-            taken as they are.
+        base: the base that it was saved from, on any mesh and in any containers; its arrays are
+            used as they are.
         max_bytes: as for `nnopt.load`.
 
     Returns:
@@ -109,7 +109,7 @@ def load_adapter(
     Raises:
         ArtifactError: leaves of the base are not those the adapter builds on, or it has more, all
             are named; or the file is damaged, too large, of another kind or version.
-        CompositionError: leaves of the base are no arrays; all are named.
+        CompositionError: leaves of the base are not arrays; all are named.
 
     Example:
         >>> import tempfile
@@ -128,8 +128,7 @@ def load_adapter(
     told, theirs = _told(found.metadata, who), _leaves(_LOAD, base)
     try:
         known, taken, tree = (dict(told[name]) for name in ("base", "taken", "tree"))
-        parts = _matched(known, theirs, who)
-        _require_all_taken(theirs, taken, who)
+        parts = _matched(known, taken, theirs, who)
         arrays = iter(container.read(found))
         values = [
             next(arrays) if at is None else parts[name].arrays[at]
@@ -146,14 +145,14 @@ def load_adapter(
 
 
 def _leaves(who: str, tree: Params) -> dict[str, Any]:
-    """The leaves by path, which must be arrays: values are compared, and written."""
+    """Return the leaves by path; raise if some are not arrays."""
     leaves = flatten(tree, is_node)
     require_values(who, leaves)
     return leaves
 
 
 def _told(metadata: Any, who: str) -> dict[str, Any]:
-    """What the file says of the adapter, if it holds one that this version reads."""
+    """Return the description of the adapter; raise if this version cannot read it."""
     kind = metadata.get("kind") if isinstance(metadata, dict) else None
     if kind == f"{_KIND} {_VERSION}":
         return metadata
@@ -164,14 +163,6 @@ def _told(metadata: Any, who: str) -> dict[str, Any]:
         f"{who}: the adapter has version {version}, this library reads {_VERSION}. "
         "Read it with the version of nnopt_jax that wrote it."
     )
-
-
-def _require_all_taken(base: Mapping[str, Any], taken: Mapping[str, Any], who: str) -> None:
-    """Refuses leaves that the tree to be made has no place for, rather than losing them."""
-    problems = Problems(who)
-    for name in sorted(base.keys() - taken.keys()):
-        problems.add(name, f"is in this base, not in that of the adapter.{nearest(name, taken)}")
-    problems.raise_as(ArtifactError)
 
 
 class _Parts(NamedTuple):
@@ -189,20 +180,22 @@ class _Parts(NamedTuple):
         return _Parts(arrays, sums, [summary(leaf), hashlib.sha256(text.encode()).hexdigest()[:16]])
 
     def find(self, x: Any) -> int | None:
-        """Which of them equals an array, bit for bit."""
+        """Return the index of the array that equals another one bit for bit, or None."""
         alike = [i for i, y in enumerate(self.arrays) if (x.shape, x.dtype) == (y.shape, y.dtype)]
         mine = _digest(x) if alike and not any(x is self.arrays[i] for i in alike) else None
         return next((i for i in alike if x is self.arrays[i] or self.sums[i] == mine), None)
 
 
 def _digest(x: Any) -> list[int]:
-    """The checksum of an array, of keys that of the integers they are made of."""
+    """Return the checksum of an array; of PRNG keys, that of their words."""
     is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return digest(jax.random.key_data(x) if is_key else x)
 
 
-def _matched(known: Mapping[str, Any], base: Mapping[str, Any], who: str) -> dict[str, _Parts]:
-    """The leaves of the base that an adapter builds on, if they are what they were."""
+def _matched(
+    known: Mapping[str, Any], taken: Mapping[str, Any], base: Mapping[str, Any], who: str
+) -> dict[str, _Parts]:
+    """Return the leaves that an adapter builds on; raise if the base is not the one it had."""
     problems, parts = Problems(who), {}
     for name, (outline, total) in known.items():
         if name not in base:
@@ -211,28 +204,28 @@ def _matched(known: Mapping[str, Any], base: Mapping[str, Any], who: str) -> dic
         parts[name] = _Parts.of(base[name])
         ours, checksum = parts[name].told
         if checksum == total:
-            continue  # whatever the outline: classes may have been renamed since
+            continue  # the summary may differ: classes may have been renamed since
         if ours != outline:
             problems.add(name, f"is {ours}, the base of the adapter has {outline}")
         else:
             problems.add(name, "holds other values than the base of the adapter")
+    for name in () if problems else sorted(base.keys() - taken.keys()):
+        problems.add(name, f"is in this base, not in that of the adapter.{nearest(name, taken)}")
     problems.raise_as(ArtifactError)
     return parts
 
 
 def _filled(tree: Any, values: list[Any]) -> Any:
-    """The described tree with these arrays, each of which must be as it is described."""
+    """Return the described tree with these arrays; raise if one is not as described."""
     rest = iter(values)
-    numbered: list[Any] = []
 
-    def number(dtype: str, shape: tuple[int, ...]) -> int:
+    def fill(dtype: str, shape: tuple[int, ...]) -> Any:
         value = next(rest)
         if (str(value.dtype), tuple(value.shape)) != (dtype, shape):
             raise ValueError(f"{value.dtype}{value.shape} in place of {dtype}{shape}")
-        numbered.append(value)
-        return len(numbered) - 1
+        return value
 
-    made = jax.tree.map(lambda i: numbered[i], abstract(tree, number))
+    made = abstract(tree, fill)
     if next(rest, None) is not None:
         raise ValueError("more arrays than the tree has")
     return made

@@ -1,4 +1,4 @@
-"""Both in one file: a model's structure and its parameters, packed as they are."""
+"""Whole models in one file: the structure, and the parameters in packed form."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from nnopt_jax.typing import Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A model that runs, trains and travels without its code.
+    """A model that runs and trains without the code that defined it.
 
     Args:
-        structure: what it is.
-        params: what it has learned, dense or packed.
-        metadata: what was saved beside it.
+        structure: its programs and the tree of its parameters.
+        params: its parameters, dense or packed.
+        metadata: the metadata that it was saved with.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Model:
     __repr__ = brief_fields
 
     def __call__(self, *args: Any) -> Any:
-        """Computes the outputs, compiled; raises as `Structure.apply` does."""
+        """Compute the outputs, compiled; see `Structure.apply` for the errors."""
         return self._compiled(self.params, *args)
 
     @functools.cached_property
@@ -58,21 +58,22 @@ class Model:
 def save_model(
     path: str | os.PathLike[str], structure: Structure, params: Params, *, metadata: Any = None
 ) -> None:
-    """Writes a model to one small file: what it is, and what it has learned.
+    """Write a model to one small file: its structure and its parameters.
 
-    `nnopt.load` reads the parameters alone, `nnopt inspect` tells of both.
+    `nnopt.load` reads the parameters alone; `nnopt inspect` describes both.
 
     Args:
         path: where to; `.nnopt` by custom.
-        structure: what `capture` returned.
+        structure: the result of `capture`.
         params: its parameters, dense or packed.
-        metadata: anything JSON can say, to keep beside them.
+        metadata: any JSON, to be kept with them.
 
     Raises:
         SelectionError: the parameters are not those of the structure, by path.
         ShapeError: their shapes or dtypes differ.
         ArtifactError: the file cannot be written; what was at `path` before is untouched.
-        ValueRangeError: the metadata is not JSON, `path` no path, or `structure` none.
+        ValueRangeError: the metadata is not JSON, `path` is not a path, or `structure` is not a
+            structure.
         CompositionError: parameters are shapes without values.
 
     Example:
@@ -98,19 +99,19 @@ def save_model(
 
 
 def load_model(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> Model:
-    """Reads a model, bit for bit, with no model code and no pickle.
+    """Read a model bit for bit, without model code and without pickle.
 
     Args:
         path: a file that `save_model` wrote.
-        max_bytes: the most memory the arrays may take, and the programs likewise.
+        max_bytes: the most bytes that the arrays may take, and that the programs may take.
 
     Returns:
         The model; its parameters in plain containers, packed as they were.
 
     Raises:
-        ArtifactError: there is no such file, there is no structure in it, or it is damaged, of an
-            unknown version, or too large.
-        ValueRangeError: `path` is not a path, or `max_bytes` no whole number.
+        ArtifactError: there is no such file, it holds no structure, or it is damaged, of an unknown
+            version, or too large.
+        ValueRangeError: `path` is not a path, or `max_bytes` is not a whole number.
 
     Example:
         >>> from nnopt_jax.transfer import load_model
@@ -130,7 +131,7 @@ def load_model(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYT
 def load_structure(
     path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> Structure:
-    """Reads the structure of a model alone; no parameter is decoded.
+    """Read only the structure of a model; no parameter is decoded.
 
     Args:
         path: a file that `save_model` wrote.

@@ -1,4 +1,4 @@
-"""Which leaves learn how fast: labels for optax, and rates that fall towards the input."""
+"""Learning rates of leaves: labels for optax, and rates that fall towards the input."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from nnopt_jax.typing import Params, PyTree
 
 
 class Rates(NamedTuple):
-    """How fast each leaf learns.
+    """The relative learning rate of each leaf.
 
     Args:
         labels: a string for each leaf, as `optax.multi_transform` takes them.
-        multipliers: what each label's learning rate is multiplied with, from the first group of
-            the order to the last.
+        multipliers: the factor of the learning rate of each label, from the first group of the
+            order to the last.
 
     Example:
         >>> import optax
@@ -46,11 +46,11 @@ class Rates(NamedTuple):
     __repr__ = brief_fields
 
     def scale(self, updates: PyTree) -> PyTree:
-        """Multiplies the updates of any optimizer, as one that adapts to gradients needs it.
+        """Multiply the updates of any optimizer, as is right for one that adapts to gradients.
 
         Args:
-            updates: of the structure of the parameters; arrays inside an expression are scaled
-                alike.
+            updates: of the structure of the parameters; arrays inside a packed parameter are
+                scaled alike.
 
         Returns:
             The updates, each times the multiplier of its leaf.
@@ -70,14 +70,14 @@ class Rates(NamedTuple):
 
 
 def layerwise_rates(params: Params, order: Sequence[Where], *, decay: float = 0.75) -> Rates:
-    r"""Rates that fall from layer to layer, so that what is near the input changes least.
+    r"""Return rates that fall from layer to layer, so that layers near the input change least.
 
     $$ \eta_l = \eta \, d^{\,L - l}, \qquad l = 1, \dots, L $$
 
     The rate of the last group is the optimizer's own.
 
     Args:
-        params: the parameters; shapes will do.
+        params: the parameters, or their shapes.
         order: the groups from input to output, each a selector. A regular expression with a group
             `(?P<index>\d+)` stands for as many groups as there are numbers, in their order.
         decay: `d`, above 0, at most 1.
@@ -126,15 +126,15 @@ def layerwise_rates(params: Params, order: Sequence[Where], *, decay: float = 0.
 def labels(
     params: Params, rules: Mapping[str, Where | Sequence[Where]], *, default: str = "trained"
 ) -> PyTree:
-    """Labels leaves by rules, as `optax.multi_transform` takes them.
+    """Label leaves by rules, as `optax.multi_transform` takes them.
 
     Args:
-        params: the parameters; shapes will do.
-        rules: for each label which leaves get it: a selector, or several.
+        params: the parameters, or their shapes.
+        rules: for each label a selector of its leaves, or several.
         default: the label of all other leaves.
 
     Returns:
-        A string for each leaf; one for all arrays of an expression.
+        A string for each leaf; one for all arrays of a packed parameter.
 
     Raises:
         SelectionError: a rule selects no leaf, or a leaf gets two labels; all are named.
@@ -161,7 +161,7 @@ def labels(
 
 
 def _groups(where: Where, leaves: Mapping[str, Any], who: str) -> list[list[str]]:
-    """The leaves that a selector means, apart by the number in their paths where it has one."""
+    """Return the leaves that a rule selects, grouped by index if the rule has one."""
     paths = resolve(where, leaves, who)
     if not isinstance(where, str) or "(?P<index>" not in where:
         return [paths]
@@ -185,7 +185,7 @@ def _groups(where: Where, leaves: Mapping[str, Any], who: str) -> list[list[str]
 def _assigned(
     named: Mapping[str, Sequence[str]], leaves: Mapping[str, Any], who: str
 ) -> dict[str, str]:
-    """The label of each leaf that has one."""
+    """Return the label of each leaf that has one; raise if a leaf has two."""
     mine: dict[str, list[str]] = {}
     for label, paths in named.items():
         for path in dict.fromkeys(paths):

@@ -1,1 +1,1 @@
-"""Structure: models that travel without their code, and that grow or shrink by layers and units."""
+"""Structure: models without their code, and models with more or fewer layers and units."""

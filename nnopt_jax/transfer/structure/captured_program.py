@@ -1,4 +1,4 @@
-"""A model's structure, captured from its code, so that it travels without."""
+"""Capture of a model's structure from its code."""
 
 from __future__ import annotations
 
@@ -37,38 +37,38 @@ def capture(
     config: Mapping[str, Any] | None = None,
     platforms: Sequence[str] | None = None,
 ) -> Structure:
-    """Makes a value of a model's structure: its function, its tree, how its leaves begin.
+    """Capture the structure of a model: its function, its tree, and its initializers.
 
     The function is written by `jax.export`, forward and backward, for one device and with no
-    shardings, so that it runs wherever its parameters lie. All parameters must come in by
-    `params`: what the function closes over is written into the program.
+    shardings, so that it runs on any devices. All parameters must be in `params`: arrays that the
+    function closes over become part of the program.
 
     Args:
-        apply: `apply(params, *args)`; it is given dense arrays in the containers of `params`.
-        params: the parameters: arrays, expressions, or shapes (which begin as `initializers` say).
+        apply: `apply(params, *args)`; it gets dense arrays in the containers of `params`.
+        params: the parameters: arrays, packed parameters, or shapes (see `initializers`).
         *args: inputs, or `jax.ShapeDtypeStruct`s like them.
-        shapes: which sizes are free: a string for each argument, as `jax.export.symbolic_shape`
-            reads it: `["b, ..."]`, `["b, t", "b"]`; None for one whose sizes are fixed.
+        shapes: the free sizes: a string for each argument, as `jax.export.symbolic_shape` reads it:
+            `["b, ..."]`, `["b, t", "b"]`; None for an argument of fixed sizes.
         constraints: between free sizes: `["t <= 512"]`.
-        train: what the model computes in training, where that differs: `train(params, *args,
+        train: the function of the model in training, where it differs: `train(params, *args,
             *train_args)`.
-        train_args: what `train` takes beyond `args`: a key for dropout, say; sizes are fixed.
-        initializers: how leaves begin, by glob or `re:`: the name of a factory of
-            `jax.nn.initializers`, or a mapping of its `name` and arguments, JSON. Others are
-            measured: their mean and deviation is drawn again. A trained model shows those of
-            training.
-        constructor: what makes the model where its code is at hand: `"package.module:callable"`,
+        train_args: further arguments of `train`: a key for dropout, say; sizes are fixed.
+        initializers: the initializers of leaves, by glob or `re:`: the name of a factory of
+            `jax.nn.initializers`, or a mapping of its `name` and arguments, JSON. Other leaves
+            are measured: their mean and deviation is drawn again. Those of a trained model are
+            the ones after training.
+        constructor: the function that makes the model from its code: `"package.module:callable"`,
             or the callable.
         config: arguments of the constructor, JSON.
-        platforms: what the program runs on: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`. Default: all
-            but ROCm where the function can be lowered for them, else this process's own.
+        platforms: the platforms of the program: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`. Default:
+            all but ROCm if the function can be lowered for them, else that of this process.
 
     Returns:
         The structure.
 
     Raises:
-        ShapeError: `shapes` do not fit the arguments.
-        SelectionError: a rule of `initializers` meets no leaf.
+        ShapeError: `shapes` does not fit the arguments.
+        SelectionError: a rule of `initializers` selects no leaf.
         ValueRangeError: an initializer, the constructor or its arguments, or a platform are wrong,
             or the function reads none of the parameters.
 
@@ -116,14 +116,14 @@ def capture(
 
 
 def _bare(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype, without devices."""
+    """Return shape and dtype of a leaf, without its devices."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _inputs(
     args: tuple[Any, ...], train_args: tuple[Any, ...], shapes: Any, constraints: Sequence[str]
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The inputs as shapes, free sizes named."""
+    """Return the shapes of `args` and of `train_args`, with names for free sizes."""
     every = jax.tree.map(
         lambda leaf: _bare(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)),
         plain((*args, *train_args)),
@@ -146,7 +146,7 @@ def _inputs(
 
 
 def _constructor(constructor: Any, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What to import and call, as JSON."""
+    """Return the function to import and its arguments, as JSON."""
     settings = Settings(_NAME)
     if constructor is None:
         if config:

@@ -1,4 +1,4 @@
-"""A structure as bytes: deflated JSON and programs, a version and a checksum."""
+"""The bytes of a structure: deflated JSON and programs, a version and a checksum."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _WHO = "Structure.from_bytes"
 
 
 def encoded(head: Any, programs: list[bytes]) -> bytes:
-    """Writes the bytes.
+    """Write a structure as bytes.
 
     Args:
-        head: JSON.
-        programs: bytes, in the order in which the head names them.
+        head: the description, as JSON.
+        programs: the bytes of the programs, in the order of the head.
 
     Returns:
         The bytes.
@@ -36,11 +36,11 @@ def encoded(head: Any, programs: list[bytes]) -> bytes:
 
 
 def decoded(data: bytes, max_bytes: int) -> tuple[Any, list[bytes]]:
-    """Undoes `encoded`.
+    """Undo `encoded`.
 
     Args:
-        data: the bytes, whole; not trusted.
-        max_bytes: the most they may inflate to.
+        data: all bytes; they are not trusted.
+        max_bytes: the most bytes that they may inflate to.
 
     Returns:
         The head and the programs.

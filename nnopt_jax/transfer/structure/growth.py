@@ -1,4 +1,4 @@
-"""More units in the dimensions that the function itself shows, and what it computes stays."""
+"""Wider networks by the graph: more units along coupled axes, and the same function."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def grow(
 ) -> Params:
     """Add units to coupled axes; at first the network computes what it did before.
 
-    It is `widen` with all leaves found by themselves: what makes the units (kernels, biases,
-    scales and statistics of a batch normalization, both halves of a gated layer) gets copies of
-    units drawn at random, what reads them gets zeros. The network of the new widths computes
-    what the old one did, but for the order in which the backend adds up longer sums, as long as it
-    takes no other numbers from its widths.
+    This is `widen` with leaves that the graph finds: producers of the units (kernels, biases,
+    scales and statistics of a batch normalization, both halves of a gated layer) get copies of
+    units drawn at random, consumers get zeros. The network of the new widths computes what the
+    old one did, up to the order in which the backend adds up longer sums, as long as it uses its
+    widths for nothing else.
 
     Args:
-        graph: what `nnopt.graph` made of the function and these parameters.
+        graph: the result of `nnopt.graph` for the function and these parameters.
         params: arrays or packed leaves; leaves that grow become arrays.
-        widths: by name of a dimension of `graph.coupled` the units there shall be.
+        widths: the number of units wanted, by the name of a dimension of `graph.coupled`.
         key: draws the copies and the noise.
         incoming: as for `widen`.
         noise: added to copied kernels, times their deviation, so that copies part in training.
@@ -61,10 +61,10 @@ def grow(
 
     Raises:
         SelectionError: a dimension is not known.
-        ShapeError: a leaf has another shape than was read.
-        ValueRangeError: a width is not above the units there are, or a setting is wrong.
-        CompositionError: more units would change what is computed: no weights read them, a
-            statistic is taken over them (layer normalization, scores of attention), or they meet
+        ShapeError: a leaf has another shape than in the graph.
+        ValueRangeError: a width is not above the number of units, or a setting is wrong.
+        CompositionError: more units would change the function: no weights read them, a statistic is
+            taken over them (layer normalization, scores of attention), or they are combined with
             constants that differ; or two dimensions lie within each other. All are named.
 
     Example:
@@ -116,7 +116,7 @@ def grow(
 
 
 class _Span(NamedTuple):
-    """Where units lie along an axis: that of shape (outer, units, inner), from `start` on."""
+    """The place of units along an axis: a block (outer, units, inner) that begins at `start`."""
 
     axis: int
     start: int
@@ -132,7 +132,7 @@ class _Span(NamedTuple):
 
 
 def _spans(chosen: Mapping[str, Dimension], paths: Sequence[str]) -> dict[str, list[_Span]]:
-    """By path, along each axis from its start."""
+    """Return the spans of each leaf by path, along each axis from its start."""
     found: dict[str, list[_Span]] = {path: [] for path in paths}
     wrong = Problems(_NAME)
     for name, dimension in chosen.items():
@@ -165,34 +165,27 @@ def _grown(
     incoming: str,
     noise: float | None,
 ) -> Array:
-    """A leaf with the new units along all of its axes."""
+    """Return a leaf with the new units along all of its axes."""
     axes = [list(own) for _, own in itertools.groupby(spans, key=lambda span: span.axis)]
-    # What reads new units is zero in what new ones make, too: so that comes last.
+    # Readers of new units are zero in the entries of other new units, too, so they come last.
     for own in sorted(axes, key=lambda own: own[0].reads):
         axis = own[0].axis
         leaf, parts, done = whole(leaf, axis), [], 0
         for span in own:
             key, draw = jax.random.split(key)
             part = jax.lax.slice_in_dim(leaf, span.start, span.stop, axis=axis)
-            part = _wider(draw, part, span, copied[span.name], incoming, noise)
+            before, after = part.shape[:axis], part.shape[axis + 1 :]
+            part = part.reshape(*before, span.outer, span.units, span.inner, *after)
+            if span.reads:
+                part = with_readers(part, copied[span.name], axis + 1, "zero")
+            else:
+                part = with_copies(draw, part, copied[span.name], axis + 1, incoming, noise)
+            part = part.reshape(*before, -1, *after)
             parts += [jax.lax.slice_in_dim(leaf, done, span.start, axis=axis), part]
             done = span.stop
         rest = jax.lax.slice_in_dim(leaf, done, leaf.shape[axis], axis=axis)
         leaf = jnp.concatenate([*parts, rest], axis)
     return leaf
-
-
-def _wider(
-    key: Key, part: Array, span: _Span, copied: Array, incoming: str, noise: float | None
-) -> Array:
-    """The part of a leaf where units lie, with the new ones."""
-    before, after = part.shape[: span.axis], part.shape[span.axis + 1 :]
-    part, axis = part.reshape(*before, *span[2:5], *after), span.axis + 1
-    if span.reads:
-        part = with_readers(part, copied, axis, "zero")
-    else:
-        part = with_copies(key, part, copied, axis, incoming, noise)
-    return part.reshape(*before, -1, *after)
 
 
 def _check_leaves(leaves: Mapping[str, Any], coupled: CoupledAxes, paths: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""How leaves begin: measured, or named by the author, and drawn anew without the model's code."""
+"""Initial values of leaves: measured or named by the author, and drawn without model code."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ NAMED = tuple(
     for name in dir(jax.nn.initializers)
     if name[0].islower() and name not in ("zeros", "ones", "constant")
 )
-"""What a leaf may be said to begin as: the factories of `jax.nn.initializers`."""
+"""The factories of `jax.nn.initializers`, which may be named as the initializer of a leaf."""
 
 
 def measured(leaf: Any) -> Start:
-    """Tells from the values of a leaf how one like it begins.
+    """Return from the values of a leaf how one like it is initialized.
 
     Args:
-        leaf: an array or an expression.
+        leaf: an array or a packed parameter.
 
     Returns:
         `zeros`, `ones`, `constant` (value), `measured` (mean and standard deviation of floats),
@@ -42,7 +42,10 @@ def measured(leaf: Any) -> Start:
         >>> measured(jnp.ones(3)), measured(jnp.array([1.0, 3.0]))
         ({'name': 'ones'}, {'name': 'measured', 'mean': 2.0, 'std': 1.0})
     """
-    if isinstance(leaf, jax.ShapeDtypeStruct) or not _is_real(leaf.dtype):
+    unreal = (jax.dtypes.prng_key, jnp.complexfloating)
+    if isinstance(leaf, jax.ShapeDtypeStruct) or any(
+        jnp.issubdtype(leaf.dtype, kind) for kind in unreal
+    ):
         return {"name": "unknown"}
     values = np.asarray(jax.jit(materialize)(leaf) if is_node(leaf) else leaf)
     first = values.ravel()[0].item() if values.size else 0
@@ -58,20 +61,14 @@ def measured(leaf: Any) -> Start:
     return {"name": "unknown"}
 
 
-def _is_real(dtype: Any) -> bool:
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return False
-    return not jnp.issubdtype(dtype, jnp.complexfloating)
-
-
 def starts(
     who: str, leaves: Mapping[str, Any], given: Mapping[str, str | Mapping[str, Any]] | None
 ) -> dict[str, Start]:
-    """How each leaf begins: as it is told, else as it is measured.
+    """Return how each leaf is initialized: as the user says, else as it is measured.
 
     Args:
-        who: the function that asks, for errors.
-        leaves: arrays, expressions or shapes by path.
+        who: the caller, for errors.
+        leaves: arrays, packed parameters or shapes by path.
         given: by glob or `re:`, the name of a factory of `jax.nn.initializers`, or a mapping of
             its name and arguments, JSON; later ones win.
 
@@ -79,7 +76,7 @@ def starts(
         By path.
 
     Raises:
-        SelectionError: a rule meets no leaf.
+        SelectionError: a rule selects no leaf.
         ValueRangeError: there is no such initializer, or it cannot make such a leaf.
 
     Example:
@@ -90,7 +87,8 @@ def starts(
     problems = Problems(who)
     for where, start in (given or {}).items():
         try:
-            entry = json.loads(json.dumps(_entry(start), allow_nan=False))
+            entry = {"name": start} if isinstance(start, str) else dict(start)
+            entry = json.loads(json.dumps(entry, allow_nan=False))
         except (TypeError, ValueError) as error:
             problems.add("", f"initializers[{where!r}]={start!r} is neither a name nor a mapping "
                              f"that JSON can say ({error})")  # fmt: skip
@@ -110,17 +108,13 @@ def starts(
     return {path: told.get(path) or measured(leaf) for path, leaf in leaves.items()}
 
 
-def _entry(start: Any) -> Start:
-    return {"name": start} if isinstance(start, str) else dict(start)
-
-
 def drawn(key: Key, start: Start, like: Any) -> jax.Array:
-    """Makes a leaf.
+    """Draw a leaf.
 
     Args:
-        key: of this leaf.
-        start: how it begins.
-        like: has its shape and dtype.
+        key: the key of this leaf.
+        start: how it is initialized.
+        like: an array or a shape with its shape and dtype.
 
     Returns:
         The leaf.
@@ -133,10 +127,8 @@ def drawn(key: Key, start: Start, like: Any) -> jax.Array:
     arguments = {name: value for name, value in start.items() if name != "name"}
     shape, dtype = like.shape, jnp.dtype(like.dtype)
     match start["name"]:
-        case "zeros":
-            return jnp.zeros(shape, dtype)
-        case "ones":
-            return jnp.ones(shape, dtype)
+        case "zeros" | "ones" as name:
+            return getattr(jnp, name)(shape, dtype)
         case "constant":
             return jnp.full(shape, arguments["value"], dtype)
         case "measured":
@@ -148,12 +140,12 @@ def drawn(key: Key, start: Start, like: Any) -> jax.Array:
 
 
 def key_of(key: Key, path: str) -> Key:
-    """A key for each leaf, by its path, the same in every process."""
+    """Return the key of a leaf, by its path, the same in every process."""
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
 def said(start: Start) -> str:
-    """A few words for a table.
+    """Describe an initializer in a few words, for a table.
 
     Example:
         >>> said({"name": "measured", "mean": 0.0, "std": 0.0357123})

@@ -1,4 +1,4 @@
-"""Where the layers of a tree lie: apart under numbered names, or stacked along a leading axis."""
+"""Layers of a tree: found and replaced, under numbered names or stacked along an axis."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ INDEX = "{index}"
 
 
 def layers_at(who: str, tree: Any, place: str) -> list[Any]:
-    """The layers of a tree, each a tree of its own.
+    """Return the layers of a tree, each a tree of its own.
 
     Args:
-        who: the function that asks, for errors.
-        tree: dictionaries, lists and tuples of arrays or expressions.
+        who: the caller, for errors.
+        tree: dictionaries, lists and tuples of arrays or packed parameters.
         place: `"encoder/layers_{index}"` for layers that lie apart, as keys of a dictionary or
             (`"blocks/{index}"`) in a list; the path of the tree they are stacked in otherwise.
 
     Returns:
-        Them, in order; expressions in a stack are spread out.
+        The layers in order; packed parameters in a stack are materialized.
 
     Raises:
-        SelectionError: nothing lies there, or numbers are no run from 0.
+        SelectionError: there are no layers, or their numbers are not a run from 0.
         ShapeError: leaves of a stack differ in their leading axis.
 
     Example:
@@ -58,21 +58,21 @@ def layers_at(who: str, tree: Any, place: str) -> list[Any]:
 
 
 def with_layers(who: str, tree: Any, place: str, layers: list[Any], into: str | None = None) -> Any:
-    """The tree with other layers in their place, or in another one.
+    """Return the tree with other layers in the same place, or in another one.
 
     Args:
-        who: the function that asks, for errors.
-        tree: where `layers_at` found some.
-        place: where they are.
-        layers: what is to be there.
-        into: where they are to be, beside `place` or in its stead; default: where they were.
+        who: the caller, for errors.
+        tree: a tree in which `layers_at` found layers.
+        place: the place of its layers.
+        layers: the new layers.
+        into: the place of the new layers, in the same container; default: `place`.
 
     Returns:
         Another tree; nothing is changed in place.
 
     Raises:
-        SelectionError: there is something at `into` already, or it lies elsewhere.
-        ShapeError: layers to be stacked are not alike.
+        SelectionError: there is something at `into` already, or it is in another container.
+        ShapeError: layers to be stacked differ.
 
     Example:
         >>> tree = {"layers_0": {"w": 1.0}, "layers_1": {"w": 2.0}, "head": 3.0}
@@ -103,7 +103,7 @@ def with_layers(who: str, tree: Any, place: str, layers: list[Any], into: str | 
 
 
 def _filled(who: str, old: Any, place: str, into: str, layers: list[Any]) -> Any:
-    """What takes the stead of a container of layers: a stack, a list, or numbered keys."""
+    """Return the new container of layers: a stack, a list, or numbered keys."""
     numbered = INDEX in place and isinstance(old, Mapping)
     rest = {k: child for k, child in old.items() if not str(k).isdecimal()} if numbered else {}
     if INDEX not in into:
@@ -131,7 +131,7 @@ def _split(place: str) -> tuple[list[str], str]:
 
 
 def _container(place: str) -> list[str] | None:
-    """The container that is layers and nothing else; None where they lie among others."""
+    """Return the path of the container of the layers; None if it holds other children, too."""
     above, name = _split(place)
     if name == INDEX:
         return above
@@ -143,19 +143,19 @@ def _segments(path: str) -> list[str]:
 
 
 def _key(container: Any, name: str) -> Any:
-    """The key of a dictionary that is written so; numbers are keys, too."""
+    """Return the key of a dictionary with this name; numbers are keys, too."""
     return next((key for key in container if str(key) == name), None)
 
 
 def _numbered(container: Any, name: str) -> dict[int, Any]:
-    """Keys of a dictionary by the number that stands for `{index}`."""
+    """Return keys of a dictionary by the number in place of `{index}`."""
     pattern = re.compile(re.escape(name).replace(re.escape(INDEX), r"(0|[1-9]\d*)"))
     matches = ((key, pattern.fullmatch(str(key))) for key in container)
     return {int(match[1]): key for key, match in matches if match}
 
 
 def _at(who: str, tree: Any, segments: list[str]) -> Any:
-    """The container at a path."""
+    """Return the container at a path."""
     for depth, name in enumerate(segments):
         here = "/".join(segments[: depth + 1])
         if isinstance(tree, Mapping):
@@ -178,7 +178,7 @@ def _at(who: str, tree: Any, segments: list[str]) -> Any:
 
 
 def _edited(tree: Any, segments: list[str], change: Callable[[Any], Any]) -> Any:
-    """The tree with the container at a path changed."""
+    """Return the tree with the container at a path changed."""
     if not segments:
         return change(tree)
     name, *rest = segments
@@ -192,9 +192,9 @@ def _edited(tree: Any, segments: list[str], change: Callable[[Any], Any]) -> Any
 
 
 def whole(array: Any, axis: int) -> Any:
-    """The array, split no more along an axis that is to change, where its mesh has Explicit axes.
+    """Gather an array along an axis whose size is to change, if its mesh has Explicit axes.
 
-    Auto axes are the compiler's to place.
+    The compiler places Auto axes.
 
     Example:
         >>> whole(jnp.ones(2), 0)
@@ -208,7 +208,7 @@ def whole(array: Any, axis: int) -> Any:
 
 
 def _unstacked(who: str, place: str, tree: Any) -> list[Any]:
-    """The layers of a stack."""
+    """Return the layers of a stack."""
     leaves = flatten(tree, is_node)
     require_values(who, {f"{place}/{path}": leaf for path, leaf in leaves.items()})
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves.values()}
@@ -229,7 +229,7 @@ def _unstacked(who: str, place: str, tree: Any) -> list[Any]:
 
 
 def _stacked(who: str, place: str, layers: list[Any]) -> Any:
-    """Layers that are alike, as one tree."""
+    """Return layers of equal structure as one tree; raise if they differ."""
     problems = Problems(who)
     first = flatten(layers[0], is_node)
     for number, layer in enumerate(layers[1:], 1):
@@ -249,5 +249,5 @@ def _stacked(who: str, place: str, layers: list[Any]) -> Any:
 
 
 def _dense(leaf: Any) -> Any:
-    """The array of a leaf, which may be a number of Python's."""
+    """Return the dense array of a leaf, which may be a Python number."""
     return materialize(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))

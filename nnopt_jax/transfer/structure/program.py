@@ -1,4 +1,4 @@
-"""One function of flat leaves and plain inputs, as bytes that run without the code they came of."""
+"""Programs: functions of leaves and inputs as bytes that run without their code."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _OPERATIONS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A function that `jax.export` wrote; it is read when it is first called.
+    """A function written by `jax.export`, which is read when it is first called.
 
     Args:
         data: the bytes.
-        about: what is told of it without reading it: inputs, outputs, platforms, whether it
+        about: facts that are known without reading it: inputs, outputs, platforms, whether it
             differentiates, the version of jax that wrote it.
     """
 
@@ -55,7 +55,7 @@ class Program:
 
     @functools.cached_property
     def exported(self) -> export.Exported:
-        """The program as JAX calls it.
+        """Return the program in the form that JAX calls.
 
         Raises:
             ArtifactError: this version of jax cannot read it.
@@ -73,10 +73,10 @@ class Program:
             ) from error
 
     def call(self, who: str, leaves: list[Any], args: tuple[Any, ...]) -> Any:
-        """Runs it.
+        """Run the program.
 
         Args:
-            who: the function that asks, for the errors.
+            who: the caller, for errors.
             leaves: the parameters, in the order of the program.
             args: plain containers of arrays.
 
@@ -86,8 +86,7 @@ class Program:
         Raises:
             SelectionError: the inputs are not those of the program, by path.
             ShapeError: an input has another shape or dtype.
-            ArtifactError: the program was written for other platforms than are here, or cannot be
-                read.
+            ArtifactError: the program was written for other platforms, or cannot be read.
         """
         if not {*self.exported.platforms} & {*backends()}:
             raise ArtifactError(
@@ -103,11 +102,7 @@ class Program:
 
 
 def require_platforms(who: str, platforms: Any) -> None:
-    """Wants a sequence of names that `jax.export` knows, or None.
-
-    Raises:
-        ValueRangeError: it is something else.
-    """
+    """Raise if `platforms` is neither None nor a sequence of names that `jax.export` knows."""
     settings = Settings(who)
     if platforms is not None and (isinstance(platforms, str) or not platforms):
         settings.wrong("platforms", platforms, "is not a sequence of names; give e.g. ['cpu'].")
@@ -124,18 +119,18 @@ def written(
     platforms: Sequence[str] | None,
     constraints: Sequence[str],
 ) -> Program:
-    """Writes a program.
+    """Write a program.
 
     Args:
         function: `(leaves, inputs) -> outputs`, all of plain containers.
         leaves: shapes of the parameters.
         inputs: shapes of the inputs; sizes may be symbolic.
-        platforms: what it shall run on; None: on CPU, CUDA and TPU where it can be lowered for
-            all, else on this process's own.
-        constraints: what holds between symbolic sizes.
+        platforms: the platforms that it is to run on; None: CPU, CUDA and TPU if it can be lowered
+            for all, else that of this process.
+        constraints: relations between symbolic sizes.
 
     Returns:
-        The program. It has a backward pass where JAX finds one.
+        The program. It has a backward pass if JAX finds one.
 
     Raises:
         ValueRangeError: the function reads none of the leaves.
@@ -144,7 +139,7 @@ def written(
         made = _exported(function, list(leaves), inputs, platforms)
         try:
             data, differentiable = made.serialize(vjp_order=1), True
-        except Exception:  # loops of unknown length have no backward pass, integers no need of one
+        except Exception:  # loops of unknown length have no backward pass, integers need none
             data, differentiable = made.serialize(), False
     if leaves and not any(index < len(leaves) for index in made.module_kept_var_idx):
         raise ValueRangeError(
@@ -173,13 +168,13 @@ def _exported(
         return export.export(jitted, platforms=platforms)(leaves, inputs)
     try:
         return export.export(jitted, platforms=PLATFORMS)(leaves, inputs)
-    except Exception:  # what is wrong with the function itself is raised again, and told
+    except Exception:  # a fault of the function itself is raised again by the next line
         return export.export(jitted)(leaves, inputs)
 
 
 @contextlib.contextmanager
 def no_source_paths() -> Iterator[None]:
-    """Keeps names of the caller's files out of the bytes."""
+    """Keep names of the caller's files out of the bytes."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)
@@ -190,7 +185,7 @@ def no_source_paths() -> Iterator[None]:
 
 
 def _require_inputs(who: str, wanted: dict[str, Any], given: dict[str, Any]) -> dict[str, int]:
-    """Refuses inputs of other paths, shapes and dtypes; returns the sizes that have names."""
+    """Return the named sizes of inputs; raise if paths, shapes or dtypes are not as wanted."""
     lost, misfit = Problems(who), Problems(who)
     for path in wanted.keys() - given.keys():
         lost.add(f"input {path}", f"is missing; the program wants {wanted[path].str_short()}")
@@ -222,11 +217,11 @@ def _require_inputs(who: str, wanted: dict[str, Any], given: dict[str, Any]) -> 
 
 
 def broken(constraints: Sequence[str], sizes: Mapping[str, int]) -> list[str]:
-    """The constraints that sizes do not keep.
+    """Return the constraints that do not hold.
 
     Args:
-        constraints: as `jax.export.symbolic_shape` reads them; perhaps not trusted.
-        sizes: by name; a constraint that names others is left to JAX.
+        constraints: as `jax.export.symbolic_shape` reads them; they may come from a file.
+        sizes: the sizes by name; a constraint with other names is left to JAX.
 
     Returns:
         Those that do not hold.

@@ -1,4 +1,4 @@
-"""A model's structure as a value: programs, the tree of parameters, and how its leaves begin."""
+"""The structure of a model: programs, the tree of parameters, and initializers."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ DEFAULT_MAX_BYTES = 1 << 30
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Structure:
-    """What a model is, without its parameters and without its code; `capture` makes it.
+    """A model without its parameters and without its code; `capture` makes it.
 
     Args:
         description: the tree of dense parameters, as `nnopt_jax.arrays.describe` gives it.
-        starts: how each leaf begins, by path, in the order the programs take them.
-        programs: `"apply"`, and `"train"` where training differs.
+        starts: the initializer of each leaf by path, in the order of the programs.
+        programs: `"apply"`, and `"train"` if training differs.
         constructor: `{"target": "package.module:callable", "config": {...}}`, or None.
 
     Example:
@@ -72,18 +72,18 @@ class Structure:
         return abstract(self.description)
 
     def apply(self, params: Params, *args: Any) -> Any:
-        """Computes what the model computes.
+        """Compute the outputs of the model.
 
-        A pure function: under `jax.jit` it is compiled for the devices on which the parameters
-        and inputs lie, and `jax.grad` goes through it once (no second derivatives, no
-        forward mode, no `jax.vmap`; the program has a batch of its own).
+        A pure function: `jax.jit` compiles it for the devices of the parameters and inputs, and
+        `jax.grad` differentiates it once (no second derivatives, no forward mode, no `jax.vmap`;
+        the program has a batch of its own).
 
         Args:
             params: dense or packed, in the containers of the source or in plain ones.
-            *args: as the source takes them.
+            *args: the arguments of the source.
 
         Returns:
-            What the source returns, in dictionaries, lists and tuples.
+            The outputs of the source, in dictionaries, lists and tuples.
 
         Raises:
             SelectionError: leaves of the parameters or inputs are missing, or are too many.
@@ -93,7 +93,7 @@ class Structure:
         return self._run("apply", params, args)
 
     def train(self, params: Params, *args: Any) -> Any:
-        """Computes what the model computes in training; raises as `apply` does.
+        """Compute the outputs of the model in training; see `apply` for the errors.
 
         Args:
             params: as for `apply`.
@@ -115,11 +115,11 @@ class Structure:
         )
 
     def require(self, params: Params, who: str = "Structure.require") -> dict[str, Any]:
-        """Checks that parameters are those of the structure.
+        """Check that parameters are those of the structure.
 
         Args:
             params: dense, packed or abstract.
-            who: the function that asks, for errors.
+            who: the caller, for errors.
 
         Returns:
             The leaves by path.
@@ -144,7 +144,7 @@ class Structure:
         return given
 
     def initialize(self, key: Key) -> Params:
-        """Draws parameters afresh, each leaf as it is said, or was measured, to begin.
+        """Draw new parameters by the initializers of the leaves.
 
         Args:
             key: a typed key; each leaf has its own, by its path.
@@ -153,8 +153,8 @@ class Structure:
             The parameters, in plain containers.
 
         Raises:
-            ValueRangeError: `key` is none; or `capture` could not tell how some leaves begin, all
-                are named.
+            ValueRangeError: `key` is not a key; or leaves have no initializer, because `capture`
+                could not measure them: all are named.
         """
         require_key("Structure.initialize", key)
         problems = Problems("Structure.initialize")
@@ -170,10 +170,10 @@ class Structure:
         return unflatten(tree, made)
 
     def construct(self) -> Any:
-        """Calls the constructor, which imports its code.
+        """Call the constructor, which imports its code.
 
         Returns:
-            Whatever it returns.
+            The result of the constructor.
 
         Raises:
             SelectionError: there is none, or it cannot be imported here.
@@ -191,7 +191,7 @@ class Structure:
         return found(**config)
 
     def describe(self) -> dict[str, Any]:
-        """All that is known without the programs, as JSON."""
+        """Return all that is known without the programs, as JSON."""
         return {
             "parameters": self.description,
             "starts": [[path, start] for path, start in self.starts.items()],
@@ -200,16 +200,16 @@ class Structure:
         }
 
     def to_bytes(self) -> bytes:
-        """The structure as deflated bytes, with a version and a checksum."""
+        """Return the structure as deflated bytes, with a version and a checksum."""
         return encoded(self.describe(), [program.data for program in self.programs.values()])
 
     @staticmethod
     def from_bytes(data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Structure:
-        """Reads what `to_bytes` wrote; imports and runs nothing.
+        """Read the result of `to_bytes`; import and run nothing.
 
         Args:
             data: the bytes.
-            max_bytes: the most they may inflate to.
+            max_bytes: the most bytes that they may inflate to.
 
         Raises:
             ArtifactError: this is not a structure, one of another version, damaged, or too large.
@@ -236,7 +236,7 @@ class Structure:
         return made
 
     def __repr__(self) -> str:
-        """A table: leaves, programs, constructor."""
+        """Return a table of leaves, programs and the constructor."""
         leaves = flatten(self.parameters)
         rows = [(path, summary(leaf), said(self.starts[path])) for path, leaf in leaves.items()]
         size = sum(math.prod(leaf.shape) for leaf in leaves.values())
@@ -253,7 +253,7 @@ class Structure:
 
 
 def _signature(leaves: Mapping[str, str]) -> str:
-    """`x float32[b,3], float32[b]`: paths where they say more than a place."""
+    """Write inputs or outputs as `x float32[b,3], float32[b]`, without paths that are numbers."""
     named = [
         text if path.isdigit() or not path else f"{path} {text}" for path, text in leaves.items()
     ]

@@ -1,4 +1,4 @@
-"""A wider network that computes the same: new units add nothing yet, or share what others do."""
+"""Wider networks that compute the same: new units add nothing, or share the work of others."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def widen(
     incoming: Literal["copy", "random"] = "copy",
     noise: float | None = None,
 ) -> Params:
-    r"""Adds hidden units, and what the network computes stays.
+    r"""Add hidden units without changing the function of the network.
 
-    A new unit begins as a copy of one drawn at random, each as often as the others. With
-    `outgoing="zero"` nobody listens yet: what it adds is exactly zero, and outputs differ at most
-    by the order in which the backend adds up longer sums. With `"split"` a unit and its copies
-    share what it said:
+    A new unit is a copy of one drawn at random, each as often as the others. With
+    `outgoing="zero"` its outgoing weights are zero, so it adds exactly zero, and outputs differ at
+    most by the order in which the backend adds up longer sums. With `"split"` a unit and its
+    copies share its outgoing weights:
 
     $$ W'_{\text{out}}[j] = W_{\text{out}}[\pi(j)] \,/\, |\{k : \pi(k) = \pi(j)\}| $$
 
-    which holds up to rounding, of quotients too where they are no powers of two. Neither holds
-    where something takes statistics over the units, as layer normalization does.
+    The function then stays the same up to rounding. It changes with both if something takes
+    statistics over the units, as layer normalization does.
 
     Args:
-        params: arrays or expressions; the leaves that are named become arrays.
-        produced: what makes the units, by path, with the axis they lie along: the kernel and the
-            bias before them, scales and statistics of a batch normalization.
-        consumed: what reads them, by path, with the axis.
-        width: units there shall be.
+        params: arrays or packed parameters; the named leaves become arrays.
+        produced: the leaves that produce the units, by path, with the axis of the units: the
+            kernel and the bias before them, scales and statistics of a batch normalization.
+        consumed: the leaves that read the units, by path, with the axis.
+        width: the number of units wanted.
         key: draws the copies and the noise.
         outgoing: weights of new units: zero, or split.
         incoming: `"copy"`, or `"random"`: kernels (leaves of two axes or more) drawn as normal
@@ -62,7 +62,7 @@ def widen(
 
     Raises:
         SelectionError: a path is not a leaf; all are named.
-        ShapeError: an axis is none, or sizes differ; all are named.
+        ShapeError: an axis does not exist, or sizes differ; all are named.
         ValueRangeError: the width is not above the size, or a setting is wrong.
 
     Example:
@@ -111,7 +111,7 @@ def widen(
 
 
 def drawn_units(key: Key, units: int, width: int) -> Array:
-    """Which unit each new one copies: drawn at random, each as often as the others.
+    """Draw the unit that each new one copies, each as often as the others.
 
     Example:
         >>> drawn_units(jax.random.key(0), 1, 3)
@@ -123,16 +123,16 @@ def drawn_units(key: Key, units: int, width: int) -> Array:
 def with_copies(
     key: Key, leaf: Array, copied: Array, axis: int, incoming: str, noise: float | None
 ) -> Array:
-    """What makes units, with that of the new ones behind.
+    """Append new units to a leaf that produces units.
 
     Args:
         key: draws the noise.
         leaf: floats, or anything else, which is copied as it is.
-        copied: which unit each new one copies.
-        axis: where units lie.
+        copied: the unit that each new one copies.
+        axis: the axis of the units.
         incoming: `"copy"`, or `"random"` for draws like the leaf.
-        noise: added to copies, times the deviation of the leaf; None for what has no kernel's
-            axes: copies.
+        noise: added to copies, times the deviation of the leaf; None for leaves of one axis,
+            which are copied.
 
     Example:
         >>> with_copies(jax.random.key(0), jnp.ones(2), jnp.array([0]), 0, "copy", None)
@@ -148,12 +148,12 @@ def with_copies(
 
 
 def with_readers(leaf: Array, copied: Array, axis: int, outgoing: str) -> Array:
-    """What reads units, with that of the new ones behind.
+    """Append weights of new units to a leaf that reads units.
 
     Args:
         leaf: weights.
-        copied: which unit each new one copies.
-        axis: where units lie.
+        copied: the unit that each new one copies.
+        axis: the axis of the units.
         outgoing: `"zero"`, or `"split"`: a unit and its copies have equal parts.
 
     Example:
@@ -173,7 +173,7 @@ def with_readers(leaf: Array, copied: Array, axis: int, outgoing: str) -> Array:
 def _units(
     leaves: Mapping[str, Any], produced: Mapping[str, int], consumed: Mapping[str, int]
 ) -> int:
-    """How many units there are, on which all leaves must agree."""
+    """Return the number of units; raise if leaves disagree about it."""
     lost, misfit = Problems(_NAME), Problems(_NAME)
     sizes: dict[int, list[str]] = {}
     for role, named in (("produced", produced), ("consumed", consumed)):

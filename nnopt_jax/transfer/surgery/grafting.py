@@ -1,4 +1,4 @@
-"""Parameters of one model, put into another: by name, with rules where names or shapes differ."""
+"""Weight surgery: parameters of one model in another, by rules if names or shapes differ."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _NAME = "transfer.graft"
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class GraftReport(Tabular):
-    """What became of every leaf.
+    """The result of a graft, leaf by leaf.
 
     Args:
-        copied: paths of the target whose leaves came as they were, but for the dtype.
-        adapted: what was done to the others that came, by path.
-        kept: paths of the target that stayed, by a rule or because the source has none.
-        unused: paths of the source, after all renames, that went nowhere; a path that is kept as
-            well is one of both.
-        failed: what was wrong, by path; paths of the target among them stayed.
-        dead_rules: rules that met no leaf.
+        copied: paths of the target whose leaves were copied, perhaps to another dtype.
+        adapted: how the other leaves of the source were made to fit, by path.
+        kept: paths of the target that stayed, by a rule or because the source lacks them.
+        unused: paths of the source, after all renames, that were not used; with `keep`, a path
+            may be in `kept` as well.
+        failed: the problem, by path; leaves of the target among them stayed.
+        dead_rules: rules that selected no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,11 +57,11 @@ class GraftReport(Tabular):
         return ", ".join(f"{len(paths)} {name}" for name, paths in found if paths)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as dictionaries and lists."""
+        """Return the report as dictionaries and lists."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        """One line for each kind of leaf there is, some paths of it."""
+        """Return a line for each outcome, with some of its paths."""
         lines = []
         for field in dataclasses.fields(self):
             found = getattr(self, field.name)
@@ -76,11 +76,11 @@ class GraftReport(Tabular):
 
 
 class Grafted(NamedTuple):
-    """What `graft` returns.
+    """The result of `graft`.
 
     Args:
-        params: of the structure of the target.
-        report: what became of every leaf.
+        params: the parameters, of the structure of the target.
+        report: the outcome for each leaf.
 
     Example:
         >>> from nnopt_jax.transfer import graft
@@ -97,35 +97,34 @@ class Grafted(NamedTuple):
 def graft(
     target: Params, source: Params, rules: Sequence[Rule] = (), *, strict: bool = True
 ) -> Grafted:
-    r"""Puts the parameters of one model into another.
+    r"""Put the parameters of one model into another.
 
     Rules act on the leaves of the source in the order given; then each leaf of the target takes
-    the leaf of its name. Nothing is changed in place, and nothing at all is returned where one
-    leaf is wrong, unless `strict=False`.
+    the leaf of its name. Nothing is changed in place. One wrong leaf is an error, unless
+    `strict=False`.
 
     Args:
-        target: where parameters go: arrays, expressions, or `jax.ShapeDtypeStruct`s. An array comes
-            in the dtype of the target's, and onto its devices where it says any (`sharding`).
-            Floats are rounded to a narrower dtype (beyond its range: infinite); what would lose
-            more, floats to whole numbers, complex numbers to real ones, or whole numbers beyond the
-            range, is an error. Of abstract leaves, those that are kept stay abstract.
-        source: where they come from: arrays, or expressions. Those come packed where no rule
-            changes them, in the dtype and on the devices that they have.
+        target: arrays, packed parameters, or `jax.ShapeDtypeStruct`s. A copied array gets the dtype
+            of the target, and its devices if it names any (`sharding`). Floats are rounded to a
+            narrower dtype (beyond its range: infinite); greater losses (floats to whole numbers,
+            complex numbers to real ones, whole numbers beyond the range) are errors. Abstract
+            leaves that are kept stay abstract.
+        source: arrays or packed parameters. The latter stay packed if no rule changes them, in
+            their dtype and on their devices.
         rules: of `nnopt_jax.transfer.rules`: `rename`, `drop`, `transpose`, `reshape`, `stack`,
             `unstack`, `fuse`, `split`, for the source; `keep`, `adapt`, for the target.
-        strict: whether it is an error if a leaf of the target finds none of its name (and no
-            `keep` says so), a leaf of the source goes nowhere (and no `drop` says so, nor a `keep`
-            of its name), a rule meets no leaf or cannot do with it what it says, two leaves have
-            one name, or a shape or dtype does not fit. Otherwise the leaves of the target stay,
-            and the report lists them.
+        strict: whether it is an error if a leaf of the target has no counterpart (and no `keep`), a
+            leaf of the source is not used (and has no `drop`, nor a `keep` of its name), a rule
+            selects no leaf or fails, two leaves have one name, or a shape or dtype does not fit.
+            Otherwise the leaves of the target stay, and the report lists them.
 
     Returns:
         The parameters and the report.
 
     Raises:
         CompositionError: something is not a rule, or a leaf holds no numbers.
-        SelectionError: leaves without a counterpart, two for one name, or rules that meet none or
-            do not fit; all are named, with the nearest names.
+        SelectionError: leaves have no counterpart, two have one name, or rules select none or do
+            not fit; all are named, with the nearest names.
         ShapeError: shapes differ and no rule makes them fit, or values would be lost in the dtype
             of the target; all are named.
 
@@ -156,7 +155,7 @@ def graft(
     there, here = read(target, "target", wrong), read_source(source, wrong)
     wrong.raise_as(CompositionError)
     way = _Graft(here, rules)
-    way.lay_out(strict)
+    way.follow_rules(strict)
     found = {path: way.leaf(path, leaf) for path, leaf in there.items()}
     if strict:
         way.complain(there)
@@ -169,7 +168,7 @@ def graft(
 
 
 def _rules(given: Any) -> list[Rule]:
-    """The rules, and nothing else."""
+    """Return the rules as a list; raise if something else is among them."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise CompositionError(
             f"{_NAME}: rules is {described(given)}; give a list, [rules.keep('head')], say."
@@ -184,7 +183,7 @@ def _rules(given: Any) -> list[Rule]:
 
 @dataclasses.dataclass
 class _Graft:
-    """The leaves of the source under their new names, and what became of them."""
+    """The leaves of the source under their new names, and the outcome so far."""
 
     here: Leaves
     rules: list[Rule]
@@ -196,8 +195,8 @@ class _Graft:
     hidden: set[str] = dataclasses.field(default_factory=set)
     failed: Failed = dataclasses.field(default_factory=dict)
 
-    def lay_out(self, strict: bool) -> None:
-        """Brings the leaves of the source to the names and layouts of the target."""
+    def follow_rules(self, strict: bool) -> None:
+        """Give the leaves of the source the names and layouts of the target, by the rules."""
         for rule in self.rules:
             if rule.change is not None:
                 self.here, hits = rule.change(self.here, self.failed)
@@ -206,8 +205,8 @@ class _Graft:
             _all_of(self.failed).raise_as(SelectionError)
 
     def leaf(self, path: str, target: Any) -> Any:
-        """What the target gets; None where its own leaf stays."""
-        if self._met(path, target, lambda rule: rule.keeps):
+        """Return the leaf for a path of the target; None if its own leaf stays."""
+        if self._selecting(path, target, lambda rule: rule.keeps):
             self.kept.append(path)
             self.hidden.update({path} & self.here.keys())
             return None
@@ -217,7 +216,7 @@ class _Graft:
                 self.lost.append(path)
             return None
         source = self.here[path]
-        rule = self._met(path, target, lambda rule: rule.adapts)
+        rule = self._selecting(path, target, lambda rule: rule.adapts)
         alike = source.shape == target.shape
         found = source if alike else self._fitted(path, source, target, rule)
         if found is None or self._is_poorer(path, target, found):
@@ -228,15 +227,15 @@ class _Graft:
             self.adapted[path] = f"{source.shape} -> {target.shape} by {rule}"
         return found
 
-    def _met(self, path: str, target: Any, test: Any) -> Rule | None:
-        """The first rule that means a leaf of the target; all that do are counted."""
-        met = [rule for rule in self.rules if test(rule) and test(rule)(path, target)]
-        for rule in met:
+    def _selecting(self, path: str, target: Any, test: Any) -> Rule | None:
+        """Return the first rule that selects a leaf of the target; count all that do."""
+        selecting = [rule for rule in self.rules if test(rule) and test(rule)(path, target)]
+        for rule in selecting:
             self.hits[rule] += 1
-        return met[0] if met else None
+        return selecting[0] if selecting else None
 
     def _fitted(self, path: str, source: Any, target: Any, rule: Rule | None) -> Any:
-        """The source in the shape of the target; None where no rule makes it so."""
+        """Return the source in the shape of the target; None if no rule makes it fit."""
         how = f"adapt({path!r}, corner | rows | grid(...)), or keep() it"
         if rule is None or rule.adapt is None:
             self.failed[path] = (
@@ -253,7 +252,7 @@ class _Graft:
         return found
 
     def _is_poorer(self, path: str, target: Any, found: Any) -> bool:
-        """Whether the dtype of the target cannot take what was found."""
+        """Return whether the dtype of the target would lose values of the leaf found."""
         if is_node(found) or not loses(found, canonical(target.dtype)):
             return False
         self.failed[path] = (
@@ -263,7 +262,7 @@ class _Graft:
         return True
 
     def report(self, there: Leaves) -> GraftReport:
-        """What became of every leaf."""
+        """Return the report so far."""
         return GraftReport(
             tuple(self.copied),
             self.adapted,
@@ -274,7 +273,7 @@ class _Graft:
         )
 
     def complain(self, there: Leaves) -> None:
-        """Raises all that has no counterpart, or else all that does not fit."""
+        """Raise for leaves without a counterpart, or else for leaves that do not fit."""
         lost, report = Problems(_NAME), self.report(there)
         homeless = [path for path in report.unused if path not in self.hidden]
         for path in self.lost:
@@ -301,7 +300,7 @@ def _adapted(adapt: Callable[[Any, Any], Any], source: Any, target: Any) -> Any:
 
 
 def _placed(target: Any, leaf: Any) -> Any:
-    """In the dtype and on the devices that the target says; expressions as they are."""
+    """Return a leaf in the dtype and on the devices of the target; packed ones as they are."""
     if is_node(leaf):
         return leaf
     leaf = jnp.asarray(leaf, canonical(target.dtype))

@@ -1,4 +1,4 @@
-"""Leaves that come to a graft, and which dtypes they can be brought to."""
+"""The leaves of a graft, and the dtypes that they may be cast to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
 
 def read(tree: Params, whose: str, problems: Problems) -> Leaves:
-    """The leaves by path: expressions, arrays of JAX or NumPy, and shapes with a dtype."""
+    """Return the leaves by path: packed parameters, arrays of JAX or NumPy, and shapes."""
     leaves = flatten(tree, is_node)
     for path, leaf in leaves.items():
         if is_node(leaf) or isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
@@ -34,7 +34,7 @@ def read(tree: Params, whose: str, problems: Problems) -> Leaves:
 
 
 def read_source(tree: Params, problems: Problems) -> Leaves:
-    """The leaves by path: expressions, and arrays of JAX."""
+    """Return the leaves of the source by path: packed parameters, and arrays of JAX."""
     leaves = read(tree, "source", problems)
     for path, leaf in leaves.items():
         if any(isinstance(part, jax.ShapeDtypeStruct) for part in jax.tree.leaves(leaf)):
@@ -49,21 +49,21 @@ def read_source(tree: Params, problems: Problems) -> Leaves:
 
 
 def canonical(dtype: Any) -> Any:
-    """The dtype that JAX, as it is set up, has for another."""
+    """Return the dtype that JAX uses for another one, with or without 64 bits."""
     return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
 def loses(x: Any, dtype: Any) -> bool:
-    """Whether an array loses more in another dtype than floats lose by rounding.
+    """Return whether a cast loses more than floats lose by rounding.
 
     Args:
         x: an array of NumPy or JAX.
-        dtype: where it shall go.
+        dtype: the dtype of the cast.
 
     Returns:
-        True of what leaves its kind (keys, complex numbers, floats, whole numbers, truth values)
-        for a poorer one, and of whole numbers that are, or under `jax.jit` may be, beyond the
-        range of the other dtype.
+        True for a cast to a poorer kind (from keys, complex numbers, floats, whole numbers, truth
+        values, in this order), and for whole numbers that are, or under `jax.jit` may be, beyond
+        the range of the other dtype.
 
     Example:
         >>> import numpy as np
@@ -85,6 +85,6 @@ def loses(x: Any, dtype: Any) -> bool:
 
 
 def _kind(dtype: Any) -> int | None:
-    """Place among the kinds of numbers, from poor to rich; None for what is none of them."""
+    """Return the rank of a dtype among the kinds of numbers, from poor to rich, or None."""
     found = (place for place, kind in enumerate(_KINDS) if jnp.issubdtype(dtype, kind))
     return next(found, None)
