@@ -52,7 +52,7 @@ class GraftReport(Tabular):
     dead_rules: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Return what `repr` shows."""
+        """Return the summary that `repr` shows."""
         found = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return ", ".join(f"{len(paths)} {name}" for name, paths in found if paths)
 
