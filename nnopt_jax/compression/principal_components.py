@@ -11,7 +11,7 @@ import numpy as np
 from nnopt_jax.compression.projection import Projection
 from nnopt_jax.errors import NonFiniteError, ShapeError, ValueRangeError
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.given import described
+from nnopt_jax.transform.validation import described
 
 _NAME = "compression.pca"
 
@@ -74,7 +74,7 @@ def pca(
     variance, directions = _spectrum(found)
     kept = components or _enough(variance, float(energy or 1.0))
     if whiten:
-        _require_varying(variance, kept)
+        _check_varying(variance, kept)
         directions[:, :kept] /= np.sqrt(variance[:kept])[None]
     matrix, mean = directions[:, :kept].astype(np.float32), found.mean.astype(np.float32)
     return Projection(matrix=jnp.asarray(matrix), mean=jnp.asarray(mean))
@@ -137,7 +137,7 @@ def _enough(variance: np.ndarray, energy: float) -> int:
     return int(reached.argmax()) + 1
 
 
-def _require_varying(variance: np.ndarray, kept: int) -> None:
+def _check_varying(variance: np.ndarray, kept: int) -> None:
     """Raise if whitening would divide by a variance that is only rounding."""
     varying = int((variance > variance[0] * len(variance) * np.finfo(np.float64).eps).sum())
     if kept > varying:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.errors import CompositionError, ShapeError, ValueRangeError
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.given import described, require_key
+from nnopt_jax.transform.validation import check_key, described
 from nnopt_jax.typing import Array, ArrayLike, Key
 
 
@@ -238,7 +238,7 @@ def johnson_lindenstrauss(
         given = f"with samples={samples!r} and epsilon={epsilon!r}"
         settings.wrong("components", components, f"{given}: give components, or both of the rest.")
     settings.done()
-    require_key(who, key)
+    check_key(who, key)
     count = components if components is not None else dimension(samples or 0, epsilon or 0.0)
     if count > features and (kind == "orthogonal" or components is None):
         raise ValueRangeError(

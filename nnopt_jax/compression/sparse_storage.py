@@ -74,7 +74,7 @@ def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices)
 
     def init(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
         del start
-        _require_pattern(leaves, form)
+        _check_pattern(leaves, form)
         return {}, {path: _support(leaf, form) for path, leaf in leaves.items()}
 
     def encode(leaves: Leaves, state: State, train: bool) -> Leaves:
@@ -100,7 +100,7 @@ def _support(leaf: jax.Array, format: Format) -> jax.Array:
     return expand(any_in_block(mask, format), mask.shape) if isinstance(format, tuple) else mask
 
 
-def _require_pattern(leaves: Leaves, format: Format) -> None:
+def _check_pattern(leaves: Leaves, format: Format) -> None:
     """Raise, where values are known, if a group holds more than its pattern stores."""
     pair, problems = n_of_m(format), Problems(_NAME)
     if pair is None:

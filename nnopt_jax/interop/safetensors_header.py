@@ -91,7 +91,7 @@ def parse(text: bytes, room: int, who: str) -> tuple[dict[str, TensorEntry], dic
                 name, f"{error}" if isinstance(error, ArtifactError) else f"malformed ({error!r})"
             )
     if not problems:
-        _require_tiling(entries, room, problems)
+        _check_tiling(entries, room, problems)
     problems.raise_as(ArtifactError)
     return entries, metadata
 
@@ -125,7 +125,7 @@ def _entry(told: Any) -> TensorEntry:
     return entry
 
 
-def _require_tiling(entries: Mapping[str, TensorEntry], room: int, problems: Problems) -> None:
+def _check_tiling(entries: Mapping[str, TensorEntry], room: int, problems: Problems) -> None:
     """Check that tensors lie one behind the other, from the first byte to the last."""
     at, before = 0, "the header"
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].nbytes)):

@@ -31,7 +31,7 @@ from nnopt_jax.ops.checksums import digest
 from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten, unflatten
 
-__all__ = ["Wanted", "freeze", "mismatches", "require_agreement", "thaw", "wanted"]
+__all__ = ["Wanted", "check_agreement", "freeze", "mismatches", "thaw", "wanted"]
 
 
 class Wanted(NamedTuple):
@@ -76,7 +76,7 @@ def freeze(tree: Any, caller: str, *, finite: bool = True) -> tuple[dict[str, An
     leaves = _flatten(tree, caller)
     kinds = _kinds(leaves, caller)
     if finite:
-        _require_finite(leaves, caller)
+        _check_finite(leaves, caller)
     arrays, entries = {}, []
     for number, (path, leaf) in enumerate(kinds.items()):
         entry: dict[str, Any] = {"path": path, "kind": leaf.kind}
@@ -86,7 +86,7 @@ def freeze(tree: Any, caller: str, *, finite: bool = True) -> tuple[dict[str, An
             arrays[str(number)] = _for_all(encode(leaves[path]))
             entry["checksum"] = digest(arrays[str(number)])
         entries.append(entry)
-    require_agreement(entries, caller)
+    check_agreement(entries, caller)
     return arrays, {"tree": describe(unflatten(tree, kinds)), "leaves": entries}
 
 
@@ -217,7 +217,7 @@ def _kinds(leaves: Mapping[str, Any], caller: str) -> dict[str, StoredLeaf]:
     return kinds
 
 
-def _require_finite(leaves: Mapping[str, Any], caller: str) -> None:
+def _check_finite(leaves: Mapping[str, Any], caller: str) -> None:
     problems = Problems(caller)
     for path, leaf in leaves.items():
         if text := nonfinite(leaf):
@@ -235,7 +235,7 @@ def _sharding(x: Any) -> jax.sharding.Sharding | None:
     return sharding if isinstance(sharding, jax.sharding.Sharding) else None
 
 
-def require_agreement(entries: Sequence[dict[str, Any]], caller: str) -> None:
+def check_agreement(entries: Sequence[dict[str, Any]], caller: str) -> None:
     """Check that every process holds the same leaves with the same values.
 
     Args:
@@ -246,8 +246,8 @@ def require_agreement(entries: Sequence[dict[str, Any]], caller: str) -> None:
         CheckpointError: in every process, where they differ; all such leaves are listed.
 
     Example:
-        >>> from nnopt_jax.interop.snapshot import require_agreement
-        >>> require_agreement([{"path": "w", "checksum": [1, 2]}], "demo")  # one process
+        >>> from nnopt_jax.interop.snapshot import check_agreement
+        >>> check_agreement([{"path": "w", "checksum": [1, 2]}], "demo")  # one process
     """
     if jax.process_count() == 1:
         return

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nnopt_jax.errors import ShapeError
-from nnopt_jax.parallel.meshes import batch_spec, constrain, require_mesh, shares
+from nnopt_jax.parallel.meshes import batch_spec, check_mesh, constrain, shares
 from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array
@@ -45,7 +45,7 @@ def process_rows(size: int, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
     settings = Settings(who)
     settings.integer("size", size, 1)
     settings.done()
-    require_divisible(who, np.empty((size, 0)), ways, "")
+    check_divisible(who, np.empty((size, 0)), ways, "")
     spans = sharding.addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[span] for span in spans if span]))
 
@@ -77,7 +77,7 @@ def shard_batch(batch: Any, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
     sharding, ways = _split(mesh, axes, who)
     # The shares of this process: all but where others hold some.
     here = len(set(map(str, sharding.addressable_devices_indices_map((ways,)).values())))
-    require_divisible(who, batch, here, ", or fill it up by parallel.pad_batch")
+    check_divisible(who, batch, here, ", or fill it up by parallel.pad_batch")
     if sharding.is_fully_addressable:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
@@ -183,7 +183,7 @@ def _even(batches: Iterable[Any], uneven: str) -> Iterator[Any]:
             yield batch
 
 
-def require_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
+def check_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
     """Wants batches whose rows divide into equal shares.
 
     Raises:
@@ -199,7 +199,7 @@ def require_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
 
 def _split(mesh: Mesh, axes: Sequence[str] | None, who: str) -> tuple[NamedSharding, int]:
     """How a batch lies, and into how many shares it is split."""
-    require_mesh(who, mesh)
+    check_mesh(who, mesh)
     spec = batch_spec(mesh, axes, who)
     return NamedSharding(mesh, spec), shares(mesh, spec)
 

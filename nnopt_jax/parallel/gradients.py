@@ -15,8 +15,8 @@ from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.batches import micro_batches
 from nnopt_jax.parallel.meshes import constrain
 from nnopt_jax.parallel.shard_specs import Shards
-from nnopt_jax.transform.given import described
 from nnopt_jax.transform.training import filled, floats
+from nnopt_jax.transform.validation import described
 from nnopt_jax.typing import Array, ArrayLike, Key
 
 Given = Callable[[Any], Any]

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from nnopt_jax.errors import CompositionError, SelectionError, ShapeError
 from nnopt_jax.settings import Settings, is_whole
-from nnopt_jax.transform.given import described
+from nnopt_jax.transform.validation import described
 
 BATCH_AXES = ("data", "fsdp")
 """The axes, where a mesh has them, over which the examples of a batch are split."""
@@ -153,7 +153,7 @@ def with_automatic_axes(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def require_mesh(who: str, mesh: Any) -> None:
+def check_mesh(who: str, mesh: Any) -> None:
     """Wants a mesh.
 
     Raises:

@@ -11,16 +11,16 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nnopt_jax.arrays.nodes import summary
 from nnopt_jax.errors import CompositionError, Problems, ShapeError
-from nnopt_jax.parallel.batches import micro_batches, require_divisible
+from nnopt_jax.parallel.batches import check_divisible, micro_batches
 from nnopt_jax.parallel.meshes import (
     batch_spec,
+    check_mesh,
     named,
-    require_mesh,
     shares,
     with_automatic_axes,
 )
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.given import described
+from nnopt_jax.transform.validation import described
 from nnopt_jax.tree.devices import automatic
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array
@@ -165,7 +165,7 @@ def pipeline(
         Huang et al., GPipe, arXiv:1811.06965; Narayanan et al. (circular), arXiv:2104.04473.
     """
     who = "parallel.pipeline"
-    require_mesh(who, mesh)
+    check_mesh(who, mesh)
     settings = Settings(who)
     settings.integer("microbatches", microbatches, 1)
     settings.choice("axis", axis, tuple(mesh.shape))
@@ -177,8 +177,8 @@ def pipeline(
     inner = jax.checkpoint(block) if remat else block
 
     def run(staged: Any, x: Any) -> Any:
-        repeats = _require_staged(who, staged, stages, microbatches)
-        require_divisible(who, x, ways, "")
+        repeats = _check_staged(who, staged, stages, microbatches)
+        check_divisible(who, x, ways, "")
         cut = micro_batches(x, microbatches, mesh, rows)
         turn = jax.shard_map(
             _schedule(inner, axis, stages, microbatches, repeats),
@@ -251,7 +251,7 @@ def _where(condition: Array, a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
-def _require_staged(who: str, staged: Any, stages: int, microbatches: int) -> int:
+def _check_staged(who: str, staged: Any, stages: int, microbatches: int) -> int:
     """Wants leaves laid out for this pipeline; returns the repeats."""
     problems = Problems(who)
     shapes = {path: leaf.shape[:3] for path, leaf in flatten(staged).items()}

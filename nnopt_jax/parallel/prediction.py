@@ -15,8 +15,8 @@ from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.parallel.batches import pad_batch, rows_of
 from nnopt_jax.parallel.meshes import batch_spec, constrain, inside, named, settled, shares
-from nnopt_jax.parallel.shard_specs import Shards, require_plan
-from nnopt_jax.parallel.sharding import require_planned
+from nnopt_jax.parallel.shard_specs import Shards, check_plan
+from nnopt_jax.parallel.sharding import check_planned
 from nnopt_jax.tree.devices import automatic, place
 from nnopt_jax.tree.paths import flatten
 
@@ -56,7 +56,7 @@ class Predict:
             ShapeError: the parameters are not those that were planned for, or an output has other
                 rows than the batch.
         """
-        require_planned("parallel.predict", params, self.plan)
+        check_planned("parallel.predict", params, self.plan)
         count = rows_of("parallel.predict", batch)
         if count % self.shares:
             batch, _ = pad_batch(batch, count + self.shares - count % self.shares)
@@ -98,7 +98,7 @@ def predict(
         (5, 1024)
     """
     who = "parallel.predict"
-    require_plan(who, plan)
+    check_plan(who, plan)
     mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, who)
     out = named(mesh, rows)
     at = plan.shardings, out
@@ -106,14 +106,14 @@ def predict(
     def forward(params: Any, batch: Any) -> Any:
         dense = materialize(constrain(params, mesh, plan.used))
         outputs = apply(constrain(dense, mesh, plan.logical_used), batch)
-        _require_rows(outputs, rows_of(who, batch))
+        _check_rows(outputs, rows_of(who, batch))
         return outputs
 
     compiled = jax.jit(automatic(forward, mesh, out), in_shardings=at, out_shardings=out)
     return Predict(plan, at, compiled, _first_rows(mesh), shares(mesh, rows))
 
 
-def _require_rows(outputs: Any, rows: int) -> None:
+def _check_rows(outputs: Any, rows: int) -> None:
     """Wants outputs of the rows of the batch: they are split, and cut, along the first axis."""
     problems = Problems("parallel.predict")
     for path, x in flatten(outputs).items():

@@ -72,7 +72,7 @@ def distributed(
         nnopt_jax.errors.ValueRangeError: parallel.distributed: process=None is not given; \
 coordinator, processes and process belong together.
     """
-    _require("parallel.distributed", coordinator, processes, process, heartbeat)
+    _check_settings("parallel.distributed", coordinator, processes, process, heartbeat)
     # Without this the runtime ends the process, before Python can say why.
     jax.config.update("jax_enable_recoverability", True)
     jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=heartbeat)
@@ -83,7 +83,7 @@ coordinator, processes and process belong together.
         jax.distributed.shutdown()
 
 
-def _require(
+def _check_settings(
     who: str, coordinator: str | None, processes: int | None, process: int | None, heartbeat: int
 ) -> None:
     settings = Settings(who)

@@ -13,12 +13,12 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from nnopt_jax.arrays.nodes import field_specs, is_node, summary
 from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.errors import CompositionError, SelectionError
-from nnopt_jax.parallel.meshes import named, require_mesh, shares
+from nnopt_jax.parallel.meshes import check_mesh, named, shares
 from nnopt_jax.parallel.parameter import split_fully
 from nnopt_jax.parallel.tensor import Rule, Ruled, by_annotation, by_graph, by_rules
 from nnopt_jax.settings import Settings
 from nnopt_jax.trace import Graph
-from nnopt_jax.transform.given import described, require_arrays
+from nnopt_jax.transform.validation import check_arrays, described
 from nnopt_jax.tree.bit_counts import dtype_bits, tree_bits
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
@@ -191,15 +191,16 @@ def specs(
         params: the parameters, dense or packed, or `jax.ShapeDtypeStruct`s in their place.
         mesh: the devices; an `AbstractMesh` for a plan on paper.
         rules: `(where, spec)` pairs for tensor parallelism; the spec is a `PartitionSpec`, a
-            tuple of its entries, or None for a leaf that is to stay whole.
+            tuple of its entries, or None for a leaf that stays whole.
         annotations: a tree of the parameters' structure of `PartitionSpec` or None, such as
             `flax.linen.get_partition_spec` and `flax.nnx.get_partition_spec` return.
-        graph: what `nnopt.graph(apply, params, *inputs)` made: tensor parallelism without rules.
-        model: the mesh axis that it splits over, where the mesh has it.
-        fsdp: the mesh axis for parameter parallelism, where the mesh has it; None for none. Any
-            axis will do: with `"stage"` what lies outside of a pipeline is shared out, too.
-        where: the leaves it is for; default all.
-        least: it leaves arrays of fewer bytes alone.
+        graph: the result of `nnopt.graph(apply, params, *inputs)`: tensor parallelism without
+            rules.
+        model: the mesh axis of tensor parallelism by the graph, if the mesh has it.
+        fsdp: the mesh axis of parameter parallelism, if the mesh has it; None for none. With
+            `"stage"`, parameters outside of a pipeline are split over its stages, too.
+        where: the leaves that parameter parallelism splits; default: all.
+        least: the bytes below which it splits no array.
 
     Returns:
         The plan.
@@ -224,7 +225,7 @@ dense/kernel. 1 leaves considered; nnopt.tree.flatten(params) shows them, as doe
 RECIPE --list'.
     """
     who = "parallel.specs"
-    require_mesh(who, mesh)
+    check_mesh(who, mesh)
     settings = Settings(who)
     settings.integer("least", least, 0)
     settings.done()
@@ -234,7 +235,7 @@ RECIPE --list'.
                                  f"{', '.join(mesh.shape)}.")  # fmt: skip
         fsdp = None
     leaves = flatten(params, is_node)
-    require_arrays(who, leaves)
+    check_arrays(who, leaves)
     ruled = by_graph(leaves, graph, mesh, model) if graph and model in mesh.shape else {}
     ruled |= by_annotation(leaves, annotations, mesh, who) if annotations is not None else {}
     ruled |= by_rules(leaves, rules, mesh, who)
@@ -282,7 +283,7 @@ def _plan_leaf(
     return specs, ShardRow(path, summary(leaf), logical, ", ".join(said), *sizes)
 
 
-def require_plan(who: str, plan: Any) -> None:
+def check_plan(who: str, plan: Any) -> None:
     """Wants a plan.
 
     Raises:

@@ -10,7 +10,7 @@ import jax
 from nnopt_jax.arrays.nodes import is_node, summary
 from nnopt_jax.errors import Problems, ShapeError, nearest
 from nnopt_jax.parallel.meshes import settled
-from nnopt_jax.parallel.shard_specs import Shards, require_plan
+from nnopt_jax.parallel.shard_specs import Shards, check_plan
 from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten
 
@@ -37,7 +37,7 @@ def shard(params: Any, plan: Shards) -> Any:
         >>> nnopt.parallel.shard(params, plan)["kernel"].addressable_shards[0].data.shape
         (8, 128)
     """
-    require_planned("parallel.shard", params, plan)
+    check_planned("parallel.shard", params, plan)
     return settled(plan.devices, place(params, plan.shardings))
 
 
@@ -63,13 +63,13 @@ def sharded_init(init: Callable[..., Any], plan: Shards) -> Callable[..., Any]:
     return jax.jit(init, out_shardings=plan.shardings)
 
 
-def require_planned(who: str, params: Any, plan: Shards) -> None:
+def check_planned(who: str, params: Any, plan: Shards) -> None:
     """Wants parameters of the paths, shapes and dtypes that were planned for.
 
     Raises:
         ShapeError: they are others.
     """
-    require_plan(who, plan)
+    check_plan(who, plan)
     wanted, given = flatten(plan.params, is_node), flatten(params, is_node)
     problems = Problems(who)
     for path in wanted.keys() - given.keys():

@@ -14,16 +14,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.parallel.batches import require_divisible
+from nnopt_jax.parallel.batches import check_divisible
 from nnopt_jax.parallel.gradients import gradient
 from nnopt_jax.parallel.meshes import batch_spec, constrain, inside, named, settled, shares
-from nnopt_jax.parallel.shard_specs import Shards, require_plan
-from nnopt_jax.parallel.sharding import require_planned
+from nnopt_jax.parallel.shard_specs import Shards, check_plan
+from nnopt_jax.parallel.sharding import check_planned
 from nnopt_jax.parallel.train_state import Layout, TrainState, layout
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform import Transform, chain, step, trainable
-from nnopt_jax.transform.given import described, require_transforms
 from nnopt_jax.transform.training import forward
+from nnopt_jax.transform.validation import check_transforms, described
 from nnopt_jax.tree.devices import automatic, place
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Key
@@ -75,7 +75,7 @@ class TrainStep:
         Raises:
             ShapeError: the parameters are not those that were planned for.
         """
-        require_planned("parallel.train_step", params, self.plan)
+        check_planned("parallel.train_step", params, self.plan)
         with inside(self.plan.devices):
             return self.start(params, key, stats)
 
@@ -107,8 +107,8 @@ class TrainStep:
             ShapeError: the rows do not divide by the mesh and the accumulation.
             CompositionError: the state is of another step, or was given away.
         """
-        _require_kept(state, self.layout.shapes)
-        require_divisible("parallel.train_step", batch, self.shares,
+        _check_kept(state, self.layout.shapes)
+        check_divisible("parallel.train_step", batch, self.shares,
                           " (parallel.feed(uneven='pad') fills a last one up)")  # fmt: skip
         given = place((batch, args, key), self.at)
         with inside(self.plan.devices):
@@ -180,13 +180,13 @@ def train_step(
     import optax
 
     who = "parallel.train_step"
-    require_plan(who, plan)
+    check_plan(who, plan)
     if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
         raise CompositionError(
             f"{who}: optimizer is {described(optimizer)}; give one of optax, optax.adamw(1e-3)."
         )
     if tx is not None:
-        require_transforms(who, [tx])
+        check_transforms(who, [tx])
     settings = Settings(who)
     settings.integer("accumulate", accumulate, 1)
     settings.flag("donate", donate)
@@ -222,7 +222,7 @@ def train_step(
     return TrainStep(plan, lies, at, compiled, start, shares(mesh, rows) * accumulate)
 
 
-def _require_kept(state: TrainState, wanted: TrainState) -> None:
+def _check_kept(state: TrainState, wanted: TrainState) -> None:
     """Wants a state of this step whose arrays are there: the runtime would crash without them."""
     if jax.tree.structure(state) != jax.tree.structure(wanted):
         raise CompositionError(

@@ -16,7 +16,7 @@ from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.pruning.pattern_names import PatternLike, parse_pattern
 from nnopt_jax.pruning.patterns import NOfM, Pattern, WholeBlocks, conventional
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.given import require_arrays
+from nnopt_jax.transform.validation import check_arrays
 from nnopt_jax.tree.paths import flatten
 
 
@@ -187,7 +187,7 @@ def measure_sparsity(tree: Any, *, pattern: PatternLike = None) -> SparsityTable
     found = parse_pattern(pattern, settings)
     settings.done()
     leaves = flatten(tree, is_node)
-    require_arrays("pruning.measure_sparsity", leaves)
+    check_arrays("pruning.measure_sparsity", leaves)
     rows = [
         _row(path, leaf, found)
         for path, leaf in leaves.items()

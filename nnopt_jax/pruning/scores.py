@@ -21,8 +21,8 @@ from nnopt_jax.pruning.score import (
     seeds,
 )
 from nnopt_jax.settings import Settings, takes
-from nnopt_jax.transform.given import described
 from nnopt_jax.transform.leaves import Leaves, Start, Update
+from nnopt_jax.transform.validation import described
 
 __all__ = [
     "SCORES",

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from nnopt_jax import parallel
 from nnopt_jax.errors import NnoptError, RecipeError
-from nnopt_jax.parallel.batches import require_divisible
+from nnopt_jax.parallel.batches import check_divisible
 from nnopt_jax.parallel.meshes import batch_spec, shares
 from nnopt_jax.parallel.train_state import layout
 from nnopt_jax.recipe.inputs import Examples
@@ -115,7 +115,7 @@ def place_run(wanted: Parallel | None, batch_size: int, params: Any) -> Placemen
         rules = [(rule.where, rule.split) for rule in wanted.rules]
         shards = parallel.specs(params, mesh, rules, fsdp=wanted.fsdp, least=wanted.least)
         ways = shares(mesh, batch_spec(mesh, None, "batch_size")) * wanted.accumulate
-        require_divisible("batch_size", np.empty((batch_size, 0)), ways, "")
+        check_divisible("batch_size", np.empty((batch_size, 0)), ways, "")
     except NnoptError as error:
         raise RecipeError(f"recipe: parallel: {error}") from error
     return Placement(wanted, shards)

@@ -24,7 +24,7 @@ from nnopt_jax.errors import (
     nearest,
 )
 from nnopt_jax.ops.checksums import digest
-from nnopt_jax.transform.given import require_values
+from nnopt_jax.transform.validation import check_values
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Params
 
@@ -147,7 +147,7 @@ def load_adapter(
 def _leaves(who: str, tree: Params) -> dict[str, Any]:
     """Return the leaves by path; raise if some are not arrays."""
     leaves = flatten(tree, is_node)
-    require_values(who, leaves)
+    check_values(who, leaves)
     return leaves
 
 

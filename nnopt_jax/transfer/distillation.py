@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from nnopt_jax.errors import ShapeError
 from nnopt_jax.ops.block_formats import exponent
 from nnopt_jax.settings import Settings
-from nnopt_jax.transform.given import require_key
+from nnopt_jax.transform.validation import check_key
 from nnopt_jax.typing import Array, ArrayLike, Key
 
 
@@ -157,7 +157,7 @@ def hint_regressor(key: Key, student: int, teacher: int) -> Array:
     settings.integer("student", student, 1)
     settings.integer("teacher", teacher, 1)
     settings.done()
-    require_key("transfer.hint_regressor", key)
+    check_key("transfer.hint_regressor", key)
     return jax.random.normal(key, (student, teacher), jnp.float32) * jnp.float32(student**-0.5)
 
 

@@ -13,7 +13,7 @@ from nnopt_jax.arrays.nodes import is_node, materialize, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.ops import model_merging
 from nnopt_jax.settings import Settings, single
-from nnopt_jax.transform.given import require_values
+from nnopt_jax.transform.validation import check_values
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Array, ArrayLike, Params
 
@@ -266,7 +266,7 @@ def _aligned(who: str, models: Sequence[Params], names: Sequence[str]) -> list[d
     leaves = [flatten(model, is_node) for model in models]
     called = [*names, *(f"model {number}" for number in range(len(names), len(models)))]
     for name, one in zip(called, leaves, strict=True):
-        require_values(f"{who}: {name}", one)
+        check_values(f"{who}: {name}", one)
     first, lost, misfit = leaves[0], Problems(who), Problems(who)
     for name, other in zip(called[1:], leaves[1:], strict=True):
         for path in first.keys() - other.keys():

@@ -16,7 +16,7 @@ from nnopt_jax.artifact.file import DEFAULT_MAX_BYTES, contents
 from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import ArtifactError, ValueRangeError
 from nnopt_jax.transfer.structure.structure import Structure
-from nnopt_jax.transform.given import described, require_values
+from nnopt_jax.transform.validation import check_values, described
 from nnopt_jax.typing import Params
 
 
@@ -94,7 +94,7 @@ def save_model(
             f"save_model: structure is {described(structure)}; give what capture() returned, then "
             "the parameters."
         )
-    require_values("save_model", structure.require(params, "save_model"))
+    check_values("save_model", structure.check(params, "save_model"))
     artifact.save(path, params, metadata=metadata, program=structure.to_bytes())
 
 
@@ -122,7 +122,7 @@ def load_model(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYT
     found = contents(path, max_bytes)
     structure = _structure(path, found, max_bytes)
     try:
-        structure.require(found.tree, "load_model")
+        structure.check(found.tree, "load_model")
     except (LookupError, ValueError) as error:
         raise ArtifactError(f"{os.fspath(path)}: {error}") from error
     return Model(structure, container.read(found), found.metadata)

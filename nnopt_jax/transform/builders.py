@@ -138,7 +138,7 @@ def on_leaves(
     refresh: Callable[[Leaves, State, Update], tuple[Leaves, Leaves]] | None = None,
     project: Callable[[jax.Array, Any], jax.Array] | None = None,
     faults: Callable[[str, Any], Faults] = lambda path, leaf: Faults(),
-    require: Callable[[Leaves], None] = lambda leaves: None,
+    check_together: Callable[[Leaves], None] = lambda leaves: None,
     needs_axes: Callable[[str, Any], bool] = lambda path, leaf: False,
     inside: tuple[str, ...] = (),
     slots: bool | None = None,
@@ -158,10 +158,10 @@ def on_leaves(
         refresh: `(leaves by path, state, Update) -> (learned, rest)`; None to keep them.
         project: see `wrapping`.
         faults: `(path, leaf) -> Faults`, from shape and dtype alone.
-        require: raises if the chosen leaves cannot go together.
+        check_together: raises if the chosen leaves cannot go together.
         needs_axes: `(path, leaf) -> bool`: whether the method depends on the axes of a leaf.
-        inside: entries of a state beside those by path, see `require_state`.
-        slots: see `require_state`.
+        inside: entries of a state beside those by path, see `check_state`.
+        slots: see `check_state`.
         exact: see `Transform`.
         needs: see `wrapping`.
         takes: see `wrapping`.
@@ -171,7 +171,7 @@ def on_leaves(
     def mine(params: Any) -> Leaves:
         leaves = chosen_leaves(where, params, name, binding)
         fit = fitting(name, leaves, {p: faults(p, x) for p, x in leaves.items()}, binding)
-        require(fit)
+        check_together(fit)
         return fit
 
     def init_(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> State:

@@ -14,15 +14,15 @@ from nnopt_jax.columns import brief
 from nnopt_jax.errors import CapacityError
 from nnopt_jax.transform.base import Grads, Transform, abstract_state, abstractly, bindable
 from nnopt_jax.transform.binding import Binding, check_parameters
-from nnopt_jax.transform.given import (
-    require_grads,
-    require_key,
-    require_states,
-    require_transforms,
-)
 from nnopt_jax.transform.inert import without_inert
 from nnopt_jax.transform.measured import Measured
 from nnopt_jax.transform.notes import Notes, joined
+from nnopt_jax.transform.validation import (
+    check_grads,
+    check_key,
+    check_states,
+    check_transforms,
+)
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 
@@ -55,7 +55,7 @@ def chain(*transforms: Transform) -> Transform:
     References:
         The composition of gradient transformations in optax (`optax.chain`).
     """
-    require_transforms("chain", transforms)
+    check_transforms("chain", transforms)
     return bindable(lambda binding: _chain(*(bound_to(binding, one) for one in transforms)))
 
 
@@ -77,7 +77,7 @@ def _chain(*transforms: Transform) -> Transform:
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> tuple:
         states = []
         if key is not None:
-            require_key(name, key)
+            check_key(name, key)
         given = Measured.read(name, stats, flatten(params, is_node))
         given.check_used(name, (*needs, *takes))
         for number, transform in enumerate(transforms):
@@ -89,7 +89,7 @@ def _chain(*transforms: Transform) -> Transform:
         return tuple(states)
 
     def encode(params: Any, state: tuple, *, train: bool = False) -> Any:
-        require_states(name, state, len(transforms))
+        check_states(name, state, len(transforms))
         for transform, part in zip(transforms, state, strict=True):
             params = transform.encode(params, part, train=train)
         return params
@@ -97,8 +97,8 @@ def _chain(*transforms: Transform) -> Transform:
     def update(
         params: Any, state: tuple, *, grads: Any = None, upstream: Any = None, step: Any = None
     ) -> tuple[Any, tuple]:
-        require_states(name, state, len(transforms))
-        require_grads(name, grads)
+        check_states(name, state, len(transforms))
+        check_grads(name, grads)
         fresh: list[Any] = []
         given = _handed_back(transforms, grads)
         for transform, part, grads in zip(transforms, state, given, strict=True):
@@ -195,7 +195,7 @@ def at(where: Where, transform: Transform) -> Transform:
         >>> list(tx.init(params).rest)
         ['head/kernel']
     """
-    require_transforms("at", [transform])
+    check_transforms("at", [transform])
 
     def build(binding: Binding) -> Transform:
         named = binding
@@ -231,7 +231,7 @@ def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
     def update(
         params: Any, state: Any, *, grads: Any = None, upstream: Any = None, step: Any = None
     ) -> tuple[Any, Any]:
-        require_grads(name, grads)
+        check_grads(name, grads)
         if grads is not None:
             grads = Grads(grads.train, _those(grads.dense, part(params)))
         seen = None if upstream is None else part(upstream)

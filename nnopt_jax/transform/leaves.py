@@ -14,14 +14,14 @@ from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import SelectionError, StatisticsError, ValueRangeError, nearest
 from nnopt_jax.transform.base import Grads, State
 from nnopt_jax.transform.binding import UNBOUND, Binding, check_parameters
-from nnopt_jax.transform.given import (
-    arrays_among,
-    require_grads,
-    require_key,
-    require_shapes,
-    require_state,
-)
 from nnopt_jax.transform.measured import Measured
+from nnopt_jax.transform.validation import (
+    arrays_among,
+    check_grads,
+    check_key,
+    check_shapes,
+    check_state,
+)
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Where, resolve, selector
 
@@ -143,8 +143,8 @@ def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUN
 def leaves_of_state(
     params: Any, state: State, who: str, *inside: str, slots: bool | None = None
 ) -> tuple[Leaves, Leaves]:
-    """Return all leaves, and those that a state belongs to; for the rest see `require_state`."""
-    require_state(who, state, *inside, slots=slots)
+    """Return all leaves, and those that a state belongs to; for the rest see `check_state`."""
+    check_state(who, state, *inside, slots=slots)
     leaves = flatten(params, is_node)
     for path in state.rest:
         if path not in leaves and path not in inside:
@@ -158,12 +158,12 @@ def leaves_of_state(
 
 def make_update(who: str, leaves: Leaves, state: State, grads: Grads | None, step: Any) -> Update:
     """Make the inputs of an update from the arguments of a caller."""
-    require_grads(who, grads)
+    check_grads(who, grads)
     count = state.count + 1 if step is None else jnp.asarray(step, jnp.int32)
     if grads is None:
         return Update(count, None, who)
     shown = flatten(grads.dense, is_node)
-    require_shapes(who, "gradient", shown, leaves)
+    check_shapes(who, "gradient", shown, leaves)
     return Update(count, shown, who)
 
 
@@ -188,7 +188,7 @@ def make_start(
         takes: statistics that it uses where they are given.
     """
     if key is not None:
-        require_key(who, key)
+        check_key(who, key)
     given = Measured.read(who, stats, flatten(params, is_node))
     given.check_used(who, (*needs, *takes))
     given.check_complete(who, needs, leaves)

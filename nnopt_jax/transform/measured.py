@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import Problems, StatisticsError
-from nnopt_jax.transform.given import described, require_shapes
+from nnopt_jax.transform.validation import check_shapes, described
 from nnopt_jax.tree.paths import flatten
 
 Leaves = dict[str, Any]
@@ -125,7 +125,7 @@ class Measured(dict[str, Leaves]):
         problems.raise_as(StatisticsError)
         for name in SLOPES:
             if name in self:
-                require_shapes(who, name, self[name], leaves)
+                check_shapes(who, name, self[name], leaves)
 
 
 def _by_path(tree: Any, paths: set[str]) -> Leaves:

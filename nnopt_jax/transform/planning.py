@@ -12,8 +12,8 @@ from nnopt_jax.arrays.nodes import is_node, summary
 from nnopt_jax.arrays.storage import find_masked
 from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.transform.base import Transform, abstract_state, abstractly
-from nnopt_jax.transform.given import require_arrays, require_transforms
 from nnopt_jax.transform.inert import without_inert
+from nnopt_jax.transform.validation import check_arrays, check_transforms
 from nnopt_jax.tree.bit_counts import tree_bits
 from nnopt_jax.tree.paths import flatten
 
@@ -138,9 +138,9 @@ def plan(tx: Transform, params: Any) -> Plan:
         >>> nnopt.plan(nnopt.pruning.magnitude(0.9), shape).rows[0].after
         'Sparse(values float32[10000], support 1-bit[1000,100])'
     """
-    require_transforms("plan", [tx])
+    check_transforms("plan", [tx])
     params = without_inert(params)
-    require_arrays(tx.name, flatten(params, is_node))
+    check_arrays(tx.name, flatten(params, is_node))
     state = abstract_state(tx, params)
     encoded = jax.eval_shape(tx.encode, params, state)
     final = tx.capacities(params)

@@ -203,8 +203,8 @@ def refining_together(
                 for slot in slots(leaf, binding.of(path, leaf.shape), path)
             ]
 
-        def require(leaves: Leaves) -> None:
-            _require_one_kind(
+        def check_together(leaves: Leaves) -> None:
+            _check_one_kind(
                 name, {path: open_slots(x, path, name, binding) for path, x in leaves.items()}
             )
             if check is not None and (text := check(every(leaves))):
@@ -234,7 +234,7 @@ def refining_together(
             init=init_all,
             encode=encode_all,
             refresh=refresh and refresh_all,
-            require=require,
+            check_together=check_together,
             inside=(TOGETHER,),
             exact=exact,
         )
@@ -242,7 +242,7 @@ def refining_together(
     return bindable(build, binding)
 
 
-def _require_one_kind(who: str, inside: dict[str, list[Slot]]) -> None:
+def _check_one_kind(who: str, inside: dict[str, list[Slot]]) -> None:
     """Raise if some slots hold codes of a grid, which cannot share a table of values."""
     kinds = {path: {slot.kind for slot in some} for path, some in inside.items()}
     codes = [path for path, kind in kinds.items() if "code" in kind]

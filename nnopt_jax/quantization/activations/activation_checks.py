@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from nnopt_jax.errors import ValueRangeError
-from nnopt_jax.transform.given import described
+from nnopt_jax.transform.validation import described
 from nnopt_jax.typing import Array
 
 

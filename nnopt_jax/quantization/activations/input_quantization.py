@@ -19,9 +19,9 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.builders import wrapping
-from nnopt_jax.transform.given import described
 from nnopt_jax.transform.leaves import Leaves, Start, matrices
 from nnopt_jax.transform.presets import recorded
+from nnopt_jax.transform.validation import described
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import Array
 

@@ -15,9 +15,9 @@ from nnopt_jax.artifact.description import plain
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.structure.initial import starts
-from nnopt_jax.transfer.structure.program import require_platforms, written
+from nnopt_jax.transfer.structure.program import check_platforms, written
 from nnopt_jax.transfer.structure.structure import Structure
-from nnopt_jax.transform.given import require_arrays
+from nnopt_jax.transform.validation import check_arrays
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Params
 
@@ -93,8 +93,8 @@ def capture(
         https://docs.jax.dev/en/latest/export/export.html
     """
     leaves = flatten(params, is_node)
-    require_arrays(_NAME, leaves)
-    require_platforms(_NAME, platforms)
+    check_arrays(_NAME, leaves)
+    check_platforms(_NAME, platforms)
     made_by = _constructor(constructor, config)
     inputs, more = _inputs(args, train_args, shapes, constraints)
     dense = jax.eval_shape(materialize, jax.tree.map(_bare, params))

@@ -22,7 +22,7 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.trace import CoupledAxes, Dimension, Graph
 from nnopt_jax.transfer.structure.place import whole
 from nnopt_jax.transfer.structure.widening import drawn_units, with_copies, with_readers
-from nnopt_jax.transform.given import require_key, require_values
+from nnopt_jax.transform.validation import check_key, check_values
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Array, Key, Params
 
@@ -87,7 +87,7 @@ def grow(
     settings.choice("incoming", incoming, ("copy", "random"))
     settings.number("noise", noise, 0)
     settings.done()
-    require_key(_NAME, key)
+    check_key(_NAME, key)
     if not isinstance(graph, Graph):
         raise CompositionError(
             f"{_NAME}: graph is a {type(graph).__name__}; give nnopt.graph(apply, params, *inputs)."
@@ -199,7 +199,7 @@ def _check_leaves(leaves: Mapping[str, Any], coupled: CoupledAxes, paths: Sequen
             )
     lost.raise_as(SelectionError)
     misfit.raise_as(ShapeError)
-    require_values(_NAME, {path: leaves[path] for path in paths})
+    check_values(_NAME, {path: leaves[path] for path in paths})
 
 
 def _check_widths(chosen: Mapping[str, Dimension], widths: Mapping[str, int]) -> None:

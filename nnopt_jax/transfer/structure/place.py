@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from nnopt_jax.arrays.nodes import is_node, materialize, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, ValueRangeError, nearest
-from nnopt_jax.transform.given import require_values
+from nnopt_jax.transform.validation import check_values
 from nnopt_jax.tree.paths import flatten
 
 INDEX = "{index}"
@@ -38,7 +38,7 @@ def layers_at(who: str, tree: Any, place: str) -> list[Any]:
         >>> layers_at("demo", {"layers_0": {"w": 1.0}, "layers_1": {"w": 2.0}}, "layers_{index}")
         [{'w': 1.0}, {'w': 2.0}]
     """
-    _require_place(who, place)
+    _check_place(who, place)
     if INDEX not in place:
         return _unstacked(who, place, _at(who, tree, _segments(place)))
     above, name = _split(place)
@@ -80,7 +80,7 @@ def with_layers(who: str, tree: Any, place: str, layers: list[Any], into: str | 
         {'head': 3.0, 'layers_0': {'w': 5.0}}
     """
     into = place if into is None else into
-    _require_place(who, into)
+    _check_place(who, into)
     (above, name), (beside, new) = _split(place), _split(into)
     if (whole := _container(place)) is not None and whole == _container(into):
         return _edited(tree, whole, lambda old: _filled(who, old, place, into, layers))
@@ -117,7 +117,7 @@ def _filled(who: str, old: Any, place: str, into: str, layers: list[Any]) -> Any
     return tuple(layers) if INDEX in place and isinstance(old, tuple) else layers
 
 
-def _require_place(who: str, place: Any) -> None:
+def _check_place(who: str, place: Any) -> None:
     if not isinstance(place, str) or (INDEX in place and place.count(INDEX) > 1) or (
         INDEX in place and INDEX not in _split(place)[1]
     ):  # fmt: skip
@@ -210,7 +210,7 @@ def whole(array: Any, axis: int) -> Any:
 def _unstacked(who: str, place: str, tree: Any) -> list[Any]:
     """Return the layers of a stack."""
     leaves = flatten(tree, is_node)
-    require_values(who, {f"{place}/{path}": leaf for path, leaf in leaves.items()})
+    check_values(who, {f"{place}/{path}": leaf for path, leaf in leaves.items()})
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves.values()}
     count = sizes.pop() if len(sizes) == 1 else None
     if count is None:
@@ -243,7 +243,7 @@ def _stacked(who: str, place: str, layers: list[Any]) -> Any:
                                                 f"{summary(theirs)} in layer {number}")  # fmt: skip
     problems.raise_as(ShapeError)
     for layer in layers:
-        require_values(who, {path: leaf for path, leaf in flatten(layer, is_node).items()
+        check_values(who, {path: leaf for path, leaf in flatten(layer, is_node).items()
                              if hasattr(leaf, "dtype")})  # fmt: skip
     return jax.tree.map(lambda *xs: jnp.stack([_dense(x) for x in xs]), *layers, is_leaf=is_node)
 

@@ -94,14 +94,14 @@ class Program:
                 f"{', '.join(backends())}; give capture(..., platforms=[...]) those."
             )
         avals = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
-        sizes = _require_inputs(who, flatten(avals[0][1]), flatten(args))
+        sizes = _check_inputs(who, flatten(avals[0][1]), flatten(args))
         if lost := broken(self.about.get("constraints", ()), sizes):
             held = ", ".join(f"{name}={size}" for name, size in sizes.items())
             raise ShapeError(f"{who}: inputs of {held}, and {', '.join(lost)} must hold.")
         return self.exported.call(leaves, args)
 
 
-def require_platforms(who: str, platforms: Any) -> None:
+def check_platforms(who: str, platforms: Any) -> None:
     """Raise if `platforms` is neither None nor a sequence of names that `jax.export` knows."""
     settings = Settings(who)
     if platforms is not None and (isinstance(platforms, str) or not platforms):
@@ -184,7 +184,7 @@ def no_source_paths() -> Iterator[None]:
         jax.config.update(name, before)
 
 
-def _require_inputs(who: str, wanted: dict[str, Any], given: dict[str, Any]) -> dict[str, int]:
+def _check_inputs(who: str, wanted: dict[str, Any], given: dict[str, Any]) -> dict[str, int]:
     """Return the named sizes of inputs; raise if paths, shapes or dtypes are not as wanted."""
     lost, misfit = Problems(who), Problems(who)
     for path in wanted.keys() - given.keys():

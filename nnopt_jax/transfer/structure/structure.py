@@ -27,7 +27,7 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.structure.encoding import decoded, encoded
 from nnopt_jax.transfer.structure.initial import Start, drawn, key_of, said
 from nnopt_jax.transfer.structure.program import Program
-from nnopt_jax.transform.given import require_key
+from nnopt_jax.transform.validation import check_key
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Key, Params
 
@@ -108,13 +108,13 @@ class Structure:
         who = f"Structure.{name}"
         if name not in self.programs:
             raise SelectionError(f"{who}: there is none; give capture(..., {name}=function).")
-        leaves = self.require(params, who)
+        leaves = self.check(params, who)
         inputs = jax.tree.map(jnp.asarray, plain(args))
         return self.programs[name].call(
             who, [materialize(leaves[path]) for path in self.starts], inputs
         )
 
-    def require(self, params: Params, who: str = "Structure.require") -> dict[str, Any]:
+    def check(self, params: Params, who: str = "Structure.check") -> dict[str, Any]:
         """Check that parameters are those of the structure.
 
         Args:
@@ -156,7 +156,7 @@ class Structure:
             ValueRangeError: `key` is not a key; or leaves have no initializer, because `capture`
                 could not measure them: all are named.
         """
-        require_key("Structure.initialize", key)
+        check_key("Structure.initialize", key)
         problems = Problems("Structure.initialize")
         for path, start in self.starts.items():
             if start["name"] == "unknown":

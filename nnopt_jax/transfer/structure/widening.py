@@ -12,7 +12,7 @@ from nnopt_jax.arrays.nodes import is_node, materialize, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.structure.place import whole
-from nnopt_jax.transform.given import require_key, require_values
+from nnopt_jax.transform.validation import check_key, check_values
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Array, Key, Params
 
@@ -86,9 +86,9 @@ def widen(
         text = "changes what is computed where outgoing weights are split; give outgoing='zero'."
         settings.wrong("incoming", incoming, text)
     settings.done()
-    require_key(_NAME, key)
+    check_key(_NAME, key)
     leaves = flatten(params, is_node)
-    require_values(_NAME, {path: leaves[path] for path in leaves if path in {*produced, *consumed}})
+    check_values(_NAME, {path: leaves[path] for path in leaves if path in {*produced, *consumed}})
     units = _units(leaves, produced, consumed)
     if width <= units:
         settings.wrong("width", width, f"is not above the {units} units there are.")

@@ -14,7 +14,7 @@ from nnopt_jax.columns import Tabular, brief_fields
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.transfer.surgery.leaf_rules import canonical, loses, read, read_source
 from nnopt_jax.transfer.surgery.rule import Failed, Leaves, Rule, tried
-from nnopt_jax.transform.given import described
+from nnopt_jax.transform.validation import described
 from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Params

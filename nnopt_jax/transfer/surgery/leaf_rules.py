@@ -12,7 +12,7 @@ from jax.core import Tracer
 from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.errors import Problems
 from nnopt_jax.transfer.surgery.rule import Leaves
-from nnopt_jax.transform.given import described
+from nnopt_jax.transform.validation import described
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Params
 

@@ -42,14 +42,14 @@ def described(value: Any) -> str:
     return f"the {kind} {reprlib.repr(value)}" if plain else f"of type {kind}"
 
 
-def require_key(who: str, key: Any) -> None:
+def check_key(who: str, key: Any) -> None:
     """Raise if a value is not a single PRNG key.
 
     Raises:
         ValueRangeError: it is something else.
 
     Example:
-        >>> require_key("demo", 0)
+        >>> check_key("demo", 0)
         Traceback (most recent call last):
         nnopt_jax.errors.ValueRangeError: demo: key is the int 0; give one key, jax.random.key(0).
     """
@@ -62,7 +62,7 @@ def require_key(who: str, key: Any) -> None:
         )
 
 
-def require_shapes(who: str, what: str, given: Mapping[str, Any], leaves: Leaves) -> None:
+def check_shapes(who: str, what: str, given: Mapping[str, Any], leaves: Leaves) -> None:
     """Raise if arrays that belong to leaves have other shapes, which might broadcast unnoticed.
 
     Raises:
@@ -78,7 +78,7 @@ def require_shapes(who: str, what: str, given: Mapping[str, Any], leaves: Leaves
     problems.raise_as(ShapeError)
 
 
-def require_grads(who: str, grads: Any) -> None:
+def check_grads(who: str, grads: Any) -> None:
     """Raise if gradients are neither None nor a `Grads`.
 
     Raises:
@@ -91,7 +91,7 @@ def require_grads(who: str, grads: Any) -> None:
         )
 
 
-def require_state(who: str, state: Any, *inside: str, slots: bool | None = None) -> None:
+def check_state(who: str, state: Any, *inside: str, slots: bool | None = None) -> None:
     """Raise if a state is not that of one method, with the entries `inside`.
 
     Args:
@@ -117,7 +117,7 @@ def _is_by_slot(state: State) -> bool:
     return state.learned.keys() == state.rest.keys() and all(isinstance(x, tuple) for x in parts)
 
 
-def require_states(who: str, state: Any, count: int) -> None:
+def check_states(who: str, state: Any, count: int) -> None:
     """Raise if a state is not the tuple of the states of a chain.
 
     Raises:
@@ -134,14 +134,14 @@ def _foreign(who: str, found: str) -> CompositionError:
     return CompositionError(f"{who}: the state is {found}; give the state that tx.init made.")
 
 
-def require_transforms(who: str, given: Sequence[Any]) -> None:
+def check_transforms(who: str, given: Sequence[Any]) -> None:
     """Raise if arguments are not transforms.
 
     Raises:
         CompositionError: something else is among them.
 
     Example:
-        >>> require_transforms("chain", [[1, 2]])
+        >>> check_transforms("chain", [[1, 2]])
         Traceback (most recent call last):
         nnopt_jax.errors.CompositionError: chain: transform 1 is a list; give transforms one by one.
     """
@@ -161,14 +161,14 @@ def require_transforms(who: str, given: Sequence[Any]) -> None:
     problems.raise_as(CompositionError)
 
 
-def require_arrays(who: str, leaves: Leaves) -> None:
+def check_arrays(who: str, leaves: Leaves) -> None:
     """Raise if leaves have no shape and dtype.
 
     Raises:
         CompositionError: some are Python's own numbers, or no numbers at all.
 
     Example:
-        >>> require_arrays("demo", {"scale": 1.0})
+        >>> check_arrays("demo", {"scale": 1.0})
         Traceback (most recent call last):
         nnopt_jax.errors.CompositionError: demo: scale: is the float 1.0; make it an array: \
 jnp.asarray(1.0); or leave it out, as eqx.partition(module, eqx.is_array) does
@@ -195,11 +195,11 @@ def arrays_among(who: str, leaves: Leaves) -> Leaves:
         {'bias': Array([1.], dtype=float32)}
     """
     found = {path: leaf for path, leaf in leaves.items() if not is_inert(leaf)}
-    require_arrays(who, found)
+    check_arrays(who, found)
     return found
 
 
-def require_values(who: str, leaves: Leaves) -> None:
+def check_values(who: str, leaves: Leaves) -> None:
     """Raise if leaves are shapes or other values in place of arrays.
 
     Raises:
@@ -207,12 +207,12 @@ def require_values(who: str, leaves: Leaves) -> None:
 
     Example:
         >>> import jax
-        >>> require_values("demo", {"w": jax.ShapeDtypeStruct((2,), "float32")})
+        >>> check_values("demo", {"w": jax.ShapeDtypeStruct((2,), "float32")})
         Traceback (most recent call last):
         nnopt_jax.errors.CompositionError: demo: w: is a shape, float32[2], and has no values; \
 give the arrays
     """
-    require_arrays(who, leaves)
+    check_arrays(who, leaves)
     problems = Problems(who)
     for path, leaf in leaves.items():
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(leaf)):
