@@ -1,4 +1,4 @@
-"""Data parallelism: batches split over a mesh, fed by every process, the last one uneven."""
+"""Data parallelism: batches split over a mesh, from every process, also uneven ones."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ UNEVEN = ("error", "pad", "drop")
 
 
 def process_rows(size: int, mesh: Mesh, *, axes: Sequence[str] | None = None) -> np.ndarray:
-    """Which rows of a batch of the whole mesh this process is to read.
+    """Return the rows of a batch of the whole mesh that this process must read.
 
     Args:
-        size: rows of the batch, over all processes.
+        size: the number of rows of the batch, over all processes.
         mesh: the devices.
         axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
 
     Returns:
-        int, ascending: all rows that a device of this process holds. Where a process holds only
-        a share of the model, the rows of several processes are the same.
+        int, ascending: all rows that a device of this process holds. If processes hold only parts
+        of the model, several of them read the same rows.
 
     Raises:
         ShapeError: the rows do not divide.
@@ -51,7 +51,7 @@ def process_rows(size: int, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
 
 
 def shard_batch(batch: Any, mesh: Mesh, *, axes: Sequence[str] | None = None) -> Any:
-    """Splits a batch along its first axis.
+    """Split a batch along its first axis.
 
     Args:
         batch: a pytree of arrays `(rows, ...)`; with several processes the rows that
@@ -75,7 +75,7 @@ def shard_batch(batch: Any, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
     """
     who = "parallel.shard_batch"
     sharding, ways = _split(mesh, axes, who)
-    # The shares of this process: all but where others hold some.
+    # The shares of this process; with several processes others hold the rest.
     here = len(set(map(str, sharding.addressable_devices_indices_map((ways,)).values())))
     check_divisible(who, batch, here, ", or fill it up by parallel.pad_batch")
     if sharding.is_fully_addressable:
@@ -84,19 +84,19 @@ def shard_batch(batch: Any, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
 
 
 def pad_batch(batch: Any, size: int) -> tuple[Any, np.ndarray]:
-    """Fills a batch up by repeating its last row.
+    """Fill a batch up by repeating its last row.
 
     Args:
         batch: a pytree of arrays `(rows, ...)`, of NumPy or JAX.
-        size: rows wanted.
+        size: the number of rows wanted.
 
     Returns:
-        The batch of `size` rows, and float32 weights `(size,)`: 1 for its own rows, 0 for those
-        that fill it. A loss `parallel.Weighted((weight * losses).sum(), weight.sum())` is the
-        mean over the rows that are real.
+        The batch of `size` rows, and float32 weights `(size,)`: 1 for its own rows, 0 for repeated
+        ones. A loss `parallel.Weighted((weight * losses).sum(), weight.sum())` is the
+        mean over its own rows.
 
     Raises:
-        ShapeError: the batch is empty, has more rows, or arrays of different numbers of rows.
+        ShapeError: the batch is empty or has more rows, or its arrays differ in their rows.
 
     Example:
         >>> import numpy as np
@@ -120,15 +120,15 @@ def feed(
     prefetch: int = 2,
     axes: Sequence[str] | None = None,
 ) -> Iterator[Any]:
-    """Puts batches on the devices ahead of their use.
+    """Put batches on the devices ahead of their use.
 
     Args:
-        batches: of pytrees of arrays `(rows, ...)`; with several processes, each gives the rows
-            that `process_rows` names, and all give as many batches.
+        batches: pytrees of arrays `(rows, ...)`; with several processes, each gives the rows that
+            `process_rows` names, and all give the same number of batches.
         mesh: the devices.
-        uneven: what becomes of a batch of fewer rows than the first: `"error"`; `"pad"` fills it
-            up, and every item is then the pair that `pad_batch` returns; `"drop"` leaves it out.
-        prefetch: how many batches are on their way at a time.
+        uneven: how to treat a batch of fewer rows than the first: `"error"`; `"pad"` fills it up,
+            and every item is then the pair that `pad_batch` returns; `"drop"` leaves it out.
+        prefetch: the number of batches that are transferred ahead.
         axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
 
     Returns:
@@ -157,7 +157,7 @@ def feed(
 def _fed(
     even: Iterator[Any], mesh: Mesh, prefetch: int, axes: Sequence[str] | None
 ) -> Iterator[Any]:
-    """Keeps some batches on their way."""
+    """Yield batches on the devices, some of them transferred ahead."""
     waiting = collections.deque(
         shard_batch(batch, mesh, axes=axes) for batch in itertools.islice(even, prefetch)
     )
@@ -167,7 +167,7 @@ def _fed(
 
 
 def _even(batches: Iterable[Any], uneven: str) -> Iterator[Any]:
-    """Batches of the first one's number of rows."""
+    """Yield batches with the number of rows of the first one."""
     who, size = "parallel.feed", None
     for number, batch in enumerate(batches, 1):
         rows = rows_of(who, batch)
@@ -184,11 +184,7 @@ def _even(batches: Iterable[Any], uneven: str) -> Iterator[Any]:
 
 
 def check_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
-    """Wants batches whose rows divide into equal shares.
-
-    Raises:
-        ShapeError: they do not.
-    """
+    """Raise if the rows of a batch do not divide into equal shares."""
     rows = rows_of(who, batch)
     if rows % ways or not rows:
         raise ShapeError(
@@ -198,20 +194,20 @@ def check_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
 
 
 def _split(mesh: Mesh, axes: Sequence[str] | None, who: str) -> tuple[NamedSharding, int]:
-    """How a batch lies, and into how many shares it is split."""
+    """Return the sharding of a batch, and the number of its shares."""
     check_mesh(who, mesh)
     spec = batch_spec(mesh, axes, who)
     return NamedSharding(mesh, spec), shares(mesh, spec)
 
 
 def micro_batches(batch: Any, count: int, mesh: Mesh, rows: PartitionSpec) -> Any:
-    """Cuts a batch inside of compiled code, each part of rows of every device.
+    """Cut a batch inside of compiled code; each part has rows of every device.
 
     Args:
         batch: a pytree of arrays `(rows, ...)`.
-        count: how many parts.
+        count: the number of parts.
         mesh: the devices.
-        rows: how the rows are split.
+        rows: the spec of the rows.
 
     Returns:
         The tree of arrays `(count, rows / count, ...)`.
@@ -224,7 +220,7 @@ def micro_batches(batch: Any, count: int, mesh: Mesh, rows: PartitionSpec) -> An
 
 
 def rows_of(who: str, batch: Any) -> int:
-    """The number of rows of all arrays of a batch."""
+    """Return the number of rows of a batch; raise if its arrays differ."""
     rows = {path: np.shape(x)[:1] for path, x in flatten(batch).items()}
     if len(set(rows.values())) == 1 and () not in rows.values():
         return next(iter(rows.values()))[0]

@@ -1,4 +1,4 @@
-"""What devices say to each other, counted in the compiled program."""
+"""Communication between devices, counted in the compiled program."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Traffic(NamedTuple):
     """Collectives of one kind.
 
     Args:
-        count: how many the program holds; one inside of a loop counts once.
-        bytes: of their results on one device.
+        count: their number in the program; one inside of a loop counts once.
+        bytes: the bytes of their results on one device.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -38,10 +38,10 @@ class Traffic(NamedTuple):
 
 
 def collectives(compiled: Any) -> dict[str, Traffic]:
-    """Counts the collectives of a compiled function.
+    """Count the collectives of a compiled function.
 
     Args:
-        compiled: what `jax.jit(f).lower(...).compile()` returns, or its text.
+        compiled: the result of `jax.jit(f).lower(...).compile()`, or its text.
 
     Returns:
         Count and bytes by kind: `"all-reduce"`, `"all-gather"`, `"reduce-scatter"`,
@@ -59,7 +59,7 @@ def collectives(compiled: Any) -> dict[str, Traffic]:
     found: dict[str, Traffic] = {}
     for line in _LINE.finditer(text):
         arrays = _ARRAY.findall(line["result"])
-        if line["start"] and len(arrays) > 1:  # what goes in, then what comes out
+        if line["start"] and len(arrays) > 1:  # operands, then results
             arrays = arrays[len(arrays) // 2 :]
         before = found.get(line["kind"], Traffic(0, 0))
         found[line["kind"]] = Traffic(before.count + 1, before.bytes + sum(map(_bytes, arrays)))

@@ -20,13 +20,13 @@ from nnopt_jax.transform.validation import described
 from nnopt_jax.typing import Array, ArrayLike, Key
 
 Given = Callable[[Any], Any]
-"""What a loss takes, of the dense parameters that it is differentiated with regard to."""
+"""A function from the dense parameters to the argument that a loss takes."""
 
 
 class Weighted(NamedTuple):
-    """What a loss may return in place of a mean: a sum, and what to divide it by.
+    """A sum and its divisor, which a loss may return in place of a mean.
 
-    Over devices and micro-batches sums and weights are added before they are divided, so that
+    Sums and weights are added over devices and micro-batches before they are divided, so that
     padded rows and sequences of unequal length count as in one batch on one device.
 
     Args:
@@ -46,7 +46,7 @@ class Weighted(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What micro-batches add up to."""
+    """The sums over micro-batches."""
 
     total: Any
     weight: Any
@@ -62,20 +62,20 @@ def gradient(
     remat: bool | Callable[..., Any],
     has_aux: bool,
 ) -> Callable[..., tuple[Any, Any]]:
-    """Differentiates a loss with regard to the dense parameters that it sees.
+    """Differentiate a loss with respect to the dense parameters that it sees.
 
     Args:
-        loss: as `train_step` takes it.
-        plan: how the parameters are split, between steps and in use.
-        rows: how a batch is split.
-        accumulate: number of micro-batches.
-        remat: as `train_step` takes it.
-        has_aux: as `train_step` takes it.
+        loss: see `train_step`.
+        plan: the plan of the parameters, between steps and in use.
+        rows: the spec of the rows of a batch.
+        accumulate: the number of micro-batches.
+        remat: see `train_step`.
+        has_aux: see `train_step`.
 
     Returns:
-        `f(shown, given, batch, args, key) -> (value, slope)`, where `given(shown)` is what the
-        loss takes; the slope has the parameters' float leaves, None for the others, and lies as
-        the parameters do between steps.
+        `f(dense, given, batch, args, key) -> (value, slope)`, where `given(dense)` is the argument
+        of the loss; the slope has the float leaves of the parameters, None for the others, and is
+        split as the parameters are between steps.
     """
 
     def sums(shown: Any, given: Given, batch: Any, args: Any, key: Key | None) -> _Sums:
@@ -114,7 +114,7 @@ def gradient(
 
 
 def _returned(found: Any, has_aux: bool) -> tuple[Weighted, Any]:
-    """What a loss returned: sums that add up over micro-batches, and what else there is."""
+    """Return the sums of a loss, which add up over micro-batches, and its aux."""
     value, aux = found, None
     if has_aux:
         if isinstance(found, Weighted) or not (isinstance(found, tuple) and len(found) == 2):
@@ -140,7 +140,7 @@ def _over(x: Array, weight: Array) -> Array:
 
 
 def _accumulate(sums: Callable[..., _Sums], micro: Any, key: Key | None) -> _Sums:
-    """Adds over micro-batches, in float32 at least."""
+    """Add over micro-batches, in float32 at least."""
 
     def wide(x: ArrayLike) -> Array:
         x = jnp.asarray(x)

@@ -1,4 +1,4 @@
-"""Meshes: devices in named axes, placed by the compiler on our side, whatever the caller's are."""
+"""Meshes: devices in named axes, and specs of arrays along them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from nnopt_jax.settings import Settings, is_whole
 from nnopt_jax.transform.validation import described
 
 BATCH_AXES = ("data", "fsdp")
-"""The axes, where a mesh has them, over which the examples of a batch are split."""
+"""The axes of a mesh, if it has them, over which the examples of a batch are split."""
 
 
 def mesh(*, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
-    """Puts devices into named axes.
+    """Arrange devices along named axes.
 
-    The axes are `AxisType.Auto`: models need no annotation. By custom `data` splits the batch,
-    `fsdp` the batch and the parameters, `model` the parameters' own axes, `stage` the layers; any
-    other name will do where rules use it.
+    The axes are `AxisType.Auto`: models need no annotation. By default `data` splits the batch,
+    `fsdp` the batch and the parameters, `model` the axes of parameters, `stage` the layers; rules
+    may use any other name.
 
     Args:
-        devices: which; default all of all processes.
-        **axes: how many devices lie along each axis; -1 for one axis takes what is left.
+        devices: the devices; default: all of all processes.
+        **axes: the number of devices along each axis; -1 for one axis takes the rest.
 
     Returns:
-        The mesh, the last axis on devices that are nearest to each other.
+        The mesh; devices along the last axis are nearest to each other.
 
     Raises:
-        ShapeError: the sizes do not multiply to the number of devices, or one is there twice.
+        ShapeError: the product of the sizes is not the number of devices, or a device occurs twice.
         ValueRangeError: a size is not a whole number of 1 or more (or -1, once).
 
     Example:
@@ -73,7 +73,7 @@ are 8; change an axis, let one be -1, or give devices=jax.devices()[:6].
 
 
 def parts(mesh: Mesh | AbstractMesh, axes: Any) -> int:
-    """Into how many parts one entry of a `PartitionSpec` splits an axis of an array.
+    """Return the number of parts into which an entry of a `PartitionSpec` splits an axis.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -86,7 +86,7 @@ def parts(mesh: Mesh | AbstractMesh, axes: Any) -> int:
 
 
 def shares(mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> int:
-    """Into how many parts a `PartitionSpec` splits an array.
+    """Return the number of parts into which a `PartitionSpec` splits an array.
 
     Example:
         >>> from jax.sharding import PartitionSpec
@@ -100,12 +100,12 @@ def shares(mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> int:
 
 
 def axis_names(axes: Any) -> tuple[str, ...]:
-    """The mesh axes that one entry of a `PartitionSpec` names."""
+    """Return the mesh axes that one entry of a `PartitionSpec` names."""
     return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def batch_spec(mesh: Mesh | AbstractMesh, axes: Sequence[str] | None, who: str) -> PartitionSpec:
-    """How the first axis of a batch is split: by `data` and `fsdp`, or by what the caller names.
+    """Return the spec of a batch: split over `data` and `fsdp`, or over axes that are named.
 
     Raises:
         SelectionError: the mesh has no such axis, or it is named twice.
@@ -124,7 +124,7 @@ def batch_spec(mesh: Mesh | AbstractMesh, axes: Sequence[str] | None, who: str) 
 
 
 def constrain(tree: Any, mesh: Mesh, specs: Any) -> Any:
-    """States, inside of compiled code, how the arrays of a tree are split.
+    """State inside of compiled code how the arrays of a tree are split.
 
     Works under the automatic axes that `automatic` provides on a mesh of any kind.
 
@@ -149,16 +149,12 @@ def constrain(tree: Any, mesh: Mesh, specs: Any) -> Any:
 
 
 def with_automatic_axes(mesh: Mesh) -> Mesh:
-    """The same devices and names, every axis Auto."""
+    """Return a mesh of the same devices and names with Auto axes only."""
     return Mesh(mesh.devices, mesh.axis_names)
 
 
 def check_mesh(who: str, mesh: Any) -> None:
-    """Wants a mesh.
-
-    Raises:
-        CompositionError: it is something else.
-    """
+    """Raise if a value is not a mesh."""
     if not isinstance(mesh, Mesh | AbstractMesh):
         raise CompositionError(
             f"{who}: mesh is {described(mesh)}; give nnopt.parallel.mesh(data=-1), or any "
@@ -167,7 +163,7 @@ def check_mesh(who: str, mesh: Any) -> None:
 
 
 def inside(mesh: Mesh) -> AbstractContextManager[Any]:
-    """Makes a mesh that of all that is computed, where the caller has set another one."""
+    """Use a mesh for all that is computed inside, if the caller has set another one."""
     around = jax.sharding.get_abstract_mesh()
     if around.empty or around == mesh.abstract_mesh:
         return contextlib.nullcontext()
@@ -175,17 +171,17 @@ def inside(mesh: Mesh) -> AbstractContextManager[Any]:
 
 
 def settled(mesh: Mesh, tree: Any) -> Any:
-    """A tree, waited for where the devices are simulated by one processor.
+    """Wait for the arrays of a tree if the devices are simulated by one processor.
 
-    Its threads are shared by all devices: those of a program that waits for its peers can be held
-    by the next program, and both then wait for ever.
+    All simulated devices share its threads. The next program can take the threads that a waiting
+    program needs for its peers, and both then wait for ever.
     """
     simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     return jax.block_until_ready(tree) if simulated else tree
 
 
 def named(mesh: Mesh, specs: Any) -> Any:
-    """A `NamedSharding` in place of every `PartitionSpec`."""
+    """Return a tree with a `NamedSharding` in place of every `PartitionSpec`."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         specs,

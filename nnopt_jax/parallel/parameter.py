@@ -1,8 +1,8 @@
 """Parameter parallelism (FSDP, ZeRO): every device keeps a share of every large array.
 
-Parameters, masks, moments: an array is split along its largest free axis that the devices divide,
-or along one that a rule has split where they divide its shares; it lies so between steps, and is
-gathered where it is used.
+An array (parameters, masks, moments) is split along its largest free axis that the devices divide,
+or else along an axis that a rule has split, if they divide its shares. It stays split between
+steps, and is gathered where it is used.
 
 References: Rajbhandari et al., ZeRO, arXiv:1910.02054; Zhao et al., PyTorch FSDP, arXiv:2304.11277.
 """
@@ -25,17 +25,17 @@ KeyPath = tuple[Any, ...]
 def split_fully(
     array: Any, spec: PartitionSpec, mesh: Mesh | AbstractMesh, axis: str, least: int
 ) -> tuple[PartitionSpec, str]:
-    """Splits an array along its largest free axis that divides, else along one that is split.
+    """Split an array along its largest free axis that divides, else along one that is split.
 
     Args:
-        array: anything with a shape and a dtype.
-        spec: how it is split already.
+        array: a value with a shape and a dtype.
+        spec: its spec so far.
         mesh: the devices.
         axis: the mesh axis to split it along.
         least: arrays of fewer bytes stay as they are.
 
     Returns:
-        The spec, and why: the axis' name where it was split now, or what stood in the way.
+        The spec, and the reason: the name of the axis if it was split now, or the obstacle.
 
     Example:
         >>> import jax
@@ -69,7 +69,7 @@ def split_fully(
 
 
 def trimmed(entries: list[Any]) -> PartitionSpec:
-    """A spec without the empty entries at its end, which JAX takes for others than none."""
+    """Return a spec without None at its end, which JAX distinguishes from a shorter spec."""
     while entries and entries[-1] is None:
         entries.pop()
     return PartitionSpec(*entries)
@@ -81,20 +81,20 @@ def optimizer_specs(
     specs: Mapping[KeyPath, PartitionSpec],
     further: Callable[[Any, PartitionSpec], PartitionSpec] = lambda leaf, spec: spec,
 ) -> Any:
-    """Splits an optimizer's state as what it moves is split.
+    """Split the state of an optimizer as the arrays that it moves are split.
 
-    An array that stands at the same path inside the state as an array that is moved, and has its
-    shape, lies as it does; one that lacks some of its axes (factored moments) follows along those
-    it has. No optimizer is asked what it is.
+    An array of the state with the path and the shape of a moved array has its spec; one that lacks
+    some of its axes (factored moments) is split along those that it has. So any optimizer of optax
+    will do.
 
     Args:
-        opt_state: what `optimizer.init` returns, or its shapes.
-        moved: the `Trainable` it was given, or its shapes.
+        opt_state: the result of `optimizer.init`, or its shapes.
+        moved: the `Trainable` that it was made for, or its shapes.
         specs: the spec of each of its arrays, by key path.
-        further: splits other arrays (factors, preconditioners, counts) beyond what is derived.
+        further: splits other arrays (factors, preconditioners, counts) further.
 
     Returns:
-        A tree of the structure of the state of `PartitionSpec`.
+        A tree of the structure of the state with a `PartitionSpec` for each array.
 
     Example:
         >>> import jax, optax
@@ -121,7 +121,7 @@ def optimizer_specs(
 
 
 def _along(shape: tuple[int, ...], whole: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
-    """The spec of an array that has some of another's axes, in order."""
+    """Return the spec of an array that has some of the axes of another one, in order."""
     entries = [*spec, *[None] * (len(whole) - len(spec))]
     kept, at = [], 0
     for size in shape:

@@ -1,4 +1,4 @@
-"""Pipeline parallelism: blocks on devices one after another, by GPipe or going round."""
+"""Pipeline parallelism: blocks on consecutive devices, by GPipe or in a circle."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ from nnopt_jax.typing import Array
 
 
 def stack_stages(blocks: Sequence[Any], stages: int, *, repeats: int = 1) -> Any:
-    """Lays blocks out for a pipeline.
+    """Arrange blocks for a pipeline.
 
     Block `l` goes to stage `(l // K) % stages`, K blocks at a time.
 
     Args:
         blocks: the parameters of each block, in order; trees of one structure and shape.
-        stages: devices along the pipeline.
-        repeats: how often a batch goes round; more make shorter bubbles, and more messages.
+        stages: the number of devices along the pipeline.
+        repeats: how often a batch passes all stages; more repeats make shorter bubbles, and more
+            messages.
 
     Returns:
-        One tree of leaves `(repeats, stages, K, ...)`; `(None, "stage")` splits it.
+        One tree of leaves `(repeats, stages, K, ...)`; its spec is `(None, "stage")`.
 
     Raises:
-        ShapeError: the blocks do not divide, or are not alike.
-        CompositionError: the blocks are no list.
+        ShapeError: the number of blocks does not divide, or blocks differ.
+        CompositionError: the blocks are not a list.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,7 +78,7 @@ def stack_stages(blocks: Sequence[Any], stages: int, *, repeats: int = 1) -> Any
 
 
 def unstack_stages(staged: Any) -> list[Any]:
-    """Undoes `stack_stages`.
+    """Undo `stack_stages`.
 
     Args:
         staged: a tree of leaves `(repeats, stages, K, ...)`.
@@ -97,7 +98,7 @@ def unstack_stages(staged: Any) -> list[Any]:
 
 
 def bubble(stages: int, microbatches: int, repeats: int = 1) -> float:
-    """The share of time that a stage of a pipeline waits, forward and backward.
+    """Return the fraction of time that a stage of a pipeline waits, forward and backward.
 
     (S - 1) / (R M + S - 1)
 
@@ -129,27 +130,27 @@ def pipeline(
     axis: str = "stage",
     remat: bool = True,
 ) -> Callable[[Any, Any], Any]:
-    """Runs blocks one after another, each on the device that holds it.
+    """Run blocks one after another, each on the device that holds it.
 
-    A batch is cut into micro-batches; while one is in the second stage the next is in the first.
-    Each stage runs its K blocks, hands the result on, and with `repeats` a batch goes round as
-    often. Only the stage axis is handled by hand: batches stay split over `data`, and leaves over
-    `model`, inside. All of it differentiates; the backward pass is a pipeline too.
+    A batch is cut into micro-batches; while one is in the second stage, the next is in the first.
+    Each stage runs its K blocks and hands the result on; with `repeats`, a micro-batch passes all
+    stages that many times. Only the stage axis is manual: inside, batches stay split over `data`,
+    and leaves over `model`. The function is differentiable; its backward pass is a pipeline, too.
 
     Args:
-        block: `block(params, x) -> x`, the result of the shapes and dtypes of `x`, which is an
-            array `(rows, ...)` or a pytree of them.
+        block: `block(params, x) -> x`; the result has the shapes and dtypes of `x`, an array
+            `(rows, ...)` or a pytree of them.
         mesh: the devices.
-        microbatches: M; with repeats, at least as many as stages.
+        microbatches: M; with repeats, at least the number of stages.
         axis: the mesh axis of the stages.
-        remat: whether a block's inner values are computed again in the backward pass.
+        remat: whether the inner values of a block are computed again in the backward pass.
 
     Returns:
-        `f(staged, x) -> x` for leaves as `stack_stages` lays them out.
+        `f(staged, x) -> x` for leaves as `stack_stages` arranges them.
 
     Raises:
-        ShapeError: rows do not divide, leaves are of another number of stages, or there are too
-            few micro-batches.
+        ShapeError: rows do not divide, leaves have another number of stages, or there are too few
+            micro-batches.
         ValueRangeError: `axis` is not an axis of the mesh.
 
     Example:
@@ -187,8 +188,8 @@ def pipeline(
             out_specs=PartitionSpec(),
             axis_names={axis},
         )
-        # Which stage it is comes in as data: the compiler knows no index of a hand-made axis
-        # among automatic ones.
+        # The number of the stage is data: the compiler has no index of a manual axis among
+        # automatic ones.
         out = turn(staged, cut, jnp.arange(stages))
         return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), out)
 
@@ -201,7 +202,7 @@ def pipeline(
 def _schedule(
     block: Callable[[Any, Any], Any], axis: str, stages: int, count: int, repeats: int
 ) -> Callable[..., Any]:
-    """What one stage does, tick by tick."""
+    """Return the program of one stage, tick by tick."""
 
     def stage(params: Any, x: Any) -> Any:
         return jax.lax.scan(lambda h, p: (block(p, h), None), x, params)[0]
@@ -213,14 +214,14 @@ def _schedule(
 
         def tick(carry: tuple[Any, Any], now: Array) -> tuple[tuple[Any, Any], Any]:
             arrived, returned = carry
-            age = now - index  # negative until the first micro-batch is here: what is then made
-            turn, micro = jnp.clip(age // count, 0, repeats - 1), age % count  # is dropped
+            age = now - index  # negative before the first micro-batch is here: what is made until
+            turn, micro = jnp.clip(age // count, 0, repeats - 1), age % count  # then is dropped
             fresh = _at(cut, micro)
             if repeats > 1:
                 fresh = _where(turn == 0, fresh, _at(returned, micro))
             out = stage(_at(staged, turn), _where(index == 0, fresh, arrived))
             passed = jax.tree.map(lambda a: jax.lax.ppermute(a, axis, ring), out)
-            if repeats > 1:  # the first stage keeps what comes round until its turn
+            if repeats > 1:  # the first stage keeps results of the last one until their turn
                 slot = (now - (stages - 1)) % count
                 kept = _where(now >= stages - 1, passed, _at(returned, slot))
                 returned = jax.tree.map(lambda a, new: a.at[slot].set(new), returned, kept)
@@ -238,7 +239,7 @@ def _schedule(
 
 
 def _wide(message: Callable[..., Array], a: Array, *args: Any, **kwargs: Any) -> Array:
-    """Sends floats as float32, in both directions: XLA's processor sums no narrower ones."""
+    """Send floats as float32, in both directions: XLA sums no narrower ones on processors."""
     narrow = jnp.issubdtype(a.dtype, jnp.floating) and jnp.finfo(a.dtype).bits < 32
     return message(a.astype(jnp.float32) if narrow else a, *args, **kwargs).astype(a.dtype)
 
@@ -252,7 +253,7 @@ def _where(condition: Array, a: Any, b: Any) -> Any:
 
 
 def _check_staged(who: str, staged: Any, stages: int, microbatches: int) -> int:
-    """Wants leaves laid out for this pipeline; returns the repeats."""
+    """Return the repeats of staged leaves; raise if they are not arranged for this pipeline."""
     problems = Problems(who)
     shapes = {path: leaf.shape[:3] for path, leaf in flatten(staged).items()}
     for path, shape in shapes.items():

@@ -23,14 +23,14 @@ from nnopt_jax.tree.paths import flatten
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predict:
-    """What `predict` returns: `outputs = forward(params, batch)`.
+    """A compiled, sharded model: `outputs = forward(params, batch)`.
 
     Args:
-        plan: of the parameters.
-        at: where parameters and a batch are to lie.
-        compiled: the model, as `jax.jit` made it.
+        plan: the plan of the parameters.
+        at: the shardings of parameters and of a batch.
+        compiled: the model, compiled by `jax.jit`.
         first: `first(outputs, count)`, the first rows of outputs.
-        shares: how many shares the rows of a batch divide into.
+        shares: the number of shares that the rows of a batch must divide into.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,10 +50,10 @@ class Predict:
     __repr__ = brief_fields
 
     def __call__(self, params: Any, batch: Any) -> Any:
-        """Runs the model; a batch whose rows do not divide is filled up, and the outputs cut.
+        """Run the model; a batch whose rows do not divide is filled up, and the outputs are cut.
 
         Raises:
-            ShapeError: the parameters are not those that were planned for, or an output has other
+            ShapeError: the parameters are not those of the plan, or an output has another number of
                 rows than the batch.
         """
         check_planned("parallel.predict", params, self.plan)
@@ -66,20 +66,20 @@ class Predict:
         return self.first(outputs, count) if count % self.shares else outputs
 
     def lower(self, params: Any, batch: Any) -> Any:
-        """Lowers the model for these shapes, to look at what is compiled."""
+        """Lower the model for these shapes, to look at the compiled program."""
         return self.compiled.lower(params, batch)
 
 
 def predict(
     apply: Callable[..., Any], plan: Shards, *, batch_axes: Sequence[str] | None = None
 ) -> Predict:
-    """Compiles a model for a plan: rows in parallel, parameters gathered where they are used.
+    """Compile a model for a plan: rows in parallel, parameters gathered where they are used.
 
-    Packed leaves travel packed and are materialized where they have arrived.
+    Packed leaves are transferred packed, and materialized after that.
 
     Args:
         apply: `apply(params, batch) -> outputs`, all arrays with the rows first.
-        plan: of the parameters, dense or packed.
+        plan: the plan of the parameters, dense or packed.
         batch_axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
 
     Returns:
@@ -114,7 +114,7 @@ def predict(
 
 
 def _check_rows(outputs: Any, rows: int) -> None:
-    """Wants outputs of the rows of the batch: they are split, and cut, along the first axis."""
+    """Raise if outputs do not have the rows of the batch, along which they are split and cut."""
     problems = Problems("parallel.predict")
     for path, x in flatten(outputs).items():
         if np.shape(x)[:1] != (rows,):
@@ -124,7 +124,7 @@ def _check_rows(outputs: Any, rows: int) -> None:
 
 
 def _first_rows(mesh: Mesh) -> Any:
-    """Cuts outputs, compiled once for each count; whole on every device: it need not divide."""
+    """Return a function that cuts outputs; results are replicated, as rows may not divide."""
 
     def first(outputs: Any, count: int) -> Any:
         def cut(outputs: Any) -> Any:

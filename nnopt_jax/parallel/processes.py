@@ -22,10 +22,10 @@ from nnopt_jax.errors import ProcessLostError
 from nnopt_jax.settings import Settings, is_whole
 
 PATIENCE = 10.0
-"""Seconds in which the main thread may end by itself when a process is lost."""
+"""Seconds that the main thread has to end by itself when a process is lost."""
 
 SILENCE = 3.0
-"""Seconds without a sign after which one that ends waits for another no more."""
+"""Seconds without a sign after which an ending process no longer waits for another one."""
 
 _SIGNS, _VERDICT = "nnopt_jax/signs/", "nnopt_jax/verdict/"
 _LEFT, _ENDED, _BEREFT = "left", "ended by", "ended by the loss of another one"
@@ -33,7 +33,7 @@ _LEFT, _ENDED, _BEREFT = "left", "ended by", "ended by the loss of another one"
 _UNANSWERED = re.compile(
     r"gloo|nccl|heartbeat|coordination service|connection (reset|closed)", re.I
 )
-"""What the runtime's errors speak of when a peer does not answer."""
+"""Words in errors of the runtime when a peer does not answer."""
 
 
 @contextlib.contextmanager
@@ -44,18 +44,18 @@ def distributed(
     process: int | None = None,
     heartbeat: int = 100,
 ) -> Iterator[None]:
-    """Joins this process to the others of a run; to be entered before anything else of JAX.
+    """Join this process to the others of a run, before anything else of JAX is used.
 
     Inside, `jax.devices()` are those of all processes, and every process runs the same program on
-    its own rows of each batch. Where a process is lost the others end with an error: nothing they
-    go on to compute could be right. Start all of them again, from the newest checkpoint.
+    its own rows of each batch. If a process is lost, the others end with an error, because they
+    could not compute anything right. Start all of them again, from the newest checkpoint.
 
     Args:
-        coordinator: `host:port` of process 0; None where the cluster tells (Slurm, Open MPI,
+        coordinator: `host:port` of process 0; None if the cluster provides it (Slurm, Open MPI,
             Kubernetes, Cloud TPU).
-        processes: how many there are.
-        process: which this is, from 0.
-        heartbeat: seconds without a sign of life after which a process counts as lost.
+        processes: the number of processes.
+        process: the number of this one, from 0.
+        heartbeat: the seconds without a sign of life after which a process counts as lost.
 
     Yields:
         None.
@@ -103,18 +103,18 @@ def _check_settings(
 
 
 class Watch:
-    """A thread that ends this process where another one is lost, even if it waits for that one.
+    """A thread that ends this process if another one is lost, even one that this one waits for.
 
-    Collectives and the barriers of checkpoints may wait for ever, and while they do, this thread
-    alone runs Python. Each process leaves signs in the coordinator's store; process 0 reads all
-    of them, and tells all when one is missing. The main thread is then interrupted, as by Ctrl-C;
-    where that moves nothing for `PATIENCE` seconds, or is ignored, the process ends.
+    Collectives and the barriers of checkpoints may wait for ever, and meanwhile only this thread
+    runs Python. Each process leaves signs in the store of the coordinator; process 0 reads all of
+    them, and announces when one is missing. The main thread is then interrupted, as by Ctrl-C; if
+    it does not end within `PATIENCE` seconds, the process is ended.
 
     Args:
-        heartbeat: seconds without a new sign after which a process counts as lost.
+        heartbeat: the seconds without a new sign after which a process counts as lost.
 
     Raises:
-        ProcessLostError: at the end, where another process was lost.
+        ProcessLostError: at the end, if another process was lost.
     """
 
     def __init__(self, heartbeat: float) -> None:
@@ -157,7 +157,7 @@ class Watch:
             raise ProcessLostError(self._message()) from error
 
     def _run(self) -> None:
-        """Leaves signs and looks for those of others, until one is missing."""
+        """Leave signs and look for those of others, until one is missing."""
         try:
             while not self._wait():
                 self._look()
@@ -167,13 +167,13 @@ class Watch:
             return
 
     def _wait(self) -> bool:
-        """Leaves a sign and waits a moment; whether the main thread has come to its end."""
+        """Leave a sign and wait a moment; return whether the main thread has come to its end."""
         self._signed += 1
         self._sign(str(self._signed))
         return self._stop.wait(min(1.0, self._heartbeat / 5))
 
     def _end(self) -> None:
-        """Interrupts the main thread, and ends the process if that does not help."""
+        """Interrupt the main thread, and end the process if that does not help."""
         with self._interrupting:
             if not self._stop.is_set():
                 _interrupt()
@@ -184,7 +184,7 @@ class Watch:
                 os._exit(1)
 
     def _part(self, error: BaseException | None, bereft: bool) -> None:
-        """Says how this process ends; process 0, which holds the store, ends last."""
+        """Announce how this process ends; process 0, which holds the store, ends last."""
         sign = _LEFT if error is None else _BEREFT if bereft else f"{_ENDED} {_first_line(error)}"
         self._sign(sign)
         if self._process != 0:
@@ -208,19 +208,19 @@ class Watch:
         self._store.key_value_set(f"{_VERDICT}0", verdict, allow_overwrite=True)
 
     def _look(self) -> None:
-        """Reads what process 0 found, or, in process 0, finds it and tells the others."""
+        """Read the verdict of process 0; in process 0, find it and announce it."""
         if self._verdict is not None:
             return
         if self._process != 0:
             self._verdict = next((told for _, told in self._read(_VERDICT)), None)
         else:
-            # What ended by itself says more than what was left alone by it.
+            # A process that ended by itself explains more than those that lost it.
             losses = sorted(self._losses(), key=lambda one: one.endswith(_BEREFT))
             if losses:
                 self._tell(losses[0])
 
     def _losses(self) -> Iterator[str]:
-        """What there is to say of each other process that was lost."""
+        """Yield a sentence on each other process that was lost."""
         for process, (sign, silence) in self._signs().items():
             if sign.startswith(_ENDED):
                 yield f"process {process} {sign}"
@@ -228,13 +228,13 @@ class Watch:
                 yield f"process {process} gave no sign of life for {self._heartbeat:g} s"
 
     def _is_awaited(self, silence: float) -> bool:
-        """Whether another process lives and has not ended."""
+        """Return whether another process lives and has not ended."""
         return any(
             silent <= silence and not _has_ended(sign) for sign, silent in self._signs().values()
         )
 
     def _signs(self) -> dict[int, tuple[str, float]]:
-        """Of each other process its newest sign, and for how many seconds it has been that."""
+        """Return the newest sign of each other process, and the seconds since it changed."""
         now, said = time.monotonic(), dict(self._read(_SIGNS))
         for process in range(1, self._count):
             sign = said.get(f"{_SIGNS}{process}", "")
@@ -254,7 +254,7 @@ class Watch:
 
 
 def _interrupt() -> None:
-    """Ctrl-C in the main thread, even if it sleeps."""
+    """Interrupt the main thread as by Ctrl-C, even if it sleeps."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:
@@ -262,9 +262,9 @@ def _interrupt() -> None:
 
 
 def _end_in_time() -> None:
-    """Lets no thread of the runtime hold the interpreter that ends: a dead collective waits on.
+    """End the process in time although threads of the runtime wait for a dead collective.
 
-    Python runs nothing more by then; this timer needs no Python.
+    Python no longer runs by then; this timer needs no Python.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     faulthandler.dump_traceback_later(PATIENCE, exit=True, file=nowhere)
@@ -275,7 +275,7 @@ def _has_ended(sign: str) -> bool:
 
 
 def _is_unanswered(error: BaseException | None) -> bool:
-    """Whether this error, or one that it comes from, is that a peer did not answer."""
+    """Return whether an error, or one of its causes, is that a peer did not answer."""
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError) and _UNANSWERED.search(str(error)):
             return True

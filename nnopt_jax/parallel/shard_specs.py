@@ -1,4 +1,4 @@
-"""How parameters are split over a mesh: a plan to be read before anything moves."""
+"""Plans of how parameters are split over a mesh, before anything moves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 
 LEAST = 2**14
-"""Bytes below which an array is not worth gathering."""
+"""The bytes below which an array is not worth gathering."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +33,11 @@ class ShardRow:
 
     Args:
         path: its name.
-        form: its shape and dtype, or what its node holds.
-        spec: how its logical array is split.
-        reason: why.
-        bytes: of the whole leaf.
-        device_bytes: of the share of one device.
+        form: its shape and dtype, or the fields of its node.
+        spec: the spec of its dense array.
+        reason: the reason for it.
+        bytes: the bytes of the whole leaf.
+        device_bytes: the bytes on one device.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,15 +63,14 @@ class Shards(Tabular):
 
     Args:
         mesh: the devices.
-        params: the parameters' shapes.
-        specs: of the structure of the parameters, a `PartitionSpec` for every array, the arrays
-            inside of packed leaves included: how they lie between steps.
-        used: the same without parameter parallelism: how they lie where they are used.
-        logical: as `specs`, of the dense arrays that leaves stand for: what `nnopt.state_specs`
-            takes.
-        logical_used: as `used`, of the dense arrays that leaves stand for.
-        fsdp: the mesh axis of parameter parallelism, None without.
-        least: arrays of fewer bytes are not split by it.
+        params: the shapes of the parameters.
+        specs: a tree with a `PartitionSpec` for every array between steps, the arrays inside of
+            packed leaves included.
+        used: the same where parameters are used, without parameter parallelism.
+        logical: as `specs`, for the dense arrays of the leaves: what `nnopt.state_specs` takes.
+        logical_used: as `used`, for the dense arrays of the leaves.
+        fsdp: the mesh axis of parameter parallelism, or None.
+        least: the bytes below which it splits no array.
         rows: one for each leaf.
 
     Example:
@@ -107,10 +106,10 @@ class Shards(Tabular):
 
     @property
     def devices(self) -> Mesh:
-        """The mesh, where it has devices.
+        """The mesh, if it has devices.
 
         Raises:
-            SelectionError: the plan is one on paper, of an `AbstractMesh`.
+            SelectionError: the plan was made for an `AbstractMesh`.
         """
         if isinstance(self.mesh, Mesh):
             return self.mesh
@@ -121,33 +120,33 @@ class Shards(Tabular):
 
     @property
     def shardings(self) -> Any:
-        """A `NamedSharding` for every array: what `jax.jit` and `jax.device_put` take."""
+        """A `NamedSharding` for every array, as `jax.jit` and `jax.device_put` take it."""
         return named(self.devices, self.specs)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all parameters."""
+        """The bytes of all parameters."""
         return sum(row.bytes for row in self.rows)
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of the parameters on one device."""
+        """The bytes of the parameters on one device."""
         return sum(row.device_bytes for row in self.rows)
 
     def split_further(self, leaf: Any, spec: PartitionSpec | None = None) -> PartitionSpec:
-        """The spec of one more array (of a state, say), by the plan's parameter parallelism."""
+        """Return the spec of another array (of a state, say) with parameter parallelism."""
         spec = PartitionSpec() if spec is None else spec
         if self.fsdp is None:
             return spec
         return split_fully(leaf, spec, self.mesh, self.fsdp, self.least)[0]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as dictionaries and lists."""
+        """Return the plan as dictionaries and lists."""
         rows = [dataclasses.asdict(row) | {"spec": list(row.spec)} for row in self.rows]
         return {"mesh": dict(self.mesh.shape), "fsdp": self.fsdp, "rows": rows}
 
     def __str__(self) -> str:
-        """The table."""
+        """Return the plan as a table with a row for each leaf."""
         cells = [("leaf", "form", "split", "why", "bytes", "a device")]
         for row in self.rows:
             sizes = f"{row.bytes:,}", f"{row.device_bytes:,}"
@@ -180,16 +179,16 @@ def specs(
     where: Where | None = None,
     least: int = LEAST,
 ) -> Shards:
-    """Plans how parameters are split over a mesh, without moving any.
+    """Plan how parameters are split over a mesh, without moving any.
 
-    For each leaf: the first of `rules` that matches, else the model's own annotation, else what
-    follows from its graph (hidden units and heads are split together); then, on top, parameter
-    parallelism along the largest axis that is still free and divides, else along one that is split
-    already. A leaf that nothing splits is replicated, and the plan says why.
+    The first of `rules` that matches a leaf splits it, else the annotation of the model, else its
+    graph (hidden units and heads are split together). Parameter parallelism then splits it along
+    the largest axis that is still free and divides, else along one that is split already. A leaf
+    that nothing splits is replicated, and the plan says why.
 
     Args:
         params: the parameters, dense or packed, or `jax.ShapeDtypeStruct`s in their place.
-        mesh: the devices; an `AbstractMesh` for a plan on paper.
+        mesh: the devices; an `AbstractMesh` for a plan without devices.
         rules: `(where, spec)` pairs for tensor parallelism; the spec is a `PartitionSpec`, a
             tuple of its entries, or None for a leaf that stays whole.
         annotations: a tree of the parameters' structure of `PartitionSpec` or None, such as
@@ -206,8 +205,7 @@ def specs(
         The plan.
 
     Raises:
-        SelectionError: a rule matches no leaf, an annotation is of no leaf, or `fsdp` is not an
-            axis.
+        SelectionError: a rule matches no leaf, an annotation has no leaf, or `fsdp` is not an axis.
         ShapeError: rules or annotations name unknown axes, one axis twice, too many, or split an
             axis into unequal parts.
 
@@ -284,11 +282,7 @@ def _plan_leaf(
 
 
 def check_plan(who: str, plan: Any) -> None:
-    """Wants a plan.
-
-    Raises:
-        CompositionError: it is something else.
-    """
+    """Raise if a value is not a plan."""
     if not isinstance(plan, Shards):
         raise CompositionError(
             f"{who}: plan is {described(plan)}; give what nnopt.parallel.specs(params, mesh) "
@@ -297,7 +291,7 @@ def check_plan(who: str, plan: Any) -> None:
 
 
 def share_bytes(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> int:
-    """Bytes of a tree on one device."""
+    """Return the bytes of a tree on one device."""
     arrays, structure = jax.tree.flatten(tree)
     bits = sum(
         math.prod(x.shape) * dtype_bits(x.dtype) // shares(mesh, spec)

@@ -1,4 +1,4 @@
-"""Parameters put where a plan says, or born there."""
+"""Placement of parameters by a plan, and initialization in place."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from nnopt_jax.tree.paths import flatten
 
 
 def shard(params: Any, plan: Shards) -> Any:
-    """Puts parameters where a plan says.
+    """Place parameters as a plan says.
 
     Args:
-        params: of the shapes that were planned for; arrays of NumPy, or of JAX wherever they lie.
-            With several processes each gives the same values.
-        plan: what `nnopt.parallel.specs` returned.
+        params: arrays of NumPy or JAX, on any devices, of the shapes of the plan. With several
+            processes each gives the same values.
+        plan: the result of `nnopt.parallel.specs`.
 
     Returns:
-        The same tree, each device holding its share.
+        The same tree; each device holds its share.
 
     Raises:
         ShapeError: leaves are missing, are too many, or have other shapes; all are listed.
@@ -42,14 +42,14 @@ def shard(params: Any, plan: Shards) -> Any:
 
 
 def sharded_init(init: Callable[..., Any], plan: Shards) -> Callable[..., Any]:
-    """Makes parameters in place, so that no device ever holds them whole.
+    """Compile an initializer, so that no device ever holds whole parameters.
 
     Args:
-        init: makes the parameters.
-        plan: of `jax.eval_shape(init, ...)`.
+        init: the function that makes the parameters.
+        plan: the plan of `jax.eval_shape(init, ...)`.
 
     Returns:
-        `init`, compiled, its result lying as the plan says.
+        `init`, compiled; its result is split as the plan says.
 
     Example:
         >>> import jax
@@ -64,11 +64,7 @@ def sharded_init(init: Callable[..., Any], plan: Shards) -> Callable[..., Any]:
 
 
 def check_planned(who: str, params: Any, plan: Shards) -> None:
-    """Wants parameters of the paths, shapes and dtypes that were planned for.
-
-    Raises:
-        ShapeError: they are others.
-    """
+    """Raise if parameters do not have the paths, shapes and dtypes of a plan."""
     check_plan(who, plan)
     wanted, given = flatten(plan.params, is_node), flatten(params, is_node)
     problems = Problems(who)

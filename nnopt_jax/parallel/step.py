@@ -34,12 +34,12 @@ class TrainStep:
     """A compiled, sharded training step: `state, loss = step(state, batch)`.
 
     Args:
-        plan: how the parameters are split.
-        layout: how all that training keeps is split.
-        at: where a batch, further arguments and a key are to lie.
-        compiled: the step, as `jax.jit` made it.
-        start: makes the first state of parameters.
-        shares: how many shares the rows of a batch must divide into.
+        plan: the plan of the parameters.
+        layout: the shapes and specs of the training state.
+        at: the shardings of a batch, further arguments and a key.
+        compiled: the step, compiled by `jax.jit`.
+        start: a function that makes the first state.
+        shares: the number of shares that the rows of a batch must divide into.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -62,18 +62,18 @@ class TrainStep:
     __repr__ = brief_fields
 
     def init(self, params: Any, *, key: Key | None = None, stats: Any = None) -> TrainState:
-        """Splits parameters, and starts the transform and the optimizer where they lie.
+        """Split parameters, and make the first states of the transform and the optimizer in place.
 
         Args:
-            params: as planned for.
-            key: for transforms that draw numbers.
-            stats: what `graph.observe` measured, for transforms that need it.
+            params: the parameters, of the shapes of the plan.
+            key: a key for transforms that draw numbers.
+            stats: the statistics of `graph.observe`, for transforms that need them.
 
         Returns:
             The first state.
 
         Raises:
-            ShapeError: the parameters are not those that were planned for.
+            ShapeError: the parameters are not those of the plan.
         """
         check_planned("parallel.train_step", params, self.plan)
         with inside(self.plan.devices):
@@ -81,7 +81,7 @@ class TrainStep:
 
     @property
     def abstract(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state: what `Checkpoints.restore` takes."""
+        """The shapes, dtypes and shardings of the state, as `Checkpoints.restore` takes them."""
         return jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             self.layout.shapes,
@@ -91,21 +91,20 @@ class TrainStep:
     def __call__(
         self, state: TrainState, batch: Any, *args: Any, key: Key | None = None
     ) -> tuple[TrainState, Any]:
-        """Makes one optimizer step.
+        """Make one optimizer step.
 
         Args:
-            state: of the step before; where donated, it is used up.
+            state: the state after the last step; if it is donated, it cannot be used again.
             batch: a pytree of arrays `(rows, ...)`.
-            *args: what else the loss takes, the same on every device.
-            key: where given, the loss takes it last: another for each micro-batch.
+            *args: further arguments of the loss, the same on every device.
+            key: a key; the loss takes it last, another one for each micro-batch.
 
         Returns:
-            The next state and the loss, with `has_aux` the pair of the loss and what else the
-            loss function returned.
+            The next state and the loss; with `has_aux` the pair of the loss and its aux.
 
         Raises:
             ShapeError: the rows do not divide by the mesh and the accumulation.
-            CompositionError: the state is of another step, or was given away.
+            CompositionError: the state belongs to another step, or was donated.
         """
         _check_kept(state, self.layout.shapes)
         check_divisible("parallel.train_step", batch, self.shares,
@@ -115,7 +114,7 @@ class TrainStep:
             return settled(self.plan.devices, self.compiled(state, *given))
 
     def lower(self, state: TrainState, batch: Any, *args: Any, key: Key | None = None) -> Any:
-        """Lowers the step for these shapes, to look at what is compiled."""
+        """Lower the step for these shapes, to look at the compiled program."""
         with inside(self.plan.devices):
             return self.compiled.lower(state, batch, args, key)
 
@@ -132,24 +131,25 @@ def train_step(
     has_aux: bool = False,
     batch_axes: Sequence[str] | None = None,
 ) -> TrainStep:
-    """Builds the training step for a plan: data, tensor and parameter parallelism in one program.
+    """Build the training step for a plan: data, tensor and parameter parallelism in one program.
 
-    The batch is split by rows. Parameters, the transform's state and the optimizer's lie split as
-    planned; parameters are gathered where the loss uses them, packed leaves in their packed form;
-    gradients are reduced straight into shares. The mesh may have Auto or Explicit axes.
+    The batch is split by rows. Parameters and the states of transform and optimizer are split as
+    planned; parameters are gathered where the loss uses them, packed leaves in packed form;
+    gradients are reduced directly to shares. The mesh may have Auto or Explicit axes.
 
     Args:
-        loss: `loss(params, batch, *args) -> scalar`, the mean over the rows it is given; or
-            `Weighted`, whose mean over all rows is exact where rows do not count alike. It sees
-            dense parameters, as `tx` shows them; of `nnopt.on_packed`, see `nnopt.value_and_grad`.
-        optimizer: of optax; one that takes `value`, such as `reduce_on_plateau`, gets the loss.
-        tx: the transform; default none.
-        plan: what `nnopt.parallel.specs` returned.
-        accumulate: micro-batches that a batch is cut into, one after another; their gradients are
+        loss: `loss(params, batch, *args) -> scalar`, the mean over its rows; or `Weighted`, whose
+            mean over all rows is exact if rows have different weights. It gets the dense parameters
+            of `tx`; for `nnopt.on_packed` see `nnopt.value_and_grad`.
+        optimizer: an optimizer of optax; one that takes `value`, such as `reduce_on_plateau`, gets
+            the loss.
+        tx: the transform; default: none.
+        plan: the result of `nnopt.parallel.specs`.
+        accumulate: the number of micro-batches of a batch, one after another; their gradients are
             summed in float32.
-        remat: keeps less for the backward pass: True keeps only results of matrix products, and
-            gathers parameters again; or a policy of `jax.checkpoint_policies`.
-        donate: whether a state's memory is reused for the next.
+        remat: what the backward pass computes again: True keeps only results of matrix products,
+            and gathers parameters again; or a policy of `jax.checkpoint_policies`.
+        donate: whether the memory of a state is reused for the next one.
         has_aux: whether the loss returns `(value, aux)`; with micro-batches aux is their mean,
             in float32 at least.
         batch_axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
@@ -223,7 +223,7 @@ def train_step(
 
 
 def _check_kept(state: TrainState, wanted: TrainState) -> None:
-    """Wants a state of this step whose arrays are there: the runtime would crash without them."""
+    """Raise for a state of another step or a donated one, with which the runtime would crash."""
     if jax.tree.structure(state) != jax.tree.structure(wanted):
         raise CompositionError(
             "parallel.train_step: the state is not of this step; give what init(params), the step "
@@ -242,7 +242,7 @@ def _is_gone(x: Any) -> bool:
 
 
 def _gathered(params: Any, plan: Shards) -> Any:
-    """Packed leaves brought together while they are packed; dense ones wait until they are used."""
+    """Gather packed leaves in packed form; dense ones are gathered where they are used."""
 
     def one(leaf: Any, specs: Any) -> Any:
         return constrain(leaf, plan.devices, specs) if is_node(leaf) else leaf
@@ -251,11 +251,11 @@ def _gathered(params: Any, plan: Shards) -> Any:
 
 
 def _starter(tx: Transform, optimizer: Any, lies: Layout) -> Callable[..., TrainState]:
-    """Makes the first state, nothing of it ever whole on one device."""
+    """Return a function that makes the first state, never whole on one device."""
 
     def start(params: Any, key: Key | None, stats: Any) -> TrainState:
         at = lies.shardings
-        # Copied: a share may be the caller's own memory, which the first step would give away.
+        # Copied: a share may be memory of the caller, which the first step would donate.
         params = jax.tree.map(jnp.copy, place(params, at.params))
         stats = dict(stats) if isinstance(stats, Mapping) else stats
         stats, key = place((stats, key), NamedSharding(lies.mesh, PartitionSpec()))

@@ -1,4 +1,4 @@
-"""How all that training keeps is split: parameters, the transform's state, the optimizer's."""
+"""The training state and its specs: parameters, states of transform and optimizer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from nnopt_jax.transform.base import abstract_state
 
 
 class TrainState(NamedTuple):
-    """All that changes while training; a pytree to be checkpointed whole.
+    """All that changes in training; a pytree to be checkpointed whole.
 
     Args:
         params: the parameters.
-        state: the transform's.
-        opt_state: the optimizer's.
+        state: the state of the transform.
+        opt_state: the state of the optimizer.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -38,12 +38,12 @@ class TrainState(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How a `TrainState` lies.
+    """The shapes and specs of a `TrainState`.
 
     Args:
-        mesh: the devices, or an `AbstractMesh` on paper.
-        shapes: shape and dtype of every array.
-        specs: its `PartitionSpec`.
+        mesh: the devices, or an `AbstractMesh`.
+        shapes: the shape and dtype of every array.
+        specs: the `PartitionSpec` of every array.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -67,7 +67,7 @@ class Layout(NamedTuple):
 
     @property
     def device_bytes(self) -> TrainState:
-        """Bytes on one device, of each part."""
+        """The bytes of each part on one device."""
         return TrainState(
             *(
                 share_bytes(shapes, specs, self.mesh)
@@ -77,15 +77,15 @@ class Layout(NamedTuple):
 
 
 def layout(tx: Transform, optimizer: Any, plan: Shards) -> Layout:
-    """Derives from the parameters' plan how everything else lies.
+    """Derive the specs of the training state from the plan of the parameters.
 
     Args:
         tx: the transform.
-        optimizer: of optax.
-        plan: of the parameters.
+        optimizer: an optimizer of optax.
+        plan: the plan of the parameters.
 
     Returns:
-        Shapes, specs and shardings of the state that training begins with.
+        The shapes, specs and shardings of the first state.
 
     Example:
         >>> import jax, optax
