@@ -114,7 +114,7 @@ class Codebook(Node):
     def move(self, movement: Moves, shape: Shape) -> Field:
         """Move the indices, if all of them share one table."""
         if self.table.ndim > 1:
-            raise CannotStayPacked("a part of it cannot follow")
+            raise CannotStayPacked("one of its fields cannot be moved")
         return super().move(movement, shape)
 
     def integers(self) -> IntegerWeight | None:

@@ -45,7 +45,7 @@ class _PaddedRows(Node):
     def move(self, movement: Moves, shape: Shape) -> Field:
         """Return a transposed view; the lists stay as they are."""
         if not movement.axes:
-            raise CannotStayPacked("a part of it cannot follow")
+            raise CannotStayPacked("one of its fields cannot be moved")
         return Reshaped.of(self, movement.axes)
 
     def _product(self, x: Array, how: Product, exact: Callable[..., Array]) -> Array:

@@ -80,6 +80,6 @@ class Factored(Node):
         """Move the leading axes of both factors, or transpose the product."""
         swapped = movement.axes[-2:] == (self.ndim - 1, self.ndim - 2)
         if movement.kept < 2 and not swapped:
-            raise CannotStayPacked("a part of it cannot follow")
+            raise CannotStayPacked("one of its fields cannot be moved")
         u, v = (move(part, movement, tuple(part.shape)) for part in (self.u, self.v))
         return self.replace(u=v, v=u) if swapped else self.replace(u=u, v=v)

@@ -103,7 +103,7 @@ class Hooks:
         Raises:
             CannotStayPacked: the weight must be materialized.
         """
-        raise CannotStayPacked("no product of its parts is the product of the whole")
+        raise CannotStayPacked("its form has no packed product")
 
     def move(self: Any, movement: Moves, shape: Shape) -> Field:
         """Move the entries of the weight: transpose, slice, pad or look up rows.
@@ -117,7 +117,7 @@ class Hooks:
             CannotStayPacked: a field cannot be moved.
         """
         if self.SHARED is None:
-            raise CannotStayPacked("a part of it cannot follow")
+            raise CannotStayPacked("one of its fields cannot be moved")
         names = [name for name in self.names() if name not in self.SHARED]
         return _mapped(self, names, lambda part: move(part, movement, shape))
 
@@ -130,7 +130,7 @@ class Hooks:
         if "dtype" in self.names(is_static=True):
             return self.replace(dtype=str(dtype))
         if not self.TYPED:
-            raise CannotStayPacked("its parts have dtypes of their own")
+            raise CannotStayPacked("its fields have dtypes of their own")
         return _mapped(self, self.TYPED, lambda part: cast(part, dtype))
 
     def times(self, number: Array) -> Field:
@@ -153,7 +153,7 @@ class Hooks:
         Raises:
             CannotStayPacked: the fields cannot be concatenated.
         """
-        raise CannotStayPacked("it is put beside others, and has parts that cannot be")
+        raise CannotStayPacked("it is concatenated, and has fields that cannot be")
 
     def join_key(self: Any) -> Any:
         """Return a key that nodes must share to be joined: class, settings and fields."""
@@ -246,7 +246,7 @@ def move(field: Field, movement: Moves, shape: Shape) -> Field:
         return field.move(movement, shape)
     moved = movement.apply(field, shape)
     if moved is None:
-        raise CannotStayPacked("a part of it cannot follow")
+        raise CannotStayPacked("one of its fields cannot be moved")
     return moved
 
 
@@ -303,7 +303,7 @@ def join(fields: Sequence[Field], axis: int) -> Field:
         return lax.concatenate(list(fields), axis)
     key = first.join_key() if isinstance(first, Hooks) else None
     if any(not isinstance(field, Hooks) or field.join_key() != key for field in others):
-        raise CannotStayPacked("it is put beside leaves of another form")
+        raise CannotStayPacked("it is concatenated with leaves of another form")
     return first.joined(fields, axis)
 
 

@@ -174,7 +174,7 @@ def _side_by_side(fields: Sequence[Quantized], name: str, axis: int) -> Array:
     """Concatenate scales or zero points, expanded to the smallest group of all weights."""
     grids = [materialize(getattr(field, name)) for field in fields]
     if len({grid.shape[:axis] + grid.shape[axis + 1 :] for grid in grids}) > 1:
-        raise CannotStayPacked("it is put beside others of another grid")
+        raise CannotStayPacked("it is concatenated with others of another grid")
     sizes = [field.shape[axis] for field in fields]
     blocks = [size // grid.shape[axis] for size, grid in zip(sizes, grids, strict=True)]
     block = math.gcd(*blocks)  # the number of elements that share an entry in every weight

@@ -57,7 +57,7 @@ def parse_format(format: str | Sequence[int], settings: Settings) -> Format:
         if all(type(size) is int and size > 0 for size in sizes):
             return sizes
     names = ", ".join(map(repr, NAMES))
-    text = f"is not one of {names}, no 'n:m' of at most 2^31 choices, no block sizes as (4, 4)."
+    text = f"is not one of {names}, 'n:m' of at most 2^31 choices, or block sizes as (4, 4)."
     settings.wrong("format", format, text)
     return "smallest"
 

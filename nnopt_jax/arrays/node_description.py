@@ -48,8 +48,8 @@ def describe(tree: Any) -> Any:
     keyed, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
     if len(keyed) == 1 and not keyed[0][0]:
         raise ArtifactError(
-            f"describe: {tree!r} is a {type(tree).__name__}, no array and no container of arrays. "
-            "Leave it out of the tree, or give it as metadata."
+            f"describe: {tree!r} is a {type(tree).__name__}, neither an array nor a container of "
+            "arrays. Leave it out of the tree, or give it as metadata."
         )
     if type(tree) in (list, tuple):
         return {type(tree).__name__: [describe(child) for child in tree]}

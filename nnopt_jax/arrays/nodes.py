@@ -221,8 +221,8 @@ class Node(Hooks):
         """Raise an error, because a packed parameter becomes an array only on request."""
         raise CompositionError(
             f"{self.outline()} is a packed parameter, not an array. Give it as an argument to "
-            "nnopt.on_packed(function): what a function closes over, and modules that were put "
-            "together outside of it, stay what they are. Or call nnopt.materialize(tree)."
+            "nnopt.on_packed(function): values that a function closes over, and modules that were "
+            "merged outside of it, stay packed. Or call nnopt.materialize(tree)."
         )
 
     __array__ = __jax_array__

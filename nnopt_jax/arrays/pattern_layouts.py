@@ -218,9 +218,9 @@ def block_misfit(shape: tuple[int, ...], sizes: tuple[int, ...]) -> str | None:
         'blocks of (4, 4) do not divide the last axes of shape (6, 8)'
     """
     if not sizes or any(type(size) is not int or size < 1 for size in sizes):
-        return f"{sizes!r} are no sizes of blocks"
+        return f"{sizes!r} are not block sizes"
     if len(shape) < len(sizes):
-        return f"blocks of {sizes} need {len(sizes)} axes, shape {shape} has less"
+        return f"blocks of {sizes} need {len(sizes)} axes, shape {shape} has fewer"
     last = shape[len(shape) - len(sizes) :]
     if any(size % part for size, part in zip(last, sizes, strict=True)):
         return f"blocks of {sizes} do not divide the last axes of shape {shape}"

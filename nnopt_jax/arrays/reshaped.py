@@ -206,7 +206,7 @@ class Reshaped(Node):
         """Move the base, if the movement cuts its first axis or only permutes axes."""
         runs = self.runs()
         if runs is None or not self.axes:
-            raise CannotStayPacked("a part of it cannot follow")
+            raise CannotStayPacked("one of its fields cannot be moved")
         if movement.axes:
             order = tuple(self.axes[axis] for axis in movement.axes)
             return self.replace(axes=order, sizes=tuple(shape[axis] for axis in movement.axes))
@@ -220,7 +220,7 @@ class Reshaped(Node):
             split = (*movement.shape[: 1 - gone], *self.split[1:])
             return self.replace(base=base, split=split, axes=rest, sizes=movement.shape)
         if not permutes:
-            raise CannotStayPacked("a part of it cannot follow")
+            raise CannotStayPacked("one of its fields cannot be moved")
         return move(self.materialize(), movement, shape)
 
 

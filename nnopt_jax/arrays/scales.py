@@ -136,7 +136,7 @@ class UnevenGroups(Node):
         if movement.axes:
             axis = movement.axes.index(len(shape) + axis) - len(shape)
         elif movement.kept < -axis:
-            raise CannotStayPacked("a part of it cannot follow")
+            raise CannotStayPacked("one of its fields cannot be moved")
         sizes = list(shape)
         sizes[self.axis] = self.values.shape[self.axis]
         return self.replace(values=move(self.values, movement, tuple(sizes)), axis=axis)

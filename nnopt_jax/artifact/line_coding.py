@@ -124,7 +124,7 @@ def _read(reader: ByteReader, shape: tuple[int, ...], alphabet: int) -> LineLayo
     layout = LineLayout(shape, alphabet, hole, center, prior, bool(flags & _TURNED), lags)
     deep = lags and (min(lags) < 1 or max(lags) >= layout.lines)
     if len(lags) > 2 or deep or (layout.turned and len(shape) < 2):
-        raise ArtifactError("malformed: a layout of lines that cannot be.")
+        raise ArtifactError("malformed: an impossible layout of lines.")
     return layout
 
 

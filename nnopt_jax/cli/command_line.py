@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"nnopt: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("nnopt: stopped; the same command goes on from the last checkpoint\n")
+        sys.stderr.write("nnopt: stopped; the same command continues from the last checkpoint\n")
         return 130
     finally:
         _log.removeHandler(handler)

@@ -47,7 +47,7 @@ class Lines(Callback):
 
     Example:
         >>> from nnopt_jax.cli.progress import Lines
-        >>> Lines().note("going on after step 40")
+        >>> Lines().note("continuing after step 40")
     """
 
     def __init__(self) -> None:

@@ -117,7 +117,7 @@ def _extra(before: int, after: int, extra: int | None) -> int:
         if _is_square(before - held) and _is_square(after - held):
             return held
     said = "with or without one token" if extra is None else f"after {extra} tokens"
-    raise ShapeError(f"ops.resize_grid: {before} and {after} rows are no squares {said}.")
+    raise ShapeError(f"ops.resize_grid: {before} and {after} rows are not squares {said}.")
 
 
 def _is_square(count: int) -> bool:

@@ -240,7 +240,7 @@ class BlockPattern(WholeBlocks):
             axes: the axes of the leaf; by default the conventional ones.
         """
         if len(shape) < len(self.sizes):
-            return f"blocks of {self.sizes} need {len(self.sizes)} axes, shape {shape} has less"
+            return f"blocks of {self.sizes} need {len(self.sizes)} axes, shape {shape} has fewer"
         if self._block(shape, axes) is not None:
             return None
         axes = axes or conventional(shape)
@@ -315,7 +315,7 @@ class LinePattern(WholeBlocks):
         least = 1 if self.of == "outputs" else 2
         if len(shape) >= least:
             return None
-        return f"groups {self.of!r} need {least} axes, shape {shape} has less"
+        return f"groups {self.of!r} need {least} axes, shape {shape} has fewer"
 
     def block(self, shape: tuple[int, ...], axes: Axes | None = None) -> tuple[int, ...]:
         """Return the sizes of the block of one output or input."""

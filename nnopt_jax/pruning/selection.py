@@ -157,7 +157,9 @@ def check_selection(
         sparsity = implied
     elif sparsity is None:
         settings.wrong(
-            "sparsity", None, "says not how much goes; give a number from 0 to 1, or a schedule."
+            "sparsity",
+            None,
+            "does not say how much to prune; give a number from 0 to 1, or a schedule.",
         )
     else:
         settings.share("sparsity", sparsity)

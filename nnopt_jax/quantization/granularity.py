@@ -218,5 +218,5 @@ def sharing(
     found = group if group is not None else default if granularity is None else granularity
     settings.integer("axis", axis, -32, 31, none=True)
     if axis is not None and found != "channel":
-        settings.wrong("axis", axis, "is of granularity='channel' alone; leave it out.")
+        settings.wrong("axis", axis, "goes only with granularity='channel'; leave it out.")
     return Sharing(found, axis, even)

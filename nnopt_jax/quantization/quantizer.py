@@ -124,7 +124,7 @@ def on_grid(
     rounds = _value(settings, "rounding", rounding, Rounding, ROUNDINGS, "nearest")
     scales = _scale_format(settings, values, chosen, shared, scale_dtype, double)
     if chosen.has_codes and not rounds.is_nearest:
-        settings.wrong("rounding", rounds, f"goes with no range that rounds by a rule of its own,"
+        settings.wrong("rounding", rounds, f"does not go with a range that rounds by its own rule,"
                                            f" as {chosen} does; leave it out.")  # fmt: skip
     settings.done()
     way = _Quantizer(values, shared, chosen, rounds, scales, every)

@@ -298,7 +298,7 @@ def _timed_network(path: Path) -> tuple[OnPacked, Params, Callable[[int], tuple[
     recipe = folder.finished_recipe() if file == folder.artifact else None
     if recipe is None:
         raise RecipeError(
-            f"bench: {path} is not a finished run, and no file that holds a program. Give the "
+            f"bench: {path} is neither a finished run nor a file with a program. Give the "
             "folder of a run, or a file that `program: true` or nnopt_jax.transfer.save_model made."
         )
     data = open_data(recipe)

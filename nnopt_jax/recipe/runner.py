@@ -133,7 +133,7 @@ class _Runner:
                 f"run: the checkpoint of step {self.done} in {self.checkpoints.directory} holds "
                 f"NaN or infinity in {', '.join(bad)}. Give --fresh to start again."
             )
-        self.log.callback.note(f"going on after step {self.done}")
+        self.log.callback.note(f"continuing after step {self.done}")
         return carry
 
     def _begin(self, phase: Phase, carry: Carry) -> Carry:

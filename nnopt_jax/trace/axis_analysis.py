@@ -297,7 +297,7 @@ def _axes(use: AxisUse, ndim: int) -> Axes | str:
         return use.reason
     kinds = {role for _, role in use.roles}
     if not kinds & {CONTRACTED, LOOKUP}:
-        return f"{use.primitive} sums over none of it"
+        return f"{use.primitive} does not sum over it"
     roles: dict[str, list[int]] = {CONTRACTED: [], OUTPUT: [], BATCH: []}
     for axis in range(ndim):
         mine = {role for at, role in use.roles if at == axis}

@@ -89,8 +89,8 @@ def product_owner(left: Origin, right: Origin) -> str:
 ACTIVATIONS, ELEMENTWISE = "(activations)", "(elementwise)"
 """Rows for contractions without a leaf, and for other steps without a single leaf."""
 
-_WHILE = "while: how often it runs is not known; its body is counted once"
-_EXPENSIVE = "cond: of branches that cost different the dearest is counted"
+_WHILE = "while: the number of iterations is unknown; its body is counted once"
+_EXPENSIVE = "cond: only the most expensive branch is counted"
 
 
 class Tally(NamedTuple):

@@ -133,9 +133,9 @@ def _explain(function: Any, paths: Sequence[str], error: Exception) -> Compositi
     numbers = dict.fromkeys(re.findall(r"\barrays\[(\d+)\]", str(error)))
     inputs = ", ".join(paths[int(number)] for number in numbers) or "an input"
     return CompositionError(
-        f"{name_of(function)}: {line_of(error) or 'some line'} asks for the value of what depends "
-        f"on {inputs}, while the function is traced and there are shapes alone. Use jnp and lax "
-        "(jnp.where, lax.cond) there, or give what it asks for as a number of Python's own."
+        f"{name_of(function)}: {line_of(error) or 'some line'} needs the value of an "
+        f"expression that depends on {inputs}, while the function is traced on shapes alone. Use "
+        "jnp and lax (jnp.where, lax.cond) there, or give the value as a Python number."
     )
 
 

@@ -200,7 +200,7 @@ def test_values_must_be_as_many_as_the_support_keeps():
         (NMIndex.of(MASKS["2:4"], 2, 4).replace(n=0), "0:4 is not a pattern"),
         (BSR.of(MASKS["blocks"], (4, 8)).replace(sizes=(4, 4)), "of shape (64, 48) has 4x4"),
         (BSR.of(MASKS["blocks"], (4, 8)).replace(sizes=(5, 8)), "blocks of (5, 8) do not"),
-        (BSR.of(MASKS["blocks"], (4, 8)).replace(sizes=(0, 8)), "(0, 8) are no sizes"),
+        (BSR.of(MASKS["blocks"], (4, 8)).replace(sizes=(0, 8)), "(0, 8) are not block sizes"),
     ],
 )
 def test_malformed_supports_say_why(support, text):

@@ -71,7 +71,7 @@ def test_killed_while_training_saving_and_writing(project, finished):
         kept = stored[-1] if stored else 0
     status, _, err = project.nnopt("run", "recipe.yaml")
     assert status == 0, err
-    assert f"going on after step {kept}\n" in err
+    assert f"continuing after step {kept}\n" in err
     require_same(project.run, finished.run)
 
 

@@ -17,7 +17,7 @@ from nnopt_jax.quantization.grids import GRIDS
 from nnopt_jax.quantization.ranges import RANGES
 from nnopt_jax.quantization.rounding import ROUNDINGS
 
-_VERB = "(?:with pattern|is|has|makes|goes|moves|divides|compares|weighs|counts)[ =]"
+_VERB = "(?:with pattern|is|does|has|makes|goes|moves|divides|compares|weighs|counts)[ =]"
 
 
 def constant(count: Any) -> float:

@@ -229,8 +229,8 @@ SETTINGS = {
     ),
     "no sparsity": (
         lambda: magnitude(),
-        "pruning.magnitude: sparsity=None says not how much goes; give a number from 0 to 1, or a "
-        "schedule.",
+        "pruning.magnitude: sparsity=None does not say how much to prune; give a number from 0 to "
+        "1, or a schedule.",
     ),
     "sparsity and pattern": (
         lambda: magnitude(0.7, pattern="2:4"),
@@ -281,7 +281,7 @@ SETTINGS = {
     ),
     "axis": (
         lambda: uniform(8, axis=0),
-        "quantization.uniform: axis=0 is of granularity='channel' alone; leave it out.",
+        "quantization.uniform: axis=0 goes only with granularity='channel'; leave it out.",
     ),
     "granularity": (
         lambda: uniform(8, granularity="row"),

@@ -136,7 +136,7 @@ def test_every_combination_packs_what_it_applies_or_says_why_not(grid):
         (lambda: on_grid("nf4", range="threshold"), "divides weights into three"),
         (lambda: on_grid(grids.uniform(4, symmetric=False), range="learned"), "zero point"),
         (lambda: on_grid(grids.uniform(4, symmetric=False), double=True), "stores scales alone"),
-        (lambda: on_grid("ternary", range="threshold", rounding="stochastic"), "rule of its own"),
+        (lambda: on_grid("ternary", range="threshold", rounding="stochastic"), "its own rule"),
         (lambda: on_grid("int4", range="gguf"), "q4_0 and q8_0"),
         (lambda: on_grid("nf4", scale_dtype="e8m0", double=True), "these are powers of two"),
         (lambda: on_grid("mxfp4", scale_dtype="float32"), "is not the one that mxfp4"),

@@ -232,7 +232,7 @@ def test_outcomes_that_nobody_wants_need_nothing():
 
 
 def test_joins_bear_dead_values():
-    """Branches and turns of a loop of which some outcomes are not needed."""
+    """Branches and iterations of a loop of which some outcomes are not needed."""
 
     def branches(a, b, c):
         kept, _ = lax.cond(

@@ -226,7 +226,7 @@ def test_embeddings_that_are_only_looked_up_are_left_out():
     assert dict(table) == {"embed": LOOKED_UP, "a": IN_OUT, "b": IN_OUT}
     assert dict(table.left_out) == {"embed": "it is only looked up", "b": "the last product"}
     assert table.weights == ("a",)
-    assert dict(table.unknown) == {"place": "add sums over none of it"}
+    assert dict(table.unknown) == {"place": "add does not sum over it"}
 
 
 def test_uses_that_disagree_are_named_with_their_lines():
@@ -257,8 +257,8 @@ def test_leaves_without_a_product_say_why():
     table = nnopt.graph(model, params, shaped((2, 4))).axes
     assert dict(table) == {"w": IN_OUT}
     assert dict(table.unknown) == {
-        "bias": "add sums over none of it",
-        "scale": "mul sums over none of it",
+        "bias": "add does not sum over it",
+        "scale": "mul does not sum over it",
         "idle": "no product uses it",
         "dead": "no product uses it",
         "waves": "no rule follows it through fft",

@@ -54,7 +54,7 @@ def test_it_is_printed_as_a_table_of_leaves(graph):
         ["leaf", "contracted", "output", "batch", "by default"],
         ["down", "0", "1", "-", "left out: the last product"],
         ["up", "0", "1", "-", "taken"],
-        ["bias", "-", "-", "-", "left alone: add sums over none of it"],
+        ["bias", "-", "-", "-", "left alone: add does not sum over it"],
     ]
 
 

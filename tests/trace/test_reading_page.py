@@ -15,7 +15,7 @@ def test_the_code_of_the_page_runs(capsys):
     for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(compile(block, "model.py", "exec"), scope)
     printed = capsys.readouterr().out
-    assert "gather looks along it at model.py" in printed
+    assert "gather combines entries along it at model.py" in printed
     hidden = np.maximum(_rows(scope["params"], scope["batches"]) @ scope["params"]["up"], 0)
     np.testing.assert_allclose(
         scope["seen"]["input_absmax"]["down"], np.abs(hidden).max(), rtol=1e-5

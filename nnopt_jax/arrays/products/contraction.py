@@ -181,7 +181,7 @@ def grouped_product(x: Array, values: Array, scale: Array, field: Field, how: Co
     inner = math.prod(values.shape[axis] for axis in how.right)
     rows = math.prod(x.shape[i] for i in how.left_free(x.ndim))
     if groups == inner:
-        raise CannotStayPacked("its scales differ along the axes that are summed over")
+        raise CannotStayPacked("its scales differ along contracted axes")
     if rows * groups > inner:
         raise CannotStayPacked(
             "there are more rows than entries in a group, for which dense is cheaper"

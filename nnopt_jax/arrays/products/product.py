@@ -74,7 +74,7 @@ class Product(abc.ABC):
         Raises:
             CannotStayPacked: the contracted axes are not those of the factors.
         """
-        raise CannotStayPacked("no product of its parts is the product of the whole")
+        raise CannotStayPacked("its form has no packed product")
 
     def as_contraction(self) -> Contraction:
         """Return the product, if it is a `dot_general`.
@@ -82,7 +82,7 @@ class Product(abc.ABC):
         Raises:
             CannotStayPacked: it is another kind of product.
         """
-        raise CannotStayPacked("no product of its parts is the product of the whole")
+        raise CannotStayPacked("its form has no packed product")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Convolution(ComputedProduct):
         del field
         axis = self.numbers.rhs_spec[0]
         if any(size != 1 for at, size in enumerate(scale.shape) if at != axis):
-            raise CannotStayPacked("its scales differ along axes that are summed over")
+            raise CannotStayPacked("its scales differ along contracted axes")
         out = self(x, values)
         scale = jnp.repeat(scale.ravel(), values.shape[axis] // scale.size)
         wide = [1] * out.ndim
@@ -98,7 +98,7 @@ class Ragged(ComputedProduct):
         """Multiply by `scale * values`, for scales of the outputs of each group."""
         del field
         if scale.shape[self.right] != 1:
-            raise CannotStayPacked("its scales differ along axes that are summed over")
+            raise CannotStayPacked("its scales differ along contracted axes")
         if any(n not in (1, m) for n, m in zip(scale.shape, values.shape, strict=True)):
             raise CannotStayPacked("its scales are those of groups of outputs")
         out = self(x, values)

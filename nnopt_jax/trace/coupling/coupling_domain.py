@@ -83,12 +83,12 @@ class Coupling(Domain[Value]):
 
     def layer(self, value: Value, site: Site) -> Value:
         """Return one slice of an array that a loop iterates over, and fix the axis of the loop."""
-        self.book.fix(value.axes[0], Reason("a loop goes along it", site.around))
+        self.book.fix(value.axes[0], Reason("a loop iterates over it", site.around))
         return value._replace(axes=value.axes[1:], remains=value.remains[1:])
 
     def stack(self, value: Value, times: int, site: Site) -> Value:
         """Stack the outcomes of the iterations of a loop, and fix the axis of the iterations."""
-        turns = self.book.fixed(times, "turns of a loop")
+        turns = self.book.fixed(times, "iterations of a loop")
         return value._replace(axes=(turns, *value.axes), remains=(Residue.UNKNOWN, *value.remains))
 
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:

@@ -55,7 +55,7 @@ def permute_units(coupled: CoupledAxes, params: Params, order: Mapping[str, Any]
         if not np.array_equal(np.sort(moved), np.arange(dimension.size)):
             wrong.add(name, f"is not a permutation of {dimension.size} units.")
         elif not dimension.exchangeable:
-            wrong.add(name, "its units meet constants that differ; they cannot change places.")
+            wrong.add(name, "its units meet different constants; they cannot change places.")
     wrong.raise_as(ValueRangeError)
     for name, dimension in known.items():
         for (path, axis), at in dimension.indices.items():

@@ -24,7 +24,7 @@ class Residue(enum.Enum):
 
     ALIKE = "the same for every removed unit"
     UNKNOWN = "anything"
-    BROKEN = "no finite number, as 0/0"
+    BROKEN = "not a finite number, such as 0/0"
 
 
 Remains = float | Residue

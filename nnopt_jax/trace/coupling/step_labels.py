@@ -27,12 +27,12 @@ _WHOLE = {
     Kind.CONTRACTION: "a convolution moves along it",
     Kind.REDUCTION: "{} counts along it",
     Kind.ORDERED: "{} along it",
-    Kind.LOOKUP: "{} looks along it",
-    Kind.UPDATE: "{} looks along it",
+    Kind.LOOKUP: "{} combines entries along it",
+    Kind.UPDATE: "{} combines entries along it",
     Kind.OPAQUE: "no rule for {}",
 }
 """The reason for elements to stay on factors that a step needs in full, by kind."""
-_LOOKED = "{} looks along it"
+_LOOKED = "{} combines entries along it"
 _WINDOW = "a window moves along it"
 
 
@@ -98,7 +98,7 @@ class StepLabels:
             alone = len(place.factors) == 1 and sizes[place.names[0]] == len(labels)
             windows = self.rule.kind is Kind.ORDERED and not alone
             self.fix(labels, _WINDOW if windows else _WHOLE[self.rule.kind])
-            text = "a place of an image"
+            text = "a position of an image"
             found = {place.names[0]: labels} if alone else self._fix_factors(place, text)
         else:
             found = dict(self._split(labels, place))
@@ -225,7 +225,7 @@ class StepLabels:
             if remains is Residue.BROKEN:
                 left[axis] = Residue.ALIKE
                 if not known:
-                    self.fix(axes[axis], "{} gives no finite number where units are removed")
+                    self.fix(axes[axis], "{} is not finite where units are removed")
         return Value(axes, tuple(left), constant)
 
     def _compose(self, dim: Dim, size: int) -> Labels:

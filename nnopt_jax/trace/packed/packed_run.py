@@ -57,7 +57,7 @@ class InsidePacked(Inside):
         if not is_leaf(value):
             return Slices(value, lambda part, _: part)
         if _layer(value, 0) is None:
-            self.record(value, self.equation, "a part of it cannot follow")
+            self.record(value, self.equation, "one of its fields cannot be moved")
             value = loosen(value)
             if not is_leaf(value):
                 return Slices(value, lambda part, _: part)
@@ -78,7 +78,7 @@ class InsidePacked(Inside):
         same = jax.tree.leaves(specs, is_leaf=is_spec) == jax.tree.leaves(whole, is_leaf=is_spec)
         if same and node.follows_parts:
             return value, PackedLeaf(specs, value.path)
-        self.record(value, self.equation, "a part of it cannot be cut")
+        self.record(value, self.equation, "one of its fields cannot be cut")
         return as_array(value), spec
 
 
@@ -189,7 +189,7 @@ def _compute_before_loop(
     found = list(values)
     for at, value in enumerate(values):
         if at not in programs.sliced and is_leaf(value) and isinstance(value.node, Deferred):
-            record(value, equation, "a loop would compute it at every turn")
+            record(value, equation, "a loop would compute it in every iteration")
             found[at] = as_array(value)
     return found
 

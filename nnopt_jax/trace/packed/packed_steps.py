@@ -119,7 +119,7 @@ def _move_loosened(leaf: PackedLeaf, movements: Sequence[Moves]) -> tuple[Packed
 def _pad(leaf: PackedLeaf, node: Any, movement: Moves) -> Any:
     """Pad a weight with zeros: with codes of zero, or with a mask if no code is zero."""
     if not isinstance(movement, Movement) or not _is_zero(movement.values[1]):
-        raise CannotStayPacked("it is padded with what is not known to be zero")
+        raise CannotStayPacked("it is padded with values that are not known to be zero")
     return zero_outside(node, lambda: move(jnp.ones(leaf.shape, bool), movement, leaf.shape))
 
 
@@ -176,7 +176,7 @@ def _ragged(equation: Equation, values: list[Any]) -> Array:
 
 def _concatenate(equation: Equation, values: list[Any]) -> PackedLeaf:
     if not all(is_leaf(value) for value in values):
-        raise CannotStayPacked("it is put beside arrays")
+        raise CannotStayPacked("it is concatenated with arrays")
     node = join([value.node for value in values], equation.params["dimension"])
     return PackedLeaf(node, _joint_path(values))
 

@@ -216,9 +216,9 @@ def _split_names(statistics: Names) -> tuple[list[Statistic], tuple[str, ...]]:
             problems.add("", f"no statistic {one!r}.{hint}")
     names = [one if isinstance(one, str) else getattr(one, "name", one) for one in given]
     for name in sorted({str(name) for name in names if names.count(name) > 1}):
-        problems.add("", f"statistic {name!r} is asked for twice.")
+        problems.add("", f"statistic {name!r} is requested twice.")
     if not given:
-        problems.add("", f"no statistic is asked for. Known: {', '.join(known)}.")
+        problems.add("", f"no statistic is requested. Known: {', '.join(known)}.")
     problems.raise_as(SelectionError)
     found = [one for one in given if isinstance(one, Statistic)]
     found += [STATISTICS[one]() for one in given if isinstance(one, str) and one in STATISTICS]
@@ -230,8 +230,8 @@ def _check_arrays(batch: Any) -> None:
     for x in jax.tree.leaves(batch):
         if not (is_array(x) or isinstance(x, np.generic | bool | int | float | complex)):
             raise CompositionError(
-                f"graph.observe: needs arrays, and a batch holds {x!r}. Close over what is not "
-                "an array: lambda params, x: apply(params, x, name)."
+                f"graph.observe: needs arrays, and a batch holds {x!r}. Close over values that "
+                "are not arrays: lambda params, x: apply(params, x, name)."
             )
 
 

@@ -126,7 +126,7 @@ def _window(axis: PartAxis, count: int, starts: Starts) -> PartAxis:
     """Return the positions in a window whose start is known only at run time."""
     loose = [factor for factor in axis.factors if factor.size > 1]
     if axis.start or not loose or (len(loose) > 1 and count > 1) or loose[0].step != 1:
-        raise CutAcrossError("takes a part whose place is known only when the program runs")
+        raise CutAcrossError("takes a part whose position is known only at run time")
     for factor in loose:
         if factor.axis != REPEATED:
             starts[factor.axis] = None
@@ -222,7 +222,7 @@ def _place(
 ) -> PartAxis:  # fmt: skip
     """Return the positions of a part of a leaf on one axis of an outcome."""
     if isinstance(place.start, RuntimeStart):
-        raise CutAcrossError(f"{equation.primitive.name} puts it at a place that is not known")
+        raise CutAcrossError(f"{equation.primitive.name} puts it at an unknown position")
     start, factors = place.start, []
     for name, stride in place.factors:
         repeated = PartAxis(0, (LeafFactor(REPEATED, 0, sizes[name], 1),))

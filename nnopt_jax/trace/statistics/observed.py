@@ -46,10 +46,10 @@ class Observed(Tabular, Mapping[str, dict[str, Any]]):
         >>> apply = lambda p, x: x @ p["w"] + p["b"][None]
         >>> seen = nnopt.graph(apply, params, jnp.ones((4, 2))).observe(params, [jnp.ones((4, 2))])
         >>> seen.lacking["input_absmax"], seen.by_use["input_absmax"][("w", 0)]
-        ({'b': 'add sums over none of it'}, Array(1., dtype=float32))
+        ({'b': 'add does not sum over it'}, Array(1., dtype=float32))
         >>> print(seen)
         leaf  rows  uses         input_absmax
-        b     -     add          add sums over none of it
+        b     -     add          add does not sum over it
         w     4     dot_general  1
     """
 

@@ -36,7 +36,7 @@ def read_product(equation: Equation, rule: OpRule, at: int, part: LeafPart) -> P
     if rule.kind is Kind.LOOKUP:
         return _lookup(equation, rule, at, part)
     if rule.kind is not Kind.CONTRACTION:
-        return _UNMEASURED.get(rule.kind, "{} sums over none of it").format(name)
+        return _UNMEASURED.get(rule.kind, "{} does not sum over it").format(name)
     if _has_window(equation) and at == 0:
         return "it is the image of a convolution"
     picked = [
@@ -144,7 +144,7 @@ class _LeafProduct:
             patch=self._patches(shared, own) if is_windowed else None,
             row_groups=self._row_groups() if self.picked else None,
             placed=Arrangement.of(result, self._axes(batch, kept), outs) if alone else None,
-            no_outputs="" if alone else "its products are added to those of what lies beside it",
+            no_outputs="" if alone else "its products are added to those of other entries",
         )
 
     def _why_not(self, own: Sequence[Factor], groups: Sequence[Factor], is_plain: bool) -> str:
@@ -153,9 +153,9 @@ class _LeafProduct:
         if len(self.rule.data) != 2 or every != self.ours.keys() or not is_plain:
             return f"{self.equation.primitive.name} is not a plain product"
         if not own:
-            return "an outer product sums over none of it"
+            return "an outer product does not sum over it"
         if any(axis.repeats for axis in (*(self.ours[f] for f in own), *self.picked)):
-            return "it is repeated along what is summed over"
+            return "it is repeated along contracted axes"
         return "its groups lie across axes" if any(self.ours[f].repeats for f in groups) else ""
 
     def _axes(self, factors: Iterable[Factor], there: Mapping[Factor, int]) -> list[Any]:
@@ -200,7 +200,7 @@ def _lookup(equation: Equation, rule: OpRule, at: int, part: LeafPart) -> Produc
     ((axis, entry),) = chosen.items()
     rows = part.axes[axis]
     if rows.repeats or rows.is_constant:
-        return "it is repeated along what is looked up"
+        return "it is repeated along axes that are looked up"
     arranged = Arrangement.of((1, shape[axis]), (), [(1, rows)])
     lookup = Lookup(shape[axis], entry, k["mode"] == lax.GatherScatterMode.CLIP, arranged)
     channels = in_leaf_order([rows])

@@ -45,7 +45,7 @@ def test_experts_of_a_ragged_product():
     x, groups = drawn(7, 5), jnp.array([2, 4, 1], jnp.int32)
     graph = nnopt.graph(apply, params, x, groups)
     assert sizes(graph) == {"up:2": 8, "down:2": 10, "in:1": 6}
-    assert "ragged_dot_general looks along it" in graph.coupled.frozen["up", 0]
+    assert "ragged_dot_general combines entries along it" in graph.coupled.frozen["up", 0]
     check_shrunk(graph, params, x, groups)
     # By hand: each row with the matrices of its expert.
     keep = {"up:2": [0, 3], "in:1": [1, 2, 5]}

@@ -170,7 +170,7 @@ FROZEN = {
         "in both factors",
     ),
     "unknown": (lambda p, x: jnp.fft.fft(hidden(p, x)).real @ p["b"], "no rule for fft"),
-    "columns of length one": (normed, "no finite number where units are removed"),
+    "columns of length one": (normed, "is not finite where units are removed"),
     "output": (hidden, "output"),
 }
 

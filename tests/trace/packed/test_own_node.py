@@ -50,7 +50,7 @@ def test_a_node_with_hooks_runs_packed(name):
         (lambda w: w.astype(jnp.bfloat16), "its outcome is returned"),
         (
             lambda w: jnp.concatenate([w, w]),
-            "it is put beside others, and has parts that cannot be",
+            "it is concatenated, and has fields that cannot be",
         ),
     ],
 )

@@ -37,9 +37,9 @@ def test_batches_and_names():
         observe("input_absmx", "fisher", 3)
     assert "no statistic 'input_absmx'. Did you mean input_absmax?" in str(error.value)
     assert "no statistic 3. Known: input_absmax" in str(error.value)
-    with pytest.raises(SelectionError, match="'input_gram' is asked for twice"):
+    with pytest.raises(SelectionError, match="'input_gram' is requested twice"):
         observe("input_gram", input_gram(block=3))
-    with pytest.raises(SelectionError, match="no statistic is asked for"):
+    with pytest.raises(SelectionError, match="no statistic is requested"):
         nnopt.graph(apply, PARAMS, X).observe(PARAMS, [X], ())
     with pytest.raises(SelectionError, match=r"'\*\*/kernl' matched no leaf. Nearest: deep/kernel"):
         observe(where="**/kernl")
@@ -53,8 +53,8 @@ def test_batches_and_names():
 
 def test_leaves_that_nothing_meets():
     seen = observe()
-    assert seen.lacking["input_absmax"] == {"deep/bias": "add sums over none of it"}
-    with pytest.raises(StatisticsError, match="deep/bias: has no input_absmax: add sums over none"):
+    assert seen.lacking["input_absmax"] == {"deep/bias": "add does not sum over it"}
+    with pytest.raises(StatisticsError, match="deep/bias: has no input_absmax: add does not sum"):
         observe(strict=True)
     seen = nnopt.graph(lambda p, x: x, {"w": X}, X).observe({"w": X}, [X])
     assert seen.lacking["input_absmax"] == {"w": "no step uses it"}
@@ -75,7 +75,7 @@ def test_functions():
         return apply(p, x) if x.sum() > 0 else x
 
     with pytest.raises(
-        CompositionError, match=r"branching: test_errors.py:.* asks for the value of what depends"
+        CompositionError, match=r"branching: test_errors.py:.* needs the value of an expression"
     ):
         observe(function=branching)
 

@@ -61,7 +61,7 @@ def test_everything_at_once_over_batches_of_two_shapes():
     np.testing.assert_array_equal(histogram.counts, np.histogram(x, edges)[0])
     assert seen.batches == 3
     assert seen.rows["w"] == 19
-    assert seen.lacking["input_gram"] == {"b": "add sums over none of it"}
+    assert seen.lacking["input_gram"] == {"b": "add does not sum over it"}
 
 
 def test_moments_far_from_zero_do_not_cancel():

@@ -51,7 +51,7 @@ def test_kernels_one_below_the_other_have_inputs_of_their_own():
     seen = observe(lambda p, x: x @ jnp.concatenate([p["c"], p["d"]], 0), params, X)
     np.testing.assert_array_equal(seen["input_gram"]["c"], gram(X[:, :2]))
     np.testing.assert_array_equal(seen["input_gram"]["d"], gram(X[:, 2:]))
-    reason = "its products are added to those of what lies beside it"
+    reason = "its products are added to those of other entries"
     assert seen.lacking["output_moments"] == {"c": reason, "d": reason}
     assert [(use.contracted, use.partial) for use in seen.uses] == [((0,), ()), ((0,), ())]
 
@@ -121,9 +121,9 @@ def test_strided_slices_and_tiles():
 
 
 REASONS = {
-    "tiled": (lambda w: jnp.tile(w, (3, 1)), "it is repeated along what is summed over"),
+    "tiled": (lambda w: jnp.tile(w, (3, 1)), "it is repeated along contracted axes"),
     "cut anew": (lambda w: w.reshape(8, 3)[:6], "reshape cuts across its axes"),
-    "scaled by another": (lambda w: w.repeat(3, 0) * jnp.ones((6, 1)), "mul sums over none of it"),
+    "scaled by another": (lambda w: w.repeat(3, 0) * jnp.ones((6, 1)), "mul does not sum over it"),
 }
 
 
@@ -140,7 +140,7 @@ def test_a_kernel_times_another_leaf_is_not_moved():
     """Weight norm: what is contracted is neither of the two."""
     params = {"v": whole(6, 4), "g": whole(1, 4)}
     seen = observe(lambda p, x: x @ (p["v"] * p["g"]), params, X)
-    assert seen.lacking["input_gram"] == dict.fromkeys("gv", "mul sums over none of it")
+    assert seen.lacking["input_gram"] == dict.fromkeys("gv", "mul does not sum over it")
 
 
 IDENTITIES = {

@@ -10,7 +10,7 @@ import nnopt_jax as nnopt
 from tests.trace.zoo.models import MODELS
 
 UNMEASURED = {
-    ("linen_weight_norm", "params/Dense_1/kernel"): "mul sums over none of it",
+    ("linen_weight_norm", "params/Dense_1/kernel"): "mul does not sum over it",
     ("shard_map", "a"): "it is carried through shard_map",
 }
 """Leaves that have axes, and whose inputs no statistic knows."""
