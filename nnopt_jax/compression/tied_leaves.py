@@ -71,13 +71,13 @@ def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
         del state, train
         return {target: _view(leaves[source], transpose) for target, source in pairs.items()}
 
-    def back(shown: Any) -> Any:
-        slopes = flatten(shown)
+    def back(slopes: Any) -> Any:
+        leaves = flatten(slopes)
         for target, source in pairs.items():
-            if source in slopes and target in slopes:
-                more = slopes[target].T if transpose else slopes[target]
-                slopes[source] = slopes[source] + more
-        return unflatten(shown, slopes)
+            if source in leaves and target in leaves:
+                more = leaves[target].T if transpose else leaves[target]
+                leaves[source] = leaves[source] + more
+        return unflatten(slopes, leaves)
 
     def build(binding: Binding) -> Transform:
         tx = wrapping(
@@ -128,8 +128,8 @@ def _check_leaves(leaves: Leaves, pairs: Mapping[str, str], transpose: bool) -> 
     for target, source in pairs.items():
         shape = leaves[source].shape[::-1] if transpose else leaves[source].shape
         if (leaves[target].shape, leaves[target].dtype) != (shape, leaves[source].dtype):
-            shown = f"{source} is {summary(leaves[source])}{', transposed' if transpose else ''}"
-            misfit.add(target, f"is {summary(leaves[target])}, and its source {shown}")
+            origin = f"{source} is {summary(leaves[source])}{', transposed' if transpose else ''}"
+            misfit.add(target, f"is {summary(leaves[target])}, and its source {origin}")
         if is_node(leaves[target]):
             text = f"an earlier transform made {summary(leaves[target])} of it, which would be lost"
             encoded.add(target, f"{text}; leave it out there with where=")

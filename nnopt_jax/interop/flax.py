@@ -83,8 +83,8 @@ def _of_linen(module: linen.Module, sample: Any, key: Key | None) -> FlaxModel:
 
     def mode(train: bool) -> dict[str, Any]:
         """Return the argument that switches training on; Linen has two customs."""
-        told = {"train": train, "training": train, "deterministic": not train}
-        return {name: value for name, value in told.items() if name in accepted}
+        flags = {"train": train, "training": train, "deterministic": not train}
+        return {name: value for name, value in flags.items() if name in accepted}
 
     variables = dict(module.init({} if key is None else key, sample, **mode(False)))
     params = variables.pop("params", {})

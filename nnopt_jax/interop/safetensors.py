@@ -91,7 +91,7 @@ def write_safetensors(
     no word for them, and dense they would take many times their bytes.
 
     Args:
-        path: where to; `.safetensors` by custom.
+        path: the file, by custom with the ending `.safetensors`.
         tree: any pytree of arrays.
         separator: what joins the keys of a path; `"."` is PyTorch's.
         metadata: strings to keep beside them.

@@ -83,9 +83,9 @@ def parse(text: bytes, room: int, who: str) -> tuple[dict[str, TensorEntry], dic
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{who}: the header is not JSON of tensors ({error}).") from error
     problems, entries = Problems(who), {}
-    for name, told in found.items():
+    for name, given in found.items():
         try:
-            entries[name] = _entry(told)
+            entries[name] = _entry(given)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             problems.add(
                 name, f"{error}" if isinstance(error, ArtifactError) else f"malformed ({error!r})"
@@ -103,8 +103,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _entry(told: Any) -> TensorEntry:
-    name, shape, (begin, end) = told["dtype"], told["shape"], told["data_offsets"]
+def _entry(given: Any) -> TensorEntry:
+    name, shape, (begin, end) = given["dtype"], given["shape"], given["data_offsets"]
     if name not in DTYPES:
         hint = (
             "values of less than a byte are not read"
@@ -161,7 +161,7 @@ def compose(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
         b'{"w":{"dtype":"I8","shape":[2],"data_offsets":[0,2]}}   '
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
-    told: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    given: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     problems, at = Problems("write_safetensors"), 0
     for name, x in arrays.items():
         if x.dtype not in names:
@@ -169,13 +169,13 @@ def compose(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
                 name, f"is {x.dtype}, which the format lacks; cast it, or use nnopt.save()"
             )
             continue
-        told[name] = {
+        given[name] = {
             "dtype": names[x.dtype],
             "shape": list(x.shape),
             "data_offsets": [at, at + x.nbytes],
         }
         at += x.nbytes
     problems.raise_as(ArtifactError)
-    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(given, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

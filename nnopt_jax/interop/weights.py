@@ -34,7 +34,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: the file or folder.
 
     Returns:
-        Arrays or expressions by name, ready to be the source of `transfer.graft`.
+        Arrays or packed parameters by name, ready to be the source of `transfer.graft`.
 
     Raises:
         ArtifactError: there is no such file, it is damaged, or of another kind.
@@ -141,7 +141,7 @@ def read_orbax(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         path: a folder that orbax wrote: one step, or one item of a step. A step of
-            `Checkpoints` gives its expressions back, packed as they were.
+            `Checkpoints` gives packed parameters back as they were.
 
     Returns:
         Leaves by path, ready to be the source of `transfer.graft`. Where a step has several items,

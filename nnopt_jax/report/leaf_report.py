@@ -181,12 +181,12 @@ def call_note(calls: Mapping[str, str]) -> str:
     """
     if not calls:
         return "No leaf is packed."
-    dense = Counter(told for told in calls.values() if told not in (PACKED, UNREAD))
+    dense = Counter(text for text in calls.values() if text not in (PACKED, UNREAD))
     if not dense:
         return "No packed leaf is materialized inside the call."
     why = []
-    for told, count in dense.most_common():
-        form, _, reason = told.partition(": ")
+    for text, count in dense.most_common():
+        form, _, reason = text.partition(": ")
         why.append(f"{count} {form} ({reason})")
     made = "is" if dense.total() == 1 else "are"
     return (

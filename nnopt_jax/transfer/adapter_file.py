@@ -40,7 +40,8 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
     same on every mesh.
 
     Args:
-        path: where to; `.nnopt` by custom. The file appears by a rename, complete or not at all.
+        path: the file, by custom with the ending `.nnopt`; it appears by a rename, complete or not
+            at all.
         packed: what `tx.pack(base, state)` returned.
         base: arrays or packed parameters, as they were given to `tx`.
 
@@ -76,7 +77,7 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
         places = [parts.find(x) for x in jax.tree.leaves(leaf)]
         kept += [x for x, at in zip(jax.tree.leaves(leaf), places, strict=True) if at is None]
         if any(at is not None for at in places):
-            known[name] = parts.told
+            known[name] = parts.description
         taken[name] = places
     if not known:
         raise ValueRangeError(
@@ -88,8 +89,8 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
             f"{_SAVE}: the packed tree holds nothing that the base lacks; give first what "
             "tx.pack(base, state) returned, then the base."
         )
-    told = {"kind": f"{_KIND} {_VERSION}", "tree": describe(packed), "taken": taken, "base": known}
-    save(path, kept, metadata=told)
+    facts = {"kind": f"{_KIND} {_VERSION}", "tree": describe(packed), "taken": taken, "base": known}
+    save(path, kept, metadata=facts)
 
 
 def load_adapter(
@@ -125,9 +126,9 @@ def load_adapter(
     """
     found = contents(path, max_bytes)
     who = f"{_LOAD}: {os.fspath(path)}"
-    told, theirs = _told(found.metadata, who), _leaves(_LOAD, base)
+    facts, theirs = _description(found.metadata, who), _leaves(_LOAD, base)
     try:
-        known, taken, tree = (dict(told[name]) for name in ("base", "taken", "tree"))
+        known, taken, tree = (dict(facts[name]) for name in ("base", "taken", "tree"))
         parts = _matched(known, taken, theirs, who)
         arrays = iter(container.read(found))
         values = [
@@ -151,7 +152,7 @@ def _leaves(who: str, tree: Params) -> dict[str, Any]:
     return leaves
 
 
-def _told(metadata: Any, who: str) -> dict[str, Any]:
+def _description(metadata: Any, who: str) -> dict[str, Any]:
     """Return the description of the adapter; raise if this version cannot read it."""
     kind = metadata.get("kind") if isinstance(metadata, dict) else None
     if kind == f"{_KIND} {_VERSION}":
@@ -170,7 +171,7 @@ class _Parts(NamedTuple):
 
     arrays: list[Any]
     sums: list[list[int]]
-    told: list[str]
+    description: list[str]
 
     @staticmethod
     def of(leaf: Any) -> _Parts:
@@ -202,7 +203,7 @@ def _matched(
             problems.add(name, f"is not in this base.{nearest(name, base)}")
             continue
         parts[name] = _Parts.of(base[name])
-        ours, checksum = parts[name].told
+        ours, checksum = parts[name].description
         if checksum == total:
             continue  # the summary may differ: classes may have been renamed since
         if ours != outline:

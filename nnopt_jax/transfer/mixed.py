@@ -63,7 +63,7 @@ def save_model(
     `nnopt.load` reads the parameters alone; `nnopt inspect` describes both.
 
     Args:
-        path: where to; `.nnopt` by custom.
+        path: the file, by custom with the ending `.nnopt`.
         structure: the result of `capture`.
         params: its parameters, dense or packed.
         metadata: any JSON, to be kept with them.

@@ -110,8 +110,8 @@ class UpdateFn(Protocol):
 class Transform:
     r"""A transform of parameters: three pure functions, and what follows from them.
 
-    `encode` returns the packed parameter that stands for each leaf. What the model sees and what is
-    written are derived from it, so they cannot disagree:
+    `encode` returns the packed parameter that stands for each leaf. The parameters of the model and
+    those in storage form are derived from it, so they cannot disagree:
 
     $$ apply = materialize \circ encode, \qquad pack = store \circ encode $$
 
@@ -155,7 +155,7 @@ class Transform:
     capacities: Callable[[Any], dict[str, int]] = lambda params: {}
     needs: tuple[str, ...] = ()
     frozen: Callable[[Any], frozenset[str]] = lambda params: frozenset()
-    back: Callable[[Any], Any] = lambda shown: shown
+    back: Callable[[Any], Any] = lambda slopes: slopes
     check: Callable[[Any], None] = lambda params: None
     notes: Callable[[Any], Notes] = lambda params: {}
     takes: tuple[str, ...] = ()

@@ -62,9 +62,9 @@ def wrapping(
         name: the method's public name.
         where: which leaves; see `nnopt_jax.tree.selector`.
         init: `(dense leaves by path, Start) -> (learned, rest)`, both by path.
-        encode: `(leaves by path, state, train) -> expressions by path`.
+        encode: `(leaves by path, state, train) -> packed parameters by path`.
         update: `(dense leaves, state, Update) -> (learned, rest)`; None to keep them.
-        project: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
+        project: `(raw leaf, rest) -> raw leaf`: projects the parameter after the update. Only raw
             leaves are moved, because a leaf that an earlier transform encoded is that transform's
             to move.
         check: `(path, abstract leaf) -> problem or None`, from shape and dtype alone.
@@ -187,8 +187,8 @@ def on_leaves(
     def update_(
         params: Any, state: State, *, grads: Any = None, upstream: Any = None, step: Any = None
     ) -> tuple[Any, State]:
-        shown = params if upstream is None else upstream
-        _, seen = leaves_of_state(shown, state, name, *inside, slots=slots)
+        source = params if upstream is None else upstream
+        _, seen = leaves_of_state(source, state, name, *inside, slots=slots)
         now = make_update(name, seen, state, grads, step)
         learned, rest = state.learned, state.rest
         if refresh is not None:

@@ -102,29 +102,27 @@ def _chain(*transforms: Transform) -> Transform:
         fresh: list[Any] = []
         given = _handed_back(transforms, grads)
         for transform, part, grads in zip(transforms, state, given, strict=True):
-            shown = params if upstream is None else _seen(upstream, params)
+            source = params if upstream is None else _upstream_leaves(upstream, params)
             for earlier, done in zip(transforms, fresh, strict=False):
-                shown = earlier.encode(shown, done)
-            params, part = transform.update(params, part, grads=grads, upstream=shown, step=step)
+                source = earlier.encode(source, done)
+            params, part = transform.update(params, part, grads=grads, upstream=source, step=step)
             fresh.append(part)
         return params, tuple(fresh)
 
-    def back(shown: Any) -> Any:
+    def back(slopes: Any) -> Any:
         for transform in reversed(transforms):
-            shown = transform.back(shown)
-        return shown
+            slopes = transform.back(slopes)
+        return slopes
 
     def frozen(params: Any) -> frozenset[str]:
         return frozenset().union(*(transform.frozen(params) for transform in transforms))
 
     def check(params: Any) -> None:
-        for transform, shown in _steps(transforms, params):
-            abstractly(transform.check, shown)
+        for transform, shapes in _steps(transforms, params):
+            abstractly(transform.check, shapes)
 
     def notes(params: Any) -> Notes:
-        return joined(
-            *(abstractly(transform.notes, shown) for transform, shown in _steps(transforms, params))
-        )
+        return joined(*(abstractly(tx.notes, shapes) for tx, shapes in _steps(transforms, params)))
 
     name = f"chain({', '.join(transform.name for transform in transforms)})"
     needs = tuple(dict.fromkeys(need for transform in transforms for need in transform.needs))
@@ -167,7 +165,7 @@ def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
     return given[: len(transforms)]
 
 
-def _seen(upstream: Any, params: Any) -> Any:
+def _upstream_leaves(upstream: Any, params: Any) -> Any:
     """Return what a nested chain starts from: packed leaves from upstream, raw ones as they are."""
     return jax.tree.map(lambda x, raw: x if is_node(x) else raw, upstream, params, is_leaf=is_node)
 

@@ -162,9 +162,9 @@ def make_update(who: str, leaves: Leaves, state: State, grads: Grads | None, ste
     count = state.count + 1 if step is None else jnp.asarray(step, jnp.int32)
     if grads is None:
         return Update(count, None, who)
-    shown = flatten(grads.dense, is_node)
-    check_shapes(who, "gradient", shown, leaves)
-    return Update(count, shown, who)
+    dense = flatten(grads.dense, is_node)
+    check_shapes(who, "gradient", dense, leaves)
+    return Update(count, dense, who)
 
 
 def make_start(

@@ -68,8 +68,8 @@ def preset(long_form: Callable[..., object], choices: type) -> Callable[[Preset]
         own, longer = inspect.signature(function), inspect.signature(long_form).parameters
         mine = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
         passed = [longer[key] for key in choices.__annotations__ if key not in own.parameters]
-        shown = own.replace(parameters=[*mine, *passed])
-        function.__signature__ = shown  # pyright: ignore[reportFunctionMemberAccess]
+        signature = own.replace(parameters=[*mine, *passed])
+        function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
         return recorded(function)  # pyright: ignore
 
     return decorate

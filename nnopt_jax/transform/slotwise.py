@@ -41,7 +41,7 @@ def refining(
         where: which leaves; see `nnopt_jax.tree.selector`.
         init: `(slot, Start) -> (learned, rest)`; the slot's mask tells which entries count, the
             key is the slot's own.
-        encode: `(slot, learned, rest, train) -> expression` in the slot's place.
+        encode: `(slot, learned, rest, train) -> packed parameter` in place of the slot.
         refresh: `(slot, learned, rest, Update) -> (learned, rest)`; None to keep them.
         project: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
             leaves are moved, because a leaf that an earlier transform encoded is that transform's
@@ -166,7 +166,7 @@ def refining_together(
         name: the method's public name.
         where: which leaves; see `nnopt_jax.tree.selector`.
         init: `(all slots, Start) -> (learned, rest)`.
-        encode: `(slot, learned, rest, train) -> expression` in the slot's place.
+        encode: `(slot, learned, rest, train) -> packed parameter` in place of the slot.
         refresh: `(all slots, learned, rest, Update) -> (learned, rest)`; None to keep them.
         check: `all slots -> problem or None`, from shapes and dtypes alone.
         exact: see `Transform`.

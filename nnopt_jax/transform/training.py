@@ -127,12 +127,12 @@ def value_and_grad(
     """
 
     def value_and_grads(params: Any, state: Any, *args: Any) -> tuple[Any, Grads]:
-        shown, pull_back, given = forward(tx, params, state, loss)
+        dense, pull_back, given = forward(tx, params, state, loss)
 
         def of_floats(moving: Any) -> Any:
-            return loss(given(filled(shown, moving)), *args)
+            return loss(given(filled(dense, moving)), *args)
 
-        value, slope = jax.value_and_grad(of_floats, has_aux=has_aux)(floats(shown))
+        value, slope = jax.value_and_grad(of_floats, has_aux=has_aux)(floats(dense))
         return value, pull_back(slope)
 
     return value_and_grads
@@ -145,7 +145,7 @@ class Forward(NamedTuple):
         params: dense.
         pull_back: from the gradient at their float leaves (None for the others) to both `Grads`.
         given: from such dense parameters to what the loss takes: they themselves or, where it
-            takes expressions, with leaves that round what they are multiplied with.
+            takes packed parameters, with leaves that round the inputs of their products.
     """
 
     params: Any
@@ -158,9 +158,9 @@ class Forward(NamedTuple):
 def takes_expressions(loss: Any) -> bool | None:
     """Return whether a loss takes packed parameters; None if it does not say.
 
-    `nnopt.on_packed` makes such functions. What `jax.jit`, `jax.checkpoint` or
-    `functools.partial` makes of one is one; any other that wraps one says
-    `f.takes_expressions = True`, or False where it wants arrays.
+    `nnopt.on_packed` makes such functions, and `jax.jit`, `jax.checkpoint` and
+    `functools.partial` keep the property. Other wrappers say `f.takes_expressions = True`, or
+    False if they want arrays.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -182,14 +182,14 @@ def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward
         tx: the transform.
         params: the parameters.
         state: the transform's state.
-        loss: what the parameters are for.
+        loss: the loss that takes the parameters.
 
     Returns:
         A `Forward`.
 
     Raises:
-        CompositionError: what a leaf meets is to be rounded, and that cannot be done, or the loss
-            takes arrays.
+        CompositionError: the inputs of a leaf are to be rounded, and that is not possible, or the
+            loss takes arrays.
 
     Example:
         >>> import jax.numpy as jnp
@@ -202,13 +202,13 @@ def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward
         ({'kernel': Array([[3., 0.]], dtype=float32)}, {'kernel': Array([[1., 0.]], dtype=float32)})
     """
 
-    def dense(moved: Trainable) -> tuple[Any, dict[str, InputQuantized]]:
+    def evaluate(moved: Trainable) -> tuple[Any, dict[str, InputQuantized]]:
         now, then = _put(params, state, moved)
         encoded = tx.encode(now, then, train=True)
         return blanked(materialize(encoded)), _rounding(encoded, loss)
 
-    arrays, pull, rounding = jax.vjp(dense, trainable(tx, params, state), has_aux=True)
-    shown = _with_inert(params, arrays)
+    arrays, pull, rounding = jax.vjp(evaluate, trainable(tx, params, state), has_aux=True)
+    dense = _with_inert(params, arrays)
 
     def pull_back(slope: Any) -> Grads:
         (train,) = pull(jax.tree.map(_cotangent, arrays, slope))
@@ -219,7 +219,7 @@ def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward
         held = {path: node.replace(dense=leaves[path]) for path, node in rounding.items()}
         return unflatten(now, leaves | held) if held else now
 
-    return Forward(shown, pull_back, given)
+    return Forward(dense, pull_back, given)
 
 
 def _with_inert(params: Any, arrays: Any) -> Any:
@@ -252,11 +252,11 @@ def _rounding(encoded: Any, loss: Any) -> dict[str, InputQuantized]:
     return found
 
 
-def _cotangent(shown: jax.Array, slope: jax.Array | None) -> Any:
+def _cotangent(primal: jax.Array, slope: jax.Array | None) -> Any:
     """Return the cotangent of a leaf; that of integers is trivial."""
     if slope is not None:
         return slope
-    return jax.custom_derivatives.zero_from_primal(shown)
+    return jax.custom_derivatives.zero_from_primal(primal)
 
 
 def step(

@@ -124,7 +124,7 @@ def resolve(where: Where, leaves: Mapping[str, Any], who: str) -> list[str]:
     Args:
         where: what `selector` takes.
         leaves: the candidates by path, as `flatten` gives them.
-        who: the function that asks, for the error.
+        who: the caller, for the error.
 
     Returns:
         The selected paths, in the order of `leaves`.

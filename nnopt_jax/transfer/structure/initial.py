@@ -83,7 +83,7 @@ def starts(
         >>> starts("demo", {"w": jnp.zeros((2, 2))}, {"w": "lecun_normal"})
         {'w': {'name': 'lecun_normal'}}
     """
-    told: dict[str, Start] = {}
+    named: dict[str, Start] = {}
     problems = Problems(who)
     for where, start in (given or {}).items():
         try:
@@ -103,9 +103,9 @@ def starts(
                 jax.eval_shape(lambda e=entry, p=path: drawn(jax.random.key(0), e, leaves[p]))
             except (TypeError, ValueError, LookupError) as error:
                 problems.add(path, f"initializers[{where!r}]={start!r} cannot make it ({error!r})")
-            told[path] = entry
+            named[path] = entry
     problems.raise_as(ValueRangeError)
-    return {path: told.get(path) or measured(leaf) for path, leaf in leaves.items()}
+    return {path: named.get(path) or measured(leaf) for path, leaf in leaves.items()}
 
 
 def drawn(key: Key, start: Start, like: Any) -> jax.Array:

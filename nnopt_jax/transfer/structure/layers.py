@@ -86,7 +86,7 @@ def select_layers(params: Params, layers: str, chosen: Sequence[int]) -> Params:
 
     Raises:
         SelectionError: no layers are there.
-        ValueRangeError: there is no layer of such a number.
+        ValueRangeError: a number is not that of a layer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -176,7 +176,7 @@ def deepen(
         Parameters with a block for each source.
 
     Raises:
-        SelectionError: no layers are there, or a selector meets no leaf of a new block.
+        SelectionError: no layers are there, or a selector selects no leaf of a new block.
         ValueRangeError: `sources` leave a block out, or change their order.
 
     Example:

@@ -12,7 +12,7 @@ from nnopt_jax.tree.select import Where, selector
 
 Leaves = dict[str, Any]
 Failed = dict[str, str]
-"""What was wrong, by path."""
+"""The problem of each path that failed."""
 
 _WRONG = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
