@@ -15,7 +15,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from nnopt_jax.errors import CheckpointError, Problems, ValueRangeError
+from nnopt_jax.errors import CheckpointError, NnoptError, Problems, ValueRangeError
 from nnopt_jax.interop.snapshot import Wanted, freeze, thaw, wanted
 
 FORMAT = 1
@@ -93,7 +93,7 @@ class Checkpoints:
             manifest = {"digest": _digest(manifest)} | manifest
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{who}: metadata is not JSON ({error}).") from error
-        with _as_checkpoint_error(f"{who}: could not be written to {self.directory}"):
+        with one_error(f"{who}: could not be written to {self.directory}"):
             self._write(step, arrays, manifest)
 
     def restore(self, target: Any = None, *, step: int | None = None) -> tuple[Any, dict[str, Any]]:
@@ -146,7 +146,7 @@ class Checkpoints:
         """
         if step not in self.steps():
             raise CheckpointError(f"Checkpoints.delete: {self.directory} holds no step {step}.")
-        with _as_checkpoint_error(f"Checkpoints.delete: step {step} could not be removed"):
+        with one_error(f"Checkpoints.delete: step {step} could not be removed"):
             self._open().delete(step)
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ class Checkpoints:
 
         where = self.directory / str(step)
         with (
-            _as_checkpoint_error(f"{who}: {name} of {where} damaged or incomplete"),
+            one_error(f"{who}: {name} of {where} damaged or incomplete"),
             ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
         ):
             return reader.restore(where, args=ocp.args.Composite(**{name: how}))[name]
@@ -214,33 +214,25 @@ class Checkpoints:
         return manifest
 
     def _read_arrays(self, step: int, leaves: list[Wanted], who: str) -> Mapping[str, Any]:
-        how = {str(at): _how(leaf) for at, leaf in enumerate(leaves) if leaf.leaf.stored}
-        if not how:
-            return {}
-        try:
-            return self._read_some(step, how, who)
-        except CheckpointError:
-            self._name_damaged(step, leaves, how, who).raise_as(CheckpointError)
-            raise
-
-    def _read_some(self, step: int, how: Mapping[str, Any], who: str) -> Mapping[str, Any]:
-        """Read some of the arrays, by number."""
         import orbax.checkpoint as ocp
 
-        args = ocp.args.PyTreeRestore(dict(how), restore_args=dict(how), partial_restore=True)
-        return self._read(step, who, "arrays", args)
+        def read(how: dict[str, Any]) -> Mapping[str, Any]:
+            args = ocp.args.PyTreeRestore(how, restore_args=how, partial_restore=True)
+            return self._read(step, who, "arrays", args)
 
-    def _name_damaged(
-        self, step: int, leaves: list[Wanted], how: Mapping[str, Any], who: str
-    ) -> Problems:
-        """Read one array at a time: orbax stops at the first and knows numbers only."""
-        problems = Problems(who)
-        for number, one in how.items():
-            try:
-                self._read_some(step, {number: one}, who)
-            except CheckpointError as error:
-                problems.add(leaves[int(number)].path, f"is damaged: {error.__cause__}")
-        return problems
+        every = {str(at): _how(leaf) for at, leaf in enumerate(leaves) if leaf.leaf.stored}
+        try:
+            return read(every) if every else {}
+        except CheckpointError:
+            problems = Problems(who)
+            # One array at a time: orbax stops at the first damaged one, and knows numbers only.
+            for number, how in every.items():
+                try:
+                    read({number: how})
+                except CheckpointError as error:
+                    problems.add(leaves[int(number)].path, f"is damaged: {error.__cause__}")
+            problems.raise_as(CheckpointError)
+            raise
 
 
 def _how(leaf: Wanted) -> Any:
@@ -258,10 +250,10 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _as_checkpoint_error(message: str) -> Iterator[None]:
+def one_error(message: str, kind: type[NnoptError] = CheckpointError) -> Iterator[None]:
     """Turn any error of orbax, the file system or a damaged file into one kind of error."""
     try:
         yield
     except Exception as error:
         reason = str(error).splitlines()[:1] or [""]
-        raise CheckpointError(f"{message}: {type(error).__name__}: {reason[0]}") from error
+        raise kind(f"{message}: {type(error).__name__}: {reason[0]}") from error

@@ -15,7 +15,7 @@ import numpy as np
 from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.artifact import load
 from nnopt_jax.errors import ArtifactError, CheckpointError, Problems, ValueRangeError
-from nnopt_jax.interop.orbax import Checkpoints
+from nnopt_jax.interop.orbax import Checkpoints, one_error
 from nnopt_jax.interop.safetensors import INDEX, read_safetensors
 from nnopt_jax.tree.paths import flatten
 
@@ -193,14 +193,10 @@ def _restored(place: Path, who: str) -> Any:
     import orbax.checkpoint as ocp
 
     how = ocp.RestoreArgs(restore_type=np.ndarray)
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            held = reader.metadata(place).item_metadata
-            tree = getattr(held, "tree", held)
-            args = jax.tree.map(lambda x: how, tree)
-            return reader.restore(place, args=ocp.args.PyTreeRestore(restore_args=args))
-    except Exception as error:
-        reason = str(error).splitlines()[:1] or [""]
-        raise ArtifactError(
-            f"{who}: damaged or incomplete: {type(error).__name__}: {reason[0]}"
-        ) from error
+    with (
+        one_error(f"{who}: damaged or incomplete", ArtifactError),
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
+    ):
+        held = reader.metadata(place).item_metadata
+        args = jax.tree.map(lambda x: how, getattr(held, "tree", held))
+        return reader.restore(place, args=ocp.args.PyTreeRestore(restore_args=args))

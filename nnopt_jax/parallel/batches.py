@@ -151,19 +151,18 @@ def feed(
     settings.integer("prefetch", prefetch, 1)
     settings.done()
     _split(mesh, axes, "parallel.feed")
-    return _fed(_even(batches, uneven), mesh, prefetch, axes)
+    even = _even(batches, uneven)
 
+    # A generator of its own, so that wrong settings raise here and not at the first batch.
+    def ahead() -> Iterator[Any]:
+        waiting = collections.deque(
+            shard_batch(batch, mesh, axes=axes) for batch in itertools.islice(even, prefetch)
+        )
+        while waiting:
+            yield waiting.popleft()
+            waiting.extend(shard_batch(b, mesh, axes=axes) for b in itertools.islice(even, 1))
 
-def _fed(
-    even: Iterator[Any], mesh: Mesh, prefetch: int, axes: Sequence[str] | None
-) -> Iterator[Any]:
-    """Yield batches on the devices, some of them transferred ahead."""
-    waiting = collections.deque(
-        shard_batch(batch, mesh, axes=axes) for batch in itertools.islice(even, prefetch)
-    )
-    while waiting:
-        yield waiting.popleft()
-        waiting.extend(shard_batch(b, mesh, axes=axes) for b in itertools.islice(even, 1))
+    return ahead()
 
 
 def _even(batches: Iterable[Any], uneven: str) -> Iterator[Any]:

@@ -72,21 +72,7 @@ def distributed(
         nnopt_jax.errors.ValueRangeError: parallel.distributed: process=None is not given; \
 coordinator, processes and process belong together.
     """
-    _check_settings("parallel.distributed", coordinator, processes, process, heartbeat)
-    # Without this the runtime ends the process, before Python can say why.
-    jax.config.update("jax_enable_recoverability", True)
-    jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=heartbeat)
-    try:
-        with Watch(heartbeat):
-            yield
-    finally:
-        jax.distributed.shutdown()
-
-
-def _check_settings(
-    who: str, coordinator: str | None, processes: int | None, process: int | None, heartbeat: int
-) -> None:
-    settings = Settings(who)
+    settings = Settings("parallel.distributed")
     settings.integer("heartbeat", heartbeat, 1)
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     if any(value is not None for value in given.values()):
@@ -100,6 +86,14 @@ def _check_settings(
     top = processes - 1 if is_whole(processes) else None
     settings.integer("process", process, 0, top, none=True)
     settings.done()
+    # Without this the runtime ends the process, before Python can say why.
+    jax.config.update("jax_enable_recoverability", True)
+    jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=heartbeat)
+    try:
+        with Watch(heartbeat):
+            yield
+    finally:
+        jax.distributed.shutdown()
 
 
 class Watch:

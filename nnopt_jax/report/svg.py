@@ -108,10 +108,22 @@ def line_chart(
     ys = [y for line in lines for _, y in line.points if y > _LEAST or not log]
     x_of = _scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
     marks, y_of = _y_axis(ys, log)
+
+    def curve(line: Line) -> str:
+        points = [(x, y) for x, y in line.points if y > _LEAST or not log]
+        if not line.dots:
+            path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
+            return f'<polyline class="curve" style="stroke:{line.color}" points="{path}"/>'
+        return "".join(
+            f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="4" style="fill:{line.color}">'
+            f"<title>step {x:,.0f}: {escape(label(y))}</title></circle>"
+            for x, y in points
+        )
+
     parts = [_band(band, x_of, i) for i, band in enumerate(bands)]
     parts += [_y_tick(y_of(y), label(y)) for y in marks]
     parts += [_x_tick(x_of(x), f"{x:,.0f}") for x in ticks(min(xs), max(xs), 6)]
-    parts += [_curve(line, x_of, y_of, label, log) for line in lines]
+    parts += map(curve, lines)
     return _figure(title, lines, _svg(parts, _HEIGHT, title))
 
 
@@ -154,24 +166,6 @@ def _y_tick(y: float, text: str) -> str:
 
 def _x_tick(x: float, text: str) -> str:
     return f'<text class="x" x="{x:.1f}" y="{_HEIGHT - 10}">{escape(text)}</text>'
-
-
-def _curve(
-    line: Line,
-    x_of: Callable[[float], float],
-    y_of: Callable[[float], float],
-    label: Callable[[float], str],
-    log: bool,
-) -> str:
-    points = [(x, y) for x, y in line.points if y > _LEAST or not log]
-    if not line.dots:
-        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
-        return f'<polyline class="curve" style="stroke:{line.color}" points="{path}"/>'
-    return "".join(
-        f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="4" style="fill:{line.color}">'
-        f"<title>step {x:,.0f}: {escape(label(y))}</title></circle>"
-        for x, y in points
-    )
 
 
 def bar_chart(title: str, names: Sequence[str], series: Sequence[Line]) -> str:

@@ -101,15 +101,33 @@ def grow(
     for at, (name, dimension) in enumerate(chosen.items()):
         draw = jax.random.fold_in(keys[0], at)
         copied[name] = drawn_units(draw, dimension.size, widths[name])
+
+    def widened(path: str, key: Key, leaf: Array) -> Array:
+        by_axis = itertools.groupby(spans[path], key=lambda span: span.axis)
+        noisy = noise if leaf.ndim > 1 else None
+        # Readers of new units are zero in the entries of other new units, too, so they come last.
+        for axis, own in sorted(
+            ((axis, list(own)) for axis, own in by_axis), key=lambda pair: pair[1][0].reads
+        ):
+            leaf, parts, done = whole(leaf, axis), [], 0
+            for span in own:
+                key, draw = jax.random.split(key)
+                part = jax.lax.slice_in_dim(leaf, span.start, span.stop, axis=axis)
+                before, after = part.shape[:axis], part.shape[axis + 1 :]
+                part = part.reshape(*before, span.outer, span.units, span.inner, *after)
+                if span.reads:
+                    part = with_readers(part, copied[span.name], axis + 1, "zero")
+                else:
+                    part = with_copies(draw, part, copied[span.name], axis + 1, incoming, noisy)
+                parts += [jax.lax.slice_in_dim(leaf, done, span.start, axis=axis)]
+                parts += [part.reshape(*before, -1, *after)]
+                done = span.stop
+            rest = jax.lax.slice_in_dim(leaf, done, leaf.shape[axis], axis=axis)
+            leaf = jnp.concatenate([*parts, rest], axis)
+        return leaf
+
     grown = {
-        path: _grown(
-            own,
-            materialize(every[path]),
-            spans[path],
-            copied,
-            incoming,
-            noise if every[path].ndim > 1 else None,
-        )
+        path: widened(path, own, materialize(every[path]))
         for path, own in zip(named, keys[1:], strict=True)
     }
     return unflatten(params, every | grown, is_node)
@@ -157,38 +175,8 @@ def _spans(chosen: Mapping[str, Dimension], paths: Sequence[str]) -> dict[str, l
     return found
 
 
-def _grown(
-    key: Key,
-    leaf: Array,
-    spans: Sequence[_Span],
-    copied: Mapping[str, Array],
-    incoming: str,
-    noise: float | None,
-) -> Array:
-    """Return a leaf with the new units along all of its axes."""
-    axes = [list(own) for _, own in itertools.groupby(spans, key=lambda span: span.axis)]
-    # Readers of new units are zero in the entries of other new units, too, so they come last.
-    for own in sorted(axes, key=lambda own: own[0].reads):
-        axis = own[0].axis
-        leaf, parts, done = whole(leaf, axis), [], 0
-        for span in own:
-            key, draw = jax.random.split(key)
-            part = jax.lax.slice_in_dim(leaf, span.start, span.stop, axis=axis)
-            before, after = part.shape[:axis], part.shape[axis + 1 :]
-            part = part.reshape(*before, span.outer, span.units, span.inner, *after)
-            if span.reads:
-                part = with_readers(part, copied[span.name], axis + 1, "zero")
-            else:
-                part = with_copies(draw, part, copied[span.name], axis + 1, incoming, noise)
-            part = part.reshape(*before, -1, *after)
-            parts += [jax.lax.slice_in_dim(leaf, done, span.start, axis=axis), part]
-            done = span.stop
-        rest = jax.lax.slice_in_dim(leaf, done, leaf.shape[axis], axis=axis)
-        leaf = jnp.concatenate([*parts, rest], axis)
-    return leaf
-
-
 def _check_leaves(leaves: Mapping[str, Any], coupled: CoupledAxes, paths: Sequence[str]) -> None:
+    """Raise if leaves are missing, or have other shapes than in the graph."""
     lost, misfit = Problems(_NAME), Problems(_NAME)
     for path in paths:
         if path not in leaves:
@@ -203,6 +191,7 @@ def _check_leaves(leaves: Mapping[str, Any], coupled: CoupledAxes, paths: Sequen
 
 
 def _check_widths(chosen: Mapping[str, Dimension], widths: Mapping[str, int]) -> None:
+    """Raise if widths are too small, or if more units would change the function."""
     small, fixed = Problems(_NAME), Problems(_NAME)
     for name, dimension in chosen.items():
         if type(widths[name]) is not int or widths[name] <= dimension.size:
