@@ -7,8 +7,7 @@ from nnopt_jax.parallel.meshes import mesh
 from nnopt_jax.parallel.pipelines import bubble, pipeline, stack_stages, unstack_stages
 from nnopt_jax.parallel.prediction import Predict, predict
 from nnopt_jax.parallel.processes import distributed
-from nnopt_jax.parallel.shard_specs import ShardRow, Shards, specs
-from nnopt_jax.parallel.sharding import shard, sharded_init
+from nnopt_jax.parallel.shard_specs import ShardRow, Shards, shard, sharded_init, specs
 from nnopt_jax.parallel.step import TrainStep, train_step
 from nnopt_jax.parallel.train_state import Layout, TrainState
 

@@ -15,8 +15,7 @@ from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.parallel.batches import pad_batch, rows_of
 from nnopt_jax.parallel.meshes import batch_spec, constrain, inside, named, settled, shares
-from nnopt_jax.parallel.shard_specs import Shards, check_plan
-from nnopt_jax.parallel.sharding import check_planned
+from nnopt_jax.parallel.shard_specs import Shards, check_plan, check_planned
 from nnopt_jax.tree.devices import automatic, place
 from nnopt_jax.tree.paths import flatten
 

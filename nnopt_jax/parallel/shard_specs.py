@@ -1,10 +1,10 @@
-"""Plans of how parameters are split over a mesh, before anything moves."""
+"""Plans of how parameters are split over a mesh, and placement by them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,14 +12,15 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from nnopt_jax.arrays.nodes import field_specs, is_node, summary
 from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
-from nnopt_jax.errors import CompositionError, SelectionError
-from nnopt_jax.parallel.meshes import check_mesh, named, shares
+from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
+from nnopt_jax.parallel.meshes import check_mesh, named, settled, shares
 from nnopt_jax.parallel.parameter import split_fully
 from nnopt_jax.parallel.tensor import Rule, Ruled, by_annotation, by_graph, by_rules
 from nnopt_jax.settings import Settings
 from nnopt_jax.trace import Graph
 from nnopt_jax.transform.validation import check_arrays, described
 from nnopt_jax.tree.bit_counts import dtype_bits, tree_bits
+from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 
@@ -298,3 +299,68 @@ def share_bytes(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> int:
         for x, spec in zip(arrays, structure.flatten_up_to(specs), strict=True)
     )
     return -(-bits // 8)
+
+
+def shard(params: Any, plan: Shards) -> Any:
+    """Place parameters as a plan says.
+
+    Args:
+        params: arrays of NumPy or JAX, on any devices, of the shapes of the plan. With several
+            processes each gives the same values.
+        plan: the result of `nnopt.parallel.specs`.
+
+    Returns:
+        The same tree; each device holds its share.
+
+    Raises:
+        ShapeError: leaves are missing, are too many, or have other shapes; all are listed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> params = {"kernel": jnp.ones((8, 1024))}
+        >>> plan = nnopt.parallel.specs(params, nnopt.parallel.mesh(fsdp=8))
+        >>> nnopt.parallel.shard(params, plan)["kernel"].addressable_shards[0].data.shape
+        (8, 128)
+    """
+    check_planned("parallel.shard", params, plan)
+    return settled(plan.devices, place(params, plan.shardings))
+
+
+def sharded_init(init: Callable[..., Any], plan: Shards) -> Callable[..., Any]:
+    """Compile an initializer, so that no device ever holds whole parameters.
+
+    Args:
+        init: the function that makes the parameters.
+        plan: the plan of `jax.eval_shape(init, ...)`.
+
+    Returns:
+        `init`, compiled; its result is split as the plan says.
+
+    Example:
+        >>> import jax
+        >>> import nnopt_jax as nnopt
+        >>> init = lambda key: {"kernel": jax.random.normal(key, (8, 1024))}
+        >>> key = jax.random.key(0)
+        >>> plan = nnopt.parallel.specs(jax.eval_shape(init, key), nnopt.parallel.mesh(fsdp=8))
+        >>> nnopt.parallel.sharded_init(init, plan)(key)["kernel"].sharding.shard_shape((8, 1024))
+        (8, 128)
+    """
+    return jax.jit(init, out_shardings=plan.shardings)
+
+
+def check_planned(who: str, params: Any, plan: Shards) -> None:
+    """Raise if parameters do not have the paths, shapes and dtypes of a plan."""
+    check_plan(who, plan)
+    wanted, given = flatten(plan.params, is_node), flatten(params, is_node)
+    problems = Problems(who)
+    for path in wanted.keys() - given.keys():
+        problems.add(path, f"is in the plan and not in the parameters.{nearest(path, given)}")
+    for path in given.keys() - wanted.keys():
+        problems.add(path, f"is not in the plan.{nearest(path, wanted)} Plan again with specs()")
+    for path in wanted.keys() & given.keys():
+        if summary(wanted[path]) != summary(given[path]):
+            problems.add(path, f"is {summary(given[path])}, planned for {summary(wanted[path])}; "
+                               "plan again with specs()")  # fmt: skip
+    problems.found.sort()
+    problems.raise_as(ShapeError)

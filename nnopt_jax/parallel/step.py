@@ -17,8 +17,7 @@ from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.batches import check_divisible
 from nnopt_jax.parallel.gradients import gradient
 from nnopt_jax.parallel.meshes import batch_spec, constrain, inside, named, settled, shares
-from nnopt_jax.parallel.shard_specs import Shards, check_plan
-from nnopt_jax.parallel.sharding import check_planned
+from nnopt_jax.parallel.shard_specs import Shards, check_plan, check_planned
 from nnopt_jax.parallel.train_state import Layout, TrainState, layout
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform import Transform, chain, step, trainable

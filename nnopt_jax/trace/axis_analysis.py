@@ -14,7 +14,7 @@ from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Walk
 from nnopt_jax.trace.jaxpr import Equation, line
 from nnopt_jax.trace.primitives import Dim, Kind, OpRule, Place, RuntimeStart, factors_of
 from nnopt_jax.trace.traced import Traced
-from nnopt_jax.transform.axes_table import AxesTable
+from nnopt_jax.transform.binding import AxesTable
 from nnopt_jax.typing import Shape
 
 CONTRACTED, OUTPUT, BATCH, LOOKUP = "contracted", "output", "batch", "lookup"

@@ -29,7 +29,7 @@ from nnopt_jax.trace.traced import (
     shapes_of,
     trace,
 )
-from nnopt_jax.transform.axes_table import AxesTable
+from nnopt_jax.transform.binding import AxesTable
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import Params
 

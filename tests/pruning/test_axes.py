@@ -200,7 +200,7 @@ class Model:
     """What binding asks of a graph."""
 
     def __init__(self, params, found):
-        from nnopt_jax.transform.axes_table import AxesTable
+        from nnopt_jax.transform.binding import AxesTable
 
         self.params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, params))
         self.axes = AxesTable(found, {}, {}, {})

@@ -12,7 +12,7 @@ import pytest
 import nnopt_jax as nnopt
 from nnopt_jax import Axes
 from nnopt_jax.errors import CompositionError, SelectionError, ShapeError
-from nnopt_jax.transform.axes_table import AxesTable
+from nnopt_jax.transform.binding import AxesTable
 
 LEFT_OUT = {"head": "the last product", "table": "is looked up"}
 
