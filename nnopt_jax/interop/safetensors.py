@@ -144,7 +144,7 @@ def _named(tree: PyTree, separator: str) -> dict[str, Any]:
         elif isinstance(leaf, np.ndarray | np.generic):
             leaf = np.asarray(leaf, leaf.dtype.newbyteorder("="))
         elif not hasattr(leaf, "dtype") or not hasattr(leaf, "nbytes"):
-            problems.add(path, f"is a {type(leaf).__name__}, no array; leave it out")
+            problems.add(path, f"is a {type(leaf).__name__}, not an array; leave it out")
         if name in arrays or name == "__metadata__":
             twice.add(path, f"would be the tensor {name!r} once more; choose another separator")
         arrays[name] = leaf
@@ -223,8 +223,8 @@ def _opened(path: Path) -> tuple[np.ndarray, dict[str, header.TensorEntry], dict
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, header.MOST_BYTES):
                 raise ArtifactError(
-                    f"{who}: a file of {size} bytes cannot have a header of {length}; it is no "
-                    "safetensors file, or was cut short."
+                    f"{who}: a file of {size} bytes cannot have a header of {length}; it is "
+                    "not a safetensors file, or was cut short."
                 )
             entries, metadata = header.parse(file.read(length), size - 8 - length, who)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

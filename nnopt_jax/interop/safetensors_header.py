@@ -79,7 +79,7 @@ def parse(text: bytes, room: int, who: str) -> tuple[dict[str, TensorEntry], dic
             raise ValueError("it is not a mapping")
         metadata = found.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
-            raise ValueError("its metadata are no strings by name")
+            raise ValueError("its metadata are not strings by name")
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{who}: the header is not JSON of tensors ({error}).") from error
     problems, entries = Problems(who), {}
@@ -114,7 +114,7 @@ def _entry(given: Any) -> TensorEntry:
         raise ArtifactError(f"has the unknown dtype {name!r}; {hint.strip()}")
     if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
         raise ArtifactError(
-            f"has the shape {shape} and the offsets {[begin, end]}, no whole numbers"
+            f"has the shape {shape} and the offsets {[begin, end]}, which are not whole numbers"
         )
     if len(shape) > _MOST_AXES or math.prod(n or 1 for n in shape) > _MOST_ELEMENTS:
         raise ArtifactError(f"has {len(shape)} axes of sizes {reprlib.repr(shape)}, which no array "

@@ -127,7 +127,7 @@ def _typed(array: Any) -> np.ndarray:
         raise ValueError("it is not an array; of a pickle of PyTorch, write safetensors first")
     if array.dtype.kind != "V":
         if array.dtype.kind not in "biufc":
-            raise ValueError(f"it is of {array.dtype}, no numbers")
+            raise ValueError(f"it is of {array.dtype}, not of numbers")
         return array
     if array.dtype == np.dtype("V2"):
         return array.view(jnp.bfloat16)

@@ -159,7 +159,7 @@ def _description(metadata: Any, who: str) -> dict[str, Any]:
         return metadata
     name, _, version = kind.rpartition(" ") if isinstance(kind, str) else ("", "", "")
     if name != _KIND:
-        raise ArtifactError(f"{who}: holds no adapter; nnopt.load() reads it.")
+        raise ArtifactError(f"{who}: is not an adapter; nnopt.load() reads it.")
     raise ArtifactError(
         f"{who}: the adapter has version {version}, this library reads {_VERSION}. "
         "Read it with the version of nnopt_jax that wrote it."

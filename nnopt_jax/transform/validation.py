@@ -156,7 +156,7 @@ def check_transforms(who: str, given: Sequence[Any]) -> None:
             called = getattr(one, "__name__", repr(one))
             advice = f"the function {called}; call it: {called}(...)."
         else:
-            advice = f"{described(one)}, no transform; give e.g. nnopt.pruning.magnitude(0.5)."
+            advice = f"{described(one)}, not a transform; give e.g. nnopt.pruning.magnitude(0.5)."
         problems.add("", f"{place} {advice}")
     problems.raise_as(CompositionError)
 

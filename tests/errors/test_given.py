@@ -82,7 +82,7 @@ def test_state_of_something_else(tx, state):
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (5, "the int 5, no transform"),
+        (5, "the int 5, not a transform"),
         (nnopt.pruning.magnitude, r"call it: magnitude\(...\)"),
         ([magnitude], "one by one"),
     ],

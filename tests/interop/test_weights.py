@@ -150,7 +150,7 @@ def broken(change):
         (broken(lambda t: t | {"a": {**t["a"], "dtype": "F33"}}), "a: .*'F33'; Did you mean F32"),
         (broken(lambda t: t | {"a": {**t["a"], "dtype": "F4"}}), "a: .*less than a byte"),
         (broken(lambda t: t | {"a": {**t["a"], "shape": [3]}}), r"a: takes 8 bytes, and F32\[3\]"),
-        (broken(lambda t: t | {"a": {**t["a"], "shape": [-2]}}), "a: .*no whole numbers"),
+        (broken(lambda t: t | {"a": {**t["a"], "shape": [-2]}}), "a: .*not whole numbers"),
         (broken(lambda t: t | {"a": {**t["a"], "shape": [1] * 80 + [2]}}), "a: has 81 axes"),
         (
             broken(
@@ -209,7 +209,7 @@ def test_bad_shards_are_told(change, text, tmp_path):
     [
         ({"w": nnopt.arrays.Masked(KERNEL, KERNEL > 0)}, {}, ArtifactError, "w: is packed, Masked"),
         ({"w": jnp.ones(2, jnp.int4)}, {}, ArtifactError, "w: is int4, which the format lacks"),
-        ({"w": "text", "v": None}, {}, ArtifactError, "w: is a str, no array"),
+        ({"w": "text", "v": None}, {}, ArtifactError, "w: is a str, not an array"),
         ({"a": {"b": 1.0}, "a.b": 2.0}, {"separator": "."}, SelectionError, "'a.b' once more"),
         ({"w": 1.0}, {"metadata": {"epoch": 3}}, ValueRangeError, "more than strings"),
     ],

@@ -179,7 +179,7 @@ def test_bad_input(tmp_path):
         save_adapter(tmp_path / "a", packed, jax.tree.map(lambda x: x + 1, base))
     assert not list(tmp_path.iterdir())
     nnopt.save(tmp_path / "a", base)
-    with pytest.raises(ArtifactError, match="holds no adapter"):
+    with pytest.raises(ArtifactError, match="is not an adapter"):
         load_adapter(tmp_path / "a", base)
     nnopt.save(tmp_path / "a", [], metadata={"kind": "nnopt adapter 1", "base": {}})
     with pytest.raises(ArtifactError, match="malformed"):

@@ -83,7 +83,7 @@ def test_platforms_are_checked(platforms, text):
 
 
 def test_a_program_for_other_platforms_says_so():
-    with pytest.raises(ArtifactError, match=r"runs on tpu, and here are .*cpu"):
+    with pytest.raises(ArtifactError, match=r"runs on tpu, and the backends here are .*cpu"):
         captured(platforms=("tpu",)).apply(PARAMS, jnp.ones((1, 3)))
 
 

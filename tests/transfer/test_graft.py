@@ -133,8 +133,8 @@ def test_all_that_finds_no_counterpart_is_told_with_the_nearest_names():
     assert "enc/kernl: finds no leaf in the source" in text
     assert "Did you mean enc/kernel?" in text
     assert "old: of the source has no place" in text
-    assert "rule rename('nothing', 'x') met no leaf" in text
-    assert "rule transpose('**/none') met no leaf" in text
+    assert "rule rename('nothing', 'x') selected no leaf" in text
+    assert "rule transpose('**/none') selected no leaf" in text
     loose = graft(target, source, [rules.rename("nothing", "x")], strict=False)
     np.testing.assert_array_equal(loose.params["enc/kernl"], target["enc/kernl"])
     assert loose.report.unused == ("enc/kernel", "old")
@@ -148,7 +148,7 @@ def test_all_that_finds_no_counterpart_is_told_with_the_nearest_names():
         ({"a": (2,)}, {"a": (4,)}, [rules.adapt("a", lambda s, t: s)], ShapeError, r"made \(2,\)"),
         ({"a1": (2,), "a2": (2,)}, {"a": (2,)}, [rules.rename("a.", "a")], SelectionError, "two"),
         ({"l1": (2,), "l2": (2,)}, {"l": (2, 2)}, [rules.stack(r"l(?P<index>\d)", "l")],
-         SelectionError, "layers 1, 2 are no run from 0"),
+         SelectionError, "layers 1, 2 are not a run from 0"),
         ({"l0": (2,), "l1": (3,)}, {"l": (2, 2)}, [rules.stack(r"l(?P<index>\d)", "l")],
          SelectionError, "cannot be stacked"),
         ({"q": (2,)}, {"qk": (4,)}, [rules.fuse(r"(?P<part>.)", "qk", "qk")],
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_told(shapes, wanted, given, kind, text):
         (lambda: rules.rename("(", "a"), SelectionError, "not a regular expression"),
         (lambda: rules.stack("a", "a"), SelectionError, r"no group \(\?P<index>"),
         (lambda: rules.grid("bilinear"), ShapeError, "'half_pixel'; the two differ"),
-        (lambda: resize_grid(np.zeros((6, 2)), 9, "half_pixel"), ShapeError, "no squares"),
+        (lambda: resize_grid(np.zeros((6, 2)), 9, "half_pixel"), ShapeError, "not squares"),
     ],
 )
 def test_rules_that_mean_nothing(make, kind, text):

@@ -27,7 +27,7 @@ def ones(**shapes):
         (ones(**{"enc/0": (2,), "dec/0": (2,), "dec/1": (2,)}), {"w": np.zeros((2, 2), F)},
          rules.stack(r"(?:enc|dec)/(?P<index>\d+)", "w"), "two leaves .* are index '0'"),
         (ones(**{"l/0": (2,), "l/00": (2,)}), {"w": np.zeros((2, 2), F)},
-         rules.stack(r"l/(?P<index>\d+)", "w"), "layers 0, 00 are no run"),
+         rules.stack(r"l/(?P<index>\d+)", "w"), "layers 0, 00 are not a run"),
         (ones(layers=(2, 3)), {"w": np.zeros(3, F)}, rules.unstack("layers", "w"), "two leaves"),
         (ones(a=(2,), b=(2,), c=(2,)), {"w": np.zeros(2, F)}, rules.rename(".", "w"), "two leaves"),
     ],

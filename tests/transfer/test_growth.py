@@ -143,7 +143,7 @@ LAYERS = LAYOUTS["dict"][1]
         (
             lambda: select_layers({"a_1": 0.0}, "a_{index}", (0,)),
             SelectionError,
-            "layers 1, no run",
+            "layers 1, not a run",
         ),
         (lambda: select_layers(LAYERS, "head/{index}", (0,)), SelectionError, "is one leaf"),
         (lambda: select_layers(LAYERS, "l_{index}/w", (0,)), ValueRangeError, "names no layers"),

@@ -214,7 +214,7 @@ def test_a_program_of_another_model_is_refused(trained, tmp_path):
     with pytest.raises(ArtifactError, match=r"(?s)wrong.nnopt: load_model: .*in/bias: is missing"):
         load_model(path)
     artifact.save(path, {"w": jnp.ones(1)}, program=b"something else")
-    with pytest.raises(ArtifactError, match="are no structure"):
+    with pytest.raises(ArtifactError, match="are not a structure"):
         load_model(path)
     with pytest.raises(ValueError, match="program is of type str, not bytes"):
         artifact.save(path, {"w": jnp.ones(1)}, program="something else")

@@ -313,7 +313,7 @@ def test_every_damaged_byte_is_found(structure):
         with pytest.raises(ArtifactError):
             Structure.from_bytes(bytes(damaged))
     for length in (0, 3, 16, 17, 19, len(data) // 2, len(data) - 1):
-        with pytest.raises(ArtifactError, match=r"no structure|cut short|truncated"):
+        with pytest.raises(ArtifactError, match=r"not a structure|cut short|truncated"):
             Structure.from_bytes(data[:length])
 
 

@@ -49,7 +49,7 @@ def decoded(data: bytes, max_bytes: int) -> tuple[Any, list[bytes]]:
         ArtifactError: this is not a structure, one of another version, damaged, or too large.
     """
     if not data.startswith(_MAGIC):
-        raise ArtifactError(f"{_WHO}: these {len(data)} bytes are no structure.")
+        raise ArtifactError(f"{_WHO}: these {len(data)} bytes are not a structure.")
     body, checksum = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
     reader = ByteReader(body[len(_MAGIC) :])
     version = reader.byte()

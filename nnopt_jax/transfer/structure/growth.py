@@ -164,7 +164,7 @@ def _spans(chosen: Mapping[str, Dimension], paths: Sequence[str]) -> dict[str, l
             if np.array_equal(whole_run.swapaxes(0, 1).reshape(units, -1), at):
                 found[path].append(span)
             else:
-                wrong.add(name, f"its units lie in no even order along axis {axis} of {path}.")
+                wrong.add(name, f"its units are not in an even order along axis {axis} of {path}.")
     for path, spans in found.items():
         spans.sort()
         for one, other in itertools.pairwise(spans):

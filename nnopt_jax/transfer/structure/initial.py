@@ -95,7 +95,7 @@ def starts(
             continue
         name = entry.get("name")
         if name not in (*NAMED, "zeros", "ones", "constant"):
-            problems.add("", f"initializers[{where!r}]={start!r} is none of jax.nn.initializers."
+            problems.add("", f"initializers[{where!r}]={start!r} is not one of jax.nn.initializers."
                              f"{nearest(str(name), NAMED)}")  # fmt: skip
             continue
         for path in resolve(where, leaves, who):

@@ -52,7 +52,7 @@ def layers_at(who: str, tree: Any, place: str) -> list[Any]:
     if sorted(found) != list(range(len(found))) or not found:
         numbers = ", ".join(map(str, sorted(found)))
         near = nearest(place, flatten(tree, is_node))
-        said = f"finds layers {numbers}, no run from 0." if found else f"finds no layer.{near}"
+        said = f"finds layers {numbers}, not a run from 0." if found else f"finds no layer.{near}"
         raise SelectionError(f"{who}: {place!r} {said}")
     return [parent[found[number]] for number in range(len(found))]
 

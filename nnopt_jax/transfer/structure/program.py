@@ -88,10 +88,11 @@ class Program:
             ShapeError: an input has another shape or dtype.
             ArtifactError: the program was written for other platforms, or cannot be read.
         """
-        if not {*self.exported.platforms} & {*backends()}:
+        known, here = self.exported.platforms, [*backends()]
+        if not {*known} & {*here}:
             raise ArtifactError(
-                f"{who}: the program runs on {', '.join(self.exported.platforms)}, and here are "
-                f"{', '.join(backends())}; give capture(..., platforms=[...]) those."
+                f"{who}: the program runs on {', '.join(known)}, and the backends here are "
+                f"{', '.join(here)}; give capture(..., platforms=[...]) those."
             )
         avals = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
         sizes = _check_inputs(who, flatten(avals[0][1]), flatten(args))

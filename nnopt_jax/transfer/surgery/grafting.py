@@ -283,7 +283,7 @@ class _Graft:
             near = nearest(path, self.lost)
             lost.add(path, f"of the source has no place; rename() it, or drop({path!r}).{near}")
         for rule in report.dead_rules:
-            lost.add("", f"rule {rule} met no leaf; mend it or take it out.")
+            lost.add("", f"rule {rule} selected no leaf; correct it or remove it.")
         lost.raise_as(SelectionError)
         _all_of(self.failed).raise_as(ShapeError)
 

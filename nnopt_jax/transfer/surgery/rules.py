@@ -142,7 +142,7 @@ def stack(pattern: str, template: str) -> Rule:
     def stacked(layers: dict[str, Any]) -> Any:
         numbers = sorted(layers, key=int)
         if [int(number) for number in numbers] != list(range(len(numbers))):
-            raise ShapeError(f"layers {', '.join(numbers)} are no run from 0; rename them")
+            raise ShapeError(f"layers {', '.join(numbers)} are not a run from 0; rename them")
         if len({leaf.shape for leaf in layers.values()}) > 1:
             shapes = ", ".join(str(layers[number].shape) for number in numbers)
             raise ShapeError(f"layers of shapes {shapes} cannot be stacked")
