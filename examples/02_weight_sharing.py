@@ -60,11 +60,7 @@ def main(steps: int, file: str) -> None:
     runs = [
         ("dense", nnopt.chain(), 2e-3),
         ("tied", tie, 1e-3),
-        (
-            "tied and shared",
-            nnopt.chain(share, tie),
-            5e-4,
-        ),  # last, to use the table
+        ("tied and shared", nnopt.chain(share, tie), 5e-4),  # the tie is last, to use the table
     ]
     sizes = []
     for name, tx, rate in runs:  # each one continues from the one before

@@ -4,8 +4,7 @@
 
 Trains conv 64, conv 128, average pool, dense 512 and dense 10 on digits of 32x32x3. A transform
 rounds the weights, with a scale for each output channel; a function that Flax calls on the input of
-every layer rounds the activations. In training, each batch has its own range; afterwards, ranges
-are calibrated once.
+every layer rounds the activations, on the range of the batch in training and calibrated afterwards.
 """
 
 import argparse
