@@ -71,6 +71,15 @@ class Codebook(Node):
     LINEAR = ("table",)
     SLOTS = {"table": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
 
+    def zero_code(self) -> int:
+        """Return the number of entries below zero; the mean over the tables, if there are several.
+
+        Tables ascend. A table that is a node is not materialized for this: 0.
+        """
+        if is_node(self.table):
+            return 0
+        return round((self.table < 0).sum() * self.table.shape[-1] / max(self.table.size, 1))
+
     def materialize(self) -> jax.Array:
         """Return `table[indices]`, cast once."""
         indices, table = materialize(self.indices).astype(jnp.int32), materialize(self.table)

@@ -183,6 +183,10 @@ class Hooks:
         """Return the codes, of at most eight bits, with their grid; None if there are no codes."""
         return None
 
+    def zero_code(self) -> int:
+        """Return the code that stands for zero, around which files expect most codes."""
+        return 0
+
     def order_in_memory(self: Any) -> Shape:
         """Return the axes of the weight in the order of its entries in memory."""
         return tuple(range(self.ndim))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,21 @@ class SparseLayout(Node):
         >>> support.dtype, support.most
         (dtype('bool'), 1)
     """
+
+    INDICES: ClassVar[tuple[str, ...]] = ()
+    """Fields of indices that a mask determines, if the layout has one for each kept element."""
+
+    def host_mask(self, *indices: np.ndarray) -> np.ndarray:
+        """Compute the mask of indices given in the order of `INDICES`, with NumPy.
+
+        Raises:
+            IndexError: the indices reach beyond the mask.
+        """
+        raise NotImplementedError
+
+    def host_indices(self, mask: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Invert `host_mask`."""
+        raise NotImplementedError
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -71,15 +86,14 @@ class DeltaIndex(SparseLayout):
     shape: tuple[int, ...] = static(default=())  # pyright: ignore[reportIncompatibleMethodOverride]
     width: int = static(default=8)
 
+    INDICES = ("codes",)
+
     @classmethod
     def of(cls, mask: jax.Array, width: int | None = None) -> DeltaIndex:
         """Encode a concrete mask with the given or the best width."""
         between = _entries_between(np.asarray(mask))
         width = _best_width(between) if width is None else width
-        escape = 2**width - 1
-        codes = np.full(_code_count(between, width), escape, np.int32)
-        codes[np.cumsum(between // escape + 1) - 1] = between % escape
-        return cls(Bits.of(codes, width), tuple(mask.shape), width)
+        return cls(Bits.of(_delta_codes(between, width), width), tuple(mask.shape), width)
 
     @staticmethod
     def cost(mask: np.ndarray) -> int:
@@ -102,6 +116,19 @@ class DeltaIndex(SparseLayout):
         flat = jnp.zeros(size, bool).at[jnp.where(kept, position, size)].set(True, mode="drop")
         return flat.reshape(self.shape)
 
+    def host_mask(self, *indices: np.ndarray) -> np.ndarray:
+        """Compute the mask of gaps, with NumPy."""
+        codes = indices[0].astype(np.int64)
+        kept = codes != 2**self.width - 1
+        places = (np.cumsum(codes + kept) - 1)[kept]
+        mask = np.zeros(self.size, bool)
+        mask[places] = True
+        return mask.reshape(self.shape)
+
+    def host_indices(self, mask: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Compute the gaps of a mask, with NumPy."""
+        return (_delta_codes(_entries_between(mask), self.width),)
+
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that the codes are integers on one axis."""
         codes = super().problems(shape)
@@ -117,6 +144,14 @@ class DeltaIndex(SparseLayout):
 def _entries_between(mask: np.ndarray) -> np.ndarray:
     """Return the number of masked elements before each kept one, in flat order."""
     return np.diff(np.flatnonzero(mask), prepend=-1) - 1
+
+
+def _delta_codes(between: np.ndarray, width: int) -> np.ndarray:
+    """Return the codes of gaps: `2^width - 1` means that the gap continues in the next code."""
+    escape = 2**width - 1
+    codes = np.full(_code_count(between, width), escape, np.int64)
+    codes[np.cumsum(between // escape + 1) - 1] = between % escape
+    return codes
 
 
 def _best_width(between: np.ndarray) -> int:
@@ -160,13 +195,13 @@ class CSR(SparseLayout):
     columns: Field
     shape: tuple[int, ...] = static(default=())  # pyright: ignore[reportIncompatibleMethodOverride]
 
+    INDICES = ("counts", "columns")
+
     @classmethod
     def of(cls, mask: jax.Array) -> CSR:
         """Encode a concrete mask; the mask determines the shapes of the arrays."""
-        rows, width = _matrix(mask.shape)
-        table = np.asarray(mask).reshape(rows, width)
-        counts, columns = table.sum(1), np.nonzero(table)[1]
-        fullest = int(counts.max(initial=0))
+        counts, columns = _rows_of(np.asarray(mask))
+        width, fullest = _matrix(mask.shape)[1], int(counts.max(initial=0))
         return cls(_packed(counts, fullest + 1), _packed(columns, width), tuple(mask.shape))
 
     @staticmethod
@@ -203,6 +238,17 @@ class CSR(SparseLayout):
         row = jnp.repeat(jnp.arange(rows), counts, total_repeat_length=stored)
         return flat.at[row * width + columns].set(True, mode="drop").reshape(self.shape)
 
+    def host_mask(self, *indices: np.ndarray) -> np.ndarray:
+        """Compute the mask of counts and columns, with NumPy."""
+        counts, columns = indices
+        table = np.zeros(_matrix(self.shape), bool)
+        table[np.repeat(np.arange(len(counts)), counts), columns] = True
+        return table.reshape(self.shape)
+
+    def host_indices(self, mask: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Compute the counts and the columns of a mask, with NumPy."""
+        return _rows_of(mask)
+
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that there is one count for each row, and that the columns have one axis."""
         found = self.inner_problems()
@@ -220,6 +266,12 @@ class CSR(SparseLayout):
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return the number of rows and the length of a row."""
     return math.prod(shape[:-1]), shape[-1] if shape else 1
+
+
+def _rows_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of kept elements of each row, and the column of each."""
+    table = mask.reshape(_matrix(mask.shape))
+    return table.sum(1, dtype=np.int64), np.nonzero(table)[1]
 
 
 def _packed(integers: np.ndarray, kinds: int) -> jax.Array | Bits:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnopt_jax.arrays.hooks import CannotStayPacked, order_in_memory
 from nnopt_jax.arrays.nodes import Field, Node, is_node, materialize, node, static, store_field
@@ -63,6 +64,12 @@ class Quantized(Node):
     CODES = True
     SHARED = ()
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
+
+    def zero_code(self) -> int:
+        """Return the mean of the zero points; 0 if there are none, or if they are packed."""
+        if self.zero is None or is_node(self.zero) or not self.zero.size:
+            return 0
+        return round(float(np.asarray(self.zero, np.float64).mean()))
 
     def materialize(self) -> jax.Array:
         """Return `scale * (codes - zero)`, in float32 and cast once."""

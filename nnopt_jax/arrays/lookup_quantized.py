@@ -62,6 +62,10 @@ class LookupQuantized(Node):
     SHARED = ()
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
 
+    def zero_code(self) -> int:
+        """Return the number of levels below zero."""
+        return sum(level < 0 for level in self.levels)
+
     def materialize(self) -> jax.Array:
         """Return `scale * levels[codes]`, computed in float32 and cast once, without -0."""
         values = self._values()

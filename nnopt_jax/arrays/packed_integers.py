@@ -24,6 +24,9 @@ from nnopt_jax.arrays.nodes import (
 )
 from nnopt_jax.ops.bit_packing import (
     host_pack_bits,
+    host_pack_ternary,
+    host_unpack_bits,
+    host_unpack_ternary,
     pack_bits,
     pack_ternary,
     packed_size,
@@ -52,8 +55,26 @@ class PackedIntegers(Node):
         """The greatest integer that can be packed."""
         raise NotImplementedError
 
+    @property
+    def alphabet(self) -> int:
+        """The number of integers that can be packed."""
+        return self.high - self.low + 1
+
+    @property
+    def _run(self) -> int:
+        """The number of integers in each sequence of words."""
+        return self.shape[-1] if self.layout == "rows" else math.prod(self.shape)
+
     def _unpack(self, count: int) -> Array:
         """Unpack `count` integers from each sequence of words, without adding `low`."""
+        raise NotImplementedError
+
+    def host_pack(self, codes: np.ndarray) -> np.ndarray:
+        """Pack integers of this node's shape, less `low`, into words, with NumPy."""
+        raise NotImplementedError
+
+    def host_unpack(self, words: np.ndarray) -> np.ndarray:
+        """Invert `host_pack`."""
         raise NotImplementedError
 
     @property
@@ -63,8 +84,7 @@ class PackedIntegers(Node):
 
     def materialize(self) -> jax.Array:
         """Unpack the integers to int32."""
-        count = self.shape[-1] if self.layout == "rows" else math.prod(self.shape)
-        codes = self._unpack(count).astype(jnp.int32)
+        codes = self._unpack(self._run).astype(jnp.int32)
         return codes.reshape(self.shape) + self.low
 
     @property
@@ -138,6 +158,14 @@ class PackedTernary(PackedIntegers):
     def _unpack(self, count: int) -> jax.Array:
         return unpack_ternary(self.words, count)
 
+    def host_pack(self, codes: np.ndarray) -> np.ndarray:
+        """Pack integers of this node's shape, less `low`, into words, with NumPy."""
+        return host_pack_ternary(codes if self.layout == "rows" else codes.ravel())
+
+    def host_unpack(self, words: np.ndarray) -> np.ndarray:
+        """Invert `host_pack`."""
+        return host_unpack_ternary(words, self._run).reshape(self.shape)
+
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that there are exactly as many words as the shape needs."""
         if self.layout not in ("rows", "flat"):
@@ -206,6 +234,14 @@ class Bits(PackedIntegers):
 
     def _unpack(self, count: int) -> jax.Array:
         return unpack_bits(self.words, self.width, count)
+
+    def host_pack(self, codes: np.ndarray) -> np.ndarray:
+        """Pack integers of this node's shape, less `low`, into words, with NumPy."""
+        return host_pack_bits(codes if self.layout == "rows" else codes.ravel(), self.width)
+
+    def host_unpack(self, words: np.ndarray) -> np.ndarray:
+        """Invert `host_pack`."""
+        return host_unpack_bits(words, self.width, self._run).reshape(self.shape)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that there are exactly as many words as the shape needs."""

@@ -15,20 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnopt_jax.arrays import (
-    CSR,
-    Bits,
-    Codebook,
-    DeltaIndex,
-    LookupQuantized,
-    PackedTernary,
-    Quantized,
-    Sparse,
-    is_node,
-)
+from nnopt_jax.arrays import Sparse, SparseLayout, is_node
+from nnopt_jax.arrays.packed_integers import PackedIntegers
 from nnopt_jax.artifact.codec import MOST_ALPHABET
-from nnopt_jax.errors import ArtifactError
-from nnopt_jax.ops import bit_packing
 
 Arrays = Sequence[np.ndarray]
 
@@ -81,19 +70,10 @@ class Stream:
 
     def center(self, arrays: Arrays) -> int:
         """Return the first symbol that stands for a non-negative value."""
-        return int(np.clip(_zero(self.owner, arrays) - self.low, 0, self.alphabet - 1))
-
-
-def _zero(owner: Any, arrays: Arrays) -> int:
-    """Return the code that stands for zero."""
-    if isinstance(owner, Codebook) and isinstance(owner.table, ArraySlot):
-        table = arrays[owner.table.index]  # the mean over the tables, if there are several
-        return round((table < 0).sum() * table.shape[-1] / max(table.size, 1))
-    if isinstance(owner, LookupQuantized):
-        return sum(level < 0 for level in owner.levels)
-    if isinstance(owner, Quantized) and isinstance(owner.zero, ArraySlot) and owner.zero.size:
-        return round(float(arrays[owner.zero.index].astype(np.float64).mean()))
-    return 0
+        if self.owner is None:
+            return int(np.clip(-self.low, 0, self.alphabet - 1))
+        owner = jax.tree.map(lambda slot: arrays[slot.index], self.owner)
+        return int(np.clip(owner.zero_code() - self.low, 0, self.alphabet - 1))
 
 
 class PlainArray(Stream):
@@ -125,67 +105,39 @@ class SmallIntegers(Stream):
 
 
 class PackedCodes(Stream):
-    """The integer codes of `Bits` or `PackedTernary`."""
+    """The integer codes of `PackedIntegers`."""
 
-    def __init__(self, packed: Any, owner: Any) -> None:
-        self.covers, self.shape, self.low = (packed.words.index,), packed.shape, packed.low
-        self.owner, self.by_row = owner, packed.layout == "rows"
-        self.width = packed.width if isinstance(packed, Bits) else None
-        self.alphabet = 3 if self.width is None else 1 << self.width
+    def __init__(self, packed: PackedIntegers, owner: Any) -> None:
+        (words,) = jax.tree.leaves(packed)
+        self.packed, self.owner, self.shape = packed, owner, packed.shape
+        self.covers, self.low, self.alphabet = (words.index,), packed.low, packed.alphabet
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
         """Unpack the codes."""
-        words = arrays[self.covers[0]]
-        size = self.shape[-1] if self.by_row else math.prod(self.shape)
-        if self.width is None:
-            return bit_packing.host_unpack_ternary(words, size).reshape(self.shape)
-        return bit_packing.host_unpack_bits(words, self.width, size).reshape(self.shape)
+        return self.packed.host_unpack(arrays[self.covers[0]])
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
         """Pack the codes."""
-        codes = symbols if self.by_row else symbols.ravel()
-        if self.width is None:
-            return {self.covers[0]: bit_packing.host_pack_ternary(codes)}
-        return {self.covers[0]: bit_packing.host_pack_bits(codes, self.width)}
+        return {self.covers[0]: self.packed.host_pack(symbols)}
 
 
-class DeltaMask(Stream):
-    """The mask that a `DeltaIndex` stands for."""
+class LayoutMask(Stream):
+    """The mask that a sparse layout stands for."""
 
-    def __init__(self, support: DeltaIndex, codes: Stream) -> None:
-        self.codes, self.covers, self.shape = codes, codes.covers, support.shape
-        self.width = support.width
+    def __init__(self, layout: SparseLayout, indices: Sequence[Stream]) -> None:
+        self.layout, self.indices, self.shape = layout, indices, layout.shape
+        self.covers = tuple(index for stream in indices for index in stream.covers)
 
     def symbols(self, arrays: Arrays) -> np.ndarray:
         """Return the mask, as zeros and ones."""
-        mask = delta_mask(self.codes.symbols(arrays), self.width, math.prod(self.shape))
-        return mask.reshape(self.shape).astype(np.uint8)
+        mask = self.layout.host_mask(*(stream.symbols(arrays) for stream in self.indices))
+        return mask.astype(np.uint8)
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
-        """Return the words of the deltas."""
-        return self.codes.arrays(delta_codes(symbols.ravel(), self.width))
-
-
-class CSRMask(Stream):
-    """The mask that `CSR` stands for."""
-
-    def __init__(self, support: CSR, counts: Stream, columns: Stream) -> None:
-        self.counts, self.columns = counts, columns
-        self.covers, self.shape = (*counts.covers, *columns.covers), support.shape
-        self.matrix = (math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1)
-
-    def symbols(self, arrays: Arrays) -> np.ndarray:
-        """Return the mask, as zeros and ones."""
-        table = np.zeros(self.matrix, np.uint8)
-        rows = np.repeat(np.arange(self.matrix[0]), self.counts.symbols(arrays))
-        table[rows, self.columns.symbols(arrays)] = 1
-        return table.reshape(self.shape)
-
-    def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
-        """Return the words of the counts and of the columns."""
-        table = symbols.reshape(self.matrix)
-        columns = np.nonzero(table)[1]
-        return self.counts.arrays(table.sum(1, dtype=np.int64)) | self.columns.arrays(columns)
+        """Return the arrays of the indices."""
+        found = self.layout.host_indices(symbols)
+        pairs = zip(self.indices, found, strict=True)
+        return {at: array for stream, x in pairs for at, array in stream.arrays(x).items()}
 
 
 class KeptCodes(Stream):
@@ -226,14 +178,14 @@ def streams_of(tree: Any, separate: Sequence[int] = ()) -> list[Stream]:
     leaves = jax.tree.leaves(tree, is_leaf=lambda x: is_node(x) or isinstance(x, ArraySlot))
     streams: list[Stream] = []
     for number, stream in enumerate(stream for leaf in leaves for stream in _visit(leaf, None)):
-        alone = [_stream(slots[index], None) for index in stream.covers if number in apart]
-        streams += alone or [stream]
+        alone = (slots[index] for index in stream.covers) if number in apart else ()
+        streams += [_array_stream(slot, None) for slot in alone] or [stream]
     return streams
 
 
 def _visit(field: Any, owner: Any) -> Iterator[Stream]:
-    if isinstance(field, (ArraySlot, Bits, PackedTernary)) or _is_mask(field):
-        yield _stream(field, owner)
+    if stream := _stream(field, owner):
+        yield stream
     elif isinstance(field, Sparse):
         yield from _visit_sparse(field)
     else:
@@ -242,12 +194,12 @@ def _visit(field: Any, owner: Any) -> Iterator[Stream]:
 
 
 def _visit_sparse(field: Sparse) -> Iterator[Stream]:
-    if not isinstance(field.support, Bits) and not _is_mask(field.support):
+    support = _stream(field.support, None)
+    if support is None:
         # One code stands for many elements, so coding the codes is better than coding each element.
         yield from _visit(field.support, None)
         yield from _visit(field.values, None)
         return
-    support = _stream(field.support, None)
     codes = list(_elements(field.values, None))
     if len(codes) == 1 and not any(isinstance(x, PlainArray) for x in (support, *codes)):
         kept = KeptCodes(support, codes[0])
@@ -258,66 +210,28 @@ def _visit_sparse(field: Sparse) -> Iterator[Stream]:
             yield stream
 
 
-def _is_mask(field: Any) -> bool:
-    """Return whether a field is a mask layout that a stream of its mask can represent."""
-    packed = isinstance(field, CSR) and all(isinstance(x, Bits) for _, x in field.fields())
-    return packed or isinstance(field, DeltaIndex)
-
-
 def _elements(field: Any, owner: Any) -> Iterator[Stream]:
     """Yield the streams of the fields that hold the kept elements."""
-    if isinstance(field, (ArraySlot, Bits, PackedTernary)):
-        yield _stream(field, owner)
+    if stream := _stream(field, owner):
+        yield stream
     else:
         for name in field.ELEMENTWISE:
             yield from _elements(getattr(field, name), field)
 
 
-def _stream(field: Any, owner: Any) -> Stream:
-    if isinstance(field, (Bits, PackedTernary)):
+def _stream(field: Any, owner: Any) -> Stream | None:
+    """Return the one stream that covers a field; None if its own fields have streams."""
+    if isinstance(field, PackedIntegers):
         return PackedCodes(field, owner)
-    if isinstance(field, CSR):
-        return CSRMask(field, _stream(field.counts, None), _stream(field.columns, None))
-    if isinstance(field, DeltaIndex):
-        codes = _stream(field.codes, None)
-        return codes if isinstance(codes, PlainArray) else DeltaMask(field, codes)
+    if isinstance(field, SparseLayout) and field.INDICES:
+        each = [_stream(getattr(field, name), None) for name in field.INDICES]
+        indices = [stream for stream in each if stream and not isinstance(stream, PlainArray)]
+        return LayoutMask(field, indices) if len(indices) == len(each) else None
+    return _array_stream(field, owner) if isinstance(field, ArraySlot) else None
+
+
+def _array_stream(field: ArraySlot, owner: Any) -> Stream:
     small = jnp.issubdtype(field.dtype, jnp.integer) and field.itemsize <= 2
     native = np.dtype(field.dtype).kind in "iu"  # not int4, whose NumPy dtype is opaque
     is_small = field.dtype == np.bool_ or (small and native)
     return SmallIntegers(field, owner) if is_small else PlainArray(field)
-
-
-def delta_codes(mask: np.ndarray, width: int) -> np.ndarray:
-    """Return the codes of a `DeltaIndex`: the number of masked elements before each kept one.
-
-    The code `2^width - 1` means that the run of masked elements continues.
-
-    Example:
-        >>> delta_codes(np.array([False, True, False, False, False, True]), 2)
-        array([1, 3, 0])
-    """
-    escape = 2**width - 1
-    between = np.diff(np.flatnonzero(mask), prepend=-1) - 1
-    codes = np.full(int((between // escape + 1).sum()), escape, np.int64)
-    codes[np.cumsum(between // escape + 1) - 1] = between % escape
-    return codes
-
-
-def delta_mask(codes: np.ndarray, width: int, size: int) -> np.ndarray:
-    """Invert `delta_codes`; return a flat mask.
-
-    Raises:
-        ArtifactError: the codes reach beyond the mask.
-
-    Example:
-        >>> delta_mask(np.array([1, 3, 0]), 2, 6).nonzero()[0]
-        array([1, 5])
-    """
-    codes = codes.astype(np.int64)
-    kept = codes != 2**width - 1
-    places = (np.cumsum(codes + kept) - 1)[kept]
-    if places.size and places[-1] >= size:
-        raise ArtifactError(f"malformed: deltas reach {places[-1]} in a mask of {size}.")
-    mask = np.zeros(size, bool)
-    mask[places] = True
-    return mask
