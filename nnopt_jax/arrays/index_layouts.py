@@ -202,7 +202,7 @@ class CSR(SparseLayout):
         """Encode a concrete mask; the mask determines the shapes of the arrays."""
         counts, columns = _rows_of(np.asarray(mask))
         width, fullest = _matrix(mask.shape)[1], int(counts.max(initial=0))
-        return cls(_packed(counts, fullest + 1), _packed(columns, width), tuple(mask.shape))
+        return cls(_pack(counts, fullest + 1), _pack(columns, width), tuple(mask.shape))
 
     @staticmethod
     def cost(mask: np.ndarray) -> int:
@@ -210,7 +210,7 @@ class CSR(SparseLayout):
         rows, width = _matrix(mask.shape)
         counts = mask.reshape(rows, width).sum(1)
         fullest = int(counts.max(initial=0))
-        return _packed_cost(rows, fullest + 1) + _packed_cost(int(counts.sum()), width)
+        return _pack_cost(rows, fullest + 1) + _pack_cost(int(counts.sum()), width)
 
     @property
     def starts(self) -> jax.Array:
@@ -274,13 +274,13 @@ def _rows_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return table.sum(1, dtype=np.int64), np.nonzero(table)[1]
 
 
-def _packed(integers: np.ndarray, kinds: int) -> jax.Array | Bits:
+def _pack(integers: np.ndarray, kinds: int) -> jax.Array | Bits:
     """Pack integers below `kinds` in the fewest bits, or in int32 from 17 bits on."""
     width = width_for(kinds)
     return Bits.of(integers, width) if width <= 16 else jnp.asarray(integers, jnp.uint32)
 
 
-def _packed_cost(size: int, kinds: int) -> int:
-    """Return the bits that `_packed` needs."""
+def _pack_cost(size: int, kinds: int) -> int:
+    """Return the bits that `_pack` needs."""
     width = width_for(kinds)
     return Bits.cost((size,), width) if width <= 16 else 32 * size

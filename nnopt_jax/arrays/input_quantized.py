@@ -98,7 +98,7 @@ class InputQuantized(Node):
         found = _int8_product(x, self, how)
         if found is not None:
             return found
-        x = _rounded(x, self, how.inputs)
+        x = _round_inputs(x, self, how.inputs)
         if self.dense is not None:
             return how(x, self.dense)
         try:
@@ -180,7 +180,7 @@ def _scale_of_rows(scale: Array, ndim: int, how: Contraction) -> Array:
     return lax.expand_dims(batch, [axis for axis in range(ndim) if axis not in how.left_batch])
 
 
-def _rounded(x: Array, weight: InputQuantized, how: Contraction) -> Array:
+def _round_inputs(x: Array, weight: InputQuantized, how: Contraction) -> Array:
     """Round the activations as the weight states, with straight-through gradients.
 
     Activations beyond a static range get no gradient.
@@ -213,7 +213,7 @@ def _int8_product(x: Array, weight: InputQuantized, how: Product) -> Array | Non
 
 
 def _floats(how: Contraction, x: Array, weight: InputQuantized) -> Array:
-    return how(_rounded(x, weight, how), weight.materialize())
+    return how(_round_inputs(x, weight, how), weight.materialize())
 
 
 def _exact(how: Contraction, x: Array, weight: InputQuantized) -> Array:

@@ -80,14 +80,14 @@ class Masked(Node):
     def slot_mask(self, name: str, outer: jax.Array | None) -> jax.Array | None:
         """Return the entries that both this mask and the outer mask, if there is one, keep."""
         del name
-        return self._kept(outer)
+        return self._kept_mask(outer)
 
     def kept(self) -> Field:
         """Return the mask, combined with that of the values if they have one."""
         below = kept(self.values)
-        return self.mask if below is None else self._kept(materialize(below).astype(bool))
+        return self.mask if below is None else self._kept_mask(materialize(below).astype(bool))
 
-    def _kept(self, outer: jax.Array | None) -> jax.Array:
+    def _kept_mask(self, outer: jax.Array | None) -> jax.Array:
         own = materialize(self.mask).astype(bool)
         return own if outer is None else own & outer
 
@@ -129,9 +129,9 @@ class Masked(Node):
 
     def store(self) -> Node:
         """Return `Sparse` with the kept elements; if they cannot be compacted, pack the mask."""
-        below = raised(self.values)
+        below = raise_mask(self.values)
         if isinstance(below, Masked):
-            return self._merged(below).store()
+            return self._merge(below).store()
         mask = materialize(self.mask).astype(bool)
         if not compactable(self.values):
             # A mask that is packed already, such as that of a stored base, stays as it is.
@@ -150,11 +150,11 @@ class Masked(Node):
         pair = n_of_m(self.format)
         return mask.size // pair[1] * pair[0] if pair else int(mask.sum())
 
-    def _merged(self, inner: Masked) -> Masked:
+    def _merge(self, inner: Masked) -> Masked:
         """Merge this mask and the mask below it to their intersection."""
         known = [count for count in (self.capacity, inner.capacity) if count is not None]
         capacity = min(known) if known else None
-        mask = self._kept(materialize(inner.mask).astype(bool))
+        mask = self._kept_mask(materialize(inner.mask).astype(bool))
         # The intersection need not have the pattern of either mask.
         format = self.format if self.format in NAMES else "smallest"
         return Masked(inner.values, mask, capacity, format=format)
@@ -184,13 +184,13 @@ def zero_outside(field: Node, mask: Callable[[], jax.Array]) -> Node:
     return field if field.fills_with_zeros else Masked(field, mask())
 
 
-def raised(field: Field) -> Field:
+def raise_mask(field: Field) -> Field:
     """Swap a mask with the zero-preserving nodes above it, so that masks can be merged.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from nnopt_jax.arrays import Masked, SoftThresholded
-        >>> raised(
+        >>> raise_mask(
         ...     SoftThresholded(Masked(jnp.ones(2), jnp.ones(2, bool)), jnp.float32(0.5))
         ... ).outline()
         'Masked(values SoftThresholded(values float32[2], threshold float32[]), mask bool[2])'
@@ -198,7 +198,7 @@ def raised(field: Field) -> Field:
     if not is_node(field) or not field.KEEPS_ZERO:
         return field
     (name,) = field.ELEMENTWISE
-    below = raised(getattr(field, name))
+    below = raise_mask(getattr(field, name))
     if not isinstance(below, Masked):
         return field
     return below.replace(values=field.replace(**{name: below.values}))

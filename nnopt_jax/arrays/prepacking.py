@@ -62,18 +62,18 @@ def prepack(
     nodes = [path for path, leaf in leaves.items() if is_node(leaf)]
     chosen = nodes if where is None else resolve(where, leaves, "prepack")
     backend = backend or jax.default_backend()
-    converted = {path: _prepacked(leaves[path], backend, dense) for path in chosen}
+    converted = {path: _prepack_leaf(leaves[path], backend, dense) for path in chosen}
     return unflatten(packed, leaves | converted, is_node)
 
 
-def _prepacked(field: Field, backend: str, dense: bool) -> Field:
+def _prepack_leaf(field: Field, backend: str, dense: bool) -> Field:
     if not is_node(field):
         is_matrix = jnp.issubdtype(field.dtype, jnp.floating) and field.ndim >= 2
         return transposed_in_memory(field) if is_matrix else field
     field = inputs_above(field)
     if field.FACTORS:
         factors = {name: getattr(field, name) for name in field.FACTORS}
-        return field.replace(**{n: _prepacked(f, backend, dense) for n, f in factors.items()})
+        return field.replace(**{n: _prepack_leaf(f, backend, dense) for n, f in factors.items()})
     if dense and not field.multiplies(backend):
         array = materialize(field)
         return transposed_in_memory(array) if array.ndim == 2 else array

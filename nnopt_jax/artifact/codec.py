@@ -69,7 +69,7 @@ def encode(
     quick, modeled, limit = [bytes([_RAW]) + _pack(flat, alphabet)], b"", math.inf
     decisions = line_coding.decisions(flat, alphabet)
     if decisions <= (_MOST_DECISIONS if symbols.ndim > 1 else _MOST_FLAT):
-        modeled = _shifted(line_coding.encode(symbols, alphabet, center, sides), _LINES)
+        modeled = _shift_first(line_coding.encode(symbols, alphabet, center, sides), _LINES)
         limit = len(modeled) * (_WORTH if decisions >= _MANY_DECISIONS else 1)
     if flat.size >= _LEAST_LARGE and rans.entropy(np.bincount(flat)) < limit:
         quick.append(_encode_large(symbols, alphabet, center))
@@ -106,7 +106,7 @@ def decode(
     return symbols.astype(_dtype(alphabet)).reshape(shape)
 
 
-def _shifted(data: bytes, by: int) -> bytes:
+def _shift_first(data: bytes, by: int) -> bytes:
     """Add to the first byte, which tells formats apart."""
     return bytes([data[0] + by]) + data[1:]
 
@@ -133,7 +133,9 @@ def _decode(
     if way == _RAW:
         return _unpack(reader.rest(), size, alphabet)
     if way >= _LINES:
-        return line_coding.decode(_shifted(data, -_LINES), shape, alphabet, sides, _MOST_DECISIONS)
+        return line_coding.decode(
+            _shift_first(data, -_LINES), shape, alphabet, sides, _MOST_DECISIONS
+        )
     if not depth:  # the depth of nested streams, of which an encoder uses three at most
         raise ArtifactError(f"malformed: a stream is coded in unknown way {way}.")
     if way == _SPLIT_OFF:
@@ -182,13 +184,13 @@ def _encode_large(symbols: np.ndarray, alphabet: int, center: int) -> bytes:
     if high - low >= rans.MOST_SYMBOLS:
         return bytes([_WIDE]) + _encode_wide(symbols.ravel())
     span = high - low + 1
-    classes, runs = _classed(symbols, counts, alphabet, center)
+    classes, runs = _split_classes(symbols, counts, alphabet, center)
     parts = [encode(side, rans.CLASSES) for side in classes]
     parts.append(rans.encode([run - low for run in runs], span))
     return bytes([_CLASSED if classes else _TABLE]) + varint(low) + varint(span) + framed(parts)
 
 
-def _classed(
+def _split_classes(
     symbols: np.ndarray, counts: np.ndarray, alphabet: int, center: int
 ) -> tuple[Sequence[np.ndarray], list[np.ndarray]]:
     """Return classes of rows and columns with the symbols of each class, or one class."""

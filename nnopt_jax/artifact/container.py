@@ -136,7 +136,7 @@ def contents(body: bytes, version: int, max_bytes: int) -> Contents:
             f"load: the file declares {declared} bytes of arrays, and max_bytes is {max_bytes}. "
             "If you trust the file, pass a larger max_bytes."
         )
-    plan = _planned(slot_tree(tree), notes)
+    plan = _plan_of(slot_tree(tree), notes)
     coded, sizes = len(plan.coded), [pool[0].itemsize for pool in plan.pools]
     parts = iter(reader.parts(coded + sum(sizes)))
     return Contents(
@@ -174,7 +174,7 @@ def read(found: Contents) -> Any:
     return jax.tree.unflatten(structure, made)
 
 
-def _planned(slots: Any, notes: dict[str, Any]) -> StreamPlan:
+def _plan_of(slots: Any, notes: dict[str, Any]) -> StreamPlan:
     """Return the plan of streams that the notes of a file imply."""
     with malformed("notes"):
         streams = streams_of(slots, [int(number) for number in notes.get("apart", [])])

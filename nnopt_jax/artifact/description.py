@@ -95,7 +95,7 @@ def _read(data: bytes) -> tuple[Any, Any]:
     if rest:
         raise ArtifactError(f"malformed description: {len(rest)} bytes too many.")
     notes = json.loads(text)
-    return _nested(notes.pop("tree")), notes
+    return _unflatten(notes.pop("tree")), notes
 
 
 def _flat(at: Any) -> Any:
@@ -112,7 +112,7 @@ def _flat(at: Any) -> Any:
     return {kind: [_flat(child) for child in children]}
 
 
-def _nested(at: Any) -> Any:
+def _unflatten(at: Any) -> Any:
     """Undo `_flat`."""
     if not isinstance(at, dict):
         return at
@@ -120,11 +120,11 @@ def _nested(at: Any) -> Any:
         name, version = _node_class(at.pop("class"))
         static = NODE_TYPES[name].names(is_static=True)
         settings = {key: at.pop(key) for key in static if key in at}
-        return _node(name, version, settings, {key: _nested(field) for key, field in at.items()})
+        return _node(name, version, settings, {key: _unflatten(field) for key, field in at.items()})
     ((kind, children),) = at.items()
     if kind == "dict":
-        return {kind: {name: _nested(child) for name, child in children.items()}}
-    return {kind: [_nested(child) for child in children]}
+        return {kind: {name: _unflatten(child) for name, child in children.items()}}
+    return {kind: [_unflatten(child) for child in children]}
 
 
 def _node_class(text: str) -> tuple[str, int]:

@@ -62,7 +62,7 @@ def save(
             f"save: program is of type {type(program).__name__}, not bytes; "
             "nnopt.transfer.save_model(path, structure, params) writes a model as a whole."
         )
-    data = sealed(container.write(tree, metadata, program))
+    data = seal(container.write(tree, metadata, program))
     try:
         replace_file(path, [data])
     except OSError as error:
@@ -118,7 +118,7 @@ def contents(path: str | os.PathLike[str], max_bytes: int) -> container.Contents
         size = os.path.getsize(path)
         if size > max_bytes + _SLACK:
             raise ArtifactError(f"load: a file of {size} bytes, and max_bytes is {max_bytes}.")
-        return container.contents(*unsealed(Path(path).read_bytes()), max_bytes)
+        return container.contents(*unseal(Path(path).read_bytes()), max_bytes)
     except (OSError, ArtifactError) as error:
         raise ArtifactError(f"{os.fspath(path)}: {error}") from error
 
@@ -129,7 +129,7 @@ def _header(size: int) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def sealed(body: bytes, version: int = VERSION) -> bytes:
+def seal(body: bytes, version: int = VERSION) -> bytes:
     """Wrap a body in the header, version and checksum of a file.
 
     Args:
@@ -140,15 +140,15 @@ def sealed(body: bytes, version: int = VERSION) -> bytes:
         Header, version, body and CRC-32, as a file that `safetensors` can open.
 
     Example:
-        >>> unsealed(sealed(b"abc"))
+        >>> unseal(seal(b"abc"))
         (b'abc', 3)
     """
     data = _header(1 + len(body) + _SUM_BYTES) + bytes([version]) + body
     return data + zlib.crc32(data).to_bytes(_SUM_BYTES, "little")
 
 
-def unsealed(data: bytes) -> tuple[bytes, int]:
-    """Invert `sealed`, and detect any flipped bit, header included.
+def unseal(data: bytes) -> tuple[bytes, int]:
+    """Invert `seal`, and detect any flipped bit, header included.
 
     Args:
         data: the bytes of a file, untrusted.

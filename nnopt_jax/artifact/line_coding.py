@@ -65,10 +65,10 @@ def encode(array: np.ndarray, alphabet: int, center: int, sides: Sides) -> bytes
         center=0 if alphabet == 2 else int(center - (holes and hole < center)),
         prior=min(max(round(8 * odds) + 128, 0), 255),
     )
-    layout = _fitted(layout, symbols)
+    layout = _fit_layout(layout, symbols)
     coder = Encoder()
-    ContextModel(coder, layout, _aligned(layout, sides)).walk(_matrix(symbols, layout).ravel())
-    return _written(layout) + coder.finish()
+    ContextModel(coder, layout, _align_sides(layout, sides)).walk(_matrix(symbols, layout).ravel())
+    return _write_layout(layout) + coder.finish()
 
 
 def decode(
@@ -90,11 +90,11 @@ def decode(
         ArtifactError: the data is malformed.
     """
     reader = ByteReader(data)
-    layout = _read(reader, shape, alphabet)
+    layout = _read_layout(reader, shape, alphabet)
     if layout.size > most:
         raise ArtifactError(f"malformed: {layout.size} symbols one by one.")
     coder = Decoder(reader.rest(), most)
-    symbols = ContextModel(coder, layout, _aligned(layout, sides)).walk(None)
+    symbols = ContextModel(coder, layout, _align_sides(layout, sides)).walk(None)
     coder.finish()
     if layout.turned:
         symbols = symbols.reshape(shape[-1], -1).T.ravel()
@@ -103,7 +103,7 @@ def decode(
     return np.where(symbols == 0, layout.hole, symbols - (symbols <= layout.hole))
 
 
-def _written(layout: LineLayout) -> bytes:
+def _write_layout(layout: LineLayout) -> bytes:
     """Write a layout: one byte of flags, and the values that they announce."""
     flags, out = _TURNED * layout.turned + _LAGS * len(layout.lags), b""
     if layout.hole is not None:
@@ -112,8 +112,8 @@ def _written(layout: LineLayout) -> bytes:
     return bytes([flags]) + out + b"".join(map(varint, (layout.center, *layout.lags)))
 
 
-def _read(reader: ByteReader, shape: tuple[int, ...], alphabet: int) -> LineLayout:
-    """Invert `_written`, and raise on impossible layouts."""
+def _read_layout(reader: ByteReader, shape: tuple[int, ...], alphabet: int) -> LineLayout:
+    """Invert `_write_layout`, and raise on impossible layouts."""
     flags = reader.byte()
     hole, prior = None, 128
     if flags & _HOLES:
@@ -134,7 +134,7 @@ def _matrix(symbols: np.ndarray, layout: LineLayout) -> np.ndarray:
     return matrix.T if layout.turned else matrix
 
 
-def _aligned(layout: LineLayout, sides: Sides) -> list[np.ndarray]:
+def _align_sides(layout: LineLayout, sides: Sides) -> list[np.ndarray]:
     """Return classes of rows and columns as classes of lines and positions, where these agree."""
     rows, columns = sides if len(layout.shape) > 1 else (None, None)
     if layout.turned:
@@ -148,7 +148,7 @@ def _aligned(layout: LineLayout, sides: Sides) -> list[np.ndarray]:
 # ---------------------------------------------------------------------- lags
 
 
-def _fitted(layout: LineLayout, symbols: np.ndarray) -> LineLayout:
+def _fit_layout(layout: LineLayout, symbols: np.ndarray) -> LineLayout:
     """Choose the direction of the lines and the lags that promise the best compression."""
     there = symbols > 0 if layout.hole is not None else np.ones(symbols.shape, bool)
     if symbols.ndim < 2 or not there.any():

@@ -48,10 +48,10 @@ def reduce_blocks(
         if part != size and (part < 1 or part > size > 0):
             problems.add("", f"block {part} does not fit axis {axis} of size {size}")
     problems.raise_as(ShapeError)
-    return _reduced(reduce, x, block)
+    return _reduce(reduce, x, block)
 
 
-def _reduced(
+def _reduce(
     reduce: Callable[[Array, tuple[int, ...]], Array], x: Array, block: tuple[int, ...]
 ) -> Array:
     for axis, (size, part) in enumerate(zip(x.shape, block, strict=True)):
@@ -61,7 +61,7 @@ def _reduced(
             even = lax.slice_in_dim(x, 0, size - rest, axis=axis)
             last = lax.slice_in_dim(x, size - rest, size, axis=axis)
             short = (*block[:axis], rest, *block[axis + 1 :])
-            parts = [_reduced(reduce, even, block), _reduced(reduce, last, short)]
+            parts = [_reduce(reduce, even, block), _reduce(reduce, last, short)]
             return lax.concatenate(parts, axis)
     counts = [1 if n == b else n // b for n, b in zip(x.shape, block, strict=True)]
     split, axes = _split(x.shape, counts)

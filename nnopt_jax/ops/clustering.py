@@ -93,7 +93,7 @@ def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
         low, high = atoms.place[0], atoms.place[-1]
         return low + (high - low) * steps
     if init == "density" and clusters <= _PLANNED:
-        return _planned(atoms, clusters)
+        return _plan_table(atoms, clusters)
     if init == "random":
         assert key is not None
         steps = jnp.sort(jax.random.uniform(key, (clusters,)))
@@ -117,7 +117,7 @@ def _share(atoms: Atoms) -> Array:
     return share
 
 
-def _planned(atoms: Atoms, clusters: int) -> Array:
+def _plan_table(atoms: Atoms, clusters: int) -> Array:
     """Return the best table for cells of atoms that are spaced by the cube root of the density."""
     share = running(jnp.add, _share(atoms), 0.0)
     cell = share / jnp.where(share[-1] > 0, share[-1], 1) * _CELLS

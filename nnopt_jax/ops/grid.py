@@ -177,12 +177,12 @@ def quantize(
     """
     x = jnp.asarray(x)
     scale = jnp.asarray(scale)
-    v = x.astype(jnp.float32) * _aligned(1 / scale.astype(jnp.float32), x.shape)
+    v = x.astype(jnp.float32) * _align(1 / scale.astype(jnp.float32), x.shape)
     if zero is None:
         return round_clip(v, lo, hi)
     # Shifting the range rather than `v` avoids a fused multiply-add, so that eager and compiled
     # codes are equal.
-    zero = _aligned(jnp.asarray(zero, jnp.float32), x.shape)
+    zero = _align(jnp.asarray(zero, jnp.float32), x.shape)
     return round_clip(v, lo - zero, hi - zero) + zero
 
 
@@ -212,8 +212,8 @@ def dequantize(
     """
     values = jnp.asarray(codes).astype(jnp.float32)
     if zero is not None:
-        values -= _aligned(jnp.asarray(zero).astype(jnp.float32), values.shape)
-    scale = _aligned(jnp.asarray(scale).astype(jnp.float32), values.shape)
+        values -= _align(jnp.asarray(zero).astype(jnp.float32), values.shape)
+    scale = _align(jnp.asarray(scale).astype(jnp.float32), values.shape)
     return (values * scale).astype(dtype)
 
 
@@ -239,7 +239,7 @@ def expand(scale: ArrayLike, shape: Sequence[int]) -> Array:
          [1 1 2 2]
          [1 1 2 2]]
     """
-    return jnp.broadcast_to(_aligned(jnp.asarray(scale), tuple(shape)), tuple(shape))
+    return jnp.broadcast_to(_align(jnp.asarray(scale), tuple(shape)), tuple(shape))
 
 
 def covers(blocks: Sequence[int], shape: Sequence[int]) -> bool:
@@ -277,7 +277,7 @@ def _extreme(reduce: Any, x: Array, block: Sequence[int], mask: ArrayLike | None
     return reduce_blocks("fit_grid", lambda v, axes: reduce(v, axis=axes, initial=0), x, block)
 
 
-def _aligned(scale: Array, shape: tuple[int, ...]) -> Array:
+def _align(scale: Array, shape: tuple[int, ...]) -> Array:
     """Make a scale broadcastable to `shape`; repeat it only along axes with several blocks."""
     if not covers(scale.shape, shape):
         raise ShapeError(

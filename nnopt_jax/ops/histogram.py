@@ -100,12 +100,12 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
         [1. 3.] [1. 2.]
     """
     parts = (v, mask, weights)
-    low, high = _extremes(*_weighed(parts))
+    low, high = _extremes(*_weigh(parts))
     scale = _power_of_two(jnp.maximum(jnp.abs(low), jnp.abs(high)))
     # The compiler recomputes products with reciprocals where they are needed, but would store
     # quotients.
     shrink = 1 / scale
-    center, spread = _sample(*_weighed(jax.tree.map(_thinned, parts)))
+    center, spread = _sample(*_weigh(jax.tree.map(_thin, parts)))
     low, high, center, spread = (x * shrink for x in (low, high, center, spread))
     spread = jnp.where(spread > 0, spread, jnp.where(high > low, high - low, 1.0))
     # Powers of two make products exact, so that a bin has the same middle everywhere.
@@ -118,12 +118,12 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
     def middle(index: Array) -> Array:
         return center + spread * uncompand(start + (index.astype(jnp.float32) + 0.5) * width)
 
-    axis, count = _cut(v.shape)
+    axis, count = _choose_slices(v.shape)
     cut = jax.tree.map(lambda x: _split(x, axis, count), parts)
 
     def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         some = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, axis + 1, False), cut)
-        v, w = _weighed(some)
+        v, w = _weigh(some)
         v = v * shrink
         index = (compand((v - center) * narrow) - start) * (1 / width)
         index = jnp.clip(index, 0, bins - 1).astype(jnp.int32)
@@ -178,7 +178,7 @@ def _atoms(place: Array, weight: Array) -> Atoms:
     return Atoms(place, weight, first, last)
 
 
-def _weighed(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Array]:
+def _weigh(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Array]:
     """Return values and weights, both 0 for values that do not count."""
     v, mask, weights = parts
     valid = jnp.isfinite(v) if mask is None else jnp.isfinite(v) & mask
@@ -204,7 +204,7 @@ def _power_of_two(size: Array) -> Array:
     return jnp.where(bits > 0, lax.bitcast_convert_type(bits, jnp.float32), 1.0)
 
 
-def _cut(shape: tuple[int, ...]) -> tuple[int, int]:
+def _choose_slices(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return an axis and a number of slices by which a large array is processed in less memory.
 
     The axis is split into (16 or fewer, slices, rest), so that up to 16 shards of it stay on their
@@ -225,7 +225,7 @@ def _split(x: Array, axis: int, count: int) -> Array:
     return x.reshape(*x.shape[:axis], shards, count, -1, *x.shape[axis + 1 :])
 
 
-def _thinned(x: Array) -> Array:
+def _thin(x: Array) -> Array:
     """Return some thousand evenly spaced entries."""
     for axis in sorted(range(x.ndim), key=lambda axis: -x.shape[axis]):
         step = max(1, min(x.shape[axis], x.size // 4096))

@@ -206,7 +206,7 @@ _ONE = 1 << 30  # fractions are rounded to multiples of its inverse, exact in fl
 _HALF, _LIMB = _ONE >> 1, 15
 
 
-def kept(size: int, share: Any) -> Any:
+def count_kept(size: int, share: Any) -> Any:
     r"""Return how many of `size` entries are kept when a fraction is pruned.
 
     $$ n - \mathrm{round}(n\, s) $$
@@ -225,8 +225,8 @@ def kept(size: int, share: Any) -> Any:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nnopt_jax.ops.masks import kept
-        >>> kept(10, 0.75), int(kept(10, jnp.float32(0.75)))
+        >>> from nnopt_jax.ops.masks import count_kept
+        >>> count_kept(10, 0.75), int(count_kept(10, jnp.float32(0.75)))
         (2, 2)
     """
     if isinstance(share, numbers.Real):
@@ -235,13 +235,13 @@ def kept(size: int, share: Any) -> Any:
         return size - gone - (rest > _HALF or (rest == _HALF and (size - gone) % 2))
     share = jnp.nan_to_num(jnp.asarray(share, jnp.float32), nan=0.0)
     parts = jnp.round(share * jnp.float32(_ONE)).astype(jnp.uint32)
-    gone, rest = _divided(size, parts)
+    gone, rest = _divide(size, parts)
     left = jnp.uint32(size) - gone
     up = (rest > _HALF) | ((rest == _HALF) & (left % 2 == 1))
     return (left - up).astype(jnp.int32)
 
 
-def _divided(size: int, parts: Any) -> tuple[Any, Any]:
+def _divide(size: int, parts: Any) -> tuple[Any, Any]:
     """Divide `size * parts`, of 61 bits, by `2**30` in 32-bit words, with the remainder."""
     low, high = jnp.uint32(size & 0xFFFF), jnp.uint32(size >> 16)
     below, above = parts & ((1 << _LIMB) - 1), parts >> _LIMB

@@ -128,7 +128,7 @@ def joined(a: Range, b: Range) -> Range:
         return jax.vmap(joined)(a, b)
     exponent = jnp.maximum(a.exponent, b.exponent)
     return Range(
-        _doubled(a.counts, exponent - a.exponent) + _doubled(b.counts, exponent - b.exponent),
+        _double(a.counts, exponent - a.exponent) + _double(b.counts, exponent - b.exponent),
         exponent,
         jnp.minimum(a.low, b.low),
         jnp.maximum(a.high, b.high),
@@ -136,7 +136,7 @@ def joined(a: Range, b: Range) -> Range:
     )
 
 
-def _doubled(counts: Array, times: Array) -> Array:
+def _double(counts: Array, times: Array) -> Array:
     """Merge pairs of bins outwards from the middle, the given number of times."""
     half = counts.size // 2
     # The shift rounds down for either sign, so that bins stay on their side of zero.

@@ -44,7 +44,7 @@ def kth_largest(scores: ArrayLike, k: int | Array) -> Array:
         >>> print(kth_largest(np.array([3.0, 1.0, 4.0, 1.5], np.float32), 2))
         3.0
     """
-    [scores], k = _checked("kth_largest", [scores], k, least=1)
+    [scores], k = _check("kth_largest", [scores], k, least=1)
     return _kth_largest(scores, k)
 
 
@@ -74,7 +74,7 @@ def top_k_mask(scores: ArrayLike, k: int | Array, *, signed: bool = False) -> Ar
         >>> print(top_k_mask(np.array([2.0, 1.0, -2.0, 2.0], np.float32), 3, signed=True))
         [ True  True False  True]
     """
-    return _masks(*_checked("top_k_mask", [scores], k, least=0), signed=signed)[0]
+    return _masks(*_check("top_k_mask", [scores], k, least=0), signed=signed)[0]
 
 
 def top_k_masks(
@@ -104,7 +104,7 @@ def top_k_masks(
         >>> print(*top_k_masks([first, second], 2))
         [False  True] [[ True]]
     """
-    return _masks(*_checked("top_k_masks", scores, k, least=0), signed=signed)
+    return _masks(*_check("top_k_masks", scores, k, least=0), signed=signed)
 
 
 @jax.jit
@@ -208,13 +208,13 @@ def _counter(arrays: list[Array], keys: Callable[[int, Array], Array]) -> _Count
             # A dependency on the cuts, or else the compiler would move the keys out of the loop and
             # store them.
             array, _ = lax.optimization_barrier((array, cuts[0]))
-            totals = _add(totals, _reached(keys(i, array), cuts))
+            totals = _add(totals, _count_reached(keys(i, array), cuts))
         return totals
 
     return count
 
 
-def _reached(keys: Array, cuts: list[Array]) -> list[Array]:
+def _count_reached(keys: Array, cuts: list[Array]) -> list[Array]:
     """Count the keys that reach each cut, in one pass.
 
     One reduction of several sums compiles to one vectorized loop over the array in memory order,
@@ -237,7 +237,7 @@ def _flat_index(shape: tuple[int, ...]) -> Array:
     return index
 
 
-def _checked(
+def _check(
     name: str, scores: Sequence[ArrayLike], k: int | Array, least: int
 ) -> tuple[list[Array], Array]:
     """Check the arguments and report all problems at once."""

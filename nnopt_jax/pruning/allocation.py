@@ -82,7 +82,7 @@ def erk(shapes: Shapes, sparsity: Share) -> dict[str, Share]:
     return {path: cast(1.0 - share) for path, share in density.items()}
 
 
-def own(
+def call_allocation(
     function: Callable[[Shapes, Share], Mapping[str, Share]], shapes: Shapes, sparsity: Share
 ) -> dict[str, Share]:
     """Call a user's allocation, and check its result as far as values are known.
@@ -100,7 +100,7 @@ def own(
 
     Example:
         >>> from nnopt_jax.pruning import allocation
-        >>> allocation.own(lambda shapes, s: {"a": 2 * s}, {"a": (4, 4)}, 0.75)
+        >>> allocation.call_allocation(lambda shapes, s: {"a": 2 * s}, {"a": (4, 4)}, 0.75)
         Traceback (most recent call last):
         nnopt_jax.errors.ValueRangeError: allocation: a: was given sparsity 1.5; return 0 to 1
     """

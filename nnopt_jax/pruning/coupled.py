@@ -13,7 +13,7 @@ import numpy as np
 from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.ops.masks import kept
+from nnopt_jax.ops.masks import count_kept
 from nnopt_jax.ops.threshold import top_k_mask, top_k_masks
 from nnopt_jax.pruning.masking import Masking, node_mode, project
 from nnopt_jax.pruning.schedules import is_due, target
@@ -164,7 +164,7 @@ class Coupled(Masking):
         memory: Leaves = {}
         if self.score.begin is not None and self.every is not None:
             only = {path: state.rest[path] for path in seen}
-            memory = self._learned(dense, state._replace(rest=only), now)
+            memory = self._learn(dense, state._replace(rest=only), now)
         together = state.rest[TOGETHER]
         fixed = {key: together[key] for key in ("at", "flops") if key in together}
         old = {path: {"mask": state.rest[path]["mask"]} for path in seen}
@@ -175,7 +175,7 @@ class Coupled(Masking):
         if self.mode == "hard":
             params = project_leaves(params, seen, project, found)
             dense = {path: project(leaf, found[path]) for path, leaf in dense.items()}
-        memory = self._remembered(memory, due)
+        memory = self._remember(memory, due)
         return params, self._new_state(found, memory, dense, fixed, now.count)
 
     def _new_state(
@@ -183,7 +183,7 @@ class Coupled(Masking):
     ) -> State:
         rest = {path: mask for path, mask in found.items() if path != TOGETHER}
         if self.score.begin is not None:
-            rest = self._joined(rest, memory if self.every is not None else {}, seen)
+            rest = self._join_state(rest, memory if self.every is not None else {}, seen)
         return State({}, rest | {TOGETHER: found[TOGETHER] | fixed}, count)
 
     def _leaves(
@@ -250,7 +250,7 @@ class Coupled(Masking):
             return {n: c | best[n] for n, c in zip(scores, chosen, strict=True)}
 
         if flops is None:
-            return take(kept(size, sparsity))
+            return take(count_kept(size, sparsity))
         budget = (1 - jnp.asarray(sparsity, jnp.float32)) * sum(flops.values())
 
         def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -264,7 +264,7 @@ class Coupled(Masking):
 
     def _count(self, size: int, sparsity: Any) -> Any:
         multiple = getattr(self.selection.pattern, "multiple", 1)
-        up = -(-kept(size, sparsity) // multiple) * multiple
+        up = -(-count_kept(size, sparsity) // multiple) * multiple
         return min(up, size) if isinstance(up, int) else jnp.minimum(up, size)
 
 

@@ -49,11 +49,11 @@ class Masking:
         """Choose the first mask."""
         memory = self.score.begin(leaves, start) if self.score.begin else {}
         chosen = self._choose(leaves, memory, target(self.sparsity, 0))
-        return {}, self._joined(chosen, self._remembered(memory, True), leaves)
+        return {}, self._join_state(chosen, self._remember(memory, True), leaves)
 
     def update(self, leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
         """Update the memory of the score, and choose a new mask when it is due."""
-        memory = self._learned(leaves, state, now)
+        memory = self._learn(leaves, state, now)
         sparsity = target(self.sparsity, now.count)
         old = {p: {k: r[k] for k in ("mask", "sparsity")} for p, r in state.rest.items()}
         held = next(iter(old.values()))["sparsity"]
@@ -62,7 +62,7 @@ class Masking:
         seen = leaves
         if self.mode == "hard":
             seen = {path: project(leaf, chosen[path]) for path, leaf in leaves.items()}
-        return {}, self._joined(chosen, self._remembered(memory, due), seen)
+        return {}, self._join_state(chosen, self._remember(memory, due), seen)
 
     def encode(self, leaves: Leaves, state: State, train: bool) -> Leaves:
         """Return a masked node for each leaf."""
@@ -82,7 +82,7 @@ class Masking:
         """Return how many weights each leaf keeps in the end, if the settings determine it."""
         return self.selection.counts(leaves, self.sparsity)
 
-    def _learned(self, leaves: Leaves, state: State, now: Update) -> Leaves:
+    def _learn(self, leaves: Leaves, state: State, now: Update) -> Leaves:
         memory = {p: r["memory"] for p, r in state.rest.items() if r["memory"] is not None}
         if self.score.learn is None:
             return memory
@@ -95,7 +95,7 @@ class Masking:
         chosen = self.selection.masks(scores, sparsity, signed=self.score.signed)
         return {path: {"mask": mask, "sparsity": now} for path, mask in chosen.items()}
 
-    def _remembered(self, memory: Leaves, chosen: Any) -> Leaves:
+    def _remember(self, memory: Leaves, chosen: Any) -> Leaves:
         """Return the memory for the next choice, which is empty if there is no next choice."""
         if self.every is None:
             return {}
@@ -103,7 +103,7 @@ class Masking:
             return memory
         return {p: jnp.where(chosen, jnp.zeros_like(x), x) for p, x in memory.items()}
 
-    def _joined(self, chosen: Leaves, memory: Leaves, seen: Leaves) -> Leaves:
+    def _join_state(self, chosen: Leaves, memory: Leaves, seen: Leaves) -> Leaves:
         """Return the state; `seen` holds the weights at which the next gradients are computed."""
         keeps = self.score.paired and self.every is not None
         return {

@@ -14,7 +14,7 @@ from nnopt_jax.arrays.mask_format import Format, Roles
 from nnopt_jax.ops.axis_roles import Axes, assumed_axes, matrix_axes
 from nnopt_jax.ops.blockwise import reduce_blocks
 from nnopt_jax.ops.grid import expand
-from nnopt_jax.ops.masks import MOST_CHOICES, group_axis, keep_n_of_m, kept
+from nnopt_jax.ops.masks import MOST_CHOICES, count_kept, group_axis, keep_n_of_m
 from nnopt_jax.ops.threshold import top_k_mask
 
 __all__ = [
@@ -67,7 +67,7 @@ class Pattern:
             sparsity: the fraction of units to prune, a Python number or a traced scalar.
             signed: whether scores are ranked by value rather than by magnitude.
         """
-        return top_k_mask(scores, kept(scores.size, sparsity), signed=signed)
+        return top_k_mask(scores, count_kept(scores.size, sparsity), signed=signed)
 
     def spread(self, chosen: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
         """Return the mask of a leaf, given the mark of each unit."""
@@ -77,7 +77,7 @@ class Pattern:
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> Any:
         """Return the number of weights of a leaf that stay."""
         del axes
-        return kept(math.prod(shape), sparsity)
+        return count_kept(math.prod(shape), sparsity)
 
     def format(self, shape: tuple[int, ...], axes: Axes) -> tuple[Format, Roles]:
         """Return the storage format of the mask that the pattern implies."""
@@ -110,7 +110,7 @@ class PerOutput(Pattern):
         """Mark the inputs that stay, for each output and batch index."""
         if not scores.size:
             return jnp.zeros(scores.shape, bool)
-        count = kept(scores.shape[-2], sparsity)
+        count = count_kept(scores.shape[-2], sparsity)
         choose = functools.partial(top_k_mask, k=count, signed=signed)
         columns = jnp.moveaxis(scores, -2, -1)
         chosen = jax.vmap(choose)(columns.reshape(-1, columns.shape[-1]))
@@ -123,7 +123,7 @@ class PerOutput(Pattern):
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> Any:
         """Return the number of weights of a leaf that stay, equal for each output."""
         inputs = math.prod(shape[axis] for axis in axes.contracted)
-        return kept(inputs, sparsity) * (math.prod(shape) // max(inputs, 1))
+        return count_kept(inputs, sparsity) * (math.prod(shape) // max(inputs, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +212,7 @@ class WholeBlocks(Pattern):
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> Any:
         """Return the number of weights of a leaf that stay, in whole blocks."""
         unit = max(math.prod(self.block(shape, axes)), 1)
-        return kept(math.prod(shape) // unit, sparsity) * unit
+        return count_kept(math.prod(shape) // unit, sparsity) * unit
 
 
 @dataclasses.dataclass(frozen=True)

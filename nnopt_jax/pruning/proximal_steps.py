@@ -157,7 +157,7 @@ class _Proximal:
     def init(self, leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
         del start
         everything = {path: jnp.ones(leaf.shape, bool) for path, leaf in leaves.items()}
-        return {}, self._still(self._choose(leaves, everything, target(self.sparsity, 0)))
+        return {}, self._without_step(self._choose(leaves, everything, target(self.sparsity, 0)))
 
     def update(self, leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
         share = target(self.sparsity, now.count)
@@ -173,7 +173,7 @@ class _Proximal:
         held = next(iter(state.rest.values()))["sparsity"]
         due = is_due(self.every, self.sparsity, now.count, held)
         due = due if due is True else due | first
-        still = self._still(state.rest)
+        still = self._without_step(state.rest)
         return {}, refresh_when(due, lambda: self._choose(leaves, may, share), still)
 
     def moving(self, refresh: UpdateFn) -> UpdateFn:
@@ -188,7 +188,7 @@ class _Proximal:
                 for tree in (params, params if upstream is None else upstream)
             )
             moved = {
-                path: self._moved(path, raw[path], rest)
+                path: self._shrink(path, raw[path], rest)
                 for path, rest in state.rest.items()
                 if not is_node(seen[path])
             }
@@ -196,7 +196,7 @@ class _Proximal:
 
         return update
 
-    def _moved(self, path: str, leaf: jax.Array, rest: Any) -> jax.Array:
+    def _shrink(self, path: str, leaf: jax.Array, rest: Any) -> jax.Array:
         wide, threshold = leaf.astype(jnp.float32), rest["threshold"]
         if not isinstance(self.how.pattern, WholeBlocks):
             moved = soft_threshold(wide, threshold) * rest["scale"]
@@ -222,7 +222,7 @@ class _Proximal:
             return (1,) * len(shape)
         return pattern.block(shape, self.how.axes(path, shape))
 
-    def _still(self, rest: Leaves) -> Leaves:
+    def _without_step(self, rest: Leaves) -> Leaves:
         """Return the state with a threshold of zero and a scale of one, which moves nothing."""
         none = {"threshold": jnp.float32(0), "scale": jnp.float32(1)}
         return {path: part | none for path, part in rest.items()}

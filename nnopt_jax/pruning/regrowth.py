@@ -103,7 +103,7 @@ class Regrowth(Masking):
         """Drop units of least score and grow as many others, when it is due."""
         found = {path: rest["seed"] for path, rest in state.rest.items()}
         masks = {path: rest["mask"] for path, rest in state.rest.items()}
-        memory = self._learned(leaves, state, now) if self.score.begin else {}
+        memory = self._learn(leaves, state, now) if self.score.begin else {}
         counts = self.counts(leaves)
         # Missing gradients are reported at every update, not only when connections are replaced.
         slopes = finite_gradients(leaves, now) if self.mode.by == "gradient" else None
@@ -115,7 +115,7 @@ class Regrowth(Masking):
             else:
                 growth = slopes
             return {
-                p: self._moved(p, scores[p], masks[p], growth[p], counts[p], fraction)
+                p: self._replace_units(p, scores[p], masks[p], growth[p], counts[p], fraction)
                 for p in leaves
             }
 
@@ -133,7 +133,7 @@ class Regrowth(Masking):
         counts = self.counts(leaves)
         return {p: Masked(x, state.rest[p]["mask"], counts[p]) for p, x in leaves.items()}
 
-    def _moved(
+    def _replace_units(
         self,
         path: str,
         score: jax.Array,
@@ -155,7 +155,7 @@ class Regrowth(Masking):
         rest = {p: {"mask": m, "old": old, "seed": seed} for p, (m, old, seed) in moved.items()}
         if self.score.begin is None:
             return rest
-        return self._joined(rest, self._remembered(memory, False), seen)
+        return self._join_state(rest, self._remember(memory, False), seen)
 
 
 def drop_and_grow(

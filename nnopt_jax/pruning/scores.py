@@ -145,7 +145,7 @@ def taylor(power: int = 2, decay: float | None = 0.9) -> Score:
         change = jnp.abs(w.astype(jnp.float32) * g)
         return jnp.square(change) if power == 2 else change
 
-    return _accumulated(
+    return _accumulating_score(
         "taylor",
         product,
         decay,
@@ -167,7 +167,7 @@ def movement() -> Score:
     References:
         Sanh et al. 2020, Movement Pruning, section 4.
     """
-    return _accumulated(
+    return _accumulating_score(
         "movement", lambda w, g: -w.astype(jnp.float32) * g, None, signed=True, mode="frozen"
     )
 
@@ -327,7 +327,7 @@ SCORES: Mapping[str, Callable[..., Score]] = MappingProxyType(
 """The scores that a string can name, with their default settings."""
 
 
-def _accumulated(
+def _accumulating_score(
     name: str,
     product: Callable[[jax.Array, jax.Array], jax.Array],
     decay: float | None,

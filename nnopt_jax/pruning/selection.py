@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from nnopt_jax.ops.axis_roles import Axes
-from nnopt_jax.ops.masks import kept
+from nnopt_jax.ops.masks import count_kept
 from nnopt_jax.ops.threshold import top_k_masks
-from nnopt_jax.pruning.allocation import Allocation, erk, lamp, own, uniform
+from nnopt_jax.pruning.allocation import Allocation, call_allocation, erk, lamp, uniform
 from nnopt_jax.pruning.pattern_names import PatternLike, parse_pattern
 from nnopt_jax.pruning.patterns import NOfM, Pattern, conventional
 from nnopt_jax.pruning.schedules import check_schedule, final
@@ -54,7 +54,7 @@ class Selection(NamedTuple):
     def shares(self, shapes: Mapping[str, tuple[int, ...]], sparsity: Any) -> Mapping[str, Any]:
         """Return the sparsity of each leaf."""
         if callable(self.allocation):
-            return own(self.allocation, shapes, sparsity)
+            return call_allocation(self.allocation, shapes, sparsity)
         return erk(shapes, sparsity) if self.allocation == "erk" else uniform(shapes, sparsity)
 
     def counts(self, leaves: Leaves, sparsity: Any) -> dict[str, int]:
@@ -125,7 +125,7 @@ class Selection(NamedTuple):
         """
         if self.allocation in _TOGETHER and not self.pattern.is_fixed:
             total = sum(x.size for x in pooled.values())
-            found = top_k_masks([*pooled.values()], kept(total, sparsity), signed=signed)
+            found = top_k_masks([*pooled.values()], count_kept(total, sparsity), signed=signed)
             return dict(zip(pooled, found, strict=True))
         shares = {} if self.pattern.is_fixed else self.shares(shapes, sparsity)
         return {

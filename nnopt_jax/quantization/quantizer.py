@@ -160,11 +160,11 @@ class _Quantizer:
         task = self._task(slot)
         learned, rest = self.range.init(task)
         offsets, others = self.rounding.init(task.part.array, start)
-        return _joined(learned, offsets), _joined(rest, others)
+        return _join_states(learned, offsets), _join_states(rest, others)
 
     def encode(self, slot: Slot, learned: Any, rest: Any, train: bool) -> Node:
         task = self._task(slot)
-        (of_range, offsets), (fitted, others) = map(self._parted, (learned, rest))
+        (of_range, offsets), (fitted, others) = map(self._split_state, (learned, rest))
         scaled = self.range.scaled(task, of_range, fitted)
         x = task.part.array
         if self.range.has_codes:
@@ -179,18 +179,18 @@ class _Quantizer:
 
     def refresh(self, slot: Slot, learned: Any, rest: Any, now: Update) -> tuple[Any, Any]:
         task = self._task(slot)
-        (of_range, offsets), (fitted, others) = map(self._parted, (learned, rest))
+        (of_range, offsets), (fitted, others) = map(self._split_state, (learned, rest))
         due = self.every == 1 or now.count % self.every == 0
         chosen = refresh_when(
             due, lambda: self.range.refresh(task, of_range, fitted), (of_range, fitted)
         )
         offsets, others = self.rounding.refresh(offsets, others, now)
-        return _joined(chosen[0], offsets), _joined(chosen[1], others)
+        return _join_states(chosen[0], offsets), _join_states(chosen[1], others)
 
     def _task(self, slot: Slot) -> Task:
         return Task(self.grid, self.sharing.blocked(slot), self.scales, self.every == 1)
 
-    def _parted(self, state: Any) -> tuple[Any, dict[str, Any]]:
+    def _split_state(self, state: Any) -> tuple[Any, dict[str, Any]]:
         """Split a state into the state of the range and the state of the rounding."""
         if self.rounding.is_nearest or not isinstance(state, dict):
             return state, {}
@@ -199,7 +199,7 @@ class _Quantizer:
         return others.get("range", others or None), own
 
 
-def _joined(state: Any, others: dict[str, Any]) -> Any:
+def _join_states(state: Any, others: dict[str, Any]) -> Any:
     """Join the states of range and rounding; rounding to nearest has no state."""
     if not others:
         return state

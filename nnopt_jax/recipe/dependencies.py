@@ -23,7 +23,7 @@ from nnopt_jax.transfer import deepen, graft, layer_map, select_layers
 from nnopt_jax.transfer.structure.place import layers_at
 from nnopt_jax.typing import Array, Params
 
-__all__ = ["Dependency", "Teacher", "finished_model", "required_runs", "warm_started"]
+__all__ = ["Dependency", "Teacher", "finished_model", "required_runs", "warm_start"]
 
 
 class Dependency(NamedTuple):
@@ -135,14 +135,14 @@ def with_dependencies(plan: RecipePlan, required: list[Dependency]) -> RecipePla
     recipe, found = plan.recipe, {one.key: one.model(plan.data) for one in required}
     if recipe.start is not None:
         source = found["start.run"].params
-        plan = replace(plan, model=warm_started(recipe.start, source, plan.model))
+        plan = replace(plan, model=warm_start(recipe.start, source, plan.model))
     if recipe.distill is not None:
         teacher = _load_teacher(recipe.distill, found["distill.teacher"], plan)
         plan = replace(plan, teacher=teacher)
     return plan
 
 
-def warm_started(start: WarmStart, source: Params, model: FlaxModel) -> FlaxModel:
+def warm_start(start: WarmStart, source: Params, model: FlaxModel) -> FlaxModel:
     """Copy the parameters of another network into a new one.
 
     Args:
@@ -164,7 +164,7 @@ def warm_started(start: WarmStart, source: Params, model: FlaxModel) -> FlaxMode
         >>> fresh = FlaxModel(
         ...     {"block_0": {"w": jnp.ones(1)}, "block_1": {"w": jnp.ones(1)}}, {}, None
         ... )
-        >>> warm_started(WarmStart("runs/deep", "block_{index}"), params, fresh).params["block_1"]
+        >>> warm_start(WarmStart("runs/deep", "block_{index}"), params, fresh).params["block_1"]
         {'w': Array([2.], dtype=float32)}
     """
     try:

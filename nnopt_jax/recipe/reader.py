@@ -150,19 +150,19 @@ def override(raw: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
             problems.add(f"--set {setting}", "write KEY=VALUE, e.g. --set batch_size=64")
             continue
         try:
-            raw = _replaced(raw, path.split("."), parse(text, f"--set {path}"))
+            raw = _replace(raw, path.split("."), parse(text, f"--set {path}"))
         except RecipeError as error:
             problems.add(f"--set {path}", str(error))
     problems.raise_as(RecipeError)
     return raw
 
 
-def _replaced(at: Any, path: list[str], value: Any) -> Any:
+def _replace(at: Any, path: list[str], value: Any) -> Any:
     if not path:
         return value
     if isinstance(at, list):
         index, rest = _element(at, path)
-        return [*at[:index], _replaced(at[index], rest, value), *at[index + 1 :]]
+        return [*at[:index], _replace(at[index], rest, value), *at[index + 1 :]]
     if isinstance(at, str) and ":" in at:
         at = {"source": at}
     at = {} if at is None else at
@@ -172,7 +172,7 @@ def _replaced(at: Any, path: list[str], value: Any) -> Any:
     joined = (".".join(path[:length]) for length in range(1, len(path) + 1))
     length = next((i for i, key in enumerate(joined, 1) if key in at), 1)
     key = ".".join(path[:length])
-    return at | {key: _replaced(at.get(key), path[length:], value)}
+    return at | {key: _replace(at.get(key), path[length:], value)}
 
 
 def _element(at: list[Any], path: list[str]) -> tuple[int, list[str]]:

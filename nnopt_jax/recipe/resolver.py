@@ -54,7 +54,7 @@ def find(source: str, key: str) -> Callable[..., Any]:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and name.startswith(error.name):
             raise RecipeError(
-                f"recipe: {key}: there is no module {error.name!r}.{_moved(error.name)} Write "
+                f"recipe: {key}: there is no module {error.name!r}.{_new_name(error.name)} Write "
                 "package.module:callable; the working directory is searched first."
             ) from error
         raise RecipeError(
@@ -72,7 +72,7 @@ def find(source: str, key: str) -> Callable[..., Any]:
     return found
 
 
-def _moved(module: str) -> str:
+def _new_name(module: str) -> str:
     """Return the hint of a package about a module that was renamed."""
     package, _, name = module.rpartition(".")
     try:

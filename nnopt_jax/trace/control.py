@@ -95,8 +95,8 @@ def _jit(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[An
     shardings = *k["in_shardings"], *k["out_shardings"]
 
     def inner(*given: Any) -> tuple[list[Any], Extras]:
-        found, extras = inside.run_to_arrays(k["jaxpr"], _placed(given, k["in_shardings"]))
-        return _placed(found, shardings[len(given) :]), extras
+        found, extras = inside.run_to_arrays(k["jaxpr"], _constrain(given, k["in_shardings"]))
+        return _constrain(found, shardings[len(given) :]), extras
 
     return jax.jit(inner, donate_argnums=given_away)(*values)
 
@@ -110,7 +110,7 @@ def is_inlined(equation: Equation) -> bool:
     return not any(k["donated_invars"]) and not any(isinstance(at, Sharding) for at in shardings)
 
 
-def _placed(values: Sequence[Any], at: Sequence[Any]) -> list[Any]:
+def _constrain(values: Sequence[Any], at: Sequence[Any]) -> list[Any]:
     """Constrain arrays to the stated shardings; leaves keep those of their parts."""
     return [
         lax.with_sharding_constraint(x, to) if isinstance(to, Sharding) and is_array(x) else x

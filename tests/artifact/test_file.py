@@ -277,7 +277,7 @@ def test_any_flipped_bit_is_found(path):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(ArtifactError):
-            file.unsealed(bytes(damaged))
+            file.unseal(bytes(damaged))
     damaged[0] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(ArtifactError, match=r"model\.nnopt"):
@@ -289,9 +289,9 @@ def test_any_cut_is_found(path):
     data = path.read_bytes()
     for length in range(len(data)):
         with pytest.raises(ArtifactError):
-            file.unsealed(data[:length])
+            file.unseal(data[:length])
     with pytest.raises(ArtifactError):
-        file.unsealed(data + b"\0")
+        file.unseal(data + b"\0")
 
 
 def decoded(body, version=3, max_bytes=1 << 20):
@@ -487,7 +487,7 @@ def test_a_description_is_plain_json(path):
     grid = Quantized(jnp.ones((3, 2), jnp.int8), jnp.ones((1, 2)), low=-127, high=127)
     tree = {"b": [jnp.ones(2), (None,)], "w": grid, "class": jnp.ones(1)}
     artifact.save(path, tree, metadata={"epoch": 3})
-    body, version = file.unsealed(path.read_bytes())
+    body, version = file.unseal(path.read_bytes())
     assert version == 3
     head = byte_io.ByteReader(body).part()
     assert json.loads(zlib.decompress(head, -15)) == {
@@ -550,7 +550,7 @@ def test_max_bytes_is_checked_before_anything_is_allocated(path):
 
 def test_an_unknown_version_is_named(path):
     for version in (0, 4, 7, 255):
-        path.write_bytes(file.sealed(BODY, version))
+        path.write_bytes(file.seal(BODY, version))
         with pytest.raises(ArtifactError, match=f"version {version}, this library reads 1 to 3"):
             artifact.load(path)
 

@@ -26,7 +26,7 @@ from nnopt_jax.arrays import (
     Sum,
     is_node,
 )
-from nnopt_jax.arrays.masked import raised
+from nnopt_jax.arrays.masked import raise_mask
 from nnopt_jax.arrays.nodes import compactable, materialize
 from nnopt_jax.errors import CapacityError, NonFiniteError, SelectionError
 from nnopt_jax.ops.grid import expand
@@ -184,7 +184,7 @@ def check_capacity(tx: nnopt.Transform, params: Any) -> None:
 def _count_unknown(leaf: Any) -> bool:
     if not is_node(leaf):
         return False
-    leaf = leaf.replace(values=raised(leaf.values)) if isinstance(leaf, Masked) else leaf
+    leaf = leaf.replace(values=raise_mask(leaf.values)) if isinstance(leaf, Masked) else leaf
     whole = isinstance(leaf, Masked) and not isinstance(leaf.values, Masked)
     if whole and not compactable(leaf.values):
         return _count_unknown(leaf.values)

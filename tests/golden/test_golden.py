@@ -18,7 +18,7 @@ from jax import export
 import nnopt_jax as nnopt
 from nnopt_jax import recipe as recipes
 from nnopt_jax.arrays.nodes import NODE_TYPES
-from nnopt_jax.artifact.file import unsealed
+from nnopt_jax.artifact.file import unseal
 from nnopt_jax.errors import ArtifactError
 from nnopt_jax.interop import Checkpoints, read_metadata, read_weights
 from nnopt_jax.transfer import Structure, load_adapter, load_model
@@ -144,7 +144,7 @@ def test_a_tree_loads_bit_for_bit(name, tmp_path):
 def test_files_stay_in_the_format_they_were_written_in(name):
     for path in files_of(HERE, name):
         if path.suffix == ".nnopt":
-            _, version = unsealed(path.read_bytes())
+            _, version = unseal(path.read_bytes())
             old = 2 if INDEX[name]["kind"] == "model" else 1
             assert version == (3 if name.startswith("format3/") else old)
 

@@ -15,7 +15,7 @@ import nnopt_jax as nnopt
 from nnopt_jax import recipe as recipes
 from nnopt_jax.errors import RecipeError
 from nnopt_jax.recipe import prepare
-from nnopt_jax.recipe.dependencies import required_runs, warm_started
+from nnopt_jax.recipe.dependencies import required_runs, warm_start
 from nnopt_jax.recipe.inputs import batches
 from nnopt_jax.recipe.reader import dump
 
@@ -81,7 +81,7 @@ def begun(start, model="begun:net"):
     made = recipes.build(SHALLOW | {"start": start, "model": model})
     setup = prepare(made)
     (one,) = required_runs(made)
-    return warm_started(made.start, one.model(setup.data).params, setup.model)
+    return warm_start(made.start, one.model(setup.data).params, setup.model)
 
 
 def test_it_starts_from_the_run_that_is_run_first(place):

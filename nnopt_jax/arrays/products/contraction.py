@@ -114,7 +114,7 @@ class Contraction(Product):
             ndim: the rank of the product.
         """
         free = self.free(len(shape))
-        grid = _repeated(grid, [
+        grid = _repeat(grid, [
             n if axis in (*self.right_batch, *free) and grid.shape[axis] != 1 else 1
             for axis, n in enumerate(shape)
         ])  # fmt: skip
@@ -131,7 +131,7 @@ class Contraction(Product):
             shape: the shape of the weight.
             ndim: the rank of the array.
         """
-        grid = _repeated(grid, [n if axis in self.right else 1 for axis, n in enumerate(shape)])
+        grid = _repeat(grid, [n if axis in self.right else 1 for axis, n in enumerate(shape)])
         sizes = [grid.shape[axis] for axis in self.right]
         grid = grid.transpose((*self.right, *_others(len(shape), self.right))).reshape(sizes)
         order = sorted(range(len(sizes)), key=self.left.__getitem__)
@@ -150,7 +150,7 @@ def _others(ndim: int, *gone: Shape) -> Shape:
     return tuple(axis for axis in range(ndim) if axis not in sum(gone, ()))
 
 
-def _repeated(grid: Array, shape: Sequence[int]) -> Array:
+def _repeat(grid: Array, shape: Sequence[int]) -> Array:
     """Repeat the entry of each group for all elements of the group, on every axis."""
     for axis, size in enumerate(shape):
         if grid.shape[axis] not in (1, size):

@@ -152,10 +152,10 @@ def _split_product(how: Contraction, x: Array, weight: Quantized) -> Array:
     scale = _steps(flat, 127 * 2 ** (BITS * (count - 1)))
     codes = jnp.round(flat / scale).astype(jnp.int32)
     parts = jnp.concatenate(_split(codes, count), axis=-2)
-    summed = _joined(integer_product(parts, grid.codes, how, weight.order_in_memory()), count)
+    summed = _sum_parts(integer_product(parts, grid.codes, how, weight.order_in_memory()), count)
     totals = None
     if grid.zero is not None:
-        totals = _joined(parts.sum(-1, keepdims=True, dtype=jnp.int32), count) * scale
+        totals = _sum_parts(parts.sum(-1, keepdims=True, dtype=jnp.int32), count) * scale
     out = weighed(summed * scale, totals, grid, x.shape, how)
     return out.astype(how.dtype(x))
 
@@ -180,7 +180,7 @@ def _split(codes: Array, count: int) -> list[Array]:
     return [*parts, codes.astype(jnp.int8)]
 
 
-def _joined(parts: Array, count: int) -> Array:
+def _sum_parts(parts: Array, count: int) -> Array:
     """Sum the results of the parts, which are blocks of rows with the lowest part first."""
     rows = parts.shape[-2] // count
     total = jnp.float32(0)

@@ -58,7 +58,7 @@ def with_base(
     there = dataclasses.replace(how, right=right, right_batch=batch)
     inputs: Change = lambda x: x  # noqa: E731 - the array stays where axes are but permuted
     if any(len(group) != 1 for group in groups):
-        inputs = lambda x: _merged(x, groups)  # noqa: E731
+        inputs = lambda x: _merge_axes(x, groups)  # noqa: E731
         first = range(len(groups) - len(right), len(groups))
         there = dataclasses.replace(there, left=tuple(first), left_batch=tuple(range(len(batch))))
     found = [axis for base in batch for axis in runs[base]]
@@ -87,7 +87,7 @@ def _theirs(ours: Sequence[int], theirs: Sequence[int]) -> dict[int, int]:
     return dict(zip(ours, theirs, strict=True))
 
 
-def _merged(x: Array, groups: Sequence[Sequence[int]]) -> Array:
+def _merge_axes(x: Array, groups: Sequence[Sequence[int]]) -> Array:
     """Flatten each group of axes to one axis."""
     sizes = [math.prod(x.shape[axis] for axis in group) for group in groups]
     return x.transpose(tuple(itertools.chain(*groups))).reshape(sizes)

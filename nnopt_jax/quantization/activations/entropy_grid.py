@@ -11,7 +11,7 @@ from jax import lax
 from nnopt_jax.ops.grid import grid_of_range
 from nnopt_jax.quantization.activations.activation_checks import check_kind
 from nnopt_jax.quantization.activations.observed_range import Range
-from nnopt_jax.quantization.activations.static_grids import ActivationGrid, check, folded
+from nnopt_jax.quantization.activations.static_grids import ActivationGrid, check, fold_histogram
 from nnopt_jax.typing import Array
 
 
@@ -57,7 +57,7 @@ def kl_grid(state: Range, bits: int = 8, *, symmetric: bool = True) -> Activatio
 def _least_entropy(state: Range, bits: int, symmetric: bool) -> ActivationGrid:
     """Return the grid of least relative entropy, given settings that have been checked."""
     low, high = state.ends()
-    counts = folded(state.counts)
+    counts = fold_histogram(state.counts)
     counts = counts.at[0].set(counts[1])
     levels = 2 ** (bits - 1)
     tried = jnp.arange(levels, counts.size + 1)

@@ -64,8 +64,8 @@ def fake_quant(
     scale = floats("fake_quant", scale, "scale")
     low, high = integer_range(bits, symmetric=zero is None)
     _check_grid(scale, zero, low, high)
-    scale = jax.lax.stop_gradient(_ranked(scale, x.ndim).astype(jnp.float32))
-    zero = None if zero is None else jax.lax.stop_gradient(_ranked(zero, x.ndim))
+    scale = jax.lax.stop_gradient(_with_rank(scale, x.ndim).astype(jnp.float32))
+    zero = None if zero is None else jax.lax.stop_gradient(_with_rank(zero, x.ndim))
     fixed = jax.lax.stop_gradient(x)
     v = fixed.astype(jnp.float32) * expand(1 / scale, x.shape)
     v = v if zero is None else v + expand(zero.astype(jnp.float32), x.shape)
@@ -117,7 +117,7 @@ def dynamic(
     return straight_through(shown, x)
 
 
-def _ranked(grid: ArrayLike, ndim: int) -> Array:
+def _with_rank(grid: ArrayLike, ndim: int) -> Array:
     """Reshape a scalar to the rank of the array that it belongs to."""
     grid = jnp.asarray(grid)
     return grid.reshape((1,) * ndim) if grid.ndim == 0 else grid

@@ -101,7 +101,7 @@ def percentile_grid(
     low, high = state.ends()
     beyond = jnp.round(jnp.float32((100 - percent) / 100) * jnp.sum(state.counts))
     if symmetric:
-        top = _edge(folded(state.counts), beyond) * state.width
+        top = _edge(fold_histogram(state.counts), beyond) * state.width
         top = jnp.minimum(top, jnp.maximum(-low, high))
         return ActivationGrid(*grid_of_range(-top, top, bits, symmetric=True))
     half = state.counts.size // 2
@@ -164,12 +164,12 @@ def _least_squares(state: Range, bits: int, symmetric: bool) -> ActivationGrid:
     return ActivationGrid(*grid_of_range(low * best[0], high * best[1], bits, symmetric=symmetric))
 
 
-def folded(counts: Array) -> Array:
+def fold_histogram(counts: Array) -> Array:
     """Return the histogram of magnitudes.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> print(folded(jnp.array([1.0, 2.0, 3.0, 4.0])))
+        >>> print(fold_histogram(jnp.array([1.0, 2.0, 3.0, 4.0])))
         [5. 5.]
     """
     half = counts.size // 2

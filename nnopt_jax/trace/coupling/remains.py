@@ -131,12 +131,12 @@ def elementwise(equation: Equation, rule: OpRule, given: Sequence[Remains]) -> R
     if len(numbers) == len(given):
         params = tuple(sorted(equation.params.items()))
         dtypes = tuple(x.aval.dtype for x in equation.invars)
-        return _evaluated(equation.primitive, params, dtypes, tuple(numbers))
+        return _evaluate(equation.primitive, params, dtypes, tuple(numbers))
     return Residue.UNKNOWN if Residue.UNKNOWN in given else Residue.ALIKE
 
 
 @functools.lru_cache(maxsize=4096)
-def _evaluated(
+def _evaluate(
     primitive: Any, params: tuple, dtypes: tuple[Any, ...], numbers: tuple[float, ...]
 ) -> Remains:
     """Evaluate a primitive on scalars."""

@@ -147,7 +147,7 @@ class StepLabels:
                 self.labels |= {f: self.book.fresh(self.rule.sizes[f]) for f in names}
                 continue
             left = {0: self._remains_of([self.values[0].remains_at(a) for a in ours], flat.names)}
-            labels = self._merged(flat)
+            labels = self._merge(flat)
             for factor in names[:-1]:
                 self.labels[factor], labels = self.book.split(labels, self.rule.sizes[factor])
             self.labels[names[-1]] = labels
@@ -231,7 +231,7 @@ class StepLabels:
     def _compose(self, dim: Dim, size: int) -> Labels:
         """Return the labels of a dimension of an outcome."""
         if self.rule.is_whole(dim, size):
-            return self._merged(dim[0])
+            return self._merge(dim[0])
         if self.rule.kind is Kind.UPDATE and len(dim) > 1:
             for factor in factors_of([dim]):
                 self.fix(self._labels(factor), _LOOKED)
@@ -239,10 +239,10 @@ class StepLabels:
         labels = self.book.fixed(size, "padded")
         for place in dim:
             if not isinstance(place.start, RuntimeStart):
-                labels[place.indices(self.rule.sizes).ravel()] = self._merged(place)
+                labels[place.indices(self.rule.sizes).ravel()] = self._merge(place)
         return labels
 
-    def _merged(self, place: Place) -> Labels:
+    def _merge(self, place: Place) -> Labels:
         found = None
         for factor in reversed(place.names):
             own = self._labels(factor)

@@ -188,12 +188,12 @@ def _times(equation: Equation, values: list[Any]) -> PackedLeaf:
     return PackedLeaf(times(leaf.node, number), leaf.path)
 
 
-def _negated(equation: Equation, values: list[Any]) -> PackedLeaf:
+def _negate(equation: Equation, values: list[Any]) -> PackedLeaf:
     (leaf,) = values
     return PackedLeaf(times(leaf.node, jnp.asarray(-1, leaf.dtype)), leaf.path)
 
 
-def _divided(equation: Equation, values: list[Any]) -> PackedLeaf:
+def _divide(equation: Equation, values: list[Any]) -> PackedLeaf:
     leaf, number = values
     if not is_leaf(leaf) or is_leaf(number) or jnp.ndim(number):
         raise CannotStayPacked("it is divided element by element")
@@ -270,7 +270,7 @@ RULES: dict[Any, Callable[[Equation, list[Any]], Any]] = {
     primitives.gather_p: _look_up,
     primitives.concatenate_p: _concatenate,
     primitives.mul_p: _times,
-    primitives.div_p: _divided,
-    primitives.neg_p: _negated,
+    primitives.div_p: _divide,
+    primitives.neg_p: _negate,
 }
 """The functions that run steps other than movements on packed leaves, by primitive."""

@@ -62,12 +62,12 @@ def move_parts(
             _resolve(equation, place, size, rule.sizes)
             for place, size in zip(pair[0], rule.operand_shapes[operand], strict=True)
         ]
-        each = [_moved(equation, rule, before, pair[1], part) for part in parts]
+        each = [_move_part(equation, rule, before, pair[1], part) for part in parts]
         found.append([part for part in each if part is not None])
     return found
 
 
-def _moved(
+def _move_part(
     equation: Equation, rule: OpRule, before: Sequence[Place], after: Sequence[Place],
     part: LeafPart,
 ) -> LeafPart | None:  # fmt: skip
@@ -116,7 +116,7 @@ def _by_factor(
         if len(counts) > 1:
             return split_axis(axis, [stride for _, stride in place.factors])
         stride, count = (place.factors[0][1], counts[0]) if counts else (1, 1)
-        found = _cut(axis, place.start, stride, count, starts)
+        found = _intersect(axis, place.start, stride, count, starts)
     except CutAcrossError as error:
         raise CutAcrossError(f"{equation.primitive.name} {error}") from None
     return None if found is None else [found]
@@ -134,7 +134,9 @@ def _window(axis: PartAxis, count: int, starts: Starts) -> PartAxis:
     return PartAxis(0, tuple(f._replace(size=n) for f, n in zip(loose, shape, strict=True)))
 
 
-def _cut(axis: PartAxis, first: int, stride: int, count: int, starts: Starts) -> PartAxis | None:
+def _intersect(
+    axis: PartAxis, first: int, stride: int, count: int, starts: Starts
+) -> PartAxis | None:
     """Return the positions of the entries at `first + stride * j`, `j < count`; None if none."""
     loose = [at for at, factor in enumerate(axis.factors) if factor.size > 1]
     if not loose:
@@ -158,7 +160,7 @@ def _cut(axis: PartAxis, first: int, stride: int, count: int, starts: Starts) ->
         return kept._replace(start=least - first)
     if low != high:
         raise CutAcrossError("takes entries across its axes")
-    return _cut(kept._replace(start=least), first, stride, count, starts)
+    return _intersect(kept._replace(start=least), first, stride, count, starts)
 
 
 def _cut_one(

@@ -145,7 +145,7 @@ class ProductUse:
 
     def inputs(self) -> Array | None:
         """Return the inputs that the leaf is multiplied with; None for a lookup."""
-        return self._arranged(self.arranged, self.operands[0])
+        return self._arrange(self.arranged, self.operands[0])
 
     def patches(self) -> Array | None:
         """Return the inputs with all contracted axes flattened to one, in the order of the leaf."""
@@ -156,7 +156,7 @@ class ProductUse:
 
     def outputs(self) -> Array | None:
         """Return the products; None if those of the leaf alone are not known."""
-        return self._arranged(self.placed, -1)
+        return self._arrange(self.placed, -1)
 
     def counts(self) -> Array | None:
         """Count the lookups of each row; None if the use is not a lookup."""
@@ -180,7 +180,7 @@ class ProductUse:
             return x
         return jnp.where(jnp.expand_dims(valid, tuple(range(valid.ndim, x.ndim))), x, fill)
 
-    def _arranged(self, order: Arrangement | None, which: int) -> Array | None:
+    def _arrange(self, order: Arrangement | None, which: int) -> Array | None:
         if order is None:
             return None
         x = order(self.arrays[which])
