@@ -278,6 +278,7 @@ def _channel_tables(
     The tables have the axes of the weight, with one entry along contracted axes, and a last axis.
 
     Example:
+        >>> from nnopt_jax import Axes
         >>> slot = Slot("", jnp.array([[1.0, 8.0], [2.0, 9.0]]), "value", None, Axes(0, 1))
         >>> _channel_tables(slot, 2, "density", 5, None)
         Array([[[1., 2.],
