@@ -326,7 +326,7 @@ class ContextModel:
         return np.stack(contexts)
 
     def _presence(self, contexts: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
-        """Add the density of the line so far to the contexts, run by run."""
+        """Code which symbols of a line are present, with the density so far as a context."""
         there = np.zeros(contexts.shape[1], np.int64)
         for start in range(0, len(there), self.run):
             run = slice(start, start + self.run)

@@ -99,7 +99,7 @@ def _read(data: bytes) -> tuple[Any, Any]:
 
 
 def _flat(at: Any) -> Any:
-    """Merge the settings and fields of nodes that `describe` returned into one object each."""
+    """Merge the settings and fields of each node of a description into one object."""
     if not isinstance(at, dict):
         return at
     if "node" in at:

@@ -1,4 +1,4 @@
-"""Weights as products of thin matrices."""
+"""Low-rank factorization of weights."""
 
 from __future__ import annotations
 
@@ -47,46 +47,48 @@ def low_rank(
     form: Form = "channel",
     stacked: None = None,
 ) -> Transform:
-    r"""Replace weights by two factors, which an optimizer goes on training.
+    r"""Replace weights by two low-rank factors, which the optimizer continues to train.
 
     $$ \hat W = U V, \qquad
        \min_{U, V} \lVert W - U V \rVert_F, \quad U \in R^{m \times r}, V \in R^{r \times n} $$
 
-    `W` is the matrix of contracted times output axes (see `nnopt.Axes`), each flattened to one;
-    where a weight has batch axes (experts, scanned layers), each of its matrices has factors of its
-    own, of one rank. `tx.bind` gives the axes; unbound, leaves of two axes are `(in, out)` and
-    those of four or five the kernels of Flax's convolutions.
+    `W` is the matrix of contracted times output axes (see `nnopt.Axes`), each flattened to one; if
+    a weight has batch axes (experts, scanned layers), each of its matrices has its own factors, all
+    of one rank. `tx.bind` sets the axes; unbound, leaves of two axes are `(in, out)`, and those of
+    four or five axes are kernels of Flax convolutions.
 
-    The factors are learned arrays of the state; the parameters that they were made of are not
-    used any more. Entries that a mask of an earlier transform prunes count as 0, and the mask
-    stays above the product. A leaf whose factors would not be smaller than itself stays as it is,
-    and `nnopt.plan` says so.
+    The factors are learned arrays of the state; the parameters that they replace are no longer
+    used. Masked entries count as 0, and the mask stays above the product. A leaf whose factors
+    would not be smaller than the leaf is not changed, and `nnopt.plan` says so.
 
     Args:
-        rank: `r`, the same for all leaves. Give exactly one of this and the next three.
+        rank: `r`, the same for all leaves. Pass exactly one of this and the next three arguments.
         energy: the fraction of the sum of squared singular values that each leaf keeps, above 0 and
-            at most 1. The rank then depends on the weights: `init` cannot run under `jax.jit`.
-        bytes: the most bytes that the factors of each leaf take.
-        ratio: how many times smaller than the leaf the factors are at least.
-        where: which leaves; default: those of two axes or more.
-        method: `"svd"`, or `"randomized"` (needs `tx.init(..., key=)`), far faster where the rank
-            is small and the matrix large.
-        form: the matrix that a weight is read as. `"channel"`: contracted times output axes, of a
-            convolution `(kh kw cin, cout)`: a convolution with fewer channels, then one of 1x1.
-            `"spatial"`: `(kh cin, kw cout)`, for kernels with three contracted axes and one output
-            axis only, others are read as with `"channel"`: a column of filters, then a row.
-        stacked: removed: the batch axes of a weight say which of its axes number matrices.
+            at most 1. The rank then depends on the weights, so that `init` cannot run under
+            `jax.jit`.
+        bytes: the greatest number of bytes of the factors of each leaf.
+        ratio: the least ratio of the size of a leaf to that of its factors.
+        where: which leaves; by default those of two or more axes.
+        method: `"svd"`, or `"randomized"` (`tx.init` then needs `key`), which is far faster for a
+            small rank and a large matrix.
+        form: the matrix that a weight is read as. `"channel"`: contracted times output axes, for a
+            convolution `(kh kw cin, cout)`, which makes a convolution with fewer channels and one
+            of 1x1. `"spatial"`: `(kh cin, kw cout)`, which makes a convolution with vertical
+            filters and one with horizontal filters; only for kernels with three contracted axes and
+            one output axis, others are read as with `"channel"`.
+        stacked: no longer supported, because the batch axes of a weight determine which axes number
+            matrices.
 
     Returns:
-        The transform. It refines: masks above it stay.
+        The transform. It refines: masks of earlier transforms stay.
 
     Raises:
-        ValueRangeError: a setting is out of range; at `init`, where `"randomized"` gets no key.
-        ShapeError: at `init`, where the axes of a leaf are not known, where rank 1 takes more than
-            asked for, or no leaf gets smaller.
-        CompositionError: at `init`, where a leaf is shared, quantized or factored already.
-        NonFiniteError: at `init`, where a leaf holds NaN or infinity.
-        CapacityError: at `init` or in `plan`, where `energy` is given and values are unknown.
+        ValueRangeError: a setting is out of range; or, at `init`, `"randomized"` lacks a key.
+        ShapeError: at `init`, the axes of a leaf are unknown, rank 1 exceeds the budget, or no leaf
+            would become smaller.
+        CompositionError: at `init`, a leaf is shared, quantized or factored already.
+        NonFiniteError: at `init`, a leaf holds NaN or infinity.
+        CapacityError: at `init` or in `plan`, `energy` is set and values are unknown.
 
     Example:
         >>> import jax
@@ -153,7 +155,7 @@ def _sides(slot: Slot, form: Form) -> Axes | None:
 
 @dataclasses.dataclass(frozen=True)
 class _LowRank:
-    """The functions of the transform, made of settings that are checked."""
+    """The functions of the transform, given settings that have been checked."""
 
     rank: int | None
     energy: float | None
@@ -163,7 +165,7 @@ class _LowRank:
     form: Form
 
     def check(self, stacked: Any) -> None:
-        """Raise all that is wrong with the settings."""
+        """Raise all problems with the settings."""
         settings = Settings(_NAME)
         settings.integer("rank", self.rank, 1, none=True)
         settings.number("energy", self.energy, 0, 1, above=True, none=True)
@@ -190,7 +192,7 @@ class _LowRank:
             return None, None
         array = jax.lax.stop_gradient(slot.array)
         dense = axes.to_matrix(array if slot.mask is None else jnp.where(slot.mask, array, 0))
-        # Factors would hide what is broken; where values are unknown, it counts as 0.
+        # Factors would hide broken weights; if values are unknown, these count as 0.
         if not isinstance(dense, Tracer) and (bad := int((~jnp.isfinite(dense)).sum())):
             raise NonFiniteError(
                 f"{_NAME}: {start.path}: {bad} of {dense.size} values are NaN or infinite; see "
@@ -232,10 +234,10 @@ class _LowRank:
         return f"of rank 1 is {whole / least:.3g} times smaller, less than ratio={self.ratio}"
 
     def _rank(self, slot: Slot, axes: Axes) -> int:
-        """Return the rank that settings and shape give; 0 where rank 1 is too much."""
+        """Return the rank that settings and shape imply; 0 if even rank 1 is too large."""
         bits = self._bits_of_rank(slot, axes)
         whole = slot.array.size * dtype_bits(slot.array.dtype)
-        if self.bytes is not None:  # what is small enough already stays
+        if self.bytes is not None:  # a leaf that is small enough stays
             return 8 * self.bytes // bits if 8 * self.bytes < whole else whole
         if self.ratio is not None:
             return int(whole / self.ratio) // bits

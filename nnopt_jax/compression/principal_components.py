@@ -1,4 +1,4 @@
-"""Principal components of data."""
+"""Principal component analysis (PCA) of data."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ def pca(
     energy: float | None = None,
     whiten: bool = False,
 ) -> Projection:
-    r"""Find the directions along which data vary most.
+    r"""Return the projection to the directions of greatest variance of the data (PCA).
 
     $$ C = \frac{1}{n - 1} \sum_i (x_i - \mu)(x_i - \mu)^T = V \Lambda V^T, \qquad P = V_k $$
 
-    The covariance is summed over batches and decomposed in float64 on the host, so data may be
-    larger than memory. The sign of a component makes its entry of greatest magnitude positive.
+    The covariance is summed over batches and decomposed in float64 on the host, so that the data
+    may be larger than memory. The sign of a component makes its entry of greatest magnitude
+    positive.
 
     Args:
-        x: `(n, ...)`, all axes after the first being features; or an iterable of such batches.
-        components: `k`, how many directions.
-        energy: instead, the fraction of the variance, above 0 to 1, that the directions keep.
+        x: `(n, ...)`, with features on all axes after the first, or an iterable of such batches.
+        components: `k`, the number of directions.
+        energy: instead of `components`, the fraction of the variance to keep, above 0 and at most
+            1.
         whiten: whether each component is scaled to variance 1 on the data.
 
     Returns:
@@ -41,9 +43,9 @@ def pca(
 
     Raises:
         ValueRangeError: a setting is out of range, there are more components than examples or
-            features, or the data vary in too few directions.
-        NonFiniteError: the data hold NaN or infinity.
-        ShapeError: batches differ in their number of features, or have none.
+            features, or the data varies in too few directions.
+        NonFiniteError: the data holds NaN or infinity.
+        ShapeError: batches differ in their number of features, or have no features.
 
     Example:
         >>> import numpy as np
@@ -121,7 +123,7 @@ def _merged(a: _RunningMoments, b: _RunningMoments) -> _RunningMoments:
 
 
 def _spectrum(found: _RunningMoments) -> tuple[np.ndarray, np.ndarray]:
-    """Return variances from the greatest down, and the directions as columns."""
+    """Return the variances in descending order, and the directions as columns."""
     variance, directions = np.linalg.eigh(found.scatter / max(found.count - 1, 1))
     variance, directions = np.maximum(variance[::-1], 0.0), directions[:, ::-1]
     top = np.abs(directions).argmax(0)
@@ -138,7 +140,7 @@ def _enough(variance: np.ndarray, energy: float) -> int:
 
 
 def _check_varying(variance: np.ndarray, kept: int) -> None:
-    """Raise if whitening would divide by a variance that is only rounding."""
+    """Raise if whitening would divide by a variance that is only a rounding error."""
     varying = int((variance > variance[0] * len(variance) * np.finfo(np.float64).eps).sum())
     if kept > varying:
         raise ValueRangeError(

@@ -1,4 +1,4 @@
-"""Linear projections of input features in front of a network, drawn at random or computed."""
+"""Linear projections of input features in front of a network, random or computed from data."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from nnopt_jax.typing import Array, ArrayLike, Key
 
 
 class Projection(TypedDict):
-    """An affine map to few features: a dictionary of arrays, so that any tree may hold it.
+    """An affine map to few features, as a dictionary of arrays that any tree may contain.
 
-    It trains, shards, quantizes and is saved as any other parameters.
+    A projection is trained, sharded, quantized and saved like other parameters.
 
     Args:
         matrix: float, `(features, components)`.
-        mean: float, `(features,)`: subtracted first.
+        mean: float, `(features,)`, which is subtracted first.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,8 +50,8 @@ def project(projection: Mapping[str, Any], x: ArrayLike) -> Array:
     $$ y = (x - \mu)\, P $$
 
     Args:
-        projection: what `pca` or `johnson_lindenstrauss` returned, trained on or not.
-        x: `(batch, ...)`; all axes after the first are one run of features.
+        projection: the result of `pca` or `johnson_lindenstrauss`, possibly trained further.
+        x: `(batch, ...)`; all axes after the first are flattened to features.
 
     Returns:
         `(batch, components)`, in the dtype of the matrix.
@@ -81,14 +81,14 @@ def project(projection: Mapping[str, Any], x: ArrayLike) -> Array:
 
 
 def lift(projection: Mapping[str, Any], y: ArrayLike) -> Array:
-    r"""Map back to the input nearest to the mean among all that `project` maps to `y`.
+    r"""Return the input nearest to the mean among all inputs that `project` maps to `y`.
 
     $$ \hat x = \mu + y\, P^+ $$
 
-    For the orthonormal components of `pca` that is the best reconstruction in squares.
+    For the orthonormal components of `pca`, this is the least-squares reconstruction.
 
     Args:
-        projection: as for `project`.
+        projection: see `project`.
         y: `(batch, components)`.
 
     Returns:
@@ -112,17 +112,18 @@ def lift(projection: Mapping[str, Any], y: ArrayLike) -> Array:
 
 
 def projected(apply: Callable[..., Any], *, learned: bool = True) -> Callable[..., Any]:
-    """Put a projection in front of a model, in training as in inference.
+    """Put a projection in front of a model, for training and inference.
 
     Args:
-        apply: `(params, features, ...) -> output`, of a model that takes `(batch, components)`.
-        learned: whether the projection trains with the model. Otherwise its gradient is zero;
-            weight decay, which needs none, is the optimizer's to mask.
+        apply: a function `(params, features, ...) -> output` of a model that takes `(batch,
+            components)`.
+        learned: whether the projection is trained with the model. Otherwise its gradient is zero;
+            mask it in the optimizer if that uses weight decay.
 
     Returns:
-        `(params, x, ...) -> output` of raw inputs; its parameters are
-        `{"projection": Projection, "model": params of the model}`, one tree for any optimizer and
-        any transform. Other parameters are a `CompositionError`.
+        A function `(params, x, ...) -> output` of raw inputs. Its parameters are `{"projection":
+        Projection, "model": params of the model}`, one tree for any optimizer and transform. Other
+        parameters raise a `CompositionError`.
 
     Raises:
         ValueRangeError: `learned` is neither True nor False.
@@ -154,13 +155,13 @@ def projected(apply: Callable[..., Any], *, learned: bool = True) -> Callable[..
 
 
 def dimension(samples: int, epsilon: float) -> int:
-    r"""Return the number of components that keep all distances among a number of samples.
+    r"""Return the number of components that nearly preserve all distances between samples.
 
     $$ k \ge \frac{4 \ln n}{\epsilon^2 / 2 - \epsilon^3 / 3} $$
 
     Args:
-        samples: `n`, how many points there are.
-        epsilon: the most by which a squared distance may change, above 0 and below 1.
+        samples: `n`, the number of points.
+        epsilon: the greatest relative change of a squared distance, above 0 and below 1.
 
     Returns:
         `k`, rounded up (scikit-learn's `johnson_lindenstrauss_min_dim` rounds down).
@@ -195,27 +196,28 @@ def johnson_lindenstrauss(
     epsilon: float | None = None,
     kind: Literal["gaussian", "sparse", "orthogonal"] = "gaussian",
 ) -> Projection:
-    r"""Draw a random projection, which keeps squared lengths on average and distances nearly.
+    r"""Return a random projection that nearly preserves distances.
 
     $$ P_{ij} \sim \mathcal{N}(0, 1/k), \qquad
        P_{ij} \in \sqrt{3/k}\, \{+1, 0, -1\} \text{ with odds } 1 : 4 : 1, \qquad
        P = \sqrt{d/k}\, Q $$
 
     Args:
-        key: makes the matrix.
-        features: `d`, of the inputs.
-        components: `k`; or else `samples` and `epsilon`, from which `dimension` computes it.
-        samples: number of points whose distances are to be kept.
-        epsilon: by how much a squared distance among them may change.
-        kind: `"gaussian"`; `"sparse"`: two thirds are zero, which sparse storage saves;
-            `"orthogonal"`: `Q` has orthonormal columns of random direction, `k` at most `d`.
+        key: the key of the random matrix.
+        features: `d`, the number of input features.
+        components: `k`; if None, `dimension` computes it from `samples` and `epsilon`.
+        samples: the number of points whose distances are preserved.
+        epsilon: the greatest relative change of a squared distance between them.
+        kind: `"gaussian"`; `"sparse"`, with two thirds zeros, which sparse storage omits; or
+            `"orthogonal"`, where `Q` has orthonormal columns of random direction, with `k` at most
+            `d`.
 
     Returns:
-        The projection, in float32, of mean zero.
+        The projection, in float32, with mean zero.
 
     Raises:
-        ValueRangeError: a setting is out of range, or `epsilon` asks for more components than
-            there are features.
+        ValueRangeError: a setting is out of range, or `epsilon` requires more components than there
+            are features.
 
     Example:
         >>> import jax
@@ -260,6 +262,6 @@ def _drawn(key: Key, features: int, count: int, kind: str) -> Array:
     if kind == "gaussian":
         return normal * jnp.float32(1 / math.sqrt(count))
     q, r = jnp.linalg.qr(normal)
-    # Signs of the diagonal make the directions uniform, whatever the QR routine prefers.
+    # Multiplying by the signs of the diagonal makes the directions uniform for any QR routine.
     q = q * jnp.where(jnp.diagonal(r) < 0, jnp.float32(-1), jnp.float32(1))[None]
     return q * jnp.float32(math.sqrt(features / count))

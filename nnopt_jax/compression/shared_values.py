@@ -1,4 +1,4 @@
-"""Weight sharing: tables of values by k-means, hard or differentiable."""
+"""Weight sharing by k-means, hard or differentiable."""
 
 from __future__ import annotations
 
@@ -38,39 +38,37 @@ def codebook(
     iterations: int = 50,
     every: int = 100,
 ) -> Transform:
-    r"""Let the weights of a leaf, or of all leaves, share a few values.
+    r"""Replace the weights of a leaf, or of all leaves, by a few shared values.
 
     $$ \hat w_i = t_{a_i}, \qquad a_i = \arg\min_c |w_i - t_c| $$
 
-    The model sees shared values; the weights behind them go on learning, straight through, and
-    may change cluster. Entries that a mask of an earlier transform prunes do not count for the
-    table.
+    The model uses the shared values. The latent weights are trained by straight-through gradients,
+    and may change cluster. Masked entries do not count for the table.
 
     Args:
         clusters: entries of the table, 1 to 65,536.
-        where: which leaves; default: those of two axes or more.
+        where: which leaves; by default those of two or more axes.
         scope: `"channel"`: each output (each index of the output and batch axes, see `nnopt.Axes`
-            and `tx.bind`) has a table of its own. `"leaf"`: each leaf (each factor of a leaf of low
-            rank) has one.
-            `"tree"`: one table serves all chosen leaves, fitted on all their values and stored
-            once; leaves on a grid share a table of codes. A later transform refines the table at
-            each leaf by itself.
-        learned: whether an optimizer trains the table (its gradient is the sum over each
-            cluster, in all leaves it serves); otherwise k-means fits it anew from time to time.
-        init: where k-means starts: `"density"` (entries as dense as the cube root of the
-            weights' density, which is optimal for many clusters), `"linear"`, `"quantile"`, or
-            `"random"` (needs `tx.init(..., key=)`; refits start by density).
-        iterations: steps of Lloyd's algorithm for one fit.
-        every: updates between two fits; not used where the table is learned.
+            and `tx.bind`) has its own table. `"leaf"`: each leaf (or factor of a low-rank leaf) has
+            a table. `"tree"`: one table for all chosen leaves, fitted to all of their values and
+            stored once; quantized leaves share a table of codes. A later transform refines the
+            table at each leaf separately.
+        learned: whether the optimizer trains the table (its gradient is the sum over each cluster,
+            in all leaves of the table); otherwise k-means fits it again every `every` updates.
+        init: the initial table of k-means: `"density"` (spaced by the cube root of the weights'
+            density, which is optimal for many clusters), `"linear"`, `"quantile"`, or `"random"`
+            (`tx.init` then needs `key`; later fits start by density).
+        iterations: the number of steps of Lloyd's algorithm in a fit.
+        every: updates between two fits; not used if the table is learned.
 
     Returns:
-        The transform. It refines: masks above it stay.
+        The transform. It refines: masks of earlier transforms stay.
 
     Raises:
-        ValueRangeError: a setting is out of range; at `init`, where `"random"` gets no key.
-        ShapeError: at `init`, where there are fewer entries than clusters, or tables of channels
-            are asked for and the axes of a leaf are not known.
-        CompositionError: at `init`, where one table would serve both codes of a grid and values.
+        ValueRangeError: a setting is out of range; or, at `init`, `"random"` lacks a key.
+        ShapeError: at `init`, there are fewer entries than clusters, or tables for channels are
+            requested and the axes of a leaf are unknown.
+        CompositionError: at `init`, one table would serve both codes and values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,7 +92,8 @@ def codebook(
     settings.done()
 
     def fit(slots: Sequence[Slot], key: jax.Array | None = None) -> jax.Array:
-        start = "density" if init == "random" and key is None else init  # a refit draws no more
+        # A refit has no key, so it does not draw again.
+        start = "density" if init == "random" and key is None else init
         if scope == "channel":
             return _channel_tables(slots[0], clusters, start, iterations, key)
         values, mask, weights = _joined(slots)
@@ -109,7 +108,7 @@ def codebook(
 
     def encode(slot: Slot, table: Any, fitted: Any, train: bool) -> Codebook:
         del train
-        # An optimizer may let two entries change places; `assign` wants them ascending.
+        # The optimizer may reorder entries, but `assign` needs them ascending.
         return _shared(slot, jnp.sort(table) if learned else fitted)
 
     def refresh(slots: Sequence[Slot], table: Any, fitted: Any, now: Update) -> tuple[Any, Any]:
@@ -143,33 +142,32 @@ def dkm(
     temperature: float = 0.01,
     iterations: int = 3,
 ) -> Transform:
-    r"""Let weights share a few values, to which training draws them softly.
+    r"""Replace weights by a few shared values, towards which training attracts them softly (DKM).
 
-    In training the model sees attention-weighed means of the table, which the weights themselves
-    set; gradients pass through the clustering, without a straight-through estimate. Stored, and
-    shown outside of training, are the nearest entries.
+    In training, the model uses attention-weighted means of the table, which follows from the
+    weights; gradients pass through the clustering, without a straight-through estimate. At
+    inference and in storage, each weight is the nearest entry.
 
     $$ a_{i\cdot} = \mathrm{softmax}_c\left(-\frac{(w_i - t_c)^2}{\tau}\right), \qquad
        t_c \leftarrow \frac{\sum_i a_{ic} w_i}{\sum_i a_{ic}}, \qquad
        \tilde w_i = \sum_c a_{ic} t_c $$
 
-    Each update starts from the table of the one before. Memory grows with the weights and not
-    with weights times clusters, in the backward pass as well. Entries that a mask of an earlier
-    transform prunes do not count for the table.
+    Each update starts from the previous table. Memory is proportional to the weights, not to
+    weights times clusters, also in the backward pass. Masked entries do not count for the table.
 
     Args:
         clusters: entries of the table, 1 to 65,536.
-        where: which leaves; default: those of two axes or more.
+        where: which leaves; by default those of two or more axes.
         temperature: `tau`, in units of the variance of the leaf's weights, so that one setting
-            serves leaves of any scale; toward 0 training sees the nearest entries.
-        iterations: steps of soft k-means at each update, and in each forward pass.
+            suits leaves of any scale; as it approaches 0, training uses the nearest entries.
+        iterations: the number of steps of soft k-means at each update and in each forward pass.
 
     Returns:
-        The transform. It refines: masks above it stay.
+        The transform. It refines: masks of earlier transforms stay.
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: at `init`, where a leaf has fewer entries than clusters.
+        ShapeError: at `init`, a leaf has fewer entries than clusters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -225,7 +223,7 @@ def dkm(
 
 
 def _deviation(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return the standard deviation of the values that count; 1 where it is 0."""
+    """Return the standard deviation of the values that count; 1 if it is 0."""
     # Squares of the largest floats overflow, and reciprocals beyond these bounds are not floats.
     unit = jnp.clip(jnp.max(jnp.abs(values), initial=0), 2.0**-126, 2.0**126)
     count = jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1).astype(jnp.float32)
@@ -244,8 +242,8 @@ def _joined(slots: Sequence[Slot]) -> tuple[jax.Array, jax.Array | None, jax.Arr
 
 
 def _shared(slot: Slot, table: jax.Array) -> Codebook:
-    """Share the nearest entries of an ascending table; the gradient passes through."""
-    # Clusters of codes are codes: the grid below must survive.
+    """Return the nearest entries of an ascending table, with straight-through gradients."""
+    # Clusters of codes must be codes, so that they stay on the grid below.
     table = round_clip(table, -jnp.inf, jnp.inf) if slot.kind == "code" else table
     values, entries = jax.lax.stop_gradient((slot.array, table))
     indices = assign(values, entries) if table.ndim == 1 else _assign_channels(values, entries)
@@ -273,7 +271,7 @@ def _contracted(slot: Slot) -> tuple[int, ...]:
 def _channel_tables(
     slot: Slot, clusters: int, init: Init, iterations: int, key: jax.Array | None
 ) -> jax.Array:
-    """Fit a table to the values of each output of a weight; each channel draws its own numbers.
+    """Fit a table to the values of each output of a weight, with its own random numbers.
 
     The tables have the axes of the weight, with one entry along contracted axes, and a last axis.
 
@@ -289,21 +287,21 @@ def _channel_tables(
     count, size = values.shape
     mask = None if slot.mask is None else _rows(slot.mask, shared)
     keys = None if key is None else jax.random.split(key, count)
-    bins = min(65536, 1024 * -(-size // 256))  # some bins for each value are enough
+    bins = min(65536, 1024 * -(-size // 256))  # some bins for each value suffice
 
     def fit(row: tuple[jax.Array, jax.Array | None, jax.Array | None]) -> jax.Array:
         values, mask, key = row
         how = {"init": init, "iterations": iterations, "bins": bins, "key": key}
         return kmeans(values, clusters, mask=mask, **how)
 
-    # One after another: the histograms of all channels at once would not fit in memory.
+    # One after another, because the histograms of all channels at once would not fit in memory.
     tables = jax.lax.map(fit, (values, mask, keys))
     shape = [1 if axis in shared else n for axis, n in enumerate(slot.array.shape)]
     return tables.reshape(*shape, clusters)
 
 
 def _assign_channels(values: jax.Array, tables: jax.Array) -> jax.Array:
-    """Find the nearest entry of its channel's ascending table for each value.
+    """Return the index of the nearest entry in its channel's ascending table for each value.
 
     Example:
         >>> tables = jnp.array([[[0.0, 1.0], [0.0, 9.0]]])
@@ -324,6 +322,6 @@ def _channels_first(x: jax.Array, shared: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _rows(x: jax.Array, shared: tuple[int, ...]) -> jax.Array:
-    """Return one row for each channel, in the order in which channels lie."""
+    """Return one row for each channel, in the order of the channels."""
     size = math.prod(x.shape[axis] for axis in shared)
     return x.transpose(_channels_first(x, shared)).reshape(x.size // max(size, 1), size)

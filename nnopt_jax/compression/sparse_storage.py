@@ -1,4 +1,4 @@
-"""Sparse storage of leaves that hold zeros already."""
+"""Sparse storage of leaves that already contain zeros."""
 
 from __future__ import annotations
 
@@ -28,33 +28,32 @@ _NAME = "compression.sparse"
 
 @recorded
 def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices) -> Transform:
-    r"""Store leaves that hold zeros without the zeros, whatever made them.
+    r"""Store leaves without their zeros, whatever made the zeros.
 
     $$ \hat w_i = w_i \, m_i, \qquad m_i = [\, w_i \neq 0 \text{ at the start} \,] $$
 
-    The mask stays as it was at the start, so a model that was pruned elsewhere stays sparse while
-    it learns on. A leaf that an earlier transform of the chain has masked keeps that mask, and gets
-    the format.
+    The mask is that of the initial zeros, so that a model that was pruned elsewhere stays sparse in
+    further training. A leaf that an earlier transform of the chain has masked keeps that mask and
+    gets the format.
 
     Args:
-        format: how the mask is stored. `"smallest"`: whatever takes the fewest bits, measured.
-            `"bitmask"`: a bit an element. `"gaps"`: relative indices. `"csr"`: columns and row
-            pointers of the leaf as a matrix `(-1, last axis)`. `"2:4"`: which two of every four
-            along the axis before the last, 3 bits for four; where fewer are not zero, zeros are
-            kept as well. `(4, 4)`: one entry for each block of the last axes; a block that is not
-            all zero is kept. Under `jax.jit`, where the mask is unknown, the first four all are a
-            bitmask.
+        format: the storage format of the mask. `"smallest"`: the format that takes the fewest bits.
+            `"bitmask"`: one bit for each element. `"gaps"`: relative indices. `"csr"`: columns and
+            row counts of the leaf as a matrix `(-1, last axis)`. `"2:4"`: two of every four entries
+            along the axis before the last, 3 bits for four; groups with fewer nonzeros also keep
+            zeros. `(4, 4)`: one entry for each block of the last axes; blocks with a nonzero are
+            kept. Under `jax.jit`, where the mask is unknown, the first four become a bitmask.
         where: which leaves; default: those of two axes or more.
 
     Returns:
         The transform. It wraps: later transforms of a chain keep its zeros.
 
     Raises:
-        ValueRangeError: the format is none of these.
-        ShapeError: at `init`, where groups or blocks do not divide a leaf.
-        CompositionError: at `init`, where a group of `"n:m"` holds more than `n` that are not zero;
-            where a leaf is in sparse storage already; at `pack`, where an earlier transform's mask
-            does not have the pattern.
+        ValueRangeError: the format is not one of these.
+        ShapeError: at `init`, groups or blocks do not divide a leaf.
+        CompositionError: at `init`, a group of `"n:m"` holds more than `n` nonzeros, or a leaf is
+            in sparse storage already; at `pack`, an earlier transform's mask does not have the
+            pattern.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,7 +92,7 @@ def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices)
 
 
 def _support(leaf: jax.Array, format: Format) -> jax.Array:
-    """Return the smallest mask of a format that covers all values that are not zero."""
+    """Return the smallest mask of a format that covers all nonzeros."""
     if pair := n_of_m(format):
         return keep_n_of_m(jnp.abs(leaf), *pair)
     mask = leaf != 0
@@ -101,7 +100,7 @@ def _support(leaf: jax.Array, format: Format) -> jax.Array:
 
 
 def _check_pattern(leaves: Leaves, format: Format) -> None:
-    """Raise, where values are known, if a group holds more than its pattern stores."""
+    """Raise, if values are known, if a group holds more nonzeros than its pattern stores."""
     pair, problems = n_of_m(format), Problems(_NAME)
     if pair is None:
         return
@@ -130,8 +129,8 @@ def _wrapped(path: str, leaf: Field, mask: jax.Array, format: Format, train: boo
 
 
 def _may_have(leaf: Masked, format: Format) -> bool:
-    """Return whether a mask made elsewhere gets the format; if it does not fit, packing raises."""
-    if format == "smallest":  # its own format, where it has one, is a pattern it is known to have
+    """Return whether an earlier mask gets the format; if it does not fit, packing raises."""
+    if format == "smallest":  # a format that the mask already has is a known pattern of it
         return False
     patterned = isinstance(format, tuple) or n_of_m(format) is not None
     return not (patterned and any(isinstance(x, Tracer) for x in jax.tree.leaves(leaf.mask)))

@@ -1,4 +1,4 @@
-"""Tied leaves: the weights of one place, used in another as well."""
+"""Tied leaves: weights that are used in several places."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ _NAME = "compression.tie"
 
 @recorded
 def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
-    r"""Tie leaves to others: output layers to embeddings, layers to layers that they repeat.
+    r"""Tie leaves to others, such as output layers to embeddings, or layers to repeated layers.
 
     $$ \hat W_{target} = \hat W_{source} \quad \text{or} \quad \hat W_{source}^T $$
 
-    The gradient of both uses reaches the source, and the scores of transforms before it. The
-    target's own parameter is not used any more, and its gradient is zero. A file holds the weights
-    once. Statistics of `graph.observe` are those of the source's own use.
+    The gradients of both uses reach the source and the scores of earlier transforms. The target's
+    own parameter is no longer used, and its gradient is zero. A file stores the weights once.
+    Statistics of `graph.observe` are those of the source's own use.
 
-    Put it last in a chain. Transforms before it act on the source, and what they make of it (masks,
-    tables, grids, factors) is shown at the target too; they must leave the target out, because
-    what they made of it would be lost. Transforms after it act on each of the leaves by itself:
-    what they change apart is stored apart.
+    Put this transform last in a chain. Earlier transforms act on the source, and the target uses
+    their result (masks, tables, grids, factors); they must exclude the target, because their work
+    on it would be lost. Later transforms act on each leaf separately, and leaves that they change
+    differently are stored separately.
 
     Args:
-        pairs: path of the source by path of the target.
-        transpose: whether targets show their sources with the axes reversed.
+        pairs: maps the path of a target to the path of its source.
+        transpose: whether targets are sources with reversed axes.
 
     Returns:
-        The transform. It puts a view of the source in the target's place.
+        The transform, which replaces the target by a view of the source.
 
     Raises:
         ValueRangeError: `pairs` is not a mapping of paths, or names a leaf on both sides.
-        SelectionError: at `init`, where there is no such leaf.
-        ShapeError: at `init`, where shapes or dtypes differ.
-        CompositionError: at `init`, where an earlier transform has encoded a target.
+        SelectionError: at `init`, a leaf does not exist.
+        ShapeError: at `init`, shapes or dtypes differ.
+        CompositionError: at `init`, an earlier transform has encoded a target.
 
     Example:
         >>> import jax.numpy as jnp

@@ -19,10 +19,12 @@ class FlaxModel(NamedTuple):
     """A network as plain data and one function.
 
     Args:
-        params: what is trained: nested dictionaries of arrays, named alike for Linen and NNX.
+        params: the trained parameters: nested dictionaries of arrays, with equal names in Linen and
+            NNX.
         extra: other variables by collection, such as the running means of batch normalization;
-            empty for most networks. What lies under `"rngs"` is of use in training only.
-        apply: `(params, extra, x, *, train, key) -> (output, extra)`; `key` is for dropout.
+            empty for most networks. The collection `"rngs"` is used only in training.
+        apply: a function `(params, extra, x, *, train, key) -> (output, extra)`; `key` is for
+            dropout.
 
     Example:
         >>> from nnopt_jax.interop.flax import adapt
@@ -48,8 +50,8 @@ def adapt(made: Any, sample: Any, key: Key | None) -> FlaxModel:
     Args:
         made: an unbound `flax.linen.Module`, an `nnx.Module`, or a pair `(params, apply)` with
             `apply(params, x) -> output`.
-        sample: a batch of inputs, (b, ...), that a Linen module is initialized with.
-        key: for the initial parameters of a Linen module.
+        sample: a batch of inputs, (b, ...), to initialize a Linen module with.
+        key: the key of the initial parameters of a Linen module.
 
     Returns:
         The model.
@@ -82,7 +84,7 @@ def _of_linen(module: linen.Module, sample: Any, key: Key | None) -> FlaxModel:
     accepted = inspect.signature(type(module).__call__).parameters
 
     def mode(train: bool) -> dict[str, Any]:
-        """Return the argument that switches training on; Linen has two customs."""
+        """Return the argument that switches training on, for which Linen has two conventions."""
         flags = {"train": train, "training": train, "deterministic": not train}
         return {name: value for name, value in flags.items() if name in accepted}
 
@@ -106,7 +108,7 @@ def _of_nnx(module: nnx.Module) -> FlaxModel:
     plain = {name: unflatten_dict(flatten(part), sep="/") for name, part in held.items()}
 
     def apply(p: Params, extra: Any, x: ArrayLike, *, train: bool = False, key: Any = None) -> Any:
-        del key  # NNX keeps its own streams, in `rngs`
+        del key  # NNX keeps its own random streams, in `rngs`
         filled = [
             _filled(part, {"params": p, **extra}.get(name, {}))
             for name, part in zip(names, parts, strict=True)
@@ -124,6 +126,6 @@ def _of_nnx(module: nnx.Module) -> FlaxModel:
 
 
 def _filled(state: nnx.State, nested: Mapping[str, Any]) -> nnx.State:
-    """Return the state with other leaves; NNX orders them by number, we by name."""
+    """Return the state with other leaves, which NNX orders by number and we by name."""
     leaves = flatten(nested)
     return unflatten(state, {path: leaves[path] for path in flatten(state)})

@@ -1,4 +1,4 @@
-"""Training state on disk by orbax: complete steps only, checked to the last bit."""
+"""Checkpoints of training states by orbax: complete steps only, verified bit for bit."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ FORMAT = 1
 class Checkpoints:
     """The steps of one training run in one directory.
 
-    A step is one orbax step: the arrays under numbers, so that no two keys can collide, and
-    beside them a manifest with the structure, node types, static fields, dtypes, shapes and a
-    checksum of every leaf that is the same on every mesh. It appears by a rename, whole or not
-    at all. Leftovers of killed runs are removed by the first `save`; reading changes nothing.
+    A step is one orbax step: the arrays under numbers, so that keys cannot collide, and a manifest
+    with the structure, node types, static fields, dtypes, shapes and a checksum of every leaf,
+    which is the same on every mesh. A step is renamed into place, so that it is complete or absent.
+    The first `save` removes leftovers of killed runs; reading changes nothing.
 
     Args:
-        directory: where the steps lie; made by the first `save`.
-        keep: how many of the newest steps stay.
+        directory: the directory of the steps; the first `save` creates it.
+        keep: the number of the newest steps to keep.
 
     Raises:
         ValueRangeError: `keep` is less than 1.
@@ -64,19 +64,19 @@ class Checkpoints:
         metadata: Mapping[str, Any] | None = None,
         allow_nonfinite: bool = False,
     ) -> None:
-        """Write one step, then drop the oldest beyond `keep`; returns when it is on disk.
+        """Write one step to disk, then delete the oldest steps beyond `keep`.
 
         Args:
-            step: its number, greater than all that are stored.
+            step: the number of the step, greater than all stored ones.
             tree: any pytree of arrays (JAX, sharded or not, or NumPy), nodes, typed PRNG keys,
                 numbers, strings and None.
-            metadata: what JSON holds; `restore` gives it back.
-            allow_nonfinite: writes NaN and infinity too.
+            metadata: any JSON; `restore` returns it.
+            allow_nonfinite: whether NaN and infinity are allowed.
 
         Raises:
             NonFiniteError: a leaf holds NaN, or an array holds infinity.
-            CheckpointError: two leaves share a path, a leaf cannot be stored, the step is not
-                the newest, or writing failed. The older steps are whole in any case.
+            CheckpointError: two leaves share a path, a leaf cannot be stored, the step is not the
+                newest, or writing failed. Older steps stay intact in any case.
         """
         step = operator.index(step)
         who = f"Checkpoints.save: step {step}"
@@ -97,22 +97,22 @@ class Checkpoints:
             self._write(step, arrays, manifest)
 
     def restore(self, target: Any = None, *, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Read a step and check every bit of it.
+        """Read a step and verify every bit of it.
 
         Args:
-            target: a tree of arrays or `jax.ShapeDtypeStruct` that says what is wanted.
-                Containers, node types, static fields, dtypes and shapes must be those that are
-                stored; shardings may be any. None rebuilds the tree from the manifest: nodes as
-                nodes, dictionaries, lists and tuples as they were, any other container as the
-                dictionary of its fields, arrays whole on the default device.
-            step: default the newest.
+            target: a tree of arrays or `jax.ShapeDtypeStruct` to restore into. Containers, node
+                types, static fields, dtypes and shapes must equal the stored ones; shardings may be
+                any. None rebuilds the tree from the manifest: nodes, dictionaries, lists and tuples
+                as they were, any other container as the dictionary of its fields, and arrays
+                unsharded on the default device.
+            step: the number of the step; by default the newest.
 
         Returns:
             The tree, and the metadata it was saved with.
 
         Raises:
-            CheckpointError: there is no such step, it does not fit the target (all differences
-                are listed), or it is damaged (all damaged leaves are listed).
+            CheckpointError: the step does not exist, does not fit the target (all differences are
+                listed), or is damaged (all damaged leaves are listed).
         """
         steps = self.steps()
         if not steps or step not in (None, *steps):
@@ -142,7 +142,7 @@ class Checkpoints:
         """Remove one step, to continue from an older one.
 
         Raises:
-            CheckpointError: there is no such step.
+            CheckpointError: the step does not exist.
         """
         if step not in self.steps():
             raise CheckpointError(f"Checkpoints.delete: {self.directory} holds no step {step}.")
@@ -150,7 +150,7 @@ class Checkpoints:
             self._open().delete(step)
 
     def close(self) -> None:
-        """Release what writing needed; the object can still be used."""
+        """Release the resources of writing; the object can still be used."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
@@ -162,7 +162,7 @@ class Checkpoints:
         self.close()
 
     def _open(self) -> Any:
-        """Return the orbax manager that writes; it removes the leftovers of killed runs."""
+        """Return the orbax manager for writing, which removes the leftovers of killed runs."""
         if self._writer is None:
             import orbax.checkpoint as ocp
             from orbax.checkpoint.checkpoint_managers import LatestN
@@ -190,13 +190,13 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         items: dict[str, Any] = {"manifest": ocp.args.JsonSave(manifest)}
-        if arrays:  # orbax refuses an empty tree
+        if arrays:  # orbax does not accept an empty tree
             items["arrays"] = ocp.args.PyTreeSave(arrays)
         try:
-            # Without force a step is passed over in silence where a policy says so.
+            # Without `force`, a policy may skip a step silently.
             self._open().save(step, args=ocp.args.Composite(**items), force=True)
         except BaseException:
-            with contextlib.suppress(Exception):  # what failed half-way cannot be trusted again
+            with contextlib.suppress(Exception):  # a manager that failed half-way is not used again
                 self.close()
             raise
 
@@ -225,7 +225,8 @@ class Checkpoints:
             return read(every) if every else {}
         except CheckpointError:
             problems = Problems(who)
-            # One array at a time: orbax stops at the first damaged one, and knows numbers only.
+            # One array at a time, because orbax stops at the first damaged one and knows only
+            # numbers.
             for number, how in every.items():
                 try:
                     read({number: how})
@@ -236,10 +237,10 @@ class Checkpoints:
 
 
 def _how(leaf: Wanted) -> Any:
-    """Return how orbax reads one array: sharded where the target says so."""
+    """Return how orbax reads one array: sharded if the target says so."""
     import orbax.checkpoint as ocp
 
-    # The words of keys have an axis more than the keys that the sharding is for.
+    # The words of keys have one axis more than the keys that the sharding is for.
     if leaf.sharding is None or leaf.leaf.dtype.startswith("key<"):
         return ocp.RestoreArgs(restore_type=np.ndarray)
     return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=leaf.sharding)

@@ -24,22 +24,22 @@ _READ, _WRITE = "read_safetensors", "write_safetensors"
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read tensors by name, each from the disk when it is first used.
+    """Read tensors by name, each from disk when it is first used.
 
-    Arrays are views of the mapped file and cannot be written to. Keep the file as it is while
-    they are in use; replacing it by a rename, as `write_safetensors` does, is no harm.
+    Arrays are read-only views of the mapped file. Do not modify the file while they are in use;
+    replacing it by a rename, as `write_safetensors` does, is safe.
 
     Args:
         path: a `.safetensors` file, an index of shards (`*.safetensors.index.json`), or a folder
-            that holds one or the other.
+            with one of these.
 
     Returns:
         Arrays by name, in the file's order, ready to be the source of `transfer.graft`; `bfloat16`
         and the floats of 8 bits are those of `ml_dtypes`.
 
     Raises:
-        ArtifactError: there is no such file; it is damaged or cut short, or a shard or a tensor of
-            the index is missing. File and tensors are named.
+        ArtifactError: the file does not exist, is damaged or truncated, or a shard or a tensor of
+            the index is missing. The error names the file and the tensors.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -56,16 +56,16 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the strings beside the tensors of one file.
+    """Return the metadata strings of one file.
 
     Args:
         path: a `.safetensors` file.
 
     Returns:
-        They, by name.
+        The strings by name.
 
     Raises:
-        ArtifactError: as `read_safetensors`.
+        ArtifactError: see `read_safetensors`.
 
     Example:
         >>> import tempfile
@@ -85,22 +85,22 @@ def write_safetensors(
     separator: str = "/",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the arrays of a tree by their paths.
+    """Write the arrays of a tree under their paths.
 
-    The file appears by a rename: whole, or not at all. Packed leaves are refused: the format has
-    no word for them, and dense they would take many times their bytes.
+    The file is renamed into place, so that it is complete or absent. Packed leaves raise an error,
+    because the format cannot represent them, and dense arrays would take many times their bytes.
 
     Args:
-        path: the file, by custom with the ending `.safetensors`.
+        path: the file, usually with the ending `.safetensors`.
         tree: any pytree of arrays.
-        separator: what joins the keys of a path; `"."` is PyTorch's.
-        metadata: strings to keep beside them.
+        separator: the string that joins the keys of a path; `"."` as in PyTorch.
+        metadata: strings to save with the arrays.
 
     Raises:
         ArtifactError: a leaf is packed, is not an array, or is of a dtype that the format lacks;
             all are named; or the file cannot be written.
         SelectionError: two paths become the same name.
-        ValueRangeError: the metadata are not strings.
+        ValueRangeError: the metadata is not strings.
 
     Example:
         >>> import tempfile, numpy as np
@@ -117,7 +117,7 @@ def write_safetensors(
             f"{_WRITE}: metadata={metadata!r} holds more than strings; json.dumps them."
         )
     arrays = _named(tree, separator)
-    # The widest first, so that each lies at a multiple of its own width.
+    # The widest dtype first, so that each array is aligned to its own width.
     order = sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize)
     head = header.compose({name: arrays[name] for name in order}, metadata)
     chunks = (_octets(arrays[name]) for name in order)
@@ -159,7 +159,7 @@ def _octets(array: Any) -> memoryview:
 
 
 def _located(path: Path) -> Path:
-    """Return the file itself, or that of a folder."""
+    """Return the file itself, or the file in a folder."""
     if not path.is_dir():
         return path
     for pattern in (f"*{INDEX}", "*.safetensors"):
@@ -209,13 +209,13 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
 
 def _view(data: np.ndarray, entry: header.TensorEntry) -> np.ndarray:
     octets = data[entry.begin : entry.begin + entry.nbytes]
-    if octets.ctypes.data % entry.dtype.alignment:  # a file of another writer, not aligned
+    if octets.ctypes.data % entry.dtype.alignment:  # a file of another writer, which is not aligned
         octets = octets.copy()
     return octets.view(entry.dtype).reshape(entry.shape)
 
 
 def _opened(path: Path) -> tuple[np.ndarray, dict[str, header.TensorEntry], dict[str, str]]:
-    """Return the mapped bytes after the header, the tensors and the strings."""
+    """Return the mapped bytes after the header, the tensors and the metadata."""
     who = f"{_READ}: {path}"
     try:
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, every field checked."""
+"""The header of a safetensors file, with checks of every field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import numpy as np
 from nnopt_jax.errors import ArtifactError, Problems, nearest
 
 MOST_BYTES = 100_000_000
-_MOST_AXES, _MOST_ELEMENTS = 64, 2**59  # NumPy's; sizes of empty arrays count as well
+_MOST_AXES, _MOST_ELEMENTS = (
+    64,
+    2**59,
+)  # the greatest sizes in NumPy, which apply to empty arrays, too
 """The longest header, as the format's own library has it."""
 
 DTYPES: Mapping[str, Any] = {
@@ -36,9 +39,9 @@ class TensorEntry(NamedTuple):
     """One tensor of the file.
 
     Args:
-        dtype: NumPy's.
-        shape: its shape.
-        begin: where its bytes begin, after the header.
+        dtype: the NumPy dtype.
+        shape: the shape.
+        begin: the offset of its bytes after the header.
     """
 
     dtype: np.dtype
@@ -55,9 +58,9 @@ def parse(text: bytes, room: int, who: str) -> tuple[dict[str, TensorEntry], dic
     """Read a header.
 
     Args:
-        text: JSON, without the length before it.
-        room: bytes of the file after the header.
-        who: function and file, for errors.
+        text: the JSON text, without the length before it.
+        room: the number of bytes after the header.
+        who: the caller and the file, for errors.
 
     Returns:
         The tensors by name, and the metadata.
@@ -126,7 +129,7 @@ def _entry(given: Any) -> TensorEntry:
 
 
 def _check_tiling(entries: Mapping[str, TensorEntry], room: int, problems: Problems) -> None:
-    """Check that tensors lie one behind the other, from the first byte to the last."""
+    """Check that tensors follow one another without gaps, from the first byte to the last."""
     at, before = 0, "the header"
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
         if entry.begin != at:
@@ -147,14 +150,14 @@ def compose(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
     """Write the header of arrays that follow it in this order.
 
     Args:
-        arrays: anything with a dtype, a shape and `nbytes`, by name.
-        metadata: strings to keep beside them.
+        arrays: objects with a dtype, a shape and `nbytes`, by name.
+        metadata: strings to save with the arrays.
 
     Returns:
-        Length and text; the text is padded, so that data begin at a multiple of 8.
+        Length and text; the text is padded so that the data starts at a multiple of 8.
 
     Raises:
-        ArtifactError: the format has no such dtype, for some; all are named.
+        ArtifactError: the format lacks the dtype of some arrays; all are named.
 
     Example:
         >>> compose({"w": np.zeros(2, np.int8)}, {})[8:]

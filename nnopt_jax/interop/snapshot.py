@@ -1,4 +1,4 @@
-"""A tree of anything as numbered plain arrays and a manifest in JSON, and back, bit for bit."""
+"""Conversion of any tree to numbered plain arrays and a JSON manifest, and back, bit for bit."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Wanted(NamedTuple):
     """A leaf to restore.
 
     Args:
-        path: its name.
-        leaf: its kind, dtype and shape.
-        sharding: its placement; None for whole, on the default device, free to move.
+        path: the path of the leaf.
+        leaf: the kind, dtype and shape.
+        sharding: the sharding; None for unsharded, on the default device and uncommitted.
         entry: its entry in the manifest.
     """
 
@@ -51,15 +51,15 @@ class Wanted(NamedTuple):
 
 
 def freeze(tree: Any, caller: str, *, finite: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Take a tree apart.
+    """Split a tree into plain arrays and a manifest.
 
     Args:
         tree: any pytree of arrays, nodes, typed PRNG keys, numbers, strings and None.
         caller: the name of the caller, for errors.
-        finite: whether NaN (and infinity in arrays) is an error.
+        finite: whether NaN (and infinity in arrays) raises an error.
 
     Returns:
-        The arrays by number, and a manifest that JSON holds.
+        The arrays by number, and a manifest for JSON.
 
     Raises:
         CheckpointError: two leaves share a path, a leaf is of a kind that cannot be stored, or
@@ -91,13 +91,13 @@ def freeze(tree: Any, caller: str, *, finite: bool = True) -> tuple[dict[str, An
 
 
 def _for_all(x: Any) -> Any:
-    """Convert an array that each process holds for itself to NumPy, which orbax takes."""
+    """Convert an array that each process holds separately to NumPy, which orbax accepts."""
     local = jax.process_count() > 1 and isinstance(x, jax.Array) and x.is_fully_addressable
     return np.asarray(x) if local else x
 
 
 def wanted(manifest: Mapping[str, Any], target: Any, caller: str) -> tuple[Any, list[Wanted]]:
-    """Return what is to be restored, before any array is read.
+    """Return the leaves to restore, before any array is read.
 
     Args:
         manifest: the manifest of `freeze`.
@@ -105,10 +105,10 @@ def wanted(manifest: Mapping[str, Any], target: Any, caller: str) -> tuple[Any, 
         caller: the name of the caller, for errors.
 
     Returns:
-        The tree with the number of each leaf in its place, and the leaf of each number.
+        The tree with numbers in place of leaves, and the leaf of each number.
 
     Raises:
-        CheckpointError: the target differs from what is stored; all differences are listed.
+        CheckpointError: the target differs from the stored tree; all differences are listed.
 
     Example:
         >>> import jax, numpy as np
@@ -151,7 +151,7 @@ def wanted(manifest: Mapping[str, Any], target: Any, caller: str) -> tuple[Any, 
 
 
 def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], caller: str) -> Any:
-    """Put a tree together again and check every leaf.
+    """Rebuild a tree and verify every leaf.
 
     Args:
         numbered: the tree that `wanted` returned.
@@ -243,7 +243,7 @@ def check_agreement(entries: Sequence[dict[str, Any]], caller: str) -> None:
         caller: the name of the caller, for errors.
 
     Raises:
-        CheckpointError: in every process, where they differ; all such leaves are listed.
+        CheckpointError: (in every process) leaves differ; all are listed.
 
     Example:
         >>> from nnopt_jax.interop.snapshot import check_agreement
@@ -290,7 +290,7 @@ def mismatches(stored: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, 
     Args:
         stored: the description in the file.
         wanted: the description of the target.
-        path: their place in the tree.
+        path: their path in the tree.
 
     Yields:
         The path and a sentence for each difference.

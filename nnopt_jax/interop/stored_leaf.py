@@ -1,4 +1,4 @@
-"""Leaves of any kind as arrays that orbax can store, and back without losing a bit."""
+"""Leaves of any kind as arrays that orbax can store, and back without loss of a bit."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class StoredLeaf:
 
     Args:
         kind: `"jax"`, `"numpy"` (an array), `"scalar"` (a NumPy scalar) or `"python"`.
-        dtype: name of the dtype, or of the Python type (`"python int"`).
-        shape: shape of the array.
+        dtype: the name of the dtype, or of the Python type (`"python int"`).
+        shape: the shape of the array.
 
     Example:
         >>> import numpy as np
@@ -73,7 +73,7 @@ def _is_key(dtype: Any) -> bool:
 
 
 def _narrow(dtype: Any) -> Any:
-    """Return the byte-sized dtype for an integer dtype of fewer bits; None for all others."""
+    """Return the byte-sized dtype for an integer dtype of fewer bits; None for others."""
     if _is_key(dtype) or not jnp.issubdtype(dtype, jnp.integer) or dtype_bits(dtype) >= 8:
         return None
     return np.int8 if jnp.issubdtype(dtype, jnp.signedinteger) else np.uint8
@@ -82,10 +82,10 @@ def _narrow(dtype: Any) -> Any:
 def encode(x: Any) -> Any:
     """Convert an array leaf to an array of a dtype that orbax stores on every backend.
 
-    PRNG keys become their words, integers of fewer than 8 bits lie in bytes of their own.
+    PRNG keys become their words, and integers of fewer than 8 bits become bytes.
 
     Args:
-        x: a `jax.Array` (sharded as it likes) or NumPy array or scalar.
+        x: a `jax.Array` of any sharding, or a NumPy array or scalar.
 
     Returns:
         An array of the same sharding.
@@ -105,17 +105,17 @@ def encode(x: Any) -> Any:
 
 
 def decode(leaf: StoredLeaf, stored: Any) -> Any:
-    """Undo `encode`.
+    """Invert `encode`.
 
     Args:
         leaf: the kind, dtype and shape to restore.
         stored: the result of `encode`; None for a leaf of size zero.
 
     Returns:
-        The leaf, of exactly the dtype and shape that `leaf` states.
+        The leaf, with exactly the dtype and shape of `leaf`.
 
     Raises:
-        ValueError: what is stored is not of that dtype and shape, or needs `jax_enable_x64`.
+        ValueError: the stored array has another dtype or shape, or needs `jax_enable_x64`.
 
     Example:
         >>> import numpy as np
@@ -152,7 +152,7 @@ def _key_implementation(dtype: Any) -> str:
 
 
 def encode_python(x: Any) -> Any:
-    """Return a plain Python leaf as JSON, floats by their bits."""
+    """Return a plain Python leaf as JSON, with floats by their bits."""
     if isinstance(x, float):
         return struct.pack("<d", x).hex()
     if isinstance(x, complex):
@@ -161,7 +161,7 @@ def encode_python(x: Any) -> Any:
 
 
 def decode_python(leaf: StoredLeaf, value: Any) -> Any:
-    """Undo `encode_python`."""
+    """Invert `encode_python`."""
     kind = PYTHON[leaf.dtype]
     if kind is float:
         return struct.unpack("<d", bytes.fromhex(value))[0]
@@ -169,12 +169,12 @@ def decode_python(leaf: StoredLeaf, value: Any) -> Any:
 
 
 def nonfinite(x: Any) -> str:
-    """Count the values of an array that are not finite; the text is empty where there are none.
+    """Return a phrase that counts the nonfinite values of an array; empty if there are none.
 
-    An infinite scalar passes: a running minimum begins with one.
+    An infinite scalar is allowed, because a running minimum starts with one.
 
     Args:
-        x: NumPy or JAX array of any dtype, or a number; anything else passes.
+        x: NumPy or JAX array of any dtype, or a number; anything else is allowed.
 
     Returns:
         "" or a phrase such as "holds 3 NaN and 1 infinite of 6".

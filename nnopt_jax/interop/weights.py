@@ -1,4 +1,4 @@
-"""Read weights of any format: safetensors, archives of NumPy, `.nnopt` files, steps of orbax."""
+"""Readers of weights in any format: safetensors, NumPy archives, `.nnopt` files, orbax steps."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from nnopt_jax.interop.orbax import Checkpoints, one_error
 from nnopt_jax.interop.safetensors import INDEX, read_safetensors
 from nnopt_jax.tree.paths import flatten
 
-# RuntimeError, of which NotImplementedError is one, is what zipfile makes of some flipped bits.
+# zipfile raises RuntimeError (such as NotImplementedError) for some flipped bits.
 _DAMAGED = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _TREE = "_METADATA"
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read weights by name, whatever kind of file or folder holds them.
+    """Read weights by name from a file or folder of any supported format.
 
-    By content, not by the ending of the name: safetensors (a file, an index, a folder of shards),
-    `.npz`, `.nnopt` (leaves stay packed), a step of orbax.
+    The format is detected by content, not by the ending of the name: safetensors (a file, an index,
+    or a folder of shards), `.npz`, `.nnopt` (leaves stay packed), or an orbax step.
 
     Args:
         path: the file or folder.
@@ -37,7 +37,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         Arrays or packed parameters by name, ready to be the source of `transfer.graft`.
 
     Raises:
-        ArtifactError: there is no such file, it is damaged, or of another kind.
+        ArtifactError: the file does not exist, is damaged, or has another format.
         ValueRangeError: `path` is not a path.
 
     Example:
@@ -78,18 +78,18 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read the arrays of an `.npz` file by name.
 
-    NumPy keeps of `bfloat16` that it has two bytes, no more: such arrays are read as `bfloat16`.
-    No pickle is ever read. All arrays are read at once, and their checksums compared.
+    NumPy stores `bfloat16` as unknown data of two bytes, so such arrays are read as `bfloat16`.
+    Pickles are never read. All arrays are read at once, and their checksums are verified.
 
     Args:
-        path: what `numpy.savez` or `numpy.savez_compressed` wrote.
+        path: a file that `numpy.savez` or `numpy.savez_compressed` wrote.
 
     Returns:
         Arrays by name, in the file's order, ready to be the source of `transfer.graft`.
 
     Raises:
-        ArtifactError: there is no such file, it is damaged, or an array is of Python objects or of
-            unknown bytes; all are named.
+        ArtifactError: the file does not exist or is damaged, or an array has Python objects or
+            unknown data; all such arrays are named.
 
     Example:
         >>> import tempfile, numpy as np
@@ -102,7 +102,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     who = f"read_npz: {os.fspath(path)}"
     problems, arrays = Problems(who), {}
     try:
-        # Opened here, since NumPy leaves a damaged file open.
+        # Opened here, because NumPy leaves a damaged file open.
         with open(path, "rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -137,18 +137,18 @@ def _typed(array: Any) -> np.ndarray:
 
 
 def read_orbax(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the leaves of an orbax step by path, whole, without a target.
+    """Read the leaves of an orbax step by path, unsharded and without a target.
 
     Args:
-        path: a folder that orbax wrote: one step, or one item of a step. A step of
-            `Checkpoints` gives packed parameters back as they were.
+        path: a folder that orbax wrote, of one step or one item of a step. For a step of
+            `Checkpoints`, packed parameters stay packed.
 
     Returns:
-        Leaves by path, ready to be the source of `transfer.graft`. Where a step has several items,
-        their names come first: `params/dense/kernel`.
+        Leaves by path, ready to be the source of `transfer.graft`. If a step has several items,
+        paths start with their names: `params/dense/kernel`.
 
     Raises:
-        ArtifactError: there is no such folder, or it is damaged.
+        ArtifactError: the folder does not exist or is damaged.
 
     Example:
         >>> import tempfile, jax.numpy as jnp

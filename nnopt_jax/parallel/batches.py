@@ -1,4 +1,4 @@
-"""Data parallelism: batches split over a mesh, from every process, also uneven ones."""
+"""Data parallelism: batches split over a mesh, from all processes, even or uneven."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ UNEVEN = ("error", "pad", "drop")
 
 
 def process_rows(size: int, mesh: Mesh, *, axes: Sequence[str] | None = None) -> np.ndarray:
-    """Return the rows of a batch of the whole mesh that this process must read.
+    """Return the rows of a global batch that this process must read.
 
     Args:
         size: the number of rows of the batch, over all processes.
         mesh: the devices.
-        axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
+        axes: the mesh axes that split the batch; by default `data` and `fsdp`, as far as the mesh
+            has them.
 
     Returns:
-        int, ascending: all rows that a device of this process holds. If processes hold only parts
-        of the model, several of them read the same rows.
+        The row numbers, int, ascending: all rows that devices of this process hold. If processes
+        hold only shards of the model, several of them read the same rows.
 
     Raises:
         ShapeError: the rows do not divide.
@@ -54,16 +55,16 @@ def shard_batch(batch: Any, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
     """Split a batch along its first axis.
 
     Args:
-        batch: a pytree of arrays `(rows, ...)`; with several processes the rows that
-            `process_rows` names.
+        batch: a pytree of arrays `(rows, ...)`; with several processes, the rows of `process_rows`.
         mesh: the devices.
-        axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
+        axes: the mesh axes that split the batch; by default `data` and `fsdp`, as far as the mesh
+            has them.
 
     Returns:
         The tree of arrays over the whole mesh.
 
     Raises:
-        ShapeError: the rows do not divide, or the arrays differ in their number.
+        ShapeError: the rows are not divisible, or the arrays differ in their numbers of rows.
 
     Example:
         >>> import jax.numpy as jnp
@@ -75,7 +76,7 @@ def shard_batch(batch: Any, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
     """
     who = "parallel.shard_batch"
     sharding, ways = _split(mesh, axes, who)
-    # The shares of this process; with several processes others hold the rest.
+    # The shards of this process; other processes hold the rest.
     here = len(set(map(str, sharding.addressable_devices_indices_map((ways,)).values())))
     check_divisible(who, batch, here, ", or fill it up by parallel.pad_batch")
     if sharding.is_fully_addressable:
@@ -84,11 +85,11 @@ def shard_batch(batch: Any, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
 
 
 def pad_batch(batch: Any, size: int) -> tuple[Any, np.ndarray]:
-    """Fill a batch up by repeating its last row.
+    """Pad a batch by repeating its last row.
 
     Args:
         batch: a pytree of arrays `(rows, ...)`, of NumPy or JAX.
-        size: the number of rows wanted.
+        size: the number of rows after padding.
 
     Returns:
         The batch of `size` rows, and float32 weights `(size,)`: 1 for its own rows, 0 for repeated
@@ -96,7 +97,8 @@ def pad_batch(batch: Any, size: int) -> tuple[Any, np.ndarray]:
         mean over its own rows.
 
     Raises:
-        ShapeError: the batch is empty or has more rows, or its arrays differ in their rows.
+        ShapeError: the batch is empty or has more rows, or its arrays differ in their numbers of
+            rows.
 
     Example:
         >>> import numpy as np
@@ -120,20 +122,22 @@ def feed(
     prefetch: int = 2,
     axes: Sequence[str] | None = None,
 ) -> Iterator[Any]:
-    """Put batches on the devices ahead of their use.
+    """Transfer batches to the devices ahead of their use.
 
     Args:
-        batches: pytrees of arrays `(rows, ...)`; with several processes, each gives the rows that
-            `process_rows` names, and all give the same number of batches.
+        batches: pytrees of arrays `(rows, ...)`; with several processes, each passes the rows of
+            `process_rows`, and all pass the same number of batches.
         mesh: the devices.
-        uneven: how to treat a batch of fewer rows than the first: `"error"`; `"pad"` fills it up,
-            and every item is then the pair that `pad_batch` returns; `"drop"` leaves it out.
+        uneven: the treatment of a batch with fewer rows than the first: `"error"` raises an error;
+            `"pad"` pads it, and every item is then the pair that `pad_batch` returns; `"drop"`
+            drops it.
         prefetch: the number of batches that are transferred ahead.
-        axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
+        axes: the mesh axes that split the batch; by default `data` and `fsdp`, as far as the mesh
+            has them.
 
     Returns:
-        An iterator over the batches, split along their first axis. It raises ShapeError at one
-        that does not divide, has more rows than the first or, by `"error"`, fewer.
+        An iterator over the batches, split along their first axis. It raises ShapeError for a batch
+        that is not divisible, has more rows than the first or, with `"error"`, fewer.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -153,7 +157,7 @@ def feed(
     _split(mesh, axes, "parallel.feed")
     even = _even(batches, uneven)
 
-    # A generator of its own, so that wrong settings raise here and not at the first batch.
+    # A separate generator, so that wrong settings raise here and not at the first batch.
     def ahead() -> Iterator[Any]:
         waiting = collections.deque(
             shard_batch(batch, mesh, axes=axes) for batch in itertools.islice(even, prefetch)
@@ -183,7 +187,7 @@ def _even(batches: Iterable[Any], uneven: str) -> Iterator[Any]:
 
 
 def check_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
-    """Raise if the rows of a batch do not divide into equal shares."""
+    """Raise if the rows of a batch cannot be divided into equal shards."""
     rows = rows_of(who, batch)
     if rows % ways or not rows:
         raise ShapeError(
@@ -193,14 +197,14 @@ def check_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
 
 
 def _split(mesh: Mesh, axes: Sequence[str] | None, who: str) -> tuple[NamedSharding, int]:
-    """Return the sharding of a batch, and the number of its shares."""
+    """Return the sharding of a batch, and the number of its shards."""
     check_mesh(who, mesh)
     spec = batch_spec(mesh, axes, who)
     return NamedSharding(mesh, spec), shares(mesh, spec)
 
 
 def micro_batches(batch: Any, count: int, mesh: Mesh, rows: PartitionSpec) -> Any:
-    """Cut a batch inside of compiled code; each part has rows of every device.
+    """Split a batch inside of compiled code, so that each part has rows of every device.
 
     Args:
         batch: a pytree of arrays `(rows, ...)`.

@@ -44,8 +44,8 @@ def collectives(compiled: Any) -> dict[str, Traffic]:
         compiled: the result of `jax.jit(f).lower(...).compile()`, or its text.
 
     Returns:
-        Count and bytes by kind: `"all-reduce"`, `"all-gather"`, `"reduce-scatter"`,
-        `"all-to-all"`, `"collective-permute"`; kinds that do not occur are left out.
+        Count and bytes by kind: `"all-reduce"`, `"all-gather"`, `"reduce-scatter"`, `"all-to-all"`,
+        `"collective-permute"`; kinds that do not occur are omitted.
 
     Example:
         >>> import jax, jax.numpy as jnp

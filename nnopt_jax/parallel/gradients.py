@@ -62,11 +62,11 @@ def gradient(
     remat: bool | Callable[..., Any],
     has_aux: bool,
 ) -> Callable[..., tuple[Any, Any]]:
-    """Differentiate a loss with respect to the dense parameters that it sees.
+    """Return a function that differentiates a loss with respect to the dense parameters.
 
     Args:
         loss: see `train_step`.
-        plan: the plan of the parameters, between steps and in use.
+        plan: the plan of the parameters.
         rows: the spec of the rows of a batch.
         accumulate: the number of micro-batches.
         remat: see `train_step`.

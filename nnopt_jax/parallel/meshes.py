@@ -1,4 +1,4 @@
-"""Meshes: devices in named axes, and specs of arrays along them."""
+"""Meshes of devices with named axes, and specs of arrays along them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def mesh(*, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
-    """Arrange devices along named axes.
+    """Return a mesh of devices with named axes.
 
     The axes are `AxisType.Auto`: models need no annotation. By default `data` splits the batch,
     `fsdp` the batch and the parameters, `model` the axes of parameters, `stage` the layers; rules
     may use any other name.
 
     Args:
-        devices: the devices; default: all of all processes.
-        **axes: the number of devices along each axis; -1 for one axis takes the rest.
+        devices: the devices; by default all devices of all processes.
+        **axes: the number of devices along each axis; -1 for one axis means the rest.
 
     Returns:
         The mesh; devices along the last axis are nearest to each other.
@@ -86,7 +86,7 @@ def parts(mesh: Mesh | AbstractMesh, axes: Any) -> int:
 
 
 def shares(mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> int:
-    """Return the number of parts into which a `PartitionSpec` splits an array.
+    """Return the number of shards into which a `PartitionSpec` splits an array.
 
     Example:
         >>> from jax.sharding import PartitionSpec
@@ -105,10 +105,10 @@ def axis_names(axes: Any) -> tuple[str, ...]:
 
 
 def batch_spec(mesh: Mesh | AbstractMesh, axes: Sequence[str] | None, who: str) -> PartitionSpec:
-    """Return the spec of a batch: split over `data` and `fsdp`, or over axes that are named.
+    """Return the spec of a batch, split over `data` and `fsdp` or over the given axes.
 
     Raises:
-        SelectionError: the mesh has no such axis, or it is named twice.
+        SelectionError: an axis does not exist, or is named twice.
     """
     if axes is None:
         axes = [name for name in BATCH_AXES if name in mesh.shape]
@@ -124,9 +124,9 @@ def batch_spec(mesh: Mesh | AbstractMesh, axes: Sequence[str] | None, who: str) 
 
 
 def constrain(tree: Any, mesh: Mesh, specs: Any) -> Any:
-    """State inside of compiled code how the arrays of a tree are split.
+    """Constrain the sharding of the arrays of a tree inside of compiled code.
 
-    Works under the automatic axes that `automatic` provides on a mesh of any kind.
+    The function works under the automatic axes that `automatic` provides on a mesh of any kind.
 
     Args:
         tree: any pytree of arrays.
@@ -163,7 +163,7 @@ def check_mesh(who: str, mesh: Any) -> None:
 
 
 def inside(mesh: Mesh) -> AbstractContextManager[Any]:
-    """Use a mesh for all that is computed inside, if the caller has set another one."""
+    """Use a mesh for all computations inside, if the caller has set another one."""
     around = jax.sharding.get_abstract_mesh()
     if around.empty or around == mesh.abstract_mesh:
         return contextlib.nullcontext()
@@ -171,10 +171,10 @@ def inside(mesh: Mesh) -> AbstractContextManager[Any]:
 
 
 def settled(mesh: Mesh, tree: Any) -> Any:
-    """Wait for the arrays of a tree if the devices are simulated by one processor.
+    """Wait for the arrays of a tree if one processor simulates the devices.
 
-    All simulated devices share its threads. The next program can take the threads that a waiting
-    program needs for its peers, and both then wait for ever.
+    All simulated devices share the threads of the processor. The next program can take the threads
+    that a waiting program needs for its peers, and both then wait forever.
     """
     simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     return jax.block_until_ready(tree) if simulated else tree

@@ -1,8 +1,8 @@
-"""Parameter parallelism (FSDP, ZeRO): every device keeps a share of every large array.
+"""Parameter parallelism (FSDP, ZeRO): every device keeps a shard of every large array.
 
-An array (parameters, masks, moments) is split along its largest free axis that the devices divide,
-or else along an axis that a rule has split, if they divide its shares. It stays split between
-steps, and is gathered where it is used.
+An array (parameters, masks, moments) is split along its largest free axis that the number of
+devices divides, or else along an axis that a rule has split, if it divides its shards. The array
+stays split between steps, and is gathered where it is used.
 
 References: Rajbhandari et al., ZeRO, arXiv:1910.02054; Zhao et al., PyTorch FSDP, arXiv:2304.11277.
 """
@@ -25,17 +25,17 @@ KeyPath = tuple[Any, ...]
 def split_fully(
     array: Any, spec: PartitionSpec, mesh: Mesh | AbstractMesh, axis: str, least: int
 ) -> tuple[PartitionSpec, str]:
-    """Split an array along its largest free axis that divides, else along one that is split.
+    """Split an array along its largest free, divisible axis, else along one that is already split.
 
     Args:
         array: a value with a shape and a dtype.
         spec: its spec so far.
         mesh: the devices.
         axis: the mesh axis to split it along.
-        least: arrays of fewer bytes stay as they are.
+        least: arrays of fewer bytes are not split.
 
     Returns:
-        The spec, and the reason: the name of the axis if it was split now, or the obstacle.
+        The spec, and the reason: the name of the axis if the array was split, or the obstacle.
 
     Example:
         >>> import jax
@@ -62,14 +62,14 @@ def split_fully(
     if not fits:
         over = " further" if any(entries) else ""
         return spec, f"no axis of {shape} divides{over} by {count}"
-    # Shares of a free axis are gathered without those of another.
+    # A free axis can be gathered without gathering the other.
     chosen = max(fits, key=lambda i: (not entries[i], shape[i]))
     entries[chosen] = (*entries[chosen], axis)
     return trimmed([names[0] if len(names) == 1 else names or None for names in entries]), axis
 
 
 def trimmed(entries: list[Any]) -> PartitionSpec:
-    """Return a spec without None at its end, which JAX distinguishes from a shorter spec."""
+    """Return a spec without trailing None entries, from which JAX distinguishes it."""
     while entries and entries[-1] is None:
         entries.pop()
     return PartitionSpec(*entries)
@@ -81,17 +81,17 @@ def optimizer_specs(
     specs: Mapping[KeyPath, PartitionSpec],
     further: Callable[[Any, PartitionSpec], PartitionSpec] = lambda leaf, spec: spec,
 ) -> Any:
-    """Split the state of an optimizer as the arrays that it moves are split.
+    """Return specs of an optimizer's state, like those of the arrays that it moves.
 
-    An array of the state with the path and the shape of a moved array has its spec; one that lacks
-    some of its axes (factored moments) is split along those that it has. So any optimizer of optax
-    will do.
+    An array of the state with the path and the shape of a moved array gets its spec; an array that
+    lacks some of the axes (factored moments) is split along those that it has. This works for any
+    optax optimizer.
 
     Args:
         opt_state: the result of `optimizer.init`, or its shapes.
         moved: the `Trainable` that it was made for, or its shapes.
         specs: the spec of each of its arrays, by key path.
-        further: splits other arrays (factors, preconditioners, counts) further.
+        further: a function that splits other arrays (factors, preconditioners, counts).
 
     Returns:
         A tree of the structure of the state with a `PartitionSpec` for each array.

@@ -1,4 +1,4 @@
-"""Pipeline parallelism: blocks on consecutive devices, by GPipe or in a circle."""
+"""Pipeline parallelism: blocks on consecutive devices, by GPipe or circular schedules."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from nnopt_jax.typing import Array
 
 
 def stack_stages(blocks: Sequence[Any], stages: int, *, repeats: int = 1) -> Any:
-    """Arrange blocks for a pipeline.
+    """Arrange the parameters of blocks for a pipeline.
 
-    Block `l` goes to stage `(l // K) % stages`, K blocks at a time.
+    Block `l` belongs to stage `(l // K) % stages`; a stage runs K blocks at a time.
 
     Args:
         blocks: the parameters of each block, in order; trees of one structure and shape.
         stages: the number of devices along the pipeline.
-        repeats: how often a batch passes all stages; more repeats make shorter bubbles, and more
-            messages.
+        repeats: the number of times that a batch passes all stages; more repeats mean shorter
+            bubbles, but more messages.
 
     Returns:
         One tree of leaves `(repeats, stages, K, ...)`; its spec is `(None, "stage")`.
 
     Raises:
-        ShapeError: the number of blocks does not divide, or blocks differ.
+        ShapeError: the number of blocks is not divisible, or blocks differ.
         CompositionError: the blocks are not a list.
 
     Example:
@@ -78,7 +78,7 @@ def stack_stages(blocks: Sequence[Any], stages: int, *, repeats: int = 1) -> Any
 
 
 def unstack_stages(staged: Any) -> list[Any]:
-    """Undo `stack_stages`.
+    """Invert `stack_stages`.
 
     Args:
         staged: a tree of leaves `(repeats, stages, K, ...)`.
@@ -130,12 +130,13 @@ def pipeline(
     axis: str = "stage",
     remat: bool = True,
 ) -> Callable[[Any, Any], Any]:
-    """Run blocks one after another, each on the device that holds it.
+    """Return a function that runs blocks in turn, each on the device that holds it.
 
-    A batch is cut into micro-batches; while one is in the second stage, the next is in the first.
-    Each stage runs its K blocks and hands the result on; with `repeats`, a micro-batch passes all
+    A batch is split into micro-batches; while one is in the second stage, the next is in the first.
+    Each stage runs its K blocks and passes the result on; with `repeats`, a micro-batch passes all
     stages that many times. Only the stage axis is manual: inside, batches stay split over `data`,
-    and leaves over `model`. The function is differentiable; its backward pass is a pipeline, too.
+    and leaves over `model`. The function is differentiable, and its backward pass is a pipeline,
+    too.
 
     Args:
         block: `block(params, x) -> x`; the result has the shapes and dtypes of `x`, an array
@@ -143,14 +144,14 @@ def pipeline(
         mesh: the devices.
         microbatches: M; with repeats, at least the number of stages.
         axis: the mesh axis of the stages.
-        remat: whether the inner values of a block are computed again in the backward pass.
+        remat: whether the backward pass recomputes the inner values of a block.
 
     Returns:
         `f(staged, x) -> x` for leaves as `stack_stages` arranges them.
 
     Raises:
-        ShapeError: rows do not divide, leaves have another number of stages, or there are too few
-            micro-batches.
+        ShapeError: rows are not divisible, leaves have another number of stages, or there are too
+            few micro-batches.
         ValueRangeError: `axis` is not an axis of the mesh.
 
     Example:
@@ -227,7 +228,8 @@ def _schedule(
                 returned = jax.tree.map(lambda a, new: a.at[slot].set(new), returned, kept)
             return (passed, returned), out
 
-        # Not zeros: where a block has no slope there, dropped or not, the gradient would be NaN.
+        # Not zeros: if a block has no derivative at zero, the gradient would be NaN, even if
+        # dropped.
         start = _at(cut, 0), cut if repeats > 1 else None
         ticks = jnp.arange(count * repeats + stages - 1)
         _, outs = jax.lax.scan(tick, start, ticks)
@@ -239,7 +241,7 @@ def _schedule(
 
 
 def _wide(message: Callable[..., Array], a: Array, *args: Any, **kwargs: Any) -> Array:
-    """Send floats as float32, in both directions: XLA sums no narrower ones on processors."""
+    """Send floats as float32 in both directions, because XLA sums no narrower floats on CPUs."""
     narrow = jnp.issubdtype(a.dtype, jnp.floating) and jnp.finfo(a.dtype).bits < 32
     return message(a.astype(jnp.float32) if narrow else a, *args, **kwargs).astype(a.dtype)
 

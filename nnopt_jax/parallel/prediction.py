@@ -1,4 +1,4 @@
-"""Inference on a mesh."""
+"""Inference on a mesh of devices."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Predict:
         plan: the plan of the parameters.
         at: the shardings of parameters and of a batch.
         compiled: the model, compiled by `jax.jit`.
-        first: `first(outputs, count)`, the first rows of outputs.
-        shares: the number of shares that the rows of a batch must divide into.
+        first: a function `first(outputs, count)` that returns the first rows of outputs.
+        shares: the number of shards that the rows of a batch must be divisible by.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,11 +49,11 @@ class Predict:
     __repr__ = brief_fields
 
     def __call__(self, params: Any, batch: Any) -> Any:
-        """Run the model; a batch whose rows do not divide is filled up, and the outputs are cut.
+        """Run the model; a batch that is not divisible is padded, and the outputs are cut.
 
         Raises:
-            ShapeError: the parameters are not those of the plan, or an output has another number of
-                rows than the batch.
+            ShapeError: the parameters do not fit the plan, or an output has another number of rows
+                than the batch.
         """
         check_planned("parallel.predict", params, self.plan)
         count = rows_of("parallel.predict", batch)
@@ -65,24 +65,26 @@ class Predict:
         return self.first(outputs, count) if count % self.shares else outputs
 
     def lower(self, params: Any, batch: Any) -> Any:
-        """Lower the model for these shapes, to look at the compiled program."""
+        """Lower the model for these shapes, to inspect the compiled program."""
         return self.compiled.lower(params, batch)
 
 
 def predict(
     apply: Callable[..., Any], plan: Shards, *, batch_axes: Sequence[str] | None = None
 ) -> Predict:
-    """Compile a model for a plan: rows in parallel, parameters gathered where they are used.
+    """Compile a model for a plan, with rows in parallel and parameters gathered where used.
 
-    Packed leaves are transferred packed, and materialized after that.
+    Packed leaves are transferred packed, and materialized afterwards.
 
     Args:
-        apply: `apply(params, batch) -> outputs`, all arrays with the rows first.
+        apply: a function `apply(params, batch) -> outputs`, whose outputs have rows on the first
+            axis.
         plan: the plan of the parameters, dense or packed.
-        batch_axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
+        batch_axes: the mesh axes that split the batch; by default `data` and `fsdp`, as far as the
+            mesh has them.
 
     Returns:
-        The `Predict`, a function of parameters and a batch.
+        A function of parameters and a batch.
 
     Raises:
         SelectionError: a batch axis is not in the mesh.
@@ -113,7 +115,7 @@ def predict(
 
 
 def _check_rows(outputs: Any, rows: int) -> None:
-    """Raise if outputs do not have the rows of the batch, along which they are split and cut."""
+    """Raise if outputs do not have the rows of the batch."""
     problems = Problems("parallel.predict")
     for path, x in flatten(outputs).items():
         if np.shape(x)[:1] != (rows,):
@@ -123,7 +125,7 @@ def _check_rows(outputs: Any, rows: int) -> None:
 
 
 def _first_rows(mesh: Mesh) -> Any:
-    """Return a function that cuts outputs; results are replicated, as rows may not divide."""
+    """Return a function that cuts outputs, replicated because rows may not be divisible."""
 
     def first(outputs: Any, count: int) -> Any:
         def cut(outputs: Any) -> Any:

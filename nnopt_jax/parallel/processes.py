@@ -1,4 +1,4 @@
-"""Several operating-system processes as one: joined by `jax.distributed`, and watched."""
+"""Several operating-system processes as one run, joined by `jax.distributed` and monitored."""
 
 from __future__ import annotations
 
@@ -44,24 +44,26 @@ def distributed(
     process: int | None = None,
     heartbeat: int = 100,
 ) -> Iterator[None]:
-    """Join this process to the others of a run, before anything else of JAX is used.
+    """Join this process to the others of a run, before any other use of JAX.
 
-    Inside, `jax.devices()` are those of all processes, and every process runs the same program on
-    its own rows of each batch. If a process is lost, the others end with an error, because they
-    could not compute anything right. Start all of them again, from the newest checkpoint.
+    Inside, `jax.devices()` lists the devices of all processes, and every process runs the same
+    program on its own rows of each batch. If a process is lost, the others end with an error,
+    because they cannot compute correct results. Start all of them again, from the newest
+    checkpoint.
 
     Args:
         coordinator: `host:port` of process 0; None if the cluster provides it (Slurm, Open MPI,
             Kubernetes, Cloud TPU).
         processes: the number of processes.
-        process: the number of this one, from 0.
-        heartbeat: the seconds without a sign of life after which a process counts as lost.
+        process: the number of this process, from 0.
+        heartbeat: the number of seconds without a heartbeat after which a process counts as lost.
 
     Yields:
         None.
 
     Raises:
-        ValueRangeError: some but not all of the first three are given, or one is out of range.
+        ValueRangeError: some but not all of the first three arguments are set, or one is out of
+            range.
         ProcessLostError: another process did not answer.
 
     Example:
@@ -86,7 +88,7 @@ coordinator, processes and process belong together.
     top = processes - 1 if is_whole(processes) else None
     settings.integer("process", process, 0, top, none=True)
     settings.done()
-    # Without this the runtime ends the process, before Python can say why.
+    # Without this, the runtime ends the process before Python can say why.
     jax.config.update("jax_enable_recoverability", True)
     jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=heartbeat)
     try:
@@ -97,15 +99,15 @@ coordinator, processes and process belong together.
 
 
 class Watch:
-    """A thread that ends this process if another one is lost, even one that this one waits for.
+    """A thread that ends this process if another one is lost.
 
-    Collectives and the barriers of checkpoints may wait for ever, and meanwhile only this thread
-    runs Python. Each process leaves signs in the store of the coordinator; process 0 reads all of
-    them, and announces when one is missing. The main thread is then interrupted, as by Ctrl-C; if
-    it does not end within `PATIENCE` seconds, the process is ended.
+    Collectives and the barriers of checkpoints may wait forever, and meanwhile only this thread
+    runs Python. Each process writes heartbeats to the store of the coordinator; process 0 reads all
+    of them, and announces a missing one. The main thread is then interrupted, as by Ctrl-C; if it
+    does not end within `PATIENCE` seconds, the process is ended.
 
     Args:
-        heartbeat: the seconds without a new sign after which a process counts as lost.
+        heartbeat: the number of seconds without a heartbeat after which a process counts as lost.
 
     Raises:
         ProcessLostError: at the end, if another process was lost.
@@ -137,7 +139,7 @@ class Watch:
         try:
             with self._interrupting:
                 self._stop.set()
-        except KeyboardInterrupt:  # its own, come late
+        except KeyboardInterrupt:  # its own heartbeat, which came late
             self._stop.set()
         self._thread.join()
         bereft = self._verdict is not None or _is_unanswered(error)
@@ -151,17 +153,17 @@ class Watch:
             raise ProcessLostError(self._message()) from error
 
     def _run(self) -> None:
-        """Leave signs and look for those of others, until one is missing."""
+        """Write heartbeats and look for those of others, until one is missing."""
         try:
             while not self._wait():
                 self._look()
                 if self._verdict is not None:
                     self._end()
-        except jax.errors.JaxRuntimeError:  # no coordinator: the runtime ends the process
+        except jax.errors.JaxRuntimeError:  # without a coordinator, the runtime ends the process
             return
 
     def _wait(self) -> bool:
-        """Leave a sign and wait a moment; return whether the main thread has come to its end."""
+        """Write a heartbeat and wait; return whether the main thread has ended."""
         self._signed += 1
         self._sign(str(self._signed))
         return self._stop.wait(min(1.0, self._heartbeat / 5))
@@ -178,7 +180,7 @@ class Watch:
                 os._exit(1)
 
     def _part(self, error: BaseException | None, bereft: bool) -> None:
-        """Announce how this process ends; process 0, which holds the store, ends last."""
+        """Announce how this process ends; process 0, which runs the store, ends last."""
         sign = _LEFT if error is None else _BEREFT if bereft else f"{_ENDED} {_first_line(error)}"
         self._sign(sign)
         if self._process != 0:
@@ -189,7 +191,8 @@ class Watch:
             self._look()
             time.sleep(0.05)
         self._look()
-        # The runtime kills those that say goodbye to no coordinator; this returns when they have.
+        # The runtime kills processes that shut down after the coordinator; this returns when all
+        # have.
         parting = [other for other, (sign, _) in self._signs().items() if _has_ended(sign)]
         self._store.get_live_nodes([0, *parting])
         return None
@@ -202,7 +205,7 @@ class Watch:
         self._store.key_value_set(f"{_VERDICT}0", verdict, allow_overwrite=True)
 
     def _look(self) -> None:
-        """Read the verdict of process 0; in process 0, find it and announce it."""
+        """Read the verdict of process 0; process 0 finds and announces it."""
         if self._verdict is not None:
             return
         if self._process != 0:
@@ -222,13 +225,13 @@ class Watch:
                 yield f"process {process} gave no sign of life for {self._heartbeat:g} s"
 
     def _is_awaited(self, silence: float) -> bool:
-        """Return whether another process lives and has not ended."""
+        """Return whether another process is alive and has not ended."""
         return any(
             silent <= silence and not _has_ended(sign) for sign, silent in self._signs().values()
         )
 
     def _signs(self) -> dict[int, tuple[str, float]]:
-        """Return the newest sign of each other process, and the seconds since it changed."""
+        """Return the newest heartbeat of each other process, and the seconds since it changed."""
         now, said = time.monotonic(), dict(self._read(_SIGNS))
         for process in range(1, self._count):
             sign = said.get(f"{_SIGNS}{process}", "")
@@ -256,9 +259,9 @@ def _interrupt() -> None:
 
 
 def _end_in_time() -> None:
-    """End the process in time although threads of the runtime wait for a dead collective.
+    """End the process in time, although threads of the runtime wait for a dead collective.
 
-    Python no longer runs by then; this timer needs no Python.
+    Python does not run any more by then, so the timer must not need Python.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     faulthandler.dump_traceback_later(PATIENCE, exit=True, file=nowhere)
@@ -269,7 +272,7 @@ def _has_ended(sign: str) -> bool:
 
 
 def _is_unanswered(error: BaseException | None) -> bool:
-    """Return whether an error, or one of its causes, is that a peer did not answer."""
+    """Return whether an error, or one of its causes, says that a peer did not answer."""
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError) and _UNANSWERED.search(str(error)):
             return True

@@ -33,11 +33,11 @@ class ShardRow:
     """One leaf of a plan.
 
     Args:
-        path: its name.
-        form: its shape and dtype, or the fields of its node.
-        spec: the spec of its dense array.
-        reason: the reason for it.
-        bytes: the bytes of the whole leaf.
+        path: the path of the leaf.
+        form: the shape and dtype, or the fields of the node.
+        spec: the spec of the dense array.
+        reason: the reason for the spec.
+        bytes: the bytes of the unsharded leaf.
         device_bytes: the bytes on one device.
 
     Example:
@@ -60,19 +60,19 @@ class ShardRow:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Shards(Tabular):
-    """A printable, JSON-able plan of how the parameters are split.
+    """A plan of how parameters are split, for printing and for JSON.
 
     Args:
         mesh: the devices.
         params: the shapes of the parameters.
         specs: a tree with a `PartitionSpec` for every array between steps, the arrays inside of
             packed leaves included.
-        used: the same where parameters are used, without parameter parallelism.
-        logical: as `specs`, for the dense arrays of the leaves: what `nnopt.state_specs` takes.
-        logical_used: as `used`, for the dense arrays of the leaves.
+        used: the same tree for the use of parameters, without parameter parallelism.
+        logical: like `specs`, for the dense arrays of the leaves, as `nnopt.state_specs` takes it.
+        logical_used: like `used`, for the dense arrays of the leaves.
         fsdp: the mesh axis of parameter parallelism, or None.
-        least: the bytes below which it splits no array.
-        rows: one for each leaf.
+        least: the number of bytes below which arrays are not split.
+        rows: a row for each leaf.
 
     Example:
         >>> import jax
@@ -121,7 +121,7 @@ class Shards(Tabular):
 
     @property
     def shardings(self) -> Any:
-        """A `NamedSharding` for every array, as `jax.jit` and `jax.device_put` take it."""
+        """The `NamedSharding` of every array, for `jax.jit` and `jax.device_put`."""
         return named(self.devices, self.specs)
 
     @property
@@ -135,7 +135,7 @@ class Shards(Tabular):
         return sum(row.device_bytes for row in self.rows)
 
     def split_further(self, leaf: Any, spec: PartitionSpec | None = None) -> PartitionSpec:
-        """Return the spec of another array (of a state, say) with parameter parallelism."""
+        """Return the spec of another array, such as one of a state, with parameter parallelism."""
         spec = PartitionSpec() if spec is None else spec
         if self.fsdp is None:
             return spec
@@ -182,16 +182,16 @@ def specs(
 ) -> Shards:
     """Plan how parameters are split over a mesh, without moving any.
 
-    The first of `rules` that matches a leaf splits it, else the annotation of the model, else its
-    graph (hidden units and heads are split together). Parameter parallelism then splits it along
-    the largest axis that is still free and divides, else along one that is split already. A leaf
-    that nothing splits is replicated, and the plan says why.
+    The first rule that matches a leaf determines its split, else the annotation of the model, else
+    its graph (which splits hidden units and heads together). Parameter parallelism then splits the
+    leaf along the largest free axis that is divisible, else along an axis that is already split. A
+    leaf without any split is replicated, and the plan says why.
 
     Args:
         params: the parameters, dense or packed, or `jax.ShapeDtypeStruct`s in their place.
         mesh: the devices; an `AbstractMesh` for a plan without devices.
-        rules: `(where, spec)` pairs for tensor parallelism; the spec is a `PartitionSpec`, a
-            tuple of its entries, or None for a leaf that stays whole.
+        rules: `(where, spec)` pairs for tensor parallelism; the spec is a `PartitionSpec`, a tuple
+            of its entries, or None for a leaf that is replicated.
         annotations: a tree of the parameters' structure of `PartitionSpec` or None, such as
             `flax.linen.get_partition_spec` and `flax.nnx.get_partition_spec` return.
         graph: the result of `nnopt.graph(apply, params, *inputs)`: tensor parallelism without
@@ -199,16 +199,16 @@ def specs(
         model: the mesh axis of tensor parallelism by the graph, if the mesh has it.
         fsdp: the mesh axis of parameter parallelism, if the mesh has it; None for none. With
             `"stage"`, parameters outside of a pipeline are split over its stages, too.
-        where: the leaves that parameter parallelism splits; default: all.
-        least: the bytes below which it splits no array.
+        where: the leaves that parameter parallelism splits; by default all.
+        least: the number of bytes below which arrays are not split.
 
     Returns:
         The plan.
 
     Raises:
-        SelectionError: a rule matches no leaf, an annotation has no leaf, or `fsdp` is not an axis.
-        ShapeError: rules or annotations name unknown axes, one axis twice, too many, or split an
-            axis into unequal parts.
+        SelectionError: a rule or an annotation does not match a leaf, or `fsdp` is not an axis.
+        ShapeError: rules or annotations name unknown axes, one axis twice or too many axes, or
+            split an axis into unequal parts.
 
     Example:
         >>> import jax.numpy as jnp

@@ -37,8 +37,8 @@ class TrainStep:
         layout: the shapes and specs of the training state.
         at: the shardings of a batch, further arguments and a key.
         compiled: the step, compiled by `jax.jit`.
-        start: a function that makes the first state.
-        shares: the number of shares that the rows of a batch must divide into.
+        start: a function that makes the initial state.
+        shares: the number of shards that the rows of a batch must be divisible by.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -61,18 +61,18 @@ class TrainStep:
     __repr__ = brief_fields
 
     def init(self, params: Any, *, key: Key | None = None, stats: Any = None) -> TrainState:
-        """Split parameters, and make the first states of the transform and the optimizer in place.
+        """Shard parameters, and make the initial states of the transform and the optimizer.
 
         Args:
-            params: the parameters, of the shapes of the plan.
-            key: a key for transforms that draw numbers.
+            params: the parameters, with the shapes of the plan.
+            key: the key of transforms that draw random numbers.
             stats: the statistics of `graph.observe`, for transforms that need them.
 
         Returns:
-            The first state.
+            The initial state.
 
         Raises:
-            ShapeError: the parameters are not those of the plan.
+            ShapeError: the parameters do not fit the plan.
         """
         check_planned("parallel.train_step", params, self.plan)
         with inside(self.plan.devices):
@@ -80,7 +80,7 @@ class TrainStep:
 
     @property
     def abstract(self) -> TrainState:
-        """The shapes, dtypes and shardings of the state, as `Checkpoints.restore` takes them."""
+        """The shapes, dtypes and shardings of the state, for `Checkpoints.restore`."""
         return jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             self.layout.shapes,
@@ -93,16 +93,16 @@ class TrainStep:
         """Make one optimizer step.
 
         Args:
-            state: the state after the last step; if it is donated, it cannot be used again.
+            state: the state after the last step; a donated state cannot be used again.
             batch: a pytree of arrays `(rows, ...)`.
-            *args: further arguments of the loss, the same on every device.
-            key: a key; the loss takes it last, another one for each micro-batch.
+            *args: further arguments of the loss, equal on every device.
+            key: a key that the loss takes last, a different one for each micro-batch.
 
         Returns:
-            The next state and the loss; with `has_aux` the pair of the loss and its aux.
+            The next state and the loss; with `has_aux`, the pair of the loss and its aux.
 
         Raises:
-            ShapeError: the rows do not divide by the mesh and the accumulation.
+            ShapeError: the rows are not divisible by the mesh and the accumulation.
             CompositionError: the state belongs to another step, or was donated.
         """
         _check_kept(state, self.layout.shapes)
@@ -113,7 +113,7 @@ class TrainStep:
             return settled(self.plan.devices, self.compiled(state, *given))
 
     def lower(self, state: TrainState, batch: Any, *args: Any, key: Key | None = None) -> Any:
-        """Lower the step for these shapes, to look at the compiled program."""
+        """Lower the step for these shapes, to inspect the compiled program."""
         with inside(self.plan.devices):
             return self.compiled.lower(state, batch, args, key)
 
@@ -132,29 +132,30 @@ def train_step(
 ) -> TrainStep:
     """Build the training step for a plan: data, tensor and parameter parallelism in one program.
 
-    The batch is split by rows. Parameters and the states of transform and optimizer are split as
-    planned; parameters are gathered where the loss uses them, packed leaves in packed form;
-    gradients are reduced directly to shares. The mesh may have Auto or Explicit axes.
+    The batch is split by rows. Parameters and the states of transform and optimizer are split by
+    the plan. Parameters are gathered where the loss uses them, packed leaves in packed form, and
+    gradients are reduced directly to shards. The mesh may have Auto or Explicit axes.
 
     Args:
-        loss: `loss(params, batch, *args) -> scalar`, the mean over its rows; or `Weighted`, whose
-            mean over all rows is exact if rows have different weights. It gets the dense parameters
-            of `tx`; for `nnopt.on_packed` see `nnopt.value_and_grad`.
-        optimizer: an optimizer of optax; one that takes `value`, such as `reduce_on_plateau`, gets
-            the loss.
-        tx: the transform; default: none.
+        loss: a function `loss(params, batch, *args) -> scalar`, the mean over rows, or `Weighted`,
+            whose mean over all rows is exact for rows of different weights. It gets the dense
+            parameters of `tx`; for `nnopt.on_packed` see `nnopt.value_and_grad`.
+        optimizer: an optax optimizer; one that takes `value`, such as `reduce_on_plateau`, gets the
+            loss.
+        tx: the transform; by default none.
         plan: the result of `nnopt.parallel.specs`.
         accumulate: the number of micro-batches of a batch, one after another; their gradients are
             summed in float32.
-        remat: what the backward pass computes again: True keeps only results of matrix products,
-            and gathers parameters again; or a policy of `jax.checkpoint_policies`.
+        remat: what the backward pass recomputes: True stores only results of matrix products and
+            gathers parameters again; or a policy of `jax.checkpoint_policies`.
         donate: whether the memory of a state is reused for the next one.
-        has_aux: whether the loss returns `(value, aux)`; with micro-batches aux is their mean,
-            in float32 at least.
-        batch_axes: the mesh axes that split the batch; default those of `data` and `fsdp` it has.
+        has_aux: whether the loss returns `(value, aux)`; with micro-batches, aux is averaged, in
+            float32 at least.
+        batch_axes: the mesh axes that split the batch; by default `data` and `fsdp`, as far as the
+            mesh has them.
 
     Returns:
-        The `TrainStep`.
+        The training step.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -222,7 +223,7 @@ def train_step(
 
 
 def _check_kept(state: TrainState, wanted: TrainState) -> None:
-    """Raise for a state of another step or a donated one, with which the runtime would crash."""
+    """Raise for a donated state or a state of another step, which would crash the runtime."""
     if jax.tree.structure(state) != jax.tree.structure(wanted):
         raise CompositionError(
             "parallel.train_step: the state is not of this step; give what init(params), the step "
@@ -241,7 +242,7 @@ def _is_gone(x: Any) -> bool:
 
 
 def _gathered(params: Any, plan: Shards) -> Any:
-    """Gather packed leaves in packed form; dense ones are gathered where they are used."""
+    """Gather packed leaves in packed form; dense leaves are gathered where they are used."""
 
     def one(leaf: Any, specs: Any) -> Any:
         return constrain(leaf, plan.devices, specs) if is_node(leaf) else leaf
@@ -250,11 +251,11 @@ def _gathered(params: Any, plan: Shards) -> Any:
 
 
 def _starter(tx: Transform, optimizer: Any, lies: Layout) -> Callable[..., TrainState]:
-    """Return a function that makes the first state, never whole on one device."""
+    """Return a function that makes the initial state, never unsharded on one device."""
 
     def start(params: Any, key: Key | None, stats: Any) -> TrainState:
         at = lies.shardings
-        # Copied: a share may be memory of the caller, which the first step would donate.
+        # Copied, because a shard may be memory of the caller, which the first step would donate.
         params = jax.tree.map(jnp.copy, place(params, at.params))
         stats = dict(stats) if isinstance(stats, Mapping) else stats
         stats, key = place((stats, key), NamedSharding(lies.mesh, PartitionSpec()))

@@ -1,4 +1,4 @@
-"""Tensor parallelism by rules, annotations or the graph: axes of leaves along axes of a mesh."""
+"""Tensor parallelism: axes of leaves along mesh axes, by rules, annotations or the graph."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Rule = tuple[Where, Any]
 
 
 class Ruled(NamedTuple):
-    """How tensor parallelism splits a leaf.
+    """The split of a leaf by tensor parallelism.
 
     Args:
-        spec: how its axes are split.
-        reason: what says so, for tables; empty where nothing does.
-        pinned: whether it stays whole, whatever else applies.
+        spec: the spec of the leaf.
+        reason: the origin of the split, for tables; empty without one.
+        pinned: whether the leaf is replicated, whatever else applies.
     """
 
     spec: PartitionSpec
@@ -36,7 +36,7 @@ class Ruled(NamedTuple):
 def by_rules(
     leaves: Mapping[str, Any], rules: Sequence[Rule], mesh: Mesh | AbstractMesh, who: str
 ) -> dict[str, Ruled]:
-    """Split leaves by rules; the first rule that matches a leaf decides.
+    """Split leaves by rules, of which the first one that matches a leaf applies.
 
     Args:
         leaves: arrays or nodes by path.
@@ -45,10 +45,10 @@ def by_rules(
         who: the caller, for errors.
 
     Returns:
-        By path, how leaves are split.
+        The splits by path.
 
     Raises:
-        SelectionError: rules match no leaf, or only leaves that earlier rules have.
+        SelectionError: rules do not match a leaf, or only leaves of earlier rules.
         ShapeError: specs name unknown axes, one axis twice, more axes than a leaf has, or split
             an axis into parts of different sizes. All are listed.
     """
@@ -89,11 +89,11 @@ def by_annotation(
         who: the caller, for errors.
 
     Returns:
-        By path, how leaves are split; those without an annotation, or an empty one, are left out.
+        The splits by path, without leaves that have no annotation or an empty one.
 
     Raises:
-        SelectionError: an annotation is of no leaf.
-        ShapeError: as for `by_rules`.
+        SelectionError: an annotation does not belong to a leaf.
+        ShapeError: see `by_rules`.
     """
     given = flatten(annotations, lambda x: x is None or isinstance(x, PartitionSpec))
     unknown, wrong = Problems(who), Problems(who)
@@ -166,20 +166,20 @@ def by_graph(
 ) -> dict[str, Ruled]:
     """Split the hidden units and heads of a model over a mesh axis.
 
-    Axes that change together lie together: a kernel that makes hidden units is split along its
-    output axis, the next one along its contracted axis, and a sum over devices follows. Outer axes
-    come before inner ones (heads before the entries of a head), and dimensions of few leaves before
-    those of many; each leaf is split once. What normalization or scores count over (the residual
-    stream, the entries of a head) stays whole.
+    Coupled axes are split together: a kernel that produces hidden units is split along its output
+    axis, the next kernel along its contracted axis, and a sum over devices follows. Outer axes are
+    split before inner ones (heads before the entries of a head), and dimensions of few leaves
+    before those of many; each leaf is split once. Axes that normalization or attention scores sum
+    over (the residual stream, the entries of a head) are replicated.
 
     Args:
         leaves: arrays or nodes by path.
-        graph: of the model.
+        graph: the graph of the model.
         mesh: the devices.
         axis: the mesh axis.
 
     Returns:
-        By path, how leaves are split; leaves that no dimension splits are left out.
+        The splits by path, without leaves that no dimension splits.
 
     References:
         Shoeybi et al. 2019, Megatron-LM, section 3.
@@ -200,7 +200,7 @@ def by_graph(
 
 
 def _depth(dimension: Dimension, others: Sequence[Dimension], graph: Graph) -> int:
-    """Return the number of dimensions further out along axes of the same role in one leaf."""
+    """Return the number of dimensions on outer axes of the same role in one leaf."""
     counts = [0]
     for path, axis in dimension.members:
         axes = graph.axes.get(path)

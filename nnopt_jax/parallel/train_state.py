@@ -1,4 +1,4 @@
-"""The training state and its specs: parameters, states of transform and optimizer."""
+"""The training state and its specs: parameters, and states of transform and optimizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnopt_jax.transform.base import abstract_state
 
 
 class TrainState(NamedTuple):
-    """All that changes in training; a pytree to be checkpointed whole.
+    """The training state, a pytree that is checkpointed as a whole.
 
     Args:
         params: the parameters.
@@ -81,11 +81,11 @@ def layout(tx: Transform, optimizer: Any, plan: Shards) -> Layout:
 
     Args:
         tx: the transform.
-        optimizer: an optimizer of optax.
+        optimizer: an optax optimizer.
         plan: the plan of the parameters.
 
     Returns:
-        The shapes, specs and shardings of the first state.
+        The shapes, specs and shardings of the training state.
 
     Example:
         >>> import jax, optax

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing beside it: no script, no font, no picture to fetch."""
+"""The HTML report of a run: one self-contained page, without scripts, fonts or external images."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _HISTOGRAMS, _BARS = 24, 12
 
 
 def page(result: Result) -> str:
-    """Draw the report of a run.
+    """Return the HTML report of a run.
 
     Args:
         result: the result of the run.
 
     Returns:
-        A complete HTML document, the same for the same result.
+        A complete HTML document, which depends only on the result.
 
     Example:
         >>> from nnopt_jax.report import Result, page
@@ -61,7 +61,7 @@ def _subtitle(result: Result) -> str:
 
 
 def _tiles(measures: Sequence[Measure]) -> str:
-    """Return the measures that matter most, large."""
+    """Return the most important measures as large tiles."""
     chosen = [m for m in measures if m.name in ("test error", "on disk", "in memory", "per weight")]
     tiles = "".join(
         f'<div class="tile"><span>{escape(m.name)}</span><b>{_large(m)}</b>'
@@ -104,7 +104,7 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _bands(rows: Sequence[Mapping[str, Any]]) -> list[Band]:
-    """Return where each stage begins and ends."""
+    """Return the start and end of each stage."""
     ends: dict[str, float] = {}
     for row in rows:
         ends[row["stage"]] = row["step"]
@@ -113,7 +113,7 @@ def _bands(rows: Sequence[Mapping[str, Any]]) -> list[Band]:
 
 
 def _smooth(points: Sequence[tuple[float, float]], width: int = 5) -> list[tuple[float, float]]:
-    """Return means of neighboring points: the loss of one batch is noise."""
+    """Return means of neighboring points, since the loss of one batch is noisy."""
     means = []
     for i, (x, _) in enumerate(points):
         near = [y for _, y in points[max(0, i - width // 2) : i + width // 2 + 1]]
@@ -134,7 +134,7 @@ def _bytes(leaves: Sequence[LeafRow]) -> str:
 
 
 def _histograms(leaves: Sequence[LeafRow]) -> list[str]:
-    """Return histograms of the largest leaves, in their own order."""
+    """Return histograms of the largest leaves, in the order of the tree."""
     largest = sorted(leaves, key=lambda leaf: -leaf.size)[:_HISTOGRAMS]
     return [
         histogram(

@@ -1,4 +1,4 @@
-"""Leaves of packed parameters: sizes, values, differences, and what becomes of them in a call."""
+"""Leaves of packed parameters: sizes, values, differences, and their use in a call."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class LeafRow:
     """One leaf of the packed model.
 
     Args:
-        path: its name.
-        expression: its storage form, on one line.
-        shape: logical shape.
-        file_bytes: its streams in the file; None where they are not known one by one.
-        memory_bits: its arrays in memory.
-        zeros: how many of its values are zero.
-        edges: borders of the bins of the histogram, one more than bins.
-        counts: how many values that are not zero lie in each bin.
-        call: what becomes of it inside a call, from `leaf_calls`; empty for arrays.
+        path: the path of the leaf.
+        expression: the storage form, on one line.
+        shape: the logical shape.
+        file_bytes: the bytes of its streams in the file; None if they are not known separately.
+        memory_bits: the bits of its arrays in memory.
+        zeros: the number of its values that are zero.
+        edges: the edges of the bins of the histogram, one more than bins.
+        counts: the number of nonzero values in each bin.
+        call: its use in a call, from `leaf_calls`; empty for arrays.
     """
 
     path: str
@@ -65,11 +65,11 @@ def leaf_rows(
 
     Args:
         tree: parameters, dense or packed.
-        file_bytes: by path, the bytes of the leaf in its file.
-        calls: by path, the result of `leaf_calls`.
+        file_bytes: the bytes of each leaf in the file, by path.
+        calls: the result of `leaf_calls`.
 
     Returns:
-        One row for each leaf.
+        A row for each leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -104,12 +104,12 @@ def compare(left: Any, right: Any) -> list[tuple[str, str, str, float | None]]:
 
     Args:
         left: parameters, dense or packed.
-        right: the parameters that they are compared with.
+        right: the other parameters, dense or packed.
 
     Returns:
-        For each path on either side: the path, the expression on the left, that on the right
-        (empty where there is none), and the greatest absolute difference of the dense values
-        (None where they cannot be compared).
+        For each path of either tree: the path, the form on the left, the form on the right (empty
+        if the leaf is missing), and the greatest absolute difference of the dense values (None if
+        they cannot be compared).
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,15 +134,15 @@ def _distance(left: Any, right: Any) -> float | None:
 
 
 def leaf_calls(tree: Any, report: PackedReport) -> dict[str, str]:
-    """Return how a call uses each packed leaf.
+    """Return the use of each packed leaf in a call.
 
     Args:
         tree: the parameters.
-        report: the report of a function whose first argument they are.
+        report: the report of a function that takes these parameters first.
 
     Returns:
-        By path: "packed"; the node that is materialized and why, where one of its uses does so;
-        "not read" where there is no use. Arrays are not among them.
+        The use by path: "packed"; or the node that is materialized by a use, with the reason; or
+        "not read". Arrays are omitted.
 
     Example:
         >>> import jax.numpy as jnp
@@ -157,7 +157,7 @@ def leaf_calls(tree: Any, report: PackedReport) -> dict[str, str]:
     leaves = {path: leaf for path, leaf in flatten(tree, is_node).items() if is_node(leaf)}
     found = dict.fromkeys(leaves, UNREAD)
     for use in report.uses:
-        # Leaves that were put side by side go by the names of all.
+        # A concatenation of leaves has the names of all of them.
         for path in (use.path,) if use.path in leaves else use.path.split(" and "):
             if found.get(path) in (UNREAD, PACKED):
                 found[path] = f"{use.form}: {use.reason}" if use.reason else PACKED
@@ -165,7 +165,7 @@ def leaf_calls(tree: Any, report: PackedReport) -> dict[str, str]:
 
 
 def call_note(calls: Mapping[str, str]) -> str:
-    """Return one sentence on all packed leaves.
+    """Return a one-sentence summary of the use of all packed leaves.
 
     Args:
         calls: the result of `leaf_calls`.

@@ -30,9 +30,9 @@ class Measure:
     Args:
         name: the quantity.
         unit: `"bytes"`, `"%"`, `"ms"` or `"bits"`.
-        before: the figure of the dense model; None where it was not measured.
+        before: the figure of the dense model; None if it was not measured.
         after: the figure of the packed model.
-        note: a remark that the reader of the numbers needs.
+        note: a remark on the numbers.
 
     Example:
         >>> Measure("on disk", "bytes", 400, 20)
@@ -61,11 +61,12 @@ class Latency:
     """Milliseconds of one call of a network.
 
     Args:
-        dense: median of the calls on dense parameters.
-        packed: median of the calls on packed parameters.
-        dense_least: the quickest call on dense parameters.
-        packed_least: the quickest call on packed parameters.
-        ratio: dense time over packed time, the median of pairs: above 1 packed is the faster.
+        dense: the median time of calls on dense parameters.
+        packed: the median time of calls on packed parameters.
+        dense_least: the least time of a call on dense parameters.
+        packed_least: the least time of a call on packed parameters.
+        ratio: the median over pairs of dense time divided by packed time; above 1, packed is
+            faster.
     """
 
     dense: float
@@ -82,10 +83,10 @@ class Latency:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Result:
-    """All that the final table and the HTML report of a run show; `str` gives the table.
+    """The result of a run, for the final table (`str`) and the HTML report.
 
     Args:
-        title: name of the run.
+        title: the name of the run.
         measures: the final table.
         leaves: one row for each leaf.
         rows: the rows of `metrics.jsonl`.
@@ -109,12 +110,12 @@ class Result:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return dictionaries and lists that `json.dumps` takes."""
+        """Return the result as dictionaries and lists for `json.dumps`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Result:
-        """Undo `to_json`, also after a round through JSON."""
+        """Invert `to_json`, also after serialization as JSON."""
         return cls(
             title=data["title"],
             measures=tuple(Measure(**item) for item in data["measures"]),
@@ -146,10 +147,10 @@ def _tuples(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def amount(value: float | None, unit: str) -> str:
-    """Return a number and its unit, to three or four figures.
+    """Return a number with its unit, at three or four significant figures.
 
     Args:
-        value: the number; None gives a dash.
+        value: the number, or None for a dash.
         unit: `"bytes"`, `"%"`, `"ms"` or `"bits"`.
 
     Example:
@@ -166,7 +167,7 @@ def amount(value: float | None, unit: str) -> str:
 
 
 def measure_rows(measures: Sequence[Measure]) -> str:
-    """Return the final table as HTML; empty where there are no measures.
+    """Return the final table as HTML; empty if there are no measures.
 
     Example:
         >>> measure_rows([Measure("on disk", "bytes", 400, 20)]).count("<tr>")
@@ -187,7 +188,7 @@ def render(table: Table) -> str:
     """Return a table as plain text of at most 100 columns.
 
     Args:
-        table: made by `result_table` and its like.
+        table: the table, such as the result of `result_table`.
 
     Example:
         >>> print(render(latency_table("demo", {8: Latency(2.0, 1.0, 1.9, 0.9, 2.0)})).split()[0])
@@ -236,8 +237,8 @@ def leaf_table(
     Args:
         title: the name of the file or the run.
         leaves: the rows.
-        total: size of the whole file in bytes, where there is one.
-        program: bytes of the program in it.
+        total: the size of the whole file in bytes, if there is one.
+        program: the bytes of its program.
 
     Returns:
         A table for `rich.console.Console.print`.
@@ -276,7 +277,7 @@ def leaf_table(
 
 
 def diff_table(left_name: str, right_name: str, left: Any, right: Any) -> Table:
-    """Return a row for each leaf of two models: both expressions, and the greatest difference.
+    """Return a row for each leaf of two models, with both forms and the greatest difference.
 
     Args:
         left_name: the name of the left model.
@@ -308,7 +309,7 @@ def latency_table(title: str, rows: Mapping[int, Latency]) -> Table:
 
     Args:
         title: the name of the run or the file.
-        rows: by the number of examples in a batch.
+        rows: the latency by batch size.
 
     Returns:
         A table for `rich.console.Console.print`.
@@ -323,7 +324,10 @@ def latency_table(title: str, rows: Mapping[int, Latency]) -> Table:
          batch of 8    2 ms   1.9 ms     1 ms   0.9 ms   2x as fast
     """
     made = _plain("")
-    made.title, made.title_justify = Text(title), "left"  # a column of that name takes its width
+    made.title, made.title_justify = (
+        Text(title),
+        "left",
+    )  # the column of that name takes the remaining width
     for name in ("dense", "least", "packed", "least", ""):
         made.add_column(name, justify="right", no_wrap=True)
     for batch, took in rows.items():

@@ -1,6 +1,6 @@
-"""Small charts as inline SVG: no script, no font, no file beside them.
+"""Small charts as inline SVG, without scripts, fonts or external files.
 
-Colors are CSS variables of the page, so that a chart follows light and dark.
+Colors are CSS variables of the page, so that charts follow its light and dark modes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Band", "Line", "bar_chart", "histogram", "line_chart", "ticks"]
 
 _WIDTH, _HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 30
-_LEAST = 1e-300  # below it powers of ten run out; as good as zero
+_LEAST = 1e-300  # below this, powers of ten underflow; it counts as zero
 
 Point = tuple[float, float]
 
@@ -24,8 +24,8 @@ class Line:
     """One curve.
 
     Args:
-        name: for the legend.
-        points: (x, y), in the order of x.
+        name: the name in the legend.
+        points: pairs (x, y) in the order of x.
         color: a CSS color, such as `"var(--a)"`.
         dots: whether to mark the points instead of joining them.
     """
@@ -41,9 +41,9 @@ class Band:
     """A named range of the x axis, such as a stage.
 
     Args:
-        name: written above it.
-        start: where it begins.
-        end: where it ends.
+        name: the text above the band.
+        start: the first x.
+        end: the last x.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Band:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Return round numbers that cover a range: steps of 1, 2 or 5 times a power of ten.
+    """Return round numbers in a range, at steps of 1, 2 or 5 times a power of ten.
 
     Args:
-        low: least value.
-        high: greatest value.
-        count: about how many steps there are.
+        low: the least value.
+        high: the greatest value.
+        count: the approximate number of steps.
 
     Returns:
         The numbers within the range.
@@ -91,10 +91,10 @@ def line_chart(
         lines: the curves.
         bands: named ranges of the x axis.
         log: whether y is logarithmic.
-        label: writes a y value.
+        label: a function that formats a y value.
 
     Returns:
-        A `<figure>`; empty where there are no points.
+        A `<figure>`; empty if there are no points.
 
     Example:
         >>> from nnopt_jax.report.svg import Line, line_chart
@@ -133,7 +133,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def _y_axis(ys: Sequence[float], log: bool) -> tuple[list[float], Callable[[float], float]]:
-    """Return the numbers beside the axis, and a function from a value to its place."""
+    """Return the tick values of the axis, and a function from a value to its position."""
     if not ys:
         return [], lambda y: _HEIGHT - _BOTTOM
     if log:
@@ -169,12 +169,13 @@ def _x_tick(x: float, text: str) -> str:
 
 
 def bar_chart(title: str, names: Sequence[str], series: Sequence[Line]) -> str:
-    """Draw horizontal bars, a group for each name; `points` of a series are (anything, length).
+    """Draw horizontal bars, in a group for each name.
 
     Args:
         title: the quantity.
-        names: one for each group.
-        series: one bar for each in every group.
+        names: the names of the groups.
+        series: the series, of which each has one bar in every group; `points` are pairs of anything
+            and the length.
 
     Returns:
         A `<figure>`.
@@ -210,11 +211,11 @@ def histogram(title: str, note: str, edges: Sequence[float], counts: Sequence[in
     Args:
         title: the quantity.
         note: a second line.
-        edges: borders of the bins.
-        counts: how many values lie in each.
+        edges: the edges of the bins.
+        counts: the number of values in each bin.
 
     Returns:
-        A `<figure>`; empty where there is nothing to count.
+        A `<figure>`; empty if there are no values.
 
     Example:
         >>> from nnopt_jax.report.svg import histogram

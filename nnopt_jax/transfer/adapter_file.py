@@ -1,4 +1,4 @@
-"""Files of adapters: the arrays that were learned, without the base."""
+"""Files of adapters: the learned arrays, without the base."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _KIND, _VERSION = "nnopt adapter", 1
 def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> None:
     """Write the arrays of a packed tree that its base lacks, and checksums of the base.
 
-    Arrays that equal one of the same leaf of the base, bit for bit, are left out: `lora` and `dora`
-    write factors and lengths, leaves that trained on write their new values. The checksums are the
-    same on every mesh.
+    Arrays that equal an array of the same leaf of the base, bit for bit, are omitted: `lora` and
+    `dora` write factors and magnitudes, and leaves that were trained further write their new
+    values. The checksums are the same on every mesh.
 
     Args:
-        path: the file, by custom with the ending `.nnopt`; it appears by a rename, complete or not
-            at all.
-        packed: what `tx.pack(base, state)` returned.
-        base: arrays or packed parameters, as they were given to `tx`.
+        path: the file, usually with the ending `.nnopt`. It is renamed into place, so that it is
+            complete or absent.
+        packed: the result of `tx.pack(base, state)`.
+        base: the arrays or packed parameters that were passed to `tx`.
 
     Raises:
-        SelectionError: the trees have other paths; all are named.
-        ValueRangeError: nothing of the base is in the packed tree, or nothing else is.
+        SelectionError: the trees have different paths; all are named.
+        ValueRangeError: the packed tree contains nothing of the base, or nothing else.
         CompositionError: leaves are not arrays, or shapes without values; all are named.
         ArtifactError: the file cannot be written.
 
@@ -64,7 +64,9 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
         {'kernel': Sum(base float32[64,64], delta Factored(u float32[64,2], v float32[2,64]), \
 34 bits/weight)}
     """
-    packed = plain(packed)  # as it is loaded: names, and so the order of leaves, are the file's
+    packed = plain(
+        packed
+    )  # as it is loaded, since names and the order of leaves are those of the file
     ours, theirs = _leaves(_SAVE, packed), _leaves(_SAVE, base)
     problems = Problems(_SAVE)
     for name in sorted(ours.keys() ^ theirs.keys()):
@@ -96,20 +98,20 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
 def load_adapter(
     path: str | os.PathLike[str], base: Params, *, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> Params:
-    """Put an adapter on its base again.
+    """Put an adapter back onto its base.
 
     Args:
-        path: what `save_adapter` wrote.
-        base: the base that it was saved from, on any mesh and in any containers; its arrays are
-            used as they are.
-        max_bytes: as for `nnopt.load`.
+        path: a file that `save_adapter` wrote.
+        base: the base that it was saved for, on any mesh and in any containers; its arrays are used
+            unchanged.
+        max_bytes: see `nnopt.load`.
 
     Returns:
         The packed tree that was saved, bit for bit, in plain containers.
 
     Raises:
-        ArtifactError: leaves of the base are not those the adapter builds on, or it has more, all
-            are named; or the file is damaged, too large, of another kind or version.
+        ArtifactError: leaves of the base differ from those of the adapter, or are superfluous (all
+            are named); or the file is damaged, too large, or of another kind or version.
         CompositionError: leaves of the base are not arrays; all are named.
 
     Example:
@@ -188,7 +190,7 @@ class _Parts(NamedTuple):
 
 
 def _digest(x: Any) -> list[int]:
-    """Return the checksum of an array; of PRNG keys, that of their words."""
+    """Return the checksum of an array; for PRNG keys, the checksum of their words."""
     is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return digest(jax.random.key_data(x) if is_key else x)
 
@@ -196,7 +198,7 @@ def _digest(x: Any) -> list[int]:
 def _matched(
     known: Mapping[str, Any], taken: Mapping[str, Any], base: Mapping[str, Any], who: str
 ) -> dict[str, _Parts]:
-    """Return the leaves that an adapter builds on; raise if the base is not the one it had."""
+    """Return the leaves that an adapter builds on; raise if the base is another one."""
     problems, parts = Problems(who), {}
     for name, (outline, total) in known.items():
         if name not in base:
@@ -205,7 +207,7 @@ def _matched(
         parts[name] = _Parts.of(base[name])
         ours, checksum = parts[name].description
         if checksum == total:
-            continue  # the summary may differ: classes may have been renamed since
+            continue  # the summary may differ, because classes may have been renamed since
         if ours != outline:
             problems.add(name, f"is {ours}, the base of the adapter has {outline}")
         else:
@@ -217,7 +219,7 @@ def _matched(
 
 
 def _filled(tree: Any, values: list[Any]) -> Any:
-    """Return the described tree with these arrays; raise if one is not as described."""
+    """Return the described tree with these arrays; raise if an array is not as described."""
     rest = iter(values)
 
     def fill(dtype: str, shape: tuple[int, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""Low-rank adapters of weights that stay, and parameters that are kept from training."""
+"""Low-rank adapters of frozen weights, and frozen parameters."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from nnopt_jax.typing import DTypeLike
 
 @recorded
 def freeze(where: Where = "**") -> Transform:
-    """Keep parameters from training: no gradient, no optimizer state, no weight decay.
+    """Exclude parameters from training: no gradient, no optimizer state, no weight decay.
 
-    `nnopt.trainable` has None in their places. Arrays that other transforms learn train on.
+    `nnopt.trainable` has None in their place. Arrays that other transforms learn are still trained.
 
     Args:
-        where: which leaves; default: all.
+        where: which leaves; by default all.
 
     Returns:
-        The transform. Every leaf stays as it is.
+        The transform, which does not change leaves.
 
     Raises:
-        SelectionError: by `init`, where no leaf is selected.
+        SelectionError: at `init`, no leaf is selected.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ def freeze(where: Where = "**") -> Transform:
 
 
 def _freezing(tx: Transform, where: Where) -> Transform:
-    """Return a transform that also keeps the parameters that a rule selects from training."""
+    """Return a transform that also freezes the parameters that a rule selects."""
 
     def frozen(params: Any) -> frozenset[str]:
         return frozenset(resolve(where, flatten(params, is_node), tx.name))
@@ -86,37 +86,38 @@ def lora(
     freeze: Where | None = "**",
     dtype: DTypeLike = jnp.float32,
 ) -> Transform:
-    r"""Train a product of two thin matrices beside each weight, which stays (LoRA).
+    r"""Train a low-rank product in addition to each frozen weight (LoRA).
 
     $$ W = W_0 + s\, A B, \qquad s = \frac{\alpha}{r} \quad
        \Big( \text{rank-stabilized: } \frac{\alpha}{\sqrt r} \Big) $$
 
-    with `A` of shape `(in, r)` and `B` of `(r, out)`, for each index of the batch axes of a weight
-    (experts, scanned layers): all contracted axes of a weight are one `in`, all output axes one
-    `out`. `tx.bind` gives the axes; unbound, leaves of two axes are `(in, out)` and those of four
-    or five the kernels of Flax's convolutions. `A` is drawn uniformly within
-    $1/\sqrt{in}$, `B` is zero: training starts at $W_0$. The base may be packed
-    (`QLoRA`): a tree that `tx.pack` or `nnopt.load` returned, its bytes never touched.
+    with `A` of shape `(in, r)` and `B` of shape `(r, out)`, for each index of the batch axes of a
+    weight (experts, scanned layers): contracted axes are flattened to `in`, output axes to `out`.
+    `tx.bind` sets the axes; unbound, leaves of two axes are `(in, out)`, and those of four or five
+    axes are kernels of Flax convolutions. `A` is drawn uniformly within $1/\sqrt{in}$ and `B` is
+    zero, so that training starts at $W_0$. The base may be packed (`QLoRA`), as `tx.pack` or
+    `nnopt.load` returned it; its bytes are not changed.
 
-    Under a mask, and over a packed leaf that has one, the sum is masked, so zeros stay zero; other
-    transforms before it keep their codes in the base, and transforms after it refine the base
+    Under a mask, and over a packed leaf with a mask, the sum is masked, so that zeros stay zero.
+    Other earlier transforms keep their codes in the base, and later transforms refine the base
     alone.
 
     Args:
         rank: `r`.
-        alpha: default: the rank, so that `s = 1` (rank-stabilized: the root of the rank).
-        where: which leaves get adapters; default: those of two axes or more.
-        rank_stabilized: the scale that keeps gradients of one size at any rank.
-        freeze: which parameters stop training; default: all, so that adapters alone train and the
-            optimizer's state is theirs alone. None: all train on.
-        dtype: of the factors.
+        alpha: `alpha`, by default the rank, so that `s = 1` (if rank-stabilized, the root of the
+            rank).
+        where: which leaves get adapters; by default those of two or more axes.
+        rank_stabilized: whether to use the scale at which gradients do not depend on the rank.
+        freeze: which parameters to freeze; by default all, so that only adapters are trained and
+            have optimizer state. None to freeze none.
+        dtype: the dtype of the factors.
 
     Returns:
         The transform. It wraps, and `init` needs a key.
 
     Raises:
-        ValueRangeError: a setting is out of range; by `init`: there is no key.
-        ShapeError: by `init`, where a leaf has fewer than two axes, or its axes are not known.
+        ValueRangeError: a setting is out of range; or, at `init`, the key is missing.
+        ShapeError: at `init`, a leaf has fewer than two axes, or its axes are unknown.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -153,28 +154,28 @@ def dora(
     freeze: Where | None = "**",
     dtype: DTypeLike = jnp.float32,
 ) -> Transform:
-    r"""Train the direction of each weight by a low-rank product, and its lengths freely (DoRA).
+    r"""Train the direction of each weight by a low-rank product, and its magnitudes freely (DoRA).
 
     $$ W = m \, \frac{W_0 + s\, A B}{\lVert W_0 + s\, A B \rVert} $$
 
-    The norm is that of the weights of one output, summed over the contracted axes for each index
-    of output and batch axes (see `lora`), and passes no gradient. `m` starts as the norm of
-    $W_0$: training starts at $W_0$, but for rounding. For the rest see `lora`.
+    The norm of each output is taken over the contracted axes, for each index of output and batch
+    axes (see `lora`), and passes no gradient. `m` is initialized as the norm of $W_0$, so that
+    training starts at $W_0$ up to rounding. For the rest, see `lora`.
 
     Args:
         rank: `r`.
-        alpha: default: the rank, so that `s = 1`.
-        where: which leaves get adapters; default: those of two axes or more.
-        rank_stabilized: `s = alpha / sqrt(r)` in place of `alpha / r`.
-        freeze: which parameters stop training; default: all. None: all train on.
-        dtype: of the factors and lengths.
+        alpha: `alpha`, by default the rank, so that `s = 1`.
+        where: which leaves get adapters; by default those of two or more axes.
+        rank_stabilized: whether `s` is `alpha / sqrt(r)` rather than `alpha / r`.
+        freeze: which parameters to freeze; by default all. None to freeze none.
+        dtype: the dtype of the factors and magnitudes.
 
     Returns:
         The transform. It wraps, and `init` needs a key.
 
     Raises:
-        ValueRangeError: a setting is out of range; by `init`: there is no key.
-        ShapeError: by `init`, where a leaf has fewer than two axes, or its axes are not known.
+        ValueRangeError: a setting is out of range; or, at `init`, the key is missing.
+        ShapeError: at `init`, a leaf has fewer than two axes, or its axes are unknown.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -203,7 +204,7 @@ def _adapter(
     *,
     lengths: bool = False,
 ) -> Transform:
-    """Make the transform of `lora` or, where lengths train too, of `dora`."""
+    """Make the transform of `lora` or, with trained magnitudes, of `dora`."""
     settings = Settings(name)
     settings.integer("rank", rank, 1)
     settings.number("alpha", alpha, 0, above=True, none=True)
@@ -228,7 +229,7 @@ def _adapter(
             learned, drawn = {}, start.drawing_key("draws its first factors")
             for path, x in leaves.items():
                 axes = axes_of(path, x)
-                # By path and not by number, so that other leaves beside it change nothing.
+                # By path rather than by number, so that other leaves do not matter.
                 key = jax.random.fold_in(drawn, zlib.crc32(path.encode()))
                 learned[path] = _first_factors(key, axes.matrix_shape(x.shape), rank, dtype)
                 if lengths:
@@ -246,7 +247,7 @@ def _adapter(
                     encoded[path] = Normalized(encoded[path], own["magnitude"])
             return encoded
 
-        # Norms are sums, whose order a mesh decides.
+        # Norms are sums, whose order depends on the mesh.
         tx = wrapping(
             name, where, init=init, encode=encode, check=misfit, exact=not lengths, binding=binding
         )
@@ -258,9 +259,9 @@ def _adapter(
 def _first_factors(
     key: jax.Array, shape: tuple[int, ...], rank: int, dtype: DTypeLike
 ) -> dict[str, jax.Array]:
-    """Draw the first factor and make the second zero, so that nothing is added yet."""
+    """Draw the first factor and make the second zero, so that their product is zero."""
     *batch, rows, columns = shape
-    bound = max(rows, 1) ** -0.5  # He's initialization with a slope of sqrt(5), as PEFT has it
+    bound = max(rows, 1) ** -0.5  # He initialization with a slope of sqrt(5), as in PEFT
     a = jax.random.uniform(key, (*batch, rows, rank), dtype, -bound, bound)
     return {"a": a, "b": jnp.zeros((*batch, rank, columns), dtype)}
 

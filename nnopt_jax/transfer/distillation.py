@@ -18,20 +18,20 @@ from nnopt_jax.typing import Array, ArrayLike, Key
 def distillation_loss(
     student: ArrayLike, teacher: ArrayLike, temperature: ArrayLike = 4.0
 ) -> Array:
-    r"""Return the distance of a student's softened predictions from its teacher's.
+    r"""Return the KL divergence between softened predictions of teacher and student.
 
     $$ L = T^2 \, \frac{1}{n} \sum_i \mathrm{KL}\big(
        \mathrm{softmax}(z^t_i / T) \,\Vert\, \mathrm{softmax}(z^s_i / T) \big) $$
 
-    The factor keeps gradients of one size at every temperature. Add it to the loss of the labels,
-    as `alpha * distillation_loss(...) + (1 - alpha) * cross_entropy(...)`. The teacher gets no
-    gradient.
+    The factor makes the size of gradients independent of the temperature. Add this loss to the loss
+    of the labels: `alpha * distillation_loss(...) + (1 - alpha) * cross_entropy(...)`. The teacher
+    gets no gradient.
 
     Args:
         student: logits `(..., classes)`.
         teacher: logits of the same shape.
-        temperature: `T`, above 0; 1 leaves the predictions as they are. An array of one number
-            may be traced, as that of a schedule under `jax.jit` is.
+        temperature: `T`, above 0; 1 does not change the predictions. An array of one number may be
+            traced, such as that of a schedule under `jax.jit`.
 
     Returns:
         A float32 scalar, the mean over all but the last axis.
@@ -61,16 +61,16 @@ def distillation_loss(
 
 
 def _divergence(student: Array, teacher: Array) -> Array:
-    r"""Return the KL divergence of two softmaxes over the last axis, accurate however small it is.
+    r"""Return the KL divergence of two softmaxes over the last axis, accurate even if it is small.
 
     $$ \sum_c p_c (e^{d_c} - 1 - d_c), \qquad d = \log q - \log p $$
 
-    Where `p` and `q` are close, the terms of $\sum p (-d)$ are as large as `d`, and their sum is
-    as small as its square. No term of this sum is negative, so nothing cancels.
+    If `p` and `q` are close, the terms of $\sum p (-d)$ are as large as `d`, but their sum is as
+    small as its square. No term of the sum above is negative, so there is no cancellation.
     """
     mine, theirs = (jnp.exp(jax.nn.log_softmax(z)) for z in (student, teacher))
     total, whole = (jax.nn.logsumexp(z, -1, keepdims=True) for z in (student, teacher))
-    # A class that the teacher excludes adds q alone: 0 log 0 = 0.
+    # A class that the teacher excludes adds only q, because 0 log 0 = 0.
     some = theirs > 0
     apart = jnp.where(some, (student - teacher) - (total - whole), 0.0)
     near = some & (apart < 1)
@@ -79,7 +79,7 @@ def _divergence(student: Array, teacher: Array) -> Array:
 
 
 def _excess(d: Array) -> Array:
-    """Return `exp(d) - 1 - d`; for small `d` by its series, in which nothing cancels."""
+    """Return `exp(d) - 1 - d`, for small `d` by its series, which avoids cancellation."""
     small = jnp.abs(d) < 0.1
     x = jnp.where(small, d, 0.0)
     series = x * x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5)))
@@ -87,18 +87,18 @@ def _excess(d: Array) -> Array:
 
 
 def hint_loss(student: ArrayLike, teacher: ArrayLike, regressor: ArrayLike | None = None) -> Array:
-    r"""Return the distance of a student's features from its teacher's, through a learned map.
+    r"""Return the mean squared distance of features of student and teacher, through a learned map.
 
     $$ L = \mathrm{mean}\, ( h^t - h^s R )^2 $$
 
-    The paper's loss is half the sum over features in place of the mean. The teacher gets no
+    The loss of the paper is half the sum over features instead of the mean. The teacher gets no
     gradient.
 
     Args:
         student: features `(..., s)`, channels last.
-        teacher: features `(..., t)`, all other axes alike.
-        regressor: `R`, `(s, t)`, to be trained beside the student (`hint_regressor` starts it); for
-            images that is the 1x1 convolution. None where `s = t` and features are to be the same.
+        teacher: features `(..., t)`, with the same other axes.
+        regressor: `R`, `(s, t)`, which is trained with the student (`hint_regressor` initializes
+            it); for images, it is a 1x1 convolution. None if `s = t` and features should be equal.
 
     Returns:
         A float32 scalar.
@@ -132,14 +132,14 @@ def hint_loss(student: ArrayLike, teacher: ArrayLike, regressor: ArrayLike | Non
 
 
 def hint_regressor(key: Key, student: int, teacher: int) -> Array:
-    r"""Draw the first regressor of `hint_loss`.
+    r"""Draw the initial regressor of `hint_loss`.
 
     $$ R_{ij} \sim \mathcal{N}(0, 1/s) $$
 
     Args:
-        key: for the random numbers.
-        student: `s`, the student's features.
-        teacher: `t`, the teacher's.
+        key: the key of the random numbers.
+        student: `s`, the number of features of the student.
+        teacher: `t`, the number of features of the teacher.
 
     Returns:
         `(s, t)` float32.
@@ -162,17 +162,17 @@ def hint_regressor(key: Key, student: int, teacher: int) -> Array:
 
 
 def attention_map(features: ArrayLike, power: float = 2.0) -> Array:
-    r"""Return where features are strong: a number for each place, all together of norm 1.
+    r"""Return the strength of features at each position, normalized to norm 1.
 
     $$ Q = \frac{\mathrm{vec}(F)}{\lVert \mathrm{vec}(F) \rVert_2}, \qquad
        F = \frac{1}{c} \sum_c |A_c|^p $$
 
     Args:
         features: `(batch, ..., channels)`.
-        power: `p`, above 0. Features of zero get no gradient, whatever it is.
+        power: `p`, above 0. Features of zero get no gradient for any power.
 
     Returns:
-        `(batch, places)` float32; zeros where there are no features at all.
+        `(batch, places)` float32; zeros if all features are zero.
 
     Raises:
         ValueRangeError: the power is out of range.
@@ -197,12 +197,12 @@ def attention_map(features: ArrayLike, power: float = 2.0) -> Array:
             f"transfer.attention_map: features of shape {features.shape} have no places; give "
             "(batch, ..., channels)."
         )
-    # The map does not change with the scale of the features, whose powers might leave float32.
+    # The map does not depend on the scale of the features, whose powers might overflow float32.
     scaled = jnp.ldexp(features, -exponent(features, tuple(range(1, features.ndim))))
     size = jnp.square(scaled) if power == 2 else _power(scaled, power)
     places = size.mean(-1).reshape(features.shape[0], math.prod(features.shape[1:-1]))
     square = jnp.square(places).sum(1, keepdims=True)
-    # Guarded inside the root as well, where the slope at zero would be infinite.
+    # Guarded inside the root as well, whose derivative at zero would be infinite.
     some = square > 0
     return jnp.where(some, places / jnp.sqrt(jnp.where(some, square, 1.0)), 0.0)
 
@@ -220,16 +220,16 @@ def attention_loss(
     *,
     distance: Literal["square", "norm"] = "square",
 ) -> Array:
-    r"""Return the distance of a student's attention map from its teacher's.
+    r"""Return the distance between the attention maps of student and teacher.
 
     $$ L = \mathrm{mean}\, (Q^s - Q^t)^2 \qquad \text{or} \qquad
        L = \frac{1}{n} \sum_i \lVert Q^s_i - Q^t_i \rVert_2 $$
 
-    The teacher gets no gradient. Numbers of channels may differ.
+    The teacher gets no gradient. The numbers of channels may differ.
 
     Args:
         student: features `(batch, ..., channels)`.
-        teacher: features with as many places.
+        teacher: features with the same number of positions.
         power: `p` of `attention_map`.
         distance: `"square"`, as in the authors' code; `"norm"`, as in the paper.
 
@@ -238,7 +238,7 @@ def attention_loss(
 
     Raises:
         ValueRangeError: a setting is out of range.
-        ShapeError: the numbers of places differ.
+        ShapeError: the numbers of positions differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -276,7 +276,7 @@ def _pair(student: ArrayLike, teacher: ArrayLike) -> tuple[Array, Array]:
 
 
 def _same_shape(who: str, student: ArrayLike, teacher: ArrayLike) -> tuple[Array, Array]:
-    """Return both as `_pair` does; raise if their shapes differ."""
+    """Return both like `_pair`; raise if their shapes differ."""
     student, teacher = _pair(student, teacher)
     if student.shape != teacher.shape or not student.ndim:
         raise ShapeError(

@@ -1,4 +1,4 @@
-"""Models of one architecture, merged leaf by leaf."""
+"""Merging of models of one architecture, leaf by leaf."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def soup(models: Sequence[Params], weights: float | Sequence[float] = 1.0) -> Pa
 
     Args:
         models: trees of arrays or packed parameters, of the same paths and shapes.
-        weights: one for each, or one for all.
+        weights: one for each model, or one for all.
 
     Returns:
-        A tree of arrays, in the dtypes of the first model; leaves of integers are its own.
+        A tree of arrays in the dtypes of the first model, with its integer leaves.
 
     Raises:
-        ValueRangeError: there is no model, or weights do not fit.
+        ValueRangeError: there are no models, or weights do not fit.
         SelectionError: a model lacks leaves of the first, or has others; all are named.
         ShapeError: shapes, or kinds of numbers, differ; all are named.
 
@@ -59,17 +59,17 @@ def soup(models: Sequence[Params], weights: float | Sequence[float] = 1.0) -> Pa
 def task_arithmetic(
     base: Params, models: Sequence[Params], weights: float | Sequence[float] = 1.0
 ) -> Params:
-    r"""Add to a model what others, fine-tuned from it, have learned; or subtract it.
+    r"""Add or subtract the changes that fine-tuning made in other models.
 
     $$ \theta = \theta_0 + \sum_k w_k\, (\theta_k - \theta_0) $$
 
     Args:
         base: the model that the others were fine-tuned from.
         models: trees of arrays or packed parameters, of the same paths and shapes.
-        weights: one for each, or one for all; a negative one makes the model forget.
+        weights: one for each model, or one for all; a negative weight removes what was learned.
 
     Returns:
-        A tree of arrays, in the dtypes of `base`; leaves of integers are its own.
+        A tree of arrays in the dtypes of `base`, with its integer leaves.
 
     Raises:
         ValueRangeError: weights do not fit.
@@ -115,15 +115,15 @@ def ties(
     Args:
         base: the model that the others were fine-tuned from.
         models: trees of arrays or packed parameters, of the same paths and shapes.
-        weights: `w`, one for each, or one for all.
-        density: the fraction of each leaf's differences that is kept, the greatest, rounded down:
-            a leaf of four keeps none at 0.2.
+        weights: `w`, one for each model, or one for all.
+        density: the fraction of each leaf's differences to keep, the greatest, rounded down: a leaf
+            of four keeps none at 0.2.
         scale: `lambda`.
         vote: `"weighted"` (mergekit): weights count in the election, `n = w`; `"unweighted"`
-            (PEFT): they do not, `n = 1`. The same where weights are 1.
+            (PEFT): they do not, `n = 1`. Both are equal if all weights are 1.
 
     Returns:
-        A tree of arrays, in the dtypes of `base`; leaves of integers are its own.
+        A tree of arrays in the dtypes of `base`, with its integer leaves.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -155,25 +155,25 @@ def ties(
 
 
 def slerp(a: Params, b: Params, t: ArrayLike, *, scope: Literal["leaf", "tree"] = "leaf") -> Params:
-    r"""Go from one model to another along the arc between their directions.
+    r"""Interpolate between two models along the arc between their directions.
 
     $$ \theta = \frac{\sin((1 - t)\,\omega)}{\sin\omega}\, \theta_a
        + \frac{\sin(t\,\omega)}{\sin\omega}\, \theta_b, \qquad
        \cos\omega = \frac{\langle \theta_a, \theta_b \rangle}
        {\lVert \theta_a \rVert \lVert \theta_b \rVert} $$
 
-    An average of two directions is shorter than both; this keeps the norm. Where directions are
-    nearly parallel, the line between them is taken.
+    An average of two directions is shorter than both, whereas this keeps the norm. If directions
+    are nearly parallel, the interpolation is linear.
 
     Args:
         a: the model at `t=0`: a tree of arrays or packed parameters.
         b: the model at `t=1`, of the same paths and shapes.
         t: from 0 to 1; an array of one number may be traced.
-        scope: `"leaf"`: each leaf has its own angle; `"tree"`: one angle of all leaves, taken as
-            one vector.
+        scope: `"leaf"`: each leaf has its own angle; `"tree"`: all leaves have one angle, as one
+            vector.
 
     Returns:
-        A tree of arrays, in the dtypes of `a`; leaves of integers are those of `a`.
+        A tree of arrays in the dtypes of `a`, with the integer leaves of `a`.
 
     Raises:
         ValueRangeError: a setting is out of range.
@@ -210,14 +210,14 @@ def merged(
 ) -> Params:
     """Merge models leaf by leaf, in float32, and cast once.
 
-    Complex numbers are two reals each. Leaves that hold neither (counters, masks) are those of the
+    A complex number is merged as two real numbers. Other leaves (counters, masks) are those of the
     first model.
 
     Args:
         who: the method's public name.
         models: trees of arrays or packed parameters, with the same paths and shapes.
-        merge: float32 arrays, one of each model, to the merged one.
-        names: how errors call the models; default: model 0, model 1, ...
+        merge: a function of float32 arrays, one of each model, that returns the merged array.
+        names: the names of the models in errors; by default model 0, model 1, ...
 
     Returns:
         A tree of arrays of the structure and dtypes of the first model.
@@ -246,7 +246,7 @@ def merged(
 
 
 def _reals(leaf: Any) -> Array:
-    """Return a leaf in float32, the two parts of complex numbers along a last axis."""
+    """Return a leaf in float32, with the two parts of complex numbers on a last axis."""
     x = materialize(leaf)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], -1)
@@ -254,7 +254,7 @@ def _reals(leaf: Any) -> Array:
 
 
 def _kind(leaf: Any) -> str:
-    """Return which numbers a leaf holds, as far as merging tells them apart."""
+    """Return the kind of numbers of a leaf, as far as merging distinguishes them."""
     for kind in (jnp.floating, jnp.complexfloating):
         if jnp.issubdtype(leaf.dtype, kind):
             return kind.__name__
@@ -262,7 +262,7 @@ def _kind(leaf: Any) -> str:
 
 
 def _aligned(who: str, models: Sequence[Params], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the leaves of each model by path; raise as `merged` does, all differences at once."""
+    """Return the leaves of each model by path; raise for all differences at once."""
     leaves = [flatten(model, is_node) for model in models]
     called = [*names, *(f"model {number}" for number in range(len(names), len(models)))]
     for name, one in zip(called, leaves, strict=True):
@@ -289,7 +289,7 @@ def _aligned(who: str, models: Sequence[Params], names: Sequence[str]) -> list[d
 def _weighed(
     settings: Settings, models: Any, weights: Any, *, least: int = 1
 ) -> tuple[list[Params], list[float]]:
-    """Return the models as a list, and a finite weight for each; a single one stands for all."""
+    """Return the models as a list, and a finite weight for each."""
     if isinstance(models, Mapping) or not isinstance(models, Iterable):
         settings.wrong("models", type(models), "is not a list; give models one by one, [a, b].")
         settings.done()

@@ -22,10 +22,10 @@ from nnopt_jax.typing import Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A model that runs and trains without the code that defined it.
+    """A model that runs and is trained without the code that defined it.
 
     Args:
-        structure: its programs and the tree of its parameters.
+        structure: the programs and the tree of parameters.
         params: its parameters, dense or packed.
         metadata: the metadata that it was saved with.
 
@@ -47,7 +47,7 @@ class Model:
     __repr__ = brief_fields
 
     def __call__(self, *args: Any) -> Any:
-        """Compute the outputs, compiled; see `Structure.apply` for the errors."""
+        """Compute the outputs with a compiled program; see `Structure.apply` for errors."""
         return self._compiled(self.params, *args)
 
     @functools.cached_property
@@ -63,15 +63,15 @@ def save_model(
     `nnopt.load` reads the parameters alone; `nnopt inspect` describes both.
 
     Args:
-        path: the file, by custom with the ending `.nnopt`.
+        path: the file, usually with the ending `.nnopt`.
         structure: the result of `capture`.
         params: its parameters, dense or packed.
-        metadata: any JSON, to be kept with them.
+        metadata: any JSON, to save with the model.
 
     Raises:
-        SelectionError: the parameters are not those of the structure, by path.
+        SelectionError: the paths of the parameters differ from those of the structure.
         ShapeError: their shapes or dtypes differ.
-        ArtifactError: the file cannot be written; what was at `path` before is untouched.
+        ArtifactError: the file cannot be written; an older file at `path` is untouched.
         ValueRangeError: the metadata is not JSON, `path` is not a path, or `structure` is not a
             structure.
         CompositionError: parameters are shapes without values.
@@ -99,18 +99,19 @@ def save_model(
 
 
 def load_model(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> Model:
-    """Read a model bit for bit, without model code and without pickle.
+    """Load a model bit for bit, without model code or pickle.
 
     Args:
         path: a file that `save_model` wrote.
-        max_bytes: the most bytes that the arrays may take, and that the programs may take.
+        max_bytes: the greatest number of bytes that the arrays may take, and that the programs may
+            take.
 
     Returns:
-        The model; its parameters in plain containers, packed as they were.
+        The model, with its parameters packed as they were, in plain containers.
 
     Raises:
-        ArtifactError: there is no such file, it holds no structure, or it is damaged, of an unknown
-            version, or too large.
+        ArtifactError: the file does not exist, lacks a structure, is damaged, has an unknown
+            version, or is too large.
         ValueRangeError: `path` is not a path, or `max_bytes` is not a whole number.
 
     Example:
@@ -131,17 +132,17 @@ def load_model(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYT
 def load_structure(
     path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> Structure:
-    """Read only the structure of a model; no parameter is decoded.
+    """Load only the structure of a model, without decoding parameters.
 
     Args:
         path: a file that `save_model` wrote.
-        max_bytes: as for `load_model`.
+        max_bytes: see `load_model`.
 
     Returns:
         The structure.
 
     Raises:
-        ArtifactError: as `load_model`.
+        ArtifactError: see `load_model`.
 
     Example:
         >>> import tempfile, jax.numpy as jnp

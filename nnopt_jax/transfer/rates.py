@@ -1,4 +1,4 @@
-"""Learning rates of leaves: labels for optax, and rates that fall towards the input."""
+"""Learning rates of leaves: labels for optax, and rates that decrease towards the input."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Rates(NamedTuple):
 
     Args:
         labels: a string for each leaf, as `optax.multi_transform` takes them.
-        multipliers: the factor of the learning rate of each label, from the first group of the
-            order to the last.
+        multipliers: the factor of the learning rate for each label, from the first group to the
+            last.
 
     Example:
         >>> import optax
@@ -46,11 +46,11 @@ class Rates(NamedTuple):
     __repr__ = brief_fields
 
     def scale(self, updates: PyTree) -> PyTree:
-        """Multiply the updates of any optimizer, as is right for one that adapts to gradients.
+        """Multiply updates by the rates, as suits optimizers that adapt to gradients.
 
         Args:
-            updates: of the structure of the parameters; arrays inside a packed parameter are
-                scaled alike.
+            updates: the updates, with the structure of the parameters; all arrays of a packed
+                parameter are scaled equally.
 
         Returns:
             The updates, each times the multiplier of its leaf.
@@ -70,24 +70,24 @@ class Rates(NamedTuple):
 
 
 def layerwise_rates(params: Params, order: Sequence[Where], *, decay: float = 0.75) -> Rates:
-    r"""Return rates that fall from layer to layer, so that layers near the input change least.
+    r"""Return rates that decrease from layer to layer towards the input.
 
     $$ \eta_l = \eta \, d^{\,L - l}, \qquad l = 1, \dots, L $$
 
-    The rate of the last group is the optimizer's own.
+    The rate of the last group is that of the optimizer.
 
     Args:
         params: the parameters, or their shapes.
         order: the groups from input to output, each a selector. A regular expression with a group
-            `(?P<index>\d+)` stands for as many groups as there are numbers, in their order.
-        decay: `d`, above 0, at most 1.
+            `(?P<index>\d+)` stands for one group for each number, in their order.
+        decay: `d`, above 0 and at most 1.
 
     Returns:
         Labels `"01"`, `"02"`, ... and their multipliers.
 
     Raises:
         ValueRangeError: the decay is out of range.
-        SelectionError: a group has no leaf, or a leaf is in no group or in two; all are named.
+        SelectionError: a group is empty, or a leaf is in no group or in two; all are named.
 
     Example:
         >>> from nnopt_jax.transfer import layerwise_rates
@@ -130,7 +130,7 @@ def labels(
 
     Args:
         params: the parameters, or their shapes.
-        rules: for each label a selector of its leaves, or several.
+        rules: for each label, one or several selectors of its leaves.
         default: the label of all other leaves.
 
     Returns:

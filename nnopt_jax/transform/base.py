@@ -1,4 +1,4 @@
-"""The protocol: a transform is a value of three pure functions."""
+"""The protocol of a transform, a value of three pure functions."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class State(NamedTuple):
     """The state of one transform between steps: a pytree of arrays.
 
     Args:
-        learned: float arrays that an optimizer moves, by leaf path or `"*"` for all together.
-        rest: all else (masks, scales, tables, keys), likewise; it names every leaf.
-        count: int32, how many updates were made.
+        learned: float arrays that the optimizer moves, by leaf path, or `"*"` for all leaves
+            together.
+        rest: all other arrays (masks, scales, tables, keys), likewise; it names every leaf.
+        count: int32, the number of updates.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,8 +53,9 @@ class Grads(NamedTuple):
     """The two gradients of a loss under a transform.
 
     Args:
-        train: with respect to what the optimizer moves, a `Trainable`.
-        dense: with respect to the dense parameters that the model saw, of their structure.
+        train: the gradient with respect to the arrays that the optimizer moves, a `Trainable`.
+        dense: the gradient with respect to the dense parameters that the model used, with their
+            structure.
 
     Example:
         >>> from nnopt_jax.transform import Grads
@@ -68,22 +70,22 @@ class Grads(NamedTuple):
 
     @property
     def shown(self) -> Any:
-        """Raise an error: the former name of `dense`."""
+        """Raise an error that names `dense`, the new name."""
         raise AttributeError("grads.shown is now grads.dense")
 
 
 class InitFn(Protocol):
-    """`init(params, *, stats=None, graph=None, key=None) -> State`."""
+    """The type of `init(params, *, stats=None, graph=None, key=None) -> State`."""
 
     def __call__(
         self, params: Any, *, stats: Any = None, graph: Any = None, key: jax.Array | None = None
     ) -> Any:
-        """Make the first state, after all checks of selection, shapes and settings."""
+        """Return the initial state, after all checks of selection, shapes and settings."""
         ...
 
 
 class EncodeFn(Protocol):
-    """`encode(params, state, *, train=False) -> params` with packed parameters as leaves."""
+    """The type of `encode(params, state, *, train=False) -> params`, with packed leaves."""
 
     def __call__(self, params: Any, state: Any, *, train: bool = False) -> Any:
         """Return the packed parameter that stands for each leaf."""
@@ -91,7 +93,7 @@ class EncodeFn(Protocol):
 
 
 class UpdateFn(Protocol):
-    """`update(params, state, *, grads=None, upstream=None, step=None) -> (params, state)`."""
+    """The type of `update(params, state, *, grads, upstream, step) -> (params, state)`."""
 
     def __call__(
         self,
@@ -102,13 +104,13 @@ class UpdateFn(Protocol):
         upstream: Any = None,
         step: jax.Array | int | None = None,
     ) -> tuple[Any, Any]:
-        """Refresh the state, and perhaps move the parameters, after an optimizer step."""
+        """Update the state, and perhaps move the parameters, after an optimizer step."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    r"""A transform of parameters: three pure functions, and what follows from them.
+    r"""A transform of parameters: three pure functions, and functions derived from them.
 
     `encode` returns the packed parameter that stands for each leaf. The parameters of the model and
     those in storage form are derived from it, so they cannot disagree:
@@ -116,23 +118,25 @@ class Transform:
     $$ apply = materialize \circ encode, \qquad pack = store \circ encode $$
 
     Args:
-        name: how errors and tables call it, `"pruning.magnitude"`.
-        init: makes the state from the parameters.
-        encode: returns the packed parameters that stand for the leaves.
-        update: refreshes the state once after each optimizer step.
+        name: the name in errors and tables, such as `"pruning.magnitude"`.
+        init: a function that makes the state from the parameters.
+        encode: a function that returns the packed parameters that stand for the leaves.
+        update: a function that updates the state once after each optimizer step.
         exact: whether `init` and `update` are bit-equal on any mesh.
-        capacities: how many values each leaf keeps in the end, by path, as far as it
-            follows from settings; for `plan`.
-        needs: names of the statistics that `init` requires; `graph.observe` measures them.
-        frozen: returns the paths of the parameters that no optimizer may move.
-        back: maps the gradients at the dense parameters to those that earlier transforms use: a
-            leaf that stands for several gets the sum of theirs.
-        check: raises all errors of selection, axes and shapes, from the shapes of parameters.
-        notes: returns the notes of a plan on each leaf, by path, from the shapes of parameters.
-        takes: names of the statistics that `init` uses if they are given.
+        capacities: a function that returns the final number of values of each leaf, by path, as far
+            as settings determine it; for `plan`.
+        needs: the names of the statistics that `init` requires; `graph.observe` measures them.
+        frozen: a function that returns the paths of the parameters that optimizers must not move.
+        back: a function that maps gradients at the dense parameters to those for earlier
+            transforms: a leaf that is used for several gets the sum of their gradients.
+        check: a function that raises all errors of selection, axes and shapes, given the shapes of
+            parameters.
+        notes: a function that returns the notes of a plan on each leaf, by path, given the shapes
+            of parameters.
+        takes: the names of the statistics that `init` uses if they are available.
         binding: the model that it is bound to.
-        build: makes the same transform for the weights of another model.
-        description: how it was made, for `repr`; the name where that is empty.
+        build: a function that makes the same transform for another model.
+        description: the call that made it, for `repr`; if empty, the name is used.
 
     Example:
         >>> import jax.numpy as jnp
@@ -170,21 +174,24 @@ class Transform:
         axes: Mapping[str, Axes] | None = None,
         misfit: Misfit = "raise",
     ) -> Transform:
-        """Return the same transform, which knows the axes of a model's weights.
+        """Return the same transform with the axes of a model's weights.
 
-        Scales of channels then lie over output axes; groups, N:M patterns and factors follow the
-        contracted axes; and by default the weights of products and convolutions are taken, without
-        embeddings and the last product. Unbound, weights of two axes are `(in, out)`.
+        Channel scales then lie on output axes, and groups, N:M patterns and factors follow the
+        contracted axes. By default, the transform then takes the weights of products and
+        convolutions, except embeddings and the last product. Unbound, weights of two axes are `(in,
+        out)`.
 
         Args:
-            graph: what `nnopt.graph(apply, params, *inputs)` made.
-            axes: by rule (see `nnopt_jax.tree.selector`), where there is no graph, or where the
-                uses of a leaf disagree. A path beats patterns, a later pattern the ones before.
-            misfit: `"raise"`: leaves that groups or patterns do not fit are an error. `"skip"`:
-                they stay as they are, and the plan says so.
+            graph: the result of `nnopt.graph(apply, params, *inputs)`.
+            axes: axes by rule (see `nnopt_jax.tree.selector`), for models without a graph or leaves
+                whose uses disagree. A path takes precedence over patterns, and a later pattern over
+                earlier ones.
+            misfit: `"raise"`: leaves that groups or patterns do not fit raise an error. `"skip"`:
+                they are not changed, and the plan says so.
 
         Raises:
-            NnoptError: selection, axes or shapes are wrong; all problems of one kind at once.
+            NnoptError: selection, axes or shapes are wrong; all problems of one kind are raised at
+                once.
 
         Example:
             >>> import jax.numpy as jnp
@@ -204,13 +211,13 @@ class Transform:
         return bound
 
     def __repr__(self) -> str:
-        """Show how the transform was made, and how many leaves it is bound to."""
+        """Return the call that made the transform, and the number of leaves it is bound to."""
         count = len(self.binding.axes) or len(self.binding.rules)
         end = f" bound to {counted(count, 'leaf', 'leaves')}" if self.binding.is_bound else ""
         return clipped(self.description or self.name, WIDTH - len(end)) + end
 
     def apply(self, params: Any, state: Any) -> Any:
-        """Return the dense parameters that the model sees.
+        """Return the dense parameters that the model uses.
 
         Args:
             params: the parameters.
@@ -224,7 +231,7 @@ class Transform:
         Args:
             params: the parameters.
             state: the transform's state.
-            capacities: under `jax.jit`, how many values each masked leaf keeps, where that
+            capacities: under `jax.jit`, the number of values that each masked leaf keeps, if it
                 depends on data.
 
         Raises:
@@ -238,11 +245,11 @@ class Transform:
 
 
 def bindable(build: Build, binding: Binding = UNBOUND) -> Transform:
-    """Make a transform that can be bound to another model.
+    """Make a transform that can be bound to other models.
 
     Args:
         build: `build(binding) -> Transform`.
-        binding: the model that it is bound to at first.
+        binding: the initial binding.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -284,7 +291,7 @@ def _check_encoded(who: str, params: Any, encoded: Any) -> None:
 
 
 def abstract_state(tx: Transform, params: Any) -> Any:
-    """Return the state that `tx.init` would make, as shapes and dtypes, without computing it.
+    """Return the shapes and dtypes of the state that `tx.init` makes, without computing it.
 
     Example:
         >>> import jax
@@ -293,7 +300,8 @@ def abstract_state(tx: Transform, params: Any) -> Any:
         >>> abstract_state(nnopt.pruning.magnitude(0.5), shapes).rest["kernel"]["mask"]
         ShapeDtypeStruct(shape=(3, 2), dtype=bool)
     """
-    # Any key and any statistics will do: nothing is computed, and what a transform needs it gets.
+    # Any key and any statistics suffice, because nothing is computed; every need of a transform is
+    # met.
     return jax.eval_shape(
         lambda p: tx.init(p, stats={name: p for name in tx.needs}, key=jax.random.key(0)),
         without_inert(params),
@@ -301,10 +309,10 @@ def abstract_state(tx: Transform, params: Any) -> Any:
 
 
 def abstractly(ask: Callable[[Any], Answer], params: Any) -> Answer:
-    """Return what a function says of the shapes of parameters, without computing anything.
+    """Call a function on abstract parameters, without computing anything.
 
     Args:
-        ask: of parameters, which are traced; what it returns must hold no arrays.
+        ask: a function of parameters, which are traced; its result must not contain arrays.
         params: the parameters, or their shapes.
 
     Example:

@@ -103,7 +103,7 @@ class Binding:
         axes: the axes in the graph, by path.
         rules: the user's axes by rule; they override those of the graph.
         weights: the leaves taken by default; None for all leaves of two axes or more.
-        left_out: weights that are left out by default, and why.
+        left_out: weights that are skipped by default, with reasons.
         unknown: leaves without known axes, and why.
         misfit: whether to raise for leaves that groups or patterns do not fit, or to skip them.
         graph: the graph that it was made from, or None.
@@ -146,14 +146,14 @@ class Binding:
     def rules_of(self, path: str) -> Rules:
         """Return the user's rules that select a leaf; the first one gives its axes.
 
-        A path beats patterns, and a later pattern the ones before, so that exceptions to a pattern
-        may follow it.
+        A path takes precedence over patterns, and a later pattern over earlier ones, so that
+        exceptions to a pattern may follow it.
         """
         found = [pair for pair in self.rules if selector(pair[0])(path, None)]
         return tuple(sorted(reversed(found), key=lambda pair: pair[0] != path))
 
     def is_assumed(self, path: str) -> bool:
-        """Return whether the axes of a leaf are assumed, not given by a graph or the user."""
+        """Return whether the axes of a leaf are assumed rather than set by a graph or the user."""
         return self.graph is None and not self.rules_of(path)
 
     def why_unknown(self, path: str, shape: tuple[int, ...]) -> str:
@@ -221,7 +221,7 @@ def binding_of(
         )
     table, torn = graph.axes, _disagreeing(graph.axes)
     unknown = {**torn, **table.unknown}
-    # Products use these all the same, in ways that disagree.
+    # Products use these leaves, too, but with roles that disagree.
     in_products = {
         path: why
         for path, why in unknown.items()
@@ -276,7 +276,7 @@ def _check_same(who: str, leaves: Mapping[str, Any], params: Any, *, partial: bo
     """Raise if paths or shapes of leaves differ from those of the graph."""
     lost, wrong = Problems(who), Problems(who)
     known = {p: tuple(x.shape) for p, x in flatten(params, is_node).items() if hasattr(x, "shape")}
-    # Inside of `jax.shard_map` a leaf is only the shard of one device.
+    # Inside of `jax.shard_map`, a leaf is only the shard of one device.
     is_local = bool(jax.sharding.get_abstract_mesh().manual_axes)
     for path, leaf in leaves.items():
         if not hasattr(leaf, "shape"):
@@ -331,7 +331,7 @@ def _contradiction(binding: Binding, path: str, axes: Axes, shape: tuple[int, ..
 
 
 def _agree(ours: Axes, graphs: Axes) -> bool:
-    """Return whether two give axes the same roles; for a lookup, the user's axes are accepted."""
+    """Return whether two axes give the same roles; for a lookup, any user's axes are accepted."""
     if graphs.lookup:
         return True
     return all(

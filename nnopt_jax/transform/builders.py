@@ -1,4 +1,4 @@
-"""The builder of transforms that wrap whole leaves, and what all builders share."""
+"""The builder of transforms that wrap whole leaves, and parts that all builders share."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from nnopt_jax.tree.select import Where
 
 
 class Faults(NamedTuple):
-    """What rules a method out for one leaf, from shape and dtype alone.
+    """The problems of a method with one leaf, from shape and dtype alone.
 
     Args:
-        refused: (leaf, problem): what an earlier transform made of it.
-        misfit: (leaf, problem): axes, groups or patterns that do not fit.
+        refused: pairs of leaf and problem: earlier transforms that rule the method out.
+        misfit: pairs of leaf and problem: axes, groups or patterns that do not fit.
     """
 
     refused: Sequence[tuple[str, str]] = ()
@@ -56,26 +56,27 @@ def wrapping(
     needs_axes: bool = False,
     binding: Binding = UNBOUND,
 ) -> Transform:
-    """Make a transform that wraps whole leaves and sees their dense values.
+    """Make a transform that wraps whole leaves and gets their dense values.
 
     Args:
         name: the method's public name.
         where: which leaves; see `nnopt_jax.tree.selector`.
-        init: `(dense leaves by path, Start) -> (learned, rest)`, both by path.
+        init: a function `(dense leaves by path, Start) -> (learned, rest)`, both by path.
         encode: `(leaves by path, state, train) -> packed parameters by path`.
-        update: `(dense leaves, state, Update) -> (learned, rest)`; None to keep them.
-        project: `(raw leaf, rest) -> raw leaf`: projects the parameter after the update. Only raw
-            leaves are moved, because a leaf that an earlier transform encoded is that transform's
-            to move.
-        check: `(path, abstract leaf) -> problem or None`, from shape and dtype alone.
-        refuses: likewise: what an earlier transform made of a leaf that rules this one out.
+        update: a function `(dense leaves, state, Update) -> (learned, rest)`; None to keep both.
+        project: a function `(raw leaf, rest) -> raw leaf` that projects the parameter after the
+            update. It applies only to raw leaves, because a leaf that an earlier transform encoded
+            is moved by that transform.
+        check: a function `(path, abstract leaf) -> problem or None`, of shape and dtype alone.
+        refuses: a function like `check`, for leaves that earlier transforms made unsuitable.
         exact: see `Transform`.
-        needs: names of the statistics that `init` cannot do without.
-        takes: names of those that it uses where they are given.
-        capacities: `abstract leaves by path -> values kept in the end`, as far as they are known.
-        needs_axes: whether the method cannot do without the axes of a leaf of several axes.
-        binding: the model it is made for; a method whose functions depend on it is made anew for
-            each by `bindable`.
+        needs: the names of the statistics that `init` requires.
+        takes: the names of the statistics that it uses if they are available.
+        capacities: a function from abstract leaves to the final numbers of kept values, by path, as
+            far as they are known.
+        needs_axes: whether the method requires the axes of a leaf of several axes.
+        binding: the model that it is made for; `bindable` makes a method again for each binding if
+            its functions depend on it.
 
     Returns:
         The transform.
@@ -147,7 +148,7 @@ def on_leaves(
     takes: tuple[str, ...] = (),
     capacities: Callable[[Leaves], dict[str, int]] | None = None,
 ) -> Transform:
-    """Make a transform of functions of the chosen leaves, packed or not: what builders share.
+    """Make a transform from functions of the chosen leaves, packed or not.
 
     Args:
         name: the method's public name.
@@ -155,12 +156,12 @@ def on_leaves(
         binding: the model that it is made for.
         init: `(leaves by path, Start) -> (learned, rest)`, both by path.
         encode: `(leaves by path, state, train) -> packed parameters by path`.
-        refresh: `(leaves by path, state, Update) -> (learned, rest)`; None to keep them.
+        refresh: a function `(leaves by path, state, Update) -> (learned, rest)`; None to keep both.
         project: see `wrapping`.
         faults: `(path, leaf) -> Faults`, from shape and dtype alone.
-        check_together: raises if the chosen leaves cannot go together.
+        check_together: a function that raises if the chosen leaves cannot be combined.
         needs_axes: `(path, leaf) -> bool`: whether the method depends on the axes of a leaf.
-        inside: entries of a state beside those by path, see `check_state`.
+        inside: entries of a state in addition to those by path, see `check_state`.
         slots: see `check_state`.
         exact: see `Transform`.
         needs: see `wrapping`.
@@ -216,12 +217,12 @@ def fitting(who: str, leaves: Leaves, faults: Mapping[str, Faults], binding: Bin
     Args:
         who: the method, for errors.
         leaves: by path.
-        faults: by path, what was found.
-        binding: says whether leaves that do not fit are skipped.
+        faults: the problems of each leaf, by path.
+        binding: the binding, which determines whether unfit leaves are skipped.
 
     Raises:
-        CompositionError: earlier transforms rule the method out; all leaves are named.
-        ShapeError: leaves do not fit and are not to be skipped, or none does; all are named.
+        CompositionError: earlier transforms rule the method out; all such leaves are named.
+        ShapeError: leaves do not fit and are not skipped, or no leaf fits; all are named.
     """
     refused, wrong = Problems(who), Problems(who)
     for found in faults.values():
@@ -248,7 +249,7 @@ def project_leaves(
         params: the parameters.
         seen: the chosen leaves as earlier transforms left them, by path.
         project: `(raw leaf, rest) -> raw leaf`.
-        rest: of the state, by path.
+        rest: the rest of the state, by path.
     """
     raw = flatten(params, is_node)
     moved = {p: project(raw[p], rest[p]) for p, leaf in seen.items() if not is_node(leaf)}

@@ -28,15 +28,16 @@ from nnopt_jax.tree.select import Where, resolve
 
 
 def chain(*transforms: Transform) -> Transform:
-    r"""Apply transforms one after another; each takes the parameters as those before it left them.
+    r"""Apply transforms one after another, each to the result of those before it.
 
     $$ encode = encode_n \circ \dots \circ encode_1 $$
 
-    Pruning and adapters wrap a leaf; sharing, quantization and low rank refine the floats inside
-    it and keep every node above them. So zeros stay zero and code counts stay, in any order.
+    Pruning and adapters wrap a leaf; sharing, quantization and low rank refine the float arrays
+    inside it and keep every node above them. So zeros stay zero, and the number of codes does not
+    grow, in any order.
 
     Args:
-        *transforms: what to apply, first to last.
+        *transforms: the transforms, from first to last.
 
     Returns:
         A transform whose state is the tuple of the transforms' states.
@@ -60,11 +61,11 @@ def chain(*transforms: Transform) -> Transform:
 
 
 def bound_to(binding: Binding, transform: Transform) -> Transform:
-    """Return the transform for the weights of a model; one that needs to know none as it is.
+    """Return a transform bound to a model, or unchanged if it does not need binding.
 
     Args:
-        binding: to the model; an unbound one leaves the transform what it is.
-        transform: any.
+        binding: the binding; an unbound one returns the transform unchanged.
+        transform: any transform.
     """
     if not binding.is_bound and binding.misfit == "raise":
         return transform  # it may be bound already
@@ -72,7 +73,7 @@ def bound_to(binding: Binding, transform: Transform) -> Transform:
 
 
 def _chain(*transforms: Transform) -> Transform:
-    """Make a chain of transforms that are bound, or not to be bound."""
+    """Make a chain of transforms, bound or unbound."""
 
     def init(params: Any, *, stats: Any = None, graph: Any = None, key: Any = None) -> tuple:
         states = []
@@ -135,7 +136,7 @@ def _chain(*transforms: Transform) -> Transform:
 
 
 def _capacities(transforms: tuple[Transform, ...], params: Any) -> dict[str, int]:
-    """Return how many values each leaf keeps: the least over the transforms."""
+    """Return the number of values that each leaf keeps, the least over the transforms."""
     found: dict[str, int] = {}
     for transform in transforms:
         for path, count in transform.capacities(params).items():
@@ -152,12 +153,12 @@ def _steps(transforms: tuple[Transform, ...], params: Any) -> Iterator[tuple[Tra
             return
         try:
             params = jax.eval_shape(transform.encode, params, abstract_state(transform, params))
-        except CapacityError:  # sizes that depend on weights: later transforms are checked by init
+        except CapacityError:  # sizes depend on weights: `init` checks later transforms
             return
 
 
 def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
-    """Return for each transform the gradients at what it made, pulled back through later ones."""
+    """Return for each transform the gradients at its result, pulled back through later ones."""
     given = [grads]
     for transform in reversed(transforms[1:]):
         later = given[0]
@@ -166,7 +167,7 @@ def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
 
 
 def _upstream_leaves(upstream: Any, params: Any) -> Any:
-    """Return what a nested chain starts from: packed leaves from upstream, raw ones as they are."""
+    """Return the inputs of a nested chain: packed leaves from upstream, raw ones unchanged."""
     return jax.tree.map(lambda x, raw: x if is_node(x) else raw, upstream, params, is_leaf=is_node)
 
 
@@ -177,13 +178,13 @@ def at(where: Where, transform: Transform) -> Transform:
 
     Args:
         where: glob, `re:` regular expression, predicate `(path, leaf)`, or selector.
-        transform: any transform, a chain included.
+        transform: any transform, including a chain.
 
     Returns:
         The restricted transform.
 
     Raises:
-        CompositionError: it is not a transform.
+        CompositionError: the argument is not a transform.
 
     Example:
         >>> import jax.numpy as jnp
@@ -206,7 +207,7 @@ def at(where: Where, transform: Transform) -> Transform:
 
 
 def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
-    """Restrict a transform that is bound, or not to be bound."""
+    """Restrict a transform to some leaves, bound or unbound."""
     name = f"at({where!r}, {transform.name})"
 
     def part(tree: Any) -> dict[str, Any]:
@@ -258,6 +259,6 @@ def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
 
 
 def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the leaves of another tree at the paths of the chosen ones."""
+    """Return the leaves of another tree at the paths of the chosen leaves."""
     leaves = flatten(tree, is_node)
     return {path: leaves[path] for path in chosen if path in leaves}

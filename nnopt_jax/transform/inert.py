@@ -1,4 +1,4 @@
-"""Leaves that are not arrays, such as functions and names in modules, which pass through."""
+"""Support for leaves that are not arrays, such as functions and names in modules."""
 
 from __future__ import annotations
 

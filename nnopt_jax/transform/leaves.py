@@ -1,4 +1,4 @@
-"""The leaves that a method takes, and the inputs of its functions beside them."""
+"""The selection of the leaves of a method, and the other inputs of its functions."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ Leaves = dict[str, Any]
 
 
 class Start(NamedTuple):
-    """The inputs of a method, beside the parameters, for its first state.
+    """The inputs of a method, in addition to the parameters, for its initial state.
 
     Args:
-        key: for methods that draw numbers; None if the caller gave none.
-        stats: the statistics that `graph.observe` measured, by name, then by path, of the chosen
-            leaves.
-        path: the leaf, for methods that take one slot at a time.
+        key: the key of methods that draw random numbers; None if the caller passed none.
+        stats: the statistics of the chosen leaves that `graph.observe` measured, by name and path.
+        path: the path of the leaf, for methods that take one slot at a time.
         caller: the method, for errors.
 
     Example:
@@ -52,13 +51,13 @@ class Start(NamedTuple):
     __repr__ = brief_fields
 
     def drawing_key(self, use: str) -> jax.Array:
-        """Return the key, for methods that cannot do without one.
+        """Return the key, for methods that require one.
 
         Args:
-            use: the reason why they draw numbers.
+            use: what the random numbers are for.
 
         Raises:
-            ValueRangeError: the caller gave none.
+            ValueRangeError: the caller did not pass a key.
         """
         if self.key is None:
             raise ValueRangeError(
@@ -68,11 +67,11 @@ class Start(NamedTuple):
 
 
 class Update(NamedTuple):
-    """The inputs of a method, beside the parameters, when its state is refreshed.
+    """The inputs of a method, in addition to the parameters, when its state is updated.
 
     Args:
         count: int32, the number of this update, from 1.
-        grads: the gradients at the dense parameters, by path; None if the caller gave none.
+        grads: the gradients at the dense parameters, by path; None if the caller passed none.
         caller: the method, for errors.
     """
 
@@ -86,7 +85,7 @@ class Update(NamedTuple):
         """Return the dense gradients of some leaves, for methods that need them.
 
         Raises:
-            StatisticsError: leaves have none.
+            StatisticsError: leaves lack gradients.
         """
         given = self.grads or {}
         found = {path: given.get(path) for path in paths}
@@ -101,11 +100,11 @@ class Update(NamedTuple):
 
 
 def matrices(path: str, leaf: Any) -> bool:
-    """Select leaves of two axes or more: the default rule of unbound transforms.
+    """Select leaves of two or more axes, the default rule of unbound transforms.
 
     Args:
-        path: the leaf, which the rule does not ask for.
-        leaf: an array, or anything with `ndim`.
+        path: the path of the leaf, which the rule ignores.
+        leaf: an array, or any object with `ndim`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -121,8 +120,7 @@ def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUN
     """Return the float leaves that a rule selects, by path.
 
     Args:
-        where: the rule; the default one means the weights of the model that a transform is bound
-            to.
+        where: the rule; the default means the weights of the model that a transform is bound to.
         params: the parameters.
         who: the caller, for errors.
         binding: see `Binding`.
@@ -143,7 +141,7 @@ def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUN
 def leaves_of_state(
     params: Any, state: State, who: str, *inside: str, slots: bool | None = None
 ) -> tuple[Leaves, Leaves]:
-    """Return all leaves, and those that a state belongs to; for the rest see `check_state`."""
+    """Return all leaves, and those that a state belongs to; see `check_state` for the rest."""
     check_state(who, state, *inside, slots=slots)
     leaves = flatten(params, is_node)
     for path in state.rest:
@@ -152,12 +150,12 @@ def leaves_of_state(
                 f"{who}: the state was made for a leaf {path!r}, which the parameters lack."
                 f"{nearest(path, leaves)}"
             )
-    # In the order of the parameters: that of a dictionary is lost under `jax.jit`.
+    # In the order of the parameters, because the order of a dictionary is lost under `jax.jit`.
     return leaves, {path: leaf for path, leaf in leaves.items() if path in state.rest}
 
 
 def make_update(who: str, leaves: Leaves, state: State, grads: Grads | None, step: Any) -> Update:
-    """Make the inputs of an update from the arguments of a caller."""
+    """Make the inputs of an update from the caller's arguments."""
     check_grads(who, grads)
     count = state.count + 1 if step is None else jnp.asarray(step, jnp.int32)
     if grads is None:
@@ -176,16 +174,16 @@ def make_start(
     needs: tuple[str, ...] = (),
     takes: tuple[str, ...] = (),
 ) -> Start:
-    """Return the key and the statistics of the chosen leaves; report all that is missing at once.
+    """Return the key and the statistics of the chosen leaves; report all missing ones at once.
 
     Args:
         who: the method, for errors.
-        leaves: the chosen ones by path.
+        leaves: the chosen leaves by path.
         params: all parameters.
-        key: what the caller gave.
-        stats: what the caller gave.
-        needs: statistics that the method cannot do without.
-        takes: statistics that it uses where they are given.
+        key: the key that the caller passed.
+        stats: the statistics that the caller passed.
+        needs: the statistics that the method requires.
+        takes: the statistics that it uses if they are available.
     """
     if key is not None:
         check_key(who, key)
@@ -210,14 +208,14 @@ def refresh_when(needed: Any, fresh: Callable[[], Any], old: Any) -> Any:
 
     Args:
         needed: a Python bool or a traced one.
-        fresh: computes the new value.
-        old: the value otherwise, of the same structure, shapes and dtypes.
+        fresh: a function that computes the new value.
+        old: the value otherwise, with the same structure, shapes and dtypes.
 
     Example:
         >>> from nnopt_jax.transform import refresh_when
         >>> refresh_when(False, lambda: 1 / 0, 3)
         3
     """
-    if not isinstance(needed, Tracer):  # `cond` would compile anew at every eager call
+    if not isinstance(needed, Tracer):  # `cond` would compile again in every eager call
         return fresh() if needed else old
     return jax.lax.cond(needed, fresh, lambda: old)

@@ -1,4 +1,4 @@
-"""The statistics that a transform takes: by name, then by path, with a reason for each gap."""
+"""The statistics that a transform takes, by name and path, with a reason for each missing one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Measured(dict[str, Leaves]):
 
     Args:
         found: the measured statistics.
-        lacking: by name and path the reason why a statistic is missing.
+        lacking: the reasons for missing statistics, by name and path.
 
     Example:
         >>> from nnopt_jax.transform.measured import Measured
@@ -62,7 +62,7 @@ class Measured(dict[str, Leaves]):
         return cls(found, getattr(stats, "lacking", {}))
 
     def named(self, names: Iterable[str]) -> Self:
-        """Return the statistics with some names."""
+        """Return the statistics of these names."""
         found = {name: self[name] for name in names if name in self}
         return type(self)(found, self.lacking)
 
@@ -76,14 +76,14 @@ class Measured(dict[str, Leaves]):
         return type(self)(found, self.lacking)
 
     def check_used(self, who: str, used: Iterable[str]) -> None:
-        """Raise if a statistic was given that the transform does not use.
+        """Raise if there are statistics that the transform does not use.
 
         Args:
             who: the transform, for errors.
             used: the names of the statistics that it uses.
 
         Raises:
-            StatisticsError: a statistic is not among them; the message lists all.
+            StatisticsError: statistics are not used; the message lists all.
         """
         names = tuple(dict.fromkeys(used))
         unused = [name for name in self if name not in names]
@@ -129,7 +129,7 @@ class Measured(dict[str, Leaves]):
 
 
 def _by_path(tree: Any, paths: set[str]) -> Leaves:
-    """Return a dictionary by path as it is, and flatten any other tree."""
+    """Return a dictionary by path unchanged, and flatten any other tree."""
     if isinstance(tree, Mapping) and tree and paths.issuperset(tree):
         return dict(tree)
     return flatten(tree, is_node)

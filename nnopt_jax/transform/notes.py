@@ -1,4 +1,4 @@
-"""Notes of a plan on single leaves: assumed axes, and leaves that are left out or skipped."""
+"""Notes of a plan on single leaves: assumed axes, and skipped leaves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def leaf_notes(
 
     Args:
         params: the parameters, or their shapes.
-        misfits: by path of each selected leaf the reasons why the method does not fit it; empty
+        misfits: for each selected leaf, by path, the reasons why the method does not fit it; empty
             if it does.
         axes: the paths of the leaves on whose axes the method depends.
         binding: the model that the method is bound to.

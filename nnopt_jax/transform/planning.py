@@ -1,4 +1,4 @@
-"""The plan of a transform: its effect on each leaf, before any weight moves."""
+"""The plan of a transform: its effect on each leaf, before any weight changes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class PlanRow:
     """One leaf of a plan.
 
     Args:
-        path: its name.
-        before: its shape and dtype.
-        after: its storage form.
-        bits_before: bits now.
-        bits_after: bits in storage form, at most.
-        bound: whether fewer bits are possible, because the mask is not known yet.
-        size: number of parameters.
-        note: what else there is to say: that axes are assumed, why a weight is left out.
+        path: the path of the leaf.
+        before: the shape and dtype.
+        after: the storage form.
+        bits_before: the current bits.
+        bits_after: the greatest number of bits in storage form.
+        bound: whether `bits_after` is only a bound, because the mask is not yet known.
+        size: the number of parameters.
+        note: a remark, such as assumed axes, or the reason why a weight is skipped.
     """
 
     path: str
@@ -59,8 +59,8 @@ class Plan(Tabular):
     """A printable, JSON-able table of what a transform does to each leaf.
 
     Args:
-        name: the transform.
-        rows: one for each leaf, untouched ones included.
+        name: the name of the transform.
+        rows: a row for each leaf, including unchanged ones.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,23 +113,24 @@ class Plan(Tabular):
 def plan(tx: Transform, params: Any) -> Plan:
     """Return the effect of a transform on each leaf, without computing anything.
 
-    Runs `init` and `pack` on shapes alone, so every error of selection, shape and divisibility
-    comes now. Sizes are in memory; a file is smaller, its streams being entropy-coded.
+    The plan runs `init` and `pack` on shapes alone, so that every error of selection, shape and
+    divisibility is raised here. Sizes are in memory; a file is smaller, because its streams are
+    entropy-coded.
 
     Args:
         tx: the transform.
         params: the parameters, or `jax.ShapeDtypeStruct`s in their place.
 
     Returns:
-        The `Plan`. Where a mask depends on data its size is a bound, marked `<=`.
+        The plan. If a mask depends on data, its size is a bound, marked `<=`.
 
     Raises:
         CompositionError: `tx` is not a transform.
-        NnoptError: whatever `tx.init` finds wrong.
+        NnoptError: `tx.init` raises an error.
 
-    The last column, where there is something to say, notes axes that are assumed because the
-    transform is not bound to a model, weights that are left out by default, and leaves that are
-    skipped because groups or patterns do not fit them. Leaves that are not arrays have no row.
+    If necessary, a last column notes axes that are assumed because the transform is not bound to a
+    model, weights that are skipped by default, and leaves that are skipped because groups or
+    patterns do not fit them. Leaves that are not arrays have no row.
 
     Example:
         >>> import jax

@@ -1,4 +1,4 @@
-"""Decorators of methods: what they were given, for `repr`, and the choices that presets pass on."""
+"""Decorators of methods, which record arguments for `repr` and document the choices of presets."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Arguments = ParamSpec("Arguments")
 
 
 def recorded(method: Callable[Arguments, Transform]) -> Callable[Arguments, Transform]:
-    """Write the arguments of a method into the `repr` of the transforms that it makes.
+    """Record the arguments of a method for the `repr` of the transforms that it makes.
 
     Args:
-        method: returns a transform.
+        method: a function that returns a transform.
 
     Returns:
-        The method; the transforms say how they were made, also once they are bound.
+        The method, whose transforms show the call that made them, even after binding.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -42,7 +42,7 @@ def recorded(method: Callable[Arguments, Transform]) -> Callable[Arguments, Tran
 
 
 def _described(transform: Transform, text: str) -> Transform:
-    """Return a transform with another `repr`, which stays when the transform is bound."""
+    """Return a transform with another `repr`, which binding keeps."""
     build = transform.build
     again = None if build is None else lambda binding: _described(build(binding), text)
     return dataclasses.replace(transform, description=text, build=again)
@@ -56,7 +56,8 @@ def preset(long_form: Callable[..., object], choices: type) -> Callable[[Preset]
         choices: the `TypedDict` of the arguments that they pass on.
 
     Returns:
-        A decorator, which changes what `inspect.signature` and `help` show, and records arguments.
+        A decorator that changes the signature for `inspect.signature` and `help`, and records
+        arguments.
 
     Example:
         >>> import inspect, nnopt_jax as nnopt

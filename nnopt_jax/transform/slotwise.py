@@ -39,17 +39,17 @@ def refining(
     Args:
         name: the method's public name.
         where: which leaves; see `nnopt_jax.tree.selector`.
-        init: `(slot, Start) -> (learned, rest)`; the slot's mask tells which entries count, the
-            key is the slot's own.
+        init: a function `(slot, Start) -> (learned, rest)`; the slot's mask marks the entries that
+            count, and the key is the slot's own.
         encode: `(slot, learned, rest, train) -> packed parameter` in place of the slot.
-        refresh: `(slot, learned, rest, Update) -> (learned, rest)`; None to keep them.
-        project: `(raw leaf, rest) -> raw leaf`: moves the parameter after the update. Only raw
-            leaves are moved, because a leaf that an earlier transform encoded is that transform's
-            to move.
-        check: `slot -> problem or None`, from shape and dtype alone; by default none.
-        refuses: `slot -> problem or None`: what an earlier transform made of it that rules this one
-            out.
-        kinds: the kinds of slots the method may refine.
+        refresh: a function `(slot, learned, rest, Update) -> (learned, rest)`; None to keep both.
+        project: a function `(raw leaf, rest) -> raw leaf` that moves the parameter after the
+            update. It applies only to raw leaves, because a leaf that an earlier transform encoded
+            is moved by that transform.
+        check: a function `slot -> problem or None` of shape and dtype alone.
+        refuses: a function `slot -> problem or None`, for slots that earlier transforms made
+            unsuitable.
+        kinds: the kinds of slots that the method may refine.
         exact: see `Transform`.
         needs_axes: `slot -> bool`: whether the method requires the axes of a slot.
         binding: the model it is made for; slots have the axes that it knows.
@@ -135,13 +135,13 @@ def refining(
 
 
 def _apart(made: dict[str, list[tuple[Any, Any]]]) -> tuple[Leaves, Leaves]:
-    """Return what is learned and the rest, each a tuple over the slots of a leaf."""
+    """Return the learned arrays and the rest, each as a tuple over the slots of a leaf."""
     learned = {path: tuple(pair[0] for pair in pairs) for path, pairs in made.items()}
     return learned, {path: tuple(pair[1] for pair in pairs) for path, pairs in made.items()}
 
 
 def open_slots(leaf: Field, path: str, who: str, binding: Binding) -> list[Slot]:
-    """Return the slots of a leaf; raise if it is in storage form, which has none."""
+    """Return the slots of a leaf; raise if it is in storage form, which has no slots."""
     check_unstored(leaf, f"{who}: {path}")
     return slots(leaf, binding.of(path, leaf.shape), path)
 
@@ -159,15 +159,16 @@ def refining_together(
 ) -> Transform:
     """Make a transform that refines the float slots of all chosen leaves with one state.
 
-    As `refining`, but there is one `(learned, rest)`, under the name `"*"`: an optimizer sees one
-    set of learned arrays, whose gradient is the sum over all leaves.
+    This is like `refining`, but with a single `(learned, rest)`, under the name `"*"`: the
+    optimizer gets one set of learned arrays, whose gradient is the sum over all leaves.
 
     Args:
         name: the method's public name.
         where: which leaves; see `nnopt_jax.tree.selector`.
         init: `(all slots, Start) -> (learned, rest)`.
         encode: `(slot, learned, rest, train) -> packed parameter` in place of the slot.
-        refresh: `(all slots, learned, rest, Update) -> (learned, rest)`; None to keep them.
+        refresh: a function `(all slots, learned, rest, Update) -> (learned, rest)`; None to keep
+            both.
         check: `all slots -> problem or None`, from shapes and dtypes alone.
         exact: see `Transform`.
         binding: the model it is made for; slots have the axes that it knows.
@@ -176,7 +177,7 @@ def refining_together(
         The transform.
 
     Raises:
-        CompositionError: at `init`, where some leaves are on a grid already and others are not.
+        CompositionError: at `init`, some leaves are quantized already and others are not.
 
     Example:
         >>> import jax.numpy as jnp

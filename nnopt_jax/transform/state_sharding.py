@@ -31,21 +31,21 @@ def _by_path(specs: Any, leaves: dict[str, Any], who: str) -> dict[str, Partitio
 
 
 def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None) -> Any:
-    """Partition the state of a transform as its parameters are.
+    """Return partition specs for the state of a transform, derived from those of parameters.
 
-    A mask lies like its leaf; a scale keeps the axes along which it has entries; a factor (an array
-    named `a`, `b`, `u` or `v`) those of the one contracted or output axis that it has; a table, a
-    count and anything of another shape is replicated.
+    A mask is sharded like its leaf, a scale along the axes on which it has entries, and a factor
+    (an array named `a`, `b`, `u` or `v`) along the contracted or output axis that it has. Tables,
+    counts and arrays of other shapes are replicated.
 
     Args:
         tx: the transform.
         params: the parameters, or `jax.ShapeDtypeStruct`s in their place.
         specs: a `PartitionSpec` for each leaf.
-        mesh: where given, axes that do not divide an array are dropped for that array.
+        mesh: if given, axes that do not divide an array are dropped for that array.
 
     Returns:
-        A tree of the structure of the state with a `PartitionSpec` for every array: what
-        `jax.jit(tx.init, out_shardings=...)` wants once made into shardings.
+        A tree of the structure of the state with a `PartitionSpec` for every array. As shardings,
+        it is the argument of `jax.jit(tx.init, out_shardings=...)`.
 
     Raises:
         SelectionError: a leaf has no spec.
@@ -92,7 +92,7 @@ def _like(shape: Shape, leaf: Shape, spec: PartitionSpec) -> tuple[Any, ...]:
     """Return the entries of an array with the axes of its leaf, or with groups along them."""
     if len(shape) != len(leaf) or not all(map(_is_coarser, shape, leaf)):
         return ()
-    # Groups of which the last one is shorter lie on no device whole: their scales are replicated.
+    # If the last group is shorter, devices do not hold whole groups, so scales are replicated.
     even = [n == m or (n and m % n == 0) for n, m in zip(shape, leaf, strict=True)]
     return tuple(entry if whole else None for entry, whole in zip(spec, even, strict=False))
 
@@ -118,12 +118,12 @@ def _factor(
 
 
 def packed_specs(packed: Any, specs: Any, mesh: Mesh | None = None) -> Any:
-    """Partition packed parameters as the dense ones are.
+    """Return partition specs for packed parameters, derived from those of dense ones.
 
     Args:
-        packed: what `tx.pack` returned, or its shapes.
+        packed: the result of `tx.pack`, or its shapes.
         specs: a `PartitionSpec` for each leaf of the dense parameters.
-        mesh: where given, axes that do not divide an array are dropped for that array.
+        mesh: if given, axes that do not divide an array are dropped for that array.
 
     Returns:
         The packed tree with a `PartitionSpec` in place of every array.

@@ -21,8 +21,9 @@ class Trainable(NamedTuple):
     """The arrays that an optimizer may move: a pytree of float arrays, None elsewhere.
 
     Args:
-        params: of the structure of the parameters.
-        learned: what the transforms learn (tables, steps, factors), of the structure of the state.
+        params: float parameters, with the structure of the parameters.
+        learned: arrays that transforms learn (tables, steps, factors), with the structure of the
+            state.
 
     Example:
         >>> from nnopt_jax.transform import Trainable
@@ -50,7 +51,7 @@ def floats(tree: Any) -> Any:
 
 
 def filled(tree: Any, moving: Any) -> Any:
-    """Put float arrays back in their places."""
+    """Put float arrays back into a tree."""
     return jax.tree.map(lambda x, new: x if new is None else new, tree, moving,
                         is_leaf=lambda x: x is None)  # fmt: skip
 
@@ -58,8 +59,8 @@ def filled(tree: Any, moving: Any) -> Any:
 def trainable(tx: Transform, params: Any, state: Any) -> Trainable:
     """Return the float arrays that an optimizer may move.
 
-    Packed parameters train through their float payloads (scales, tables, factors); integers, and
-    what a transform has frozen, are None, which optax skips.
+    Packed parameters are trained through their float arrays (scales, tables, factors). Integers and
+    frozen parameters are None, which optax skips.
 
     Args:
         tx: the transform.
@@ -67,7 +68,7 @@ def trainable(tx: Transform, params: Any, state: Any) -> Trainable:
         state: the transform's state.
 
     Returns:
-        The `Trainable`; give it to `optimizer.init` and `optimizer.update`.
+        The arrays, for `optimizer.init` and `optimizer.update`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -97,23 +98,23 @@ def _put(params: Any, state: Any, moved: Trainable) -> tuple[Any, Any]:
 def value_and_grad(
     loss: Callable[..., Any], tx: Transform, has_aux: bool = False
 ) -> Callable[..., tuple[Any, Grads]]:
-    """Differentiate a loss of transformed parameters, as `jax.value_and_grad` does.
+    """Differentiate a loss of transformed parameters, like `jax.value_and_grad`.
 
-    One backward pass gives both gradients: with respect to the dense parameters that the model saw
-    and, pulled back through the transform, to the arrays that the optimizer moves.
+    One backward pass computes both gradients: with respect to the dense parameters that the model
+    used and, pulled back through the transform, to the arrays that the optimizer moves.
 
     Args:
-        loss: `loss(params, *args) -> scalar` (or `(scalar, aux)`); it is given dense parameters.
-            Where `quantization.quantize_activations` rounds activations, it must take
-            packed parameters, as `nnopt.on_packed(loss)` does.
+        loss: a function `loss(params, *args) -> scalar` (or `(scalar, aux)`) of dense parameters.
+            If `quantization.quantize_activations` rounds activations, it must take packed
+            parameters, like `nnopt.on_packed(loss)`.
         tx: the transform.
-        has_aux: whether `loss` returns something beside the scalar.
+        has_aux: whether `loss` returns a pair of the scalar and auxiliary data.
 
     Returns:
-        `f(params, state, *args) -> (value, Grads)`, with `((value, aux), Grads)` where `has_aux`.
+        `f(params, state, *args) -> (value, Grads)`, or `((value, aux), Grads)` with `has_aux`.
 
     Raises:
-        CompositionError: when called: activations are to be rounded, and the loss takes arrays.
+        CompositionError: (when called) the transform rounds activations, but the loss takes arrays.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,13 +140,14 @@ def value_and_grad(
 
 
 class Forward(NamedTuple):
-    """The dense parameters of a training step, and the way back for gradients.
+    """The dense parameters of a training step, and the pullback of gradients.
 
     Args:
-        params: dense.
-        pull_back: from the gradient at their float leaves (None for the others) to both `Grads`.
-        given: from such dense parameters to what the loss takes: they themselves or, where it
-            takes packed parameters, with leaves that round the inputs of their products.
+        params: the dense parameters.
+        pull_back: a function from the gradient at their float leaves (None for others) to both
+            `Grads`.
+        given: a function from such dense parameters to those that the loss takes, whose leaves may
+            round the inputs of their products.
     """
 
     params: Any
@@ -158,9 +160,9 @@ class Forward(NamedTuple):
 def takes_expressions(loss: Any) -> bool | None:
     """Return whether a loss takes packed parameters; None if it does not say.
 
-    `nnopt.on_packed` makes such functions, and `jax.jit`, `jax.checkpoint` and
-    `functools.partial` keep the property. Other wrappers say `f.takes_expressions = True`, or
-    False if they want arrays.
+    `nnopt.on_packed` makes such functions, and `jax.jit`, `jax.checkpoint` and `functools.partial`
+    keep the property. Other wrappers set `f.takes_expressions = True`, or False if they take
+    arrays.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -176,7 +178,7 @@ def takes_expressions(loss: Any) -> bool | None:
 
 
 def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward:
-    """Return the dense parameters of a training step, and the way back for gradients.
+    """Return the dense parameters of a training step, with the pullback of gradients.
 
     Args:
         tx: the transform.
@@ -185,11 +187,11 @@ def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward
         loss: the loss that takes the parameters.
 
     Returns:
-        A `Forward`.
+        The parameters and the pullback.
 
     Raises:
-        CompositionError: the inputs of a leaf are to be rounded, and that is not possible, or the
-            loss takes arrays.
+        CompositionError: the inputs of a leaf must be rounded, which is impossible, or the loss
+            takes arrays.
 
     Example:
         >>> import jax.numpy as jnp
@@ -223,7 +225,7 @@ def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward
 
 
 def _with_inert(params: Any, arrays: Any) -> Any:
-    """Put the leaves that are not arrays back in their places."""
+    """Put the leaves that are not arrays back into a tree."""
     leaves, dense = flatten(params, is_node), flatten(arrays)
     if len(leaves) == len(dense):
         return arrays
@@ -253,7 +255,7 @@ def _rounding(encoded: Any, loss: Any) -> dict[str, InputQuantized]:
 
 
 def _cotangent(primal: jax.Array, slope: jax.Array | None) -> Any:
-    """Return the cotangent of a leaf; that of integers is trivial."""
+    """Return the cotangent of a leaf, which is trivial for integers."""
     if slope is not None:
         return slope
     return jax.custom_derivatives.zero_from_primal(primal)
@@ -268,15 +270,15 @@ def step(
     *,
     step: jax.Array | int | None = None,
 ) -> tuple[Any, Any]:
-    """Apply the updates of an optimizer, then refresh the transform; once per optimizer step.
+    """Apply the updates of an optimizer, then update the transform, once per optimizer step.
 
     Args:
         tx: the transform.
         params: the parameters.
         state: the transform's state.
-        updates: what `optimizer.update` returned for `grads.train`.
-        grads: what `value_and_grad` returned; methods that score by gradients need it.
-        step: under gradient accumulation, the number of real optimizer steps made so far; default
+        updates: the result of `optimizer.update` for `grads.train`.
+        grads: the result of `value_and_grad`; methods that score by gradients need it.
+        step: under gradient accumulation, the number of actual optimizer steps so far; by default
             one more than at the last call.
 
     Returns:

@@ -22,7 +22,7 @@ from nnopt_jax.transform.inert import is_inert
 
 Leaves = dict[str, Any]
 
-_LEGACY = (jnp.uint32, (2,))  # what jax.random.PRNGKey makes
+_LEGACY = (jnp.uint32, (2,))  # the dtype that jax.random.PRNGKey makes
 
 
 def described(value: Any) -> str:
@@ -46,7 +46,7 @@ def check_key(who: str, key: Any) -> None:
     """Raise if a value is not a single PRNG key.
 
     Raises:
-        ValueRangeError: it is something else.
+        ValueRangeError: the value is not a single PRNG key.
 
     Example:
         >>> check_key("demo", 0)
@@ -66,7 +66,7 @@ def check_shapes(who: str, what: str, given: Mapping[str, Any], leaves: Leaves) 
     """Raise if arrays that belong to leaves have other shapes, which might broadcast unnoticed.
 
     Raises:
-        ShapeError: some do not.
+        ShapeError: shapes differ.
     """
     problems = Problems(who)
     for path, leaf in leaves.items():
@@ -82,7 +82,7 @@ def check_grads(who: str, grads: Any) -> None:
     """Raise if gradients are neither None nor a `Grads`.
 
     Raises:
-        StatisticsError: they are something else, such as the gradients for the optimizer alone.
+        StatisticsError: the gradients are of another type, such as those for the optimizer alone.
     """
     if grads is not None and not isinstance(grads, Grads):
         raise StatisticsError(
@@ -92,14 +92,13 @@ def check_grads(who: str, grads: Any) -> None:
 
 
 def check_state(who: str, state: Any, *inside: str, slots: bool | None = None) -> None:
-    """Raise if a state is not that of one method, with the entries `inside`.
+    """Raise if a state does not belong to one method with the entries `inside`.
 
     Args:
-        who: the method.
-        state: what the caller gave.
-        *inside: what the state must hold something for.
-        slots: whether the method is one that keeps something for each slot, a tuple for each
-            leaf; None where that is not known.
+        who: the method, for errors.
+        state: the state that the caller passed.
+        *inside: the entries that the state must have.
+        slots: whether the method keeps a tuple over slots for each leaf; None if unknown.
 
     Raises:
         CompositionError: it is something else.
@@ -121,7 +120,7 @@ def check_states(who: str, state: Any, count: int) -> None:
     """Raise if a state is not the tuple of the states of a chain.
 
     Raises:
-        CompositionError: they are something else, or of another number of transforms.
+        CompositionError: the state is of another type or length.
     """
     if isinstance(state, State) or not isinstance(state, tuple | list):
         found = "that of one method" if isinstance(state, State) else described(state)
@@ -138,7 +137,7 @@ def check_transforms(who: str, given: Sequence[Any]) -> None:
     """Raise if arguments are not transforms.
 
     Raises:
-        CompositionError: something else is among them.
+        CompositionError: an argument is not a transform.
 
     Example:
         >>> check_transforms("chain", [[1, 2]])
@@ -165,7 +164,7 @@ def check_arrays(who: str, leaves: Leaves) -> None:
     """Raise if leaves have no shape and dtype.
 
     Raises:
-        CompositionError: some are Python's own numbers, or no numbers at all.
+        CompositionError: some are Python numbers, or not numbers at all.
 
     Example:
         >>> check_arrays("demo", {"scale": 1.0})
@@ -184,10 +183,10 @@ jnp.asarray(1.0); or leave it out, as eqx.partition(module, eqx.is_array) does
 
 
 def arrays_among(who: str, leaves: Leaves) -> Leaves:
-    """Return the leaves that are arrays; functions and names are left alone.
+    """Return the leaves that are arrays; ignore functions and names.
 
     Raises:
-        CompositionError: some are Python's own numbers.
+        CompositionError: some are Python numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -203,7 +202,7 @@ def check_values(who: str, leaves: Leaves) -> None:
     """Raise if leaves are shapes or other values in place of arrays.
 
     Raises:
-        CompositionError: some are shapes, or no arrays.
+        CompositionError: some are shapes, or not arrays.
 
     Example:
         >>> import jax

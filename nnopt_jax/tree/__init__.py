@@ -1,4 +1,4 @@
-"""Pytrees only: names of leaves, selectors, differences and sizes in bits."""
+"""Functions of pytrees: names of leaves, selectors, differences, and sizes in bits."""
 
 from nnopt_jax.tree.bit_counts import dtype_bits, tree_bits
 from nnopt_jax.tree.paths import IsLeaf, diff, flatten, path_string, unflatten

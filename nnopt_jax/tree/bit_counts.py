@@ -1,4 +1,4 @@
-"""Bits that the arrays of a tree need, regardless of how a backend pads them."""
+"""Numbers of bits that the arrays of a tree need, regardless of backend padding."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import jax.numpy as jnp
 
 
 def dtype_bits(dtype: Any) -> int:
-    """Return the bits of an element: 4 for int4, 8 for bool (a byte), 32 for float32, 0 for float0.
+    """Return the bits of an element, such as 4 for int4, 8 for bool and 0 for float0.
 
-    `.nbytes` counts a whole byte for an int4 element on some backends; this does not.
+    Unlike `.nbytes`, which counts a whole byte for an int4 element on some backends, this does not
+    depend on the backend.
 
     Args:
-        dtype: anything JAX takes for a dtype, PRNG key dtypes included.
+        dtype: anything that JAX accepts as a dtype, including PRNG key dtypes.
 
     Returns:
         The bits of one element.
@@ -39,7 +40,7 @@ def dtype_bits(dtype: Any) -> int:
 
 
 def tree_bits(tree: Any) -> int:
-    """Sum the bits of all arrays in a tree: codes, scales, tables, indices and masks included.
+    """Return the bits of all arrays in a tree: codes, scales, tables, indices and masks.
 
     Args:
         tree: any pytree of arrays or `jax.ShapeDtypeStruct`.

@@ -1,4 +1,4 @@
-"""Devices that arrays lie on: transfer across processes, and meshes with Explicit axes."""
+"""Devices of arrays: transfer across processes, and meshes with Explicit axes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jax.sharding import AxisType, Mesh
 
 
 def place(tree: Any, at: Any) -> Any:
-    """Apply `jax.device_put`, also to host arrays that go to the devices of all processes.
+    """Apply `jax.device_put`, even to host arrays for the devices of all processes.
 
-    JAX takes NumPy arrays there, and no typed PRNG keys and no arrays that are committed to a
-    device. Every process is to give the same values.
+    There, JAX accepts NumPy arrays, but not typed PRNG keys or arrays that are committed to a
+    device. Every process must pass the same values.
 
     Args:
         tree: a pytree of arrays, numbers and keys.
-        at: a sharding for all, or a tree of them that begins as `tree` does.
+        at: a sharding for all leaves, or a tree of shardings that is a prefix of `tree`.
 
     Returns:
-        The tree, where it shall lie.
+        The tree with these shardings.
 
     Example:
         >>> import jax
@@ -55,7 +55,7 @@ def _is_key(x: Any) -> bool:
 
 
 def is_explicit(x: jax.Array) -> bool:
-    """Return whether an array, traced or not, lies on a mesh with Explicit axes.
+    """Return whether an array, traced or not, is on a mesh with Explicit axes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,17 +67,19 @@ def is_explicit(x: jax.Array) -> bool:
 
 
 def automatic(function: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..., Any]:
-    """Let the compiler place the results of a function, on a mesh with Explicit axes too.
+    """Let the compiler shard the results of a function, even on a mesh with Explicit axes.
 
     Args:
-        function: of arrays on the mesh.
+        function: a function of arrays on the mesh.
         mesh: the mesh.
         out: a `NamedSharding` for each array that it returns.
 
     Returns:
-        The function, to be compiled.
+        The function, for `jax.jit`.
     """
-    around = jax.sharding.get_abstract_mesh().axis_types  # Auto: inside of such a function already
+    around = (
+        jax.sharding.get_abstract_mesh().axis_types
+    )  # Auto axes: already inside of such a function
     if all(kind == AxisType.Auto for kind in (around or mesh.axis_types)):
         return function
     return jax.sharding.auto_axes(function, out_sharding=out)

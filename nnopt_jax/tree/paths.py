@@ -1,4 +1,4 @@
-"""Names of leaves, such as `encoder/layers_0/kernel`: the same in rules, tables and errors."""
+"""Names of leaves, such as `encoder/layers_0/kernel`, as used in rules, tables and errors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ IsLeaf = Callable[[Any], bool]
 
 
 def path_string(key_path: tuple[Any, ...]) -> str:
-    """Write a JAX key path as `a/b/kernel`.
+    """Return a JAX key path as a string, such as `a/b/kernel`.
 
     Dictionary keys, attributes, and list positions are joined by `/`. The attribute `value` that
     an NNX variable adds at the end is dropped, so Linen and NNX name the same leaf alike.
 
     Args:
-        key_path: the keys, as `jax.tree_util.tree_flatten_with_path` gives them.
+        key_path: the keys, as `jax.tree_util.tree_flatten_with_path` returns them.
 
     Returns:
-        The path; the empty string for a tree that is itself one leaf.
+        The path; empty for a tree that is itself a leaf.
 
     Example:
         >>> import jax
@@ -38,18 +38,18 @@ def path_string(key_path: tuple[Any, ...]) -> str:
 
 
 def flatten(tree: Any, is_leaf: IsLeaf | None = None) -> dict[str, Any]:
-    """List the leaves of a tree by path, in JAX's own order.
+    """Return the leaves of a tree by path, in JAX's order.
 
     Args:
         tree: any pytree.
-        is_leaf: says which inner nodes count as leaves.
+        is_leaf: a function that decides which inner nodes count as leaves.
 
     Returns:
         A dictionary from path to leaf.
 
     Raises:
-        SelectionError: two leaves have the same path (a key that holds a `/`, say), or keys of a
-            dictionary cannot be sorted.
+        SelectionError: two leaves have the same path (for example because a key contains `/`), or
+            the keys of a dictionary cannot be sorted.
 
     Example:
         >>> from nnopt_jax.tree.paths import flatten
@@ -77,9 +77,9 @@ def unflatten(tree: Any, leaves: Mapping[str, Any], is_leaf: IsLeaf | None = Non
     """Put leaves, given by path, into the structure of `tree`.
 
     Args:
-        tree: the pytree whose structure is wanted.
-        leaves: one entry for each leaf of `tree`, in the order `flatten` gives.
-        is_leaf: as it was given to `flatten`.
+        tree: the pytree that determines the structure.
+        leaves: one entry for each leaf of `tree`, in the order of `flatten`.
+        is_leaf: see `flatten`.
 
     Returns:
         A tree of the structure of `tree` with the given leaves.
@@ -105,11 +105,11 @@ def diff(left: Any, right: Any, is_leaf: IsLeaf | None = None) -> list[str]:
 
     Args:
         left: any pytree of arrays or `jax.ShapeDtypeStruct`.
-        right: what it is compared with.
-        is_leaf: says which inner nodes count as leaves.
+        right: the other pytree.
+        is_leaf: a function that decides which inner nodes count as leaves.
 
     Returns:
-        One line for each difference; empty where the trees agree.
+        One line for each difference; empty if the trees agree.
 
     Example:
         >>> import jax.numpy as jnp

@@ -16,10 +16,10 @@ Predicate = Callable[[str, Any], bool]
 
 @dataclasses.dataclass(frozen=True)
 class Selector:
-    """A test of one leaf; combine with `&`, `|` and `~`.
+    """A test of a leaf, which can be combined by `&`, `|` and `~`.
 
     Args:
-        text: how the rule was written, for errors and tables.
+        text: the rule as it was written, for errors and tables.
         test: the predicate `(path, leaf) -> bool`.
 
     Example:
@@ -39,15 +39,15 @@ class Selector:
         return bool(self.test(path, leaf))
 
     def __and__(self, other: Selector) -> Selector:
-        """Select the leaves that both select."""
+        """Return a selector of the leaves that both select."""
         return Selector(f"{self.text} & {other.text}", lambda p, x: self(p, x) and other(p, x))
 
     def __or__(self, other: Selector) -> Selector:
-        """Select the leaves that either selects."""
+        """Return a selector of the leaves that either selects."""
         return Selector(f"({self.text} | {other.text})", lambda p, x: self(p, x) or other(p, x))
 
     def __invert__(self) -> Selector:
-        """Select the leaves that this one does not select."""
+        """Return a selector of the leaves that this one does not select."""
         text = f"({self.text})" if " & " in self.text else self.text
         return Selector(f"~{text}", lambda p, x: not self(p, x))
 
@@ -119,18 +119,18 @@ def selector(where: Where) -> Selector:
 
 
 def resolve(where: Where, leaves: Mapping[str, Any], who: str) -> list[str]:
-    """List the paths that a rule selects; a rule that selects none is an error.
+    """Return the paths that a rule selects; raise if it selects none.
 
     Args:
-        where: what `selector` takes.
-        leaves: the candidates by path, as `flatten` gives them.
+        where: see `selector`.
+        leaves: the candidates by path, as `flatten` returns them.
         who: the caller, for the error.
 
     Returns:
         The selected paths, in the order of `leaves`.
 
     Raises:
-        SelectionError: nothing is selected; the text names the nearest paths.
+        SelectionError: nothing is selected; the error names the nearest paths.
 
     Example:
         >>> from nnopt_jax.tree.select import resolve
@@ -150,7 +150,7 @@ def resolve(where: Where, leaves: Mapping[str, Any], who: str) -> list[str]:
 
 
 def _nearest(pattern: str, leaves: Mapping[str, Any]) -> str:
-    """Name the three paths most like a pattern that matched none."""
+    """Return the three paths most similar to a pattern without matches."""
 
     def likeness(path: str) -> float:
         return difflib.SequenceMatcher(None, pattern.removeprefix("re:"), path).ratio()

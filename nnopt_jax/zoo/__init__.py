@@ -1,6 +1,6 @@
 """Small networks, data and losses for configurations and examples.
 
-Nothing here is special: each is named by `package.module:callable`, as a user's own code is.
+Recipes name these functions by `package.module:callable`, like a user's own code.
 
 | name | what |
 |---|---|

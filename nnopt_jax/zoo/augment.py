@@ -1,4 +1,4 @@
-"""Random changes to training images that leave the label as it is."""
+"""Random changes of training images that keep the label."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from nnopt_jax.typing import Array, Key
 
 
 def shift(images: Array, key: Key, *, pixels: int = 2) -> Array:
-    """Move each image by up to some pixels along both axes; zeros come in at the border.
+    """Shift each image by up to some pixels along both axes, with zeros at the border.
 
     Args:
         images: (b, height, width, channels).
-        key: draws the shifts.
+        key: the key of the random shifts.
         pixels: the greatest shift.
 
     Returns:
@@ -49,20 +49,20 @@ def affine(
     shear: float = 0.05,
     scale: float = 0.1,
 ) -> Array:
-    r"""Move, turn, shear and stretch each image a little, by bilinear interpolation.
+    r"""Shift, rotate, shear and scale each image slightly, by bilinear interpolation.
 
     $$\hat x(p) = x(A p + b), \qquad
     A = I + \begin{pmatrix} s_1 & h + r \\ h - r & s_2 \end{pmatrix}$$
 
-    about the middle of the image, with zeros around it.
+    about the center of the image, with zeros around it.
 
     Args:
         images: (b, height, width, channels).
-        key: draws the maps.
+        key: the key of the random maps.
         pixels: the greatest shift along each axis, `b`.
-        turn: the greatest `r`, in radians as long as it is small.
+        turn: the greatest `r`, approximately in radians.
         shear: the greatest `h`.
-        scale: the greatest `s`, drawn for each axis.
+        scale: the greatest `s`, which is drawn for each axis.
 
     Returns:
         The changed images, of the same shape.
@@ -86,7 +86,7 @@ def affine(
     r, h = turn * u[:, 1], shear * u[:, 2]
     py = y + scale * u[:, 0] * y + (h + r) * x + pixels * u[:, 4] + (height + 1) / 2
     px = x + (h - r) * y + scale * u[:, 3] * x + pixels * u[:, 5] + (width + 1) / 2
-    # Points outside are read from a frame of zeros, one pixel wide.
+    # Points outside of the image are read from a frame of zeros, one pixel wide.
     py, px = jnp.clip(py, 0, height + 1), jnp.clip(px, 0, width + 1)
     iy, ix = (jnp.minimum(at.astype(jnp.int32), last) for at, last in ((py, height), (px, width)))
     fy, fx = (py - iy)[..., None], (px - ix)[..., None]

@@ -15,17 +15,17 @@ from nnopt_jax.typing import Array, ArrayLike, Key, Params
 
 @dataclasses.dataclass(frozen=True)
 class Bert:
-    """A BERT encoder; the sizes are by default those of MiniLM-L6.
+    """A BERT encoder, by default of the size of MiniLM-L6.
 
     Args:
-        vocabulary: how many tokens there are.
-        width: of the hidden states.
-        layers: how many blocks.
-        heads: of attention in each.
-        hidden: units of each feed-forward network.
-        positions: the longest sequence.
-        segments: kinds of tokens.
-        epsilon: added to the variance of normalization.
+        vocabulary: the number of tokens.
+        width: the width of the hidden states.
+        layers: the number of blocks.
+        heads: the number of attention heads of a block.
+        hidden: the number of hidden units of each feed-forward network.
+        positions: the length of the longest sequence.
+        segments: the number of segments.
+        epsilon: the number added to the variance in normalization.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -51,7 +51,7 @@ class Bert:
     __repr__ = brief_fields
 
     def init(self, key: Key) -> Params:
-        """Draw normal weights of deviation 0.02, biases of zero, scales of one."""
+        """Draw weights with deviation 0.02; biases are zero and scales are one."""
         keys = iter(jax.random.split(key, 3 + 6 * self.layers))
 
         def normal(*shape: int) -> Array:
@@ -75,12 +75,12 @@ class Bert:
         }
 
     def apply(self, params: Params, ids: ArrayLike, mask: ArrayLike | None = None) -> Array:
-        """Encode tokens, all of the first segment.
+        """Encode tokens, all of which belong to the first segment.
 
         Args:
             params: as `init` makes them.
             ids: (batch, tokens) integers.
-            mask: (batch, tokens), true where a token counts; None: all do.
+            mask: (batch, tokens), true where a token counts; None for all.
 
         Returns:
             (batch, tokens, width) the hidden states of the last block.

@@ -48,7 +48,7 @@ def net(classes: int = 10) -> Net:
     """Return the network in Linen: 16,858,506 parameters for ten classes.
 
     Args:
-        classes: how many logits come out.
+        classes: the number of logits.
 
     Returns:
         An unbound Linen module; images (b, 32, 32, 3) in, logits (b, classes) out.
@@ -67,8 +67,8 @@ def net_nnx(rngs: nnx.Rngs, classes: int = 10) -> NetNNX:
     """Return the network in NNX: 16,858,506 parameters for ten classes.
 
     Args:
-        rngs: where the initial parameters come from.
-        classes: how many logits come out.
+        rngs: the random streams of the initial parameters.
+        classes: the number of logits.
 
     Returns:
         An NNX module; images (b, 32, 32, 3) in, logits (b, classes) out.

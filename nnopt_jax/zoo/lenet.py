@@ -1,6 +1,6 @@
-"""LeNet-300-100 and LeNet-5, as in Caffe, in Linen and in NNX.
+"""LeNet-300-100 and LeNet-5 as in Caffe, in Linen and in NNX.
 
-Both forms of a network name and shape their parameters alike, so one tree fits both.
+Both forms of a network have parameters of the same names and shapes, so that one tree fits both.
 
 References:
     LeCun et al., "Gradient-based learning applied to document recognition" (1998); layer sizes as
@@ -83,8 +83,8 @@ def lenet_300_100(classes: int = 10, width: float = 1.0) -> LeNet300100:
     """Return LeNet-300-100 in Linen: 784-300-100-classes with ReLU, 266,610 parameters.
 
     Args:
-        classes: how many logits come out.
-        width: factor of the number of hidden units.
+        classes: the number of logits.
+        width: the factor by which the number of hidden units is scaled.
 
     Returns:
         An unbound Linen module; images (b, 28, 28, 1) in, logits (b, classes) out.
@@ -102,11 +102,11 @@ def lenet_300_100(classes: int = 10, width: float = 1.0) -> LeNet300100:
 def lenet5(classes: int = 10) -> LeNet5:
     """Return LeNet-5 in Linen: conv 20, pool, conv 50, pool, dense 500 with ReLU, dense classes.
 
-    Convolutions are 5x5 without padding and, as in Caffe, without ReLU; pools take the maximum of
-    2x2. 431,080 parameters for ten classes.
+    Convolutions are 5x5 without padding and, as in Caffe, without ReLU; pooling takes the maximum
+    of 2x2. There are 431,080 parameters for ten classes.
 
     Args:
-        classes: how many logits come out.
+        classes: the number of logits.
 
     Returns:
         An unbound Linen module; images (b, 28, 28, 1) in, logits (b, classes) out.
@@ -125,9 +125,9 @@ def lenet_300_100_nnx(rngs: nnx.Rngs, classes: int = 10, width: float = 1.0) -> 
     """Return LeNet-300-100 in NNX: 784-300-100-classes with ReLU, 266,610 parameters.
 
     Args:
-        rngs: where the initial parameters come from.
-        classes: how many logits come out.
-        width: factor of the number of hidden units.
+        rngs: the random streams of the initial parameters.
+        classes: the number of logits.
+        width: the factor by which the number of hidden units is scaled.
 
     Returns:
         An NNX module; images (b, 28, 28, 1) in, logits (b, classes) out.
@@ -144,11 +144,11 @@ def lenet_300_100_nnx(rngs: nnx.Rngs, classes: int = 10, width: float = 1.0) -> 
 def lenet5_nnx(rngs: nnx.Rngs, classes: int = 10) -> LeNet5NNX:
     """Return LeNet-5 in NNX: conv 20, pool, conv 50, pool, dense 500 with ReLU, dense classes.
 
-    The same network as `lenet5`. 431,080 parameters for ten classes.
+    The network is the same as `lenet5`, with 431,080 parameters for ten classes.
 
     Args:
-        rngs: where the initial parameters come from.
-        classes: how many logits come out.
+        rngs: the random streams of the initial parameters.
+        classes: the number of logits.
 
     Returns:
         An NNX module; images (b, 28, 28, 1) in, logits (b, classes) out.

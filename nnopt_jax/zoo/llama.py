@@ -15,17 +15,17 @@ from nnopt_jax.typing import Array, ArrayLike, Key, Params
 
 @dataclasses.dataclass(frozen=True)
 class Llama:
-    """A causal language model with rotary positions and heads that share their keys.
+    """A causal language model with rotary positions and grouped-query attention.
 
     Args:
-        vocabulary: how many tokens there are.
-        width: of the hidden states.
-        layers: how many blocks.
-        heads: of attention in each.
-        shared: heads of keys and values; a divisor of `heads`.
-        hidden: units of each feed-forward network.
-        base: of the wavelengths of rotary positions.
-        epsilon: added to the mean square of normalization.
+        vocabulary: the number of tokens.
+        width: the width of the hidden states.
+        layers: the number of blocks.
+        heads: the number of attention heads of a block.
+        shared: the number of heads of keys and values, a divisor of `heads`.
+        hidden: the number of hidden units of each feed-forward network.
+        base: the base of the wavelengths of rotary positions.
+        epsilon: the number added to the mean square in normalization.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -57,7 +57,7 @@ class Llama:
         return self.width // self.heads
 
     def init(self, key: Key) -> Params:
-        """Draw normal weights of deviation 0.02, scales of one."""
+        """Draw weights with deviation 0.02; scales are one."""
         keys = iter(jax.random.split(key, 2 + 7 * self.layers))
 
         def dense(*shape: int) -> dict[str, Array]:
@@ -87,7 +87,7 @@ class Llama:
             ids: (batch, tokens) integers.
 
         Returns:
-            (batch, tokens, vocabulary) logits of the token after each.
+            (batch, tokens, vocabulary) logits of the following token.
         """
         ids = jnp.asarray(ids)
         x = params["embed"][ids]

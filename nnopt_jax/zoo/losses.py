@@ -12,7 +12,7 @@ from nnopt_jax.typing import Array, ArrayLike
 def cross_entropy(logits: Array, labels: ArrayLike) -> Array:
     """Return the mean cross-entropy of integer labels.
 
-    mean_i(logsumexp(logits_i) - logits_i[labels_i]), computed in float32.
+    The loss is mean_i(logsumexp(logits_i) - logits_i[labels_i]), computed in float32.
 
     Args:
         logits: (..., classes), floating.
@@ -32,7 +32,8 @@ def cross_entropy(logits: Array, labels: ArrayLike) -> Array:
     """
     labels = _checked("cross_entropy", logits, labels)
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    # Mode "fill" turns a label outside the classes into NaN; negative ones would count backwards.
+    # Mode "fill" turns a label outside of the classes into NaN; negative labels would index
+    # backwards.
     index = jnp.where(labels < 0, logits.shape[-1], labels)[..., None]
     return -jnp.mean(jnp.take_along_axis(log_p, index, axis=-1, mode="fill"))
 
@@ -40,7 +41,8 @@ def cross_entropy(logits: Array, labels: ArrayLike) -> Array:
 def error_rate(logits: Array, labels: ArrayLike) -> Array:
     """Return the fraction of rows whose largest logit is not the labelled one.
 
-    mean_i(argmax(logits_i) != labels_i); the first of equal logits counts as the largest.
+    The rate is mean_i(argmax(logits_i) != labels_i), where the first of equal logits is the
+    largest.
 
     Args:
         logits: (..., classes).

@@ -1,4 +1,4 @@
-"""Networks of dense layers: normalized, behind a projection, and with rounded activations."""
+"""Networks of dense layers: with normalization, a projection, or rounded activations."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = ["mlp", "projected_mlp", "quantized_mlp"]
 
 ProjectionKind = Literal["pca", "gaussian", "sparse", "orthogonal"]
 ActivationKind = Literal["dynamic", "ema", "lsq", "pact"]
-_ALPHA = 10.0  # where PACT's level of clipping begins
+_ALPHA = 10.0  # the initial clipping level of PACT
 
 
 class MLP(nn.Module):
-    """The network; make it with `mlp`."""
+    """The module of `mlp`."""
 
     width: int
     layers: int
@@ -52,9 +52,9 @@ def mlp(width: int = 1024, layers: int = 3, classes: int = 10) -> MLP:
     """Return an MLP with batch normalization after each layer, so that weights may have any scale.
 
     Args:
-        width: units of a hidden layer.
-        layers: hidden layers.
-        classes: how many logits come out.
+        width: the number of units of a hidden layer.
+        layers: the number of hidden layers.
+        classes: the number of logits.
 
     Returns:
         An unbound Linen module; `__call__(images, train=False)`.
@@ -73,9 +73,9 @@ def mlp(width: int = 1024, layers: int = 3, classes: int = 10) -> MLP:
 
 
 class ProjectedMLP(nn.Module):
-    """The network; make it with `projected_mlp`."""
+    """The module of `projected_mlp`."""
 
-    start: Any  # a Projection: what `params["projection"]` begins as
+    start: Any  # a Projection, the initial `params["projection"]`
     hidden: Sequence[int]
     classes: int
     learned: bool
@@ -100,25 +100,25 @@ def projected_mlp(
     key: Key | None = None,
     learned: bool = True,
 ) -> ProjectedMLP:
-    """Return dense layers on a few linear combinations of the inputs.
+    """Return dense layers on a linear projection of the inputs.
 
-    The projection is a parameter as the weights are: it lies in the file, it is compressed by
-    whatever `where` selects, and it trains where it is `learned`.
+    The projection is a parameter like the weights: it is saved in the file, compressed if `where`
+    selects it, and trained if it is `learned`.
 
     Args:
-        data: a data set; principal components are those of `data.train.x`.
-        components: features that the first dense layer sees.
-        hidden: units of the hidden layers.
-        classes: how many logits come out.
-        kind: `"pca"`, or what `compression.johnson_lindenstrauss` draws.
-        key: of a random projection; a recipe gives it.
-        learned: whether the projection trains too.
+        data: a data set, whose `data.train.x` determines principal components.
+        components: the number of inputs of the first dense layer.
+        hidden: the numbers of units of the hidden layers.
+        classes: the number of logits.
+        kind: `"pca"`, or a kind of `compression.johnson_lindenstrauss`.
+        key: the key of a random projection; a recipe passes it.
+        learned: whether the projection is trained, too.
 
     Returns:
         An unbound Linen module; images (b, ...) in, logits (b, classes) out.
 
     Raises:
-        ValueRangeError: a random projection without a key.
+        ValueRangeError: the key of a random projection is missing.
 
     Example:
         >>> import jax
@@ -156,7 +156,7 @@ class RoundedReLU(nn.Module):
             return lsq_activation(x, self.param("step", self._first_step, x), self.bits)
         if self.kind == "dynamic":
             return dynamic(x, self.bits, axis=-1, symmetric=False)
-        # A dictionary, as which any named tuple comes back from a file.
+        # A dictionary, because a named tuple is loaded from a file as one.
         seen = self.variable("ranges", "ema", lambda: EmaRange.start()._asdict())
         if train:
             seen.value = ema_range(EmaRange(**seen.value), x)._asdict()
@@ -169,7 +169,7 @@ class RoundedReLU(nn.Module):
 
 
 class QuantizedMLP(nn.Module):
-    """The network; make it with `quantized_mlp`."""
+    """The module of `quantized_mlp`."""
 
     hidden: Sequence[int]
     classes: int
@@ -192,17 +192,17 @@ def quantized_mlp(
     hidden: Sequence[int] = (300, 100),
     classes: int = 10,
 ) -> QuantizedMLP:
-    """Return LeNet-300-100 with rounded activations; its inputs are pixels of 8 bits.
+    """Return LeNet-300-100 with rounded activations and 8-bit pixels as inputs.
 
     Transforms round its weights.
 
     Args:
-        activations: `"dynamic"`: the range of each example; `"ema"`: moving averages of the ranges
-            in training, kept beside the parameters and fixed after it; `"lsq"`: a learned step;
-            `"pact"`: a learned level of clipping.
-        bits: of an activation; 2 to 16, `"lsq"` to 8.
-        hidden: units of the hidden layers.
-        classes: how many logits come out.
+        activations: `"dynamic"`: the range of each example; `"ema"`: moving averages of ranges in
+            training, which are variables of the model and fixed afterwards; `"lsq"`: a learned
+            step; `"pact"`: a learned clipping level.
+        bits: the bits of an activation, 2 to 16, or to 8 for `"lsq"`.
+        hidden: the numbers of units of the hidden layers.
+        classes: the number of logits.
 
     Returns:
         An unbound Linen module; `__call__(images, train=False)`.

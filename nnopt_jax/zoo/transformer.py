@@ -15,18 +15,18 @@ from nnopt_jax.typing import Array, ArrayLike, Key
 
 @dataclasses.dataclass(frozen=True)
 class Transformer:
-    """The sizes and functions of the network; it holds no parameters.
+    """The sizes and functions of the network, without parameters.
 
     Args:
-        inputs: the vocabulary, or the features of one position.
-        classes: how many logits come out.
-        width: features between blocks.
-        heads: of attention; they divide `width`.
-        hidden: units of a feed-forward layer.
-        layers: blocks.
-        length: positions at most.
-        causal: whether a position sees only those before it; there are logits for each then, and
-            one row of logits for all together otherwise.
+        inputs: the size of the vocabulary, or the number of features of a position.
+        classes: the number of logits.
+        width: the number of features between blocks.
+        heads: the number of attention heads, a divisor of `width`.
+        hidden: the number of hidden units of a feed-forward layer.
+        layers: the number of blocks.
+        length: the greatest number of positions.
+        causal: whether a position attends only to earlier ones; the network then returns logits for
+            each position, and otherwise one row of logits for all positions.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -127,14 +127,14 @@ class Transformer:
 
 
 def row_transformer(key: Key, **sizes: Any) -> tuple[dict[str, Any], Transformer]:
-    """Return a transformer that reads the rows of an image as a sequence, for recipes.
+    """Return a transformer over the rows of an image, with its parameters, for recipes.
 
     Args:
-        key: of the parameters.
-        **sizes: those of `Transformer`; by default for images of 28 rows of 28 and ten classes.
+        key: the key of the parameters.
+        **sizes: the sizes of `Transformer`; by default for images of 28 rows of 28 and ten classes.
 
     Returns:
-        Parameters and the function of them.
+        The parameters and the network.
 
     Example:
         >>> import jax

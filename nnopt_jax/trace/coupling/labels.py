@@ -124,7 +124,7 @@ class Book:
         return self._counted[self.find(labels)]
 
     def derive(self, axis: Labels, sources: Iterable[Labels]) -> None:
-        """Record the source axes of an axis whose value is made of parameters alone.
+        """Record the source axes of an axis of a value that is computed from parameters alone.
 
         A step that consumes the axis consumes those of its sources that share elements with it.
         """

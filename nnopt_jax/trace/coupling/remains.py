@@ -95,7 +95,7 @@ def common(remains: Sequence[Remains]) -> Remains:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reason:
-    """The reason for elements to stay.
+    """The reason why elements cannot be removed.
 
     Args:
         text: the reason in words.

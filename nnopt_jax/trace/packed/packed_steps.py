@@ -108,7 +108,7 @@ def _move_once(leaf: PackedLeaf, movement: Moves) -> PackedLeaf:
 
 
 def _move_loosened(leaf: PackedLeaf, movements: Sequence[Moves]) -> tuple[PackedLeaf, ...] | None:
-    """Move a materialized leaf that still rounds its inputs; return None if it does not."""
+    """Materialize and move a leaf whose products round their inputs; None for other leaves."""
     loose = loosen(leaf)
     if isinstance(loose, PackedLeaf):
         with contextlib.suppress(CannotStayPacked):

@@ -140,7 +140,7 @@ class LeafPart(NamedTuple):
 
     @property
     def least(self) -> tuple[int | None, ...]:
-        """The least index on each axis of the leaf; factors may run backwards from `starts`."""
+        """The least index on each axis of the leaf, which negative strides put below `starts`."""
         found = list(self.starts)
         for factor in self.factors:
             if factor.stride < 0 and (start := found[factor.axis]) is not None:

@@ -39,28 +39,28 @@ def capture(
 ) -> Structure:
     """Capture the structure of a model: its function, its tree, and its initializers.
 
-    The function is written by `jax.export`, forward and backward, for one device and with no
-    shardings, so that it runs on any devices. All parameters must be in `params`: arrays that the
-    function closes over become part of the program.
+    `jax.export` serializes the function, forward and backward, for one device and without
+    shardings, so that it runs on any devices. All parameters must be in `params`, because arrays
+    that the function closes over become part of the program.
 
     Args:
-        apply: `apply(params, *args)`; it gets dense arrays in the containers of `params`.
+        apply: a function `apply(params, *args)` of dense arrays in the containers of `params`.
         params: the parameters: arrays, packed parameters, or shapes (see `initializers`).
-        *args: inputs, or `jax.ShapeDtypeStruct`s like them.
-        shapes: the free sizes: a string for each argument, as `jax.export.symbolic_shape` reads it:
-            `["b, ..."]`, `["b, t", "b"]`; None for an argument of fixed sizes.
-        constraints: between free sizes: `["t <= 512"]`.
-        train: the function of the model in training, where it differs: `train(params, *args,
+        *args: the inputs, or `jax.ShapeDtypeStruct`s like them.
+        shapes: the free sizes, as a string for each argument that `jax.export.symbolic_shape`
+            parses: `["b, ..."]`, `["b, t", "b"]`; None for an argument of fixed sizes.
+        constraints: constraints between free sizes, such as `["t <= 512"]`.
+        train: the function of the model in training, if it differs: `train(params, *args,
             *train_args)`.
-        train_args: further arguments of `train`: a key for dropout, say; sizes are fixed.
+        train_args: further arguments of `train`, such as a key for dropout; their sizes are fixed.
         initializers: the initializers of leaves, by glob or `re:`: the name of a factory of
-            `jax.nn.initializers`, or a mapping of its `name` and arguments, JSON. Other leaves
-            are measured: their mean and deviation is drawn again. Those of a trained model are
-            the ones after training.
+            `jax.nn.initializers`, or a mapping of its `name` and arguments, JSON. Other leaves are
+            measured, and initialized by their mean and standard deviation; for a trained model,
+            these are the ones after training.
         constructor: the function that makes the model from its code: `"package.module:callable"`,
             or the callable.
         config: arguments of the constructor, JSON.
-        platforms: the platforms of the program: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`. Default:
+        platforms: the platforms of the program, of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`. By default
             all but ROCm if the function can be lowered for them, else that of this process.
 
     Returns:
@@ -70,7 +70,7 @@ def capture(
         ShapeError: `shapes` does not fit the arguments.
         SelectionError: a rule of `initializers` selects no leaf.
         ValueRangeError: an initializer, the constructor or its arguments, or a platform are wrong,
-            or the function reads none of the parameters.
+            or the function does not use any parameter.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -116,7 +116,7 @@ def capture(
 
 
 def _bare(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Return shape and dtype of a leaf, without its devices."""
+    """Return the shape and dtype of a leaf, without its devices."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 

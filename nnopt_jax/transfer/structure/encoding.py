@@ -1,4 +1,4 @@
-"""The bytes of a structure: deflated JSON and programs, a version and a checksum."""
+"""The bytes of a structure: compressed JSON and programs, a version and a checksum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WHO = "Structure.from_bytes"
 
 
 def encoded(head: Any, programs: list[bytes]) -> bytes:
-    """Write a structure as bytes.
+    """Encode a structure as bytes.
 
     Args:
         head: the description, as JSON.
@@ -36,17 +36,18 @@ def encoded(head: Any, programs: list[bytes]) -> bytes:
 
 
 def decoded(data: bytes, max_bytes: int) -> tuple[Any, list[bytes]]:
-    """Undo `encoded`.
+    """Invert `encoded`.
 
     Args:
-        data: all bytes; they are not trusted.
-        max_bytes: the most bytes that they may inflate to.
+        data: all bytes, untrusted.
+        max_bytes: the greatest number of decompressed bytes.
 
     Returns:
         The head and the programs.
 
     Raises:
-        ArtifactError: this is not a structure, one of another version, damaged, or too large.
+        ArtifactError: the data is not a structure, has another version, is damaged, or is too
+            large.
     """
     if not data.startswith(_MAGIC):
         raise ArtifactError(f"{_WHO}: these {len(data)} bytes are not a structure.")

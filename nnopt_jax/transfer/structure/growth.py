@@ -1,4 +1,4 @@
-"""Wider networks by the graph: more units along coupled axes, and the same function."""
+"""Growth of networks: more units along coupled axes, without changing the function."""
 
 from __future__ import annotations
 
@@ -38,34 +38,35 @@ def grow(
     incoming: Literal["copy", "random"] = "copy",
     noise: float = 0.1,
 ) -> Params:
-    """Add units to coupled axes; at first the network computes what it did before.
+    """Add units to coupled axes without changing the function of the network.
 
     This is `widen` with leaves that the graph finds: producers of the units (kernels, biases,
     scales and statistics of a batch normalization, both halves of a gated layer) get copies of
-    units drawn at random, consumers get zeros. The network of the new widths computes what the
-    old one did, up to the order in which the backend adds up longer sums, as long as it uses its
-    widths for nothing else.
+    randomly drawn units, and consumers get zeros. The network of the new widths computes the same
+    as the old one, up to the order of longer sums in the backend, unless it uses its widths for
+    other purposes.
 
     Args:
         graph: the result of `nnopt.graph` for the function and these parameters.
         params: arrays or packed leaves; leaves that grow become arrays.
-        widths: the number of units wanted, by the name of a dimension of `graph.coupled`.
+        widths: the new number of units, by the name of a dimension of `graph.coupled`.
         key: draws the copies and the noise.
-        incoming: as for `widen`.
-        noise: added to copied kernels, times their deviation, so that copies part in training.
+        incoming: see `widen`.
+        noise: the noise added to copied kernels, times their standard deviation, so that copies
+            diverge in training.
 
     Returns:
-        Parameters of the new shapes, for the model built with the new widths. Along an axis that
-        several parts share (heads, halves of a gate, channels flattened with places) new units lie
-        behind the old ones of each part.
+        Parameters of the new shapes, for the model built with the new widths. On an axis of several
+        parts (heads, halves of a gate, channels flattened with positions), new units follow the old
+        ones of each part.
 
     Raises:
-        SelectionError: a dimension is not known.
+        SelectionError: a dimension is unknown.
         ShapeError: a leaf has another shape than in the graph.
         ValueRangeError: a width is not above the number of units, or a setting is wrong.
-        CompositionError: more units would change the function: no weights read them, a statistic is
-            taken over them (layer normalization, scores of attention), or they are combined with
-            constants that differ; or two dimensions lie within each other. All are named.
+        CompositionError: more units would change the function, because no weights consume them,
+            statistics are computed over them (layer normalization, attention scores), or they are
+            combined with different constants; or two dimensions are nested. All are named.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -105,7 +106,7 @@ def grow(
     def widened(path: str, key: Key, leaf: Array) -> Array:
         by_axis = itertools.groupby(spans[path], key=lambda span: span.axis)
         noisy = noise if leaf.ndim > 1 else None
-        # Readers of new units are zero in the entries of other new units, too, so they come last.
+        # Consumers of new units are zero in the entries of other new units, too, so they come last.
         for axis, own in sorted(
             ((axis, list(own)) for axis, own in by_axis), key=lambda pair: pair[1][0].reads
         ):

@@ -1,4 +1,4 @@
-"""Initial values of leaves: measured or named by the author, and drawn without model code."""
+"""Initial values of leaves: measured or named by the user, and drawn without model code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMED = tuple(
 
 
 def measured(leaf: Any) -> Start:
-    """Return from the values of a leaf how one like it is initialized.
+    """Return the initializer that is estimated from the values of a leaf.
 
     Args:
         leaf: an array or a packed parameter.
@@ -64,20 +64,20 @@ def measured(leaf: Any) -> Start:
 def starts(
     who: str, leaves: Mapping[str, Any], given: Mapping[str, str | Mapping[str, Any]] | None
 ) -> dict[str, Start]:
-    """Return how each leaf is initialized: as the user says, else as it is measured.
+    """Return the initializer of each leaf, set by the user or estimated from its values.
 
     Args:
         who: the caller, for errors.
         leaves: arrays, packed parameters or shapes by path.
-        given: by glob or `re:`, the name of a factory of `jax.nn.initializers`, or a mapping of
-            its name and arguments, JSON; later ones win.
+        given: for each glob or `re:` expression, the name of a factory of `jax.nn.initializers`, or
+            a mapping of its name and arguments, JSON; later ones take precedence.
 
     Returns:
-        By path.
+        The initializers by path.
 
     Raises:
         SelectionError: a rule selects no leaf.
-        ValueRangeError: there is no such initializer, or it cannot make such a leaf.
+        ValueRangeError: the initializer does not exist, or cannot make such a leaf.
 
     Example:
         >>> starts("demo", {"w": jnp.zeros((2, 2))}, {"w": "lecun_normal"})
@@ -109,11 +109,11 @@ def starts(
 
 
 def drawn(key: Key, start: Start, like: Any) -> jax.Array:
-    """Draw a leaf.
+    """Draw the initial value of a leaf.
 
     Args:
         key: the key of this leaf.
-        start: how it is initialized.
+        start: the initializer.
         like: an array or a shape with its shape and dtype.
 
     Returns:
@@ -140,12 +140,12 @@ def drawn(key: Key, start: Start, like: Any) -> jax.Array:
 
 
 def key_of(key: Key, path: str) -> Key:
-    """Return the key of a leaf, by its path, the same in every process."""
+    """Return the key of a leaf, derived from its path, the same in every process."""
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
 def said(start: Start) -> str:
-    """Describe an initializer in a few words, for a table.
+    """Return a short description of an initializer, for a table.
 
     Example:
         >>> said({"name": "measured", "mean": 0.0, "std": 0.0357123})

@@ -1,4 +1,4 @@
-"""Layers: selected, copied, stacked and unstacked, for a model of another depth."""
+"""Layers of a model: selecting, copying, stacking and unstacking for another depth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ How = Literal["first", "last", "even", "ends", "stack"]
 
 
 def layer_map(source: int, target: int, how: How) -> tuple[int, ...]:
-    r"""Return which layer of one depth each layer of another depth comes from.
+    r"""Return the source layer for each layer of a model of another depth.
 
     $$ \text{even: } \lfloor i s / t \rfloor \quad
        \text{ends: } \Big\lfloor \frac{i (s - 1)}{t - 1} + \tfrac12 \Big\rfloor \quad
@@ -29,16 +29,16 @@ def layer_map(source: int, target: int, how: How) -> tuple[int, ...]:
 
     Args:
         source: the number of layers of the source, `s`.
-        target: the number of layers wanted, `t`.
-        how: `"first"` or `"last"` of them; `"even"`: every k-th of a deeper model, or each one
-            repeated in its place (interpolation); `"ends"`: evenly, from the first to the last;
-            `"stack"`: all of them, over and over.
+        target: the number of layers of the target, `t`.
+        how: `"first"` or `"last"`: the first or last layers; `"even"`: every k-th layer of a deeper
+            model, or each layer repeated in place (interpolation); `"ends"`: evenly from the first
+            to the last; `"stack"`: all layers, repeatedly.
 
     Returns:
-        `t` numbers of layers, for `select_layers` and `deepen`.
+        The `t` numbers of source layers, for `select_layers` and `deepen`.
 
     Raises:
-        ValueRangeError: a number is not a count, or `how` wants more layers than there are.
+        ValueRangeError: a number is not a count, or `how` needs more layers than there are.
 
     Example:
         >>> from nnopt_jax.transfer import layer_map
@@ -75,17 +75,16 @@ def select_layers(params: Params, layers: str, chosen: Sequence[int]) -> Params:
 
     Args:
         params: dictionaries, lists and tuples of arrays or packed parameters.
-        layers: where they are: `"encoder/layers_{index}"` where they lie apart (`"blocks/{index}"`
-            in a list), `"encoder/layers"` where they are stacked, as `jax.lax.scan` reads them.
-        chosen: for each layer wanted the number of the one that it comes from; `layer_map`
-            makes such numbers.
+        layers: the path of the layers: `"encoder/layers_{index}"` for separate layers
+            (`"blocks/{index}"` in a list), `"encoder/layers"` for a stack, as `jax.lax.scan` takes
+            it.
+        chosen: the number of the source layer for each new layer, such as `layer_map` returns.
 
     Returns:
-        Parameters with these layers; the rest is as it was. Leaves stay packed where layers lie
-        apart.
+        Parameters with these layers, otherwise unchanged. Leaves of separate layers stay packed.
 
     Raises:
-        SelectionError: no layers are there.
+        SelectionError: there are no layers.
         ValueRangeError: a number is not that of a layer.
 
     Example:
@@ -103,19 +102,19 @@ def select_layers(params: Params, layers: str, chosen: Sequence[int]) -> Params:
 
 
 def stack_layers(params: Params, layers: str, into: str) -> Params:
-    """Stack layers that lie apart in one tree with a leading axis, bit for bit.
+    """Stack separate layers in one tree with a leading axis, bit for bit.
 
     Args:
         params: dictionaries, lists and tuples of arrays, or packed parameters to be materialized.
-        layers: where they are: `"encoder/layers_{index}"`, or `"blocks/{index}"` in a list.
-        into: where they go, in the same container: `"encoder/layers"`, or `"blocks"`.
+        layers: the path of the layers: `"encoder/layers_{index}"`, or `"blocks/{index}"` in a list.
+        into: the path of the stack, in the same container: `"encoder/layers"`, or `"blocks"`.
 
     Returns:
-        The parameters, as `jax.lax.scan` reads them.
+        The parameters, as `jax.lax.scan` takes them.
 
     Raises:
-        SelectionError: no layers are there, or something is where they go.
-        ShapeError: layers are not alike; all differences are named.
+        SelectionError: there are no layers, or the new path is occupied.
+        ShapeError: layers differ; all differences are named.
 
     Example:
         >>> import jax.numpy as jnp
@@ -129,19 +128,19 @@ def stack_layers(params: Params, layers: str, into: str) -> Params:
 
 
 def unstack_layers(params: Params, layers: str, into: str) -> Params:
-    """Undo `stack_layers`, bit for bit.
+    """Invert `stack_layers`, bit for bit.
 
     Args:
         params: dictionaries, lists and tuples of arrays or packed parameters.
-        layers: where the stack is: `"encoder/layers"`.
-        into: where layers go, in the same container: `"encoder/layers_{index}"`; a name that is
+        layers: the path of the stack: `"encoder/layers"`.
+        into: the path of the layers, in the same container: `"encoder/layers_{index}"`; a name of
             `{index}` alone, as in `"encoder/layers/{index}"`, makes a list.
 
     Returns:
         The parameters.
 
     Raises:
-        SelectionError: no stack is there, or something is where layers go.
+        SelectionError: there is no stack, or a new path is occupied.
         ShapeError: leaves differ in their leading axis.
 
     Example:
@@ -157,27 +156,27 @@ def unstack_layers(params: Params, layers: str, into: str) -> Params:
 def deepen(
     params: Params, layers: str, sources: Sequence[int], *, zero: Where | Sequence[Where]
 ) -> Params:
-    r"""Add residual blocks that are copies of others, their last projections zero.
+    r"""Add residual blocks that copy other blocks, with last projections of zero.
 
     $$ x + W_\text{out} f(x) = x \quad\text{where}\quad W_\text{out} = 0 $$
 
-    The network computes what it did, exactly; the new projections move with the first step, and
-    what is before them with the second.
+    The network computes exactly the same as before; the first training step changes the new
+    projections, and the second one the weights before them.
 
     Args:
         params: dictionaries, lists and tuples of arrays or packed parameters.
-        layers: where the blocks are, as for `select_layers`.
-        sources: for each new block the number of the one that it comes from, as `layer_map`
-            makes them: the first to come from a block is that block, others are copies.
-        zero: which leaves of a block write to the residual stream, weights and biases: selectors
-            of paths within a block, `["attention/out/**", "mlp/down/**"]`.
+        layers: the path of the blocks, see `select_layers`.
+        sources: the number of the source block for each new block, such as `layer_map` returns. The
+            first block with a given source is that block; others are copies.
+        zero: the leaves of a block that add to the residual stream, weights and biases, as
+            selectors of paths within a block: `["attention/out/**", "mlp/down/**"]`.
 
     Returns:
         Parameters with a block for each source.
 
     Raises:
-        SelectionError: no layers are there, or a selector selects no leaf of a new block.
-        ValueRangeError: `sources` leave a block out, or change their order.
+        SelectionError: there are no layers, or a selector does not match a leaf of a new block.
+        ValueRangeError: `sources` omits a block, or changes the order of blocks.
 
     Example:
         >>> import jax.numpy as jnp
@@ -222,12 +221,12 @@ def _apart(layers: list[Any]) -> list[Any]:
 
 
 def _copy(leaf: Any) -> Any:
-    """Copy an array; a shape has no memory to share."""
+    """Copy an array; return a shape unchanged."""
     return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.copy(leaf)
 
 
 def _check_chosen(who: str, name: str, chosen: Sequence[int], count: int) -> None:
-    """Raise if there are no numbers of layers, or numbers that no layer has."""
+    """Raise if there are no numbers of layers, or numbers without a layer."""
     settings = Settings(who)
     if not isinstance(chosen, Sequence | np.ndarray):
         settings.wrong(name, chosen, "is not a sequence of numbers; give e.g. [0, 2].")
@@ -241,7 +240,7 @@ def _check_chosen(who: str, name: str, chosen: Sequence[int], count: int) -> Non
 
 
 def _moved(who: str, params: Params, layers: str, into: str, *, indexed: bool) -> Params:
-    """Return parameters with the layers elsewhere, at first numbered or in a stack."""
+    """Return parameters with the layers at another path, given as numbered layers or a stack."""
     for name, place, wanted in (("layers", layers, indexed), ("into", into, not indexed)):
         if not isinstance(place, str) or (INDEX in place) is not wanted:
             form = f"'layers_{INDEX}', where layers lie apart" if wanted else "'layers', a stack"

@@ -1,4 +1,4 @@
-"""Layers of a tree: found and replaced, under numbered names or stacked along an axis."""
+"""Access to the layers of a tree, under numbered names or stacked along an axis."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ INDEX = "{index}"
 
 
 def layers_at(who: str, tree: Any, place: str) -> list[Any]:
-    """Return the layers of a tree, each a tree of its own.
+    """Return the layers of a tree, each as a tree of its own.
 
     Args:
         who: the caller, for errors.
         tree: dictionaries, lists and tuples of arrays or packed parameters.
-        place: `"encoder/layers_{index}"` for layers that lie apart, as keys of a dictionary or
-            (`"blocks/{index}"`) in a list; the path of the tree they are stacked in otherwise.
+        place: `"encoder/layers_{index}"` for separate layers, as keys of a dictionary or
+            (`"blocks/{index}"`) in a list; otherwise the path of the tree in which they are
+            stacked.
 
     Returns:
         The layers in order; packed parameters in a stack are materialized.
 
     Raises:
-        SelectionError: there are no layers, or their numbers are not a run from 0.
+        SelectionError: there are no layers, or their numbers are not consecutive from 0.
         ShapeError: leaves of a stack differ in their leading axis.
 
     Example:
@@ -63,15 +64,15 @@ def with_layers(who: str, tree: Any, place: str, layers: list[Any], into: str | 
     Args:
         who: the caller, for errors.
         tree: a tree in which `layers_at` found layers.
-        place: the place of its layers.
+        place: the path of its layers.
         layers: the new layers.
-        into: the place of the new layers, in the same container; default: `place`.
+        into: the path of the new layers, in the same container; by default `place`.
 
     Returns:
-        Another tree; nothing is changed in place.
+        A new tree; nothing is changed in place.
 
     Raises:
-        SelectionError: there is something at `into` already, or it is in another container.
+        SelectionError: `into` is occupied, or is in another container.
         ShapeError: layers to be stacked differ.
 
     Example:
@@ -143,12 +144,12 @@ def _segments(path: str) -> list[str]:
 
 
 def _key(container: Any, name: str) -> Any:
-    """Return the key of a dictionary with this name; numbers are keys, too."""
+    """Return the key of a dictionary with this name, which may be a number."""
     return next((key for key in container if str(key) == name), None)
 
 
 def _numbered(container: Any, name: str) -> dict[int, Any]:
-    """Return keys of a dictionary by the number in place of `{index}`."""
+    """Return the keys of a dictionary by the number in place of `{index}`."""
     pattern = re.compile(re.escape(name).replace(re.escape(INDEX), r"(0|[1-9]\d*)"))
     matches = ((key, pattern.fullmatch(str(key))) for key in container)
     return {int(match[1]): key for key, match in matches if match}
@@ -192,9 +193,9 @@ def _edited(tree: Any, segments: list[str], change: Callable[[Any], Any]) -> Any
 
 
 def whole(array: Any, axis: int) -> Any:
-    """Gather an array along an axis whose size is to change, if its mesh has Explicit axes.
+    """Gather an array along an axis whose size will change, if its mesh has Explicit axes.
 
-    The compiler places Auto axes.
+    For Auto axes, the compiler does this.
 
     Example:
         >>> whole(jnp.ones(2), 0)

@@ -1,4 +1,4 @@
-"""Programs: functions of leaves and inputs as bytes that run without their code."""
+"""Programs: functions of leaves and inputs, serialized so that they run without their code."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _OPERATIONS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A function written by `jax.export`, which is read when it is first called.
+    """A function serialized by `jax.export`, which is read at its first call.
 
     Args:
         data: the bytes.
-        about: facts that are known without reading it: inputs, outputs, platforms, whether it
-            differentiates, the version of jax that wrote it.
+        about: facts that are known without reading it: inputs, outputs, platforms, whether it is
+            differentiable, and the version of jax that wrote it.
     """
 
     data: bytes
@@ -58,14 +58,15 @@ class Program:
         """Return the program in the form that JAX calls.
 
         Raises:
-            ArtifactError: this version of jax cannot read it.
+            ArtifactError: this version of jax cannot read the program.
         """
         try:
             made = export.deserialize(bytearray(self.data))
             if self.about.get("jax") != jax.__version__:
-                made.mlir_module()  # else a program too new would fail where it is compiled
+                # Otherwise, a program that is too new would only fail when it is compiled.
+                made.mlir_module()
             return made
-        except Exception as error:  # flatbuffers and MLIR raise what they like
+        except Exception as error:  # flatbuffers and MLIR raise errors of any type
             raise ArtifactError(
                 f"transfer.structure: jax {self.about.get('jax')} wrote the program, and jax "
                 f"{jax.__version__} cannot read it ({error}). Capture it again from the code, or "
@@ -84,7 +85,7 @@ class Program:
             Plain containers of arrays.
 
         Raises:
-            SelectionError: the inputs are not those of the program, by path.
+            SelectionError: the paths of inputs differ from those of the program.
             ShapeError: an input has another shape or dtype.
             ArtifactError: the program was written for other platforms, or cannot be read.
         """
@@ -120,27 +121,27 @@ def written(
     platforms: Sequence[str] | None,
     constraints: Sequence[str],
 ) -> Program:
-    """Write a program.
+    """Serialize a function as a program.
 
     Args:
-        function: `(leaves, inputs) -> outputs`, all of plain containers.
-        leaves: shapes of the parameters.
-        inputs: shapes of the inputs; sizes may be symbolic.
-        platforms: the platforms that it is to run on; None: CPU, CUDA and TPU if it can be lowered
+        function: a function `(leaves, inputs) -> outputs` of plain containers.
+        leaves: the shapes of the parameters.
+        inputs: the shapes of the inputs; sizes may be symbolic.
+        platforms: the platforms that it runs on; None for CPU, CUDA and TPU if it can be lowered
             for all, else that of this process.
         constraints: relations between symbolic sizes.
 
     Returns:
-        The program. It has a backward pass if JAX finds one.
+        The program, with a backward pass if JAX can derive one.
 
     Raises:
-        ValueRangeError: the function reads none of the leaves.
+        ValueRangeError: the function does not use any leaf.
     """
     with no_source_paths():
         made = _exported(function, list(leaves), inputs, platforms)
         try:
             data, differentiable = made.serialize(vjp_order=1), True
-        except Exception:  # loops of unknown length have no backward pass, integers need none
+        except Exception:  # loops of unknown length have no backward pass, and integers need none
             data, differentiable = made.serialize(), False
     if leaves and not any(index < len(leaves) for index in made.module_kept_var_idx):
         raise ValueRangeError(
@@ -169,13 +170,13 @@ def _exported(
         return export.export(jitted, platforms=platforms)(leaves, inputs)
     try:
         return export.export(jitted, platforms=PLATFORMS)(leaves, inputs)
-    except Exception:  # a fault of the function itself is raised again by the next line
+    except Exception:  # the next line raises a fault of the function itself again
         return export.export(jitted)(leaves, inputs)
 
 
 @contextlib.contextmanager
 def no_source_paths() -> Iterator[None]:
-    """Keep names of the caller's files out of the bytes."""
+    """Keep the names of the caller's files out of the bytes."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)
@@ -221,11 +222,11 @@ def broken(constraints: Sequence[str], sizes: Mapping[str, int]) -> list[str]:
     """Return the constraints that do not hold.
 
     Args:
-        constraints: as `jax.export.symbolic_shape` reads them; they may come from a file.
+        constraints: constraints in the syntax of `jax.export.symbolic_shape`, possibly from a file.
         sizes: the sizes by name; a constraint with other names is left to JAX.
 
     Returns:
-        Those that do not hold.
+        The constraints that do not hold.
 
     Example:
         >>> broken(["t <= 16", "mod(t, 2) == 1", "s >= 2*t"], {"t": 18})

@@ -37,10 +37,10 @@ DEFAULT_MAX_BYTES = 1 << 30
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Structure:
-    """A model without its parameters and without its code; `capture` makes it.
+    """A model without its parameters and its code, made by `capture`.
 
     Args:
-        description: the tree of dense parameters, as `nnopt_jax.arrays.describe` gives it.
+        description: the tree of dense parameters, as `nnopt_jax.arrays.describe` returns it.
         starts: the initializer of each leaf by path, in the order of the programs.
         programs: `"apply"`, and `"train"` if training differs.
         constructor: `{"target": "package.module:callable", "config": {...}}`, or None.
@@ -74,33 +74,33 @@ class Structure:
     def apply(self, params: Params, *args: Any) -> Any:
         """Compute the outputs of the model.
 
-        A pure function: `jax.jit` compiles it for the devices of the parameters and inputs, and
-        `jax.grad` differentiates it once (no second derivatives, no forward mode, no `jax.vmap`;
-        the program has a batch of its own).
+        This is a pure function: `jax.jit` compiles it for the devices of the parameters and inputs,
+        and `jax.grad` differentiates it once. Second derivatives, forward mode and `jax.vmap` are
+        not supported; the program has its own batch axis.
 
         Args:
-            params: dense or packed, in the containers of the source or in plain ones.
+            params: dense or packed parameters, in the containers of the source or in plain ones.
             *args: the arguments of the source.
 
         Returns:
             The outputs of the source, in dictionaries, lists and tuples.
 
         Raises:
-            SelectionError: leaves of the parameters or inputs are missing, or are too many.
+            SelectionError: leaves of the parameters or inputs are missing or superfluous.
             ShapeError: their shapes or dtypes differ; all are named.
             ArtifactError: this version of jax cannot read the program.
         """
         return self._run("apply", params, args)
 
     def train(self, params: Params, *args: Any) -> Any:
-        """Compute the outputs of the model in training; see `apply` for the errors.
+        """Compute the outputs of the model in training; see `apply` for errors.
 
         Args:
-            params: as for `apply`.
-            *args: those of `apply`, then `train_args` as `capture` was given.
+            params: see `apply`.
+            *args: the arguments of `apply`, then the `train_args` of `capture`.
 
         Raises:
-            SelectionError: there is no program of that name.
+            SelectionError: the structure does not have this program.
         """
         return self._run("train", params, args)
 
@@ -115,17 +115,17 @@ class Structure:
         )
 
     def check(self, params: Params, who: str = "Structure.check") -> dict[str, Any]:
-        """Check that parameters are those of the structure.
+        """Check that parameters fit the structure, and return their leaves by path.
 
         Args:
-            params: dense, packed or abstract.
+            params: dense, packed or abstract parameters.
             who: the caller, for errors.
 
         Returns:
             The leaves by path.
 
         Raises:
-            SelectionError: leaves are missing, or are too many; all are named.
+            SelectionError: leaves are missing or superfluous; all are named.
             ShapeError: shapes or dtypes differ; all are named.
         """
         wanted, given = flatten(self.parameters), flatten(params, is_node)
@@ -147,14 +147,14 @@ class Structure:
         """Draw new parameters by the initializers of the leaves.
 
         Args:
-            key: a typed key; each leaf has its own, by its path.
+            key: a typed key, from which each leaf gets its own by its path.
 
         Returns:
             The parameters, in plain containers.
 
         Raises:
-            ValueRangeError: `key` is not a key; or leaves have no initializer, because `capture`
-                could not measure them: all are named.
+            ValueRangeError: `key` is not a key; or leaves lack initializers, because `capture`
+                could not measure them (all are named).
         """
         check_key("Structure.initialize", key)
         problems = Problems("Structure.initialize")
@@ -176,7 +176,7 @@ class Structure:
             The result of the constructor.
 
         Raises:
-            SelectionError: there is none, or it cannot be imported here.
+            SelectionError: there is no constructor, or it cannot be imported here.
         """
         if self.constructor is None:
             _no("there is none; give capture(..., constructor='package.module:callable').")
@@ -191,7 +191,7 @@ class Structure:
         return found(**config)
 
     def describe(self) -> dict[str, Any]:
-        """Return all that is known without the programs, as JSON."""
+        """Return all facts that are known without the programs, as JSON."""
         return {
             "parameters": self.description,
             "starts": [[path, start] for path, start in self.starts.items()],
@@ -200,19 +200,20 @@ class Structure:
         }
 
     def to_bytes(self) -> bytes:
-        """Return the structure as deflated bytes, with a version and a checksum."""
+        """Return the structure as compressed bytes, with a version and a checksum."""
         return encoded(self.describe(), [program.data for program in self.programs.values()])
 
     @staticmethod
     def from_bytes(data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Structure:
-        """Read the result of `to_bytes`; import and run nothing.
+        """Read the result of `to_bytes`, without importing or running anything.
 
         Args:
             data: the bytes.
-            max_bytes: the most bytes that they may inflate to.
+            max_bytes: the greatest number of decompressed bytes.
 
         Raises:
-            ArtifactError: this is not a structure, one of another version, damaged, or too large.
+            ArtifactError: the data is not a structure, has another version, is damaged, or is too
+                large.
         """
         settings = Settings("Structure.from_bytes")
         settings.integer("max_bytes", max_bytes, 0)
@@ -253,7 +254,7 @@ class Structure:
 
 
 def _signature(leaves: Mapping[str, str]) -> str:
-    """Write inputs or outputs as `x float32[b,3], float32[b]`, without paths that are numbers."""
+    """Return inputs or outputs as text, such as `x float32[b,3]`, without numeric paths."""
     named = [
         text if path.isdigit() or not path else f"{path} {text}" for path, text in leaves.items()
     ]

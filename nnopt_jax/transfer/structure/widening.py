@@ -1,4 +1,4 @@
-"""Wider networks that compute the same: new units add nothing, or share the work of others."""
+"""Wider networks with the same function: new units add nothing, or share the work of others."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ def widen(
 ) -> Params:
     r"""Add hidden units without changing the function of the network.
 
-    A new unit is a copy of one drawn at random, each as often as the others. With
-    `outgoing="zero"` its outgoing weights are zero, so it adds exactly zero, and outputs differ at
-    most by the order in which the backend adds up longer sums. With `"split"` a unit and its
-    copies share its outgoing weights:
+    A new unit is a copy of a randomly drawn unit, and all units are copied equally often. With
+    `outgoing="zero"`, its outgoing weights are zero, so that it adds exactly zero, and outputs
+    differ at most by the order of longer sums in the backend. With `"split"`, a unit and its copies
+    share its outgoing weights:
 
     $$ W'_{\text{out}}[j] = W_{\text{out}}[\pi(j)] \,/\, |\{k : \pi(k) = \pi(j)\}| $$
 
-    The function then stays the same up to rounding. It changes with both if something takes
-    statistics over the units, as layer normalization does.
+    The function then stays the same up to rounding. With either setting, it changes if the network
+    computes statistics over the units, as layer normalization does.
 
     Args:
         params: arrays or packed parameters; the named leaves become arrays.
         produced: the leaves that produce the units, by path, with the axis of the units: the
             kernel and the bias before them, scales and statistics of a batch normalization.
-        consumed: the leaves that read the units, by path, with the axis.
-        width: the number of units wanted.
+        consumed: the leaves that consume the units, by path, with the axis.
+        width: the new number of units.
         key: draws the copies and the noise.
-        outgoing: weights of new units: zero, or split.
-        incoming: `"copy"`, or `"random"`: kernels (leaves of two axes or more) drawn as normal
-            numbers of the mean and deviation of the leaf; only with zero outgoing weights.
-        noise: added to copied kernels, times their deviation, so that copies part in training.
-            Default: 0.1 with zero outgoing weights, which hide it; 0 with split ones, which do not
-            (and whose copies then get equal gradients for ever).
+        outgoing: the outgoing weights of new units: zero, or split.
+        incoming: `"copy"`, or `"random"` for kernels (leaves of two or more axes) of normal numbers
+            with the mean and standard deviation of the leaf; only with zero outgoing weights.
+        noise: the noise added to copied kernels, times their standard deviation, so that copies
+            diverge in training. By default 0.1 with zero outgoing weights, which hide it; 0 with
+            split ones, which do not (so that copies always get equal gradients).
 
     Returns:
-        Parameters with `width` units; the old ones come first. An axis that grows is not split
-        any more over a mesh with Explicit axes.
+        Parameters with `width` units, the old ones first. An axis that grows is no longer split
+        over a mesh with Explicit axes.
 
     Raises:
         SelectionError: a path is not a leaf; all are named.
@@ -111,7 +111,7 @@ def widen(
 
 
 def drawn_units(key: Key, units: int, width: int) -> Array:
-    """Draw the unit that each new one copies, each as often as the others.
+    """Return for each new unit the unit to copy, with all units copied equally often.
 
     Example:
         >>> drawn_units(jax.random.key(0), 1, 3)
@@ -126,13 +126,13 @@ def with_copies(
     """Append new units to a leaf that produces units.
 
     Args:
-        key: draws the noise.
-        leaf: floats, or anything else, which is copied as it is.
+        key: the key of the noise.
+        leaf: a float leaf; any other leaf is only copied.
         copied: the unit that each new one copies.
         axis: the axis of the units.
-        incoming: `"copy"`, or `"random"` for draws like the leaf.
-        noise: added to copies, times the deviation of the leaf; None for leaves of one axis,
-            which are copied.
+        incoming: `"copy"`, or `"random"` for random numbers like the leaf.
+        noise: the noise added to copies, times the standard deviation of the leaf; None for leaves
+            of one axis, which are only copied.
 
     Example:
         >>> with_copies(jax.random.key(0), jnp.ones(2), jnp.array([0]), 0, "copy", None)
@@ -148,13 +148,13 @@ def with_copies(
 
 
 def with_readers(leaf: Array, copied: Array, axis: int, outgoing: str) -> Array:
-    """Append weights of new units to a leaf that reads units.
+    """Append weights of new units to a leaf that consumes units.
 
     Args:
         leaf: weights.
         copied: the unit that each new one copies.
         axis: the axis of the units.
-        outgoing: `"zero"`, or `"split"`: a unit and its copies have equal parts.
+        outgoing: `"zero"`, or `"split"` for equal parts of a unit and its copies.
 
     Example:
         >>> with_readers(jnp.array([3.0, 4.0]), jnp.array([1]), 0, "split")

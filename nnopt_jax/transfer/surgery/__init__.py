@@ -1,1 +1,1 @@
-"""Weight surgery: parameters of one model, put into another."""
+"""Weight surgery: copying parameters of one model into another."""

@@ -1,4 +1,4 @@
-"""Weight surgery: parameters of one model in another, by rules if names or shapes differ."""
+"""Weight surgery: copying parameters of one model into another, with rules for names and shapes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class GraftReport(Tabular):
     """The result of a graft, leaf by leaf.
 
     Args:
-        copied: paths of the target whose leaves were copied, perhaps to another dtype.
-        adapted: how the other leaves of the source were made to fit, by path.
-        kept: paths of the target that stayed, by a rule or because the source lacks them.
-        unused: paths of the source, after all renames, that were not used; with `keep`, a path
-            may be in `kept` as well.
-        failed: the problem, by path; leaves of the target among them stayed.
-        dead_rules: rules that selected no leaf.
+        copied: paths of the target whose leaves were copied, possibly to another dtype.
+        adapted: the adaptations of other leaves of the source, by path.
+        kept: paths of the target that were kept, by a rule or because the source lacks them.
+        unused: paths of the source, after all renames, that were not used; with `keep`, a path may
+            also be in `kept`.
+        failed: the problems by path; leaves of the target among them were kept.
+        dead_rules: rules that did not select a leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,7 +79,7 @@ class Grafted(NamedTuple):
     """The result of `graft`.
 
     Args:
-        params: the parameters, of the structure of the target.
+        params: the parameters, with the structure of the target.
         report: the outcome for each leaf.
 
     Example:
@@ -97,36 +97,36 @@ class Grafted(NamedTuple):
 def graft(
     target: Params, source: Params, rules: Sequence[Rule] = (), *, strict: bool = True
 ) -> Grafted:
-    r"""Put the parameters of one model into another.
+    r"""Copy the parameters of one model into another.
 
-    Rules act on the leaves of the source in the order given; then each leaf of the target takes
-    the leaf of its name. Nothing is changed in place. One wrong leaf is an error, unless
+    Rules act on the leaves of the source in the given order; then each leaf of the target gets the
+    leaf of its name. Nothing is changed in place. One wrong leaf raises an error, unless
     `strict=False`.
 
     Args:
         target: arrays, packed parameters, or `jax.ShapeDtypeStruct`s. A copied array gets the dtype
             of the target, and its devices if it names any (`sharding`). Floats are rounded to a
-            narrower dtype (beyond its range: infinite); greater losses (floats to whole numbers,
-            complex numbers to real ones, whole numbers beyond the range) are errors. Abstract
-            leaves that are kept stay abstract.
-        source: arrays or packed parameters. The latter stay packed if no rule changes them, in
+            narrower dtype (beyond its range, to infinity); greater losses (floats to integers,
+            complex to real numbers, integers beyond the range) raise errors. Abstract leaves that
+            are kept stay abstract.
+        source: arrays or packed parameters. Packed parameters that no rule changes stay packed, in
             their dtype and on their devices.
-        rules: of `nnopt_jax.transfer.rules`: `rename`, `drop`, `transpose`, `reshape`, `stack`,
-            `unstack`, `fuse`, `split`, for the source; `keep`, `adapt`, for the target.
-        strict: whether it is an error if a leaf of the target has no counterpart (and no `keep`), a
-            leaf of the source is not used (and has no `drop`, nor a `keep` of its name), a rule
-            selects no leaf or fails, two leaves have one name, or a shape or dtype does not fit.
-            Otherwise the leaves of the target stay, and the report lists them.
+        rules: rules of `nnopt_jax.transfer.rules`: `rename`, `drop`, `transpose`, `reshape`,
+            `stack`, `unstack`, `fuse`, `split`, for the source; `keep`, `adapt`, for the target.
+        strict: whether to raise if a leaf of the target lacks a counterpart (and a `keep`), a leaf
+            of the source is not used (and has no `drop`, nor a `keep` of its name), a rule does not
+            select a leaf or fails, two leaves have one name, or a shape or dtype does not fit.
+            Otherwise, these leaves of the target are kept, and the report lists them.
 
     Returns:
         The parameters and the report.
 
     Raises:
-        CompositionError: something is not a rule, or a leaf holds no numbers.
-        SelectionError: leaves have no counterpart, two have one name, or rules select none or do
-            not fit; all are named, with the nearest names.
-        ShapeError: shapes differ and no rule makes them fit, or values would be lost in the dtype
-            of the target; all are named.
+        CompositionError: an argument is not a rule, or a leaf does not hold numbers.
+        SelectionError: leaves lack a counterpart, two leaves have one name, or rules do not select
+            leaves or do not fit; all are named, with the nearest names.
+        ShapeError: shapes differ and are not adapted by a rule, or the dtype of the target would
+            lose values; all are named.
 
     Example:
         >>> import jax.numpy as jnp
@@ -168,7 +168,7 @@ def graft(
 
 
 def _rules(given: Any) -> list[Rule]:
-    """Return the rules as a list; raise if something else is among them."""
+    """Return the rules as a list; raise if there are other values."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise CompositionError(
             f"{_NAME}: rules is {described(given)}; give a list, [rules.keep('head')], say."
@@ -196,7 +196,7 @@ class _Graft:
     failed: Failed = dataclasses.field(default_factory=dict)
 
     def follow_rules(self, strict: bool) -> None:
-        """Give the leaves of the source the names and layouts of the target, by the rules."""
+        """Apply the rules to the leaves of the source."""
         for rule in self.rules:
             if rule.change is not None:
                 self.here, hits = rule.change(self.here, self.failed)
@@ -205,7 +205,7 @@ class _Graft:
             _all_of(self.failed).raise_as(SelectionError)
 
     def leaf(self, path: str, target: Any) -> Any:
-        """Return the leaf for a path of the target; None if its own leaf stays."""
+        """Return the new leaf for a path of the target; None to keep its own leaf."""
         if self._selecting(path, target, lambda rule: rule.keeps):
             self.kept.append(path)
             self.hidden.update({path} & self.here.keys())
@@ -235,7 +235,7 @@ class _Graft:
         return selecting[0] if selecting else None
 
     def _fitted(self, path: str, source: Any, target: Any, rule: Rule | None) -> Any:
-        """Return the source in the shape of the target; None if no rule makes it fit."""
+        """Return the source in the shape of the target; None if no rule adapts it."""
         how = f"adapt({path!r}, corner | rows | grid(...)), or keep() it"
         if rule is None or rule.adapt is None:
             self.failed[path] = (
@@ -252,7 +252,7 @@ class _Graft:
         return found
 
     def _is_poorer(self, path: str, target: Any, found: Any) -> bool:
-        """Return whether the dtype of the target would lose values of the leaf found."""
+        """Return whether the dtype of the target would lose values of the found leaf."""
         if is_node(found) or not loses(found, canonical(target.dtype)):
             return False
         self.failed[path] = (
@@ -300,7 +300,7 @@ def _adapted(adapt: Callable[[Any, Any], Any], source: Any, target: Any) -> Any:
 
 
 def _placed(target: Any, leaf: Any) -> Any:
-    """Return a leaf in the dtype and on the devices of the target; packed ones as they are."""
+    """Return a leaf in the dtype and on the devices of the target; packed ones unchanged."""
     if is_node(leaf):
         return leaf
     leaf = jnp.asarray(leaf, canonical(target.dtype))

@@ -20,7 +20,7 @@ _KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
 
 def read(tree: Params, whose: str, problems: Problems) -> Leaves:
-    """Return the leaves by path: packed parameters, arrays of JAX or NumPy, and shapes."""
+    """Return the leaves by path: packed parameters, JAX or NumPy arrays, and shapes."""
     leaves = flatten(tree, is_node)
     for path, leaf in leaves.items():
         if is_node(leaf) or isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
@@ -34,7 +34,7 @@ def read(tree: Params, whose: str, problems: Problems) -> Leaves:
 
 
 def read_source(tree: Params, problems: Problems) -> Leaves:
-    """Return the leaves of the source by path: packed parameters, and arrays of JAX."""
+    """Return the leaves of the source by path: packed parameters and JAX arrays."""
     leaves = read(tree, "source", problems)
     for path, leaf in leaves.items():
         if any(isinstance(part, jax.ShapeDtypeStruct) for part in jax.tree.leaves(leaf)):
@@ -49,21 +49,21 @@ def read_source(tree: Params, problems: Problems) -> Leaves:
 
 
 def canonical(dtype: Any) -> Any:
-    """Return the dtype that JAX uses for another one, with or without 64 bits."""
+    """Return the dtype that JAX uses in place of another one, with or without 64 bits."""
     return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
 def loses(x: Any, dtype: Any) -> bool:
-    """Return whether a cast loses more than floats lose by rounding.
+    """Return whether a cast loses more than float rounding does.
 
     Args:
-        x: an array of NumPy or JAX.
+        x: a NumPy or JAX array.
         dtype: the dtype of the cast.
 
     Returns:
-        True for a cast to a poorer kind (from keys, complex numbers, floats, whole numbers, truth
-        values, in this order), and for whole numbers that are, or under `jax.jit` may be, beyond
-        the range of the other dtype.
+        True for a cast to a poorer kind (in the order keys, complex numbers, floats, integers,
+        booleans), and for integers that are, or under `jax.jit` may be, beyond the range of the
+        dtype.
 
     Example:
         >>> import numpy as np

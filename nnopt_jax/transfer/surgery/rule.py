@@ -1,4 +1,4 @@
-"""One step of a graft."""
+"""Rules of a graft, each of which is one step."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ _WRONG = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One step of a graft; the functions of `transfer.rules` make them.
+    """One step of a graft, made by the functions of `transfer.rules`.
 
     Args:
-        text: how it was written, for errors and reports.
-        change: `(leaves of the source, what was wrong) -> (leaves, number of leaves it took)`;
-            it adds to what was wrong.
-        keeps: which leaves of the target it leaves alone.
-        adapts: which leaves of the target it makes fit, and `adapt(source, target) -> array`.
+        text: the rule as it was written, for errors and reports.
+        change: a function `(leaves of the source, problems) -> (leaves, number of changed leaves)`,
+            which adds to the problems.
+        keeps: which leaves of the target are kept.
+        adapts: which leaves of the target are adapted, and the function `adapt(source, target) ->
+            array`.
 
     Example:
         >>> from nnopt_jax.transfer import rules
@@ -46,7 +47,7 @@ class Rule:
 
 
 def put(leaves: Leaves, path: str, leaf: Any, failed: Failed) -> None:
-    """Add a leaf to those of the source, unless its name failed or has a leaf already."""
+    """Add a leaf to those of the source, unless its name failed or is taken."""
     if path in leaves:
         failed[path] = "is the name of two leaves of the source; make the rules say which"
     if path in failed:
@@ -56,7 +57,7 @@ def put(leaves: Leaves, path: str, leaf: Any, failed: Failed) -> None:
 
 
 def tried(failed: Failed, path: str, what: str, function: Callable[..., Any], *given: Any) -> Any:
-    """Call a function of leaves; if it raises, note that the path failed and return None."""
+    """Call a function of leaves; if it raises, record the failure of the path and return None."""
     try:
         return function(*given)
     except _WRONG as error:
@@ -65,10 +66,10 @@ def tried(failed: Failed, path: str, what: str, function: Callable[..., Any], *g
 
 
 def compiled(pattern: str, template: str, group: str | None = None) -> re.Pattern[str]:
-    """Compile the expression of whole paths; check the groups of the template and the rule."""
+    """Compile the expression of whole paths, and check the groups of template and rule."""
     try:
         expression = re.compile(pattern)
-        expression.sub(template, "")  # reads the template, whether anything matches or not
+        expression.sub(template, "")  # parses the template, even if nothing matches
     except (re.error, LookupError, TypeError) as error:
         raise SelectionError(
             f"transfer.rules: {pattern!r} with {template!r} is not a regular expression and "
@@ -85,7 +86,7 @@ def written(where: Where) -> str:
 
 
 def each(name: str, where: Where, function: Callable[[Any], Any]) -> Rule:
-    """Return a rule that changes chosen leaves one by one; those that become None are left out."""
+    """Return a rule that changes chosen leaves one by one, and drops those that become None."""
     chosen = selector(where)
 
     def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:
@@ -109,9 +110,9 @@ def spreading(
     parts: Callable[[Any], Leaves] = lambda leaf: {"": leaf},
     slot: str = "\0",
 ) -> Rule:
-    """Return a rule that makes several leaves of one; their names go to the slot of the template.
+    """Return a rule that splits one leaf into several, named by the slot of the template.
 
-    By default one leaf gets one name, the template as it is.
+    By default, one leaf gets one name, the unchanged template.
     """
     expression = compiled(pattern, template)
 
@@ -123,7 +124,7 @@ def spreading(
                 put(made, path, leaf, failed)
                 continue
             hits += 1
-            # Expanded before the slot is filled: names of parts may hold backslashes.
+            # Expanded before the slot is filled, because names of parts may contain backslashes.
             name = found.expand(template.replace(slot, "\0"))
             for part, array in (tried(failed, path, text, parts, leaf) or {}).items():
                 put(made, name.replace("\0", part), array, failed)
@@ -135,7 +136,7 @@ def spreading(
 def joining(
     text: str, pattern: str, template: str, group: str, whole: Callable[[Leaves], Any]
 ) -> Rule:
-    """Return a rule that makes one leaf of several; the group of the pattern names each."""
+    """Return a rule that joins several leaves, named by the group of the pattern, to one."""
     expression = compiled(pattern, template, group)
 
     def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:

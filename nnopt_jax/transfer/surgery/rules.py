@@ -1,4 +1,4 @@
-"""Rules for `transfer.graft`: names, layouts, and ways to make shapes fit."""
+"""Rules for `transfer.graft`: names, layouts, and adaptations of shapes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = [
 
 
 def rename(pattern: str, template: str) -> Rule:
-    r"""Give leaves of the source the names that they have in the target.
+    r"""Rename leaves of the source to the names of the target.
 
     Args:
-        pattern: regular expression of whole paths, as `re.fullmatch` takes it.
-        template: the new path, with `\1`, `\g<name>` for groups.
+        pattern: a regular expression of whole paths, as `re.fullmatch` takes it.
+        template: the new path, with `\1` or `\g<name>` for groups.
 
     Example:
         >>> from nnopt_jax.transfer import graft, rules
@@ -39,10 +39,10 @@ def rename(pattern: str, template: str) -> Rule:
 
 
 def drop(where: Where) -> Rule:
-    """Leave out leaves of the source.
+    """Drop leaves of the source.
 
     Args:
-        where: which; glob, `re:` expression, predicate or selector.
+        where: which leaves; a glob, `re:` expression, predicate or selector.
 
     Example:
         >>> from nnopt_jax.transfer import graft, rules
@@ -53,9 +53,9 @@ def drop(where: Where) -> Rule:
 
 
 def keep(where: Where) -> Rule:
-    """Let leaves of the target stay as they are: a new head, say.
+    """Keep leaves of the target, such as a new head.
 
-    A leaf of the source with such a name is not used, and the report says so.
+    A leaf of the source with the same name is not used, and the report says so.
 
     Args:
         where: which leaves of the target.
@@ -70,11 +70,11 @@ def keep(where: Where) -> Rule:
 
 
 def adapt(where: Where, how: Callable[[Any, Any], Any]) -> Rule:
-    """Make leaves fit whose shapes differ.
+    """Adapt leaves whose shapes differ.
 
     Args:
         where: which leaves of the target.
-        how: `(source array, target array or its shape and dtype) -> array`: one of
+        how: a function `(source array, target array or its shape and dtype) -> array`: one of
             `corner`, `grid`, `rows`, or your own.
 
     Example:
@@ -89,11 +89,11 @@ def adapt(where: Where, how: Callable[[Any, Any], Any]) -> Rule:
 
 
 def transpose(where: Where, axes: Sequence[int] | None = None) -> Rule:
-    """Reorder the axes of leaves of the source: weights of PyTorch, say.
+    """Permute the axes of leaves of the source, such as weights of PyTorch.
 
     Args:
-        where: which.
-        axes: the order, as `jnp.transpose` takes it; default: reversed.
+        where: which leaves.
+        axes: the order, as `jnp.transpose` takes it; by default reversed.
 
     Example:
         >>> import jax.numpy as jnp
@@ -107,11 +107,11 @@ def transpose(where: Where, axes: Sequence[int] | None = None) -> Rule:
 
 
 def reshape(where: Where, shape: int | Sequence[int]) -> Rule:
-    """Give leaves of the source another shape of as many elements.
+    """Reshape leaves of the source.
 
     Args:
-        where: which.
-        shape: as `jnp.reshape` takes it, one size may be -1.
+        where: which leaves.
+        shape: the shape, as `jnp.reshape` takes it; one size may be -1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,7 +128,7 @@ def stack(pattern: str, template: str) -> Rule:
 
     Args:
         pattern: regular expression of whole paths, with a group `(?P<index>\d+)`.
-        template: the path of the stack; leaves with the same one are stacked by index.
+        template: the path of the stack; leaves with the same path are stacked by index.
 
     Example:
         >>> import jax.numpy as jnp
@@ -153,7 +153,7 @@ def stack(pattern: str, template: str) -> Rule:
 
 
 def unstack(pattern: str, template: str) -> Rule:
-    r"""Split a leaf with a leading axis of layers into one leaf for each.
+    r"""Split a leaf with a leading axis of layers into one leaf for each layer.
 
     Args:
         pattern: regular expression of whole paths.
@@ -175,13 +175,13 @@ def unstack(pattern: str, template: str) -> Rule:
 
 
 def fuse(pattern: str, template: str, order: Sequence[str], axis: int = -1) -> Rule:
-    r"""Concatenate separate leaves of the source: query, key and value, say.
+    r"""Concatenate separate leaves of the source, such as query, key and value.
 
     Args:
         pattern: regular expression of whole paths, with a group `(?P<part>...)`.
-        template: the path of the whole.
-        order: the parts, as the group finds them, in the order in which they lie.
-        axis: along which they are put together.
+        template: the path of the concatenated leaf.
+        order: the parts, as the group matches them, in the order of concatenation.
+        axis: the axis of concatenation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -206,14 +206,14 @@ def split(
     pattern: str, template: str, order: Sequence[str], axis: int = -1,
     sizes: Sequence[int] | None = None,
 ) -> Rule:  # fmt: skip
-    r"""Split one leaf of the source into several: a fused query, key and value, say.
+    r"""Split one leaf of the source into several, such as a fused query, key and value.
 
     Args:
         pattern: regular expression of whole paths.
         template: the path of a part, with `{part}` for its name and `\1` for groups.
-        order: the names of the parts, in the order in which they lie.
-        axis: along which they lie.
-        sizes: of the parts; default: equal.
+        order: the names of the parts, in their order on the axis.
+        axis: the axis to split.
+        sizes: the sizes of the parts; by default equal.
 
     Example:
         >>> import jax.numpy as jnp
@@ -238,7 +238,7 @@ def split(
 
 
 def _named(order: Sequence[str]) -> list[str]:
-    """Return the names of parts; raise if there is none, or one occurs twice."""
+    """Return the names of parts; raise if there are none, or one occurs twice."""
     names = list(order)
     if not names or not all(isinstance(name, str) for name in names):
         raise SelectionError(f"transfer.rules: order={order!r} holds no names of parts.")
@@ -248,17 +248,17 @@ def _named(order: Sequence[str]) -> list[str]:
 
 
 def corner(source: Array, target: Any) -> Array:
-    """Put the source into the leading corner of the target, whose other values stay.
+    """Copy the source into the leading corner of the target, whose other values are kept.
 
     Args:
-        source: the array to bring.
-        target: the array it goes into; where it is only a shape, the rest is zero.
+        source: the array to copy.
+        target: the array to copy into; if it is only a shape, the rest is zero.
 
     Returns:
         An array of the target's shape and dtype.
 
     Raises:
-        ShapeError: numbers of axes differ, or values would be lost in the dtype of the target.
+        ShapeError: the numbers of axes differ, or the dtype of the target would lose values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -277,11 +277,11 @@ def corner(source: Array, target: Any) -> Array:
 
 
 def rows(source: Array, target: Any) -> Array:
-    """Cut rows, or add rows that are the mean of all: another vocabulary.
+    """Drop rows, or add rows equal to the mean of all, for another vocabulary.
 
     Args:
         source: `(n, ...)`.
-        target: `(m, ...)`, all other axes alike.
+        target: `(m, ...)`, with the same other axes.
 
     Returns:
         `(m, ...)`.
@@ -300,10 +300,10 @@ def grid(sampling: resize.Sampling, extra: int | None = None) -> Callable[[Array
 
     Args:
         sampling: `"align_corners"` or `"half_pixel"`.
-        extra: tokens before the grid; default: 0 or 1, whichever makes squares.
+        extra: the number of tokens before the grid; by default 0 or 1, whichever makes squares.
 
     Returns:
-        `(source, target) -> array`, of arrays `(..., places, channels)`.
+        A function `(source, target) -> array` of arrays `(..., places, channels)`.
 
     Example:
         >>> import jax.numpy as jnp
