@@ -249,6 +249,6 @@ class _LowRank:
 
 
 def _refined(slot: Slot) -> str | None:
-    """Say what an earlier transform made of a slot, where factors would undo it."""
+    """Return why a slot cannot be factored after an earlier transform; None if it can."""
     made = _REFINED.get(slot.name.rpartition("/")[2], "quantized" if slot.kind == "code" else None)
     return made and f"is {made} already; put {_NAME} before the transform that did it"

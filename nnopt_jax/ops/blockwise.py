@@ -69,7 +69,7 @@ def _reduce(
 
 
 def repeat_uneven(values: Array, shape: Sequence[int], block: Sequence[int]) -> Array:
-    """Repeat block values along axes whose last block is shorter; keep other axes coarse.
+    """Repeat block values along the axes whose last block is shorter, and only along those.
 
     Args:
         values: the result of `reduce_blocks`.

@@ -128,7 +128,7 @@ class WeightRange:
         return Scaled(task.part.field(task.scales.field(rest)))
 
     def codes(self, task: Task, learned: Any, rest: Any) -> jax.Array:
-        """Return the codes, if `has_codes`."""
+        """Return the integer codes; called only if `has_codes` is true."""
         raise NotImplementedError
 
     def carry(

@@ -114,7 +114,7 @@ class JsonLines:
             write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row, which is in the file when this returns."""
+        """Append one row to the file."""
         if self.writes:
             with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

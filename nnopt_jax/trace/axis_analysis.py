@@ -83,7 +83,7 @@ class AxisRoles(Domain[AxisValue]):
     inner: set[tuple[Location, str]] = dataclasses.field(default_factory=set)
 
     def constant(self, x: Any) -> AxisValue:
-        """Return the value of a constant, which holds no leaf."""
+        """Return the value of a constant, which does not depend on any leaf."""
         return AxisValue()
 
     def join(self, one: AxisValue, other: AxisValue) -> AxisValue:
@@ -197,7 +197,7 @@ def _move(rule: OpRule, at: int, view: LeafView) -> Iterable[LeafView | None]:
 
 
 def _join(dim: Dim, parts: Mapping[int, Parts]) -> Parts:
-    """Return the parts that a dimension consists of, each once if several places form it."""
+    """Return the parts that a dimension consists of, without duplicates."""
     found = [part for place in dim for factor in place.names for part in parts.get(factor, ())]
     return tuple(dict.fromkeys(found)) if len(dim) > 1 else tuple(found)
 

@@ -74,7 +74,7 @@ class Inside(abc.ABC):
         return self.arrays(found), extras
 
     def nothing(self, at: int | None = None) -> Extras:
-        """Return the extras of programs that have not run: of one, or of all inside of the step."""
+        """Return empty extras for programs that have not run: for one program, or for all."""
         return ()
 
     def merge(self, one: Extras, other: Extras) -> Extras:

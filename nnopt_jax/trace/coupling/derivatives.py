@@ -1,4 +1,4 @@
-"""Custom derivative rules, which stay in use for functions of smaller sizes."""
+"""Adaptation of custom derivative rules to functions of smaller sizes."""
 
 from __future__ import annotations
 

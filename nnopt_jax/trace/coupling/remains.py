@@ -73,7 +73,7 @@ class Value(NamedTuple):
 
     @property
     def brings_no_units(self) -> bool:
-        """Whether the array is made of parameters, is a scalar, or holds a single constant."""
+        """Whether the array depends on parameters alone, is a scalar, or has one constant value."""
         return self.parameter or not self.axes or self.constant is not None
 
     def remains_at(self, axis: int) -> Remains:

@@ -153,7 +153,7 @@ class LeafDomain(Domain[LeafValue]):
         return LeafValue(parts, self.numbers.new())
 
     def constant(self, x: Any) -> LeafValue:
-        """Return the value of a constant, which holds no leaf."""
+        """Return the value of a constant, which does not depend on any leaf."""
         return LeafValue((), self.numbers.constant(x))
 
     def join(self, one: LeafValue, other: LeafValue) -> LeafValue:

@@ -108,7 +108,7 @@ def _resolve(equation: Equation, place: Place, size: int, sizes: Sequence[int]) 
 def _by_factor(
     equation: Equation, place: Place, axis: PartAxis, sizes: Sequence[int], starts: Starts
 ) -> list[PartAxis] | None:
-    """Return the positions of the part on each factor of a place; None if it has no entry there."""
+    """Return the positions of the part on each factor of a dimension; None if it has no entry."""
     counts = [sizes[factor] for factor in place.names]
     try:
         if isinstance(place.start, RuntimeStart):
