@@ -37,7 +37,7 @@ def test_a_run_is_timed_for_every_batch(there, capsys):
         assert 0 < dense_least <= dense
         assert 0 < packed_least <= packed
         assert ratio > 0
-    assert "Sparse (no product of its parts" in said
+    assert "Sparse (its form has no packed product)" in said
     assert "Prepacked (nnopt.prepack, dense=True)" in said
     assert re.search(r"by batch: 1: \S+ ms, \S+x as fast", said)
     assert main(["bench", "runs/mine/model.nnopt", "--batch", "1", "--rounds", "1"]) == 0

@@ -116,7 +116,10 @@ def test_any_layout_equals_the_matrix_permuted(inputs, outputs, batch, random, g
     axes = Axes(*(tuple(map(int, role)) for role in roles))
     shape = tuple(sizes[axis] for axis in order)
     w = np.random.default_rng(random.randrange(99)).normal(size=shape).astype(F32)
-    how = {"group": granularity} if isinstance(granularity, int) else {"granularity": granularity}
+    exact = {"scale_dtype": "float32"}
+    how = {"granularity": granularity, **exact}
+    if isinstance(granularity, int):
+        how = {"group": granularity, **exact}
     tx = bound(Q.uniform(3, **how), axes)
     wanted = oracle(w, axes, 3, granularity)
     np.testing.assert_array_equal(shown(tx, w), wanted)

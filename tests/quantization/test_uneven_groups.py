@@ -88,7 +88,7 @@ def test_gradients_pass_and_steps_learn_in_any_layout(layout):
     _, grads = nnopt.value_and_grad(loss, tx)(params, tx.init(params))
     np.testing.assert_allclose(grads.train.params["w"], slope)
 
-    tx = bound(Q.lsq(3, group=8), axes)
+    tx = bound(Q.lsq(3, group=8, scale_dtype="float32"), axes)
     state = tx.init(params)
     _, grads = nnopt.value_and_grad(loss, tx)(params, state)
     turn = (lambda x: np.asarray(x).T) if axes == Axes(1, 0) else np.asarray
