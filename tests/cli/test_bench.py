@@ -76,7 +76,7 @@ def test_what_nothing_can_be_timed_of_is_told(tmp_path, capsys):
     nnopt.save(path, {"w": jnp.ones(3)})
     for where in (str(path), str(tmp_path), str(tmp_path / "nowhere")):
         assert main(["bench", where]) == 2
-        assert f"bench: {where} is not a finished run" in capsys.readouterr().err
+        assert f"bench: {where} is neither a finished run" in capsys.readouterr().err
     assert main(["bench", str(path), "--batch", "0", "--rounds", "0"]) == 2
     said = capsys.readouterr().err
     assert "batch=0 is not a whole number" in said
