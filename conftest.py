@@ -22,7 +22,8 @@ _FLAGS = {
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
 }
-if importlib.metadata.version("jaxlib").startswith("0.10."):
+_as_for_users = "--xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
+if not _as_for_users and importlib.metadata.version("jaxlib").startswith("0.10."):
     # Small programs are compiled in two thirds of the time; later versions have no such flag.
     _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 for _flag, _value in _FLAGS.items():
