@@ -75,7 +75,8 @@ def test_functions():
         return apply(p, x) if x.sum() > 0 else x
 
     with pytest.raises(
-        CompositionError, match=r"branching: test_errors.py:.* needs the value of an expression"
+        CompositionError,
+        match=r"branching: test_errors.py:.* needs the value of an expression that",
     ):
         observe(function=branching)
 
