@@ -1,7 +1,8 @@
 """Writes what each test costs, children included: `pytest -p tests.processor_times`.
 
 A line for each test goes to `processor_times.txt`, its seconds first. Most tests of a second and
-a half or more are listed in `tests/slow.txt`, which `conftest.py` marks as slow.
+a half or more, and cases of 0.8 s or more beside a cheaper case of the same test, are listed in
+`tests/slow.txt`, which `conftest.py` marks as slow.
 """
 
 from __future__ import annotations

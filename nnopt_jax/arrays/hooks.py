@@ -180,7 +180,7 @@ class Hooks:
         return type(self).dot is not Hooks.dot
 
     def integers(self) -> IntegerWeight | None:
-        """Return the codes, of at most eight bits, with their grid; None if there are no codes."""
+        """Return the codes, of at most eight bits, with their grid; None without codes."""
         return None
 
     def zero_code(self) -> int:
@@ -312,7 +312,7 @@ def join(fields: Sequence[Field], axis: int) -> Field:
 
 
 def integers(field: Field) -> IntegerWeight | None:
-    """Return the codes and the grid of an array or a node; None if it has no codes.
+    """Return the codes and the grid of an array or a node; None without codes.
 
     Example:
         >>> import jax.numpy as jnp

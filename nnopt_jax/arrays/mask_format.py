@@ -202,7 +202,7 @@ def _forms(mask: np.ndarray) -> dict[Format, int]:
 
 
 def _pattern(mask: np.ndarray) -> tuple[int, int] | None:
-    """Return the smallest `n:m` pattern that a mask has; None if it has none."""
+    """Return the smallest `n:m` pattern that a mask follows, or None."""
     total = int(mask.sum())
     for m in _GROUPS:
         kept, rest = divmod(total * m, mask.size)

@@ -151,7 +151,7 @@ class Node(Hooks):
         return axes if inner == tuple(self.shape) else assumed_axes(inner)
 
     def kept(self) -> Field:
-        """Return the mask of the node, False where entries stay zero; None if it has no mask."""
+        """Return the mask of the node, False where entries stay zero; None without a mask."""
         return kept(getattr(self, self.ELEMENTWISE[0])) if self.KEEPS_ZERO else None
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Node:

@@ -292,7 +292,7 @@ class ContextModel:
         self.code_run = max(_LEAST_BATCH, layout.size // _CODE_BATCHES)
 
     def walk(self, symbols: np.ndarray | None) -> np.ndarray:
-        """Encode the symbols, `(size,)` int64, line by line; decode them if they are None."""
+        """Encode symbols, `(size,)` int64, line by line; without symbols, decode them."""
         width, size = self.layout.width, self.layout.size
         coded = [np.zeros(0, np.int64)]
         for line, start in enumerate(range(0, size, width)):

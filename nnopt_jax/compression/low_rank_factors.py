@@ -143,7 +143,7 @@ def low_rank(
 
 
 def _sides(slot: Slot, form: Form) -> Axes | None:
-    """Return the axes of both sides of the matrix that a leaf is read as; None if it is none."""
+    """Return the axes of the rows and columns of a leaf as a matrix, or None."""
     axes = slot.axes
     if axes is None or slot.array.ndim < 2:
         return None

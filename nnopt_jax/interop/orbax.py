@@ -135,7 +135,7 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def latest(self) -> int | None:
-        """Return the newest complete step, None where there is none."""
+        """Return the newest complete step, or None in an empty folder."""
         return max(self.steps(), default=None)
 
     def delete(self, step: int) -> None:

@@ -130,7 +130,7 @@ def _masks(arrays: list[Array], k: Array, signed: bool) -> list[Array]:
 def _break_ties(
     arrays: list[Array], keys: _Keys, low: Array, missing: Array, size: int
 ) -> list[Array]:
-    """Mark the keys above `low` and the first `missing` of those equal to it."""
+    """Return masks of the keys above `low`, and of the first `missing` keys equal to `low`."""
     before = list(itertools.accumulate((array.size for array in arrays), initial=0))
 
     def order(i: int, array: Array) -> Array:

@@ -50,7 +50,7 @@ class Blocked:
     leaf: tuple[Axes, tuple[int, ...]] | None = None
 
     def expand(self, scale: jax.Array) -> jax.Array:
-        """Repeat the number of each block for the whole array."""
+        """Repeat the scale of each block for all of its entries, in the shape of the array."""
         return expand(repeat_uneven(scale, self.array.shape, self.block), self.array.shape)
 
     def field(self, scale: Field) -> Field:

@@ -56,7 +56,7 @@ class Contraction(Product):
         return dataclasses.replace(self, settings=tuple(settings.items()))(x, weight)
 
     def dtype(self, x: Array) -> Any:
-        """Return the dtype that the program states for the product, or else that of the array."""
+        """Return the dtype of the product: `preferred_element_type` of the program, or of `x`."""
         return dict(self.settings).get("preferred_element_type") or x.dtype
 
     @property

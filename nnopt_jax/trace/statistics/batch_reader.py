@@ -236,7 +236,7 @@ def _check_arrays(batch: Any) -> None:
 
 
 def _check_settings(analyzed: ObservedProgram) -> None:
-    """Raise if settings of statistics do not fit the shapes that they apply to."""
+    """Raise if settings of statistics, such as `block`, do not fit the shapes of the leaves."""
     problems = Problems("graph.observe")
     for site in analyzed.measures.sites.values():
         for name, state in site.states.items():

@@ -108,7 +108,7 @@ class MeasuredRun(Inside):
         return found, extras
 
     def _within(self, at: int | None) -> Location:
-        """Return the location of the step, or of one of its programs."""
+        """Return the location of this step, or that of its inner program number `at`."""
         return self.location if at is None else (*self.location, at)
 
     def _sites(self, location: Location) -> list[UseSite]:

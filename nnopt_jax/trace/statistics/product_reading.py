@@ -159,7 +159,7 @@ class _LeafProduct:
         return "its groups lie across axes" if any(self.ours[f].repeats for f in groups) else ""
 
     def _axes(self, factors: Iterable[Factor], there: Mapping[Factor, int]) -> list[Any]:
-        """Return the axes of some factors in an array, with the positions of the leaf on them."""
+        """Pair the axis of an array that each factor runs along with the leaf's axis for it."""
         return [(there[f], self.ours[f]) for f in factors]
 
     def _patches(self, shared: Sequence[Factor], own: Sequence[Factor]) -> Patches:

@@ -130,7 +130,7 @@ class ProductUse:
         return tuple(range(len(self.batch), self.rows_axis + 1 + len(self.channels)))
 
     def on(self, arrays: Sequence[Array]) -> ProductUse:
-        """Return the use with these arrays: the operands and the outcome of the step."""
+        """Return a copy of this use that holds the operands and the outcome of the step."""
         return dataclasses.replace(self, arrays=tuple(arrays))
 
     @property
