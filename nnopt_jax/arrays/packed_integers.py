@@ -69,13 +69,21 @@ class PackedIntegers(Node):
         """Unpack `count` integers from each sequence of words, without adding `low`."""
         raise NotImplementedError
 
+    def _host_pack(self, codes: np.ndarray) -> np.ndarray:
+        """Pack integers along the last axis, with NumPy, without subtracting `low`."""
+        raise NotImplementedError
+
+    def _host_unpack(self, words: np.ndarray, count: int) -> np.ndarray:
+        """Invert `_host_pack`, for sequences of `count` integers."""
+        raise NotImplementedError
+
     def host_pack(self, codes: np.ndarray) -> np.ndarray:
         """Pack integers of this node's shape, less `low`, into words, with NumPy."""
-        raise NotImplementedError
+        return self._host_pack(codes if self.layout == "rows" else codes.ravel())
 
     def host_unpack(self, words: np.ndarray) -> np.ndarray:
         """Invert `host_pack`."""
-        raise NotImplementedError
+        return self._host_unpack(words, self._run).reshape(self.shape)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -158,13 +166,11 @@ class PackedTernary(PackedIntegers):
     def _unpack(self, count: int) -> jax.Array:
         return unpack_ternary(self.words, count)
 
-    def host_pack(self, codes: np.ndarray) -> np.ndarray:
-        """Pack integers of this node's shape, less `low`, into words, with NumPy."""
-        return host_pack_ternary(codes if self.layout == "rows" else codes.ravel())
+    def _host_pack(self, codes: np.ndarray) -> np.ndarray:
+        return host_pack_ternary(codes)
 
-    def host_unpack(self, words: np.ndarray) -> np.ndarray:
-        """Invert `host_pack`."""
-        return host_unpack_ternary(words, self._run).reshape(self.shape)
+    def _host_unpack(self, words: np.ndarray, count: int) -> np.ndarray:
+        return host_unpack_ternary(words, count)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that there are exactly as many words as the shape needs."""
@@ -235,13 +241,11 @@ class Bits(PackedIntegers):
     def _unpack(self, count: int) -> jax.Array:
         return unpack_bits(self.words, self.width, count)
 
-    def host_pack(self, codes: np.ndarray) -> np.ndarray:
-        """Pack integers of this node's shape, less `low`, into words, with NumPy."""
-        return host_pack_bits(codes if self.layout == "rows" else codes.ravel(), self.width)
+    def _host_pack(self, codes: np.ndarray) -> np.ndarray:
+        return host_pack_bits(codes, self.width)
 
-    def host_unpack(self, words: np.ndarray) -> np.ndarray:
-        """Invert `host_pack`."""
-        return host_unpack_bits(words, self.width, self._run).reshape(self.shape)
+    def _host_unpack(self, words: np.ndarray, count: int) -> np.ndarray:
+        return host_unpack_bits(words, self.width, count)
 
     def problems(self, shape: tuple[int, ...]) -> list[str]:
         """Check that there are exactly as many words as the shape needs."""

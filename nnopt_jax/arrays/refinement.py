@@ -8,9 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.nodes import Field, is_node, summary
+from nnopt_jax.arrays.nodes import Field, is_node
 from nnopt_jax.columns import brief_fields
-from nnopt_jax.errors import CompositionError
 from nnopt_jax.ops.axis_roles import Axes
 
 
@@ -103,16 +102,3 @@ def slots(parameter: Field, axes: Axes | None = None, path: str = "") -> list[Sl
     found: list[Slot] = []
     refine(parameter, lambda slot: (found.append(slot), slot.array)[1], axes, path)
     return found
-
-
-def check_unstored(parameter: Field, who: str) -> None:
-    """Raise an error if a parameter has no float slot left to refine.
-
-    Raises:
-        CompositionError: the leaf is in storage form.
-    """
-    if not slots(parameter):
-        raise CompositionError(
-            f"{who}: {summary(parameter)} is in storage form and has nothing to refine. "
-            "Apply the transform to the parameters it was packed from."
-        )

@@ -70,10 +70,10 @@ class Stream:
 
     def center(self, arrays: Arrays) -> int:
         """Return the first symbol that stands for a non-negative value."""
-        if self.owner is None:
-            return int(np.clip(-self.low, 0, self.alphabet - 1))
-        owner = jax.tree.map(lambda slot: arrays[slot.index], self.owner)
-        return int(np.clip(owner.zero_code() - self.low, 0, self.alphabet - 1))
+        zero = 0
+        if self.owner is not None:
+            zero = jax.tree.map(lambda slot: arrays[slot.index], self.owner).zero_code()
+        return int(np.clip(zero - self.low, 0, self.alphabet - 1))
 
 
 class PlainArray(Stream):

@@ -212,7 +212,8 @@ def _matched(
             problems.add(name, f"is {ours}, the base of the adapter has {outline}")
         else:
             problems.add(name, "holds other values than the base of the adapter")
-    for name in () if problems else sorted(base.keys() - taken.keys()):
+    problems.raise_as(ArtifactError)
+    for name in sorted(base.keys() - taken.keys()):
         problems.add(name, f"is in this base, not in that of the adapter.{nearest(name, taken)}")
     problems.raise_as(ArtifactError)
     return parts

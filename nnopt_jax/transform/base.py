@@ -282,10 +282,11 @@ def _check_encoded(who: str, params: Any, encoded: Any) -> None:
             for array in jax.tree.leaves((raw[path], leaf) if _has_codes(leaf) else ())
             if jnp.issubdtype(array.dtype, jnp.floating) and not isinstance(array, Tracer)
         ]
-        bad = [(count, x.size) for x in floats if (count := int((~jnp.isfinite(x)).sum()))]
-        for count, size in bad[:1]:
-            broken.add(path, f"{count} of {size} values are NaN or infinite, codes hold none; see "
-                             "where training diverged")  # fmt: skip
+        for array in floats:
+            if count := int((~jnp.isfinite(array)).sum()):
+                broken.add(path, f"{count} of {array.size} values are NaN or infinite, codes hold "
+                                 "none; see where training diverged")  # fmt: skip
+                break
     misfit.raise_as(ShapeError)
     broken.raise_as(NonFiniteError)
 

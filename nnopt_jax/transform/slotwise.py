@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from nnopt_jax.arrays.nodes import Field
-from nnopt_jax.arrays.refinement import Slot, check_unstored, refine, slots
+from nnopt_jax.arrays.nodes import Field, summary
+from nnopt_jax.arrays.refinement import Slot, refine, slots
 from nnopt_jax.errors import CompositionError, Problems, ScaleError, ShapeError
 from nnopt_jax.transform.base import TOGETHER, State, Transform, bindable
 from nnopt_jax.transform.binding import UNBOUND, Binding
@@ -142,8 +143,13 @@ def _apart(made: dict[str, list[tuple[Any, Any]]]) -> tuple[Leaves, Leaves]:
 
 def open_slots(leaf: Field, path: str, who: str, binding: Binding) -> list[Slot]:
     """Return the slots of a leaf; raise if it is in storage form, which has no slots."""
-    check_unstored(leaf, f"{who}: {path}")
-    return slots(leaf, binding.of(path, leaf.shape), path)
+    found = slots(leaf, binding.of(path, leaf.shape), path)
+    if not found:
+        raise CompositionError(
+            f"{who}: {path}: {summary(leaf)} is in storage form and has nothing to refine. "
+            "Apply the transform to the parameters it was packed from."
+        )
+    return found
 
 
 def refining_together(
@@ -205,10 +211,10 @@ def refining_together(
             ]
 
         def check_together(leaves: Leaves) -> None:
-            _check_one_kind(
-                name, {path: open_slots(x, path, name, binding) for path, x in leaves.items()}
-            )
-            if check is not None and (text := check(every(leaves))):
+            inside = {path: open_slots(x, path, name, binding) for path, x in leaves.items()}
+            _check_one_kind(name, inside)
+            together = list(itertools.chain(*inside.values()))
+            if check is not None and (text := check(together)):
                 raise ShapeError(f"{name}: {', '.join(leaves)}: {text}")
 
         def init_all(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:

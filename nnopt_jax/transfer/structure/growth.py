@@ -103,32 +103,36 @@ def grow(
         draw = jax.random.fold_in(keys[0], at)
         copied[name] = drawn_units(draw, dimension.size, widths[name])
 
-    def widened(path: str, key: Key, leaf: Array) -> Array:
+    def widen_span(key: Key, leaf: Array, span: _Span) -> Array:
+        axis, units = span.axis, copied[span.name]
+        part = jax.lax.slice_in_dim(leaf, span.start, span.stop, axis=axis)
+        before, after = part.shape[:axis], part.shape[axis + 1 :]
+        part = part.reshape(*before, span.outer, span.units, span.inner, *after)
+        if span.reads:
+            part = with_readers(part, units, axis + 1, "zero")
+        else:
+            noisy = noise if leaf.ndim > 1 else None
+            part = with_copies(key, part, units, axis + 1, incoming, noisy)
+        return part.reshape(*before, -1, *after)
+
+    def widen_leaf(path: str, key: Key, leaf: Array) -> Array:
         by_axis = itertools.groupby(spans[path], key=lambda span: span.axis)
-        noisy = noise if leaf.ndim > 1 else None
+        axes = [list(own) for _, own in by_axis]
         # Consumers of new units are zero in the entries of other new units, too, so they come last.
-        for axis, own in sorted(
-            ((axis, list(own)) for axis, own in by_axis), key=lambda pair: pair[1][0].reads
-        ):
+        for own in sorted(axes, key=lambda own: own[0].reads):
+            axis = own[0].axis
             leaf, parts, done = whole(leaf, axis), [], 0
             for span in own:
                 key, draw = jax.random.split(key)
-                part = jax.lax.slice_in_dim(leaf, span.start, span.stop, axis=axis)
-                before, after = part.shape[:axis], part.shape[axis + 1 :]
-                part = part.reshape(*before, span.outer, span.units, span.inner, *after)
-                if span.reads:
-                    part = with_readers(part, copied[span.name], axis + 1, "zero")
-                else:
-                    part = with_copies(draw, part, copied[span.name], axis + 1, incoming, noisy)
                 parts += [jax.lax.slice_in_dim(leaf, done, span.start, axis=axis)]
-                parts += [part.reshape(*before, -1, *after)]
+                parts += [widen_span(draw, leaf, span)]
                 done = span.stop
             rest = jax.lax.slice_in_dim(leaf, done, leaf.shape[axis], axis=axis)
             leaf = jnp.concatenate([*parts, rest], axis)
         return leaf
 
     grown = {
-        path: widened(path, own, materialize(every[path]))
+        path: widen_leaf(path, own, materialize(every[path]))
         for path, own in zip(named, keys[1:], strict=True)
     }
     return unflatten(params, every | grown, is_node)

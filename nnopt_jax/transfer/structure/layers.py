@@ -124,7 +124,7 @@ def stack_layers(params: Params, layers: str, into: str) -> Params:
         {'layers': {'w': Array([[0., 0.],
                [1., 1.]], dtype=float32)}}
     """
-    return _moved("transfer.stack_layers", params, layers, into, indexed=True)
+    return _change_form("transfer.stack_layers", params, layers, into, indexed=True)
 
 
 def unstack_layers(params: Params, layers: str, into: str) -> Params:
@@ -150,7 +150,7 @@ def unstack_layers(params: Params, layers: str, into: str) -> Params:
         >>> nnopt.transfer.unstack_layers(params, "layers", "layers/{index}")
         {'layers': [{'w': Array([0.], dtype=float32)}, {'w': Array([1.], dtype=float32)}]}
     """
-    return _moved("transfer.unstack_layers", params, layers, into, indexed=False)
+    return _change_form("transfer.unstack_layers", params, layers, into, indexed=False)
 
 
 def deepen(
@@ -239,7 +239,7 @@ def _check_chosen(who: str, name: str, chosen: Sequence[int], count: int) -> Non
     settings.done()
 
 
-def _moved(who: str, params: Params, layers: str, into: str, *, indexed: bool) -> Params:
+def _change_form(who: str, params: Params, layers: str, into: str, *, indexed: bool) -> Params:
     """Return parameters with the layers at another path, given as numbered layers or a stack."""
     for name, place, wanted in (("layers", layers, indexed), ("into", into, not indexed)):
         if not isinstance(place, str) or (INDEX in place) is not wanted:
