@@ -11,7 +11,7 @@ import jax
 
 
 def aligned(rows: Sequence[Sequence[str]], *, numbers: int = 0) -> list[str]:
-    r"""Pad cells so that columns line up.
+    r"""Pad the cells of a table so that columns line up, and return its lines.
 
     Args:
         rows: the rows, all with the same number of cells.
@@ -142,7 +142,7 @@ def brief_fields(self: Any) -> str:
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """Return a number with its noun.
+    """Return a number and a noun, in the singular or plural.
 
     Args:
         count: the number.
@@ -158,7 +158,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def listed(axes: Iterable[int]) -> str:
-    """Return axis numbers for a cell of a table; a dash for none.
+    """Return axis numbers as the text of a table cell; a dash if there are none.
 
     Example:
         >>> from nnopt_jax.columns import listed

@@ -1,4 +1,4 @@
-"""The registry of methods, by which recipes find them without importing them all."""
+"""The registry of methods, which recipes use to find methods without importing them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of method settings, which report all problems at once."""
+"""Validation of method settings; all problems are raised as one error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAST, _MOST = float(jnp.finfo(jnp.float32).tiny), float(jnp.finfo(jnp.float32)
 
 
 class Settings:
-    """A collector of the problems in a method's settings.
+    """A validator of a method's settings, which collects all problems.
 
     Every check takes the setting's name and value. None passes if `none=True`.
 
@@ -62,7 +62,7 @@ class Settings:
         none: bool = False,
         array: bool = False,
     ) -> None:
-        """Check that a value is a number within bounds that float32 can represent.
+        """Check that a value is a number within bounds, and that float32 can represent it.
 
         With `above`, the lower bound itself is not allowed. With `array`, an array of one number is
         allowed; if it is traced, its value is not checked.
@@ -90,7 +90,7 @@ class Settings:
             self.wrong(name, value, f"is not a number from 0 to 1{or_schedule}.")
 
     def choice(self, name: str, value: Any, known: Sequence[str]) -> None:
-        """Check that a value is one of a few words."""
+        """Check that a value is one of the known strings."""
         if not (isinstance(value, str) and value in known):
             hint = nearest(value, known) if isinstance(value, str) else ""
             hint = hint if hint.startswith(" Did") else ""
@@ -103,7 +103,7 @@ class Settings:
             self.wrong(name, value, "is neither True nor False.")
 
     def floating(self, name: str, value: Any) -> None:
-        """Check that a value is a float dtype that JAX computes in as configured, or its name."""
+        """Check that a value is a float dtype that JAX has enabled, or the name of one."""
         try:
             dtype = jnp.dtype(value) if value is not None else None  # NumPy reads None as float64.
         except TypeError:
@@ -115,7 +115,7 @@ class Settings:
                                     "set jax_enable_x64.")  # fmt: skip
 
     def wrong(self, name: str, value: Any, text: str) -> None:
-        """Add a problem for which there is no check of its own."""
+        """Add a problem that no other check describes."""
         self._problems.add("", f"{name}={value!r} {text}")
 
     def done(self) -> None:
@@ -128,7 +128,7 @@ class Settings:
 
 
 def takes(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Return whether a function accepts such arguments, as far as its signature shows.
+    """Return whether the signature of a function accepts these arguments.
 
     Example:
         >>> takes(lambda path, leaf: True, "path", None), takes(lambda leaf: True, "path", None)

@@ -1,4 +1,4 @@
-"""Analysis of what a function does with each of its parameters: `graph` and `on_packed`."""
+"""Analyses of how a function uses each of its parameters: `graph` and `on_packed`."""
 
 from nnopt_jax.errors import former_names
 from nnopt_jax.trace.cost_table import Cost, CostComparison, CostRow

@@ -1,4 +1,4 @@
-"""The abstract walk, which propagates the values of an analysis through a program.
+"""Abstract interpretation: a walk through a program that propagates an analysis's values.
 
 Control flow is handled here, once for all analyses. An analysis is a `Domain`: it defines the
 abstract value of an array, how two values are joined, and the outcomes of one step.
@@ -15,7 +15,7 @@ from nnopt_jax.trace.primitives import TABLE, Flow, Inner, MeshCut, OpRule, Prog
 
 
 class Live(NamedTuple):
-    """The live steps and inputs of a program.
+    """The steps and inputs of a program that its needed outputs depend on.
 
     Args:
         steps: the number of each needed equation, the equation, and which outcomes are needed.
@@ -56,7 +56,7 @@ def live(program: Program, wanted: Sequence[bool], table: Table = TABLE) -> Live
 
 
 def operands_needed(equation: Equation, wanted: Sequence[bool], table: Table = TABLE) -> list[bool]:
-    """Return for each operand of an equation whether the wanted outcomes depend on it.
+    """Return for each operand of an equation whether any wanted outcome depends on it.
 
     Args:
         equation: the equation.
@@ -80,7 +80,7 @@ def operands_needed(equation: Equation, wanted: Sequence[bool], table: Table = T
 def outputs_needed(
     programs: Programs, inner: Inner, wanted: Sequence[bool], table: Table = TABLE
 ) -> list[bool]:
-    """Return which outputs of an inner program are needed, later iterations of a loop included.
+    """Return which outputs of an inner program are needed, also by later iterations of a loop.
 
     Args:
         programs: the programs of the equation.
@@ -107,15 +107,15 @@ def outputs_needed(
 Value = TypeVar("Value")
 
 Values = Sequence[Any]
-"""The abstract values of several arrays; None for arrays that are not needed."""
+"""The abstract values of several arrays; None for dead arrays, which are not needed."""
 
 Location = tuple[int, ...]
-"""The location of a step: numbers of equations and of their inner programs, from the outermost."""
+"""The path to a step: numbers of equations and inner programs in turn, outermost first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """The location of a step or a program in a walk.
+    """The location of a step or of an inner program, with the equations that enclose it.
 
     Args:
         location: the location, which is the same in every walk of the program.
@@ -132,7 +132,7 @@ class Site:
         return Site((*self.location, number), (*self.around, equation), self.times)
 
     def inner(self, number: int, times: int = 1) -> Site:
-        """Return the site of a program inside of this step, which runs `times` times."""
+        """Return the site of an inner program of this step, which runs `times` times."""
         return Site((*self.location, number), self.around, self.times * times)
 
 
@@ -144,43 +144,43 @@ class Domain(Protocol[Value]):
     """
 
     def constant(self, x: Any) -> Value:
-        """Return the value of a constant of the program."""
+        """Return the abstract value of a constant of the program."""
         ...
 
     def join(self, one: Value, other: Value) -> Value:
-        """Return a value that holds for either of two arrays."""
+        """Return the abstract value of an array that is one or the other of two arrays."""
         ...
 
     def same(self, one: Value, other: Value) -> bool:
-        """Return whether the walk of a loop may stop because nothing new would be found."""
+        """Return whether two values are equal, so that the walk of a loop is at its fixed point."""
         return one == other
 
     def layer(self, value: Value, site: Site) -> Value:
-        """Return the value of one entry of the first axis."""
+        """Return the abstract value of one slice of an array along its first axis."""
         return value
 
     def stack(self, value: Value, times: int, site: Site) -> Value:
-        """Return the value of a stack of `times` entries on a new first axis."""
+        """Return the abstract value of `times` arrays that are stacked on a new first axis."""
         return value
 
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
-        """Return the value of one device's shard of an array."""
+        """Return the abstract value of one device's shard of an array."""
         return value
 
     def whole(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
-        """Return the value of the array that the shards of the devices form."""
+        """Return the abstract value of a sharded array from that of its shards."""
         return value
 
     def enter(self, programs: Programs, values: Values, site: Site) -> Values:
-        """Return the values of a step's operands for its inner programs; dead arrays are None."""
+        """Return the operands' values for a step's inner programs; None for dead arrays."""
         return values
 
     def leave(self, programs: Programs, values: Values, outcomes: Values, site: Site) -> Values:
-        """Return the outcomes of a step after the walk of its programs; dead arrays are None."""
+        """Return the outcomes' values after the walk of a step's inner programs; None if dead."""
         return outcomes
 
     def step(self, equation: Equation, rule: OpRule, values: Values, site: Site) -> Sequence[Value]:
-        """Return the outcomes of a step without inner programs."""
+        """Return the abstract values of the outcomes of a step without inner programs."""
         ...
 
 
@@ -203,7 +203,7 @@ class Walk(Generic[Value]):
         self, program: Program, inputs: Sequence[Value], wanted: Sequence[bool] | None = None,
         site: Site = Site(),
     ) -> list[Value]:  # fmt: skip
-        """Return the values of the outputs of a program.
+        """Return the abstract values of the outputs of a program.
 
         Args:
             program: the traced program.
@@ -250,7 +250,7 @@ class Walk(Generic[Value]):
     def _inner(
         self, programs: Programs, inner: Inner, values: Values, needed: list[bool], site: Site
     ) -> list[Any]:
-        """Return the outcomes of an equation from the walk of one of its programs."""
+        """Walk one inner program of an equation, and return the equation's outcomes."""
         wanted = outputs_needed(programs, inner, needed, self.table)
         found = self.run(inner.program, [values[i] for i in inner.inputs], wanted, site)
         outs: list[Any] = [None] * len(needed)
@@ -277,7 +277,7 @@ class Walk(Generic[Value]):
     def _loop(
         self, programs: Programs, values: Values, needed: list[bool], site: Site
     ) -> list[Any]:
-        """Walk the body until the values of the carry hold in every iteration."""
+        """Walk the body of a loop until the values of the carry no longer change."""
         domain = self.domain
         given = list(values)
         for operand in programs.sliced:
@@ -307,7 +307,7 @@ class Walk(Generic[Value]):
         return outs
 
     def _join(self, values: Values) -> Any:
-        """Join the values that are not dead; None if all are."""
+        """Join the values of live arrays; return None if all arrays are dead."""
         first, *others = [value for value in values if value is not None] or [None]
         for other in others:
             first = self.domain.join(first, other)

@@ -20,11 +20,11 @@ from nnopt_jax.typing import Shape
 CONTRACTED, OUTPUT, BATCH, LOOKUP = "contracted", "output", "batch", "lookup"
 
 Parts = tuple[tuple[int, int], ...]
-"""The composition of an axis of a moved leaf: (axis of the leaf, size), from major to minor."""
+"""The leaf axes that an array axis consists of: (axis of the leaf, size), from major to minor."""
 
 
 class LeafView(NamedTuple):
-    """A leaf after it was moved, cast, cut or combined with other parameters.
+    """A leaf after it was moved, cast, sliced or combined with other parameters.
 
     Args:
         path: the path of the leaf.
@@ -40,7 +40,7 @@ class LeafView(NamedTuple):
 
 
 class AxisValue(NamedTuple):
-    """The abstract value of an array in this analysis.
+    """The abstract value of an array: the leaves that it holds, and its dependence on inputs.
 
     Args:
         views: the leaves that it consists of, or that the inputs choose its entries from.
@@ -72,7 +72,7 @@ class AxisUse:
 
 @dataclasses.dataclass
 class AxisRoles(Domain[AxisValue]):
-    """The domain of the abstract walk that finds the roles of leaves' axes.
+    """The analysis that finds the roles of leaves' axes: contracted, output or batch.
 
     Args:
         uses: the uses by path and location, since bodies of loops are walked more than once.
@@ -87,12 +87,12 @@ class AxisRoles(Domain[AxisValue]):
         return AxisValue()
 
     def join(self, one: AxisValue, other: AxisValue) -> AxisValue:
-        """Return a value with the views of both arrays."""
+        """Return the value of an array that is one of two arrays, with the leaves of both."""
         views = tuple(dict.fromkeys((*one.views, *other.views)))
         return AxisValue(views, one.varies or other.varies, one.ends | other.ends)
 
     def layer(self, value: AxisValue, site: Site) -> AxisValue:
-        """Return one slice of a scanned array; the scanned axis is a batch axis of the weight."""
+        """Return the value of one slice of a scanned array; the scanned axis is a batch axis."""
         views = (
             v._replace(dims=v.dims[1:], layers=(*v.layers, *(axis for axis, _ in v.dims[0])))
             for v in value.views
@@ -100,13 +100,13 @@ class AxisRoles(Domain[AxisValue]):
         return value._replace(views=tuple(views))
 
     def stack(self, value: AxisValue, times: int, site: Site) -> AxisValue:
-        """Return the stacked outputs of a loop; the new axis belongs to no leaf."""
+        """Return the value of a loop's stacked outputs; the new axis belongs to no leaf."""
         return value._replace(views=tuple(v._replace(dims=((), *v.dims)) for v in value.views))
 
     def step(
         self, equation: Equation, rule: OpRule, values: list[AxisValue], site: Site
     ) -> Sequence[AxisValue]:
-        """Record the uses of leaves, and follow the leaves that the outcomes still hold."""
+        """Record which leaves a step uses, and return the leaves that its outcomes hold."""
         values = [AxisValue() if value is None else value for value in values]
         # A varying predicate between two weights yields a weight, while a varying index yields
         # activations: only elementwise steps leave out their predicates here.
@@ -145,7 +145,7 @@ class AxisRoles(Domain[AxisValue]):
 def _fate(
     rule: OpRule, values: Sequence[AxisValue], at: int, view: LeafView, varies: bool
 ) -> tuple[bool, bool]:
-    """Return whether a step uses a leaf, and whether its outcome still holds the leaf."""
+    """Return whether a step uses a leaf, and whether its outcomes still hold the leaf."""
     hides = rule.kind in (Kind.CONTRACTION, Kind.OPAQUE)
     if view.chosen:
         other = any(values[i].varies for i in rule.data if i != at)
@@ -176,7 +176,7 @@ def _roles(rule: OpRule, at: int, view: LeafView) -> Iterable[tuple[int, str]]:
 
 
 def _move(rule: OpRule, at: int, view: LeafView) -> Iterable[LeafView | None]:
-    """Yield the view of the leaf in each outcome; None if the outcome does not hold it."""
+    """Yield the leaf as each outcome of a step holds it; None if the outcome does not."""
     parts = _parts_of_factors(rule, at, view)
     for flat in rule.flat:  # without common factors, each new axis may hold any part
         own = tuple(part for axis in flat.operand for part in view.dims[axis])
@@ -197,13 +197,13 @@ def _move(rule: OpRule, at: int, view: LeafView) -> Iterable[LeafView | None]:
 
 
 def _join(dim: Dim, parts: Mapping[int, Parts]) -> Parts:
-    """Return the parts that a dimension consists of, without duplicates."""
+    """Return the leaf axes that a dimension of an outcome consists of, without duplicates."""
     found = [part for place in dim for factor in place.names for part in parts.get(factor, ())]
     return tuple(dict.fromkeys(found)) if len(dim) > 1 else tuple(found)
 
 
 def _parts_of_factors(rule: OpRule, at: int, view: LeafView) -> dict[int, Parts]:
-    """Return the parts that each factor of an operand consists of."""
+    """Return the leaf axes that each factor of an operand runs over."""
     found: dict[int, Parts] = {}
     shape = rule.operand_shapes[at]
     for dim, own, size in zip(rule.operands[at], view.dims, shape, strict=True):
@@ -214,7 +214,7 @@ def _parts_of_factors(rule: OpRule, at: int, view: LeafView) -> dict[int, Parts]
 
 
 def _divide(rule: OpRule, place: Place, own: Parts, size: int) -> list[Parts]:
-    """Divide the parts of an axis among the factors that a place splits it into.
+    """Divide the leaf axes of an array axis among the factors that index the array axis.
 
     If factors and parts do not fit each other, for example after uneven slices, each factor gets
     all parts, so that roles still cover the right axes.
@@ -242,7 +242,7 @@ def _divide(rule: OpRule, place: Place, own: Parts, size: int) -> list[Parts]:
 
 
 def axes_of(given: Traced) -> AxesTable:
-    """Find the axes of every float leaf of a function's parameters.
+    """Find the contracted, output and batch axes of every float leaf of the parameters.
 
     Args:
         given: the traced function.
@@ -292,7 +292,7 @@ def _table(
 
 
 def _axes(use: AxisUse, ndim: int) -> Axes | str:
-    """Return the axes in one use, or why it does not have axes."""
+    """Return the axes of a leaf in one use, or the reason why they are not known."""
     if use.reason:
         return use.reason
     kinds = {role for _, role in use.roles}
@@ -313,7 +313,7 @@ def _axes(use: AxisUse, ndim: int) -> Axes | str:
 
 
 def _disagreement(known: Sequence[tuple[AxisUse, Axes | str]]) -> str:
-    """Describe the first use with each choice of axes, with the user's line."""
+    """Describe the conflicting uses of a leaf: the axes in each, and the user's line."""
     each: dict[Axes, str] = {}
     for use, axes in known:
         if isinstance(axes, Axes) and not axes.lookup:

@@ -1,4 +1,4 @@
-"""Execution of loops, branches and calls, for interpreters that pass leaves and collect extras."""
+"""Execution of loops, branches and calls by interpreters of programs with packed leaves."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
 
 Extras = Any
-"""The data that a run collects in addition to its outputs: any pytree."""
+"""The data that an interpreter collects in addition to the outputs of a program: any pytree."""
 
 Handler = Callable[[Equation, list[Any], "Inside"], tuple[list[Any], Extras]]
 
 
 class Slices(NamedTuple):
-    """A value that a scan slices on the first axis.
+    """The slices of a value along its first axis, one for each iteration of a scan.
 
     Args:
         arrays: the arrays that the scan itself slices.
@@ -37,7 +37,7 @@ class Slices(NamedTuple):
 
 
 class Inside(abc.ABC):
-    """Base class of the interpreters of loops, branches and calls.
+    """Base class of interpreters of a step's inner programs: loops, branches and calls.
 
     Extras are returned with the outputs. A scan stacks the extras that belong to single iterations
     and merges the others; a `while` merges all; a branch that is not taken yields `nothing`. By
@@ -46,7 +46,7 @@ class Inside(abc.ABC):
 
     @abc.abstractmethod
     def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Extras]:
-        """Compute a program, which may return leaves.
+        """Compute an inner program on arrays and leaves; return its outputs and extras.
 
         Args:
             program: a program inside of the step.
@@ -55,15 +55,15 @@ class Inside(abc.ABC):
         """
 
     def arrays(self, values: Sequence[Any]) -> list[Array]:
-        """Return the arrays that inputs or outputs of the step stand for."""
+        """Convert inputs or outputs of the step to arrays, whether they are arrays or leaves."""
         return list(values)
 
     def slices(self, value: Any) -> Slices:
-        """Return how a scan slices an array or a leaf; by default, the scan itself slices it."""
+        """Return the slices of an input of a scan; by default, the scan slices the array itself."""
         return Slices(value, lambda part, _: part)
 
     def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
-        """Return an input for `shard_map`, and a spec for each of its arrays."""
+        """Return an input as `shard_map` takes it, and the partition spec of each of its arrays."""
         return self.arrays([value])[0], spec
 
     def run_to_arrays(
@@ -74,20 +74,20 @@ class Inside(abc.ABC):
         return self.arrays(found), extras
 
     def nothing(self, at: int | None = None) -> Extras:
-        """Return empty extras for programs that have not run: for one program, or for all."""
+        """Return the extras of an inner program that has not run, or of all inner programs."""
         return ()
 
     def merge(self, one: Extras, other: Extras) -> Extras:
-        """Merge the extras of two successive runs."""
+        """Merge the extras of two runs, one after the other."""
         return ()
 
     def split(self, extras: Extras) -> tuple[Extras, Extras]:
-        """Split extras into those of single iterations of a scan, and those of the whole scan."""
+        """Split extras into those of each iteration of a scan, and those of the whole scan."""
         return (), ()
 
 
 def _jit(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
-    """Run a `jit` inline, or as a `jit` if it donates arguments or states shardings."""
+    """Run the program of a `jit` inline, or under `jit` if it donates arguments or is sharded."""
     k = equation.params
     if is_inlined(equation):
         return inside.run(k["jaxpr"], values)
@@ -102,7 +102,7 @@ def _jit(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[An
 
 
 def is_inlined(equation: Equation) -> bool:
-    """Return whether the program of an equation is run inline."""
+    """Return whether an equation is a `jit` whose program is run inline."""
     if equation.primitive is not primitives.jit_p:
         return False
     k = equation.params
@@ -111,7 +111,7 @@ def is_inlined(equation: Equation) -> bool:
 
 
 def _constrain(values: Sequence[Any], at: Sequence[Any]) -> list[Any]:
-    """Constrain arrays to the stated shardings; leaves keep those of their parts."""
+    """Constrain arrays to the given shardings; packed leaves keep their own shardings."""
     return [
         lax.with_sharding_constraint(x, to) if isinstance(to, Sharding) and is_array(x) else x
         for x, to in zip(values, at, strict=True)
@@ -119,7 +119,7 @@ def _constrain(values: Sequence[Any], at: Sequence[Any]) -> list[Any]:
 
 
 def _remat(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
-    """Run a checkpointed program; inputs that it returns unchanged bypass it and stay leaves."""
+    """Run a `jax.checkpoint`; inputs that it returns unchanged bypass it and stay leaves."""
     k = equation.params
     program = closed(k["jaxpr"])
     through = dict(zip(program.jaxpr.invars, values, strict=True))
@@ -137,7 +137,7 @@ def _remat(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[
 
 
 def _custom(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
-    """Run a function with a custom derivative on leaves; its derivative rule gets arrays."""
+    """Run a function with a custom derivative on leaves; the derivative rule gets arrays."""
     program = closed(equation.params["call_jaxpr"])
 
     def own(*given: Any) -> list[Any]:
@@ -210,7 +210,7 @@ def _while(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[
 
 
 def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
-    """Run a scan: each iteration gets its layer of stacked leaves; the carry consists of arrays."""
+    """Run a scan: each iteration gets one slice of stacked leaves; the carry consists of arrays."""
     k = equation.params
     consts, count = scan_sizes(equation)
     whole, rows = values[:consts], [inside.slices(value) for value in values[consts + count :]]

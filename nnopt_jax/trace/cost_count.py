@@ -1,4 +1,4 @@
-"""The cost of a call, counted step by step and attributed to leaves."""
+"""The cost of a call of a function, counted by step and attributed to leaves."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from nnopt_jax.trace.traced import Traced
 from nnopt_jax.tree.bit_counts import tree_bits
 
 CONSTANT, LEAF, CHOSEN, ACTIVATION = range(4)
-"""Kinds of values: made of constants alone; made of a leaf; entries of a leaf chosen by an
-activation; all others. A value made of several has the largest of their kinds.
+"""The kinds of origins of an array: constants alone; a leaf; entries of a leaf that an activation
+selects; activations. An array that is computed from several has the largest of their kinds.
 """
 
 
 class Origin(NamedTuple):
-    """The origin of a value; a value made of several has the largest of their origins.
+    """The origin of an array: constants, a leaf, looked-up entries of a leaf, or activations.
+
+    Origins are ordered: an array that is computed from several has the largest of their origins.
 
     Args:
         kind: `CONSTANT`, `LEAF`, `CHOSEN` or `ACTIVATION`.
-        size: the number of elements of the leaf; of two leaves the larger one counts.
+        size: the number of elements of the leaf; the larger of two leaves takes precedence.
         path: the path of the leaf; empty without one.
 
     Example:
@@ -47,12 +49,12 @@ class Origin(NamedTuple):
 
     @property
     def owned(self) -> bool:
-        """Whether the value comes from a leaf."""
+        """Whether the array comes from a leaf."""
         return self.kind in (LEAF, CHOSEN)
 
     @property
     def moves(self) -> bool:
-        """Whether the value depends on the inputs, so that it is moved at every call."""
+        """Whether the array depends on the inputs, so that it is read or written at every call."""
         return self.kind in (CHOSEN, ACTIVATION)
 
 
@@ -60,7 +62,7 @@ NUMBER, FLOWING = Origin(CONSTANT), Origin(ACTIVATION)
 
 
 def made_from(chooses: Sequence[int], given: Sequence[Origin], operands: Sequence[int]) -> Origin:
-    """Return the origin of an outcome of a step.
+    """Return the origin of an outcome of a step from the origins of its operands.
 
     Args:
         chooses: the operands that only select entries of the others.
@@ -87,14 +89,14 @@ def product_owner(left: Origin, right: Origin) -> str:
 
 
 ACTIVATIONS, ELEMENTWISE = "(activations)", "(elementwise)"
-"""Rows for contractions without a leaf, and for other steps without a single leaf."""
+"""The rows for contractions of activations alone, and for other steps without a single leaf."""
 
 _WHILE = "while: the number of iterations is unknown; its body is counted once"
 _EXPENSIVE = "cond: only the most expensive branch is counted"
 
 
 class Tally(NamedTuple):
-    """Counted operations and activation bits.
+    """Counts of operations, and of the bits of activations that are read and written.
 
     Args:
         macs: multiply-accumulates of contractions.
@@ -120,7 +122,7 @@ class Tally(NamedTuple):
 
 
 class CostEntry(NamedTuple):
-    """The cost of one step.
+    """The cost of one step, and the row of the table that it is added to.
 
     Args:
         row: the path of a leaf, `ACTIVATIONS` or `ELEMENTWISE`.
@@ -136,7 +138,7 @@ class CostEntry(NamedTuple):
 def count(
     program: Program, origins: Sequence[Origin], table: Table = TABLE
 ) -> tuple[dict[str, Tally], tuple[str, ...]]:
-    """Count the cost of a program.
+    """Count the operations and activation bits of a program, by leaf.
 
     Args:
         program: the program.
@@ -163,7 +165,7 @@ def _rows(entries: Iterable[CostEntry]) -> dict[str, Tally]:
 
 @dataclasses.dataclass
 class Counting(Domain[Origin]):
-    """The domain of the abstract walk that counts costs; its values are the origins of arrays.
+    """The analysis that counts the cost of each step; its abstract values are origins.
 
     A slice of a stacked array has the origin of the stack.
 
@@ -182,7 +184,7 @@ class Counting(Domain[Origin]):
         return max(one, other)
 
     def leave(self, programs: Programs, values: Values, outcomes: Values, site: Site) -> Values:
-        """Count only the most expensive of the branches; note loops of unknown length."""
+        """Count only the most expensive branch of a `cond`; note loops of unknown length."""
         if programs.flow is Flow.LOOP and programs.times is None:
             self.entries[site.location] = CostEntry(ELEMENTWISE, Tally(), _WHILE)
         if programs.flow is Flow.BRANCH:
@@ -279,7 +281,7 @@ def count_cost(given: Traced, *, latency: bool = False) -> Cost:
     """
 
     def road(*values: Any) -> list[Any]:
-        """Run the function, with packed leaves taking their packed path."""
+        """Run the function as `on_packed` does, without materializing leaves."""
         leaves = [
             PackedLeaf(value, path) if is_node(value) else value
             for value, path in zip(values, given.paths, strict=True)

@@ -11,7 +11,7 @@ _UNITS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
 def amount(number: float) -> str:
-    """Format a number with three digits and a unit.
+    """Format a number with three significant digits and a prefix: k, M, G or T.
 
     Example:
         >>> from nnopt_jax.trace.cost_table import amount
@@ -65,22 +65,22 @@ class CostComparison(Tabular):
 
     @property
     def flops(self) -> float | None:
-        """The FLOPs before divided by those after; None if none remain."""
+        """The FLOPs before the change divided by those after; None if none remain."""
         return _times(self.before.flops, self.after.flops)
 
     @property
     def bytes(self) -> float | None:
-        """The bytes of the leaves before divided by those after."""
+        """The bytes of the leaves before the change divided by those after."""
         return _times(self.before.bytes, self.after.bytes)
 
     @property
     def traffic(self) -> float | None:
-        """The activation bytes at contractions before divided by those after."""
+        """The bytes of activations that contractions move before the change, relative to after."""
         return _times(*(cost.bytes_read + cost.bytes_written for cost in self._both))
 
     @property
     def latency(self) -> float | None:
-        """The latency before divided by that after; None unless both were measured."""
+        """The latency before the change divided by that after; None unless both were measured."""
         if self.before.latency is None or self.after.latency is None:
             return None
         return _times(self.before.latency, self.after.latency)
@@ -95,7 +95,7 @@ class CostComparison(Tabular):
         return {"ratios": ratios, "before": self.before.asdict(), "after": self.after.asdict()}
 
     def __str__(self) -> str:
-        """Return the comparison as a table."""
+        """Return the table of both costs and their ratios as text."""
         first, second = ({row.path: row for row in cost.rows} for cost in self._both)
         lines = [["leaf", "FLOPs", "bytes", "activation bytes", "ms"]]
         for path in dict.fromkeys((*first, *second)):
@@ -107,7 +107,7 @@ class CostComparison(Tabular):
 
 
 def _cells(before: Cost | CostRow | None, after: Cost | CostRow | None) -> list[str]:
-    """Return the cells of a row: FLOPs, bytes and activation bytes."""
+    """Return the cells of a row of the comparison: FLOPs, bytes and activation bytes."""
     pair = [
         (of.flops, of.bytes, of.bytes_read + of.bytes_written) if of else (0, 0, 0)
         for of in (before, after)
@@ -120,7 +120,7 @@ def _times(before: float, after: float) -> float | None:
 
 
 def _cell(before: float | None, after: float | None) -> str:
-    """Format one cell, such as `8.19 k -> 2.05 k (4.00x)`."""
+    """Format one cell of the comparison, such as `8.19 k -> 2.05 k (4.00x)`."""
     if before is None or after is None:
         return ""
     if before == after == 0:
@@ -131,7 +131,7 @@ def _cell(before: float | None, after: float | None) -> str:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CostRow(Tabular):
-    """The cost of one leaf.
+    """The cost of one leaf: its size, and the FLOPs and bytes of the steps that use it.
 
     Args:
         path: the path of the leaf, or `(activations)` for products without a leaf, or
@@ -213,17 +213,17 @@ class Cost(Tabular):
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of all contractions."""
+        """The multiply-accumulates of all contractions."""
         return sum(row.macs for row in self.rows)
 
     @property
     def flops(self) -> int:
-        """Two FLOPs for each multiply-accumulate, and one for each entry of other steps."""
+        """The FLOPs of all steps: two for each multiply-accumulate, one for each other entry."""
         return sum(row.flops for row in self.rows)
 
     @property
     def transcendentals(self) -> int:
-        """Exponentials, roots and so on, which XLA does not count as FLOPs either."""
+        """The number of exponentials, roots and the like, which XLA does not count as FLOPs."""
         return sum(row.transcendentals for row in self.rows)
 
     @property
@@ -242,7 +242,7 @@ class Cost(Tabular):
         return _intensity(self)
 
     def share(self, row: CostRow) -> float:
-        """Return the percentage of all FLOPs in a row."""
+        """Return the percentage of the total FLOPs that a row accounts for."""
         return 100 * row.flops / max(self.flops, 1)
 
     def against(self, after: Cost) -> CostComparison:
@@ -259,7 +259,7 @@ class Cost(Tabular):
         return {"rows": rows, "total": totals, "notes": list(self.notes)}
 
     def __str__(self) -> str:
-        """Return the table as text."""
+        """Return the table of leaves, with totals and notes, as text."""
         lines = [_HEADER, *(self._cells(row, row.path, row.form) for row in self.rows)]
         lines.append(self._cells(self, "total", ""))
         if self.latency is not None:

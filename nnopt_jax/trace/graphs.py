@@ -1,4 +1,4 @@
-"""The graph of a model: all analyses of what its function does with each parameter."""
+"""The graph of a model: every analysis of how its function uses each parameter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from nnopt_jax.typing import Params
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Graph(Tabular):
-    """A function of parameters, traced once: uses, axes, coupled axes, cost, statistics.
+    """A function of parameters, traced once, with every analysis as a property or method.
 
     Args:
         apply: the function.
@@ -88,9 +88,9 @@ class Graph(Tabular):
         have rows of their own.
 
         - A contraction costs two FLOPs for each product that it sums, `2 m k n` for a matrix
-        product; a convolution has one product for each position, tap and pair of features. Padding
-        counts (as in papers, unlike XLA); the holes of a transposed convolution do not count. - Any
-        other step costs one FLOP or one transcendental for each entry of its outcome. A
+          product; a convolution has one product for each position, tap and pair of features.
+          Padding counts (as in papers, unlike XLA); the holes of a transposed convolution do not.
+        - Any other step costs one FLOP or one transcendental for each entry of its outcome. A
           reduction of `n` entries costs `n - 1`; movements and lookups cost nothing, as XLA counts
           before it simplifies. Dead steps do not count; a step that occurs twice counts twice.
         - A scan costs its body times its length. A `while` counts its body once, and a `cond` its
@@ -136,7 +136,7 @@ class Graph(Tabular):
         Args:
             params: the parameters; packed leaves are materialized for the run.
             batches: any iterable of batches. A batch is the tuple of arguments after `params`;
-                anything else is read as a tuple of one. Batches are used one at a time, may be
+                anything else is taken as a tuple of one. Batches are used one at a time, may be
                 sharded over a mesh, and the last may be smaller.
             names: the statistics to measure, of `"input_absmax"`, `"input_range"`,
                 `"input_moments"`, `"input_histogram"`, `"input_gram"`, `"input_count"`,
@@ -188,7 +188,7 @@ class Graph(Tabular):
         return observe(on_batch, params, batches, names, where, progress, strict, table)
 
     def shrink(self, params: Params, keep: Keep) -> ShrunkModel:
-        """Remove units from the parameters and from the function.
+        """Remove units, such as channels, from the parameters and from the function.
 
         The smaller function returns the same as the model with zeros in place of the removed units,
         `apply(graph.mask(params, keep), ...)`, up to the order of sums. A call with new shapes
@@ -224,7 +224,7 @@ class Graph(Tabular):
         return shrink(self.apply, self.traced, self.coupled, params, keep)
 
     def mask(self, params: Params, keep: Keep) -> Params:
-        """Set all elements of removed units to zero; shapes stay.
+        """Set all elements of removed units to zero, without changing shapes.
 
         Args:
             params: arrays, of the graph's shapes.
@@ -290,7 +290,7 @@ class Graph(Tabular):
         wrong.raise_as(CompositionError)
 
     def _with(self, params: Params, caller: str) -> Traced:
-        """Return the traced function with other values for its parameters."""
+        """Return the traced function with other values of its parameters, after a check."""
         self._check(params, caller)
         return self.traced.with_parameters(arrays_of(params).values())
 

@@ -1,4 +1,4 @@
-"""Access to JAX's representation of programs across its versions."""
+"""Access to the traced programs of JAX (jaxprs) in all supported versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Equation = Any
 
 
 def closed(program: Any) -> Program:
-    """Return a program as a closed jaxpr, since that of `remat` is not closed."""
+    """Return a program as a closed jaxpr; the programs of `remat` are not closed."""
     return program if isinstance(program, _CORE.ClosedJaxpr) else _CORE.ClosedJaxpr(program, ())
 
 
@@ -34,7 +34,7 @@ def is_variable(x: Any) -> bool:
 
 
 def read(environment: dict[Any, Any], variable: Any) -> Any:
-    """Return the value of a variable or a literal."""
+    """Look up the value of a variable, or return the value of a literal."""
     return environment[variable] if is_variable(variable) else variable.val
 
 
@@ -43,7 +43,7 @@ def evaluate(
     values: Sequence[Any],
     compute: Callable[[int, Equation, list[Any]], Sequence[Any]],
 ) -> list[Any]:
-    """Run the steps of a program one after another, and return its outputs.
+    """Run the equations of a program one after another, and return the program's outputs.
 
     Args:
         program: the traced program.
@@ -65,7 +65,7 @@ def evaluate(
 
 
 def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
-    """Compute one step under the mesh and settings that it was traced under."""
+    """Compute one equation under the mesh and settings that it was traced under."""
     given = equation.primitive.get_bind_params(equation.params)
     # In jax 0.10 inner programs are separate from the settings of the step.
     functions, settings = given if isinstance(given, tuple) else ((), given)
@@ -90,7 +90,7 @@ _OURS = str(pathlib.Path(__file__).resolve().parents[1])
 
 
 def line(equation: Equation) -> str:
-    """Return the user's line that made a step, `file.py:12 (function)`; empty if not known.
+    """Return the line of user code that a step comes from, `file.py:12 (function)`, or "".
 
     This is the innermost line of the traceback that is outside of installed packages.
     """
@@ -102,7 +102,7 @@ def line(equation: Equation) -> str:
 
 
 def line_of(error: BaseException) -> str:
-    """Return the user's line that raised an error, `file.py:12 (function)`; empty if not known."""
+    """Return the line of user code that raised an error, `file.py:12 (function)`, or ""."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if _is_users(frame.filename):
             return _place_of(frame.filename, frame.lineno, frame.name)
@@ -118,7 +118,7 @@ def _place_of(file: str, number: int | None, name: str) -> str:
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """Return the abstract array of a packed leaf, with its sharding on Explicit axes of a mesh."""
+    """Return the shape and dtype of a packed leaf, and its sharding on Explicit mesh axes."""
     if any(isinstance(leaf, jax.Array) and is_explicit(leaf) for leaf in jax.tree.leaves(x)):
         return jax.eval_shape(lambda x: x.materialize(), x)
     return jax.ShapeDtypeStruct(x.shape, x.dtype)

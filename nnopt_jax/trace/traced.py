@@ -1,4 +1,4 @@
-"""Tracing of a function, with names for its inputs."""
+"""Tracing of a function to a program, with a path as the name of each input."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Traced(Tabular):
         return f"{steps}, {counted(len(self.paths), 'input')}"
 
     def outcome(self, found: Iterable[Any]) -> Any:
-        """Return the result of the function from the outputs of its program."""
+        """Rebuild the result of the function from the flat outputs of its program."""
         return jax.tree.unflatten(self.structure, list(found))
 
     def selected(self, found: Sequence[Any]) -> list[Any]:
@@ -65,7 +65,7 @@ class Traced(Tabular):
         return [found[number] for number in jax.tree.leaves(self.outputs(numbers))]
 
     def with_parameters(self, leaves: Iterable[Any]) -> Traced:
-        """Return the function with other values for the leaves of its first argument."""
+        """Return the traced function with other values for the leaves of its first argument."""
         left = iter(leaves)
         pairs = zip(self.values, self.arguments, strict=True)
         values = tuple(next(left) if which == 0 else value for value, which in pairs)
@@ -76,7 +76,7 @@ def trace(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
     outputs: Outputs = everything, table: Table = TABLE,
 ) -> Traced:  # fmt: skip
-    """Trace a function without computing it.
+    """Trace a function to a program, without computing it.
 
     Args:
         function: any function that JAX can trace.
@@ -176,7 +176,7 @@ def check_function(caller: str, function: Any) -> None:
 
 
 def is_array(x: Any) -> bool:
-    """Return whether a value is traced as an array, which Python numbers are not."""
+    """Return whether tracing treats a value as an array, which excludes Python numbers."""
     return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 
@@ -186,7 +186,7 @@ def arrays_of(tree: Any) -> dict[str, Any]:
 
 
 def shapes_of(tree: Any) -> Any:
-    """Replace the arrays and packed leaves of a tree by shapes; explicit shardings stay.
+    """Replace the arrays and packed leaves of a tree by shapes, which keep explicit shardings.
 
     Args:
         tree: any tree; leaves of other kinds stay as they are.
@@ -212,7 +212,7 @@ def _shape(x: Any) -> Any:
 
 
 def refill(leaves: Sequence[Any], kept: Sequence[bool], arrays: Iterable[Any]) -> list[Any]:
-    """Return leaves in which those marked as kept are replaced by the arrays, in order."""
+    """Replace the leaves that are marked as kept by the given arrays, in order."""
     left = iter(arrays)
     return [next(left) if keep else x for x, keep in zip(leaves, kept, strict=True)]
 

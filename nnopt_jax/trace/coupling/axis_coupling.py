@@ -30,13 +30,13 @@ from nnopt_jax.trace.traced import Traced, arrays_of
 from nnopt_jax.typing import Array, Params, Path, PyTree, Shape
 
 Keep = Mapping[str, Any]
-"""The units that stay, by the name of a dimension: a boolean for each unit, or their numbers."""
+"""The units to keep, by the name of a dimension: a boolean for each unit, or unit numbers."""
 
 
 def dimensions_of(
     caller: str, known: Sequence[Dimension], names: Iterable[str]
 ) -> dict[str, Dimension]:
-    """Return dimensions by name; raise an error that lists all unknown names."""
+    """Return the named dimensions; raise an error that lists all unknown names."""
     by_name, lost = {dimension.name: dimension for dimension in known}, Problems(caller)
     for name in names:
         if name not in by_name:
@@ -48,7 +48,7 @@ def dimensions_of(
 def select_units(
     caller: str, known: Sequence[Dimension], keep: Keep
 ) -> list[tuple[Dimension, np.ndarray]]:
-    """Return each named dimension with a boolean for each unit, true if the unit stays."""
+    """Return each named dimension with a boolean mask of the units to keep."""
     found, wrong = [], Problems(caller)
     if not isinstance(keep, Mapping):
         raise ValueRangeError(
@@ -194,7 +194,7 @@ class CoupledAxes(Tabular):
         return "\n".join([*aligned(cells), *(aligned(kept) if len(kept) > 1 else [])])
 
     def kept(self, keep: Keep, caller: str = "graph.coupled") -> dict[Place, np.ndarray]:
-        """Return the elements that stay, for the axes that lose some.
+        """Return a mask of the remaining elements of each axis that loses some.
 
         Args:
             keep: the units that stay, by the name of a dimension: booleans for all, or numbers.
@@ -275,7 +275,7 @@ class CoupledAxes(Tabular):
     def choose(
         self, scores: Mapping[str, Any], keep: float | Mapping[str, float], multiple: int = 1
     ) -> dict[str, np.ndarray]:
-        """Choose the units with the highest scores.
+        """Choose the units with the highest scores in each dimension.
 
         Args:
             scores: an array (units,) by the name of a dimension.

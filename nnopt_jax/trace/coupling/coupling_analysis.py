@@ -1,4 +1,4 @@
-"""The analysis of coupled axes: dimensions of elements of parameters that are removed together."""
+"""The analysis of coupled axes: which elements of parameters must be removed together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Place = tuple[Path, int]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Analysis:
-    """The result of the analysis of a function.
+    """The result of the coupling analysis: the labels of all elements of the leaves.
 
     Args:
         traced: the function.
@@ -42,11 +42,11 @@ class Analysis:
 
     @property
     def book(self) -> Book:
-        """The book of labels."""
+        """The labels, and the sets of elements that they stand for."""
         return self.domain.book
 
     def elements(self) -> tuple[list[Place], np.ndarray]:
-        """List every unit with each position of an axis that belongs to it.
+        """List the positions of every unit on the axes of the leaves.
 
         Returns:
             The places, and rows of four numbers: the unit, the place, the role of the unit there,
@@ -60,7 +60,7 @@ class Analysis:
 
 
 def analyze_coupling(given: Traced) -> Analysis:
-    """Find the labels of all leaves of a function without computing it.
+    """Find which elements of a function's parameters must be removed together.
 
     Args:
         given: the function; its parameters are the first argument.
@@ -143,12 +143,12 @@ class Dimension(Tabular):
 
     @property
     def members(self) -> tuple[Place, ...]:
-        """The axes of the dimension, as (path, axis)."""
+        """The member axes of the dimension, as (path, axis)."""
         return tuple(self.indices)
 
     @property
     def elements(self) -> int:
-        """The number of positions that one unit has on the axes of all members."""
+        """The number of positions that one unit has, summed over all member axes."""
         return sum(at.shape[1] for at in self.indices.values())
 
 
@@ -156,7 +156,7 @@ _UNIT, _PLACE, _ROLE, _AT = range(4)
 
 
 def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
-    """Group units into dimensions.
+    """Group units that lie on the same axes of the same leaves into dimensions.
 
     Units of one dimension have equally many elements, in equal roles, on the same axes. Heads and
     their dimensions may share axes; their roles distinguish them.
@@ -203,12 +203,12 @@ def _dimension(
 
 
 def _pieces(rows: np.ndarray, key: np.ndarray) -> list[np.ndarray]:
-    """Split rows where their key changes."""
+    """Split an array of rows where the key changes from one row to the next."""
     return np.split(rows, np.flatnonzero(np.diff(key)) + 1) if len(rows) else []
 
 
 def _kinds(rows: np.ndarray) -> np.ndarray:
-    """Return for each row the number of the kind of its unit."""
+    """Return for each row a number for the kind of its unit: its axes, roles and element counts."""
     if not len(rows):
         return np.zeros(0, np.int64)
     # Rows are encoded as single numbers, which sort ten times as fast.
@@ -245,7 +245,7 @@ def _names(analysis: Analysis, found: Sequence[Mapping[Place, np.ndarray]]) -> l
 
 
 def frozen_axes(analysis: Analysis, known: Sequence[Dimension]) -> dict[Place, str]:
-    """Return for each axis outside of all dimensions the reason why it cannot be made smaller."""
+    """Return for each axis that is in no dimension the reason why it cannot shrink."""
     free = {place for dimension in known for place in dimension.indices}
     found = {}
     for place, labels in analysis.labels.items():

@@ -1,4 +1,4 @@
-"""The domain of the coupling analysis, which propagates and joins labels of elements."""
+"""The rules of the coupling analysis for constants, steps, loops and shards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nnopt_jax.trace.primitives import TABLE, MeshCut, OpRule, Programs, Table
 
 
 class Note(NamedTuple):
-    """The result of the analysis for one step, with None for arrays that are not needed.
+    """The abstract values of a step's operands and outcomes; None for dead arrays.
 
     Args:
         rule: the rule of its primitive; None if the step contains programs.
@@ -40,7 +40,7 @@ class Note(NamedTuple):
 
 @dataclasses.dataclass
 class Coupling(Domain[Value]):
-    """The domain of the abstract walk that finds which elements are removed together.
+    """The analysis that finds which elements of parameters must be removed together.
 
     Args:
         book: the labels.
@@ -53,7 +53,7 @@ class Coupling(Domain[Value]):
     notes: dict[Location, Note] = dataclasses.field(default_factory=dict)
 
     def constant(self, x: Any) -> Value:
-        """Return the value of a constant array, which is cut like the arrays combined with it."""
+        """Return the value of a constant, which loses elements together with other operands."""
         if isinstance(x, Tracer) or jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
             return Value.ordered(self.book, np.shape(x))
         array = np.asarray(x)
@@ -65,7 +65,7 @@ class Coupling(Domain[Value]):
         return value
 
     def join(self, one: Value, other: Value) -> Value:
-        """Return a value that holds for either of two arrays."""
+        """Return the value of an array that is one or the other of two, and couple the two."""
         if one.home != other.home:
             one, other = one.within(()), other.within(())
         parameter = one.parameter and other.brings_no_units
@@ -78,21 +78,21 @@ class Coupling(Domain[Value]):
         return Value(one.axes, tuple(left), constant, parameter, one.home)
 
     def same(self, one: Value, other: Value) -> bool:
-        """Return whether both values agree at removed units; their labels are joined already."""
+        """Return whether two values have equal content at removed units (`join` coupled them)."""
         return one.remains == other.remains and one.constant == other.constant
 
     def layer(self, value: Value, site: Site) -> Value:
-        """Return one slice of an array that a loop iterates over, and fix the axis of the loop."""
+        """Return the value of one slice of an array that a loop iterates over; fix that axis."""
         self.book.fix(value.axes[0], Reason("a loop iterates over it", site.around))
         return value._replace(axes=value.axes[1:], remains=value.remains[1:])
 
     def stack(self, value: Value, times: int, site: Site) -> Value:
-        """Stack the outcomes of the iterations of a loop, and fix the axis of the iterations."""
+        """Return the value of a loop's stacked outcomes, and fix the axis of the iterations."""
         turns = self.book.fixed(times, "iterations of a loop")
         return value._replace(axes=(turns, *value.axes), remains=(Residue.UNKNOWN, *value.remains))
 
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
-        """Return the shard of a device, and join elements at the same position of all shards."""
+        """Return the value of a device's shard, and couple equal positions of all shards."""
 
         def shared(labels: Labels, devices: int) -> Labels:
             own = labels[: len(labels) // devices]
@@ -102,7 +102,7 @@ class Coupling(Domain[Value]):
         return self._over_mesh(value, cut, mesh, shared)
 
     def whole(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
-        """Return the whole array from the equal shards of the devices."""
+        """Return the value of a sharded array from that of its equal shards."""
         return self._over_mesh(value, cut, mesh, np.tile)
 
     def _over_mesh(
@@ -117,7 +117,7 @@ class Coupling(Domain[Value]):
         return value._replace(axes=tuple(axes))
 
     def leave(self, programs: Programs, values: Values, outcomes: Values, site: Site) -> Values:
-        """Record a step that contains programs, and analyze its own derivative rule."""
+        """Record a step with inner programs, and analyze its custom derivative rule if any."""
         home = _home(site)
         ins = [None if value is None else value.within(home) for value in values]
         walk = Walk(self, self.table)
@@ -128,7 +128,7 @@ class Coupling(Domain[Value]):
     def step(
         self, equation: Equation, rule: OpRule, values: list[Value], site: Site
     ) -> Sequence[Value]:
-        """Join the labels of elements that a step couples, and record the step."""
+        """Couple the elements that a step combines, and record and return its outcomes."""
         home = _home(site)
         ins = [value.within(home) for value in values]
         outs = StepLabels(self.book, equation, rule, ins, site).outcomes()
@@ -142,7 +142,7 @@ class Coupling(Domain[Value]):
 
 
 def _home(site: Site) -> Location:
-    """Return the program of a step; steps of inlined programs belong to the enclosing program."""
+    """Return the location of a step's program; inlined programs belong to the outer one."""
     around = site.around[:-1]
     for depth in reversed(range(len(around))):
         if not is_inlined(around[depth]):

@@ -1,4 +1,4 @@
-"""Adaptation of custom derivative rules to functions of smaller sizes."""
+"""Custom `jvp` and `vjp` rules of functions that run without the removed units."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnopt_jax.trace.jaxpr import Equation, Program, bind, primitives
 
 
 class Derived(NamedTuple):
-    """A program that a custom derivative rule runs.
+    """A program that a custom derivative rule runs, with the values of its outputs.
 
     Args:
         program: the program.
@@ -31,16 +31,16 @@ class Derived(NamedTuple):
 
 
 Plain = Callable[..., list[Any]]
-"""A function that computes the program of a step at smaller sizes."""
+"""A function that computes the program of a step without the removed units."""
 
 Run = Callable[[int, Sequence[Any]], list[Any]]
-"""A function that computes a program of a derivative rule, by its number, at smaller sizes."""
+"""A function that computes program `number` of a derivative rule without the removed units."""
 
 
 def derive(
     walk: Walk[Value], site: Site, ins: Sequence[Any], outs: Sequence[Any]
 ) -> Callable[[], tuple[Derived, ...]]:
-    """Return a function that finds the programs of the derivative rule of a step.
+    """Return a cached function that traces and analyzes the derivative rule of a step.
 
     The rule of a step is analyzed at once. A rule inside of another rule, which may nest without
     end, is analyzed only when it is used.
@@ -65,7 +65,7 @@ def derive(
 def _walk(
     walk: Walk[Value], site: Site, number: int, program: Any, inputs: Any, known: Sequence[Value]
 ) -> Derived:
-    """Walk a program of a rule, and join its first outputs with their known values."""
+    """Analyze a program of a derivative rule, and couple its first outputs with known values."""
     inner = site.inner(number)
     found = walk.run(program, inputs, site=inner)
     for one, other in zip(known, found, strict=False):
@@ -76,7 +76,7 @@ def _walk(
 def _jvp_programs(
     walk: Walk[Value], site: Site, ins: Sequence[Value], outs: Sequence[Value]
 ) -> tuple[Derived, ...]:
-    """Return the program of a `jvp` rule: it returns outcomes, their tangents, and integers."""
+    """Return the program of a `jvp` rule: outcomes, their tangents, then integer outcomes."""
     equation = site.around[-1]
     moving, others = _partition(equation.invars, list(map(_spec, equation.invars)))
 
@@ -91,7 +91,7 @@ def _jvp_programs(
 
 
 def _slope(value: Value) -> Value:
-    """Return the tangent of a value, which is zero where removed units hold a number."""
+    """Return the value of a tangent: zero at removed units where the primal is a number."""
     remains = map(value.remains_at, range(len(value.axes)))
     left = tuple(Residue.UNKNOWN if isinstance(x, Residue) else 0.0 for x in remains)
     return Value(value.axes, left)
@@ -122,7 +122,7 @@ def _vjp_programs(
 
 
 def run_jvp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
-    """Compute a function with a custom `jvp` rule at smaller sizes, and keep the rule.
+    """Compute a function with a custom `jvp` rule without the removed units; keep the rule.
 
     Args:
         equation: the step at full sizes.
@@ -147,7 +147,7 @@ def run_jvp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -
 
 
 def run_vjp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
-    """Compute a function with a custom `vjp` rule at smaller sizes; see `run_jvp` for arguments."""
+    """Compute a function with a custom `vjp` rule without the removed units, as `run_jvp`."""
     function = jax.custom_vjp(plain)
 
     def ahead(*given: Any) -> Any:
@@ -166,11 +166,11 @@ def run_vjp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -
 
 
 DERIVED = {primitives.custom_jvp_call_p: run_jvp, primitives.custom_vjp_call_p: run_vjp}
-"""The functions that run custom derivative rules at smaller sizes, by primitive."""
+"""The functions that run steps with custom derivative rules, by primitive."""
 
 
 def _own(equation: Equation, others: Sequence[Any]) -> Callable[..., Any]:
-    """Return the step as a function of its floats, with integer results as auxiliary data."""
+    """Return a step as a function of its float operands; integer outcomes are auxiliary."""
 
     def function(*moving: Any) -> tuple[list[Any], list[Any]]:
         found = bind(equation, _combine(equation.invars, moving, others))
@@ -189,7 +189,7 @@ def _spec(variable: Any) -> jax.ShapeDtypeStruct:
 
 
 def _partition(variables: Sequence[Any], values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Divide values into those that can be differentiated and the others."""
+    """Divide values into floats, which have derivatives, and all others."""
     pairs = list(zip(variables, values, strict=True))
     return [x for v, x in pairs if _inexact(v)], [x for v, x in pairs if not _inexact(v)]
 

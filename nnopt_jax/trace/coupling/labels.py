@@ -1,4 +1,4 @@
-"""Labels of sets of elements that are removed together, joined as whole vectors."""
+"""A union-find of labels, which stand for sets of elements that are removed together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEPTH = 16
 
 
 class Book:
-    """Labels of elements, and properties of the sets that they stand for.
+    """A union-find of labels: elements whose labels are joined are removed together.
 
     A label stands for a set of elements that are removed together or not at all. A label may be a
     *pair* (a, b), which is removed if a or b is: an element of a flattened axis of heads is removed
@@ -58,7 +58,7 @@ class Book:
         return self._count
 
     def fresh(self, size: int) -> Labels:
-        """Create labels, all different."""
+        """Create labels that differ from each other and from all known ones."""
         start, stop = self._count, self._count + size
         if stop > len(self._parent):
             self._grow(stop)
@@ -74,11 +74,11 @@ class Book:
 
     @property
     def _known(self) -> tuple[np.ndarray, ...]:
-        """The properties of sets; a joined set takes the larger value of each."""
+        """The arrays of properties of sets; a joined set takes the larger value of each."""
         return self._why, self._read, self._counted, self._ordered
 
     def fixed(self, size: int, reason: Any) -> Labels:
-        """Return the label of elements that stay for a given reason, repeated."""
+        """Return one fixed label, repeated, for elements that stay for a given reason."""
         if reason not in self._fixed:
             (label,) = self.fresh(1)
             self._fixed[reason] = label
@@ -96,7 +96,7 @@ class Book:
             found = above
 
     def fix(self, labels: Labels, reason: Any) -> None:
-        """Fix elements that must stay; the first reason is kept."""
+        """Mark elements as never removed; an earlier reason for the same element holds."""
         roots = self.find(labels)
         free = roots[self._why[roots] == 0]
         if free.size:
@@ -104,7 +104,7 @@ class Book:
             self._why[free] = len(self._reasons) - 1
 
     def is_fixed(self, labels: Labels) -> np.ndarray:
-        """Return for each label whether it is fixed."""
+        """Return for each label whether it is fixed, that is, never removed."""
         return self._why[self.find(labels)] > 0
 
     def reason(self, labels: Labels) -> Any:
@@ -113,18 +113,18 @@ class Book:
         return self._reasons[why[why > 0][0]] if why.any() else None
 
     def read(self, labels: Labels, *, by_weights: bool = False) -> None:
-        """Mark elements as summed over: by a product with weights, or by anything else."""
+        """Mark elements as summed over: by a product with weights, or by any other operation."""
         roots = self.find(labels)
         self._read[roots] = True
         if not by_weights:
             self._counted[roots] = True
 
     def is_counted(self, labels: Labels) -> np.ndarray:
-        """Return for each label whether anything but a product with weights sums over it."""
+        """Return for each label whether any step but a product with weights sums over it."""
         return self._counted[self.find(labels)]
 
     def derive(self, axis: Labels, sources: Iterable[Labels]) -> None:
-        """Record the source axes of an axis of a value that is computed from parameters alone.
+        """Record the parameter axes that an axis of an array made of parameters alone comes from.
 
         A step that consumes the axis consumes those of its sources that share elements with it.
         """
@@ -133,7 +133,7 @@ class Book:
         self._sources.setdefault(id(axis), (axis, []))[1].extend(shared)
 
     def _parts(self, labels: Labels) -> Labels:
-        """Return the sets that elements belong to, with both parts of pairs, without fixed ones."""
+        """Return the sets that elements belong to, without fixed ones; pairs give both parts."""
         found, depth = self.find(np.unique(labels)), 0
         while depth < _DEPTH and (pairs := found[self._first[found] >= 0]).size:
             more = np.union1d(self.find(self._first[pairs]), self.find(self._second[pairs]))
@@ -141,7 +141,7 @@ class Book:
         return found[self._why[found] == 0]
 
     def consume(self, axis: Labels) -> None:
-        """Mark an axis of a parameter whose product consumes units instead of producing them."""
+        """Mark an axis of a parameter as consumed: a product sums over its units."""
         waiting = [axis]
         while waiting:
             axis = waiting.pop()
@@ -150,19 +150,19 @@ class Book:
                 waiting += self._sources.get(id(axis), (axis, []))[1]
 
     def is_consumed(self, axis: Labels) -> bool:
-        """Return whether this vector of labels, by identity, was consumed."""
+        """Return whether an axis, identified by its array of labels, was marked as consumed."""
         return id(axis) in self._consumed
 
     def order(self, labels: Labels) -> None:
-        """Mark elements that cannot change places."""
+        """Mark elements that cannot be permuted."""
         self._ordered[self.find(labels)] = True
 
     def is_ordered(self, labels: Labels) -> np.ndarray:
-        """Return for each label whether its elements cannot change places."""
+        """Return for each label whether its elements cannot be permuted."""
         return self._ordered[self.find(labels)]
 
     def join(self, left: Labels, right: Labels) -> None:
-        """Join two vectors of labels, element by element."""
+        """Join the sets of two vectors of labels, element by element."""
         if left is right:
             return
         waiting = [(left, right)]
@@ -182,7 +182,7 @@ class Book:
                 waiting.extend(self._merge(a[free], b[free]))
 
     def _merge(self, a: Labels, b: Labels) -> list[tuple[Labels, Labels]]:
-        """Merge sets; return the parts of pairs that the caller must join in turn."""
+        """Merge pairs of sets; return the parts of pair labels that the caller must join next."""
         lost = []
         while True:
             a, b = self.find(a), self.find(b)
@@ -204,7 +204,7 @@ class Book:
         return [(self._first[gone], self._first[roots]), (self._second[gone], self._second[roots])]
 
     def pair(self, first: Labels, second: Labels) -> Labels:
-        """Join two label vectors: each element is removed if either of its labels is."""
+        """Return labels that are removed if either of two labels is, element by element."""
         first, second = self.find(first), self.find(second)
         without_first, without_second = self._why[first] > 0, self._why[second] > 0
         if without_first.all() or np.array_equal(first, second):
@@ -216,11 +216,11 @@ class Book:
         return np.where(without_second, first, np.where(without_first, second, both))
 
     def flatten(self, outer: Labels, inner: Labels) -> Labels:
-        """Return the labels of two axes flattened to one."""
+        """Return the labels of the axis that two axes are flattened to."""
         return self.pair(np.repeat(outer, len(inner)), np.tile(inner, len(outer)))
 
     def split(self, labels: Labels, rows: int) -> tuple[Labels, Labels]:
-        """Split the labels of one axis into those of two, coupling elements if necessary."""
+        """Split the labels of one axis into those of two axes; couple elements if necessary."""
         return self._part(self.find(labels).reshape(rows, -1), 0)
 
     def _part(self, grid: np.ndarray, depth: int) -> tuple[Labels, Labels]:
@@ -246,7 +246,7 @@ class Book:
         return outer, inner
 
     def propagate(self) -> None:
-        """Propagate the properties of pairs to their parts; fix labels that nothing sums over."""
+        """Propagate the properties of pairs to their parts, and fix labels that nothing sums."""
         pairs, first, second = self._pairs()
         self._untie(pairs, first, second)
         parts, twice = np.concatenate([first, second]), np.tile(pairs, 2)
@@ -262,13 +262,13 @@ class Book:
         self.fix(np.flatnonzero(alone), "unused")
 
     def _pairs(self) -> tuple[Labels, Labels, Labels]:
-        """Return all pairs, and their two parts."""
+        """Return all labels that are pairs, with the first and the second part of each."""
         every = np.arange(self._count)
         pairs = np.flatnonzero((self._first[every] >= 0) & (self.find(every) == every))
         return pairs, self.find(self._first[pairs]), self.find(self._second[pairs])
 
     def _untie(self, pairs: Labels, first: Labels, second: Labels) -> None:
-        """Fix pairs that are parts of themselves."""
+        """Fix pairs that contain themselves, directly or through other pairs."""
         known = self._first[: self._count] < 0
         while True:
             more = known[pairs] | (known[first] & known[second])
@@ -280,7 +280,7 @@ class Book:
         self._first[tied] = self._second[tied] = -1
 
     def units(self, labels: Labels) -> tuple[np.ndarray, Labels, np.ndarray]:
-        """Return the units that each element belongs to, after properties are propagated.
+        """Return the units that each element belongs to; call `propagate` first.
 
         Returns:
             Positions, the unit of each, and its role: the path of first and second parts from the
@@ -302,7 +302,7 @@ class Book:
             at, role = np.tile(at, 2), np.concatenate([2 * role, 2 * role + 1])
 
     def removed(self, units: Labels) -> np.ndarray:
-        """Return for every label whether it is removed together with the given units."""
+        """Return a mask of all labels that are removed together with the given units."""
         gone = np.zeros(self._count, bool)
         gone[self.find(units)] = True
         pairs, first, second = self._pairs()

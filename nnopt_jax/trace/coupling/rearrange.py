@@ -1,4 +1,4 @@
-"""Masking, permutation and removal of the units of parameters."""
+"""Masking, permutation and removal of the units of parameters, such as channels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nnopt_jax.typing import Params, Path, Shape
 
 
 def mask_units(coupled: CoupledAxes, params: Params, keep: Keep) -> Params:
-    """Set all elements of removed units to zero.
+    """Set the elements of all removed units in parameters to zero.
 
     Args:
         coupled: the dependency graph.
@@ -40,7 +40,7 @@ def mask_units(coupled: CoupledAxes, params: Params, keep: Keep) -> Params:
 
 
 def permute_units(coupled: CoupledAxes, params: Params, order: Mapping[str, Any]) -> Params:
-    """Permute units in all arrays that they belong to.
+    """Permute units in all parameters that they belong to.
 
     Args:
         coupled: the dependency graph.
@@ -70,7 +70,7 @@ NAME = "graph.shrink"
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SmallerFunction(Tabular):
-    """A function of the smaller parameters, made from a function of the original ones.
+    """A function of shrunk parameters, derived from a function of the original ones.
 
     A call traces the function at the original widths and the shapes of the other arguments, and
     computes it step by step without the removed units. Compile it once with `jax.jit(small.apply)`.
@@ -110,7 +110,7 @@ class SmallerFunction(Tabular):
         }
 
     def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        """Return the result of the function with zeros in place of the removed units.
+        """Compute the function on shrunk parameters: as the original with removed units at zero.
 
         Args:
             params: the smaller tree.
@@ -161,7 +161,7 @@ class SmallerFunction(Tabular):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ShrunkModel(Tabular):
-    """The result of `graph.shrink`: smaller parameters and the function that takes them.
+    """The result of `graph.shrink`: smaller parameters, and the function that takes them.
 
     Args:
         params: the smaller tree.
@@ -191,7 +191,7 @@ class ShrunkModel(Tabular):
 def shrink(
     function: Callable[..., Any], given: Traced, coupled: CoupledAxes, params: Params, keep: Keep
 ) -> ShrunkModel:
-    """Remove units from parameters and from their function.
+    """Remove units from parameters, and derive the function of the smaller parameters.
 
     Args:
         function: the function of the original parameters.

@@ -1,4 +1,4 @@
-"""Abstract values of the coupling analysis: labels, and the content of removed units."""
+"""Abstract values of the coupling analysis: labels, and contents at removed units."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Residue(enum.Enum):
 
 
 Remains = float | Residue
-"""The content of an array at removed units, in the model with zeros in their place."""
+"""The content of an array at removed units, in the model with those units at zero."""
 
 
 class Value(NamedTuple):
-    """The abstract value of an array.
+    """The abstract value of an array: labels of its elements, and content at removed units.
 
     Args:
         axes: the labels of each axis.
@@ -55,17 +55,17 @@ class Value(NamedTuple):
 
     @classmethod
     def fixed(cls, book: Book, shape: Sequence[int], reason: Any) -> Value:
-        """Return the value of an array that loses no elements."""
+        """Return the value of an array that loses no elements, for the given reason."""
         return cls(tuple(book.fixed(n, reason) for n in shape), (Residue.UNKNOWN,) * len(shape))
 
     @classmethod
     def fresh(cls, book: Book, shape: Sequence[int], constant: float | None = None) -> Value:
-        """Return the value of an array made without parameters, which can be cut anywhere."""
+        """Return the value of an array with new labels, which does not depend on parameters."""
         return cls(tuple(map(book.fresh, shape)), (Residue.UNKNOWN,) * len(shape), constant)
 
     @classmethod
     def ordered(cls, book: Book, shape: Sequence[int]) -> Value:
-        """Return the value of an array whose elements differ, so that they cannot change places."""
+        """Return the value of an array whose elements differ, so that units cannot be permuted."""
         value = cls.fresh(book, shape)
         for labels in value.axes:
             book.order(labels)
@@ -77,11 +77,11 @@ class Value(NamedTuple):
         return self.parameter or not self.axes or self.constant is not None
 
     def remains_at(self, axis: int) -> Remains:
-        """Return the content at removed elements of an axis, as a number if that is known."""
+        """Return the content at removed elements of an axis, as a number if it is known."""
         return self.remains[axis] if self.constant is None else self.constant
 
     def within(self, home: Location) -> Value:
-        """Return the value for use in another program."""
+        """Return the value for use in another program, which cannot recompute removed units."""
         if home == self.home:
             return self
         left = tuple(Residue.UNKNOWN if x is Residue.ALIKE else x for x in self.remains)
@@ -89,13 +89,13 @@ class Value(NamedTuple):
 
 
 def common(remains: Sequence[Remains]) -> Remains:
-    """Return the content that all of these have in common; unknown if they differ."""
+    """Return the content that several arrays share at removed units; unknown if they differ."""
     return remains[0] if remains and all(x == remains[0] for x in remains) else Residue.UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reason:
-    """The reason why elements cannot be removed.
+    """The reason why elements cannot be removed: a text and the steps that need them.
 
     Args:
         text: the reason in words.
@@ -107,14 +107,14 @@ class Reason:
     equations: tuple[Equation, ...]
 
     def __str__(self) -> str:
-        """Return the text with the user's line, if that is known."""
+        """Return the reason with the user's line, if the line is known."""
         # A program that JAX cached from an earlier call has the source line of that call.
         at = next(filter(None, map(line, reversed(self.equations))), "")
         return f"{self.text} at {at}" if at else self.text
 
 
 def elementwise(equation: Equation, rule: OpRule, given: Sequence[Remains]) -> Remains:
-    """Return the value of an elementwise step at removed units.
+    """Return the content of an elementwise step's outcome at removed units.
 
     Args:
         equation: the step.
@@ -139,7 +139,7 @@ def elementwise(equation: Equation, rule: OpRule, given: Sequence[Remains]) -> R
 def _evaluate(
     primitive: Any, params: tuple, dtypes: tuple[Any, ...], numbers: tuple[float, ...]
 ) -> Remains:
-    """Evaluate a primitive on scalars."""
+    """Evaluate a primitive on known scalars."""
     try:
         with jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
             given = [np.asarray(x).astype(d) for x, d in zip(numbers, dtypes, strict=True)]
@@ -174,7 +174,7 @@ def along_factor(
     equation: Equation, rule: OpRule, values: Sequence[Value], left: Mapping[int, Remains],
     counted: bool,
 ) -> Remains:  # fmt: skip
-    """Return the value of an outcome where elements of a factor of the step are removed.
+    """Return the content of an outcome at the removed elements of one factor of the step.
 
     Args:
         equation: the step.
@@ -211,7 +211,7 @@ _FOLLOWED = (Kind.ELEMENTWISE, Kind.MOVEMENT, Kind.CONTRACTION, Kind.REDUCTION)
 
 
 def same_axes(rule: OpRule, outcome: int, axis: int) -> dict[int, int] | None:
-    """Return the axis of each operand that equals an axis of an outcome; None without one.
+    """Return the axis of each operand that shares its full factor with an axis of an outcome.
 
     The value at removed units of such an axis can be computed by the step with one removed element
     in place of the axis.
@@ -237,6 +237,6 @@ def same_axes(rule: OpRule, outcome: int, axis: int) -> dict[int, int] | None:
 
 
 def _single(rule: OpRule, dim: Dim, size: int) -> Factor | None:
-    """Return the factor that a dimension consists of, if it is that factor in full and in order."""
+    """Return the factor that alone runs over a dimension, in full and in order; else None."""
     alone = rule.is_whole(dim, size) and len(dim[0].factors) == 1
     return dim[0].names[0] if alone else None

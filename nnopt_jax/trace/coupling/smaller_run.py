@@ -24,7 +24,7 @@ from nnopt_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A program being run: its values so far, and the steps that made them.
+    """A program during its run: its values so far, and the steps that made them.
 
     Args:
         program: the program.
@@ -43,7 +43,7 @@ class Frame:
 
 
 class RunStep(NamedTuple):
-    """A step of a program being run.
+    """A step of a program during its run, with the analysis of the step and its operands.
 
     Args:
         frame: the program.
@@ -61,7 +61,7 @@ class RunStep(NamedTuple):
 
 
 Compute = Callable[[RunStep, list[Any], int], list[Any]]
-"""A function that computes a step without inner programs, with one element on the given axis."""
+"""A function that computes a step without inner programs, with size 1 on the given axis."""
 
 
 def ghost(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
@@ -85,7 +85,7 @@ def ghost(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
 
 
 def _make(compute: Compute, frame: Frame, variable: Any, axis: int) -> Array:
-    """Return the values of a variable at one removed element, from the step that made it."""
+    """Recompute a variable at one removed element, by the step that made the variable."""
     if variable in frame.origins:
         return _make(compute, *frame.origins[variable], axis)
     step = frame.made[variable]
@@ -98,7 +98,7 @@ def _make(compute: Compute, frame: Frame, variable: Any, axis: int) -> Array:
 
 
 class SmallerRun:
-    """An interpreter of programs at smaller sizes, with None for arrays that are not needed.
+    """An interpreter that runs programs without the removed units.
 
     Args:
         domain: the analysis of the programs at full sizes.
@@ -113,7 +113,7 @@ class SmallerRun:
         self._kept: dict[int, tuple[Labels, np.ndarray | None]] = {}
 
     def run(self, program: Program, values: Sequence[Any], location: Location = ()) -> list[Any]:
-        """Compute a program at smaller sizes.
+        """Compute a program without the removed units.
 
         Args:
             program: the program as it was analyzed.
@@ -123,7 +123,7 @@ class SmallerRun:
         return self.run_frame(Frame(program, location), values, [True] * len(program.jaxpr.outvars))
 
     def run_frame(self, frame: Frame, values: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
-        """Compute the wanted outputs of a program, and keep all values in its frame."""
+        """Compute the wanted outputs of a program, and keep the values of all variables."""
         jaxpr, known, table = frame.program.jaxpr, frame.values, self.domain.table
         known.update(zip(jaxpr.constvars, frame.program.consts, strict=True))
         known.update(zip(jaxpr.invars, values, strict=True))
@@ -145,7 +145,7 @@ class SmallerRun:
         return [read(known, x) if want else None for x, want in outputs]
 
     def compute(self, step: RunStep, values: list[Any], single: int | None = None) -> list[Any]:
-        """Compute a step without inner programs.
+        """Compute a step without inner programs, on operands without the removed units.
 
         Args:
             step: the step.
@@ -186,7 +186,7 @@ class SmallerRun:
         return [total]
 
     def _slice(self, rule: OpRule, step: RunStep, x: Array) -> Array:
-        """Compute a slice without the removed units."""
+        """Compute a slice of an array without the removed units."""
         (value,) = step.note.ins
         assert value is not None
         for axis, (dim, labels) in enumerate(zip(rule.operands[0], value.axes, strict=True)):
@@ -204,7 +204,7 @@ class SmallerRun:
         return x
 
     def kept(self, labels: Labels) -> np.ndarray | None:
-        """Return the positions of an axis that stay; None if all do."""
+        """Return the positions of an axis that remain; None if all do."""
         # Programs pass arrays of labels on unchanged, so a cache by identity finds most of them.
         if id(labels) not in self._kept:
             gone = self._gone[labels]
@@ -224,7 +224,7 @@ class SmallerRun:
         return x
 
     def run_derived(self, find: Callable[[], tuple[Derived, ...]], number: int, values: Any) -> Any:
-        """Compute a program of a derivative rule, and analyze the rule first if necessary."""
+        """Compute a program of a derivative rule, after analyzing the rule if that is not done."""
         derived = find()[number]
         if self.domain.book.size != len(self._gone):
             self._gone = self._removed_labels()
@@ -234,7 +234,7 @@ class SmallerRun:
 
 
 def _is_slice(rule: OpRule) -> bool:
-    """Return whether the outcome is a slice of the operand on each axis, at known positions."""
+    """Return whether a rule is a slice of its operand, with known positions on each axis."""
     if rule.kind is not Kind.MOVEMENT or len(rule.operands) != 1 or len(rule.outcomes) != 1:
         return False
     ours, theirs = rule.operands[0], rule.outcomes[0]
@@ -248,7 +248,7 @@ def _is_slice(rule: OpRule) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class SmallerPrograms(Inside):
-    """An interpreter of the programs inside of a step, at smaller sizes.
+    """An interpreter of a step's inner programs without the removed units.
 
     Args:
         running: the run.
@@ -263,7 +263,7 @@ class SmallerPrograms(Inside):
     needed: Sequence[bool]
 
     def compute(self) -> list[Any]:
-        """Compute the outcomes of the step."""
+        """Compute the outcomes of a step that contains programs."""
         equation, table = self.step.equation, self.running.domain.table
         used = operands_needed(equation, self.needed, table)
         values = [x if use else None for x, use in zip(self.step.given, used, strict=True)]
@@ -280,7 +280,7 @@ class SmallerPrograms(Inside):
         return [outs.get(number) for number in range(len(equation.outvars))]
 
     def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Any]:
-        """Compute one of the inner programs of the step."""
+        """Compute one inner program of the step without the removed units."""
         step, inner = self.step, self.programs.inner[at]
         wanted = [True] * len(program.jaxpr.outvars)
         if inner.outputs:

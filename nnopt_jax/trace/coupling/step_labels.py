@@ -1,4 +1,4 @@
-"""The labels of the factors of one step, which couple the operands that share a factor."""
+"""The coupling of one step: axes that share a factor of its rule share their labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _WINDOW = "a window moves along it"
 
 
 class StepLabels:
-    """The labels of one step, which pass from operands to outcomes by factors of its rule.
+    """The transfer of labels from a step's operands to its outcomes, by factors of its rule.
 
     Args:
         book: the labels.
@@ -57,7 +57,7 @@ class StepLabels:
         self.counted = False
 
     def outcomes(self) -> list[Value]:
-        """Return the values of the outcomes."""
+        """Couple the operands, and return the abstract values of the outcomes."""
         if self.rule.kind is Kind.MADE:
             return self._make()
         flat = {a for axes in self.rule.flat for a in axes.operand}
@@ -71,7 +71,7 @@ class StepLabels:
         return [self._outcome(number) for number in range(len(self.rule.outcomes))]
 
     def fix(self, labels: Labels, text: str) -> None:
-        """Fix elements that the step needs."""
+        """Mark elements that the step needs as never removed."""
         # Most labels are fixed already, and reasons are slow to make.
         if not self.book.is_fixed(labels).all():
             self.book.fix(labels, self._reason(text))
@@ -80,13 +80,13 @@ class StepLabels:
         return Reason(text.format(self.equation.primitive.name), self.site.around)
 
     def _make(self) -> list[Value]:
-        """Return values of positions or random numbers, which are computed in full and then cut."""
+        """Return the values of generated arrays (`iota`, random bits), made in full, then cut."""
         for labels in (x for value in self.values for x in value.axes):
             self.fix(labels, "{} needs it whole")
         return [Value.ordered(self.book, shape) for shape in self.rule.outcome_shapes]
 
     def _enter(self, number: int, value: Value, axis: int, place: Place) -> None:
-        """Assign the labels at one place of an operand to the factors there."""
+        """Assign the labels of an operand's axis to the factors that index the axis."""
         labels, sizes = value.axes[axis], self.rule.sizes
         if isinstance(place.start, RuntimeStart):
             self.fix(labels, _LOOKED)
@@ -117,7 +117,7 @@ class StepLabels:
         return {f: self.book.fixed(sizes[f], self._reason(text)) for f in place.names}
 
     def _split(self, labels: Labels, place: Place) -> Iterator[tuple[Factor, Labels]]:
-        """Yield the factors of a place with their labels.
+        """Split the labels of an axis among the factors that index the axis.
 
         A factor that covers the place gets the same array of labels, not a copy: arrays of labels
         are looked up by identity.
@@ -137,7 +137,7 @@ class StepLabels:
         yield place.names[-1], labels
 
     def _relate_flat(self) -> None:
-        """Relate axes of a reshape without common factors, by the order of their elements."""
+        """Couple axes of a reshape without common factors by the flat order of their elements."""
         for ours, theirs in self.rule.flat:
             flat = Place(tuple((f, 1) for a in ours for f in self.rule.operands[0][a][0].names))
             for f, a in zip(flat.names, ours, strict=True):
@@ -154,7 +154,7 @@ class StepLabels:
             self.remains |= dict.fromkeys(names, left)
 
     def _remains_of(self, remains: Sequence[Remains], factors: Sequence[Factor]) -> Remains:
-        """Return the value at removed elements of several factors, without fixed ones."""
+        """Return the content that several factors share at removed elements; ignore fixed ones."""
         found = common(remains)
         if isinstance(found, Residue) and len(remains) > 1:
             pairs = zip(remains, factors, strict=True)
@@ -162,7 +162,7 @@ class StepLabels:
         return found
 
     def _reduce(self) -> None:
-        """Mark the elements that are summed; fix them if their removal would change the result."""
+        """Mark the elements that the step sums; fix them if their removal would change the sum."""
         rule = self.rule
         if rule.kind not in (Kind.CONTRACTION, Kind.REDUCTION):
             return
@@ -202,7 +202,7 @@ class StepLabels:
                 self.fix(self.labels[factor], text)
 
     def _spread_apart(self) -> None:
-        """Fix elements that padding separates or removes."""
+        """Mark elements as never removed where padding separates or removes entries."""
         rule = self.rule
         if rule.fills is None:
             return
@@ -229,7 +229,7 @@ class StepLabels:
         return Value(axes, tuple(left), constant)
 
     def _compose(self, dim: Dim, size: int) -> Labels:
-        """Return the labels of a dimension of an outcome."""
+        """Return the labels of one dimension of an outcome."""
         if self.rule.is_whole(dim, size):
             return self._merge(dim[0])
         if self.rule.kind is Kind.UPDATE and len(dim) > 1:
@@ -253,7 +253,7 @@ class StepLabels:
         return np.full(1, KEPT) if found is None else found
 
     def _labels(self, factor: Factor) -> Labels:
-        """Return the labels of a factor; make new ones for a factor of no operand."""
+        """Return the labels of a factor; create new ones if no operand has the factor."""
         if factor not in self.labels:
             size = self.rule.sizes[factor]
             if factor in self.rule.whole:

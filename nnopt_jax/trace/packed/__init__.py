@@ -1,4 +1,4 @@
-"""Execution of functions of arrays on packed parameters."""
+"""Execution of ordinary functions of arrays on packed parameters."""
 
 from nnopt_jax.trace.packed.packed_function import OnPacked, PackedReport, Use, on_packed
 

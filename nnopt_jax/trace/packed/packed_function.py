@@ -48,7 +48,7 @@ class Use(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PackedReport(Tabular):
-    """The steps that keep leaves packed, and those that materialize them, with reasons.
+    """A report of the steps that keep leaves packed or materialize them, with reasons.
 
     Args:
         uses: the uses in the order of the program; equal uses at the same line count once.
@@ -74,16 +74,16 @@ class PackedReport(Tabular):
 
     @property
     def materialized(self) -> tuple[Use, ...]:
-        """The uses that materialized a leaf."""
+        """The uses that materialize a leaf."""
         return tuple(use for use in self.uses if use.reason)
 
     @property
     def dense(self) -> tuple[Use, ...]:
-        """The former name of `materialized`."""
+        """Raise an error that gives the new name, `materialized`."""
         raise AttributeError("PackedReport.dense is now PackedReport.materialized")
 
     def __str__(self) -> str:
-        """Return the table of uses."""
+        """Return the table of uses as text."""
         cells = [("leaf", "form", "used by", "becomes", "why", "line", "bytes")]
         for use in self.uses:
             becomes = "dense" if use.reason else "packed"
@@ -202,7 +202,7 @@ def on_packed(
 
 
 def _return(value: Any, record: Any) -> Any:
-    """Return nodes unchanged, and deferred steps as arrays."""
+    """Return an output of the program as a node if it is packed, else as an array."""
     if not is_leaf(value):
         return value
     if not isinstance(value.node, Deferred):

@@ -1,4 +1,4 @@
-"""Packed leaves as values of a running program, and deferred steps on them."""
+"""Packed leaves as values of a running program, and steps that are computed when needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnopt_jax.typing import Array, Shape
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Deferred(Node):
-    """A step on packed leaves that is computed once its outcome is needed as an array.
+    """A step on packed leaves whose computation waits until its outcome is needed as an array.
 
     Until then, the leaves keep their codes, for example in the residuals of `jax.checkpoint` and in
     the layers of a scan. Moving the outcome of an elementwise step moves its operands: a slice of
@@ -42,27 +42,27 @@ class Deferred(Node):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the outcome."""
+        """The shape of the step's outcome."""
         if self.is_elementwise:  # operands may have been moved, which changes the shape
             return jnp.broadcast_shapes(*(tuple(jnp.shape(x)) for x in self.operands))
         return tuple(self.equation.outvars[0].aval.shape)
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the outcome."""
+        """The dtype of the step's outcome."""
         return self.equation.outvars[0].aval.dtype
 
     def materialize(self) -> Array:
-        """Compute the step."""
+        """Compute the step, and return its outcome."""
         return bind(self.equation, [*map(materialize, self.operands)])[0]
 
     @property
     def is_streamed(self) -> bool:
-        """Whether all packed operands are streamed."""
+        """Whether sums over the outcome need no dense array, as for all of its packed operands."""
         return all(x.is_streamed for x in self.operands if is_node(x))
 
     def move(self, movement: Moves, shape: Shape) -> Self:
-        """Move the operands of an elementwise step, which moves its outcome."""
+        """Move (transpose, slice) the operands of an elementwise step instead of its outcome."""
         if not self.is_elementwise or movement.fills:  # the step would apply to the fill value too
             raise CannotStayPacked("it is computed before it is moved")
         moved = [move(x, movement, shape) if x.ndim else x for x in self.operands]
@@ -70,7 +70,7 @@ class Deferred(Node):
 
 
 def defer(equation: Equation, rule: OpRule, operands: Sequence[Field]) -> Deferred | None:
-    """Return a step that is computed later; None if deferral saves nothing.
+    """Return a `Deferred` in place of a step; None if waiting would save no memory.
 
     A deferred step also keeps its array operands. If they are as large as the outcome, deferral
     saves no memory, and the step is computed at once.
@@ -96,14 +96,14 @@ _KINDS = (Kind.ELEMENTWISE, Kind.ORDERED, Kind.UPDATE)
 
 
 def _data(operands: Sequence[Field]) -> Field:
-    """Return the first operand that is not a scalar."""
+    """Return the first operand that is not a scalar; None if all are."""
     return next((x for x in operands if is_node(x) or jnp.ndim(x)), None)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PackedLeaf:
-    """A node in place of an array of the program, with the path of the argument it came from."""
+    """A node in place of an array of the program, with the path of its argument."""
 
     node: Node
     path: str = dataclasses.field(metadata={"static": True})
@@ -128,7 +128,7 @@ class PackedLeaf:
 
 
 def is_leaf(x: Any) -> bool:
-    """Return whether a value of a program is packed."""
+    """Return whether a value of a program is a packed leaf rather than an array."""
     return isinstance(x, PackedLeaf)
 
 
@@ -138,6 +138,6 @@ def as_array(x: PackedLeaf | Array) -> Array:
 
 
 def loosen(leaf: PackedLeaf) -> PackedLeaf | Array:
-    """Materialize a leaf, but keep the node that rounds the inputs of its products."""
+    """Materialize the weight of a leaf; a leaf that rounds inputs of products still does."""
     loose = inputs_above(leaf.node).loosened()
     return PackedLeaf(loose, leaf.path) if is_node(loose) else loose

@@ -1,4 +1,4 @@
-"""Slices, transposes and reshapes of a weight and of its coarser arrays, such as scales."""
+"""Transposes, slices and reshapes of packed weights: of codes, and of coarser scales."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnopt_jax.typing import Array, Shape
 
 @dataclasses.dataclass(frozen=True)
 class Movement:
-    """One outcome of a step that moves the entries of its first operand.
+    """A movement, such as a transpose or slice: one outcome of a step on one packed operand.
 
     A movement applies to the fields of packed leaves, which may be coarser than the weight: on each
     axis they have one entry for every index, one for each group of indices, or one for all.
@@ -57,7 +57,7 @@ class Movement:
 
     @property
     def kept(self) -> int:
-        """The number of trailing axes that stay trailing, complete and in order."""
+        """The number of last axes that remain last, complete and in order."""
         return self.rule.kept_last(0, self.outcome)
 
     @property
@@ -67,11 +67,11 @@ class Movement:
 
     @property
     def fills(self) -> bool:
-        """Whether the outcome has entries that only the fill value provides."""
+        """Whether some entries of the outcome come from padding alone."""
         return self.rule.fills is not None and self.shape != self.before
 
     def apply(self, x: Array, shape: Shape, fill: float = 0) -> Array | None:
-        """Move an array of the shape of the weight, or a coarser one.
+        """Move an array of the shape of the weight, or a coarser one, such as its scales.
 
         Args:
             x: an array whose sizes divide those of `shape`.
@@ -100,7 +100,7 @@ class Movement:
         return _place(x, entries, pair, self.shape, self.rule.sizes, fill)
 
     def _of(self, shape: Shape) -> Movement | None:
-        """Return the same movement for a shape with other last axes, which it keeps."""
+        """Return the movement for a shape that differs in its last axes, which do not move."""
         lead = len(self.before) - self.kept
         if shape[:lead] != self.before[:lead]:
             return None
@@ -121,26 +121,26 @@ class Movement:
         return Movement(self.equation, rule, self.values, self.outcome, is_step=False)
 
     def _identity(self, x: Array) -> Array:
-        """Run an identity, without shardings if the array is coarser than the full shape."""
+        """Compute an identity; skip placement on devices for arrays coarser than the weight."""
         if self.equation.primitive in _PLACED and x.shape != self.before:
             return x
         return bind(self.equation, [x] * len(self.values))[0]
 
     def _crosses_flat(self, x: Array) -> bool:
-        """Return whether the array has several entries on axes that a reshape splits unevenly."""
+        """Return whether a reshape would split axes unevenly on which the array has entries."""
         return any(x.shape[axis] != 1 for flat in self.rule.flat for axis in flat.operand)
 
 
 _PLACED = {primitives.sharding_constraint_p, primitives.device_put_p}
 
 Entries = dict[int, int]
-"""The number of entries that a coarse array has on each factor."""
+"""The number of entries that a coarse array has along each factor."""
 
 
 def _take(
     x: Array, full: Shape, places: Sequence[Place], sizes: tuple[int, ...], values: Sequence[Any]
 ) -> tuple[Array, Entries] | None:
-    """Return the entries of an array at some places, and how many there are on each factor."""
+    """Return the entries of an array at some places, and their number along each factor."""
     entries: Entries = {}
     for at, (place, size) in enumerate(zip(places, full, strict=True)):
         have = x.shape[at]
@@ -177,7 +177,7 @@ def _place(
     x: Array, entries: Entries, pair: tuple[tuple[Place, ...], ...], shape: Shape,
     sizes: tuple[int, ...], fill: float,
 ) -> Array | None:  # fmt: skip
-    """Arrange entries by factor into the axes of the outcome."""
+    """Arrange entries with one axis for each factor into the axes of the outcome."""
     order = [factor for place in pair[0] for factor in place.names]
     wanted = [factor for place in pair[1] for factor in place.names]
     kept = [factor for factor in order if factor in wanted]
@@ -198,7 +198,7 @@ def _place(
 
 
 def _widen(places: Sequence[Place], entries: Entries, sizes: tuple[int, ...]) -> Entries:
-    """Return the factors to repeat in full, because a finer factor follows on the same axis."""
+    """Return the full sizes of factors to repeat, because a finer factor of the axis varies."""
     return {
         factor: sizes[factor]
         for place in places
@@ -211,7 +211,7 @@ def _widen(places: Sequence[Place], entries: Entries, sizes: tuple[int, ...]) ->
 def _along(
     x: Array, axis: int, place: Place, size: int, sizes: tuple[int, ...], fill: float
 ) -> Array | None:
-    """Write one axis of the outcome: reverse it if its stride is negative, and fill its gaps."""
+    """Reverse one axis if its stride is negative, or pad it to the size of the outcome."""
     have, count = x.shape[axis], place.count(sizes)
     stride = place.factors[-1][1] if place.factors else 1
     if stride < 0:
@@ -229,7 +229,7 @@ def _along(
 
 
 def movements_of(equation: Equation, rule: OpRule, values: Sequence[Any]) -> list[Movement] | None:
-    """Return the movement to each outcome of a step; None unless it only moves one operand.
+    """Return the movement to each outcome; None if the step does not just move one operand.
 
     Args:
         equation: the step.

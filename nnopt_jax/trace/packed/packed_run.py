@@ -1,4 +1,4 @@
-"""Execution of a program on values of which some are packed."""
+"""Execution of a program on arrays and packed leaves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nnopt_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class InsidePacked(Inside):
-    """An interpreter of the programs inside of a step, with packed leaves as values.
+    """An interpreter of a step's inner programs on arrays and packed leaves.
 
     Args:
         equation: the step.
@@ -42,18 +42,18 @@ class InsidePacked(Inside):
     record: Callable[[PackedLeaf, Equation, str], None]
 
     def run(self, program: Program, values: Sequence[Any], at: int = 0) -> tuple[list[Any], Any]:
-        """Compute a program; it may return packed leaves."""
+        """Compute an inner program, whose outputs may be packed leaves."""
         return self.compute(program, values), ()
 
     def arrays(self, values: Sequence[Any]) -> list[Array]:
-        """Materialize packed leaves that a loop carries or a program returns."""
+        """Materialize packed leaves that a loop carries or an inner program returns."""
         for value in values:
             if is_leaf(value):
                 self.record(value, self.equation, "a program inside gives or carries arrays")
         return [as_array(value) for value in values]
 
     def slices(self, value: Any) -> Slices:
-        """Return the slices of a packed leaf, packed if each of its parts can be sliced."""
+        """Return the slices of a packed leaf, as packed leaves if all its arrays can be sliced."""
         if not is_leaf(value):
             return Slices(value, lambda part, _: part)
         if _layer(value, 0) is None:
@@ -66,7 +66,7 @@ class InsidePacked(Inside):
         return Slices(gradient_at, lambda part, number: _join_gradient(_layer(stack, number), part))
 
     def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
-        """Shard a packed leaf part by part if all its parts can be; else materialize it."""
+        """Shard each array of a packed leaf; materialize the leaf if one cannot be sharded."""
         if not is_leaf(value):
             return value, spec
         node = value.node
@@ -83,7 +83,7 @@ class InsidePacked(Inside):
 
 
 def _layer(leaf: PackedLeaf, number: Any) -> PackedLeaf | None:
-    """Return one entry on the first axis of a leaf; None if a part of the node cannot be sliced."""
+    """Return one slice of a leaf along its first axis; None if it cannot stay packed."""
     one, node = (1, *leaf.shape[1:]), leaf.node
     starts = (number, *[0] * (len(one) - 1))
     array = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -103,7 +103,7 @@ def _layer(leaf: PackedLeaf, number: Any) -> PackedLeaf | None:
 
 
 def _split_gradient(leaf: PackedLeaf) -> tuple[PackedLeaf, Array | None]:
-    """Separate a leaf from the weight at which gradients are computed."""
+    """Separate a leaf from the array in it that serves only to compute gradients."""
     name = leaf.node.GRADIENT_AT
     gradient_at = getattr(leaf.node, name) if name else None
     return (leaf, None) if gradient_at is None else (_with_gradient_at(leaf, None), gradient_at)
@@ -118,7 +118,7 @@ def _with_gradient_at(leaf: PackedLeaf, gradient_at: Array | None) -> PackedLeaf
 
 
 Record = Callable[[PackedLeaf, Equation, str], None]
-"""A function of a leaf, a step that uses it, and why it was materialized (empty if it was not)."""
+"""A function `record(leaf, step, why)`, where `why` is empty if the leaf stayed packed."""
 
 
 def run(program: Program, values: Sequence[Any], record: Record, table: Table = TABLE) -> list[Any]:
@@ -168,7 +168,7 @@ def _compute(equation: Equation, values: list[Any], record: Record, table: Table
 
 
 def _check_shapes(equation: Equation, packed: list[Any], found: list[Any]) -> None:
-    """Raise if the hook of a node returned a value of another shape."""
+    """Raise if the hook of a node returned a value of another shape than the step has."""
     for value, variable in zip(found, equation.outvars, strict=True):
         shape, wanted = tuple(value.shape), tuple(variable.aval.shape)
         if shape != wanted:

@@ -27,7 +27,7 @@ FILL = lax.GatherScatterMode.FILL_OR_DROP
 
 
 def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[Any]:
-    """Compute one step with packed operands.
+    """Compute one step that has packed operands.
 
     Args:
         equation: the step.
@@ -53,12 +53,12 @@ def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[An
 
 
 def _joint_path(values: Sequence[Any]) -> str:
-    """Return the paths of the leaves among some values, each once."""
+    """Return the paths of all packed leaves among some values, joined by "and"."""
     return " and ".join(dict.fromkeys(x.path for x in values if is_leaf(x)))
 
 
 def _packed_step(equation: Equation, values: list[Any], table: Table) -> list[Any]:
-    """Compute a step on codes and scales, without materializing leaves."""
+    """Compute a step on codes, scales and the like, without materializing leaves."""
     own = RULES.get(equation.primitive)
     if own is not None:
         return [own(equation, values)]
@@ -76,7 +76,7 @@ def _packed_step(equation: Equation, values: list[Any], table: Table) -> list[An
 
 
 def _pass_on(equation: Equation, rule: OpRule, values: list[Any]) -> list[Any]:
-    """Return packed leaves unchanged, and arrays after the step."""
+    """Compute an identity: packed operands are returned unchanged."""
     arrays = [x for x in values if not is_leaf(x)]
     packed = [x for x in values if is_leaf(x)]
     if len(values) == 1:
@@ -87,7 +87,7 @@ def _pass_on(equation: Equation, rule: OpRule, values: list[Any]) -> list[Any]:
 
 
 def _keeps_precision(equation: Equation) -> bool:
-    """Return whether a step rounds to the precision of its operand, as in `jax.checkpoint`."""
+    """Return whether a `reduce_precision` drops no bit, as those of `jax.checkpoint`."""
     if equation.primitive is not primitives.reduce_precision_p:
         return False
     (operand,), k = equation.invars, equation.params
@@ -108,7 +108,7 @@ def _move_once(leaf: PackedLeaf, movement: Moves) -> PackedLeaf:
 
 
 def _move_loosened(leaf: PackedLeaf, movements: Sequence[Moves]) -> tuple[PackedLeaf, ...] | None:
-    """Materialize and move a leaf whose products round their inputs; None for other leaves."""
+    """Move the materialized weight of a leaf that rounds inputs; None for other leaves."""
     loose = loosen(leaf)
     if isinstance(loose, PackedLeaf):
         with contextlib.suppress(CannotStayPacked):
@@ -141,7 +141,7 @@ def _dot(equation: Equation, values: list[Any]) -> Array:
     own = len(swapped.free(len(weight.shape)))
 
     def turned(out: Array) -> Array:
-        """Put the axes of the weight before those of the array, as in the step."""
+        """Put the axes of the weight before those of the array, as the step has them."""
         order = range(out.ndim)
         batch, last = len(left_batch), out.ndim - own
         return out.transpose((*order[:batch], *order[last:], *order[batch:last]))
@@ -201,7 +201,7 @@ def _divide(equation: Equation, values: list[Any]) -> PackedLeaf:
 
 
 def _convert(equation: Equation, values: list[Any]) -> PackedLeaf:
-    """Cast a leaf, by casting its product of codes and scales."""
+    """Cast a leaf to a float dtype of 16 bits or more, in packed form."""
     (leaf,) = values
     dtype = jnp.dtype(equation.params["new_dtype"])
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -212,7 +212,7 @@ def _convert(equation: Equation, values: list[Any]) -> PackedLeaf:
 
 
 class _RowLookup(NamedTuple):
-    """A lookup as a movement of the fields of a node."""
+    """A row lookup in the form of a movement, which applies to codes and scales alike."""
 
     shape: Shape
     kept: int

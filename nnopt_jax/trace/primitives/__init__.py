@@ -1,4 +1,4 @@
-"""The table of JAX's primitives, which describes each one by factors and places."""
+"""The table of JAX's primitives: how the operands and outcomes of each are indexed."""
 
 from nnopt_jax.errors import former_names
 from nnopt_jax.trace.primitives.draft import Draft, axes, opaque_rule, shape_of

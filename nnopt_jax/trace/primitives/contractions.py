@@ -19,7 +19,7 @@ def _dot(equation: Equation) -> OpRule:
 
 
 def _dot_dims(draft: Draft, numbers: tuple, skipped: tuple[int, ...] = ()) -> tuple:
-    """Return the dimensions of both operands and of the product: batches, left, right.
+    """Return the dimensions of both operands, and of the product in the order batch, left, right.
 
     Args:
         draft: the draft that factors are added to.
@@ -45,7 +45,7 @@ def _dot_dims(draft: Draft, numbers: tuple, skipped: tuple[int, ...] = ()) -> tu
 
 
 def _ragged_dot(equation: Equation) -> OpRule:
-    """Return the rule of a product with consecutive groups of rows, with sizes known at run time.
+    """Return the rule of `ragged_dot`: a product by groups of rows, with sizes in an operand.
 
     - Groups of free rows: each row is multiplied with the matrix of its group.
     - Groups of contracted rows: there is a product for each group.
@@ -68,7 +68,7 @@ def _ragged_dot(equation: Equation) -> OpRule:
 
 
 def _convolution(equation: Equation) -> OpRule:
-    """Return the rule of a convolution.
+    """Return the rule of a convolution, with groups of features or of batches.
 
     The image's index is `stride * position + dilation * tap - padding`.
 
@@ -113,4 +113,4 @@ CONTRACTIONS: dict[str, MakeRule] = {
     "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _convolution,
 }
-"""Rules of contractions."""
+"""The rules of contractions, by names of primitives."""

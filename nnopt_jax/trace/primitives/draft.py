@@ -1,4 +1,4 @@
-"""A builder of rules, which collects factors and composes dimensions of them."""
+"""A builder of rules, which numbers factors and composes dimensions of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nnopt_jax.trace.primitives.primitive_rule import Kind, OpRule, Shape
 
 
 def shape_of(variable: Any) -> Shape:
-    """Return the shape of an operand or outcome; a token, without a shape, counts as a scalar."""
+    """Return the shape of an operand or outcome; a token counts as a scalar."""
     return tuple(getattr(variable.aval, "shape", ()))
 
 
 class Draft:
-    """A builder of the rule of an equation.
+    """A builder of the rule of one equation.
 
     Args:
         equation: the equation.
@@ -42,7 +42,7 @@ class Draft:
         self.sizes: list[int] = []
 
     def factor(self, size: int) -> Factor:
-        """Add a factor and return its number."""
+        """Add a factor of this size, and return its number."""
         self.sizes.append(int(size))
         return len(self.sizes) - 1
 
@@ -51,20 +51,20 @@ class Draft:
         return [self.factor(size) for size in shape]
 
     def mixed(self, *factors: Factor) -> Dim:
-        """Return a dimension composed of several factors, from major to minor."""
+        """Return a dimension that several factors index, from major to minor."""
         sizes = [self.sizes[factor] for factor in factors]
         strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
         return (Place(tuple(zip(factors, strides, strict=True))),)
 
     def unread(self, operand: int) -> list[Dim]:
-        """Return new dimensions for an operand whose axes do not appear elsewhere."""
+        """Return dimensions with new factors, for an operand that shares no axes with others."""
         return axes(self.factors(self.operand_shapes[operand]))
 
     def rule(
         self, kind: Kind, operands: Sequence[Sequence[Dim]], outcomes: Sequence[Sequence[Dim]],
         **facts: Any,
     ) -> OpRule:  # fmt: skip
-        """Return the rule with these dimensions.
+        """Return the rule of the equation, with these dimensions and facts.
 
         Args:
             kind: what the primitive computes.
@@ -97,12 +97,12 @@ class Draft:
 
 
 def axes(factors: Sequence[Factor]) -> list[Dim]:
-    """Return one dimension for each factor."""
+    """Return one dimension for each factor, which runs over all of it."""
     return [axis(factor) for factor in factors]
 
 
 def opaque_rule(equation: Equation, shared: int = 0, **facts: Any) -> OpRule:
-    """Return the rule of an equation about which little is known.
+    """Return the rule of an equation whose primitive is not known, or shares only batch axes.
 
     Args:
         equation: any equation.

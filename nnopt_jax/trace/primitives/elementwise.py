@@ -20,7 +20,7 @@ def identity_rule(equation: Equation) -> OpRule:
 
 
 def paired_rule(equation: Equation, kind: Kind, **facts: Any) -> OpRule:
-    """Return the rule of an equation whose outcomes depend on the operand of the same number.
+    """Return the rule of an equation whose outcome `i` depends on operand `i` alone.
 
     Args:
         equation: the equation, in which an entry of an outcome depends on the operand's entry at
@@ -41,11 +41,11 @@ IDENTITIES: dict[str, MakeRule] = {
         identity_rule
     )
 }
-"""Rules of identities."""
+"""The rules of identities, by names of primitives."""
 
 
 _OPERATION, _FUNCTION = Flops(1), Flops(0, 1)
-"""XLA's counts for most primitives; a transcendental counts as one on any backend."""
+"""The cost of one entry as XLA counts it; a transcendental counts as one on any backend."""
 
 
 def elementwise_rule(equation: Equation, **facts: Any) -> OpRule:
@@ -68,7 +68,7 @@ def elementwise_rule(equation: Equation, **facts: Any) -> OpRule:
 
 
 def _each(flops: Flops, *absorbs: int, **facts: Any) -> MakeRule:
-    """Return a maker of elementwise rules.
+    """Return a function that makes elementwise rules with the given cost and facts.
 
     Args:
         flops: the cost of an entry of the outcome.
@@ -79,7 +79,7 @@ def _each(flops: Flops, *absorbs: int, **facts: Any) -> MakeRule:
 
 
 def _scaled(*absorbs: int) -> MakeRule:
-    """Return a maker of rules for products and quotients, which may scale an array by a scalar."""
+    """Return a function that makes rules of products and quotients, which may scale by a scalar."""
 
     def make(equation: Equation) -> OpRule:
         ranks = [len(shape_of(x)) for x in equation.invars]
@@ -100,7 +100,7 @@ def _cast(equation: Equation) -> OpRule:
 
 
 def _integer_power(equation: Equation) -> OpRule:
-    """Return the rule of an integer power: repeated squaring, and a division if it is negative."""
+    """Return the rule of an integer power: repeated squaring, plus a division if negative."""
     power = equation.params["y"]
     times = abs(power)
     operations = max(times.bit_length() + times.bit_count() - 2, 0) + (power < 0)
@@ -108,7 +108,7 @@ def _integer_power(equation: Equation) -> OpRule:
 
 
 def _reinterpreted(equation: Equation) -> OpRule:
-    """Return the rule of a bitcast, which needs all of the last axis of the narrower array."""
+    """Return the rule of a bitcast; if the width changes, it needs the last axis in full."""
     draft = Draft(equation)
     before, after = draft.operand_shapes[0], draft.outcome_shapes[0]
     factors = draft.factors(max(before, after, key=len))
@@ -147,4 +147,4 @@ ELEMENTWISE: dict[str, MakeRule] = {
     "integer_pow": _integer_power,
     "bitcast_convert_type": _reinterpreted,
 }
-"""Rules of elementwise primitives."""
+"""The rules of elementwise primitives, by names."""

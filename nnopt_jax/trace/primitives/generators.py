@@ -1,4 +1,4 @@
-"""Rules of generators, decompositions and transforms, which share at most leading axes."""
+"""Rules of generators, decompositions and FFTs, whose arrays share at most leading axes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpR
 
 
 def _made(equation: Equation, shared: int = 0, **facts: Any) -> OpRule:
-    """Return the rule of a generator.
+    """Return the rule of a generator, such as `iota`.
 
     The parameter `shape` is the shape of the last outcome, without the leading shared axes.
     """
@@ -31,11 +31,11 @@ GENERATORS: dict[str, MakeRule] = {
     "threefry2x32": _for_each_key,
     "rng_bit_generator rng_uniform axis_index platform_index create_token after_all": _made,
 }
-"""Rules of primitives that make arrays."""
+"""The rules of generators, which make arrays, by names of primitives."""
 
 
 def _batched(equation: Equation, last: int = 2) -> OpRule:
-    """Return a rule in which the last axes of the first operand are needed whole."""
+    """Return the rule of a batched function that needs the last axes of its operand in full."""
     return opaque_rule(equation, len(shape_of(equation.invars[0])) - last)
 
 
@@ -45,4 +45,4 @@ LINEAR_ALGEBRA: dict[str, MakeRule] = {
     "tridiagonal_solve": lambda equation: _batched(equation, 1),
     "fft": lambda equation: _batched(equation, len(equation.params["fft_lengths"])),
 }
-"""Rules of linear algebra. Their operations are not counted."""
+"""The rules of linear algebra, by names of primitives; their operations are not counted."""

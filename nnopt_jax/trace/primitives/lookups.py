@@ -43,7 +43,7 @@ def _gather(equation: Equation) -> OpRule:
 
 
 def _scatter(flops: Flops, same: Same, equation: Equation) -> OpRule:
-    """Return the rule of a scatter: each update is a window of the outcome at an index."""
+    """Return the rule of a scatter: each update is a window of the outcome at a given index."""
     draft, numbers = Draft(equation), equation.params["dimension_numbers"]
     shape, asked, given = draft.operand_shapes
     factors, batch = draft.factors(shape), draft.factors(asked[:-1])
@@ -77,13 +77,13 @@ def _scatter(flops: Flops, same: Same, equation: Equation) -> OpRule:
 def _interleaved(
     rank: int, window_axes: tuple[int, ...], window: list[Factor], batch: list[Factor]
 ) -> list[Dim]:
-    """Return dimensions in order: window factors on window axes, batch factors on the others."""
+    """Return a dimension for each axis: window factors on window axes, batch factors on others."""
     inner, outer = iter(window), iter(batch)
     return [axis(next(inner if a in window_axes else outer)) for a in range(rank)]
 
 
 def _dynamic_update_slice(equation: Equation) -> OpRule:
-    """Return the rule of a slice update; an axis that it covers has one common factor."""
+    """Return the rule of `dynamic_update_slice`; an axis covered in full has one factor."""
     draft = Draft(equation)
     shape, given, *_ = draft.operand_shapes
     factors = draft.factors(shape)

@@ -51,7 +51,7 @@ def _broadcast(equation: Equation) -> OpRule:
 
 
 def _reshape(equation: Equation) -> OpRule:
-    """Return the rule of a reshape, which splits axes at common bounds, or else sets `flat`."""
+    """Return the rule of a reshape; axes that cannot be factored in common go to `flat`."""
     draft = Draft(equation)
     (shape,), (target,) = draft.operand_shapes, draft.outcome_shapes
     order = equation.params.get("dimensions") or range(len(shape))
@@ -106,13 +106,13 @@ def blocks(shape: Shape, target: Shape) -> list[tuple[list[int], list[int]]]:
 
 
 def _bounds(shape: Shape, own: Sequence[int] | None = None) -> list[int]:
-    """Return the products of axis sizes from each axis to the last, and 1."""
+    """Return the product of the axis sizes from each axis to the last, and a final 1."""
     sizes = shape if own is None else [shape[a] for a in own]
     return [math.prod(sizes[a:]) for a in range(len(sizes) + 1)]
 
 
 def _singles(shape: Shape) -> dict[int, list[int]]:
-    """Return the axes of size 1 by the product of the sizes after them, the last axes first."""
+    """Group the axes of size 1 by the product of the sizes after them, the last axes first."""
     found: dict[int, list[int]] = {}
     bounds = _bounds(shape)
     for a in reversed(range(len(shape) if 0 not in shape else 0)):
@@ -164,14 +164,14 @@ def _unstack(equation: Equation) -> OpRule:
 
 
 def _stacked(draft: Draft, shape: Shape, count: int) -> tuple[list[Dim], Dim]:
-    """Return the dimensions of arrays of one shape, and of the axis that stacks them."""
+    """Return the dimensions of equal arrays, and the dimension that they are stacked on."""
     return axes(draft.factors(shape)), tuple(Place(start=number) for number in range(count))
 
 
 def _side_by_side(
     draft: Draft, at: int, shape: Shape, parts: Sequence[Shape]
 ) -> tuple[list[Dim], list[list[Dim]]]:
-    """Return the dimensions of an array, and of the parts it is concatenated from on one axis."""
+    """Return the dimensions of an array, and of the arrays that it is concatenated from."""
     others = {a: axis(draft.factor(n)) for a, n in enumerate(shape) if a != at}
     places, found, start = (), [], 0
     for part in parts:
@@ -183,7 +183,7 @@ def _side_by_side(
 
 
 def _pad(equation: Equation) -> OpRule:
-    """Return the rule of a pad; negative padding removes entries, interior padding spreads them."""
+    """Return the rule of a pad: negative padding removes entries, interior padding spaces them."""
     draft = Draft(equation)
     operand, outcome = [], []
     settings = zip(
@@ -242,7 +242,7 @@ def _dynamic_slice(equation: Equation) -> OpRule:
 
 
 def whole_windows(window: Sequence[int], before: Shape, after: Shape) -> Shape:
-    """Return a window for another shape of the operand; an axis that it covered stays covered."""
+    """Return the window sizes for another operand; an axis that was covered stays covered."""
     each = zip(window, before, after, strict=True)
     return tuple(new if size == old else size for size, old, new in each)
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 Factor = int
-"""A loop index of an equation, by its position in `Rule.sizes`."""
+"""A loop index of an equation, by its position in `OpRule.sizes`."""
 
 
 class RuntimeStart(NamedTuple):
-    """A start index that an operand holds, so that it is known only at run time.
+    """A start index that is a value of an operand, so that it is known only at run time.
 
     Args:
         operand: the operand that holds the start.
@@ -22,7 +22,7 @@ class RuntimeStart(NamedTuple):
         >>> from nnopt_jax.trace.primitives import RuntimeStart
         >>> RuntimeStart(
         ...     operand=1, entry=0
-        ... )  # of the two operands of a gather: column 0 of the indices
+        ... )  # the start of a gather: column 0 of its indices, which are operand 1
         RuntimeStart(operand=1, entry=0)
     """
 
@@ -55,7 +55,7 @@ class Place(NamedTuple):
 
     @property
     def names(self) -> tuple[Factor, ...]:
-        """The factors alone, from major to minor."""
+        """The factors without their strides, from major to minor."""
         return tuple([factor for factor, _ in self.factors])  # faster than a generator
 
     def indices(self, sizes: tuple[int, ...] | list[int]) -> np.ndarray:
@@ -79,7 +79,7 @@ class Place(NamedTuple):
         return int(np.prod([sizes[factor] for factor in self.names], dtype=int))
 
     def covers(self, size: int, sizes: tuple[int, ...]) -> bool:
-        """Return whether the place is all of a dimension, in order.
+        """Return whether the place covers a dimension of the given size in full and in order.
 
         Args:
             size: the size of the dimension.

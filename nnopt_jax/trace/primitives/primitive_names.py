@@ -38,7 +38,7 @@ def float_shape(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def on_mesh(function: Callable[..., Any], out: PartitionSpec) -> Equation:
-    """Return the step that maps a function of one number over a mesh with the axis "all"."""
+    """Return the `shard_map` of a function of one number over a mesh with the axis "all"."""
     mesh = AbstractMesh((1,), ("all",), axis_types=(AxisType.Auto,))
     mapped = jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("all"), out_specs=out)
     return last_step(mapped, float_shape(1))
@@ -110,5 +110,5 @@ Make = TypeVar("Make")
 
 
 def by_primitive(makers: Mapping[str, Make]) -> dict[Any, Make]:
-    """Return makers by primitive, from makers by names in the form that `named` takes."""
+    """Replace the names in the keys of a dictionary, several in each key, by primitives."""
     return {primitive: make for names, make in makers.items() for primitive in named(names)}

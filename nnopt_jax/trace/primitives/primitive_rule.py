@@ -1,4 +1,4 @@
-"""Rules of equations by factors and places, the facts that all analyses share."""
+"""The rule of an equation: how its operands and outcomes are indexed, and what it computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Dims = tuple[Dim, ...]
 
 
 class Kind(enum.Enum):
-    """The kind of a primitive.
+    """The kind of computation that a primitive does.
 
     Example:
         >>> from nnopt_jax.trace.primitives import Kind
@@ -27,38 +27,38 @@ class Kind(enum.Enum):
     ELEMENTWISE = "elementwise"
     """An entry of the outcome depends on the entries of the operands with the same factors."""
     MOVEMENT = "movement"
-    """An entry of the outcome is an entry of an operand, at an index that is mostly known."""
+    """An entry of the outcome is an entry of an operand, usually at a statically known index."""
     CONTRACTION = "contraction"
-    """Products are summed."""
+    """Products of the entries of two operands are summed."""
     REDUCTION = "reduction"
     """Entries are combined in any order."""
     ORDERED = "ordered"
     """An axis is needed whole and in its order: sort, cumulative sums, windows."""
     LOOKUP = "lookup"
-    """Indices choose entries."""
+    """Entries of an operand are looked up by indices."""
     UPDATE = "update"
-    """Indices choose the entries that are replaced or changed."""
+    """Entries of an operand are replaced or changed at given indices."""
     MADE = "made"
-    """Entries are computed from positions or random keys."""
+    """Entries are generated from their positions or from random keys."""
     OPAQUE = "opaque"
-    """Only the factors that operands and outcomes share are known."""
+    """Nothing is known but the factors that operands and outcomes share."""
 
 
 class Same(enum.Enum):
     """The relation of the entries of an outcome to those of the operand that they come from."""
 
     IDENTITY = "identity"
-    """They are the same."""
+    """Both entries are equal."""
     CAST = "cast"
-    """They are rounded to another dtype or precision."""
+    """The entry of the outcome is rounded to another dtype or precision."""
     SCALED = "scaled"
-    """They are multiplied by one number that all entries share."""
+    """The entry of the outcome is multiplied by one number that all entries share."""
     NO = "no"
-    """They are unrelated values."""
+    """The entry of the outcome is any other function of the operands."""
 
 
 class Flops(NamedTuple):
-    """The operations that XLA counts for each of `Rule.points`.
+    """The operations that XLA counts for each of `OpRule.points`.
 
     Args:
         operations: additions, multiplications, comparisons, casts.
@@ -70,7 +70,7 @@ class Flops(NamedTuple):
 
 
 class Flat(NamedTuple):
-    """Axes of an operand and of an outcome with the same entries in order, but no common factors.
+    """Axes of a reshape that hold the same entries in order, but have no common factors.
 
     Args:
         operand: consecutive axes of the operand.
@@ -82,7 +82,7 @@ class Flat(NamedTuple):
 
 
 Resize = Callable[[Sequence[Shape], Sequence[Shape]], dict[str, Any]]
-"""A function of operand and outcome shapes that returns the parameters that depend on them."""
+"""A function of new operand and outcome shapes that returns the parameters that change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ class OpRule:
 
     @property
     def data(self) -> tuple[int, ...]:
-        """The operands whose entries reach the outcome: all but those that only choose."""
+        """The operands whose entries reach the outcomes, unlike indices, predicates and sizes."""
         return tuple(i for i in range(len(self.operands)) if i not in self.chooses)
 
     def sources_of(self, outcome: int) -> Sequence[int]:
@@ -157,7 +157,7 @@ class OpRule:
 
     @property
     def reduced(self) -> frozenset[Factor]:
-        """The factors of the data that are in no outcome."""
+        """The reduced factors: those of the data operands that are in no outcome."""
         kept = factors_of(*self.outcomes) | self._flat_factors
         return factors_of(*(self.operands[i] for i in self.data)) - kept
 
@@ -257,7 +257,7 @@ class OpRule:
         return len(dim) == 1 and dim[0].covers(size, self.sizes)
 
     def kept_last(self, operand: int = 0, outcome: int = 0) -> int:
-        """Return the number of trailing axes that stay trailing, complete and in order.
+        """Return the number of last axes that remain last, complete and in order.
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -278,7 +278,7 @@ class OpRule:
     def resized(
         self, equation: Equation, operands: Sequence[Shape], outcomes: Sequence[Shape]
     ) -> Equation:
-        """Return the equation with its parameters for other shapes.
+        """Return the equation with its parameters changed to fit other shapes.
 
         Args:
             equation: the equation that the rule was made from.
@@ -316,7 +316,7 @@ MakeRule = Callable[[Equation], OpRule]
 
 
 def factors_of(*arrays: Sequence[Dim]) -> frozenset[Factor]:
-    """Return the factors of the dimensions of some arrays.
+    """Return the factors that occur in the dimensions of some arrays.
 
     Example:
         >>> from nnopt_jax.trace.primitives import axis, factors_of
@@ -329,7 +329,7 @@ def factors_of(*arrays: Sequence[Dim]) -> frozenset[Factor]:
 def _belonging(
     dim: Dim, shared: frozenset[Factor], elsewhere: frozenset[Factor], number: int
 ) -> Place | None:
-    """Return the place whose factors the other array has, or else one without shared factors.
+    """Return the place of a dimension that shares its factors with the other array.
 
     In a stack, whose places are single indices, this is the place with the number of the array.
     """

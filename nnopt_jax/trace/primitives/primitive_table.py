@@ -25,7 +25,7 @@ from nnopt_jax.trace.primitives.reductions import MESH_EXCHANGES, REDUCTIONS, WI
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """An immutable table of primitives.
+    """An immutable table of primitives: the rules of their equations, and their inner programs.
 
     Args:
         rules: maps a primitive to a function that makes the rule of an equation.
@@ -60,7 +60,7 @@ class Table:
         return f"Table({len(self)} primitives)"
 
     def rule_of(self, equation: Equation) -> OpRule:
-        """Return the rule of an equation, an opaque one for an unknown primitive.
+        """Return the rule of an equation, or an opaque rule if its primitive is unknown.
 
         Args:
             equation: one equation of a program.
@@ -68,7 +68,7 @@ class Table:
         return self.rules.get(equation.primitive, opaque_rule)(equation)
 
     def programs_of(self, equation: Equation) -> Programs | None:
-        """Return the programs that an equation contains, or None.
+        """Return the inner programs of an equation, or None if it contains no program.
 
         Args:
             equation: one equation of a program.
@@ -101,7 +101,7 @@ class Table:
 
 
 def _check_entry(caller: str, primitive: Any, make: Any) -> None:
-    """Raise if an entry is not a primitive with a function of its equations."""
+    """Raise if a new entry does not consist of a primitive and a function."""
     if not isinstance(primitive, Primitive) or not callable(make):
         given = f"{type(primitive).__name__} and {type(make).__name__}"
         raise CompositionError(
@@ -119,7 +119,7 @@ TABLE = Table(by_primitive(_RULES), by_primitive(PROGRAMS))
 
 
 def rule_of(equation: Equation, table: Table = TABLE) -> OpRule:
-    """Return the rule of an equation, an opaque one for an unknown primitive.
+    """Return the rule of an equation, or an opaque rule if its primitive is unknown.
 
     Args:
         equation: one equation of a program.
@@ -136,7 +136,7 @@ def rule_of(equation: Equation, table: Table = TABLE) -> OpRule:
 
 
 def programs_of(equation: Equation, table: Table = TABLE) -> Programs | None:
-    """Return the programs that an equation contains, or None.
+    """Return the inner programs of an equation, or None if it contains no program.
 
     Args:
         equation: one equation of a program.

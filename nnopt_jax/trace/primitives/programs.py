@@ -1,4 +1,4 @@
-"""Primitives that contain programs, and the operands that become the programs' inputs."""
+"""Inner programs of equations, such as loop bodies, and where their inputs come from."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Flow(enum.Enum):
     LOOP = "loop"
     """One program runs repeatedly (`scan`), or a test and a body alternate (`while`)."""
     BRANCH = "branch"
-    """One of several programs runs, which the first operand chooses."""
+    """The first operand chooses which of several programs runs."""
 
 
 class Inner(NamedTuple):
-    """One program of an equation.
+    """An inner program of an equation, with the sources of its inputs and outputs.
 
     Args:
         program: the program.
@@ -42,7 +42,7 @@ MeshCut = tuple[tuple[str, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The programs of one equation.
+    """The inner programs of one equation, and the control flow that runs them.
 
     Args:
         flow: the control flow of the programs.
@@ -97,7 +97,7 @@ MakePrograms = Callable[[Equation], Programs]
 
 
 def _calling(*keys: str, own_derivative: bool = False) -> MakePrograms:
-    """Return a maker for equations that call the program in the first of these parameters."""
+    """Return a function that finds the called program in the first of these parameters."""
 
     def make(equation: Equation) -> Programs:
         key = next(key for key in keys if key in equation.params)
@@ -108,7 +108,7 @@ def _calling(*keys: str, own_derivative: bool = False) -> MakePrograms:
 
 
 def _whole(equation: Equation, program: Any) -> Inner:
-    """Return a program whose inputs and outputs are all operands and outcomes of its equation."""
+    """Return an inner program that takes all operands of its equation and returns all outcomes."""
     counts = len(equation.invars), len(equation.outvars)
     return Inner(closed(program), *(tuple(range(count)) for count in counts))
 
@@ -177,4 +177,7 @@ PROGRAMS: dict[str, MakePrograms] = {
     "cond": _cond,
     "shard_map": _shard_map,
 }
-"""Makers of `Programs`. An exported call is opaque: it contains compiled code but no program."""
+"""The functions that find the inner programs of an equation, by names of primitives.
+
+An exported call is not among them: it contains compiled code but no program.
+"""

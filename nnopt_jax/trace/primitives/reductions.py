@@ -15,7 +15,7 @@ from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpR
 
 
 def _reduction(neutral: float | None, equation: Equation) -> OpRule:
-    """Return the rule of a reduction, which needs whole axes if it has no neutral element."""
+    """Return the rule of a reduction; without a neutral element it needs its axes in full."""
     draft, k = Draft(equation), equation.params
     over = {a % len(draft.operand_shapes[0]) for a in k.get("axes", k.get("dimensions"))}
     factors = draft.factors(draft.operand_shapes[0])
@@ -29,7 +29,7 @@ def _reduction(neutral: float | None, equation: Equation) -> OpRule:
 
 
 def _ordered(key: str, flops: Flops | None, *absorbs: int) -> MakeRule:
-    """Return a maker of rules for equations that need one axis whole and in order.
+    """Return a function that makes rules of primitives that need one axis whole and in order.
 
     Args:
         key: the parameter that names the axis.
@@ -70,7 +70,7 @@ REDUCTIONS: dict[str, MakeRule] = {
 
 
 def _windows(draft: Draft, shape: Shape, positions: Shape, k: Mapping[str, Any]) -> tuple:
-    """Return the dimensions that windows cover, those of their positions, and whole factors.
+    """Return the dimensions of the windowed array and of window positions, and whole factors.
 
     Args:
         draft: the draft that factors are added to.
@@ -110,7 +110,7 @@ def _reduce_window(neutral: float | None, equation: Equation) -> OpRule:
 
 
 def _reach_entries(k: Mapping[str, Any]) -> bool:
-    """Return whether every window covers an entry, since padding alone would not give zero."""
+    """Return whether every window covers at least one entry, since padding may not be zero."""
     axes = zip(
         k["window_dimensions"], k["window_dilation"], k["base_dilation"], k["padding"], strict=True
     )
@@ -121,7 +121,7 @@ def _reach_entries(k: Mapping[str, Any]) -> bool:
 
 
 def _scattered_back(equation: Equation) -> OpRule:
-    """Return the rule of the gradient of a pooling, which adds to one entry of each window.
+    """Return the rule of the gradient of max pooling, which adds to one entry of each window.
 
     The choice depends on all entries of a window, so the taps of the outcome have factors of their
     own.
@@ -140,7 +140,7 @@ def _scattered_back(equation: Equation) -> OpRule:
 
 
 def _gathered(equation: Equation) -> OpRule:
-    """Return the rule of a pooling's derivative, which takes the chosen entry of each window."""
+    """Return the rule of the derivative of max pooling, which takes one entry of each window."""
     draft = Draft(equation)
     shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
     covered, positions, whole = _windows(draft, shape, target, equation.params)
@@ -155,7 +155,7 @@ WINDOWS: dict[str, MakeRule] = {
     "select_and_scatter_add": _scattered_back,
     "select_and_gather_add": _gathered,
 }
-"""Rules of windows."""
+"""Rules of window reductions, such as pooling, and of their derivatives."""
 
 
 def _mesh_axes(equation: Equation) -> tuple[str, ...]:
@@ -196,4 +196,4 @@ MESH_EXCHANGES: dict[str, MakeRule] = {
     "psum psum_invariant pmax pmin": _combined,
     "all_gather all_gather_invariant all_to_all ppermute reduce_scatter pbroadcast": _exchanged,
 }
-"""Rules of collectives; `Rule.mesh` names the axes of the mesh."""
+"""Rules of collectives; `OpRule.mesh` names the axes of the mesh."""

@@ -1,4 +1,4 @@
-"""Statistics of the inputs and outputs of each parameter of a function."""
+"""Statistics of the inputs and outputs of each weight of a function."""
 
 from nnopt_jax.trace.statistics.observed import Observed
 from nnopt_jax.trace.statistics.statistic import Statistic

@@ -1,4 +1,4 @@
-"""Measurement of the inputs and outputs of a function's parameters, batch by batch."""
+"""Measurement of the inputs and outputs of the weights of a function, batch by batch."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def observe(
     function: Callable[[Any, Any], Any], params: Any, batches: Iterable[Any],
     statistics: Names, where: Where, progress: Progress | None, strict: bool, table: Table,
 ) -> Observed:  # fmt: skip
-    """Run a function on batches and measure the inputs and outputs of its parameters.
+    """Run a function on batches and measure the inputs and outputs of its weights.
 
     Args:
         function: `function(params, batch)`.
@@ -99,7 +99,7 @@ def observe(
 
 
 def _add_batches(reader: _BatchReader, batches: Iterable[Any], progress: Progress | None) -> Totals:
-    """Return the totals of all batches, loading each batch while the last is computed."""
+    """Return the totals of all batches; each is loaded while the one before is computed."""
     total = len(batches) if isinstance(batches, Sized) else None
     totals: Totals = {}
     done = 0
@@ -120,7 +120,7 @@ def _add_batches(reader: _BatchReader, batches: Iterable[Any], progress: Progres
 
 
 class _BatchReader:
-    """A reader that analyzes and compiles the function once for each shape of batches."""
+    """A function of batches that is analyzed and compiled once for each shape of batches."""
 
     def __init__(self, params: Any, read: Callable[[Any, Any], ObservedProgram]) -> None:
         self._leaves, self._tree = jax.tree.flatten(params)
@@ -131,11 +131,11 @@ class _BatchReader:
 
     @property
     def first(self) -> ObservedProgram:
-        """The program for the first batch."""
+        """The analyzed program for batches of the shape of the first one."""
         return next(iter(self._steps.values()))[0]
 
     def add(self, totals: Totals, batch: Any) -> Totals:
-        """Add the states of one batch to the totals."""
+        """Add the statistics of one batch to the totals."""
         _check_arrays(batch)
         leaves, tree = jax.tree.flatten(jax.eval_shape(lambda x: x, batch))
         shape = tree, tuple(leaves)
@@ -163,7 +163,7 @@ class _BatchReader:
         return mesh_of((batch, self._arrays))
 
     def _start(self, analyzed: ObservedProgram, totals: Totals, batch: Any) -> Totals:
-        """Add initial totals for the states that only this shape of batches has."""
+        """Add initial totals for statistics that batches of earlier shapes did not have."""
         at = replicated_sharding(self._mesh(batch))
         fresh = jax.jit(analyzed.start, out_shardings=at)()
         _check_same(self.first, analyzed, totals, fresh)
@@ -185,7 +185,7 @@ def read_program(
     function: Callable[[Any, Any], Any], params: Any, batch: Any, chosen: dict[str, Any],
     statistics: Sequence[Statistic], of_loss: tuple[str, ...] = (), table: Table = TABLE,
 ) -> ObservedProgram:  # fmt: skip
-    """Trace a function and find the uses of its leaves, inside of a JAX trace.
+    """Trace a function on one batch, inside of a JAX trace, and find the uses of its leaves.
 
     Args:
         function: `function(params, batch)`.
@@ -206,7 +206,7 @@ def read_program(
 
 
 def _split_names(statistics: Names) -> tuple[list[Statistic], tuple[str, ...]]:
-    """Split the wanted statistics into those of single uses and the names of those of a loss."""
+    """Separate statistics of single uses from the names of statistics of a loss."""
     given = [statistics] if isinstance(statistics, str | Statistic) else list(statistics)
     known = (*STATISTICS, *OF_LOSS)
     problems = Problems("graph.observe")

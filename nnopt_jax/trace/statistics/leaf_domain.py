@@ -32,21 +32,21 @@ class ValueNumbers:
         self._numbers: dict[Hashable, int] = {}
 
     def new(self) -> int:
-        """Return the number of an array that equals no other array."""
+        """Return a new value number, for an array that equals no other array."""
         return self.of(object())
 
     def of(self, key: Hashable) -> int:
-        """Return the number of the array that a key stands for."""
+        """Return the value number that belongs to a key."""
         return self._numbers.setdefault(key, len(self._numbers))
 
     def constant(self, x: Any) -> int:
-        """Return the number of a constant of a program."""
+        """Return the value number of a constant of a program."""
         if np.ndim(x) == 0:
             return self.of((str(getattr(x, "dtype", type(x))), str(np.asarray(x))))
         return self.of(("constant", id(x)))
 
     def outcomes(self, equation: Equation, operands: Sequence[int]) -> list[int]:
-        """Return the numbers of the outcomes of a step.
+        """Return the value numbers of the outcomes of a step.
 
         Args:
             equation: the step.
@@ -82,7 +82,7 @@ def output_numbers(program: Program) -> list[int]:
 
 
 class LeafValue(NamedTuple):
-    """The abstract value of an array.
+    """The abstract value of an array: the leaves that it holds, and its value number.
 
     Args:
         parts: the parts of leaves that the array holds.
@@ -96,7 +96,7 @@ class LeafValue(NamedTuple):
 
 
 class NotedUse(NamedTuple):
-    """A use of a leaf, found by the walk.
+    """A use of a leaf that the analysis found, with its product or why that is not measured.
 
     Args:
         equation: the step.
@@ -117,7 +117,7 @@ class NotedUse(NamedTuple):
 
 @dataclasses.dataclass
 class LeafStep:
-    """A step whose operands hold leaves.
+    """A step whose operands hold leaves, with its uses of the leaves.
 
     Args:
         copied: the operands that are no longer followed, and the copy of the leaf that each holds.
@@ -130,7 +130,7 @@ class LeafStep:
 
 @dataclasses.dataclass
 class LeafDomain(Domain[LeafValue]):
-    """The domain of the abstract walk that finds the uses of leaves.
+    """The analysis that follows leaves through a program and finds the uses of each.
 
     Notes are kept by location, since bodies of loops are walked more than once: a leaf that a loop
     changes is no longer followed in the second walk.
@@ -145,7 +145,7 @@ class LeafDomain(Domain[LeafValue]):
 
     @property
     def uses(self) -> dict[Location, NotedUse]:
-        """All uses, by location."""
+        """The uses of all leaves, by location."""
         return {at: use for step in self.steps.values() for at, use in step.uses.items()}
 
     def fresh(self, parts: tuple[LeafPart, ...] = ()) -> LeafValue:
@@ -157,7 +157,7 @@ class LeafDomain(Domain[LeafValue]):
         return LeafValue((), self.numbers.constant(x))
 
     def join(self, one: LeafValue, other: LeafValue) -> LeafValue:
-        """Return the value of either of two arrays, with the parts that both hold."""
+        """Return the value of an array that is one of two, with the leaves that both hold."""
         if one == other:
             return one
         if one.parts == other.parts and not (one.lost or other.lost):
@@ -166,21 +166,21 @@ class LeafDomain(Domain[LeafValue]):
         return self.fresh()._replace(lost=tuple(lost))
 
     def same(self, one: LeafValue, other: LeafValue) -> bool:
-        """Return whether two values hold the same parts; their numbers may differ by iteration."""
+        """Return whether two values hold the same leaves; value numbers may differ by iteration."""
         return one.parts == other.parts and one.lost == other.lost
 
     def layer(self, value: LeafValue, site: Site) -> LeafValue:
-        """Return one slice of a scanned array; the first axis becomes a level of scans."""
+        """Return the value of one slice of a scanned array; its leaves record the scan."""
         depth, length = len(site.location), site.around[-1].params["length"]
         parts = tuple(part.layer(depth, length) for part in value.parts)
         return LeafValue(parts, self.numbers.of(("layer", site.location, value.number)))
 
     def stack(self, value: LeafValue, times: int, site: Site) -> LeafValue:
-        """Return the stacked outputs of a loop, in which leaves are not followed."""
+        """Return the value of a loop's stacked outputs, in which leaves are not followed."""
         return self.fresh()._replace(lost=value.parts)
 
     def enter(self, programs: Programs, values: Values, site: Site) -> list[LeafValue]:
-        """Record operands whose leaves are not followed inside, or only as plain arrays."""
+        """Record operands whose leaves are not followed into a step's inner programs."""
         given, step = self._begin_step(values, site)
         carried = {operand for operand, _ in programs.carried}
         for at, value in enumerate(given):
@@ -198,7 +198,7 @@ class LeafDomain(Domain[LeafValue]):
     def leave(
         self, programs: Programs, values: Values, outcomes: Values, site: Site
     ) -> list[LeafValue | None]:
-        """Record the leaves that are lost; the others leave as plain arrays."""
+        """Record leaves that a step's inner programs lose; mark the others as plain arrays."""
         equation, found = site.around[-1], list(outcomes)
         is_call = programs.flow is Flow.CALL and programs.mesh is None
         numbers = [] if is_call else self._numbers(equation, values)
@@ -213,7 +213,7 @@ class LeafDomain(Domain[LeafValue]):
         return found
 
     def step(self, equation: Equation, rule: OpRule, values: Values, site: Site) -> list[LeafValue]:
-        """Follow the leaves that a step moves, and record its uses of the others."""
+        """Follow the leaves that a step moves; record it as a use of its other leaves."""
         given, step = self._begin_step(values, site)
         numbers = self._numbers(equation, given)
         held: list[list[LeafPart]] = [[] for _ in numbers]
@@ -238,7 +238,7 @@ class LeafDomain(Domain[LeafValue]):
         return self.numbers.outcomes(equation, [value.number for value in given])
 
     def _begin_step(self, values: Values, site: Site) -> tuple[list[LeafValue], LeafStep]:
-        """Return the operands of a step, and a new record for it if any of them holds a leaf."""
+        """Return the operands of a step, and a new record of the step if they hold leaves."""
         given = [
             self.fresh() if value is None else value._replace(lost=()) if value.lost else value
             for value in values
@@ -270,7 +270,7 @@ class LeafDomain(Domain[LeafValue]):
 
 
 def _stops(programs: Programs, parts: Sequence[LeafPart], at: int, site: Site) -> str:
-    """Return why leaves are not followed into the programs of a step; empty if they are."""
+    """Return why leaves are not followed into a step's inner programs; empty if they are."""
     primitive, times = site.around[-1].primitive, programs.times or 0
     if primitive not in CONTROL:
         return f"no rule follows it through {primitive.name}"
@@ -279,12 +279,12 @@ def _stops(programs: Programs, parts: Sequence[LeafPart], at: int, site: Site) -
 
 
 def _as_array(parts: Sequence[LeafPart], copied: Location) -> tuple[LeafPart, ...]:
-    """Mark leaves as held in a plain array; a leaf keeps the first copy that it is marked with."""
+    """Mark leaves as held in a plain array, whose uses share a gradient; keep earlier marks."""
     return tuple(part._replace(copied=part.copied or copied) for part in parts)
 
 
 def _comes_through(equation: Equation, values: Values, out: LeafValue) -> bool:
-    """Return whether a run passes an outcome of inner programs on unchanged, like `control`."""
+    """Return whether an outcome of inner programs is passed on unchanged, as `control` does."""
     is_remat = equation.primitive is primitives.remat_p
     return is_inlined(equation) or (is_remat and any(out is value for value in values))
 
@@ -295,11 +295,11 @@ _CALLS = {
     primitives.custom_jvp_call_p,
     primitives.custom_vjp_call_p,
 }
-"""Steps that run their inner program exactly once."""
+"""The primitives that run their inner program exactly once."""
 
 
 def _scope(site: Site) -> Location:
-    """Return the innermost loop or branch around a step; all steps in it run equally often."""
+    """Return the location of the innermost loop or branch around a step."""
     for depth in reversed(range(len(site.around) - 1)):
         if site.around[depth].primitive not in _CALLS:
             return site.location[: 2 * depth + 2]

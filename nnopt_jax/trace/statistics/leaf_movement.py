@@ -1,4 +1,4 @@
-"""The positions of the entries of leaves after a step, from the rule of its primitive."""
+"""The positions of a leaf's entries after a step that moves them, from the step's rule."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from nnopt_jax.trace.primitives import Kind, OpRule, Place, RuntimeStart, Same
 from nnopt_jax.trace.statistics.leaf_part import REPEATED, LeafFactor, LeafPart, PartAxis
 
 Starts = list[int | None]
-"""The start of a part on each axis of a leaf; functions of this module update it in place."""
+"""The start index of a leaf's part on each axis of the leaf; functions here change it in place."""
 
 
 class CutAcrossError(Exception):
-    """The reason why the entries of a leaf cannot be followed through a step."""
+    """An error with the reason why the entries of a leaf cannot be followed through a step."""
 
 
 def moves(equation: Equation, rule: OpRule, operand: int) -> bool:
-    """Return whether the outcomes hold the entries of an operand, at most rounded or scaled.
+    """Return whether a step moves the entries of an operand, at most rounded or scaled.
 
     Args:
         equation: the step.
@@ -40,7 +40,7 @@ def moves(equation: Equation, rule: OpRule, operand: int) -> bool:
 def move_parts(
     equation: Equation, rule: OpRule, operand: int, parts: Sequence[LeafPart]
 ) -> list[list[LeafPart]]:
-    """Return the parts of leaves that each outcome takes over from an operand.
+    """Return the parts of leaves that each outcome holds, from those that an operand holds.
 
     Args:
         equation: a step that `moves` the operand.
@@ -71,7 +71,7 @@ def _move_part(
     equation: Equation, rule: OpRule, before: Sequence[Place], after: Sequence[Place],
     part: LeafPart,
 ) -> LeafPart | None:  # fmt: skip
-    """Return the part in one outcome; None if the outcome has no entry of it."""
+    """Return the part of a leaf that one outcome holds; None if it holds no entry of the leaf."""
     starts, taken = list(part.starts), dict.fromkeys(part.taken)
     inside: dict[int, PartAxis] = {}
     for place, axis in zip(before, part.axes, strict=True):
@@ -86,7 +86,7 @@ def _move_part(
 
 
 def _check_flat(equation: Equation, rule: OpRule, parts: Sequence[LeafPart]) -> None:
-    """Raise if a reshape cuts axes across their bounds, unless the leaf is repeated there."""
+    """Raise if a reshape splits axes unevenly, unless the leaf is only repeated along them."""
     for part in parts:
         for axis in (axis for flat in rule.flat for axis in flat.operand):
             positions, size = part.axes[axis], rule.operand_shapes[0][axis]
@@ -95,7 +95,7 @@ def _check_flat(equation: Equation, rule: OpRule, parts: Sequence[LeafPart]) -> 
 
 
 def _resolve(equation: Equation, place: Place, size: int, sizes: Sequence[int]) -> Place:
-    """Return the place with a constant start as a number, clamped as in XLA."""
+    """Return a place whose start is a number if it is constant, clamped as in XLA."""
     if not isinstance(place.start, RuntimeStart):
         return place
     start = equation.invars[place.start.operand]
@@ -108,7 +108,7 @@ def _resolve(equation: Equation, place: Place, size: int, sizes: Sequence[int]) 
 def _by_factor(
     equation: Equation, place: Place, axis: PartAxis, sizes: Sequence[int], starts: Starts
 ) -> list[PartAxis] | None:
-    """Return the positions of the part on each factor of a dimension; None if it has no entry."""
+    """Return the positions of a leaf along each factor of an operand's axis; None if empty."""
     counts = [sizes[factor] for factor in place.names]
     try:
         if isinstance(place.start, RuntimeStart):
@@ -123,7 +123,7 @@ def _by_factor(
 
 
 def _window(axis: PartAxis, count: int, starts: Starts) -> PartAxis:
-    """Return the positions in a window whose start is known only at run time."""
+    """Return a leaf's positions in a window whose start is known only at run time."""
     loose = [factor for factor in axis.factors if factor.size > 1]
     if axis.start or not loose or (len(loose) > 1 and count > 1) or loose[0].step != 1:
         raise CutAcrossError("takes a part whose position is known only at run time")
@@ -137,7 +137,7 @@ def _window(axis: PartAxis, count: int, starts: Starts) -> PartAxis:
 def _intersect(
     axis: PartAxis, first: int, stride: int, count: int, starts: Starts
 ) -> PartAxis | None:
-    """Return the positions of the entries at `first + stride * j`, `j < count`; None if none."""
+    """Return a leaf's positions among `first + stride * j`, `j < count`; None without any."""
     loose = [at for at, factor in enumerate(axis.factors) if factor.size > 1]
     if not loose:
         start, rest = divmod(axis.start - first, stride)
@@ -166,7 +166,7 @@ def _intersect(
 def _cut_one(
     axis: PartAxis, at: int, first: int, stride: int, count: int, starts: Starts
 ) -> PartAxis | None:
-    """Intersect one factor with `first + stride * j`, by the least common multiple of strides."""
+    """Intersect one factor with a strided slice, by the least common multiple of the strides."""
     factor = axis.factors[at]
     apart = first - axis.start
     common = math.gcd(factor.step, stride)
@@ -187,7 +187,7 @@ def _cut_one(
 
 
 def split_axis(axis: PartAxis, strides: Sequence[int]) -> list[PartAxis]:
-    """Return the positions of a part on each of the axes that one axis is split into.
+    """Return the positions of a leaf on each of several axes that one axis is reshaped to.
 
     Args:
         axis: its positions on the axis before the split.
@@ -222,7 +222,7 @@ def _place(
     equation: Equation, place: Place, inside: dict[int, PartAxis], sizes: Sequence[int],
     starts: Starts,
 ) -> PartAxis:  # fmt: skip
-    """Return the positions of a part of a leaf on one axis of an outcome."""
+    """Return the positions of a leaf on one axis of an outcome."""
     if isinstance(place.start, RuntimeStart):
         raise CutAcrossError(f"{equation.primitive.name} puts it at an unknown position")
     start, factors = place.start, []

@@ -19,7 +19,7 @@ REPEATED = -1
 
 
 class LeafFactor(NamedTuple):
-    """A loop index that an axis of an array and an axis of a leaf share.
+    """A loop index that runs over an axis of an array and over an axis of a leaf at once.
 
     Args:
         axis: the axis of the leaf; `REPEATED` if every index has the same entries.
@@ -55,21 +55,21 @@ class PartAxis(NamedTuple):
 
     @property
     def count(self) -> int:
-        """The number of indices."""
+        """The number of positions."""
         return math.prod(factor.size for factor in self.factors)
 
     @property
     def repeats(self) -> bool:
-        """Whether several indices hold the same entry of the leaf."""
+        """Whether several positions hold the same entry of the leaf."""
         return any(factor.axis == REPEATED and factor.size > 1 for factor in self.factors)
 
     @property
     def is_constant(self) -> bool:
-        """Whether the leaf is only repeated here: every index holds the same entries."""
+        """Whether the leaf is only repeated on this axis: every position holds the same entries."""
         return bool(self.factors) and all(factor.axis == REPEATED for factor in self.factors)
 
     def indices(self) -> np.ndarray:
-        """Return the index for each combination of the factors, with one axis for each factor."""
+        """Return the position for each combination of the factors, with one axis for each."""
         found = np.asarray(self.start)
         for factor in self.factors:
             found = found[..., None] + factor.step * np.arange(factor.size)
@@ -77,7 +77,7 @@ class PartAxis(NamedTuple):
 
 
 class ScanLevel(NamedTuple):
-    """A scan over an axis of a leaf.
+    """A scan over an axis of a leaf, with the positions of the leaf among its iterations.
 
     Args:
         depth: the length of the scan's location.
@@ -91,7 +91,7 @@ class ScanLevel(NamedTuple):
 
 
 class LeafPart(NamedTuple):
-    """The part of one leaf that an array holds.
+    """The part of one leaf that an array holds, with the position of each entry.
 
     Args:
         path: the path of the leaf.
@@ -113,12 +113,12 @@ class LeafPart(NamedTuple):
 
     @classmethod
     def whole(cls, path: str, shape: Shape) -> LeafPart:
-        """Return the part that is a whole leaf, as an input of the function."""
+        """Return the part that covers a whole leaf, for an input of the function."""
         axes = (PartAxis(0, (LeafFactor(axis, 1, n, 1),)) for axis, n in enumerate(shape))
         return cls(path, tuple(axes), (0,) * len(shape))
 
     def is_stack(self, length: int) -> bool:
-        """Return whether a scan gets different entries in each iteration, or the same in all."""
+        """Return whether a scan over the first axis gets distinct slices, or one repeated slice."""
         first = self.axes[0]
         return first.count == length if first.is_constant else not first.repeats
 
@@ -129,18 +129,18 @@ class LeafPart(NamedTuple):
 
     @property
     def scanned(self) -> tuple[LeafFactor, ...]:
-        """The factors of the leaf that these scans iterate over."""
+        """The factors of the leaf that scans iterate over."""
         return tuple(factor for level in self.scans for factor in level.axis.factors)
 
     @property
     def factors(self) -> tuple[LeafFactor, ...]:
-        """All factors of the leaf that the array or its scans have."""
+        """The factors of the leaf in the array and in the scans around it, without repetitions."""
         here = (factor for axis in self.axes for factor in axis.factors)
         return tuple(factor for factor in (*self.scanned, *here) if factor.axis != REPEATED)
 
     @property
     def least(self) -> tuple[int | None, ...]:
-        """The least index on each axis of the leaf, which negative strides put below `starts`."""
+        """The least index on each axis of the leaf, below `starts` for negative strides."""
         found = list(self.starts)
         for factor in self.factors:
             if factor.stride < 0 and (start := found[factor.axis]) is not None:
@@ -148,13 +148,13 @@ class LeafPart(NamedTuple):
         return tuple(found)
 
     def layer(self, depth: int, length: int) -> LeafPart:
-        """Return the part in one iteration of a scan over the first axis."""
+        """Return the part that one iteration of a scan over the first axis gets."""
         levels = (*self.levels, ScanLevel(depth, length, self.axes[0]))
         return self._replace(axes=self.axes[1:], levels=levels)
 
 
 def leaf_order(factors: Sequence[LeafFactor]) -> list[int]:
-    """Return the numbers of factors in the order of the leaf, from major to minor.
+    """Return the positions of factors, sorted by axis of the leaf and then by stride.
 
     Example:
         >>> from nnopt_jax.trace.statistics.leaf_part import LeafFactor, leaf_order
@@ -165,7 +165,7 @@ def leaf_order(factors: Sequence[LeafFactor]) -> list[int]:
 
 
 def in_leaf_order(axes: Iterable[PartAxis]) -> Factors:
-    """Return the factors of a leaf on some axes of an array, in the order of the leaf.
+    """Return the factors of a leaf on some axes of an array, sorted as in the leaf.
 
     Args:
         axes: the positions of the leaf on each axis.
@@ -175,7 +175,7 @@ def in_leaf_order(axes: Iterable[PartAxis]) -> Factors:
 
 
 AxesOfLeaf = Sequence[tuple[int, PartAxis]]
-"""Axes of an array, each with the positions of the leaf on it."""
+"""Axes of an array by number, each with the positions of the leaf on it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,11 +197,11 @@ class Arrangement:
 
     @classmethod
     def of(cls, shape: Shape, before: AxesOfLeaf, after: AxesOfLeaf) -> Arrangement:
-        """Make the arrangement for a leaf."""
+        """Return the arrangement, with factors numbered by their order in the leaf."""
         return cls(shape, _number_factors(before), _number_factors(after))
 
     def __call__(self, x: Array) -> Array:
-        """Return the rearranged array, in float32 and without a gradient."""
+        """Return the rearranged array, in float32 and detached from gradients."""
         x = lax.stop_gradient(x).reshape(self.shape)
         labels: list[tuple[int, int]] = [_ROWS] * x.ndim
         sides = [(axis, place, -1) for axis, place in self.before]
@@ -240,7 +240,7 @@ def unfold(x: Array, axis: int, place: PartAxis) -> Array:
 
 
 def _take(x: Array, axis: int, indices: np.ndarray) -> Array:
-    """Take entries on an axis, with a slice if they are equally spaced."""
+    """Take entries at some indices of an axis, by a slice if they are equally spaced."""
     steps = set(np.diff(indices).tolist()) or {1}
     if len(steps) == 1 and (step := steps.pop()) > 0:
         return lax.slice_in_dim(x, int(indices[0]), int(indices[-1]) + 1, step, axis)

@@ -1,4 +1,4 @@
-"""Execution of a program with measurements at the uses of its leaves, and totals of a batch."""
+"""Execution of a program with measurements at the uses of leaves, and totals over batches."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nnopt_jax.trace.traced import is_array
 from nnopt_jax.typing import Array
 
 Extras = dict[Any, Any]
-"""States, by statistic and use."""
+"""The states of statistics, by name of the statistic, path of the leaf and number of the use."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LeafCopies:
-    """An array that holds leaves, with copies so that each use of a leaf has its own gradient.
+    """An array that holds leaves, and a copy for each use, so that each has its own gradient.
 
     Args:
         x: the array.
@@ -39,7 +39,7 @@ class LeafCopies:
 
 
 def plain_array(value: Any, copied: Location = ()) -> Any:
-    """Return the array of a value of a program.
+    """Return a value of the program as a plain array: the array itself or one copy.
 
     Args:
         value: an array, or the copies of one.
@@ -50,7 +50,7 @@ def plain_array(value: Any, copied: Location = ()) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredRun(Inside):
-    """An interpreter of a program, or of the programs inside of one of its steps.
+    """An interpreter of programs that measures statistics at the uses of leaves.
 
     Args:
         sites: the uses of leaves.
@@ -67,7 +67,7 @@ class MeasuredRun(Inside):
     def run(
         self, program: Program, values: Sequence[Any], at: int | None = 0
     ) -> tuple[list[Any], Extras]:
-        """Compute a program, and measure at the uses in it; it may return leaves.
+        """Compute a program, and measure at the uses in it; outputs may hold leaves.
 
         Args:
             program: the traced program.
@@ -116,11 +116,11 @@ class MeasuredRun(Inside):
         return [site for where, site in self.sites.items() if where[:depth] == location]
 
     def arrays(self, values: Sequence[Any]) -> list[Any]:
-        """Return plain arrays, from the copies that belong to the step."""
+        """Return values as plain arrays: the copies that belong to the step."""
         return [plain_array(value, self.location) for value in values]
 
     def nothing(self, at: int | None = None) -> Extras:
-        """Return the initial states of all uses inside."""
+        """Return the initial states of all uses inside of the step, or of one of its programs."""
         location = self._within(at)
         return {
             (name, *site.key): self.statistics[name].start(site.shapes(name, len(location)))
@@ -147,7 +147,7 @@ class MeasuredRun(Inside):
 
 
 def bind_copies(equation: Equation, values: Sequence[Any]) -> list[Any]:
-    """Compute a step, and again for each copy of its operands.
+    """Compute a step on its operands, and again on each set of their copies.
 
     Args:
         equation: the step.
@@ -166,10 +166,10 @@ def bind_copies(equation: Equation, values: Sequence[Any]) -> list[Any]:
 
 
 OF_LOSS = ("gradient", "fisher", "hessian_gradient")
-"""Statistics of the derivatives of a loss."""
+"""The names of the statistics that need derivatives of a loss."""
 
 Totals = dict[tuple[str, str, int], Any]
-"""States by statistic, path and use; the use is `WHOLE` for states of a leaf as a whole."""
+"""The states of statistics by name, path and use; `WHOLE` stands for the leaf as a whole."""
 
 WHOLE = -1
 BATCHES = ("batches", "", WHOLE)
@@ -177,7 +177,7 @@ BATCHES = ("batches", "", WHOLE)
 
 @dataclasses.dataclass(frozen=True)
 class ObservedProgram:
-    """A function that was analyzed for one shape of batches.
+    """The program of a function for one shape of batches, with the uses to measure.
 
     Args:
         program: its program, of the parameters and a batch.
@@ -195,7 +195,7 @@ class ObservedProgram:
 
     @property
     def differentiated(self) -> dict[tuple[str, Location], UseSite]:
-        """The uses with a gradient of their own, by path and location of the copy.
+        """The uses whose gradients are computed separately, by path and location of the copy.
 
         Uses of one leaf in one array, inside of one derivative rule, or after a loop that carries
         it, share a gradient, which belongs to the first of them.
@@ -206,7 +206,7 @@ class ObservedProgram:
         return found
 
     def start(self) -> Totals:
-        """Return the initial totals."""
+        """Return the initial totals of all statistics."""
         totals = {**self.measures.nothing(), BATCHES: jnp.zeros((), jnp.int32)}
         for name in self.of_loss:
             by_use = name != "hessian_gradient"
@@ -216,7 +216,7 @@ class ObservedProgram:
         return totals
 
     def step(self, totals: Totals, params: Any, batch: Any) -> Totals:
-        """Return the totals after one more batch."""
+        """Return the totals of all statistics after one more batch."""
         leaves = jax.tree.leaves(((params, batch), {}), is_leaf=is_node)
         arrays = [materialize(x) for x in leaves if is_node(x) or is_array(x)]
         if {"gradient", "fisher"}.intersection(self.of_loss):
@@ -231,7 +231,7 @@ class ObservedProgram:
         return {**self.measures.merge(seen, rest), **slopes, BATCHES: totals[BATCHES] + 1}
 
     def _slopes(self, arrays: Sequence[Array]) -> Extras:
-        """Differentiate the loss at a copy of the leaf for every use, and measure the uses."""
+        """Differentiate the loss at a separate copy of the leaf for each use; measure the uses."""
         sites = self.differentiated
         copies = {key: arrays[self.floats.index(key[0])] for key in sites}
 
@@ -258,7 +258,7 @@ class ObservedProgram:
         return extras
 
     def _curvature(self, arrays: Sequence[Array]) -> Extras:
-        """Return the product of the Hessian and the gradient, over all float parameters."""
+        """Return the product of the loss's Hessian and gradient, over all float parameters."""
         inputs = {path: at for at, path in enumerate(self.floats) if path is not None}
 
         def loss(floats: dict[str, Array]) -> Array:

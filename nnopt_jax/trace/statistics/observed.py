@@ -113,7 +113,7 @@ def _short(value: Any) -> str:
 
 
 def collect_results(analyzed: ObservedProgram, totals: Totals) -> Observed:
-    """Return the results that follow from totals.
+    """Convert the totals of all batches to results by leaf and by use.
 
     Args:
         analyzed: the program for the first batch.
@@ -141,7 +141,7 @@ def collect_results(analyzed: ObservedProgram, totals: Totals) -> Observed:
 
 
 def compute_shared(function: Callable[[Any], Any], given: Any) -> Any:
-    """Call a function so that equal outputs share one array and returned inputs are not copied.
+    """Call a function so that outputs computed alike share one array, and inputs are not copied.
 
     Args:
         function: a function of one pytree.
@@ -204,7 +204,7 @@ def _why_not(analyzed: ObservedProgram, statistic: Statistic, path: str) -> str:
 
 
 def _drop_unreached(analyzed: ObservedProgram, found: Any, lacking: Any, rows: Any) -> None:
-    """Drop the results of leaves that no batch has reached, which are only initial states."""
+    """Drop the results of leaves that no batch has used, which are only initial states."""
     for name in analyzed.measures.statistics.keys() & found:
         for path in [path for path in found[name] if not np.asarray(rows[path]).any()]:
             del found[name][path]
@@ -226,7 +226,7 @@ def _merge_uses(statistic: Statistic, mine: Sequence[tuple[LeafLayout, Any]]) ->
 def _of_loss(
     name: str, leaves: Mapping[str, Any], totals: Totals
 ) -> tuple[dict[Key, Any], dict[str, Any]]:
-    """Return the means of a statistic of the loss over batches, by use and by leaf."""
+    """Return the means over batches of a statistic of the loss, by use and by leaf."""
     count = totals[BATCHES].astype(jnp.float32)
     means = {key[1:]: x / count for key, x in totals.items() if key[0] == name}
     by_use = {key: x for key, x in means.items() if key[1] != WHOLE}

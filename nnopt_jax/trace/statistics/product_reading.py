@@ -1,4 +1,4 @@
-"""Derivation of a leaf's product or lookup from the rule of a step."""
+"""The product or lookup in which a step uses a leaf, derived from the rule of the step."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _has_window(equation: Equation) -> bool:
 
 
 def _has_groups_of_rows(rule: OpRule) -> bool:
-    """Return whether only rows of the first operand are grouped, with sizes in the third."""
+    """Return whether a ragged product groups only rows of its first operand."""
     rows = factors_of(rule.operands[0]) - rule.reduced
     sizes = rule.operand_shapes[len(rule.data) :]
     return len(rows) == len(sizes) == len(sizes[0]) == 1 and rows.isdisjoint(
@@ -67,7 +67,7 @@ def _has_groups_of_rows(rule: OpRule) -> bool:
 
 
 def _by_factor(rule: OpRule, at: int, part: LeafPart) -> dict[Factor, PartAxis]:
-    """Return the positions of a leaf on each factor of an operand."""
+    """Return the positions of a leaf along each factor of an operand."""
     found: dict[Factor, PartAxis] = {}
     for dim, size, axis in zip(rule.operands[at], rule.operand_shapes[at], part.axes, strict=True):
         if dim[0].factors and rule.is_whole(dim, size):
@@ -79,7 +79,7 @@ def _by_factor(rule: OpRule, at: int, part: LeafPart) -> dict[Factor, PartAxis]:
 def _by_axis(
     rule: OpRule, dims: Sequence[Dim], shape: Sequence[int]
 ) -> tuple[Shape, dict[Factor, int]]:
-    """Return the shape of an array split into one axis for each factor, and the axis of each.
+    """Return an array's shape with one axis for each factor, and the axis of each factor.
 
     An axis with windows is not split.
     """
@@ -97,7 +97,7 @@ def _by_axis(
 
 @dataclasses.dataclass(frozen=True)
 class _LeafProduct:
-    """A step that multiplies a leaf.
+    """A product of a leaf with another operand, to be measured.
 
     Args:
         equation: the step.
@@ -114,7 +114,7 @@ class _LeafProduct:
     picked: Sequence[PartAxis]
 
     def read(self) -> ProductUse | str:
-        """Return the product, or why it cannot be measured."""
+        """Return the product to measure, or the reason why it cannot be measured."""
         ours, rule = self.ours, self.rule
         shape, theirs = _by_axis(rule, rule.operands[1 - self.at], rule.operand_shapes[1 - self.at])
         result, kept = _by_axis(rule, rule.outcomes[0], rule.outcome_shapes[0])
@@ -159,7 +159,7 @@ class _LeafProduct:
         return "its groups lie across axes" if any(self.ours[f].repeats for f in groups) else ""
 
     def _axes(self, factors: Iterable[Factor], there: Mapping[Factor, int]) -> list[Any]:
-        """Pair the axis of an array that each factor runs along with the leaf's axis for it."""
+        """Return for each factor its axis in an array, and the positions of the leaf on it."""
         return [(there[f], self.ours[f]) for f in factors]
 
     def _patches(self, shared: Sequence[Factor], own: Sequence[Factor]) -> Patches:
@@ -179,7 +179,7 @@ class _LeafProduct:
         return Patches(order, taps, tuple(k[name] for name in settings), arranged)
 
     def _row_groups(self) -> RowGroups:
-        """Return the rows that belong to each entry of the picked axis."""
+        """Return the groups of rows, one for each matrix of a ragged product."""
         (rows,) = factors_of(self.rule.operands[0]) - self.rule.reduced
         count = self.rule.sizes[rows]
         groups = [(0, axis) for axis in self.picked]
@@ -188,7 +188,7 @@ class _LeafProduct:
 
 
 def _lookup(equation: Equation, rule: OpRule, at: int, part: LeafPart) -> ProductUse | str:
-    """Return the lookup of whole rows of a leaf, or why it cannot be measured."""
+    """Return the lookup of whole rows of a leaf, or the reason why it cannot be measured."""
     k, shape = equation.params, rule.operand_shapes[0]
     if at != 0:
         return "it is the index of a lookup"

@@ -56,7 +56,7 @@ class RowGroups(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """A lookup of rows by index.
+    """A lookup of rows by index, as in an embedding.
 
     Args:
         size: the number of rows.
@@ -82,7 +82,7 @@ class Lookup(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ProductUse:
-    """One product or lookup of a leaf.
+    """One product or lookup of a leaf, and how to arrange its operands for statistics.
 
     The use is known before the program runs; `on` adds the arrays to measure. Its methods return
     float32 arrays with the axes (batch, groups, rows, ...).
@@ -121,12 +121,12 @@ class ProductUse:
 
     @property
     def rows_axis(self) -> int:
-        """The axis of rows in the inputs."""
+        """The axis of the inputs that runs over rows."""
         return len(self.batch) + len(self.groups)
 
     @property
     def unbatched_axes(self) -> tuple[int, ...]:
-        """All axes of the inputs but those of the batch."""
+        """All axes of the inputs except the batch axes."""
         return tuple(range(len(self.batch), self.rows_axis + 1 + len(self.channels)))
 
     def on(self, arrays: Sequence[Array]) -> ProductUse:
@@ -135,7 +135,7 @@ class ProductUse:
 
     @property
     def source(self) -> Hashable:
-        """A key of the conversion from operands to inputs, equal for equal conversions."""
+        """A hashable key of the conversion from operands to inputs."""
         return self.arranged, self.patch, self.row_groups, self.lookup
 
     @property
@@ -155,7 +155,7 @@ class ProductUse:
         return None if x is None else _flat(x, self.channels)
 
     def outputs(self) -> Array | None:
-        """Return the products; None if those of the leaf alone are not known."""
+        """Return the outputs of the product; None if they include products of other weights."""
         return self._arrange(self.placed, -1)
 
     def counts(self) -> Array | None:
@@ -163,7 +163,7 @@ class ProductUse:
         return None if self.lookup is None else self.lookup.counts(self.arrays[1])
 
     def valid(self) -> Array | None:
-        """Return a mask (batch, rows) of the rows of each entry of the batch; None for all."""
+        """Return a mask (batch, rows) of the rows that belong to each batch entry; None for all."""
         if self.row_groups is None:
             return None
         return self.row_groups.valid(self.arrays[self.operands[-1]])

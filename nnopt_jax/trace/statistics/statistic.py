@@ -1,4 +1,4 @@
-"""The definition of a statistic by pure functions of states, and the layout of states."""
+"""The definition of a statistic by pure functions, and the layout of its states."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class LeafLayout:
 
     @property
     def batch(self) -> Factors:
-        """The batch factors, of scans from the outermost, then of the product itself."""
+        """The batch factors: those of scans, outermost first, then those of the product."""
         return () if self.is_folded else (*self.part.scanned, *self.product.batch)
 
     def unscanned(self, state: Any) -> Any:
-        """Split the axis of each scan in a state into one axis for each of its factors."""
+        """Split each scan axis of a state into one axis for each factor of the leaf."""
         for at, level in reversed([*enumerate(self.part.scans)]):
             state = jax.tree.map(lambda x, at=at, axis=level.axis: unfold(x, at, axis), state)
         return state
 
     def leaf(self, x: Array) -> Array:
-        """Arrange one number for the leaf, or one for each of its layers.
+        """Arrange one number for the leaf, or one for each batch entry, such as a layer.
 
         The result broadcasts to the leaf once axes of size 1 are appended.
         """
@@ -64,13 +64,13 @@ class LeafLayout:
         return self._like_leaf(x, (*self.batch, *self.product.outs))
 
     def apart(self, x: Array) -> Array:
-        """Arrange only the batch axes in the order of the leaf; keep the others."""
+        """Put the batch axes of an array in the order of the leaf, and keep its other axes."""
         order, rest = leaf_order(self.batch), x.shape[len(self.batch) :]
         x = x.transpose((*order, *range(len(order), x.ndim)))
         return x.reshape(*_sizes(self.batch).values(), *rest)
 
     def _like_leaf(self, x: Array, factors: Factors) -> Array:
-        """Merge factors into the axes of the leaf, and broadcast over missing factors."""
+        """Merge axes of factors into the axes of the leaf, and broadcast over missing factors."""
         x = x.reshape([factor.size for factor in factors]).transpose(leaf_order(factors))
         there = {_name(factor) for factor in factors}
         axes = {axis for axis, _ in there if axis != REPEATED}
@@ -82,7 +82,7 @@ class LeafLayout:
         return x.reshape([sizes.get(axis, 1) for axis in range(len(self.shape))])
 
     def folded(self) -> LeafLayout:
-        """Return the layout of a state whose batch axes are reduced."""
+        """Return the layout of states whose batch axes are already reduced."""
         return dataclasses.replace(self, is_folded=True)
 
     def marks(self, labels: tuple[str, ...]) -> Any:
@@ -106,7 +106,7 @@ class LeafLayout:
 
 
 def fold(state: Any, axes: int, add: Callable[[Any, Any], Any]) -> Any:
-    """Reduce the first axes of a state by adding the states of their entries."""
+    """Reduce the first axes of a state, by adding the states of their entries."""
     for _ in range(axes):
         count = jax.tree.leaves(state)[0].shape[0]
         state = functools.reduce(
@@ -128,12 +128,12 @@ def _sizes(factors: Factors | list) -> dict[int, int]:
 
 
 def filled(shapes: Any, value: float) -> Any:
-    """Return arrays of some shapes, filled with a number."""
+    """Return arrays of the given shapes and dtypes, filled with a number."""
     return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), shapes)
 
 
 def zeros(shapes: Any) -> Any:
-    """Return arrays of some shapes, filled with zeros."""
+    """Return arrays of the given shapes and dtypes, filled with zeros."""
     return filled(shapes, 0.0)
 
 
@@ -178,7 +178,7 @@ class Statistic(Tabular):
 
     @property
     def of_inputs(self) -> bool:
-        """Whether it depends only on inputs, so that uses of one input share one state."""
+        """Whether the statistic depends only on inputs, so that equal inputs share its state."""
         return self.read is not ProductUse.outputs
 
     def state(self, use: ProductUse) -> Any:

@@ -38,7 +38,7 @@ class Moments(NamedTuple):
 
 
 class _MomentSums(NamedTuple):
-    """The state of moments: arrays of equal rank.
+    """The state of the statistics of moments: arrays of equal rank.
 
     The mean is `mean + tail`, and `squares` are sums of squared distances from it.
     """
@@ -97,7 +97,7 @@ def output_moments() -> Statistic:
 
 
 def _sums(use: ProductUse, x: Array, axis: int) -> _MomentSums:
-    """Compute the moments of values on one axis.
+    """Compute the state of the moments of values along one axis.
 
     The mean of the distances from the mean is its tail, which is the rounding error of the mean for
     values far from zero.
@@ -335,7 +335,7 @@ def input_count() -> Statistic:
 
 
 def rows() -> Statistic:
-    """Return the statistic of the number of rows of inputs of a leaf, or of its lookups."""
+    """Return the statistic of the number of input rows of a leaf, or of its lookups."""
 
     def measure(use: ProductUse, _: Any) -> Array:
         counts, valid = use.counts(), use.valid()
@@ -362,7 +362,7 @@ STATISTICS: Mapping[str, Callable[[], Statistic]] = MappingProxyType(
 
 
 def _gram(x: Array, block: int | None) -> Array:
-    """Return the products of columns, or those within blocks of columns."""
+    """Return the Gram matrix of the last axis, or its diagonal blocks."""
     if block is not None and x.shape[-1] % min(block, x.shape[-1]) == 0:
         x = x.reshape(*x.shape[:-1], -1, min(block, x.shape[-1]))
         x = jnp.moveaxis(x, -2, -3)

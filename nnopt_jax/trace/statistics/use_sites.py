@@ -1,4 +1,4 @@
-"""The table of the uses of leaves, with the shapes of the states measured at each."""
+"""The uses of leaves as a table, with the shapes of the states that are measured at each."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class LeafUses(Tabular, Sequence[LeafUse]):
 
 
 def leaf_use(shape: Shape, noted: NotedUse, number: int) -> LeafUse:
-    """Return the row of one use.
+    """Return a use of a leaf as a row of the table.
 
     Args:
         shape: the shape of the leaf.
@@ -165,11 +165,11 @@ class UseSite:
 
     @property
     def owned(self) -> tuple[str, ...]:
-        """The statistics whose states this use owns."""
+        """The statistics whose state this use owns, not an earlier use of the same input."""
         return tuple(name for name, owner in self.owners.items() if owner == self.key)
 
     def shapes(self, name: str, depth: int) -> Any:
-        """Return the shapes of a state, with an axis for each scan below a depth."""
+        """Return the shapes of a statistic's state, with an axis for each scan below a depth."""
         scans = self.noted.part.scans
         lengths = tuple(level.length for level in scans if level.depth > depth)
         return jax.tree.map(
@@ -182,7 +182,7 @@ def number_uses(
     leaves: Mapping[str, Any],
     statistics: Sequence[Statistic] = (),
 ) -> dict[Location, UseSite]:
-    """Return uses in the order of the program, with their numbers and the shapes of their states.
+    """Number uses in the order of the program, and find the shapes of their states.
 
     Args:
         uses: the noted uses by location.
@@ -210,7 +210,7 @@ def number_uses(
 
 
 def _state(noted: NotedUse, statistic: Statistic) -> Any:
-    """Return the shapes of the state of a use, without the axes of scans."""
+    """Return the shapes of a statistic's state at a use, without the axes of scans."""
     avals = [x.aval for x in (*noted.equation.invars, *noted.equation.outvars)]
     return jax.eval_shape(
         lambda *arrays: statistic.state(noted.product.on(arrays)),
@@ -231,7 +231,7 @@ def uses_of(given: Traced, params: Any) -> LeafUses:
 
 
 def follow_leaves(given: Traced, chosen: Mapping[str, Any]) -> LeafDomain:
-    """Follow leaves through a program, and return the domain with its notes.
+    """Follow leaves through a program, and return the analysis with their uses.
 
     Args:
         given: the traced function.
@@ -247,7 +247,7 @@ def follow_leaves(given: Traced, chosen: Mapping[str, Any]) -> LeafDomain:
 
 
 def names_of(given: Traced, chosen: Mapping[str, Any]) -> list[str | None]:
-    """Return for each input its path if it is one of the chosen parameters, else None."""
+    """Return for each input of the program its path if it is a chosen parameter, else None."""
     if "" in chosen:  # the parameters are one array
         return ["" if which == 0 else None for which in given.arguments]
     return [
