@@ -26,7 +26,7 @@ class Live(NamedTuple):
     inputs: list[bool]
 
 
-def live(program: Program, wanted: Sequence[bool], table: Table = TABLE) -> Live:
+def live_steps(program: Program, wanted: Sequence[bool], table: Table = TABLE) -> Live:
     """Find the steps and inputs that some outputs of a program depend on.
 
     Args:
@@ -37,16 +37,18 @@ def live(program: Program, wanted: Sequence[bool], table: Table = TABLE) -> Live
     Example:
         >>> import jax, jax.numpy as jnp
         >>> program = jax.make_jaxpr(lambda x, y: (jnp.sin(x), jnp.cos(y)))(1.0, 2.0)
-        >>> found = live(program, [True, False])
+        >>> found = live_steps(program, [True, False])
         >>> [equation.primitive.name for _, equation, _ in found.steps], found.inputs
         (['sin'], [True, False])
     """
     jaxpr = program.jaxpr
     needed = {x for x, want in zip(jaxpr.outvars, wanted, strict=True) if want and is_variable(x)}
     steps = []
+    # Backwards: a step is needed if a later needed step takes one of its outcomes.
     for number in reversed(range(len(jaxpr.eqns))):
         equation = jaxpr.eqns[number]
         out = [x in needed for x in equation.outvars]
+        # Effects, such as debug prints, happen even if no outcome is needed.
         if not any(out) and not equation.effects:
             continue
         steps.append((number, equation, out))
@@ -64,6 +66,7 @@ def operands_needed(equation: Equation, wanted: Sequence[bool], table: Table = T
         table: the rules of the primitives.
     """
     programs = table.programs_of(equation)
+    # A custom derivative rule may use operands that the program itself does not use.
     if programs is None or programs.own_derivative:
         return [True] * len(equation.invars)
     used = [number in programs.chooses for number in range(len(equation.invars))]
@@ -71,7 +74,8 @@ def operands_needed(equation: Equation, wanted: Sequence[bool], table: Table = T
         if not inner.outputs:  # the test of a loop
             mine = [True] * len(inner.inputs)
         else:
-            mine = live(inner.program, outputs_needed(programs, inner, wanted, table), table).inputs
+            outputs = outputs_needed(programs, inner, wanted, table)
+            mine = live_steps(inner.program, outputs, table).inputs
         for operand, use in zip(inner.inputs, mine, strict=True):
             used[operand] |= use
     return used
@@ -91,11 +95,13 @@ def outputs_needed(
     if programs.own_derivative:
         return [True] * len(inner.outputs)
     found = [wanted[outcome] for outcome in inner.outputs]
+    # The test of a `while` may depend on every part of the carry.
     if programs.flow is not Flow.LOOP or programs.times is None:
         return [True] * len(found) if programs.flow is Flow.LOOP else found
+    # An output that a needed input of the next iteration takes is needed, too, and so on.
     position: dict[Any, int] = {operand: at for at, operand in enumerate(inner.inputs)}
     while True:
-        inputs = live(inner.program, found, table).inputs
+        inputs = live_steps(inner.program, found, table).inputs
         after = list(found)
         for operand, outcome in programs.carried:
             after[inner.outputs.index(outcome)] |= inputs[position[operand]]
@@ -151,7 +157,7 @@ class Domain(Protocol[Value]):
         """Return the abstract value of an array that is one or the other of two arrays."""
         ...
 
-    def same(self, one: Value, other: Value) -> bool:
+    def is_same(self, one: Value, other: Value) -> bool:
         """Return whether two values are equal, so that the walk of a loop is at its fixed point."""
         return one == other
 
@@ -218,7 +224,7 @@ class Walk(Generic[Value]):
         )
         known.update(zip(jaxpr.invars, inputs, strict=True))
         wanted = [True] * len(jaxpr.outvars) if wanted is None else wanted
-        for number, equation, needed in live(program, wanted, self.table).steps:
+        for number, equation, needed in live_steps(program, wanted, self.table).steps:
             values = [self._read(known, x) for x in equation.invars]
             found = self._step(equation, values, needed, site.step(number, equation))
             known.update(zip(equation.outvars, found, strict=True))
@@ -268,6 +274,7 @@ class Walk(Generic[Value]):
             value if value is None else domain.part(value, cut, mesh, site)
             for value, cut in zip(values, programs.operand_cuts, strict=True)
         ]
+        # Every device runs the program once.
         found = self._inner(programs, programs.body, parts, needed, site.inner(0, mesh.size))
         return [
             value if value is None else domain.whole(value, cut, mesh, site)
@@ -283,6 +290,7 @@ class Walk(Generic[Value]):
         for operand in programs.sliced:
             if given[operand] is not None:
                 given[operand] = domain.layer(given[operand], site)
+        # The body is the last inner program; a `while` has its test before it.
         at = len(programs.inner) - 1
         turns = site.inner(at, programs.times or 1)
         while True:
@@ -290,16 +298,19 @@ class Walk(Generic[Value]):
             stable = True
             for operand, outcome in programs.carried:
                 before, out = given[operand], outs[outcome]
+                # `join` only widens a value, so that the iteration ends.
                 after = self._join([before, out])
                 stable &= before is after or (
-                    before is not None and after is not None and domain.same(before, after)
+                    before is not None and after is not None and domain.is_same(before, after)
                 )
                 given[operand] = after
             if stable:
                 break
+        # The test is walked last, on values that hold in every iteration.
         for number, test in enumerate(programs.inner[:-1]):
             self.run(test.program, [given[i] for i in test.inputs], None, site.inner(number))
         for operand, outcome in programs.carried:
+            # A loop may run zero times, so its result may also be the initial carry.
             outs[outcome] = given[operand]
         for outcome in programs.stacked:
             if outs[outcome] is not None:

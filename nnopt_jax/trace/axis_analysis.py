@@ -126,6 +126,7 @@ class AxisRoles(Domain[AxisValue]):
                     if moved is not None:
                         outs[outcome].append(moved._replace(chosen=varies))
         if products:
+            # The outcomes of these earlier products reach another product with a leaf.
             self.inner |= ends
             ends = frozenset(products)
         return [AxisValue(tuple(dict.fromkeys(views)), varies, ends) for views in outs]
@@ -153,6 +154,7 @@ def _fate(
         # A row of an embedding is an input of the product; a matrix (an expert) is its weight.
         is_weight = rule.kind is Kind.CONTRACTION and {CONTRACTED, OUTPUT} <= roles
         return other and is_weight, not (hides or other)
+    # A leaf combined with nothing but parameters is not used yet: the outcome is a weight.
     used = hides or varies
     looked_up = any(isinstance(p.start, RuntimeStart) for dim in rule.operands[at] for p in dim)
     by_inputs = looked_up and any(values[i].varies for i in rule.chooses)
@@ -225,10 +227,12 @@ def _divide(rule: OpRule, place: Place, own: Parts, size: int) -> list[Parts]:
     left, found = list(own), []
     for count in sizes:
         mine: list[tuple[int, int]] = []
+        # Leaf axes of size 1 go to the factor before them.
         while left and (count > 1 or left[0][1] == 1):
             axis, entries = left.pop(0)
             if count % entries == 0:
                 count //= entries
+            # The factor covers the major part of a leaf axis; the next factor gets the rest.
             elif entries % count == 0:
                 left.insert(0, (axis, entries // count))
                 entries, count = count, 1

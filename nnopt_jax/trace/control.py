@@ -73,7 +73,7 @@ class Inside(abc.ABC):
         found, extras = self.run(program, values, at)
         return self.arrays(found), extras
 
-    def nothing(self, at: int | None = None) -> Extras:
+    def initial_extras(self, at: int | None = None) -> Extras:
         """Return the extras of an inner program that has not run, or of all inner programs."""
         return ()
 
@@ -146,25 +146,27 @@ def _custom(equation: Equation, values: list[Any], inside: Inside) -> tuple[list
     def plain(*given: Any) -> tuple[list[Any], Extras]:
         return inside.run_to_arrays(program, given)
 
-    def gathered(given: Sequence[Any]) -> Extras:
-        nothing = inside.nothing()
+    def extras_of(given: Sequence[Any]) -> Extras:
+        # If there is nothing to collect, the program need not run a second time.
+        nothing = inside.initial_extras()
         return plain(*given)[1] if jax.tree.leaves(nothing) else nothing
 
-    def slope(given: Any, slopes: Any) -> Any:
-        (found, moved), extras = jax.jvp(own, given, slopes), gathered(given)
+    def jvp_rule(given: Any, slopes: Any) -> Any:
+        (found, moved), extras = jax.jvp(own, given, slopes), extras_of(given)
+        # Extras are not differentiated.
         still = jax.tree.map(jax.custom_derivatives.zero_from_primal, extras)
         return (found, extras), (moved, still)
 
-    def forth(*given: Any) -> Any:
+    def forward_rule(*given: Any) -> Any:
         found, back = jax.vjp(own, *given)
-        return (found, gathered(given)), back
+        return (found, extras_of(given)), back
 
     if equation.primitive is primitives.custom_jvp_call_p:
         forward = jax.custom_jvp(plain)
-        forward.defjvp(slope)
+        forward.defjvp(jvp_rule)
     else:
         forward = jax.custom_vjp(plain)
-        forward.defvjp(forth, lambda back, slopes: back(slopes[0]))
+        forward.defvjp(forward_rule, lambda back, slopes: back(slopes[0]))
     return forward(*values)
 
 
@@ -173,7 +175,8 @@ def _cond(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
 
     def branch(at: int, program: Program, *given: Any) -> tuple[list[Any], Extras]:
         found, extras = inside.run_to_arrays(program, given, at)
-        return found, inside.merge(inside.nothing(), extras)
+        # All branches must return the same tree: extras of the others are initial.
+        return found, inside.merge(inside.initial_extras(), extras)
 
     programs = enumerate(equation.params["branches"])
     branches = [functools.partial(branch, at, program) for at, program in programs]
@@ -185,28 +188,31 @@ def _while(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[
     tests, bodies = k["cond_nconsts"], k["cond_nconsts"] + k["body_nconsts"]
     test, body, carry = values[:tests], values[tests:bodies], inside.arrays(values[bodies:])
 
-    def goes_on(state: list[Any]) -> tuple[Array, Extras]:
+    def run_test(state: list[Any]) -> tuple[Array, Extras]:
         found, extras = inside.run_to_arrays(k["cond_jaxpr"], [*test, *state], 0)
         return found[0], extras
 
-    def once(state: list[Any], extras: Extras) -> tuple[list[Any], Extras]:
+    def run_body(state: list[Any], extras: Extras) -> tuple[list[Any], Extras]:
         found, more = inside.run_to_arrays(k["body_jaxpr"], [*body, *state], 1)
         return found, inside.merge(extras, more)
 
-    if not jax.tree.leaves(inside.nothing(0)):
+    # A test that collects nothing can remain the test of the loop.
+    if not jax.tree.leaves(inside.initial_extras(0)):
         return lax.while_loop(
-            lambda now: goes_on(now[0])[0], lambda now: once(*now), (carry, inside.nothing(1))
+            lambda now: run_test(now[0])[0],
+            lambda now: run_body(*now),
+            (carry, inside.initial_extras(1)),
         )
 
-    def and_test(now: Any) -> Any:
+    def run_body_and_test(now: Any) -> Any:
         """Run the body and the next test, since the test of a `while_loop` cannot return extras."""
-        state, extras = once(*now[:2])
-        answer, more = goes_on(state)
+        state, extras = run_body(*now[:2])
+        answer, more = run_test(state)
         return state, inside.merge(extras, more), answer
 
-    answer, extras = goes_on(carry)
-    start = carry, inside.merge(inside.nothing(), extras), answer
-    return lax.while_loop(lambda now: now[2], and_test, start)[:2]
+    answer, extras = run_test(carry)
+    start = carry, inside.merge(inside.initial_extras(), extras), answer
+    return lax.while_loop(lambda now: now[2], run_body_and_test, start)[:2]
 
 
 def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
@@ -223,9 +229,10 @@ def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
         each, more = inside.split(found)
         return (out[:count], inside.merge(extras, more)), (out[count:], each)
 
+    # Extras of the whole scan are carried; those of each iteration are stacked.
     (last, extras), (out, each) = lax.scan(
         body,
-        (carry, inside.split(inside.nothing())[1]),
+        (carry, inside.split(inside.initial_extras())[1]),
         (jnp.arange(k["length"]), [row.arrays for row in rows]),
         length=k["length"],
         reverse=k["reverse"],
@@ -248,7 +255,7 @@ def _shard_map(equation: Equation, values: list[Any], inside: Inside) -> tuple[l
         check_vma=k["check_vma"],
         axis_names=k["newly_manual_axes"],
     )(*(value for value, _ in given))
-    return found, inside.nothing()
+    return found, inside.initial_extras()
 
 
 CONTROL: dict[Any, Handler] = {

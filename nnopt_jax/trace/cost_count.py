@@ -48,12 +48,12 @@ class Origin(NamedTuple):
     path: str = ""
 
     @property
-    def owned(self) -> bool:
+    def is_from_leaf(self) -> bool:
         """Whether the array comes from a leaf."""
         return self.kind in (LEAF, CHOSEN)
 
     @property
-    def moves(self) -> bool:
+    def is_moved(self) -> bool:
         """Whether the array depends on the inputs, so that it is read or written at every call."""
         return self.kind in (CHOSEN, ACTIVATION)
 
@@ -61,7 +61,7 @@ class Origin(NamedTuple):
 NUMBER, FLOWING = Origin(CONSTANT), Origin(ACTIVATION)
 
 
-def made_from(chooses: Sequence[int], given: Sequence[Origin], operands: Sequence[int]) -> Origin:
+def origin_of(chooses: Sequence[int], given: Sequence[Origin], operands: Sequence[int]) -> Origin:
     """Return the origin of an outcome of a step from the origins of its operands.
 
     Args:
@@ -71,9 +71,9 @@ def made_from(chooses: Sequence[int], given: Sequence[Origin], operands: Sequenc
     """
     data = max((given[i] for i in operands if i not in chooses), default=NUMBER)
     chosen = max((given[i] for i in operands if i in chooses), default=NUMBER)
-    if not chosen.moves:
+    if not chosen.is_moved:
         return max(data, chosen)
-    return Origin(CHOSEN, data.size, data.path) if data.owned else FLOWING
+    return Origin(CHOSEN, data.size, data.path) if data.is_from_leaf else FLOWING
 
 
 def product_owner(left: Origin, right: Origin) -> str:
@@ -82,7 +82,8 @@ def product_owner(left: Origin, right: Origin) -> str:
     A whole leaf takes precedence over selected entries of a leaf, and the larger of two leaves over
     the smaller.
     """
-    owned = [at for at in (left, right) if at.owned]
+    owned = [at for at in (left, right) if at.is_from_leaf]
+    # Entries of two leaves that activations chose are multiplied like activations.
     if not owned or left.kind == right.kind == CHOSEN:
         return ""
     return max(owned, key=lambda at: (at.kind == LEAF, at.size)).path
@@ -196,6 +197,7 @@ class Counting(Domain[Origin]):
         costs = [_rows(branch.values()) for branch in each]
         flops = [sum(tally.flops for tally in rows.values()) for rows in costs]
         dearest = flops.index(max(flops))
+        # Entries of the other branches stay with a count of zero, for their notes.
         for branch in (*each[:dearest], *each[dearest + 1 :]):
             self.entries |= {at: x._replace(tally=Tally()) for at, x in branch.items()}
         if any(rows != costs[dearest] for rows in costs):
@@ -211,10 +213,10 @@ class Counting(Domain[Origin]):
         """Record the cost of a step and return the origins of its outcomes."""
         values = [NUMBER if value is None else value for value in values]
         sources = map(rule.sources_of, range(len(rule.outcomes)))
-        outs = [made_from(rule.chooses, values, operands) for operands in sources]
+        outs = [origin_of(rule.chooses, values, operands) for operands in sources]
         if rule.kind is Kind.CONTRACTION:
             entry, outs = _contraction(equation, rule, values, outs[0])
-        elif rule.kind is Kind.LOOKUP and values[0].kind == LEAF and outs[0].moves:
+        elif rule.kind is Kind.LOOKUP and values[0].kind == LEAF and outs[0].is_moved:
             entry = CostEntry(values[0].path, Tally(written=_bits(equation.outvars)))
         elif rule.flops is None:
             entry = CostEntry(ELEMENTWISE, Tally(), f"not counted: {equation.primitive.name}")
@@ -222,6 +224,7 @@ class Counting(Domain[Origin]):
             tally = Tally(0, rule.operations or 0, rule.transcendentals or 0)
             made = outs[0] if outs else NUMBER
             entry = CostEntry(made.path if made.kind == LEAF else ELEMENTWISE, tally)
+        # A loop is walked until a fixed point; its last walk replaces the earlier entries.
         self.entries[site.location] = entry._replace(tally=entry.tally.times(site.times))
         return outs
 
@@ -230,11 +233,11 @@ def _contraction(
     equation: Equation, rule: OpRule, values: list[Origin], made: Origin
 ) -> tuple[CostEntry, list[Origin]]:
     operands = values[:2]
-    moving = [x for x, at in zip(equation.invars[:2], operands, strict=True) if at.moves]
-    written = _bits(equation.outvars) if made.moves else 0
+    moving = [x for x, at in zip(equation.invars[:2], operands, strict=True) if at.is_moved]
+    written = _bits(equation.outvars) if made.is_moved else 0
     tally = Tally(rule.products, 2 * rule.products, 0, _bits(moving), written)
     entry = CostEntry(product_owner(*operands) or ACTIVATIONS, tally)
-    return entry, [FLOWING if made.moves else made]
+    return entry, [FLOWING if made.is_moved else made]
 
 
 def _bits(variables: Sequence[Any]) -> int:
@@ -269,6 +272,7 @@ def milliseconds(function: Callable[..., Any], given: Sequence[Any]) -> float:
         start = time.perf_counter()
         jax.block_until_ready(run(*given))
         times.append(1000 * (time.perf_counter() - start))
+    # The median ignores calls that other work on the machine delayed.
     return statistics.median(times)
 
 
@@ -280,7 +284,7 @@ def count_cost(given: Traced, *, latency: bool = False) -> Cost:
         latency: whether to compile and time it; inputs that are shapes are then filled with zeros.
     """
 
-    def road(*values: Any) -> list[Any]:
+    def run_packed(*values: Any) -> list[Any]:
         """Run the function as `on_packed` does, without materializing leaves."""
         leaves = [
             PackedLeaf(value, path) if is_node(value) else value
@@ -289,19 +293,20 @@ def count_cost(given: Traced, *, latency: bool = False) -> Cost:
         return run(given.program, leaves, lambda *_: None, given.table)
 
     inputs = list(zip(given.paths, given.values, given.arguments, strict=True))
+    # A packed leaf is several inputs, one for each of its arrays.
     origins = [
         Origin(LEAF, value.size, path) if which == 0 else FLOWING
         for path, value, which in inputs
         for _ in jax.tree.leaves(value)
     ]
-    found, notes = count(jax.make_jaxpr(road)(*given.values), origins, given.table)
+    found, notes = count(jax.make_jaxpr(run_packed)(*given.values), origins, given.table)
     rows = [
         _row(path, found.get(path, Tally()), summary(value), value.size, _bytes(tree_bits(value)))
         for path, value, which in inputs
         if which == 0
     ]
     rows += [_row(path, found[path]) for path in (ACTIVATIONS, ELEMENTWISE) if path in found]
-    time = milliseconds(road, jax.tree.map(_zeros, given.values)) if latency else None
+    time = milliseconds(run_packed, jax.tree.map(_zeros, given.values)) if latency else None
     return Cost(tuple(rows), time, notes)
 
 

@@ -19,6 +19,7 @@ def amount(number: float) -> str:
         ['0', '999', '1.23 k', '1.00 M', '4.09 G']
     """
     for size, unit in _UNITS:
+        # With three digits, 999,500 rounds to 1.00 M rather than to 1000 k.
         if number >= 0.9995 * size:
             return digits(number / size) + unit
     return digits(number) if number % 1 else str(int(number))

@@ -99,6 +99,7 @@ def trace(
     """
     with_paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_node)
     leaves = [leaf for _, leaf in with_paths]
+    # Only arrays and nodes become inputs; numbers, strings and functions stay constants.
     kept = [is_node(leaf) or is_array(leaf) for leaf in leaves]
 
     def flat(*arrays: Any) -> Any:
@@ -130,6 +131,7 @@ _NEEDS_VALUES = (
 
 def _explain(function: Any, paths: Sequence[str], error: Exception) -> CompositionError:
     """Return an error that names inputs by path, whereas JAX names them by number."""
+    # JAX names the inputs of `flat` by position, such as arrays[3].
     numbers = dict.fromkeys(re.findall(r"\barrays\[(\d+)\]", str(error)))
     inputs = ", ".join(paths[int(number)] for number in numbers) or "an input"
     return CompositionError(

@@ -34,7 +34,7 @@ class Origins(Domain):
     def join(self, one, other):
         return one | other
 
-    def same(self, one, other):
+    def is_same(self, one, other):
         return one == other
 
     def layer(self, value, site):

@@ -15,7 +15,7 @@ from nnopt_jax.columns import Tabular, counted
 from nnopt_jax.errors import ShapeError
 from nnopt_jax.trace.abstract_walk import Walk
 from nnopt_jax.trace.coupling.coupling_domain import Coupling
-from nnopt_jax.trace.coupling.labels import Book, Labels
+from nnopt_jax.trace.coupling.labels import Labels, LabelSets
 from nnopt_jax.trace.coupling.remains import Value
 from nnopt_jax.trace.traced import Traced
 from nnopt_jax.typing import Path, Shape
@@ -41,9 +41,9 @@ class Analysis:
     labels: dict[Place, Labels]
 
     @property
-    def book(self) -> Book:
+    def sets(self) -> LabelSets:
         """The labels, and the sets of elements that they stand for."""
-        return self.domain.book
+        return self.domain.sets
 
     def elements(self) -> tuple[list[Place], np.ndarray]:
         """List the positions of every unit on the axes of the leaves.
@@ -54,7 +54,7 @@ class Analysis:
         """
         places, found = list(self.labels), []
         for number, labels in enumerate(self.labels.values()):
-            at, unit, role = self.book.units(labels)
+            at, unit, role = self.sets.units(labels)
             found.append(np.stack([unit, np.full(len(at), number), role, at], 1))
         return places, np.concatenate(found) if found else np.zeros((0, 4), np.int64)
 
@@ -66,24 +66,25 @@ def analyze_coupling(given: Traced) -> Analysis:
         given: the function; its parameters are the first argument.
     """
     domain = Coupling(table=given.table)
-    book = domain.book
+    sets = domain.sets
     inputs, shapes, labels = [], {}, {}
     for path, argument, variable in zip(
         given.paths, given.arguments, given.program.jaxpr.invars, strict=True
     ):
         shape = _numbers(path, variable.aval.shape)
         if argument == 0:
-            value = _parameter(book, shape, variable.aval.dtype)
+            value = _parameter(sets, shape, variable.aval.dtype)
             shapes[path] = shape
             labels |= {(path, axis): found for axis, found in enumerate(value.axes)}
         else:
-            value = Value.fixed(book, shape, f"input {path}")
+            value = Value.fixed(sets, shape, f"input {path}")
         inputs.append(value)
     found = Walk(domain, given.table).run(given.program, inputs)
+    # The result of the model keeps its widths.
     for value in given.selected(found):
         for own in value.axes:
-            book.fix(own, "output")
-    book.propagate()
+            sets.fix(own, "output")
+    sets.propagate()
     return Analysis(given, domain, shapes, labels)
 
 
@@ -97,13 +98,13 @@ def _numbers(path: Path, shape: Any) -> Shape:
     return tuple(shape)
 
 
-def _parameter(book: Book, shape: Shape, dtype: Any) -> Value:
+def _parameter(sets: LabelSets, shape: Shape, dtype: Any) -> Value:
     if jnp.issubdtype(dtype, jax.dtypes.extended):
-        return Value.fixed(book, shape, "no numbers")
-    value = Value(tuple(map(book.fresh, shape)), (0.0,) * len(shape), parameter=True)
+        return Value.fixed(sets, shape, "no numbers")
+    value = Value(tuple(map(sets.new_labels, shape)), (0.0,) * len(shape), parameter=True)
     for labels in value.axes:
         if len(labels) == 1:
-            book.fix(labels, "a single element")
+            sets.fix(labels, "a single element")
     return value
 
 
@@ -182,6 +183,7 @@ def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
         first = np.argsort(next(iter(indices.values()))[:, 0], kind="stable")
         indices = {place: at[first] for place, at in indices.items()}
         found.append((indices, units))
+    # On one axis, the units of an outer dimension are farther apart.
     found.sort(key=lambda each: [(place, at[0, 0], -at[1, 0]) for place, at in each[0].items()])
     named = [({places[at]: x for at, x in indices.items()}, units) for indices, units in found]
     names = _names(analysis, [indices for indices, _ in named])
@@ -191,14 +193,14 @@ def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
 def _dimension(
     analysis: Analysis, name: str, indices: Mapping[Place, np.ndarray], units: np.ndarray
 ) -> Dimension:
-    book = analysis.book
+    sets = analysis.sets
     return Dimension(
         name,
         len(units),
         indices,
-        exchangeable=not book.is_ordered(units).any(),
-        consumed=frozenset(p for p in indices if book.is_consumed(analysis.labels[p])),
-        counted=bool(book.is_counted(units).any()),
+        exchangeable=not sets.is_ordered(units).any(),
+        consumed=frozenset(p for p in indices if sets.is_consumed(analysis.labels[p])),
+        counted=bool(sets.is_counted(units).any()),
     )
 
 
@@ -233,7 +235,8 @@ def _names(analysis: Analysis, found: Sequence[Mapping[Place, np.ndarray]]) -> l
         def least(place: Place, indices: Mapping[Place, np.ndarray] = indices) -> tuple[int, ...]:
             shape = analysis.shapes[place[0]]
             part = np.unique(indices[place]).size < shape[place[1]]
-            return analysis.book.is_consumed(analysis.labels[place]), part, -len(shape)
+            # False comes first: producers, then axes of a single dimension, then kernels.
+            return analysis.sets.is_consumed(analysis.labels[place]), part, -len(shape)
 
         path, axis = min(indices, key=least)
         names.append(f"{path}:{axis}")
@@ -250,6 +253,6 @@ def frozen_axes(analysis: Analysis, known: Sequence[Dimension]) -> dict[Place, s
     found = {}
     for place, labels in analysis.labels.items():
         if place not in free:
-            reason = analysis.book.reason(labels)
+            reason = analysis.sets.reason(labels)
             found[place] = "all its elements go together" if reason is None else str(reason)
     return found

@@ -15,7 +15,7 @@ from jax.core import Tracer
 from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Values, Walk
 from nnopt_jax.trace.control import is_inlined
 from nnopt_jax.trace.coupling.derivatives import Derived, derive
-from nnopt_jax.trace.coupling.labels import Book, Labels
+from nnopt_jax.trace.coupling.labels import Labels, LabelSets
 from nnopt_jax.trace.coupling.remains import Reason, Residue, Value, common
 from nnopt_jax.trace.coupling.step_labels import StepLabels
 from nnopt_jax.trace.jaxpr import Equation
@@ -43,52 +43,54 @@ class Coupling(Domain[Value]):
     """The analysis that finds which elements of parameters must be removed together.
 
     Args:
-        book: the labels.
+        sets: the labels.
         table: the rules of the primitives.
         notes: the note of each step by location, since loops are walked more than once.
     """
 
-    book: Book = dataclasses.field(default_factory=Book)
+    sets: LabelSets = dataclasses.field(default_factory=LabelSets)
     table: Table = TABLE
     notes: dict[Location, Note] = dataclasses.field(default_factory=dict)
 
     def constant(self, x: Any) -> Value:
         """Return the value of a constant, which loses elements together with other operands."""
         if isinstance(x, Tracer) or jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
-            return Value.ordered(self.book, np.shape(x))
+            return Value.ordered(self.sets, np.shape(x))
         array = np.asarray(x)
         alike = array.size and bool((array == array.flat[0]).all())
-        value = Value.fresh(self.book, array.shape, _number(array.flat[0]) if alike else None)
+        value = Value.fresh(self.sets, array.shape, _number(array.flat[0]) if alike else None)
+        # Units with different constants, such as rotary angles, cannot be permuted.
         for axis, labels in enumerate(value.axes):
             if not alike and (array != array.take([0], axis)).any():
-                self.book.order(labels)
+                self.sets.mark_ordered(labels)
         return value
 
     def join(self, one: Value, other: Value) -> Value:
         """Return the value of an array that is one or the other of two, and couple the two."""
         if one.home != other.home:
+            # Content is recomputed only in the program that made it, and these have no common one.
             one, other = one.within(()), other.within(())
         parameter = one.parameter and other.brings_no_units
         for ours, theirs in zip(one.axes, other.axes, strict=True):
-            self.book.join(ours, theirs)
+            self.sets.join(ours, theirs)
             if parameter:
-                self.book.derive(ours, [theirs])
+                self.sets.record_sources(ours, [theirs])
         left = [common([one.remains_at(a), other.remains_at(a)]) for a in range(len(one.axes))]
         constant = one.constant if one.constant == other.constant else None
         return Value(one.axes, tuple(left), constant, parameter, one.home)
 
-    def same(self, one: Value, other: Value) -> bool:
+    def is_same(self, one: Value, other: Value) -> bool:
         """Return whether two values have equal content at removed units (`join` coupled them)."""
         return one.remains == other.remains and one.constant == other.constant
 
     def layer(self, value: Value, site: Site) -> Value:
         """Return the value of one slice of an array that a loop iterates over; fix that axis."""
-        self.book.fix(value.axes[0], Reason("a loop iterates over it", site.around))
+        self.sets.fix(value.axes[0], Reason("a loop iterates over it", site.around))
         return value._replace(axes=value.axes[1:], remains=value.remains[1:])
 
     def stack(self, value: Value, times: int, site: Site) -> Value:
         """Return the value of a loop's stacked outcomes, and fix the axis of the iterations."""
-        turns = self.book.fixed(times, "iterations of a loop")
+        turns = self.sets.fixed_labels(times, "iterations of a loop")
         return value._replace(axes=(turns, *value.axes), remains=(Residue.UNKNOWN, *value.remains))
 
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
@@ -96,7 +98,7 @@ class Coupling(Domain[Value]):
 
         def shared(labels: Labels, devices: int) -> Labels:
             own = labels[: len(labels) // devices]
-            self.book.join(labels, np.tile(own, devices))
+            self.sets.join(labels, np.tile(own, devices))
             return own
 
         return self._over_mesh(value, cut, mesh, shared)
@@ -113,7 +115,7 @@ class Coupling(Domain[Value]):
             devices = math.prod(mesh.shape[name] for name in names)
             axes.append(labels if devices == 1 else change(labels, devices))
             if value.parameter:
-                self.book.derive(axes[-1], [labels])
+                self.sets.record_sources(axes[-1], [labels])
         return value._replace(axes=tuple(axes))
 
     def leave(self, programs: Programs, values: Values, outcomes: Values, site: Site) -> Values:
@@ -131,11 +133,11 @@ class Coupling(Domain[Value]):
         """Couple the elements that a step combines, and record and return its outcomes."""
         home = _home(site)
         ins = [value.within(home) for value in values]
-        outs = StepLabels(self.book, equation, rule, ins, site).outcomes()
+        outs = StepLabels(self.sets, equation, rule, ins, site).outcomes()
         parameter = any(x.parameter for x in ins) and all(x.brings_no_units for x in ins)
         for out in outs if parameter else ():
             for labels in out.axes:
-                self.book.derive(labels, (x for value in ins for x in value.axes))
+                self.sets.record_sources(labels, (x for value in ins for x in value.axes))
         outs = [out._replace(parameter=parameter, home=home) for out in outs]
         self.notes[site.location] = Note(rule, ins, outs)
         return outs
@@ -154,4 +156,5 @@ def _number(x: Any) -> float | None:
     x = np.asarray(x)
     if x.dtype.kind not in "biuf" and not jnp.issubdtype(x.dtype, jnp.floating):
         return None
+    # NaN equals no number, not even itself.
     return None if math.isnan(x) else float(x)

@@ -117,6 +117,7 @@ def _vjp_programs(
         leaves, primals
     )
     slopes = [Value(x.axes, (Residue.UNKNOWN,) * len(x.axes)) for x in floats]
+    # Residuals follow the outcomes.
     kept = forward.outputs[len(outs) :]
     return forward, _walk(walk, site, 2, again, [*kept, *slopes], values)
 
@@ -159,6 +160,7 @@ def run_vjp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -
     def back(kept: Any, slopes: Any) -> Any:
         tangents, _ = _partition(equation.outvars, slopes)
         found = run(1, [*kept, *tangents])
+        # Integer operands have no cotangents.
         return tuple(_combine(equation.invars, found, [None] * len(equation.invars)))
 
     function.defvjp(ahead, back)

@@ -13,10 +13,11 @@ Labels = np.ndarray
 KEPT = 0
 """The label of elements that are never removed."""
 
+# The greatest depth to which pairs are taken apart, since pairs may contain themselves.
 _DEPTH = 16
 
 
-class Book:
+class LabelSets:
     """A union-find of labels: elements whose labels are joined are removed together.
 
     A label stands for a set of elements that are removed together or not at all. A label may be a
@@ -27,14 +28,11 @@ class Book:
     combined with constants that differ from element to element, so that elements cannot change
     places.
 
-    Args:
-        None.
-
     Example:
-        >>> book = Book()
-        >>> hidden, rows = book.fresh(4), book.fresh(4)
-        >>> book.join(hidden, rows)
-        >>> bool((book.find(hidden) == book.find(rows)).all())
+        >>> sets = LabelSets()
+        >>> hidden, rows = sets.new_labels(4), sets.new_labels(4)
+        >>> sets.join(hidden, rows)
+        >>> bool((sets.find(hidden) == sets.find(rows)).all())
         True
     """
 
@@ -44,7 +42,7 @@ class Book:
         self._first = np.full(1, -1)
         self._second = np.full(1, -1)
         self._why = np.ones(1, np.int32)
-        self._read = np.zeros(1, bool)
+        self._summed = np.zeros(1, bool)
         self._counted = np.zeros(1, bool)
         self._ordered = np.zeros(1, bool)
         self._reasons: list[Any] = [None, "always kept"]
@@ -57,7 +55,7 @@ class Book:
         """The number of labels."""
         return self._count
 
-    def fresh(self, size: int) -> Labels:
+    def new_labels(self, size: int) -> Labels:
         """Create labels that differ from each other and from all known ones."""
         start, stop = self._count, self._count + size
         if stop > len(self._parent):
@@ -67,20 +65,21 @@ class Book:
         return made
 
     def _grow(self, size: int) -> None:
+        # Doubling keeps the average cost of a new label constant.
         more = max(size, 2 * len(self._parent)) - len(self._parent)
-        for name in ("_parent", "_first", "_second", "_why", "_read", "_counted", "_ordered"):
+        for name in ("_parent", "_first", "_second", "_why", "_summed", "_counted", "_ordered"):
             blank = -1 if name in ("_first", "_second") else 0
             setattr(self, name, np.pad(getattr(self, name), (0, more), constant_values=blank))
 
     @property
     def _known(self) -> tuple[np.ndarray, ...]:
         """The arrays of properties of sets; a joined set takes the larger value of each."""
-        return self._why, self._read, self._counted, self._ordered
+        return self._why, self._summed, self._counted, self._ordered
 
-    def fixed(self, size: int, reason: Any) -> Labels:
+    def fixed_labels(self, size: int, reason: Any) -> Labels:
         """Return one fixed label, repeated, for elements that stay for a given reason."""
         if reason not in self._fixed:
-            (label,) = self.fresh(1)
+            (label,) = self.new_labels(1)
             self._fixed[reason] = label
             self.fix(np.array([label]), reason)
         return np.full(size, self._fixed[reason])
@@ -91,6 +90,7 @@ class Book:
         while True:
             above = self._parent[found]
             if np.array_equal(above, found):
+                # Path compression keeps later searches short.
                 self._parent[labels] = found
                 return found
             found = above
@@ -112,10 +112,10 @@ class Book:
         why = self._why[self.find(labels)]
         return self._reasons[why[why > 0][0]] if why.any() else None
 
-    def read(self, labels: Labels, *, by_weights: bool = False) -> None:
+    def mark_summed(self, labels: Labels, *, by_weights: bool = False) -> None:
         """Mark elements as summed over: by a product with weights, or by any other operation."""
         roots = self.find(labels)
-        self._read[roots] = True
+        self._summed[roots] = True
         if not by_weights:
             self._counted[roots] = True
 
@@ -123,16 +123,16 @@ class Book:
         """Return for each label whether any step but a product with weights sums over it."""
         return self._counted[self.find(labels)]
 
-    def derive(self, axis: Labels, sources: Iterable[Labels]) -> None:
+    def record_sources(self, axis: Labels, sources: Iterable[Labels]) -> None:
         """Record the parameter axes that an axis of an array made of parameters alone comes from.
 
         A step that consumes the axis consumes those of its sources that share elements with it.
         """
-        own = self._parts(axis)
-        shared = [x for x in sources if x is not axis and np.isin(self._parts(x), own).any()]
+        own = self._free_sets(axis)
+        shared = [x for x in sources if x is not axis and np.isin(self._free_sets(x), own).any()]
         self._sources.setdefault(id(axis), (axis, []))[1].extend(shared)
 
-    def _parts(self, labels: Labels) -> Labels:
+    def _free_sets(self, labels: Labels) -> Labels:
         """Return the sets that elements belong to, without fixed ones; pairs give both parts."""
         found, depth = self.find(np.unique(labels)), 0
         while depth < _DEPTH and (pairs := found[self._first[found] >= 0]).size:
@@ -140,7 +140,7 @@ class Book:
             found, depth = np.union1d(found[self._first[found] < 0], more), depth + 1
         return found[self._why[found] == 0]
 
-    def consume(self, axis: Labels) -> None:
+    def mark_consumed(self, axis: Labels) -> None:
         """Mark an axis of a parameter as consumed: a product sums over its units."""
         waiting = [axis]
         while waiting:
@@ -153,7 +153,7 @@ class Book:
         """Return whether an axis, identified by its array of labels, was marked as consumed."""
         return id(axis) in self._consumed
 
-    def order(self, labels: Labels) -> None:
+    def mark_ordered(self, labels: Labels) -> None:
         """Mark elements that cannot be permuted."""
         self._ordered[self.find(labels)] = True
 
@@ -190,11 +190,13 @@ class Book:
             if not differ.any():
                 break
             low, high = np.minimum(a, b)[differ], np.maximum(a, b)[differ]
+            # Of several partners of a set, the least becomes its parent; the loop joins the rest.
             np.minimum.at(self._parent, high, low)
             lost.append(high)
         gone = np.unique(np.concatenate(lost)) if lost else np.zeros(0, np.int64)
         roots = self.find(gone)
         for known in self._known:
+            # Unlike an assignment by index, `maximum.at` applies every value of a repeated root.
             np.maximum.at(known, roots, known[gone])
         pairs = self._first[gone] >= 0
         gone, roots = gone[pairs], roots[pairs]
@@ -206,12 +208,13 @@ class Book:
     def pair(self, first: Labels, second: Labels) -> Labels:
         """Return labels that are removed if either of two labels is, element by element."""
         first, second = self.find(first), self.find(second)
+        # A fixed label is never removed, so such a pair is removed exactly with its other part.
         without_first, without_second = self._why[first] > 0, self._why[second] > 0
         if without_first.all() or np.array_equal(first, second):
             return second
         if without_second.all():
             return first
-        both = self.fresh(len(first))
+        both = self.new_labels(len(first))
         self._first[both], self._second[both] = first, second
         return np.where(without_second, first, np.where(without_first, second, both))
 
@@ -241,14 +244,16 @@ class Book:
             )
             (outer, inner), (more_outer, more_inner) = parts
             return self.pair(outer, more_outer), self.pair(inner, more_inner)
-        outer, inner = self.fresh(rows), self.fresh(columns)
+        # No structure is known: only whole rows or whole columns may be removed.
+        outer, inner = self.new_labels(rows), self.new_labels(columns)
         self.join(grid.ravel(), self.flatten(outer, inner))
         return outer, inner
 
     def propagate(self) -> None:
         """Propagate the properties of pairs to their parts, and fix labels that nothing sums."""
         pairs, first, second = self._pairs()
-        self._untie(pairs, first, second)
+        # Cycles come first: walks from pairs to their parts would not end.
+        self._fix_cycles(pairs, first, second)
         parts, twice = np.concatenate([first, second]), np.tile(pairs, 2)
         for known in self._known:
             while True:
@@ -258,7 +263,7 @@ class Book:
                     break
                 known[parts[gets]] = known[twice[gets]]
         every = np.arange(self._count)
-        alone = (self._first[every] < 0) & ~self._read[every] & (self.find(every) == every)
+        alone = (self._first[every] < 0) & ~self._summed[every] & (self.find(every) == every)
         self.fix(np.flatnonzero(alone), "unused")
 
     def _pairs(self) -> tuple[Labels, Labels, Labels]:
@@ -267,7 +272,7 @@ class Book:
         pairs = np.flatnonzero((self._first[every] >= 0) & (self.find(every) == every))
         return pairs, self.find(self._first[pairs]), self.find(self._second[pairs])
 
-    def _untie(self, pairs: Labels, first: Labels, second: Labels) -> None:
+    def _fix_cycles(self, pairs: Labels, first: Labels, second: Labels) -> None:
         """Fix pairs that contain themselves, directly or through other pairs."""
         known = self._first[: self._count] < 0
         while True:
@@ -301,7 +306,7 @@ class Book:
             label = np.concatenate([self._first[label], self._second[label]])
             at, role = np.tile(at, 2), np.concatenate([2 * role, 2 * role + 1])
 
-    def removed(self, units: Labels) -> np.ndarray:
+    def removed_labels(self, units: Labels) -> np.ndarray:
         """Return a mask of all labels that are removed together with the given units."""
         gone = np.zeros(self._count, bool)
         gone[self.find(units)] = True

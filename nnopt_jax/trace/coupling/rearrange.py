@@ -135,23 +135,23 @@ class SmallerFunction(Tabular):
 
     def _removed_labels(self, analysis: Analysis) -> np.ndarray:
         """Return a mask of removed labels; a unit is removed if all its elements are."""
-        analysis.book.propagate()
+        analysis.sets.propagate()
         places, rows = analysis.elements()
         gone = np.zeros(len(rows), bool)
         for number, place in enumerate(places):
             if place in self.kept:
                 own = rows[:, 1] == number
                 gone[own] = ~self.kept[place][rows[own, 3]]
-        stays = np.zeros(analysis.book.size, bool)
+        stays = np.zeros(analysis.sets.size, bool)
         stays[rows[~gone, 0]] = True
         units = np.unique(rows[:, 0])
-        found = analysis.book.removed(units[~stays[units]])
+        found = analysis.sets.removed_labels(units[~stays[units]])
         wrong = Problems(NAME)
         for place, labels in analysis.labels.items():
             kept = self.kept.get(place)
             left = ~found[labels]
             if not (left.all() if kept is None else np.array_equal(left, kept)):
-                reason = analysis.book.reason(labels)
+                reason = analysis.sets.reason(labels)
                 why = "" if reason is None else f" ({reason})"
                 text = f"axis {place[1]} does not go with the rest at these arguments{why}."
                 wrong.add(place[0], text)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.trace.abstract_walk import Location
-from nnopt_jax.trace.coupling.labels import Book, Labels
+from nnopt_jax.trace.coupling.labels import Labels, LabelSets
 from nnopt_jax.trace.jaxpr import Equation, line
 from nnopt_jax.trace.primitives import Dim, Factor, Kind, OpRule, factors_of
 
@@ -54,21 +54,22 @@ class Value(NamedTuple):
     home: Location = ()
 
     @classmethod
-    def fixed(cls, book: Book, shape: Sequence[int], reason: Any) -> Value:
+    def fixed(cls, sets: LabelSets, shape: Sequence[int], reason: Any) -> Value:
         """Return the value of an array that loses no elements, for the given reason."""
-        return cls(tuple(book.fixed(n, reason) for n in shape), (Residue.UNKNOWN,) * len(shape))
+        labels = tuple(sets.fixed_labels(size, reason) for size in shape)
+        return cls(labels, (Residue.UNKNOWN,) * len(shape))
 
     @classmethod
-    def fresh(cls, book: Book, shape: Sequence[int], constant: float | None = None) -> Value:
+    def fresh(cls, sets: LabelSets, shape: Sequence[int], constant: float | None = None) -> Value:
         """Return the value of an array with new labels, which does not depend on parameters."""
-        return cls(tuple(map(book.fresh, shape)), (Residue.UNKNOWN,) * len(shape), constant)
+        return cls(tuple(map(sets.new_labels, shape)), (Residue.UNKNOWN,) * len(shape), constant)
 
     @classmethod
-    def ordered(cls, book: Book, shape: Sequence[int]) -> Value:
+    def ordered(cls, sets: LabelSets, shape: Sequence[int]) -> Value:
         """Return the value of an array whose elements differ, so that units cannot be permuted."""
-        value = cls.fresh(book, shape)
+        value = cls.fresh(sets, shape)
         for labels in value.axes:
-            book.order(labels)
+            sets.mark_ordered(labels)
         return value
 
     @property
@@ -124,6 +125,7 @@ def elementwise(equation: Equation, rule: OpRule, given: Sequence[Remains]) -> R
     numbers = [x for x in given if not isinstance(x, Residue)]
     zeros = [i for i in rule.absorbs if given[i] == 0.0]
     others = [x for i, x in enumerate(given) if i not in zeros and not isinstance(x, Residue)]
+    # 0 * inf and 0 / 0 are NaN, so the other operands must be finite and not zero.
     if zeros and all(x and math.isfinite(x) for x in others):
         return 0.0
     if rule.chooses and not isinstance(common([given[i] for i in rule.data]), Residue):

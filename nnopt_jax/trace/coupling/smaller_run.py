@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nnopt_jax.trace.abstract_walk import Location, live, operands_needed, outputs_needed
+from nnopt_jax.trace.abstract_walk import Location, live_steps, operands_needed, outputs_needed
 from nnopt_jax.trace.control import CONTROL, Inside, is_inlined
 from nnopt_jax.trace.coupling.coupling_domain import Coupling, Note
 from nnopt_jax.trace.coupling.derivatives import DERIVED, Derived
@@ -64,7 +64,7 @@ Compute = Callable[[RunStep, list[Any], int], list[Any]]
 """A function that computes a step without inner programs, with size 1 on the given axis."""
 
 
-def ghost(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
+def removed_values(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
     """Return the values of an operand at one removed element, an array of size 1 on the axis.
 
     Args:
@@ -79,21 +79,21 @@ def ghost(compute: Compute, step: RunStep, operand: int, axis: int) -> Array:
         return x
     left = value.remains_at(axis)
     if isinstance(left, Residue):
-        return _make(compute, step.frame, step.equation.invars[operand], axis)
+        return _recompute(compute, step.frame, step.equation.invars[operand], axis)
     shape = [1 if a == axis else size for a, size in enumerate(np.shape(x))]
     return jnp.full(shape, left, x.dtype)
 
 
-def _make(compute: Compute, frame: Frame, variable: Any, axis: int) -> Array:
+def _recompute(compute: Compute, frame: Frame, variable: Any, axis: int) -> Array:
     """Recompute a variable at one removed element, by the step that made the variable."""
     if variable in frame.origins:
-        return _make(compute, *frame.origins[variable], axis)
+        return _recompute(compute, *frame.origins[variable], axis)
     step = frame.made[variable]
     which = step.equation.outvars.index(variable)
     assert step.note.rule is not None
     values = list(step.given)
     for operand, own in (same_axes(step.note.rule, which, axis) or {}).items():
-        values[operand] = ghost(compute, step, operand, own)
+        values[operand] = removed_values(compute, step, operand, own)
     return compute(step, values, axis)[which]
 
 
@@ -127,7 +127,7 @@ class SmallerRun:
         jaxpr, known, table = frame.program.jaxpr, frame.values, self.domain.table
         known.update(zip(jaxpr.constvars, frame.program.consts, strict=True))
         known.update(zip(jaxpr.invars, values, strict=True))
-        for number, equation, needed in live(frame.program, wanted, table).steps:
+        for number, equation, needed in live_steps(frame.program, wanted, table).steps:
             note = self.domain.notes[*frame.location, number]
             given = [
                 None if value is None else self.cut(read(known, x), value.axes)
@@ -136,7 +136,7 @@ class SmallerRun:
             step = RunStep(frame, number, equation, note, given)
             programs = table.programs_of(equation)
             if programs is None:
-                found = self._with_ghosts(step, self.compute(step, given))
+                found = self._add_removed(step, self.compute(step, given))
             else:
                 found = SmallerPrograms(self, step, programs, needed).compute()
             known.update(zip(equation.outvars, found, strict=True))
@@ -155,6 +155,7 @@ class SmallerRun:
         rule, equation, outs = step.note.rule, step.equation, step.note.outs
         assert rule is not None
         if rule.kind is Kind.MADE:
+            # Positions and random bits depend on the full shape.
             found = bind(equation, values)
             return [self.cut(x, out.axes) for x, out in zip(found, outs, strict=True) if out]
         if _is_slice(rule):
@@ -167,7 +168,7 @@ class SmallerRun:
             return bind(rule.resized(equation, list(map(np.shape, values)), shapes), values)
         return values[: len(outs)]  # outside of `jit`, a sharding must divide the smaller sizes
 
-    def _with_ghosts(self, step: RunStep, found: list[Any]) -> list[Any]:
+    def _add_removed(self, step: RunStep, found: list[Any]) -> list[Any]:
         """Add the values at removed units to a sum, unless they are its neutral element."""
         rule = step.note.rule
         if rule is None or rule.kind is not Kind.REDUCTION or rule.neutral is None:
@@ -181,7 +182,8 @@ class SmallerRun:
                 and factors_of([dim]) <= rule.reduced
                 and value.remains_at(axis) != rule.neutral
             ):
-                (each,) = self.compute(step, [ghost(self.compute, step, 0, axis)])
+                (each,) = self.compute(step, [removed_values(self.compute, step, 0, axis)])
+                # All removed units have the same content here, so one of them represents all.
                 total = total + count * each
         return [total]
 
@@ -219,6 +221,7 @@ class SmallerRun:
         """Remove units from an array on the axes that still have their full size."""
         for axis, labels in enumerate(axes):
             kept = self.kept(labels)
+            # The step or program that made the array may have cut it already.
             if kept is not None and np.shape(x)[axis] == len(labels):
                 x = jnp.take(x, kept, axis)
         return x
@@ -226,7 +229,8 @@ class SmallerRun:
     def run_derived(self, find: Callable[[], tuple[Derived, ...]], number: int, values: Any) -> Any:
         """Compute a program of a derivative rule, after analyzing the rule if that is not done."""
         derived = find()[number]
-        if self.domain.book.size != len(self._gone):
+        # The analysis of a rule adds labels, which the masks do not cover.
+        if self.domain.sets.size != len(self._gone):
             self._gone = self._removed_labels()
             self._kept.clear()
         found = self.run(derived.program, values, derived.location)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from nnopt_jax.trace.abstract_walk import Site
-from nnopt_jax.trace.coupling.labels import KEPT, Book, Labels
+from nnopt_jax.trace.coupling.labels import KEPT, Labels, LabelSets
 from nnopt_jax.trace.coupling.remains import (
     Reason,
     Remains,
@@ -40,7 +40,7 @@ class StepLabels:
     """The transfer of labels from a step's operands to its outcomes, by factors of its rule.
 
     Args:
-        book: the labels.
+        sets: the labels.
         equation: the step.
         rule: the rule of its primitive.
         values: its operands.
@@ -48,9 +48,9 @@ class StepLabels:
     """
 
     def __init__(
-        self, book: Book, equation: Equation, rule: OpRule, values: Sequence[Value], site: Site
+        self, sets: LabelSets, equation: Equation, rule: OpRule, values: Sequence[Value], site: Site
     ) -> None:
-        self.book, self.equation, self.rule = book, equation, rule
+        self.sets, self.equation, self.rule = sets, equation, rule
         self.values, self.site = values, site
         self.labels: dict[Factor, Labels] = {}
         self.remains: dict[Factor, dict[int, Remains]] = {}
@@ -59,7 +59,7 @@ class StepLabels:
     def outcomes(self) -> list[Value]:
         """Couple the operands, and return the abstract values of the outcomes."""
         if self.rule.kind is Kind.MADE:
-            return self._make()
+            return self._generated()
         flat = {a for axes in self.rule.flat for a in axes.operand}
         for number, (value, dims) in enumerate(zip(self.values, self.rule.operands, strict=True)):
             for axis, dim in enumerate(dims):
@@ -73,17 +73,17 @@ class StepLabels:
     def fix(self, labels: Labels, text: str) -> None:
         """Mark elements that the step needs as never removed."""
         # Most labels are fixed already, and reasons are slow to make.
-        if not self.book.is_fixed(labels).all():
-            self.book.fix(labels, self._reason(text))
+        if not self.sets.is_fixed(labels).all():
+            self.sets.fix(labels, self._reason(text))
 
     def _reason(self, text: str) -> Reason:
         return Reason(text.format(self.equation.primitive.name), self.site.around)
 
-    def _make(self) -> list[Value]:
+    def _generated(self) -> list[Value]:
         """Return the values of generated arrays (`iota`, random bits), made in full, then cut."""
         for labels in (x for value in self.values for x in value.axes):
             self.fix(labels, "{} needs it whole")
-        return [Value.ordered(self.book, shape) for shape in self.rule.outcome_shapes]
+        return [Value.ordered(self.sets, shape) for shape in self.rule.outcome_shapes]
 
     def _enter(self, number: int, value: Value, axis: int, place: Place) -> None:
         """Assign the labels of an operand's axis to the factors that index the axis."""
@@ -108,13 +108,13 @@ class StepLabels:
 
     def _assign(self, factor: Factor, labels: Labels) -> None:
         if factor in self.labels:
-            self.book.join(self.labels[factor], labels)
+            self.sets.join(self.labels[factor], labels)
         else:
             self.labels[factor] = labels
 
     def _fix_factors(self, place: Place, text: str) -> dict[Factor, Labels]:
         sizes = self.rule.sizes
-        return {f: self.book.fixed(sizes[f], self._reason(text)) for f in place.names}
+        return {f: self.sets.fixed_labels(sizes[f], self._reason(text)) for f in place.names}
 
     def _split(self, labels: Labels, place: Place) -> Iterator[tuple[Factor, Labels]]:
         """Split the labels of an axis among the factors that index the axis.
@@ -132,7 +132,7 @@ class StepLabels:
                 yield factor, labels
                 labels = np.full(1, KEPT)
             else:
-                outer, labels = self.book.split(labels, sizes[factor])
+                outer, labels = self.sets.split(labels, sizes[factor])
                 yield factor, outer
         yield place.names[-1], labels
 
@@ -144,12 +144,12 @@ class StepLabels:
                 self.labels[f] = self.values[0].axes[a]
             names = [f for a in theirs for f in self.rule.outcomes[0][a][0].names]
             if 0 in self.rule.outcome_shapes[0]:
-                self.labels |= {f: self.book.fresh(self.rule.sizes[f]) for f in names}
+                self.labels |= {f: self.sets.new_labels(self.rule.sizes[f]) for f in names}
                 continue
             left = {0: self._remains_of([self.values[0].remains_at(a) for a in ours], flat.names)}
             labels = self._merge(flat)
             for factor in names[:-1]:
-                self.labels[factor], labels = self.book.split(labels, self.rule.sizes[factor])
+                self.labels[factor], labels = self.sets.split(labels, self.rule.sizes[factor])
             self.labels[names[-1]] = labels
             self.remains |= dict.fromkeys(names, left)
 
@@ -158,7 +158,7 @@ class StepLabels:
         found = common(remains)
         if isinstance(found, Residue) and len(remains) > 1:
             pairs = zip(remains, factors, strict=True)
-            found = common([x for x, f in pairs if not self.book.is_fixed(self.labels[f]).all()])
+            found = common([x for x, f in pairs if not self.sets.is_fixed(self.labels[f]).all()])
         return found
 
     def _reduce(self) -> None:
@@ -172,8 +172,8 @@ class StepLabels:
             return
         for factor in reduced:
             labels, left = self.labels[factor], self.remains[factor][0]
-            self.book.read(labels)
-            if left == rule.neutral or self.book.is_fixed(labels).all():
+            self.sets.mark_summed(labels)
+            if left == rule.neutral or self.sets.is_fixed(labels).all():
                 continue
             # The run can add the values of removed units to a sum for one axis only.
             sums = self.equation.primitive is primitives.reduce_sum_p
@@ -187,7 +187,7 @@ class StepLabels:
         for value, dims in data:
             for labels, dim in zip(value.axes, dims, strict=True):
                 if value.parameter and not factors_of([dim]).isdisjoint(reduced):
-                    self.book.consume(labels)
+                    self.sets.mark_consumed(labels)
         if self.rule.chooses:  # group sizes, which count rows or elements of the summed axis
             left, right = (factors_of(dims) for _, dims in data)
             starts = (place.start for dim in self.rule.outcomes[0] for place in dim)
@@ -196,7 +196,7 @@ class StepLabels:
                 self.fix(self.labels[factor], "groups of {} count it")
         by_weights = any(value.parameter for value, _ in data)
         for factor in reduced:
-            self.book.read(self.labels[factor], by_weights=by_weights)
+            self.sets.mark_summed(self.labels[factor], by_weights=by_weights)
             if 0.0 not in self.remains[factor].values():
                 text = "a product would count what removed units leave in both factors"
                 self.fix(self.labels[factor], text)
@@ -236,7 +236,7 @@ class StepLabels:
             for factor in factors_of([dim]):
                 self.fix(self._labels(factor), _LOOKED)
             return self.labels[dim[0].names[0]]
-        labels = self.book.fixed(size, "padded")
+        labels = self.sets.fixed_labels(size, "padded")
         for place in dim:
             if not isinstance(place.start, RuntimeStart):
                 labels[place.indices(self.rule.sizes).ravel()] = self._merge(place)
@@ -249,7 +249,7 @@ class StepLabels:
             if found is None or len(found) == 1:
                 found = own
             elif len(own) > 1:
-                found = self.book.flatten(own, found)
+                found = self.sets.flatten(own, found)
         return np.full(1, KEPT) if found is None else found
 
     def _labels(self, factor: Factor) -> Labels:
@@ -257,9 +257,9 @@ class StepLabels:
         if factor not in self.labels:
             size = self.rule.sizes[factor]
             if factor in self.rule.whole:
-                own = self.book.fixed(size, self._reason(_WHOLE[self.rule.kind]))
+                own = self.sets.fixed_labels(size, self._reason(_WHOLE[self.rule.kind]))
             else:
-                own = self.book.fresh(size)
+                own = self.sets.new_labels(size)
             self.labels[factor] = own
         return self.labels[factor]
 
@@ -280,6 +280,7 @@ class StepLabels:
             others = (a for a in range(len(shape)) if a != axis)
             if not all(rule.is_whole(rule.outcomes[number][a], shape[a]) for a in others):
                 return Residue.UNKNOWN
+        # The run could not recompute the content for a single removed unit.
         if found is Residue.ALIKE and same_axes(rule, number, axis) is None:
             return Residue.UNKNOWN
         return found

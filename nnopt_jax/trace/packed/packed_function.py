@@ -154,6 +154,7 @@ class OnPacked(Tabular):
 
     def _run(self, args: Any, kwargs: Any, record: Any) -> Any:
         function = self.function
+        # Without packed leaves, the function runs as it is.
         if not any(is_node(x) for x in jax.tree.leaves((args, kwargs), is_leaf=is_node)):
             return function(*args, **kwargs)
         given = trace(function, args, kwargs)
@@ -164,7 +165,7 @@ class OnPacked(Tabular):
             for value, path in zip(given.values, given.paths, strict=True)
         ]
         found = run(given.program, values, record, self.table)
-        return given.outcome([_return(x, record) for x in found])
+        return given.outcome([_output_of(x, record) for x in found])
 
 
 def on_packed(
@@ -201,7 +202,7 @@ def on_packed(
     return OnPacked(function, strict, table)
 
 
-def _return(value: Any, record: Any) -> Any:
+def _output_of(value: Any, record: Any) -> Any:
     """Return an output of the program as a node if it is packed, else as an array."""
     if not is_leaf(value):
         return value

@@ -137,7 +137,7 @@ def as_array(x: PackedLeaf | Array) -> Array:
     return x.node.materialize() if isinstance(x, PackedLeaf) else x
 
 
-def loosen(leaf: PackedLeaf) -> PackedLeaf | Array:
+def unpack(leaf: PackedLeaf) -> PackedLeaf | Array:
     """Materialize the weight of a leaf; a leaf that rounds inputs of products still does."""
     loose = inputs_above(leaf.node).loosened()
     return PackedLeaf(loose, leaf.path) if is_node(loose) else loose

@@ -83,10 +83,11 @@ class Movement:
         """
         if self.rule.is_identity:
             return self._identity(x)
+        # A transpose does not depend on sizes, so it applies to coarse arrays as well.
         if self.axes:
             return x.transpose(self.axes)
         if tuple(shape) != self.before:
-            there = self._of(tuple(shape))
+            there = self._for_shape(tuple(shape))
             return None if there is None else there.apply(x, shape, fill)
         if self.is_step and tuple(x.shape) == self.before and not self.fills:
             return bind(self.equation, [x, *self.values[1:]])[self.outcome]
@@ -99,7 +100,7 @@ class Movement:
         x, entries = taken
         return _place(x, entries, pair, self.shape, self.rule.sizes, fill)
 
-    def _of(self, shape: Shape) -> Movement | None:
+    def _for_shape(self, shape: Shape) -> Movement | None:
         """Return the movement for a shape that differs in its last axes, which do not move."""
         lead = len(self.before) - self.kept
         if shape[:lead] != self.before[:lead]:
@@ -154,9 +155,11 @@ def _take(
         if isinstance(place.start, RuntimeStart):
             if group > 1:
                 return None
+            # Without groups, any start is allowed.
             start = values[place.start.operand]
             x = lax.dynamic_slice_in_dim(x, start, count, at)
         elif (place.start, count) != (0, size):
+            # The slice must consist of whole groups.
             if group > 1 and (stride != 1 or place.start % group or count % group):
                 return None
             first, last = place.start // group, (place.start + (count - 1) * stride) // group
@@ -190,7 +193,7 @@ def _place(
             x = jnp.repeat(x, needed[factor] // x.shape[axis], axis)
     x = x.reshape([math.prod(needed.get(f, 1) for f in place.names) for place in pair[1]])
     for axis, (place, size) in enumerate(zip(pair[1], shape, strict=True)):
-        found = _along(x, axis, place, size, sizes, fill)
+        found = _pad_axis(x, axis, place, size, sizes, fill)
         if found is None:
             return None
         x = found
@@ -208,7 +211,7 @@ def _widen(places: Sequence[Place], entries: Entries, sizes: tuple[int, ...]) ->
     }
 
 
-def _along(
+def _pad_axis(
     x: Array, axis: int, place: Place, size: int, sizes: tuple[int, ...], fill: float
 ) -> Array | None:
     """Reverse one axis if its stride is negative, or pad it to the size of the outcome."""

@@ -18,7 +18,7 @@ from nnopt_jax.arrays.nodes import is_spec
 from nnopt_jax.errors import ShapeError
 from nnopt_jax.trace.control import CONTROL, Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, evaluate, primitives
-from nnopt_jax.trace.packed.packed_leaf import Deferred, PackedLeaf, as_array, is_leaf, loosen
+from nnopt_jax.trace.packed.packed_leaf import Deferred, PackedLeaf, as_array, is_leaf, unpack
 from nnopt_jax.trace.packed.packed_movement import Movement
 from nnopt_jax.trace.packed.packed_steps import step
 from nnopt_jax.trace.primitives import TABLE, Flow, Table, rule_of
@@ -58,7 +58,7 @@ class InsidePacked(Inside):
             return Slices(value, lambda part, _: part)
         if _layer(value, 0) is None:
             self.record(value, self.equation, "one of its fields cannot be moved")
-            value = loosen(value)
+            value = unpack(value)
             if not is_leaf(value):
                 return Slices(value, lambda part, _: part)
         # The loop slices the weight at which gradients are computed, and so stacks its gradients.

@@ -16,7 +16,7 @@ from nnopt_jax.arrays.masked import zero_outside
 from nnopt_jax.arrays.products.contraction import Contraction
 from nnopt_jax.arrays.products.special_products import Convolution, Ragged
 from nnopt_jax.trace.jaxpr import Equation, bind, primitives
-from nnopt_jax.trace.packed.packed_leaf import PackedLeaf, as_array, defer, is_leaf, loosen
+from nnopt_jax.trace.packed.packed_leaf import PackedLeaf, as_array, defer, is_leaf, unpack
 from nnopt_jax.trace.packed.packed_movement import Movement, movements_of
 from nnopt_jax.trace.primitives import TABLE, Kind, OpRule, Table
 from nnopt_jax.trace.primitives.primitive_names import ragged_dot_general_p
@@ -99,7 +99,7 @@ def _move(leaf: PackedLeaf, movements: Sequence[Moves]) -> list[PackedLeaf]:
     try:
         return [_move_once(leaf, movement) for movement in movements]
     except CannotStayPacked as reason:
-        raise CannotStayPacked(str(reason), _move_loosened(leaf, movements)) from reason
+        raise CannotStayPacked(str(reason), _move_unpacked(leaf, movements)) from reason
 
 
 def _move_once(leaf: PackedLeaf, movement: Moves) -> PackedLeaf:
@@ -107,9 +107,9 @@ def _move_once(leaf: PackedLeaf, movement: Moves) -> PackedLeaf:
     return PackedLeaf(_pad(leaf, node, movement) if movement.fills else node, leaf.path)
 
 
-def _move_loosened(leaf: PackedLeaf, movements: Sequence[Moves]) -> tuple[PackedLeaf, ...] | None:
+def _move_unpacked(leaf: PackedLeaf, movements: Sequence[Moves]) -> tuple[PackedLeaf, ...] | None:
     """Move the materialized weight of a leaf that rounds inputs; None for other leaves."""
-    loose = loosen(leaf)
+    loose = unpack(leaf)
     if isinstance(loose, PackedLeaf):
         with contextlib.suppress(CannotStayPacked):
             return tuple(_move_once(loose, movement) for movement in movements)
@@ -140,13 +140,13 @@ def _dot(equation: Equation, values: list[Any]) -> Array:
     swapped = Contraction(right, left, right_batch, left_batch, others)
     own = len(swapped.free(len(weight.shape)))
 
-    def turned(out: Array) -> Array:
+    def restore_order(out: Array) -> Array:
         """Put the axes of the weight before those of the array, as the step has them."""
         order = range(out.ndim)
         batch, last = len(left_batch), out.ndim - own
         return out.transpose((*order[:batch], *order[last:], *order[batch:last]))
 
-    return after(lambda: dot(x, weight.node, swapped), turned)
+    return after(lambda: dot(x, weight.node, swapped), restore_order)
 
 
 def _convolution(equation: Equation, values: list[Any]) -> Array:

@@ -91,6 +91,7 @@ def _convolution(equation: Equation) -> OpRule:
     x[features] = draft.mixed(*(groups if feature_groups > 1 else ()), channel)
     weight[inward], weight[outward] = draft.mixed(channel), draft.mixed(*groups, output)
     out[out_batch], out[out_features] = draft.mixed(row), draft.mixed(*groups, output)
+    # A convolution needs the axes of its window whole: entries interact with their neighbors.
     windowed = set[int]()
     for i, (place, tap, position) in enumerate(zip(places, taps, positions, strict=True)):
         at, offset = draft.factor(target[position]), draft.factor(kernel[tap])

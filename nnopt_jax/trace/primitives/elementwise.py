@@ -67,7 +67,7 @@ def elementwise_rule(equation: Equation, **facts: Any) -> OpRule:
     return draft.rule(Kind.ELEMENTWISE, operands, outcomes, **facts)
 
 
-def _each(flops: Flops, *absorbs: int, **facts: Any) -> MakeRule:
+def _elementwise(flops: Flops, *absorbs: int, **facts: Any) -> MakeRule:
     """Return a function that makes elementwise rules with the given cost and facts.
 
     Args:
@@ -78,14 +78,14 @@ def _each(flops: Flops, *absorbs: int, **facts: Any) -> MakeRule:
     return functools.partial(elementwise_rule, flops=flops, absorbs=absorbs, **facts)
 
 
-def _scaled(*absorbs: int) -> MakeRule:
+def _product(*absorbs: int) -> MakeRule:
     """Return a function that makes rules of products and quotients, which may scale by a scalar."""
 
     def make(equation: Equation) -> OpRule:
         ranks = [len(shape_of(x)) for x in equation.invars]
         is_scaled = any(ranks[i] > ranks[1 - i] == 0 for i in absorbs)
         same = Same.SCALED if is_scaled else Same.NO
-        return _each(_OPERATION, *absorbs, same=same)(equation)
+        return _elementwise(_OPERATION, *absorbs, same=same)(equation)
 
     return make
 
@@ -94,6 +94,7 @@ def _cast(equation: Equation) -> OpRule:
     """Return the rule of a cast; a cast to the same dtype only changes a weak type, at no cost."""
     before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
     integers = jnp.issubdtype(before, jnp.integer) and jnp.issubdtype(after, jnp.integer)
+    # From float to integer is not a rounding of entries that analyses may follow.
     rounds = jnp.issubdtype(after, jnp.inexact) or integers
     same = Same.IDENTITY if before == after else Same.CAST if rounds else Same.NO
     return elementwise_rule(equation, flops=Flops(int(before != after)), same=same, absorbs=(0,))
@@ -103,11 +104,12 @@ def _integer_power(equation: Equation) -> OpRule:
     """Return the rule of an integer power: repeated squaring, plus a division if negative."""
     power = equation.params["y"]
     times = abs(power)
+    # One squaring for each bit after the first, and one product for each further set bit.
     operations = max(times.bit_length() + times.bit_count() - 2, 0) + (power < 0)
     return elementwise_rule(equation, flops=Flops(operations), absorbs=(0,) if power > 0 else ())
 
 
-def _reinterpreted(equation: Equation) -> OpRule:
+def _bitcast(equation: Equation) -> OpRule:
     """Return the rule of a bitcast; if the width changes, it needs the last axis in full."""
     draft = Draft(equation)
     before, after = draft.operand_shapes[0], draft.outcome_shapes[0]
@@ -124,27 +126,27 @@ def _reinterpreted(equation: Equation) -> OpRule:
 
 
 ELEMENTWISE: dict[str, MakeRule] = {
-    "complex": _each(Flops()),
-    "real imag": _each(Flops(), 0),
-    "abs ceil conj floor population_count round sign square": _each(_OPERATION, 0),
-    "rem shift_left shift_right_arithmetic shift_right_logical": _each(_OPERATION, 0),
-    "neg": _each(_OPERATION, 0, same=Same.SCALED),
-    "mul": _scaled(0, 1),
-    "div": _scaled(0),
-    "and": _each(_OPERATION, 0, 1),
+    "complex": _elementwise(Flops()),
+    "real imag": _elementwise(Flops(), 0),
+    "abs ceil conj floor population_count round sign square": _elementwise(_OPERATION, 0),
+    "rem shift_left shift_right_arithmetic shift_right_logical": _elementwise(_OPERATION, 0),
+    "neg": _elementwise(_OPERATION, 0, same=Same.SCALED),
+    "mul": _product(0, 1),
+    "div": _product(0),
+    "and": _elementwise(_OPERATION, 0, 1),
     "add add_jaxvals clamp clz eq eq_to ge gt is_finite le le_to lt lt_to max min ne nextafter not "
-    "or sub xor": _each(_OPERATION),
-    "select_n": _each(_OPERATION, chooses=(0,)),
+    "or sub xor": _elementwise(_OPERATION),
+    "select_n": _elementwise(_OPERATION, chooses=(0,)),
     "asin asinh atan atanh bessel_i1e cbrt erf erf_inv expm1 log1p sin sinh sqrt tan tanh": (
-        _each(_FUNCTION, 0)
+        _elementwise(_FUNCTION, 0)
     ),
     "acos acosh atan2 bessel_i0e cos cosh digamma erfc exp exp2 igamma igamma_grad_a igammac "
-    "lgamma log log2 polygamma pow regularized_incomplete_beta rsqrt zeta": _each(_FUNCTION),
-    "logistic": _each(Flops(3, 1)),  # 1 / (1 + exp(-x))
-    "one_minus_square": _each(Flops(2)),
+    "lgamma log log2 polygamma pow regularized_incomplete_beta rsqrt zeta": _elementwise(_FUNCTION),
+    "logistic": _elementwise(Flops(3, 1)),  # 1 / (1 + exp(-x))
+    "one_minus_square": _elementwise(Flops(2)),
     "convert_element_type": _cast,
-    "reduce_precision": _each(_OPERATION, 0, same=Same.CAST),
+    "reduce_precision": _elementwise(_OPERATION, 0, same=Same.CAST),
     "integer_pow": _integer_power,
-    "bitcast_convert_type": _reinterpreted,
+    "bitcast_convert_type": _bitcast,
 }
 """The rules of elementwise primitives, by names."""

@@ -10,7 +10,7 @@ from nnopt_jax.trace.primitives.draft import opaque_rule, shape_of
 from nnopt_jax.trace.primitives.primitive_rule import Flops, Kind, MakeRule, OpRule
 
 
-def _made(equation: Equation, shared: int = 0, **facts: Any) -> OpRule:
+def _generator(equation: Equation, shared: int = 0, **facts: Any) -> OpRule:
     """Return the rule of a generator, such as `iota`.
 
     The parameter `shape` is the shape of the last outcome, without the leading shared axes.
@@ -20,29 +20,30 @@ def _made(equation: Equation, shared: int = 0, **facts: Any) -> OpRule:
     return opaque_rule(equation, shared, kind=Kind.MADE, resize=resize, **facts)
 
 
-def _for_each_key(equation: Equation) -> OpRule:
+def _random(equation: Equation) -> OpRule:
     """Return the rule of a random primitive, which shares the leading axes of the keys."""
-    return _made(equation, min(len(shape_of(x)) for x in (*equation.invars, *equation.outvars)))
+    shared = min(len(shape_of(x)) for x in (*equation.invars, *equation.outvars))
+    return _generator(equation, shared)
 
 
 GENERATORS: dict[str, MakeRule] = {
-    "iota empty empty2": functools.partial(_made, flops=Flops()),
+    "iota empty empty2": functools.partial(_generator, flops=Flops()),
     "random_bits random_fold_in random_gamma random_seed random_split random_unwrap random_wrap "
-    "threefry2x32": _for_each_key,
-    "rng_bit_generator rng_uniform axis_index platform_index create_token after_all": _made,
+    "threefry2x32": _random,
+    "rng_bit_generator rng_uniform axis_index platform_index create_token after_all": _generator,
 }
 """The rules of generators, which make arrays, by names of primitives."""
 
 
-def _batched(equation: Equation, last: int = 2) -> OpRule:
+def _batched_rule(equation: Equation, last: int = 2) -> OpRule:
     """Return the rule of a batched function that needs the last axes of its operand in full."""
     return opaque_rule(equation, len(shape_of(equation.invars[0])) - last)
 
 
 LINEAR_ALGEBRA: dict[str, MakeRule] = {
     "cholesky eig eigh hessenberg householder_product lu qr schur svd triangular_solve "
-    "tridiagonal": _batched,
-    "tridiagonal_solve": lambda equation: _batched(equation, 1),
-    "fft": lambda equation: _batched(equation, len(equation.params["fft_lengths"])),
+    "tridiagonal": _batched_rule,
+    "tridiagonal_solve": lambda equation: _batched_rule(equation, 1),
+    "fft": lambda equation: _batched_rule(equation, len(equation.params["fft_lengths"])),
 }
 """The rules of linear algebra, by names of primitives; their operations are not counted."""

@@ -25,6 +25,7 @@ def _gather(equation: Equation) -> OpRule:
     operand: list[Dim] = []
     window: list[Factor] = []
     for a, (n, size) in enumerate(zip(shape, sizes, strict=True)):
+        # A window as wide as the axis can only start at 0.
         start = RuntimeStart(1, entries[a]) if a in entries and size != n else 0
         if a in own:
             operand.append(axis(batch[own[a]]))
@@ -33,7 +34,7 @@ def _gather(equation: Equation) -> OpRule:
         else:
             window.append(draft.factor(size))
             operand.append(axis(window[-1], start))
-    outcome = _interleaved(len(target), numbers.offset_dims, window, batch)
+    outcome = _window_and_batch_dims(len(target), numbers.offset_dims, window, batch)
     vector = draft.factor(asked[-1])
     return draft.rule(
         Kind.LOOKUP, [operand, [*axes(batch), axis(vector)]], [outcome],
@@ -66,7 +67,7 @@ def _scatter(flops: Flops, same: Same, equation: Equation) -> OpRule:
         else:
             window.append(draft.factor(width))
             outcome.append((*axis(factor), *axis(window[-1], start)))
-    updates = _interleaved(len(given), numbers.update_window_dims, window, batch)
+    updates = _window_and_batch_dims(len(given), numbers.update_window_dims, window, batch)
     vector = draft.factor(asked[-1])
     return draft.rule(
         Kind.UPDATE, [axes(factors), [*axes(batch), axis(vector)], updates], [outcome],
@@ -74,7 +75,7 @@ def _scatter(flops: Flops, same: Same, equation: Equation) -> OpRule:
     )  # fmt: skip
 
 
-def _interleaved(
+def _window_and_batch_dims(
     rank: int, window_axes: tuple[int, ...], window: list[Factor], batch: list[Factor]
 ) -> list[Dim]:
     """Return a dimension for each axis: window factors on window axes, batch factors on others."""

@@ -14,7 +14,7 @@ from nnopt_jax.trace.primitives.primitive_rule import Flat, Flops, Kind, MakeRul
 from nnopt_jax.typing import Shape
 
 
-def _moved(
+def _movement(
     draft: Draft, operands: Sequence[Sequence[Dim]], outcomes: Sequence[Sequence[Dim]], **facts: Any
 ) -> OpRule:
     facts = {"same": Same.IDENTITY, "flops": Flops(), **facts}
@@ -24,7 +24,7 @@ def _moved(
 def _transpose(equation: Equation) -> OpRule:
     draft = Draft(equation)
     dims = axes(draft.factors(draft.operand_shapes[0]))
-    return _moved(draft, [dims], [[dims[a] for a in equation.params["permutation"]]])
+    return _movement(draft, [dims], [[dims[a] for a in equation.params["permutation"]]])
 
 
 def _squeeze(equation: Equation) -> OpRule:
@@ -32,7 +32,7 @@ def _squeeze(equation: Equation) -> OpRule:
     shape = draft.operand_shapes[0]
     removed = {a % len(shape) for a in equation.params["dimensions"]}
     dims = [ONE if a in removed else axis(draft.factor(n)) for a, n in enumerate(shape)]
-    return _moved(draft, [dims], [[dim for a, dim in enumerate(dims) if a not in removed]])
+    return _movement(draft, [dims], [[dim for a, dim in enumerate(dims) if a not in removed]])
 
 
 def _broadcast(equation: Equation) -> OpRule:
@@ -44,7 +44,7 @@ def _broadcast(equation: Equation) -> OpRule:
         ONE if n == 1 and a not in places else axis(draft.factor(n)) for a, n in enumerate(target)
     ]
     operand = [outcome[to] if target[to] == n else ONE for to, n in zip(places, shape, strict=True)]
-    return _moved(
+    return _movement(
         draft, [operand, *([ONE] * len(other) for other in extra)], [outcome],
         resize=lambda _, outcomes: {"shape": tuple(outcomes[0])},
     )  # fmt: skip
@@ -61,6 +61,7 @@ def _reshape(equation: Equation) -> OpRule:
     flat, whole = [], set[int]()
     for ours, theirs in blocks(shape, target):
         sides = (shape, before, ours), (target, after, theirs)
+        # Both shapes are cut at all cumulative products of sizes; each interval is a factor.
         marks = sorted({m for side, _, own in sides for m in _bounds(side, own)}, reverse=True)
         if marks[-1] == 0 or any(a % b for a, b in itertools.pairwise(marks)):
             flat.append(Flat(tuple(order[a] for a in ours), tuple(theirs)))
@@ -78,7 +79,7 @@ def _reshape(equation: Equation) -> OpRule:
         for a, b in zip(ours, others.get(bound, ()), strict=False):
             before[a] = after[b] = axis(draft.factor(1))
     back = dict(zip(order, before, strict=True))
-    return _moved(
+    return _movement(
         draft, [[back[a] for a in range(len(shape))]], [after],
         flat=tuple(flat), whole=frozenset(whole),
         resize=lambda _, outcomes: {"new_sizes": tuple(outcomes[0])},
@@ -133,13 +134,13 @@ def _slice(equation: Equation) -> OpRule:
         return {"limit_indices": tuple(limits)}
 
     operand = [axis(f, s, t) for f, s, t in zip(factors, starts, strides, strict=True)]
-    return _moved(draft, [operand], [axes(factors)], resize=resize)
+    return _movement(draft, [operand], [axes(factors)], resize=resize)
 
 
 def _split(equation: Equation) -> OpRule:
     draft, cut = Draft(equation), equation.params["axis"]
-    operand, parts = _side_by_side(draft, cut, draft.operand_shapes[0], draft.outcome_shapes)
-    return _moved(
+    operand, parts = _concatenation_dims(draft, cut, draft.operand_shapes[0], draft.outcome_shapes)
+    return _movement(
         draft, [operand], parts,
         resize=lambda _, outcomes: {"sizes": tuple(shape[cut] for shape in outcomes)},
     )  # fmt: skip
@@ -147,28 +148,28 @@ def _split(equation: Equation) -> OpRule:
 
 def _concatenate(equation: Equation) -> OpRule:
     draft, at = Draft(equation), equation.params["dimension"]
-    outcome, parts = _side_by_side(draft, at, draft.outcome_shapes[0], draft.operand_shapes)
-    return _moved(draft, parts, [outcome])
+    outcome, parts = _concatenation_dims(draft, at, draft.outcome_shapes[0], draft.operand_shapes)
+    return _movement(draft, parts, [outcome])
 
 
 def _stack(equation: Equation) -> OpRule:
     draft, at = Draft(equation), equation.params["axis"]
-    dims, places = _stacked(draft, draft.operand_shapes[0], len(draft.operand_shapes))
-    return _moved(draft, [dims] * len(places), [[*dims[:at], places, *dims[at:]]])
+    dims, places = _stack_dims(draft, draft.operand_shapes[0], len(draft.operand_shapes))
+    return _movement(draft, [dims] * len(places), [[*dims[:at], places, *dims[at:]]])
 
 
 def _unstack(equation: Equation) -> OpRule:
     draft, at = Draft(equation), equation.params["axis"]
-    dims, places = _stacked(draft, draft.outcome_shapes[0], len(draft.outcome_shapes))
-    return _moved(draft, [[*dims[:at], places, *dims[at:]]], [dims] * len(places))
+    dims, places = _stack_dims(draft, draft.outcome_shapes[0], len(draft.outcome_shapes))
+    return _movement(draft, [[*dims[:at], places, *dims[at:]]], [dims] * len(places))
 
 
-def _stacked(draft: Draft, shape: Shape, count: int) -> tuple[list[Dim], Dim]:
+def _stack_dims(draft: Draft, shape: Shape, count: int) -> tuple[list[Dim], Dim]:
     """Return the dimensions of equal arrays, and the dimension that they are stacked on."""
     return axes(draft.factors(shape)), tuple(Place(start=number) for number in range(count))
 
 
-def _side_by_side(
+def _concatenation_dims(
     draft: Draft, at: int, shape: Shape, parts: Sequence[Shape]
 ) -> tuple[list[Dim], list[list[Dim]]]:
     """Return the dimensions of an array, and of the arrays that it is concatenated from."""
@@ -191,13 +192,14 @@ def _pad(equation: Equation) -> OpRule:
         strict=True,
     )  # fmt: skip
     for size, target, (low, _, interior) in settings:
+        # With negative padding, entries at the ends of the operand lie outside of the outcome.
         step = interior + 1
         first = -(min(low, 0) // step)
         last = min(size - 1, (target - 1 - low) // step)
         factor = draft.factor(max(last - first + 1, 0))
         operand.append(axis(factor, first))
         outcome.append(axis(factor, low + first * step, step))
-    return _moved(draft, [operand, []], [outcome], fills=1)
+    return _movement(draft, [operand, []], [outcome], fills=1)
 
 
 def _reverse(equation: Equation) -> OpRule:
@@ -208,7 +210,7 @@ def _reverse(equation: Equation) -> OpRule:
         axis(f, n - 1, -1) if a in equation.params["dimensions"] else axis(f)
         for a, (f, n) in enumerate(zip(factors, shape, strict=True))
     ]
-    return _moved(draft, [axes(factors)], [outcome])
+    return _movement(draft, [axes(factors)], [outcome])
 
 
 def _tile(equation: Equation) -> OpRule:
@@ -223,7 +225,7 @@ def _tile(equation: Equation) -> OpRule:
         pairs = zip(outcomes[0], operands[0], strict=True)
         return {"reps": tuple(after // max(before, 1) for after, before in pairs)}
 
-    return _moved(draft, [axes(factors)], [outcome], resize=resize)
+    return _movement(draft, [axes(factors)], [outcome], resize=resize)
 
 
 def _dynamic_slice(equation: Equation) -> OpRule:
@@ -234,7 +236,7 @@ def _dynamic_slice(equation: Equation) -> OpRule:
         axis(f, 0 if n == m else RuntimeStart(1 + a))
         for a, (f, n, m) in enumerate(zip(factors, shape, target, strict=True))
     ]
-    return _moved(
+    return _movement(
         draft, [operand, *([] for _ in shape)], [axes(factors)],
         chooses=tuple(range(1, len(shape) + 1)),
         resize=lambda operands, _: {"slice_sizes": whole_windows(target, shape, operands[0])},

@@ -86,6 +86,7 @@ def _probes() -> list[Any]:
 def _all() -> dict[str, Any]:
     offered = {name[:-2]: value for name, value in vars(primitives).items() if name[-2:] == "_p"}
     probes = {primitive.name: primitive for primitive in _probes()}
+    # Names in `jax.extend` take precedence over those of the probes.
     return probes | {primitive.name: primitive for primitive in offered.values()} | offered
 
 

@@ -221,8 +221,8 @@ class OpRule:
             return None
         ours, theirs = self.operands[operand], self.outcomes[outcome]
         mine, its = factors_of(ours), factors_of(theirs)
-        before = [_belonging(d, its, mine & factors_of(*self.outcomes), outcome) for d in ours]
-        after = [_belonging(d, mine, its & factors_of(*self.operands), operand) for d in theirs]
+        before = [_shared_place(d, its, mine & factors_of(*self.outcomes), outcome) for d in ours]
+        after = [_shared_place(d, mine, its & factors_of(*self.operands), operand) for d in theirs]
         if any(place is None for place in (*before, *after)):
             return None
         return tuple(before), tuple(after)  # pyright: ignore[reportReturnType]
@@ -326,7 +326,7 @@ def factors_of(*arrays: Sequence[Dim]) -> frozenset[Factor]:
     return frozenset(f for dims in arrays for dim in dims for place in dim for f in place.names)
 
 
-def _belonging(
+def _shared_place(
     dim: Dim, shared: frozenset[Factor], elsewhere: frozenset[Factor], number: int
 ) -> Place | None:
     """Return the place of a dimension that shares its factors with the other array.

@@ -96,7 +96,7 @@ class Programs:
 MakePrograms = Callable[[Equation], Programs]
 
 
-def _calling(*keys: str, own_derivative: bool = False) -> MakePrograms:
+def _call(*keys: str, own_derivative: bool = False) -> MakePrograms:
     """Return a function that finds the called program in the first of these parameters."""
 
     def make(equation: Equation) -> Programs:
@@ -170,8 +170,8 @@ def _cut(spec: Any, variable: Any) -> MeshCut:
 
 
 PROGRAMS: dict[str, MakePrograms] = {
-    "jit remat closed_call call core_call composite": _calling("jaxpr", "call_jaxpr"),
-    "custom_jvp_call custom_vjp_call": _calling("call_jaxpr", own_derivative=True),
+    "jit remat closed_call call core_call composite": _call("jaxpr", "call_jaxpr"),
+    "custom_jvp_call custom_vjp_call": _call("call_jaxpr", own_derivative=True),
     "scan": _scan,
     "while": _while,
     "cond": _cond,

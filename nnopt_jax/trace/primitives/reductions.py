@@ -28,7 +28,7 @@ def _reduction(neutral: float | None, equation: Equation) -> OpRule:
     )  # fmt: skip
 
 
-def _ordered(key: str, flops: Flops | None, *absorbs: int) -> MakeRule:
+def _ordered_rule(key: str, flops: Flops | None, *absorbs: int) -> MakeRule:
     """Return a function that makes rules of primitives that need one axis whole and in order.
 
     Args:
@@ -60,11 +60,11 @@ REDUCTIONS: dict[str, MakeRule] = {
     "reduce_prod reduce_and": functools.partial(_reduction, 1.0),
     "reduce_max": functools.partial(_reduction, -math.inf),
     "reduce_min": functools.partial(_reduction, math.inf),
-    "cumsum cumprod cummax cummin": _ordered("axis", Flops(1), 0),
-    "cumlogsumexp": _ordered("axis", Flops(0, 1)),
-    "sort": _ordered("dimension", None, 0),
-    "top_k": _ordered("axis", None),
-    "approx_top_k": _ordered("reduction_dimension", None),
+    "cumsum cumprod cummax cummin": _ordered_rule("axis", Flops(1), 0),
+    "cumlogsumexp": _ordered_rule("axis", Flops(0, 1)),
+    "sort": _ordered_rule("dimension", None, 0),
+    "top_k": _ordered_rule("axis", None),
+    "approx_top_k": _ordered_rule("reduction_dimension", None),
 }
 """Rules of reductions with their neutral elements, and of primitives that need an axis in order."""
 
@@ -86,6 +86,7 @@ def _windows(draft: Draft, shape: Shape, positions: Shape, k: Mapping[str, Any])
         factors, shape, k["window_dimensions"], k["window_strides"], k["padding"],
         k.get("base_dilation", ones), k.get("window_dilation", ones), strict=True,
     ):  # fmt: skip
+        # A window of one entry at every position does not move along the axis.
         if size == stride == base == 1 and n == draft.sizes[f]:
             covered.append(axis(f))
             continue
@@ -100,7 +101,7 @@ def _reduce_window(neutral: float | None, equation: Equation) -> OpRule:
     draft = Draft(equation)
     shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
     covered, positions, whole = _windows(draft, shape, target, equation.params)
-    zeros = neutral is not None and _reach_entries(equation.params)
+    zeros = neutral is not None and _cover_entries(equation.params)
     flops = None if neutral is None else Flops(int(len(draft.sizes) > len(target)))
     operands = [covered if own == shape and shape else [] for own in draft.operand_shapes]
     return draft.rule(
@@ -109,7 +110,7 @@ def _reduce_window(neutral: float | None, equation: Equation) -> OpRule:
     )  # fmt: skip
 
 
-def _reach_entries(k: Mapping[str, Any]) -> bool:
+def _cover_entries(k: Mapping[str, Any]) -> bool:
     """Return whether every window covers at least one entry, since padding may not be zero."""
     axes = zip(
         k["window_dimensions"], k["window_dilation"], k["base_dilation"], k["padding"], strict=True
@@ -120,7 +121,7 @@ def _reach_entries(k: Mapping[str, Any]) -> bool:
     )
 
 
-def _scattered_back(equation: Equation) -> OpRule:
+def _select_and_scatter_add(equation: Equation) -> OpRule:
     """Return the rule of the gradient of max pooling, which adds to one entry of each window.
 
     The choice depends on all entries of a window, so the taps of the outcome have factors of their
@@ -139,7 +140,7 @@ def _scattered_back(equation: Equation) -> OpRule:
     return draft.rule(Kind.ORDERED, [positions, covered], [outcome], whole=whole)
 
 
-def _gathered(equation: Equation) -> OpRule:
+def _select_and_gather_add(equation: Equation) -> OpRule:
     """Return the rule of the derivative of max pooling, which takes one entry of each window."""
     draft = Draft(equation)
     shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
@@ -152,8 +153,8 @@ WINDOWS: dict[str, MakeRule] = {
     "reduce_window_sum": functools.partial(_reduce_window, 0.0),
     "reduce_window_max": functools.partial(_reduce_window, -math.inf),
     "reduce_window_min": functools.partial(_reduce_window, math.inf),
-    "select_and_scatter_add": _scattered_back,
-    "select_and_gather_add": _gathered,
+    "select_and_scatter_add": _select_and_scatter_add,
+    "select_and_gather_add": _select_and_gather_add,
 }
 """Rules of window reductions, such as pooling, and of their derivatives."""
 
@@ -164,13 +165,13 @@ def _mesh_axes(equation: Equation) -> tuple[str, ...]:
     return tuple(names) if isinstance(names, tuple | list | frozenset) else (names,)
 
 
-def _combined(equation: Equation) -> OpRule:
+def _all_reduce(equation: Equation) -> OpRule:
     """Return the rule of a collective that combines the entries of all devices at each index."""
     absorbs = tuple(range(len(equation.outvars)))
     return paired_rule(equation, Kind.REDUCTION, mesh=_mesh_axes(equation), absorbs=absorbs)
 
 
-def _exchanged(equation: Equation) -> OpRule:
+def _mesh_movement(equation: Equation) -> OpRule:
     """Return the rule of a collective that moves entries between devices on the named axes."""
     draft, k = Draft(equation), equation.params
     shape, target = draft.operand_shapes[0], draft.outcome_shapes[0]
@@ -193,7 +194,7 @@ def _exchanged(equation: Equation) -> OpRule:
 
 
 MESH_EXCHANGES: dict[str, MakeRule] = {
-    "psum psum_invariant pmax pmin": _combined,
-    "all_gather all_gather_invariant all_to_all ppermute reduce_scatter pbroadcast": _exchanged,
+    "psum psum_invariant pmax pmin": _all_reduce,
+    "all_gather all_gather_invariant all_to_all ppermute reduce_scatter pbroadcast": _mesh_movement,
 }
 """Rules of collectives; `OpRule.mesh` names the axes of the mesh."""

@@ -23,7 +23,7 @@ from nnopt_jax.trace.statistics.measured_run import OF_LOSS, MeasuredRun, Observ
 from nnopt_jax.trace.statistics.observed import Observed, collect_results
 from nnopt_jax.trace.statistics.statistic import Names, Statistic
 from nnopt_jax.trace.statistics.statistics import STATISTICS, rows
-from nnopt_jax.trace.statistics.use_sites import float_leaves, follow_leaves, names_of, number_uses
+from nnopt_jax.trace.statistics.use_sites import float_leaves, follow_leaves, number_uses, paths_of
 from nnopt_jax.trace.traced import Traced, is_array, refill, trace
 from nnopt_jax.tree.devices import automatic
 from nnopt_jax.tree.select import Where, resolve
@@ -111,6 +111,7 @@ def _add_batches(reader: _BatchReader, batches: Iterable[Any], progress: Progres
 
     for batch in batches:
         wait()
+        # Calls return before they finish: one batch is computed while the next is loaded.
         totals = reader.add(totals, batch)
         done += 1
     wait()
@@ -142,7 +143,7 @@ class _BatchReader:
         if shape not in self._steps:
             analyzed = self._analyze(batch)
             self._steps[shape] = analyzed, self._compiled(analyzed, batch)
-            totals = self._start(analyzed, totals, batch)
+            totals = self._add_initial(analyzed, totals, batch)
         return self._steps[shape][1](totals, self._arrays, batch)
 
     def _params(self, arrays: Iterable[Any]) -> Any:
@@ -162,7 +163,7 @@ class _BatchReader:
     def _mesh(self, batch: Any) -> Any:
         return mesh_of((batch, self._arrays))
 
-    def _start(self, analyzed: ObservedProgram, totals: Totals, batch: Any) -> Totals:
+    def _add_initial(self, analyzed: ObservedProgram, totals: Totals, batch: Any) -> Totals:
         """Add initial totals for statistics that batches of earlier shapes did not have."""
         at = replicated_sharding(self._mesh(batch))
         fresh = jax.jit(analyzed.start, out_shardings=at)()
@@ -178,6 +179,7 @@ class _BatchReader:
         def placed(totals: Totals, arrays: Any, batch: Any) -> Totals:
             return replicate_outputs(step, mesh, totals)(totals, arrays, batch)
 
+        # Totals are donated, since Gram matrices may be as large as the weights.
         return jax.jit(placed, donate_argnums=0, out_shardings=replicated_sharding(mesh))
 
 
@@ -201,7 +203,7 @@ def read_program(
     found = follow_leaves(given, chosen)
     sites = number_uses(found.uses, chosen, statistics)
     measures = MeasuredRun(sites, found.steps, {one.name: one for one in statistics})
-    floats = names_of(given, float_leaves(params))
+    floats = paths_of(given, float_leaves(params))
     return ObservedProgram(given.program, floats, measures, of_loss, chosen)
 
 

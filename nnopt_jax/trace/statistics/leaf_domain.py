@@ -12,7 +12,7 @@ from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Values
 from nnopt_jax.trace.control import CONTROL, is_inlined
 from nnopt_jax.trace.jaxpr import Equation, Program, is_variable, primitives
 from nnopt_jax.trace.primitives import Flow, OpRule, Programs
-from nnopt_jax.trace.statistics.leaf_movement import CutAcrossError, move_parts, moves
+from nnopt_jax.trace.statistics.leaf_movement import CutAcrossError, is_moved, move_parts
 from nnopt_jax.trace.statistics.leaf_part import LeafPart
 from nnopt_jax.trace.statistics.product_reading import read_product
 from nnopt_jax.trace.statistics.product_use import ProductUse
@@ -41,6 +41,7 @@ class ValueNumbers:
 
     def constant(self, x: Any) -> int:
         """Return the value number of a constant of a program."""
+        # Scalars are equal by value; to compare the entries of arrays would be slow.
         if np.ndim(x) == 0:
             return self.of((str(getattr(x, "dtype", type(x))), str(np.asarray(x))))
         return self.of(("constant", id(x)))
@@ -58,6 +59,7 @@ class ValueNumbers:
             hash(key)
         except TypeError:  # settings that cannot be compared, so the step equals no other
             key = object()
+        # A step with effects, such as a callback, may return something else the second time.
         if equation.effects:
             key = object()
         return [self.of((key, at)) for at, _ in enumerate(equation.outvars)]
@@ -165,7 +167,7 @@ class LeafDomain(Domain[LeafValue]):
         lost = dict.fromkeys((*one.lost, *one.parts, *other.parts, *other.lost))
         return self.fresh()._replace(lost=tuple(lost))
 
-    def same(self, one: LeafValue, other: LeafValue) -> bool:
+    def is_same(self, one: LeafValue, other: LeafValue) -> bool:
         """Return whether two values hold the same leaves; value numbers may differ by iteration."""
         return one.parts == other.parts and one.lost == other.lost
 
@@ -185,7 +187,7 @@ class LeafDomain(Domain[LeafValue]):
         carried = {operand for operand, _ in programs.carried}
         for at, value in enumerate(given):
             own = (*site.location, at)
-            if reason := _stops(programs, value.parts, at, site):
+            if reason := _why_not_entered(programs, value.parts, at, site):
                 self._note(site, (-1, at), own, [(part, reason) for part in value.parts])
                 step.copied[at], given[at] = own, value._replace(parts=())
             elif at in carried:
@@ -204,7 +206,7 @@ class LeafDomain(Domain[LeafValue]):
         numbers = [] if is_call else self._numbers(equation, values)
         reason = f"it is carried through {equation.primitive.name}"
         for at, out in enumerate(outcomes):
-            if out is None or _comes_through(equation, values, out):
+            if out is None or _is_passed_on(equation, values, out):
                 continue
             where = (-1 if programs.flow is Flow.LOOP else len(programs.inner), at)
             self._note(site, where, site.location, [(part, reason) for part in out.lost])
@@ -219,7 +221,7 @@ class LeafDomain(Domain[LeafValue]):
         held: list[list[LeafPart]] = [[] for _ in numbers]
         for at, value in enumerate(given):
             reason = ""
-            if value.parts and moves(equation, rule, at):
+            if value.parts and is_moved(equation, rule, at):
                 try:
                     moved = move_parts(equation, rule, at, value.parts)
                 except CutAcrossError as error:
@@ -247,6 +249,7 @@ class LeafDomain(Domain[LeafValue]):
         if any(value.parts for value in given):
             self.steps[site.location] = step
         else:
+            # An earlier walk of the same loop may have recorded the step.
             self.steps.pop(site.location, None)
         return given, step
 
@@ -269,7 +272,7 @@ class LeafDomain(Domain[LeafValue]):
             )
 
 
-def _stops(programs: Programs, parts: Sequence[LeafPart], at: int, site: Site) -> str:
+def _why_not_entered(programs: Programs, parts: Sequence[LeafPart], at: int, site: Site) -> str:
     """Return why leaves are not followed into a step's inner programs; empty if they are."""
     primitive, times = site.around[-1].primitive, programs.times or 0
     if primitive not in CONTROL:
@@ -283,7 +286,7 @@ def _as_array(parts: Sequence[LeafPart], copied: Location) -> tuple[LeafPart, ..
     return tuple(part._replace(copied=part.copied or copied) for part in parts)
 
 
-def _comes_through(equation: Equation, values: Values, out: LeafValue) -> bool:
+def _is_passed_on(equation: Equation, values: Values, out: LeafValue) -> bool:
     """Return whether an outcome of inner programs is passed on unchanged, as `control` does."""
     is_remat = equation.primitive is primitives.remat_p
     return is_inlined(equation) or (is_remat and any(out is value for value in values))
@@ -299,7 +302,10 @@ _CALLS = {
 
 
 def _scope(site: Site) -> Location:
-    """Return the location of the innermost loop or branch around a step."""
+    """Return the location of the innermost loop or branch around a step.
+
+    All steps in it run equally often, so that uses of equal inputs may share their state.
+    """
     for depth in reversed(range(len(site.around) - 1)):
         if site.around[depth].primitive not in _CALLS:
             return site.location[: 2 * depth + 2]

@@ -19,7 +19,7 @@ class CutAcrossError(Exception):
     """An error with the reason why the entries of a leaf cannot be followed through a step."""
 
 
-def moves(equation: Equation, rule: OpRule, operand: int) -> bool:
+def is_moved(equation: Equation, rule: OpRule, operand: int) -> bool:
     """Return whether a step moves the entries of an operand, at most rounded or scaled.
 
     Args:
@@ -43,7 +43,7 @@ def move_parts(
     """Return the parts of leaves that each outcome holds, from those that an operand holds.
 
     Args:
-        equation: a step that `moves` the operand.
+        equation: a step that `is_moved` the operand.
         rule: its rule.
         operand: the number of the operand.
         parts: the parts that the operand holds.
@@ -142,6 +142,7 @@ def _intersect(
     if not loose:
         start, rest = divmod(axis.start - first, stride)
         return PartAxis(start, axis.factors) if not rest and 0 <= start < count else None
+    # The factor of greatest step is cut; the others must lie between two of its steps.
     at = max(loose, key=lambda at: axis.factors[at].step)
     if len(loose) == 1:
         return _cut_one(axis, at, first, stride, count, starts)
@@ -172,6 +173,7 @@ def _cut_one(
     common = math.gcd(factor.step, stride)
     if apart % common:
         return None
+    # Solve start + step * i = first + stride * j; solutions i are `period` apart.
     period = stride // common
     least = max(0, -(-apart // factor.step))
     residue = apart // common * pow(factor.step // common, -1, period) % period

@@ -139,7 +139,7 @@ class LeafPart(NamedTuple):
         return tuple(factor for factor in (*self.scanned, *here) if factor.axis != REPEATED)
 
     @property
-    def least(self) -> tuple[int | None, ...]:
+    def least_indices(self) -> tuple[int | None, ...]:
         """The least index on each axis of the leaf, below `starts` for negative strides."""
         found = list(self.starts)
         for factor in self.factors:
@@ -206,6 +206,7 @@ class Arrangement:
         labels: list[tuple[int, int]] = [_ROWS] * x.ndim
         sides = [(axis, place, -1) for axis, place in self.before]
         sides += [(axis, place, 1) for axis, place in self.after]
+        # From the last axis to the first, so that the numbers of the others stay valid.
         for axis, place, side in sorted(sides, key=lambda one: -one[0]):
             x = unfold(x, axis, place)
             labels[axis : axis + 1] = [

@@ -119,7 +119,7 @@ class MeasuredRun(Inside):
         """Return values as plain arrays: the copies that belong to the step."""
         return [plain_array(value, self.location) for value in values]
 
-    def nothing(self, at: int | None = None) -> Extras:
+    def initial_extras(self, at: int | None = None) -> Extras:
         """Return the initial states of all uses inside of the step, or of one of its programs."""
         location = self._within(at)
         return {
@@ -207,7 +207,7 @@ class ObservedProgram:
 
     def start(self) -> Totals:
         """Return the initial totals of all statistics."""
-        totals = {**self.measures.nothing(), BATCHES: jnp.zeros((), jnp.int32)}
+        totals = {**self.measures.initial_extras(), BATCHES: jnp.zeros((), jnp.int32)}
         for name in self.of_loss:
             by_use = name != "hessian_gradient"
             keys = [site.key for site in self.differentiated.values()] if by_use else []
@@ -220,17 +220,17 @@ class ObservedProgram:
         leaves = jax.tree.leaves(((params, batch), {}), is_leaf=is_node)
         arrays = [materialize(x) for x in leaves if is_node(x) or is_array(x)]
         if {"gradient", "fisher"}.intersection(self.of_loss):
-            found = self._slopes(arrays)
+            found = self._gradients(arrays)
         else:
             found = self.measures.run(self.program, arrays, None)[1]
         if "hessian_gradient" in self.of_loss:
-            found |= self._curvature(arrays)
+            found |= self._hessian_gradient(arrays)
         slopes = {key: totals[key] + x for key, x in found.items() if key[0] in self.of_loss}
         rest = {key: x for key, x in found.items() if key[0] not in self.of_loss}
         seen = {key: x for key, x in totals.items() if key[0] in self.measures.statistics}
         return {**self.measures.merge(seen, rest), **slopes, BATCHES: totals[BATCHES] + 1}
 
-    def _slopes(self, arrays: Sequence[Array]) -> Extras:
+    def _gradients(self, arrays: Sequence[Array]) -> Extras:
         """Differentiate the loss at a separate copy of the leaf for each use; measure the uses."""
         sites = self.differentiated
         copies = {key: arrays[self.floats.index(key[0])] for key in sites}
@@ -253,11 +253,12 @@ class ObservedProgram:
         if "fisher" in self.of_loss:
             extras |= {("fisher", *sites[key].key): jnp.square(x) for key, x in slopes.items()}
             for path, leaf in self.shapes.items():
+                # The gradient of a leaf is the sum over its uses; squares of uses do not add up.
                 mine = [x for key, x in slopes.items() if key[0] == path]
                 extras["fisher", path, WHOLE] = jnp.square(sum(mine, jnp.zeros(leaf.shape)))
         return extras
 
-    def _curvature(self, arrays: Sequence[Array]) -> Extras:
+    def _hessian_gradient(self, arrays: Sequence[Array]) -> Extras:
         """Return the product of the loss's Hessian and gradient, over all float parameters."""
         inputs = {path: at for at, path in enumerate(self.floats) if path is not None}
 
@@ -269,6 +270,7 @@ class ObservedProgram:
 
         floats = {path: arrays[at] for path, at in inputs.items()}
         slope = jax.grad(loss)
+        # Forward over reverse mode gives the product without the Hessian (Pearlmutter 1994).
         found = jax.jvp(slope, (floats,), (slope(floats),))[1]
         return {
             ("hessian_gradient", path, WHOLE): found[path].astype(jnp.float32)

@@ -158,6 +158,7 @@ def compute_shared(function: Callable[[Any], Any], given: Any) -> Any:
         for number, x in zip(numbers, outputs, strict=True)
         if is_variable(x) and x in inputs
     }
+    # Outputs that are inputs are not computed, and equal outputs are computed once.
     left = {number: at for at, number in enumerate(numbers) if number not in found}
     run = core.jaxpr_as_fun(program)
 
@@ -176,7 +177,7 @@ def _finish(
     """Return the results by use and by leaf, and the reasons for leaves without a result."""
     sites = {site.key: site for site in analyzed.measures.sites.values()}
     states = {
-        key: site.layout.unscanned(totals[statistic.name, *site.owners[statistic.name]])
+        key: site.layout.split_scans(totals[statistic.name, *site.owners[statistic.name]])
         for key, site in sites.items()
         if statistic.name in site.owners
     }
@@ -213,9 +214,9 @@ def _drop_unreached(analyzed: ObservedProgram, found: Any, lacking: Any, rows: A
 
 def _merge_uses(statistic: Statistic, mine: Sequence[tuple[LeafLayout, Any]]) -> Any:
     """Merge the uses of a leaf, or return why that is impossible."""
-    if len({layout.marks(("batch",)) for layout, _ in mine}) > 1:
+    if len({layout.sum_key(("batch",)) for layout, _ in mine}) > 1:
         mine = [(layout.folded(), fold(x, len(layout.batch), statistic.add)) for layout, x in mine]
-    if len({layout.marks(statistic.labels) for layout, _ in mine}) > 1:
+    if len({layout.sum_key(statistic.labels) for layout, _ in mine}) > 1:
         axes = sorted({str(layout.product.contracted) for layout, _ in mine})
         if len(axes) == 1:
             return f"its uses are of different parts of axes {axes[0]}: see by_use"

@@ -140,10 +140,12 @@ class _LeafProduct:
             channels=in_leaf_order(axis for _, axis in channels),
             taps=in_leaf_order(ours[f] for f in taps),
             outs=in_leaf_order(axis for _, axis in outs),
-            arranged=Arrangement.of(shape, self._axes(shared, theirs), channels),
+            arrangement=Arrangement.of(shape, self._axes(shared, theirs), channels),
             patch=self._patches(shared, own) if is_windowed else None,
             row_groups=self._row_groups() if self.picked else None,
-            placed=Arrangement.of(result, self._axes(batch, kept), outs) if alone else None,
+            output_arrangement=Arrangement.of(result, self._axes(batch, kept), outs)
+            if alone
+            else None,
             no_outputs="" if alone else "its products are added to those of other entries",
         )
 
@@ -174,17 +176,17 @@ class _LeafProduct:
         )
         there |= {kernel[d][0].names[0]: len(shape) + i for i, d in enumerate(window)}
         shape = (*shape, *taps, *(rule.outcome_shapes[0][d] for d in positions))
-        arranged = Arrangement.of(shape, self._axes(shared, there), self._axes(own, there))
+        arrangement = Arrangement.of(shape, self._axes(shared, there), self._axes(own, there))
         settings = "window_strides", "padding", "lhs_dilation", "rhs_dilation"
-        return Patches(order, taps, tuple(k[name] for name in settings), arranged)
+        return Patches(order, taps, tuple(k[name] for name in settings), arrangement)
 
     def _row_groups(self) -> RowGroups:
         """Return the groups of rows, one for each matrix of a ragged product."""
         (rows,) = factors_of(self.rule.operands[0]) - self.rule.reduced
         count = self.rule.sizes[rows]
         groups = [(0, axis) for axis in self.picked]
-        arranged = Arrangement.of((*self.rule.operand_shapes[-1], count), groups, ())
-        return RowGroups(count, arranged)
+        arrangement = Arrangement.of((*self.rule.operand_shapes[-1], count), groups, ())
+        return RowGroups(count, arrangement)
 
 
 def _lookup(equation: Equation, rule: OpRule, at: int, part: LeafPart) -> ProductUse | str:
@@ -201,7 +203,7 @@ def _lookup(equation: Equation, rule: OpRule, at: int, part: LeafPart) -> Produc
     rows = part.axes[axis]
     if rows.repeats or rows.is_constant:
         return "it is repeated along axes that are looked up"
-    arranged = Arrangement.of((1, shape[axis]), (), [(1, rows)])
-    lookup = Lookup(shape[axis], entry, k["mode"] == lax.GatherScatterMode.CLIP, arranged)
+    arrangement = Arrangement.of((1, shape[axis]), (), [(1, rows)])
+    lookup = Lookup(shape[axis], entry, k["mode"] == lax.GatherScatterMode.CLIP, arrangement)
     channels = in_leaf_order([rows])
     return ProductUse((1,), in_leaf_order(part.axes), channels=channels, lookup=lookup)

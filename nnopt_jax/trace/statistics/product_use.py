@@ -20,19 +20,19 @@ class Patches(NamedTuple):
         order: the order of the image's axes: batch, channels, window.
         sizes: the sizes of the window.
         settings: strides, padding and dilations.
-        arranged: arranges the patches in the order of the leaf.
+        arrangement: arranges the patches in the order of the leaf.
     """
 
     order: Shape
     sizes: Shape
     settings: tuple[Any, ...]
-    arranged: Arrangement
+    arrangement: Arrangement
 
     def of(self, image: Array) -> Array:
         """Return the patches of an image."""
         image = lax.stop_gradient(image).transpose(self.order)
         exact = lax.Precision.HIGHEST  # this convolution only copies entries
-        return self.arranged(
+        return self.arrangement(
             lax.conv_general_dilated_patches(image, self.sizes, *self.settings, precision=exact)
         )
 
@@ -42,17 +42,17 @@ class RowGroups(NamedTuple):
 
     Args:
         rows: the number of rows.
-        arranged: arranges the groups in the order of the leaf.
+        arrangement: arranges the groups in the order of the leaf.
     """
 
     rows: int
-    arranged: Arrangement
+    arrangement: Arrangement
 
     def valid(self, sizes: Array) -> Array:
         """Return a mask of the rows of each group, from the sizes of the groups."""
         ends, row = jnp.cumsum(sizes), jnp.arange(self.rows)[None]
         inside = (row >= (ends - sizes)[:, None]) & (row < ends[:, None])
-        return self.arranged(inside) > 0
+        return self.arrangement(inside) > 0
 
 
 class Lookup(NamedTuple):
@@ -62,13 +62,13 @@ class Lookup(NamedTuple):
         size: the number of rows.
         entry: the position of the row index on the last axis of the indices.
         clips: whether an index out of bounds counts for the nearest row rather than for none.
-        arranged: arranges the rows in the order of the leaf.
+        arrangement: arranges the rows in the order of the leaf.
     """
 
     size: int
     entry: int | None
     clips: bool
-    arranged: Arrangement
+    arrangement: Arrangement
 
     def counts(self, indices: Array) -> Array:
         """Count the lookups of each row."""
@@ -77,7 +77,7 @@ class Lookup(NamedTuple):
             asked = jnp.clip(asked, 0, self.size - 1)
         asked = jnp.where((asked < 0) | (asked >= self.size), self.size, asked)  # counts for no row
         found = jnp.zeros(self.size, jnp.int32).at[asked].add(1, mode="drop")
-        return self.arranged(found)[0]
+        return self.arrangement(found)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +95,11 @@ class ProductUse:
         channels: the factors of the leaf on the axes of `inputs` after the rows.
         taps: the factors of the window of a convolution.
         outs: the factors of the leaf on the axes of `outputs` after the rows, with groups.
-        arranged: arranges the operand into inputs.
+        arrangement: arranges the operand into inputs.
         patch: extracts patches for a convolution; None if patches equal inputs.
         row_groups: the rows that belong to each entry of the batch; None for all.
         lookup: counts rows if the use is a lookup; else None.
-        placed: arranges the outcome into outputs.
+        output_arrangement: arranges the outcome into outputs.
         no_outputs: why the products of the leaf alone are unknown; empty if they are known.
         arrays: the operands of the step, and its outcome.
     """
@@ -111,11 +111,11 @@ class ProductUse:
     channels: Factors = ()
     taps: Factors = ()
     outs: Factors = ()
-    arranged: Arrangement | None = None
+    arrangement: Arrangement | None = None
     patch: Patches | None = None
     row_groups: RowGroups | None = None
     lookup: Lookup | None = None
-    placed: Arrangement | None = None
+    output_arrangement: Arrangement | None = None
     no_outputs: str = ""
     arrays: tuple[Array, ...] = ()
 
@@ -136,7 +136,7 @@ class ProductUse:
     @property
     def source(self) -> Hashable:
         """A hashable key of the conversion from operands to inputs."""
-        return self.arranged, self.patch, self.row_groups, self.lookup
+        return self.arrangement, self.patch, self.row_groups, self.lookup
 
     @property
     def contracted(self) -> tuple[int, ...]:
@@ -145,7 +145,7 @@ class ProductUse:
 
     def inputs(self) -> Array | None:
         """Return the inputs that the leaf is multiplied with; None for a lookup."""
-        return self._arrange(self.arranged, self.operands[0])
+        return self._arrange(self.arrangement, self.operands[0])
 
     def patches(self) -> Array | None:
         """Return the inputs with all contracted axes flattened to one, in the order of the leaf."""
@@ -156,7 +156,7 @@ class ProductUse:
 
     def outputs(self) -> Array | None:
         """Return the outputs of the product; None if they include products of other weights."""
-        return self._arrange(self.placed, -1)
+        return self._arrange(self.output_arrangement, -1)
 
     def counts(self) -> Array | None:
         """Count the lookups of each row; None if the use is not a lookup."""

@@ -40,7 +40,7 @@ class LeafLayout:
         """The batch factors: those of scans, outermost first, then those of the product."""
         return () if self.is_folded else (*self.part.scanned, *self.product.batch)
 
-    def unscanned(self, state: Any) -> Any:
+    def split_scans(self, state: Any) -> Any:
         """Split each scan axis of a state into one axis for each factor of the leaf."""
         for at, level in reversed([*enumerate(self.part.scans)]):
             state = jax.tree.map(lambda x, at=at, axis=level.axis: unfold(x, at, axis), state)
@@ -63,7 +63,7 @@ class LeafLayout:
         """Arrange numbers for each output channel so that they broadcast to the leaf."""
         return self._like_leaf(x, (*self.batch, *self.product.outs))
 
-    def apart(self, x: Array) -> Array:
+    def order_batch(self, x: Array) -> Array:
         """Put the batch axes of an array in the order of the leaf, and keep its other axes."""
         order, rest = leaf_order(self.batch), x.shape[len(self.batch) :]
         x = x.transpose((*order, *range(len(order), x.ndim)))
@@ -85,7 +85,7 @@ class LeafLayout:
         """Return the layout of states whose batch axes are already reduced."""
         return dataclasses.replace(self, is_folded=True)
 
-    def marks(self, labels: tuple[str, ...]) -> Any:
+    def sum_key(self, labels: tuple[str, ...]) -> Any:
         """Return a key that is equal for layouts whose states may be added.
 
         Args:
@@ -96,7 +96,7 @@ class LeafLayout:
         ]
         axes = {f.axis for each in named for f in each if isinstance(f, LeafFactor)}
         # An unknown start equals no other.
-        least = self.part.least
+        least = self.part.least_indices
         starts = tuple(object() if least[axis] is None else least[axis] for axis in sorted(axes))
         plain = tuple(
             tuple((*_name(f), f.size) if isinstance(f, LeafFactor) else f for f in each)

@@ -260,7 +260,7 @@ def input_histogram(bins: int = 4096) -> Statistic:
         return jax.tree.map(lambda x, s: jnp.broadcast_to(x, s.shape).copy(), start, shapes)
 
     def finish(layout: LeafLayout, state: Range) -> Range:
-        return Range(*map(layout.apart, state))
+        return Range(*map(layout.order_batch, state))
 
     settings = (("bins", bins),)
     return Statistic("input_histogram", measure, finish, start=begin, add=joined, settings=settings)
@@ -315,7 +315,7 @@ def input_gram(block: int | None = None) -> Statistic:
         return "" if block is None or n <= block else f"block {block} does not divide {n}"
 
     return Statistic(
-        "input_gram", measure, LeafLayout.apart, ProductUse.patches, check=check,
+        "input_gram", measure, LeafLayout.order_batch, ProductUse.patches, check=check,
         labels=("groups", "channels", "contracted"), settings=(("block", block),),
     )  # fmt: skip
 
@@ -367,5 +367,6 @@ def _gram(x: Array, block: int | None) -> Array:
         x = x.reshape(*x.shape[:-1], -1, min(block, x.shape[-1]))
         x = jnp.moveaxis(x, -2, -3)
     batch = tuple(range(x.ndim - 2))
+    # By default, TPUs and some GPUs multiply float32 arrays in fewer bits.
     numbers = ((x.ndim - 2,), (x.ndim - 2,)), (batch, batch)
     return lax.dot_general(x, x, numbers, precision=lax.Precision.HIGHEST)

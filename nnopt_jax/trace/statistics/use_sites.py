@@ -240,13 +240,13 @@ def follow_leaves(given: Traced, chosen: Mapping[str, Any]) -> LeafDomain:
     domain = LeafDomain()
     inputs = [
         domain.fresh(() if path is None else (LeafPart.whole(path, chosen[path].shape),))
-        for path in names_of(given, chosen)
+        for path in paths_of(given, chosen)
     ]
     Walk(domain, given.table).run(given.program, inputs)
     return domain
 
 
-def names_of(given: Traced, chosen: Mapping[str, Any]) -> list[str | None]:
+def paths_of(given: Traced, chosen: Mapping[str, Any]) -> list[str | None]:
     """Return for each input of the program its path if it is a chosen parameter, else None."""
     if "" in chosen:  # the parameters are one array
         return ["" if which == 0 else None for which in given.arguments]
