@@ -224,6 +224,7 @@ class Walk(Generic[Value]):
         )
         known.update(zip(jaxpr.invars, inputs, strict=True))
         wanted = [True] * len(jaxpr.outvars) if wanted is None else wanted
+        # Dead steps are skipped: they would count as uses, or fix and couple axes.
         for number, equation, needed in live_steps(program, wanted, self.table).steps:
             values = [self._read(known, x) for x in equation.invars]
             found = self._step(equation, values, needed, site.step(number, equation))

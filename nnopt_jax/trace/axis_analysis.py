@@ -135,6 +135,7 @@ class AxisRoles(Domain[AxisValue]):
         key, roles = (view.path, (*site.location, at)), {(axis, BATCH) for axis in view.layers}
         if rule.kind in (Kind.CONTRACTION, Kind.LOOKUP, Kind.MOVEMENT):
             roles |= {*_roles(rule, at, view)}
+        # A later walk of a loop adds roles to those of an earlier one.
         if key in self.uses:
             roles |= self.uses[key].roles
         where = next(filter(None, map(line, reversed(site.around))), "")
@@ -258,6 +259,7 @@ def axes_of(given: Traced) -> AxesTable:
         shape, dtype = tuple(variable.aval.shape), variable.aval.dtype
         if argument != 0:
             inputs.append(AxisValue(varies=True))
+        # Only floats are weights; tables of indices and random keys count as constants.
         elif jnp.issubdtype(dtype, jnp.floating):
             shapes[path] = shape
             dims = tuple(((axis, size),) for axis, size in enumerate(shape))

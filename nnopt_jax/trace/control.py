@@ -124,6 +124,7 @@ def _remat(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[
     program = closed(k["jaxpr"])
     through = dict(zip(program.jaxpr.invars, values, strict=True))
     outputs = [x if is_variable(x) else None for x in program.jaxpr.outvars]
+    # Outputs that are inputs would become arrays inside of `jax.checkpoint`.
     made = [at for at, x in enumerate(outputs) if x not in through]
 
     def inner(*given: Any) -> tuple[list[Any], Extras]:
@@ -255,6 +256,7 @@ def _shard_map(equation: Equation, values: list[Any], inside: Inside) -> tuple[l
         check_vma=k["check_vma"],
         axis_names=k["newly_manual_axes"],
     )(*(value for value, _ in given))
+    # Statistics do not follow leaves into a `shard_map`, so there is nothing to collect.
     return found, inside.initial_extras()
 
 

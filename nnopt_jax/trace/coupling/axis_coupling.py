@@ -267,6 +267,7 @@ class CoupledAxes(Tabular):
             others = tuple(x for x in range(leaf.ndim) if x != axis)
             lines = leaf.max(others) if reduce == "max" else leaf.sum(others)
             parts.append(lines[at].max(1) if reduce == "max" else lines[at].sum(1))
+            # The number of elements that one unit has, which is the same for all units.
             count += at.shape[1] * leaf.size // leaf.shape[axis]
         if reduce == "max":
             return jnp.stack(parts).max(0)
@@ -316,6 +317,7 @@ class CoupledAxes(Tabular):
                 count = max(1, round(part * dimension.size))
                 count = min(dimension.size, -(-count // multiple) * multiple)
                 found[name] = np.zeros(dimension.size, bool)
+                # A stable sort keeps the first of equal units on every platform.
                 found[name][np.argsort(-values, kind="stable")[:count]] = True
         wrong.raise_as(ValueRangeError)
         return found

@@ -134,6 +134,7 @@ class Coupling(Domain[Value]):
         home = _home(site)
         ins = [value.within(home) for value in values]
         outs = StepLabels(self.sets, equation, rule, ins, site).outcomes()
+        # A product that consumes such an array consumes the parameters that it is made of.
         parameter = any(x.parameter for x in ins) and all(x.brings_no_units for x in ins)
         for out in outs if parameter else ():
             for labels in out.axes:

@@ -87,6 +87,7 @@ def _jvp_programs(
     values, rest = _partition(equation.invars, ins)
     floats, ints = _partition(equation.outvars, outs)
     given, known = [*values, *rest, *map(_slope, values)], [*floats, *floats, *ints]
+    # Number 0 is the program of the step itself.
     return (_walk(walk, site, 1, program, given, known),)
 
 
@@ -140,6 +141,7 @@ def run_jvp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -
         found = run(0, [*moving, *others, *tangents])
         count = sum(map(_inexact, equation.outvars))
         primals, tangents, rest = found[:count], found[count : 2 * count], found[2 * count :]
+        # The tangents of integers have the dtype float0 in JAX.
         still = [np.zeros(np.shape(x), jax.dtypes.float0) for x in rest]
         outs = equation.outvars
         return _combine(outs, primals, rest), _combine(outs, tangents, still)

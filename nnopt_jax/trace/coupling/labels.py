@@ -37,6 +37,7 @@ class LabelSets:
     """
 
     def __init__(self) -> None:
+        # Label 0 is `KEPT`. Its reason is number 1, since number 0 stands for no reason.
         self._count = 1
         self._parent = np.zeros(1, np.int64)
         self._first = np.full(1, -1)
@@ -276,6 +277,7 @@ class LabelSets:
         """Fix pairs that contain themselves, directly or through other pairs."""
         known = self._first[: self._count] < 0
         while True:
+            # A pair is free of cycles if its parts are; all others are in a cycle or lead to one.
             more = known[pairs] | (known[first] & known[second])
             if np.array_equal(more, known[pairs]):
                 break
@@ -303,6 +305,7 @@ class LabelSets:
             if not at.size:
                 ats, units, roles = zip(*found, strict=True)
                 return np.concatenate(ats), np.concatenate(units), np.concatenate(roles)
+            # In binary, a role is a 1, then 0 for each first part and 1 for each second part.
             label = np.concatenate([self._first[label], self._second[label]])
             at, role = np.tile(at, 2), np.concatenate([2 * role, 2 * role + 1])
 

@@ -59,6 +59,7 @@ def permute_units(coupled: CoupledAxes, params: Params, order: Mapping[str, Any]
     wrong.raise_as(ValueRangeError)
     for name, dimension in known.items():
         for (path, axis), at in dimension.indices.items():
+            # Elements that belong to no unit of the dimension keep their places.
             new = np.arange(coupled.shapes[path][axis])
             new[at.ravel()] = at[np.asarray(order[name])].ravel()
             leaves[path] = jnp.take(jnp.asarray(leaves[path]), new, axis)
@@ -127,6 +128,7 @@ class SmallerFunction(Tabular):
             for path, x in flatten(params).items()
         }
         full = unflatten(params, old), *args
+        # At the original widths, since the code of the function may contain them.
         given = trace(self.function, full, kwargs, self.outputs, self.table)
         analysis = analyze_coupling(given)
         running = SmallerRun(analysis.domain, lambda: self._removed_labels(analysis))
@@ -135,6 +137,7 @@ class SmallerFunction(Tabular):
 
     def _removed_labels(self, analysis: Analysis) -> np.ndarray:
         """Return a mask of removed labels; a unit is removed if all its elements are."""
+        # This runs again when derivative rules, analyzed during the run, have added labels.
         analysis.sets.propagate()
         places, rows = analysis.elements()
         gone = np.zeros(len(rows), bool)

@@ -194,6 +194,7 @@ def along_factor(
         repeated = Residue.ALIKE if values[0].constant is None else values[0].constant
         return common(own) if own else repeated
     if kind is Kind.CONTRACTION:
+        # Removed weights are zero, and so is every product with them.
         if 0.0 in own:
             return 0.0
         return Residue.UNKNOWN if Residue.UNKNOWN in own else Residue.ALIKE
@@ -226,6 +227,7 @@ def same_axes(rule: OpRule, outcome: int, axis: int) -> dict[int, int] | None:
     if rule.kind not in _FOLLOWED or rule.mesh:
         return None
     factor = _single(rule, rule.outcomes[outcome][axis], rule.outcome_shapes[outcome][axis])
+    # A step that needs the whole axis cannot be computed for one element.
     if factor is None or factor in rule.whole:
         return None
     found = {}

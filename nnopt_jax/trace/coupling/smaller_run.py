@@ -86,6 +86,7 @@ def removed_values(compute: Compute, step: RunStep, operand: int, axis: int) -> 
 
 def _recompute(compute: Compute, frame: Frame, variable: Any, axis: int) -> Array:
     """Recompute a variable at one removed element, by the step that made the variable."""
+    # Inlined programs pass variables on: the step that made one is in another frame.
     if variable in frame.origins:
         return _recompute(compute, *frame.origins[variable], axis)
     step = frame.made[variable]
@@ -130,6 +131,7 @@ class SmallerRun:
         for number, equation, needed in live_steps(frame.program, wanted, table).steps:
             note = self.domain.notes[*frame.location, number]
             given = [
+                # Constants, for example, still have their full size.
                 None if value is None else self.cut(read(known, x), value.axes)
                 for x, value in zip(equation.invars, note.ins, strict=True)
             ]
@@ -245,6 +247,7 @@ def _is_slice(rule: OpRule) -> bool:
     if any(len(dim) != 1 or not isinstance(dim[0].start, int) for dim in (*ours, *theirs)):
         return False
     names = [dim[0].names for dim in ours]
+    # With the same factors on each axis, only starts and strides may differ.
     return names == [dim[0].names for dim in theirs] and not all(
         rule.is_whole(dim, n) for dim, n in zip(ours, rule.operand_shapes[0], strict=True)
     )

@@ -60,6 +60,7 @@ class StepLabels:
         """Couple the operands, and return the abstract values of the outcomes."""
         if self.rule.kind is Kind.MADE:
             return self._generated()
+        # Axes of uneven reshapes are coupled in flat order instead, by `_relate_flat`.
         flat = {a for axes in self.rule.flat for a in axes.operand}
         for number, (value, dims) in enumerate(zip(self.values, self.rule.operands, strict=True)):
             for axis, dim in enumerate(dims):
@@ -143,6 +144,7 @@ class StepLabels:
             for f, a in zip(flat.names, ours, strict=True):
                 self.labels[f] = self.values[0].axes[a]
             names = [f for a in theirs for f in self.rule.outcomes[0][a][0].names]
+            # Empty arrays have no elements to couple.
             if 0 in self.rule.outcome_shapes[0]:
                 self.labels |= {f: self.sets.new_labels(self.rule.sizes[f]) for f in names}
                 continue
@@ -209,6 +211,7 @@ class StepLabels:
         for (ours,), (theirs,), size in zip(
             rule.operands[0], rule.outcomes[0], rule.operand_shapes[0], strict=True
         ):
+            # Entries of padding between units belong to none of them, and would stay.
             is_spread = any(stride != 1 for _, stride in theirs.factors)
             if is_spread or not ours.covers(size, rule.sizes):
                 self.fix(self.labels[ours.names[0]], "its elements are spread apart")
@@ -232,6 +235,7 @@ class StepLabels:
         """Return the labels of one dimension of an outcome."""
         if self.rule.is_whole(dim, size):
             return self._merge(dim[0])
+        # Updates lie at indices known only at run time, so every element is needed.
         if self.rule.kind is Kind.UPDATE and len(dim) > 1:
             for factor in factors_of([dim]):
                 self.fix(self._labels(factor), _LOOKED)

@@ -149,6 +149,7 @@ class OnPacked(Tabular):
             args, kwargs = jax.tree.unflatten(tree, refill(leaves, kept, arrays))
             self._run(args, kwargs, functools.partial(_note, uses))
 
+        # Shapes suffice, so large models are reported without memory for them.
         jax.eval_shape(again, *(x for x, keep in zip(leaves, kept, strict=True) if keep))
         return PackedReport(tuple(uses))
 

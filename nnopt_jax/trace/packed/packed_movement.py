@@ -105,6 +105,7 @@ class Movement:
         lead = len(self.before) - self.kept
         if shape[:lead] != self.before[:lead]:
             return None
+        # The last axes get new factors, so that the others keep their numbers.
         first = len(self.rule.sizes)
         dims = tuple(axes(range(first, first + len(shape) - lead)))
         after, outs = len(self.shape) - self.kept, list(self.rule.outcomes)

@@ -88,6 +88,7 @@ def _layer(leaf: PackedLeaf, number: Any) -> PackedLeaf | None:
     starts = (number, *[0] * (len(one) - 1))
     array = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     try:
+        # A stack of one layer needs no slice.
         if leaf.shape[0] != 1:
             index = jax.ShapeDtypeStruct((), jnp.int32)
             cut = last_step(

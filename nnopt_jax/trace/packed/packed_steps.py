@@ -43,6 +43,7 @@ def step(equation: Equation, values: list[Any], table: Table = TABLE) -> list[An
     try:
         return _packed_step(equation, values, table)
     except CannotStayPacked as reason:
+        # The node has computed the outcome in another way, so there is nothing to defer.
         if reason.instead is not None:
             raise
         operands = [x.node if is_leaf(x) else x for x in values]
@@ -65,6 +66,7 @@ def _packed_step(equation: Equation, values: list[Any], table: Table) -> list[An
     rule = table.rule_of(equation)
     if rule.is_identity or _keeps_precision(equation):
         return _pass_on(equation, rule, values)
+    # XLA fuses the dequantization of such leaves into the sum.
     if rule.kind is Kind.REDUCTION and all(x.node.is_streamed for x in values if is_leaf(x)):
         return bind(equation, [as_array(x) for x in values])
     movements = None
@@ -137,6 +139,7 @@ def _dot(equation: Equation, values: list[Any]) -> Array:
     if is_leaf(weight):
         return dot(x, weight.node, Contraction(left, right, left_batch, right_batch, others))
     x, weight = weight, x
+    # Nodes multiply arrays from the right, so the operands change places.
     swapped = Contraction(right, left, right_batch, left_batch, others)
     own = len(swapped.free(len(weight.shape)))
 

@@ -59,6 +59,7 @@ def elementwise_rule(equation: Equation, **facts: Any) -> OpRule:
     draft = Draft(equation)
     shape = draft.outcome_shapes[0]
     factors = draft.factors(shape)
+    # Scalars and axes of size 1 broadcast.
     operands = [
         [axis(f) if n == size else ONE for f, n, size in zip(factors, shape, own, strict=False)]
         for own in draft.operand_shapes

@@ -129,6 +129,7 @@ def _slice(equation: Equation) -> OpRule:
     strides = k["strides"] or (1,) * len(shape)
 
     def resize(operands: Sequence[Shape], _: Sequence[Shape]) -> dict[str, Any]:
+        # A slice of the whole axis still covers all of it; other bounds stay.
         kept = zip(starts, k["limit_indices"], shape, operands[0], strict=True)
         limits = [new if (low, high) == (0, old) else high for low, high, old, new in kept]
         return {"limit_indices": tuple(limits)}

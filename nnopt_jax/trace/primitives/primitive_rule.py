@@ -238,6 +238,7 @@ class OpRule:
         shape = self.operand_shapes[self.data[0]]
         if not all(self.is_whole(dim, n) for dim, n in zip(ours, shape, strict=True)):
             return None
+        # Equal dimensions, such as two of size 1, do not determine a permutation.
         if len(set(ours)) != len(ours) or len(ours) != len(theirs) or set(ours) != set(theirs):
             return None
         return tuple(ours.index(dim) for dim in theirs)

@@ -115,6 +115,7 @@ def _whole(equation: Equation, program: Any) -> Inner:
 
 def _scan(equation: Equation) -> Programs:
     consts, count = scan_sizes(equation)
+    # Operands are constants, carry and scanned arrays; outcomes are carry and stacked arrays.
     first = consts + count
     return Programs(
         Flow.LOOP,
@@ -128,6 +129,7 @@ def _scan(equation: Equation) -> Programs:
 
 def _while(equation: Equation) -> Programs:
     k, count = equation.params, len(equation.outvars)
+    # Operands are constants of the test, constants of the body, and the carry.
     tests, bodies = k["cond_nconsts"], k["cond_nconsts"] + k["body_nconsts"]
     carry = range(bodies, bodies + count)
     return Programs(

@@ -156,6 +156,7 @@ class _BatchReader:
             found.append(self._read(self._params(arrays), batch))
             return jnp.zeros(())
 
+        # Under the same mesh as the later run, since tracing may depend on it.
         jax.eval_shape(replicate_outputs(run, self._mesh(batch), 0), self._arrays, batch)
         _check_settings(found[-1])
         return found[-1]
@@ -224,6 +225,7 @@ def _split_names(statistics: Names) -> tuple[list[Statistic], tuple[str, ...]]:
     problems.raise_as(SelectionError)
     found = [one for one in given if isinstance(one, Statistic)]
     found += [STATISTICS[one]() for one in given if isinstance(one, str) and one in STATISTICS]
+    # Numbers of rows show which leaves the batches have reached.
     return [*found, rows()], tuple(name for name in OF_LOSS if name in names)
 
 

@@ -203,6 +203,7 @@ class LeafDomain(Domain[LeafValue]):
         """Record leaves that a step's inner programs lose; mark the others as plain arrays."""
         equation, found = site.around[-1], list(outcomes)
         is_call = programs.flow is Flow.CALL and programs.mesh is None
+        # The outcomes of a call keep the value numbers of its inner program.
         numbers = [] if is_call else self._numbers(equation, values)
         reason = f"it is carried through {equation.primitive.name}"
         for at, out in enumerate(outcomes):
@@ -225,6 +226,7 @@ class LeafDomain(Domain[LeafValue]):
                 try:
                     moved = move_parts(equation, rule, at, value.parts)
                 except CutAcrossError as error:
+                    # The leaf is not followed any further; this step becomes its last use.
                     reason = str(error)
                 else:
                     held = [[*parts, *more] for parts, more in zip(held, moved, strict=True)]

@@ -205,6 +205,7 @@ def split_axis(axis: PartAxis, strides: Sequence[int]) -> list[PartAxis]:
     major, minor = [], []
     for factor in axis.factors:
         inner, left = divmod(stride, factor.step)
+        # A factor runs over the major axis, over the minor axes, or is split between them.
         if factor.size > 1 and factor.step % stride == 0:
             major.append(factor._replace(step=factor.step // stride))
         elif factor.step * (factor.size - 1) < stride:

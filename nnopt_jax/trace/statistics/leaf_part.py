@@ -252,6 +252,7 @@ def _number_factors(axes: AxesOfLeaf) -> tuple[tuple[int, PartAxis], ...]:
     """Number the factors of axes by their order in the leaf."""
     places = [place._replace(factors=tuple(_by_step(place))) for _, place in axes]
     flat = [f for place in places for f in place.factors if f.axis != REPEATED]
+    # Leaves of other shapes get equal arrangements, and so share their statistics.
     rank = {(flat[at].axis, flat[at].stride): number for number, at in enumerate(leaf_order(flat))}
 
     def number_factor(f: LeafFactor) -> LeafFactor:

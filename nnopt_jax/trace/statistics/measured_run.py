@@ -90,6 +90,7 @@ class MeasuredRun(Inside):
 
     def _compute(self, equation: Equation, values: Sequence[Any]) -> tuple[list[Any], Extras]:
         step = self.steps.get(self.location)
+        # No operand holds a leaf, so that copies do not matter.
         if step is None:
             return bind(equation, [plain_array(value) for value in values]), {}
         values = [

@@ -131,6 +131,7 @@ def collect_results(analyzed: ObservedProgram, totals: Totals) -> Observed:
             lacking[name] = {}
         return by_use, found
 
+    # Compiled once for all statistics; uses that share a state share the result.
     by_use, found = compute_shared(finish, totals)
     rows = found.pop("rows")
     del by_use["rows"], lacking["rows"]

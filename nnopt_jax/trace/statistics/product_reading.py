@@ -39,6 +39,7 @@ def read_product(equation: Equation, rule: OpRule, at: int, part: LeafPart) -> P
         return _UNMEASURED.get(rule.kind, "{} does not sum over it").format(name)
     if _has_window(equation) and at == 0:
         return "it is the image of a convolution"
+    # The axis of the matrices of a ragged product, one for each group of rows.
     picked = [
         axis
         for dim, axis in zip(rule.operands[at], part.axes, strict=True)
@@ -123,6 +124,7 @@ class _LeafProduct:
         taps = [f for f in own if f not in theirs]
         is_windowed = _has_window(self.equation)
         shared = [f for f in free if f in theirs]
+        # Unlike batch axes, groups of a convolution share an axis with its features.
         mixed = [dim[0].names for dim in rule.operands[self.at] if len(dim[0].names) > 1]
         groups = [f for f in shared if any(f in names for names in mixed)]
         is_plain = kept.keys() >= {*free} and (is_windowed or not taps)
@@ -131,6 +133,7 @@ class _LeafProduct:
         batch = [f for f in shared if f not in groups]
         outs = self._axes((f for f in free if f not in batch), kept)
         channels = self._axes((f for f in own if f in theirs), theirs)
+        # Where the leaf covers a contracted axis in part, other weights add to its outputs.
         alone = all(ours[f].count == rule.sizes[f] for f in own)
         return ProductUse(
             tuple(i for i in range(len(rule.operands)) if i != self.at),
@@ -196,6 +199,7 @@ def _lookup(equation: Equation, rule: OpRule, at: int, part: LeafPart) -> Produc
         return "it is the index of a lookup"
     starts = [dim[0].start for dim in rule.operands[0]]
     chosen = {d: start.entry for d, start in enumerate(starts) if isinstance(start, RuntimeStart)}
+    # Each index must select one row, with all of its entries.
     whole = all(k["slice_sizes"][d] == (1 if d in chosen else n) for d, n in enumerate(shape))
     if len(chosen) != 1 or not whole:
         return "it is looked up along several axes"

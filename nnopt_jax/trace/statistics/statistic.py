@@ -75,6 +75,7 @@ class LeafLayout:
         there = {_name(factor) for factor in factors}
         axes = {axis for axis, _ in there if axis != REPEATED}
         every = [f for f in (*self.part.scanned, *self.product.factors) if f.axis in axes]
+        # Factors that the numbers do not have get size 1, and then broadcast.
         wide = [every[i] for i in leaf_order(every)]
         x = x.reshape([f.size if _name(f) in there else 1 for f in wide])
         x = jnp.broadcast_to(x, [factor.size for factor in wide])

@@ -108,6 +108,7 @@ def _sums(use: ProductUse, x: Array, axis: int) -> _MomentSums:
         count = jnp.full(ones, x.shape[axis], jnp.float32)
     else:
         count = valid.sum(-1, dtype=jnp.float32).reshape(ones)
+    # An expert may get no rows.
     total = jnp.maximum(count, 1.0)
     mean = use.masked(x, 0.0).sum(axis) / total
     apart = use.masked(x - jnp.expand_dims(mean, axis), 0.0)

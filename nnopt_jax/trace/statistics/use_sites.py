@@ -198,6 +198,7 @@ def number_uses(
         counts[part.path] += 1
         states, owners = {}, {}
         for one in () if noted.reason else statistics:
+            # Uses with equal inputs share a state, which the first of them owns.
             source = (one.name, noted.source if one.of_inputs else location)
             if source not in known:
                 known[source] = (part.path, row.number), _state(noted, one)
