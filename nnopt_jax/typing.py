@@ -30,4 +30,4 @@ ScalarOrSchedule: TypeAlias = float | Schedule
 """A number, or a schedule of it."""
 
 Metrics: TypeAlias = Mapping[str, Any]
-"""Named scalars, for a log line."""
+"""Scalars by name, such as those to be logged."""

@@ -29,7 +29,7 @@ class LeafView(NamedTuple):
     Args:
         path: the path of the leaf.
         dims: for each axis of the array, the parts of the leaf's axes that it consists of.
-        layers: the axes of the leaf of which one entry was taken, by a scan or by an index.
+        layers: axes of the leaf on which a scan or an index selected one entry.
         chosen: whether the inputs choose that entry, such as a row of an embedding or an expert.
     """
 
@@ -43,7 +43,7 @@ class AxisValue(NamedTuple):
     """The abstract value of an array: the leaves that it holds, and its dependence on inputs.
 
     Args:
-        views: the leaves that it consists of, or that the inputs choose its entries from.
+        views: the leaves in the array: it consists of them, or inputs select its entries from them.
         varies: whether it depends on inputs other than the parameters.
         ends: location and path of the last products with a leaf before this array.
     """
@@ -117,7 +117,7 @@ class AxisRoles(Domain[AxisValue]):
         outs: list[list[LeafView]] = [[] for _ in rule.outcomes]
         for at in rule.data:
             for view in values[at].views:
-                used, goes_on = _fate(rule, values, at, view, varies)
+                used, goes_on = _usage(rule, values, at, view, varies)
                 if used:
                     self._note(equation, rule, at, view, site)
                 if used and rule.kind is Kind.CONTRACTION:
@@ -144,7 +144,7 @@ class AxisRoles(Domain[AxisValue]):
         self.uses[key] = AxisUse(name, where, frozenset(roles), reason)
 
 
-def _fate(
+def _usage(
     rule: OpRule, values: Sequence[AxisValue], at: int, view: LeafView, varies: bool
 ) -> tuple[bool, bool]:
     """Return whether a step uses a leaf, and whether its outcomes still hold the leaf."""
@@ -185,6 +185,7 @@ def _move(rule: OpRule, at: int, view: LeafView) -> Iterable[LeafView | None]:
         own = tuple(part for axis in flat.operand for part in view.dims[axis])
         for axis in flat.outcome:
             parts |= dict.fromkeys(factors_of([rule.outcomes[0][axis]]), own)
+    # On an axis of several entries without a factor, one entry was selected.
     taken = tuple(
         axis
         for dim, own in zip(rule.operands[at], view.dims, strict=True)
@@ -280,6 +281,7 @@ def _table(
         mine = [uses[key] for key in sorted(k for k in uses if k[0] == path)]
         known = [(use, _axes(use, len(shape))) for use in mine]
         axes = [one for _, one in known if isinstance(one, Axes)]
+        # A lookup does not disagree: a tied embedding has the axes of its product.
         products = list(dict.fromkeys(one for one in axes if not one.lookup))
         every[path] = tuple(axes)
         if len(products) > 1:

@@ -237,6 +237,7 @@ def _contraction(
     written = _bits(equation.outvars) if made.is_moved else 0
     tally = Tally(rule.products, 2 * rule.products, 0, _bits(moving), written)
     entry = CostEntry(product_owner(*operands) or ACTIVATIONS, tally)
+    # The outcome of a product with a looked-up row is an activation.
     return entry, [FLOWING if made.is_moved else made]
 
 
@@ -317,6 +318,7 @@ def _row(path: str, tally: Tally, form: str = "", parameters: int = 0, stored: i
 
 
 def _bytes(bits: int) -> int:
+    # Codes of a few bits may end within a byte.
     return -(-bits // 8)
 
 

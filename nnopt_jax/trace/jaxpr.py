@@ -110,6 +110,7 @@ def line_of(error: BaseException) -> str:
 
 
 def _is_users(file: str) -> bool:
+    # Frozen modules belong to the interpreter.
     return not file.startswith((*_INSTALLED, _OURS, "<frozen"))
 
 
@@ -120,5 +121,6 @@ def _place_of(file: str, number: int | None, name: str) -> str:
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
     """Return the shape and dtype of a packed leaf, and its sharding on Explicit mesh axes."""
     if any(isinstance(leaf, jax.Array) and is_explicit(leaf) for leaf in jax.tree.leaves(x)):
+        # A trace derives the sharding of the dense array from those of the fields.
         return jax.eval_shape(lambda x: x.materialize(), x)
     return jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -115,6 +115,7 @@ def trace(
     except _NEEDS_VALUES as error:
         raise _explain(function, paths, error) from error
     except Exception as error:
+        # The error keeps its type, since the caller may catch it.
         error.add_note(_note_of(function, zip(paths, values, strict=True), error))
         raise
     arguments, structure = tuple(_argument(keys) for keys, _ in inputs), jax.tree.structure(shapes)
@@ -225,6 +226,7 @@ def _argument(keys: tuple[Any, ...]) -> int | str:
 
 def _path(keys: tuple[Any, ...]) -> str:
     inside, which = path_string(tuple(keys[2:])), _argument(keys)
+    # Parameters have the paths that `where` selects; other arguments are named first.
     if which == 0 and inside:
         return inside
     named = which if isinstance(which, str) else f"argument {which + 1}"

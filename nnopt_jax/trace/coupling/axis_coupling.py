@@ -138,7 +138,7 @@ class CoupledAxes(Tabular):
     before removal, as in the model with zeros.
 
     Args:
-        dimensions: sets of units of the same kind, some of which can be removed.
+        dimensions: sets of units of the same kind; single units of a set can be removed.
         frozen: maps (path, axis) to the reason why that axis cannot be made smaller.
         shapes: the shapes of the leaves.
 

@@ -171,6 +171,7 @@ def dimensions(analysis: Analysis) -> tuple[Dimension, ...]:
     """
     places, rows = analysis.elements()
     kind = _kinds(rows)
+    # Sorted by kind, place, unit and position, each dimension is a block of rows.
     order = np.lexsort((rows[:, _AT], rows[:, _UNIT], rows[:, _PLACE], kind))
     rows, kind = rows[order], kind[order]
     found = []

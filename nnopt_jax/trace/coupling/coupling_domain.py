@@ -16,7 +16,7 @@ from nnopt_jax.trace.abstract_walk import Domain, Location, Site, Values, Walk
 from nnopt_jax.trace.control import is_inlined
 from nnopt_jax.trace.coupling.derivatives import Derived, derive
 from nnopt_jax.trace.coupling.labels import Labels, LabelSets
-from nnopt_jax.trace.coupling.remains import Reason, Residue, Value, common
+from nnopt_jax.trace.coupling.remains import Reason, Residue, Value, common_content
 from nnopt_jax.trace.coupling.step_labels import StepLabels
 from nnopt_jax.trace.jaxpr import Equation
 from nnopt_jax.trace.primitives import TABLE, MeshCut, OpRule, Programs, Table
@@ -75,7 +75,9 @@ class Coupling(Domain[Value]):
             self.sets.join(ours, theirs)
             if parameter:
                 self.sets.record_sources(ours, [theirs])
-        left = [common([one.remains_at(a), other.remains_at(a)]) for a in range(len(one.axes))]
+        left = [
+            common_content([one.remains_at(a), other.remains_at(a)]) for a in range(len(one.axes))
+        ]
         constant = one.constant if one.constant == other.constant else None
         return Value(one.axes, tuple(left), constant, parameter, one.home)
 
@@ -84,12 +86,12 @@ class Coupling(Domain[Value]):
         return one.remains == other.remains and one.constant == other.constant
 
     def layer(self, value: Value, site: Site) -> Value:
-        """Return the value of one slice of an array that a loop iterates over; fix that axis."""
+        """Return the value of one slice of a scanned array; no slice of it can be removed."""
         self.sets.fix(value.axes[0], Reason("a loop iterates over it", site.around))
         return value._replace(axes=value.axes[1:], remains=value.remains[1:])
 
     def stack(self, value: Value, times: int, site: Site) -> Value:
-        """Return the value of a loop's stacked outcomes, and fix the axis of the iterations."""
+        """Return the value of a loop's stacked outcomes; no iteration can be removed."""
         turns = self.sets.fixed_labels(times, "iterations of a loop")
         return value._replace(axes=(turns, *value.axes), remains=(Residue.UNKNOWN, *value.remains))
 
@@ -98,6 +100,7 @@ class Coupling(Domain[Value]):
 
         def shared(labels: Labels, devices: int) -> Labels:
             own = labels[: len(labels) // devices]
+            # All devices run one program, so their shards must lose the same positions.
             self.sets.join(labels, np.tile(own, devices))
             return own
 
@@ -149,6 +152,7 @@ def _home(site: Site) -> Location:
     around = site.around[:-1]
     for depth in reversed(range(len(around))):
         if not is_inlined(around[depth]):
+            # Each level of a location is two numbers: the equation and the inner program.
             return site.location[: 2 * depth + 2]
     return ()
 

@@ -92,7 +92,7 @@ def _jvp_programs(
 
 
 def _slope(value: Value) -> Value:
-    """Return the value of a tangent: zero at removed units where the primal is a number."""
+    """Return the abstract value of a tangent: zero at removed units whose primal is a number."""
     remains = map(value.remains_at, range(len(value.axes)))
     left = tuple(Residue.UNKNOWN if isinstance(x, Residue) else 0.0 for x in remains)
     return Value(value.axes, left)
@@ -140,6 +140,7 @@ def run_jvp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -
         tangents, _ = _partition(equation.invars, slopes)
         found = run(0, [*moving, *others, *tangents])
         count = sum(map(_inexact, equation.outvars))
+        # The program returns float outcomes, their tangents, then integer outcomes.
         primals, tangents, rest = found[:count], found[count : 2 * count], found[2 * count :]
         # The tangents of integers have the dtype float0 in JAX.
         still = [np.zeros(np.shape(x), jax.dtypes.float0) for x in rest]

@@ -48,6 +48,7 @@ class LabelSets:
         self._ordered = np.zeros(1, bool)
         self._reasons: list[Any] = [None, "always kept"]
         self._fixed: dict[Any, int] = {}
+        # Keys are the ids of arrays of labels, which the values keep alive.
         self._consumed: dict[int, Labels] = {}
         self._sources: dict[int, tuple[Labels, list[Labels]]] = {}
 
@@ -127,7 +128,7 @@ class LabelSets:
     def record_sources(self, axis: Labels, sources: Iterable[Labels]) -> None:
         """Record the parameter axes that an axis of an array made of parameters alone comes from.
 
-        A step that consumes the axis consumes those of its sources that share elements with it.
+        A step that consumes the axis also consumes the sources that share elements with it.
         """
         own = self._free_sets(axis)
         shared = [x for x in sources if x is not axis and np.isin(self._free_sets(x), own).any()]
@@ -315,6 +316,7 @@ class LabelSets:
         gone[self.find(units)] = True
         pairs, first, second = self._pairs()
         while True:
+            # A pair goes with either part, and may itself be a part: repeat until nothing changes.
             more = gone[pairs] | gone[first] | gone[second]
             if np.array_equal(more, gone[pairs]):
                 return gone[self.find(np.arange(self._count))]

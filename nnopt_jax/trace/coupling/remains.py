@@ -89,7 +89,7 @@ class Value(NamedTuple):
         return self._replace(remains=left, home=home)
 
 
-def common(remains: Sequence[Remains]) -> Remains:
+def common_content(remains: Sequence[Remains]) -> Remains:
     """Return the content that several arrays share at removed units; unknown if they differ."""
     return remains[0] if remains and all(x == remains[0] for x in remains) else Residue.UNKNOWN
 
@@ -114,7 +114,7 @@ class Reason:
         return f"{self.text} at {at}" if at else self.text
 
 
-def elementwise(equation: Equation, rule: OpRule, given: Sequence[Remains]) -> Remains:
+def elementwise_content(equation: Equation, rule: OpRule, given: Sequence[Remains]) -> Remains:
     """Return the content of an elementwise step's outcome at removed units.
 
     Args:
@@ -128,7 +128,7 @@ def elementwise(equation: Equation, rule: OpRule, given: Sequence[Remains]) -> R
     # 0 * inf and 0 / 0 are NaN, so the other operands must be finite and not zero.
     if zeros and all(x and math.isfinite(x) for x in others):
         return 0.0
-    if rule.chooses and not isinstance(common([given[i] for i in rule.data]), Residue):
+    if rule.chooses and not isinstance(common_content([given[i] for i in rule.data]), Residue):
         return given[rule.data[0]]
     if len(numbers) == len(given):
         params = tuple(sorted(equation.params.items()))
@@ -143,6 +143,7 @@ def _evaluate(
 ) -> Remains:
     """Evaluate a primitive on known scalars."""
     try:
+        # Within an outer `jit`, the primitive would be traced rather than computed.
         with jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
             given = [np.asarray(x).astype(d) for x, d in zip(numbers, dtypes, strict=True)]
             found = primitive.bind(*given, **dict(params))
@@ -165,14 +166,14 @@ def constant_of(
         constants = [value.constant for value in values]
         if None in constants:
             return None
-        found = elementwise(equation, rule, constants)  # pyright: ignore[reportArgumentType]
+        found = elementwise_content(equation, rule, constants)  # pyright: ignore[reportArgumentType]
         return None if isinstance(found, Residue) else found
     if rule.kind is not Kind.MOVEMENT or rule.mesh or None in constants or not constants:
         return None
     return constants[0] if len(set(constants)) == 1 else None
 
 
-def along_factor(
+def content_along(
     equation: Equation, rule: OpRule, values: Sequence[Value], left: Mapping[int, Remains],
     counted: bool,
 ) -> Remains:  # fmt: skip
@@ -188,11 +189,11 @@ def along_factor(
     kind = rule.kind
     if kind is Kind.ELEMENTWISE:
         others = [Residue.ALIKE if x.constant is None else x.constant for x in values]
-        return elementwise(equation, rule, [left.get(i, x) for i, x in enumerate(others)])
+        return elementwise_content(equation, rule, [left.get(i, x) for i, x in enumerate(others)])
     own = [remains for i, remains in left.items() if i not in rule.chooses]
     if kind is Kind.MOVEMENT:
         repeated = Residue.ALIKE if values[0].constant is None else values[0].constant
-        return common(own) if own else repeated
+        return common_content(own) if own else repeated
     if kind is Kind.CONTRACTION:
         # Removed weights are zero, and so is every product with them.
         if 0.0 in own:
@@ -203,7 +204,7 @@ def along_factor(
     if kind is Kind.LOOKUP:
         return own[0]
     if kind is Kind.UPDATE or rule.absorbs:
-        if common(own) == 0.0:
+        if common_content(own) == 0.0:
             return 0.0
         alike = kind is Kind.REDUCTION and not counted and Residue.UNKNOWN not in own
         return Residue.ALIKE if alike else Residue.UNKNOWN
@@ -216,8 +217,8 @@ _FOLLOWED = (Kind.ELEMENTWISE, Kind.MOVEMENT, Kind.CONTRACTION, Kind.REDUCTION)
 def same_axes(rule: OpRule, outcome: int, axis: int) -> dict[int, int] | None:
     """Return the axis of each operand that shares its full factor with an axis of an outcome.
 
-    The value at removed units of such an axis can be computed by the step with one removed element
-    in place of the axis.
+    The content at removed units of such an axis can be computed by running the step on one removed
+    element instead of the whole axis.
 
     Args:
         rule: the rule of the step.

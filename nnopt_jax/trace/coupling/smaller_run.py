@@ -196,7 +196,7 @@ class SmallerRun:
         for axis, (dim, labels) in enumerate(zip(rule.operands[0], value.axes, strict=True)):
             if rule.is_whole(dim, len(labels)):
                 continue
-            at, kept = dim[0].indices(rule.sizes).ravel(), self.kept(labels)
+            at, kept = dim[0].indices(rule.sizes).ravel(), self.kept_positions(labels)
             if kept is not None:
                 at = np.flatnonzero(np.isin(kept, at))
             apart = np.unique(np.diff(at))
@@ -207,7 +207,7 @@ class SmallerRun:
                 x = lax.slice_in_dim(x, int(at[0]), int(at[-1]) + 1, stride, axis)
         return x
 
-    def kept(self, labels: Labels) -> np.ndarray | None:
+    def kept_positions(self, labels: Labels) -> np.ndarray | None:
         """Return the positions of an axis that remain; None if all do."""
         # Programs pass arrays of labels on unchanged, so a cache by identity finds most of them.
         if id(labels) not in self._kept:
@@ -216,13 +216,13 @@ class SmallerRun:
         return self._kept[id(labels)][1]
 
     def _size(self, labels: Labels) -> int:
-        kept = self.kept(labels)
+        kept = self.kept_positions(labels)
         return len(labels) if kept is None else len(kept)
 
     def cut(self, x: Any, axes: Sequence[Labels]) -> Any:
         """Remove units from an array on the axes that still have their full size."""
         for axis, labels in enumerate(axes):
-            kept = self.kept(labels)
+            kept = self.kept_positions(labels)
             # The step or program that made the array may have cut it already.
             if kept is not None and np.shape(x)[axis] == len(labels):
                 x = jnp.take(x, kept, axis)
@@ -302,6 +302,7 @@ class SmallerPrograms(Inside):
         found = self.running.run_frame(frame, values, wanted)
         for number, outcome in enumerate(inner.outputs):
             if found[number] is not None and (value := step.note.outs[outcome]) is not None:
+                # One iteration returns a stacked outcome without its first axis.
                 axes = value.axes[1:] if outcome in self.programs.stacked else value.axes
                 found[number] = self.running.cut(found[number], axes)
         return found, ()

@@ -13,9 +13,9 @@ from nnopt_jax.trace.coupling.remains import (
     Remains,
     Residue,
     Value,
-    along_factor,
-    common,
+    common_content,
     constant_of,
+    content_along,
     same_axes,
 )
 from nnopt_jax.trace.jaxpr import Equation, primitives
@@ -72,7 +72,7 @@ class StepLabels:
         return [self._outcome(number) for number in range(len(self.rule.outcomes))]
 
     def fix(self, labels: Labels, text: str) -> None:
-        """Mark elements that the step needs as never removed."""
+        """Mark elements as never removed, because the step needs all of them."""
         # Most labels are fixed already, and reasons are slow to make.
         if not self.sets.is_fixed(labels).all():
             self.sets.fix(labels, self._reason(text))
@@ -157,14 +157,16 @@ class StepLabels:
 
     def _remains_of(self, remains: Sequence[Remains], factors: Sequence[Factor]) -> Remains:
         """Return the content that several factors share at removed elements; ignore fixed ones."""
-        found = common(remains)
+        found = common_content(remains)
         if isinstance(found, Residue) and len(remains) > 1:
             pairs = zip(remains, factors, strict=True)
-            found = common([x for x, f in pairs if not self.sets.is_fixed(self.labels[f]).all()])
+            found = common_content(
+                [x for x, f in pairs if not self.sets.is_fixed(self.labels[f]).all()]
+            )
         return found
 
     def _reduce(self) -> None:
-        """Mark the elements that the step sums; fix them if their removal would change the sum."""
+        """Mark the elements that the step sums; keep those whose removal would change the sum."""
         rule = self.rule
         if rule.kind not in (Kind.CONTRACTION, Kind.REDUCTION):
             return
@@ -250,6 +252,7 @@ class StepLabels:
         found = None
         for factor in reversed(place.names):
             own = self._labels(factor)
+            # Factors of size 1 do not change the labels.
             if found is None or len(found) == 1:
                 found = own
             elif len(own) > 1:
@@ -273,9 +276,10 @@ class StepLabels:
             return Residue.UNKNOWN
         names = [f for place in dim for f, _ in place.factors]
         if len(names) > 1:
+            # Factors of size 1 lose no elements.
             names = [f for f in names if rule.sizes[f] != 1] or names[:1]
         each = [
-            along_factor(self.equation, rule, self.values, self.remains.get(f, {}), self.counted)
+            content_along(self.equation, rule, self.values, self.remains.get(f, {}), self.counted)
             for f in names
         ]
         found = self._remains_of(each, names)

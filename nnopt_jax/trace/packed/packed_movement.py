@@ -188,6 +188,7 @@ def _place(
     x = x.reshape([entries[factor] for factor in kept])  # the other axes have one entry
     x = x.transpose([kept.index(factor) for factor in wanted if factor in kept])
     x = x.reshape([entries.get(factor, 1) for factor in wanted])
+    # Entries are repeated while each factor still has an axis of its own.
     needed = entries | _widen(pair[1], entries, sizes)
     for axis, factor in enumerate(wanted):
         if x.shape[axis] != needed.get(factor, 1):
@@ -220,6 +221,7 @@ def _pad_axis(
     stride = place.factors[-1][1] if place.factors else 1
     if stride < 0:
         return lax.rev(x, [axis])
+    # The axis is complete, or one entry stands for all of it.
     if count == size or have == 1 < count:
         return x
     group = count // have

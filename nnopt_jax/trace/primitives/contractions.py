@@ -60,6 +60,7 @@ def _ragged_dot(equation: Equation) -> OpRule:
     if ragged in dot[0][0]:
         outcome = [group, *outcome]
     sizes = [draft.unread(i) for i in range(2, len(draft.operand_shapes))]
+    # Rows of groups follow from cumulative sums of the sizes, so their order matters.
     whole = frozenset(f for dims in sizes for dim in dims for f in dim[0].names)
     return draft.rule(
         Kind.CONTRACTION, [operands[0], second, *sizes], [outcome], absorbs=(0, 1), neutral=0.0,

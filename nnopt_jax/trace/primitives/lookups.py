@@ -60,6 +60,7 @@ def _scatter(flops: Flops, same: Same, equation: Equation) -> OpRule:
     for a, (factor, n) in enumerate(zip(factors, shape, strict=True)):
         start = RuntimeStart(1, entries[a]) if a in entries else 0
         if a in numbers.inserted_window_dims:
+            # Entries of the operand, of which the update overwrites those at the index.
             outcome.append((*axis(factor), Place((), start)))
         elif a in removed or (width := next(widths)) == n:
             outcome.append(axis(factor))

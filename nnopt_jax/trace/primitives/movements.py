@@ -234,6 +234,7 @@ def _dynamic_slice(equation: Equation) -> OpRule:
     (shape, *_), (target,) = draft.operand_shapes, draft.outcome_shapes
     factors = draft.factors(target)
     operand = [
+        # A window as wide as the axis can only start at 0.
         axis(f, 0 if n == m else RuntimeStart(1 + a))
         for a, (f, n, m) in enumerate(zip(factors, shape, target, strict=True))
     ]

@@ -87,6 +87,7 @@ class Place(NamedTuple):
         """
         covered = 1
         for factor, stride in reversed(self.factors):
+            # The stride of a factor of size 1 is arbitrary.
             if sizes[factor] != 1 and stride != covered:
                 return False
             covered *= sizes[factor]

@@ -303,6 +303,7 @@ class OpRule:
 
     def _products(self) -> int:
         """Count the products of a contraction, without those at the holes of a dilated image."""
+        # A dilated image has entries only at multiples of the dilation.
         left, count = set(self._iterated), 1
         for dim in self.operands[0]:
             for place in dim:

@@ -47,6 +47,7 @@ class Table:
     programs: Mapping[Any, MakePrograms]
 
     def __post_init__(self) -> None:
+        # A frozen dataclass does not freeze its dictionaries.
         for name in ("rules", "programs"):
             object.__setattr__(self, name, types.MappingProxyType(dict(getattr(self, name))))
 

@@ -51,9 +51,9 @@ class Programs:
         carried: pairs of an operand and an outcome: the operand is the input of the first
             iteration, the output of each iteration is the input of the next, and the last output is
             the outcome.
-        sliced: operands of which each iteration gets one entry of axis 0.
+        sliced: operands that are sliced on axis 0, one entry for each iteration.
         stacked: outcomes that stack the outputs of all iterations on axis 0.
-        mesh: the mesh of `shard_map`, each device of which runs the program; else None.
+        mesh: the mesh of a `shard_map`, whose devices each run the program; else None.
         operand_cuts: for each operand the mesh axes that shard its axes; empty without a mesh.
         outcome_cuts: the same for each outcome.
         own_derivative: whether the equation has a custom derivative rule, which may use every

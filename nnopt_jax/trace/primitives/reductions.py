@@ -186,6 +186,7 @@ def _mesh_movement(equation: Equation) -> OpRule:
         draft.factor(n) if f is None or a in changed else f
         for a, (f, n) in enumerate(zip(kept, target, strict=True))
     ]
+    # An axis that changes is needed whole, since each device sends another piece of it.
     whole = {*factors} ^ {*after}
     return draft.rule(
         Kind.MOVEMENT, [axes(factors)], [axes(after)], whole=frozenset(whole),

@@ -138,6 +138,7 @@ class _BatchReader:
     def add(self, totals: Totals, batch: Any) -> Totals:
         """Add the statistics of one batch to the totals."""
         _check_arrays(batch)
+        # Shapes and dtypes are the key, also for numbers and NumPy arrays.
         leaves, tree = jax.tree.flatten(jax.eval_shape(lambda x: x, batch))
         shape = tree, tuple(leaves)
         if shape not in self._steps:

@@ -164,6 +164,7 @@ class LeafDomain(Domain[LeafValue]):
             return one
         if one.parts == other.parts and not (one.lost or other.lost):
             return self.fresh(one.parts)
+        # Leaves that only one of the arrays holds are not followed; `leave` records them.
         lost = dict.fromkeys((*one.lost, *one.parts, *other.parts, *other.lost))
         return self.fresh()._replace(lost=tuple(lost))
 
@@ -175,6 +176,7 @@ class LeafDomain(Domain[LeafValue]):
         """Return the value of one slice of a scanned array; its leaves record the scan."""
         depth, length = len(site.location), site.around[-1].params["length"]
         parts = tuple(part.layer(depth, length) for part in value.parts)
+        # Slices of equal arrays in one scan are equal.
         return LeafValue(parts, self.numbers.of(("layer", site.location, value.number)))
 
     def stack(self, value: LeafValue, times: int, site: Site) -> LeafValue:
@@ -190,6 +192,7 @@ class LeafDomain(Domain[LeafValue]):
             if reason := _why_not_entered(programs, value.parts, at, site):
                 self._note(site, (-1, at), own, [(part, reason) for part in value.parts])
                 step.copied[at], given[at] = own, value._replace(parts=())
+            # The carry is one array of the loop, so that uses of its leaves share a gradient.
             elif at in carried:
                 step.copied[at], given[at] = own, self.fresh(_as_array(value.parts, own))
             elif programs.own_derivative:  # all operands share one copy of each leaf

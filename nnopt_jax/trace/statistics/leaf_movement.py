@@ -81,7 +81,7 @@ def _move_part(
         inside |= dict(zip(place.names, found, strict=False))
         if not place.factors:
             taken |= {f.axis: None for f in axis.factors if f.axis != REPEATED}
-    axes = [_place(equation, place, inside, rule.sizes, starts) for place in after]
+    axes = [_outcome_axis(equation, place, inside, rule.sizes, starts) for place in after]
     return part._replace(axes=tuple(axes), starts=tuple(starts), taken=tuple(taken))
 
 
@@ -112,7 +112,7 @@ def _by_factor(
     counts = [sizes[factor] for factor in place.names]
     try:
         if isinstance(place.start, RuntimeStart):
-            return [_window(axis, math.prod(counts), starts)]
+            return [_window_axis(axis, math.prod(counts), starts)]
         if len(counts) > 1:
             return split_axis(axis, [stride for _, stride in place.factors])
         stride, count = (place.factors[0][1], counts[0]) if counts else (1, 1)
@@ -122,7 +122,7 @@ def _by_factor(
     return None if found is None else [found]
 
 
-def _window(axis: PartAxis, count: int, starts: Starts) -> PartAxis:
+def _window_axis(axis: PartAxis, count: int, starts: Starts) -> PartAxis:
     """Return a leaf's positions in a window whose start is known only at run time."""
     loose = [factor for factor in axis.factors if factor.size > 1]
     if axis.start or not loose or (len(loose) > 1 and count > 1) or loose[0].step != 1:
@@ -156,7 +156,7 @@ def _intersect(
         return None
     _shift(starts, factor, low)
     least = axis.start + factor.step * low
-    kept = _with(axis, at, factor._replace(size=high - low + 1))
+    kept = _replace_factor(axis, at, factor._replace(size=high - low + 1))
     if least >= first and axis.start + factor.step * high + span < first + count:
         return kept._replace(start=least - first)
     if low != high:
@@ -184,7 +184,7 @@ def _cut_one(
     _shift(starts, factor, low)
     size = (high - low) // period + 1
     step = factor.step // common if size > 1 else 1
-    kept = _with(axis, at, LeafFactor(factor.axis, factor.stride * period, size, step))
+    kept = _replace_factor(axis, at, LeafFactor(factor.axis, factor.stride * period, size, step))
     return kept._replace(start=(factor.step * low - apart) // stride)
 
 
@@ -221,7 +221,7 @@ def split_axis(axis: PartAxis, strides: Sequence[int]) -> list[PartAxis]:
     return [PartAxis(start, tuple(major)), *split_axis(PartAxis(inner_start, tuple(minor)), rest)]
 
 
-def _place(
+def _outcome_axis(
     equation: Equation, place: Place, inside: dict[int, PartAxis], sizes: Sequence[int],
     starts: Starts,
 ) -> PartAxis:  # fmt: skip
@@ -248,5 +248,5 @@ def _shift(starts: Starts, factor: LeafFactor, entries: int) -> None:
         starts[factor.axis] = start + factor.stride * entries
 
 
-def _with(axis: PartAxis, at: int, factor: LeafFactor) -> PartAxis:
+def _replace_factor(axis: PartAxis, at: int, factor: LeafFactor) -> PartAxis:
     return axis._replace(factors=(*axis.factors[:at], factor, *axis.factors[at + 1 :]))

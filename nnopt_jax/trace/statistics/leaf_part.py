@@ -99,7 +99,7 @@ class LeafPart(NamedTuple):
         starts: for each axis of the leaf the index at which all factors are 0; None if that is
             known only at run time.
         levels: the scans over the leaf, from the outermost.
-        taken: axes of the leaf of which one entry was taken.
+        taken: axes of the leaf on which one entry was selected.
         copied: the location at which the leaf became a plain array, for example as the carry of
             a loop; all later uses share one gradient. Empty if each use has its own.
     """

@@ -125,9 +125,9 @@ def collect_results(analyzed: ObservedProgram, totals: Totals) -> Observed:
         found: dict[str, dict[str, Any]] = {}
         by_use: dict[str, dict[Key, Any]] = {}
         for name, statistic in analyzed.measures.statistics.items():
-            by_use[name], found[name], lacking[name] = _finish(analyzed, statistic, totals)
+            by_use[name], found[name], lacking[name] = _results_of(analyzed, statistic, totals)
         for name in analyzed.of_loss:
-            by_use[name], found[name] = _of_loss(name, analyzed.shapes, totals)
+            by_use[name], found[name] = _loss_means(name, analyzed.shapes, totals)
             lacking[name] = {}
         return by_use, found
 
@@ -172,7 +172,7 @@ def compute_shared(function: Callable[[Any], Any], given: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), [found[n] for n in numbers])
 
 
-def _finish(
+def _results_of(
     analyzed: ObservedProgram, statistic: Statistic, totals: Totals
 ) -> tuple[dict[Key, Any], dict[str, Any], dict[str, str]]:
     """Return the results by use and by leaf, and the reasons for leaves without a result."""
@@ -225,7 +225,7 @@ def _merge_uses(statistic: Statistic, mine: Sequence[tuple[LeafLayout, Any]]) ->
     return statistic.finish(mine[0][0], functools.reduce(statistic.add, [x for _, x in mine]))
 
 
-def _of_loss(
+def _loss_means(
     name: str, leaves: Mapping[str, Any], totals: Totals
 ) -> tuple[dict[Key, Any], dict[str, Any]]:
     """Return the means over batches of a statistic of the loss, by use and by leaf."""

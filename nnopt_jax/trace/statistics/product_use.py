@@ -186,6 +186,7 @@ class ProductUse:
         x = order(self.arrays[which])
         if self.row_groups is None:
             return x
+        # All groups share the array of rows; masks select the rows of each.
         return jnp.broadcast_to(x, (*(factor.size for factor in self.batch), *x.shape))
 
 

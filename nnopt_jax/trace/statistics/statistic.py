@@ -70,7 +70,7 @@ class LeafLayout:
         return x.reshape(*_sizes(self.batch).values(), *rest)
 
     def _like_leaf(self, x: Array, factors: Factors) -> Array:
-        """Merge axes of factors into the axes of the leaf, and broadcast over missing factors."""
+        """Reshape an array with one axis a factor to the axes of the leaf, with broadcasting."""
         x = x.reshape([factor.size for factor in factors]).transpose(leaf_order(factors))
         there = {_name(factor) for factor in factors}
         axes = {axis for axis, _ in there if axis != REPEATED}

@@ -66,13 +66,13 @@ def input_moments() -> Statistic:
     """
 
     def measure(use: ProductUse, x: Array) -> _MomentSums:
-        return _sums(use, x, use.rows_axis)
+        return _moment_state(use, x, use.rows_axis)
 
     def finish(layout: LeafLayout, state: _MomentSums) -> Moments:
         return _moments(layout, state, layout.channel)
 
     labels = ("groups", "channels")
-    return Statistic("input_moments", measure, finish, add=_join, labels=labels)
+    return Statistic("input_moments", measure, finish, add=_add_moments, labels=labels)
 
 
 def output_moments() -> Statistic:
@@ -87,23 +87,23 @@ def output_moments() -> Statistic:
     """
 
     def measure(use: ProductUse, x: Array) -> _MomentSums:
-        return _sums(use, x, len(use.batch))
+        return _moment_state(use, x, len(use.batch))
 
     def finish(layout: LeafLayout, state: _MomentSums) -> Moments:
         return _moments(layout, state, layout.out)
 
     read, labels = ProductUse.outputs, ("outs",)
-    return Statistic("output_moments", measure, finish, read, add=_join, labels=labels)
+    return Statistic("output_moments", measure, finish, read, add=_add_moments, labels=labels)
 
 
-def _sums(use: ProductUse, x: Array, axis: int) -> _MomentSums:
+def _moment_state(use: ProductUse, x: Array, axis: int) -> _MomentSums:
     """Compute the state of the moments of values along one axis.
 
     The mean of the distances from the mean is its tail, which is the rounding error of the mean for
     values far from zero.
     """
     valid = use.valid()
-    ones = _ones(x.shape, axis)
+    ones = _count_shape(x.shape, axis)
     if valid is None:
         count = jnp.full(ones, x.shape[axis], jnp.float32)
     else:
@@ -117,12 +117,12 @@ def _sums(use: ProductUse, x: Array, axis: int) -> _MomentSums:
     return _MomentSums(count, mean, tail, squares.sum(axis))
 
 
-def _ones(shape: Shape, axis: int) -> Shape:
-    """Return the shape of counts: batch axes, then axes of size 1, since groups share counts."""
+def _count_shape(shape: Shape, axis: int) -> Shape:
+    """Return the shape of the counts of values: batch axes, then 1s, since groups share a count."""
     return (*shape[:axis], *(1,) * (len(shape) - axis - 1))
 
 
-def _join(a: _MomentSums, b: _MomentSums) -> _MomentSums:
+def _add_moments(a: _MomentSums, b: _MomentSums) -> _MomentSums:
     count = a.count + b.count
     share = b.count / jnp.maximum(count, 1.0)
     apart, tails = b.mean - a.mean, b.tail - a.tail
