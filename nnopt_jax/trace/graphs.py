@@ -198,8 +198,8 @@ class Graph(Tabular):
 
         Args:
             params: arrays, of the graph's shapes.
-            keep: the units that stay, by the name of a dimension of `graph.coupled`: booleans for
-                all, or numbers; dimensions that are not named keep all units.
+            keep: the units to keep, by the name of a dimension of `graph.coupled`: a boolean array
+                (units,), or integer unit numbers; dimensions that are not named keep all units.
 
         Returns:
             The `ShrunkModel`: `.params`, `.apply`, and `.widths` by path.
@@ -228,7 +228,8 @@ class Graph(Tabular):
 
         Args:
             params: arrays, of the graph's shapes.
-            keep: the units that stay, by the name of a dimension of `graph.coupled`.
+            keep: the units to keep, by the name of a dimension of `graph.coupled`: a boolean array
+                (units,), or integer unit numbers; dimensions that are not named keep all units.
 
         Raises:
             SelectionError: a dimension or a leaf is not known; the message lists all.
@@ -250,7 +251,8 @@ class Graph(Tabular):
 
         Args:
             params: arrays, of the graph's shapes.
-            order: for each dimension by name, the unit that comes to each place, a permutation.
+            order: by the name of a dimension, a permutation of its unit numbers, an integer array
+                (units,); entry `i` is the unit that moves to position `i`.
 
         Raises:
             SelectionError: a dimension or a leaf is not known; the message lists all.

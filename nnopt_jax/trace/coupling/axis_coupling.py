@@ -193,15 +193,16 @@ class CoupledAxes(Tabular):
         kept += [(f"{path}:{axis}", why) for (path, axis), why in self.frozen.items()]
         return "\n".join([*aligned(cells), *(aligned(kept) if len(kept) > 1 else [])])
 
-    def kept(self, keep: Keep, caller: str = "graph.coupled") -> dict[Place, np.ndarray]:
+    def masks(self, keep: Keep, caller: str = "graph.coupled") -> dict[Place, np.ndarray]:
         """Return a mask of the remaining elements of each axis that loses some.
 
         Args:
-            keep: the units that stay, by the name of a dimension: booleans for all, or numbers.
+            keep: the units to keep, by the name of a dimension: a boolean array (units,), or
+                integer unit numbers.
             caller: the caller, for errors.
 
         Returns:
-            A boolean array by (path, axis).
+            By (path, axis) a boolean array with an entry for each element of the axis.
 
         Raises:
             SelectionError: a dimension is not known; the message lists all.
@@ -280,14 +281,14 @@ class CoupledAxes(Tabular):
 
         Args:
             scores: an array (units,) by the name of a dimension.
-            keep: the fraction of the units that stays, in (0, 1]; by the name of a dimension, or
-                one for all.
-            multiple: the number of units that stay is rounded up to a multiple of this, at most to
+            keep: the fraction of the units to keep, in (0, 1]; by the name of a dimension, or one
+                for all.
+            multiple: the number of units to keep is rounded up to a multiple of this, at most to
                 all units; hardware prefers multiples of 8 or 128.
 
         Returns:
             A boolean array (units,) by name, for `graph.mask` and `graph.shrink`; at least one unit
-            stays.
+            is kept.
 
         Raises:
             SelectionError: a dimension is not known; the message lists all.

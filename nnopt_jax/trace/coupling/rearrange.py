@@ -28,10 +28,10 @@ def mask_units(coupled: CoupledAxes, params: Params, keep: Keep) -> Params:
     Args:
         coupled: the dependency graph.
         params: arrays.
-        keep: the units that stay, by the name of a dimension.
+        keep: the units to keep, by the name of a dimension, as `graph.shrink` takes them.
     """
     leaves = dict(coupled.leaves(params, "graph.mask"))
-    for (path, axis), kept in coupled.kept(keep, "graph.mask").items():
+    for (path, axis), kept in coupled.masks(keep, "graph.mask").items():
         shape = (-1,) + (1,) * (len(coupled.shapes[path]) - axis - 1)
         leaf = jnp.asarray(leaves[path])
         stays = jnp.broadcast_to(kept.reshape(shape), leaf.shape)
@@ -45,7 +45,7 @@ def permute_units(coupled: CoupledAxes, params: Params, order: Mapping[str, Any]
     Args:
         coupled: the dependency graph.
         params: arrays.
-        order: for each dimension by name, the number of the unit that comes to each place.
+        order: by the name of a dimension, the unit number that moves to each position.
     """
     leaves = dict(coupled.leaves(params, "graph.permute"))
     known = dimensions_of("graph.permute", coupled.dimensions, order)
@@ -201,9 +201,9 @@ def shrink(
         given: the traced function.
         coupled: its dependency graph.
         params: arrays.
-        keep: the units that stay, by the name of a dimension.
+        keep: the units to keep, by the name of a dimension, as `graph.shrink` takes them.
     """
-    kept = coupled.kept(keep, NAME)
+    kept = coupled.masks(keep, NAME)
     leaves = dict(coupled.leaves(params, NAME))
     for (path, axis), left in kept.items():
         leaves[path] = jnp.take(jnp.asarray(leaves[path]), np.flatnonzero(left), axis)

@@ -59,7 +59,7 @@ def _ragged_dot(equation: Equation) -> OpRule:
     second = [dim or group for dim in operands[1]]
     if ragged in dot[0][0]:
         outcome = [group, *outcome]
-    sizes = [draft.unread(i) for i in range(2, len(draft.operand_shapes))]
+    sizes = [draft.unshared(i) for i in range(2, len(draft.operand_shapes))]
     # Rows of groups follow from cumulative sums of the sizes, so their order matters.
     whole = frozenset(f for dims in sizes for dim in dims for f in dim[0].names)
     return draft.rule(

@@ -56,7 +56,7 @@ class Draft:
         strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
         return (Place(tuple(zip(factors, strides, strict=True))),)
 
-    def unread(self, operand: int) -> list[Dim]:
+    def unshared(self, operand: int) -> list[Dim]:
         """Return dimensions with new factors, for an operand that shares no axes with others."""
         return axes(self.factors(self.operand_shapes[operand]))
 

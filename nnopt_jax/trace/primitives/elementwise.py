@@ -31,7 +31,7 @@ def paired_rule(equation: Equation, kind: Kind, **facts: Any) -> OpRule:
     draft = Draft(equation)
     dims = [axes(draft.factors(shape)) for shape in draft.outcome_shapes]
     count = len(dims)
-    rest = [draft.unread(i) for i in range(count, len(draft.operand_shapes))]
+    rest = [draft.unshared(i) for i in range(count, len(draft.operand_shapes))]
     # None stands for all operands, which a single operand is.
     sources = tuple((i,) for i in range(count)) if count > 1 or rest else None
     return draft.rule(kind, dims + rest, dims, sources=sources, **facts)

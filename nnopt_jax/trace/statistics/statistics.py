@@ -23,8 +23,9 @@ class Moments(NamedTuple):
 
     Args:
         count: float32, the number of values of each channel; one number for a leaf or a layer.
-        mean: float32, the mean.
-        variance: float32, the mean squared distance from the mean; 0 before the first value.
+        mean: float32, the mean; its shape broadcasts to the leaf.
+        variance: float32, the mean squared distance from the mean, of the same shape; 0 before the
+            first value.
 
     Example:
         >>> from nnopt_jax.trace import Moments
@@ -140,6 +141,10 @@ def _moments(layout: LeafLayout, state: _MomentSums, place: Callable[[Array], Ar
 
 class Extremes(NamedTuple):
     """The least and the greatest value; infinity and minus infinity before the first value.
+
+    Args:
+        low: float32, the least value; one number for a leaf, or one for each of its layers.
+        high: float32, the greatest value, of the same shape.
 
     Example:
         >>> from nnopt_jax.trace import Extremes
