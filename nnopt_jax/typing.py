@@ -18,7 +18,7 @@ PyTree: TypeAlias = Any
 """Any nesting of containers that JAX can flatten."""
 
 Params: TypeAlias = Any
-"""A pytree of parameters whose leaves are arrays or nodes."""
+"""A pytree of parameters, whose leaves are arrays or packed leaves (nodes)."""
 
 Path: TypeAlias = str
 """The name of a leaf: `encoder/layers_0/kernel`."""
@@ -27,7 +27,7 @@ Schedule: TypeAlias = Callable[[ArrayLike], ArrayLike]
 """A number as a function of the step count, like `optax.Schedule`."""
 
 ScalarOrSchedule: TypeAlias = float | Schedule
-"""A number, or a schedule of it."""
+"""A number, or a schedule that returns it."""
 
 Metrics: TypeAlias = Mapping[str, Any]
 """Scalars by name, such as those to be logged."""

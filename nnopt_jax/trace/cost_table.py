@@ -76,7 +76,7 @@ class CostComparison(Tabular):
 
     @property
     def traffic(self) -> float | None:
-        """The bytes of activations that contractions move before the change, relative to after."""
+        """The activation bytes of contractions before the change divided by those after."""
         return _times(*(cost.bytes_read + cost.bytes_written for cost in self._both))
 
     @property
@@ -219,7 +219,7 @@ class Cost(Tabular):
 
     @property
     def flops(self) -> int:
-        """The FLOPs of all steps: two for each multiply-accumulate, one for each other entry."""
+        """The FLOPs of all steps: two for each multiply-accumulate, else one for each entry."""
         return sum(row.flops for row in self.rows)
 
     @property

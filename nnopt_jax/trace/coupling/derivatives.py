@@ -151,7 +151,10 @@ def run_jvp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -
 
 
 def run_vjp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -> list[Any]:
-    """Compute a function with a custom `vjp` rule without the removed units, as `run_jvp`."""
+    """Compute a function with a custom `vjp` rule without the removed units; keep the rule.
+
+    The arguments are those of `run_jvp`.
+    """
     function = jax.custom_vjp(plain)
 
     def ahead(*given: Any) -> Any:

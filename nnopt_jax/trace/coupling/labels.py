@@ -126,7 +126,7 @@ class LabelSets:
         return self._counted[self.find(labels)]
 
     def record_sources(self, axis: Labels, sources: Iterable[Labels]) -> None:
-        """Record the parameter axes that an axis of an array made of parameters alone comes from.
+        """Record the source axes of an axis of an array that is computed from parameters alone.
 
         A step that consumes the axis also consumes the sources that share elements with it.
         """
@@ -252,7 +252,7 @@ class LabelSets:
         return outer, inner
 
     def propagate(self) -> None:
-        """Propagate the properties of pairs to their parts, and fix labels that nothing sums."""
+        """Propagate the properties of pairs to their parts; fix labels that no step sums over."""
         pairs, first, second = self._pairs()
         # Cycles come first: walks from pairs to their parts would not end.
         self._fix_cycles(pairs, first, second)

@@ -111,7 +111,7 @@ class SmallerFunction(Tabular):
         }
 
     def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        """Compute the function on shrunk parameters: as the original with removed units at zero.
+        """Return the function's result on shrunk parameters, as with zeros for removed units.
 
         Args:
             params: the smaller tree.

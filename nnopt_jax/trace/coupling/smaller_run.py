@@ -240,7 +240,7 @@ class SmallerRun:
 
 
 def _is_slice(rule: OpRule) -> bool:
-    """Return whether a rule is a slice of its operand, with known positions on each axis."""
+    """Return whether a rule describes a slice with known positions on each axis."""
     if rule.kind is not Kind.MOVEMENT or len(rule.operands) != 1 or len(rule.outcomes) != 1:
         return False
     ours, theirs = rule.operands[0], rule.outcomes[0]

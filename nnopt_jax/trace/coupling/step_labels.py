@@ -31,7 +31,7 @@ _WHOLE = {
     Kind.UPDATE: "{} combines entries along it",
     Kind.OPAQUE: "no rule for {}",
 }
-"""The reason for elements to stay on factors that a step needs in full, by kind."""
+"""The reason why a step needs an axis in full, by the kind of its primitive."""
 _LOOKED = "{} combines entries along it"
 _WINDOW = "a window moves along it"
 
@@ -156,7 +156,7 @@ class StepLabels:
             self.remains |= dict.fromkeys(names, left)
 
     def _remains_of(self, remains: Sequence[Remains], factors: Sequence[Factor]) -> Remains:
-        """Return the content that several factors share at removed elements; ignore fixed ones."""
+        """Return the content that factors share at removed elements; fixed factors are ignored."""
         found = common_content(remains)
         if isinstance(found, Residue) and len(remains) > 1:
             pairs = zip(remains, factors, strict=True)

@@ -58,7 +58,7 @@ class Deferred(Node):
 
     @property
     def is_streamed(self) -> bool:
-        """Whether sums over the outcome need no dense array, as for all of its packed operands."""
+        """Whether sums over the outcome need no dense array, as sums over each packed operand."""
         return all(x.is_streamed for x in self.operands if is_node(x))
 
     def move(self, movement: Moves, shape: Shape) -> Self:
@@ -138,6 +138,6 @@ def as_array(x: PackedLeaf | Array) -> Array:
 
 
 def unpack(leaf: PackedLeaf) -> PackedLeaf | Array:
-    """Materialize the weight of a leaf; a leaf that rounds inputs of products still does."""
+    """Materialize the weight of a leaf; its products still round their inputs if they did."""
     loose = inputs_above(leaf.node).loosened()
     return PackedLeaf(loose, leaf.path) if is_node(loose) else loose

@@ -129,7 +129,7 @@ class Movement:
         return bind(self.equation, [x] * len(self.values))[0]
 
     def _crosses_flat(self, x: Array) -> bool:
-        """Return whether a reshape would split axes unevenly on which the array has entries."""
+        """Return whether a reshape would unevenly split an axis that has several entries."""
         return any(x.shape[axis] != 1 for flat in self.rule.flat for axis in flat.operand)
 
 

@@ -219,7 +219,7 @@ class LeafDomain(Domain[LeafValue]):
         return found
 
     def step(self, equation: Equation, rule: OpRule, values: Values, site: Site) -> list[LeafValue]:
-        """Follow the leaves that a step moves; record it as a use of its other leaves."""
+        """Follow the leaves that a step moves, and record uses of the leaves that it does not."""
         given, step = self._begin_step(values, site)
         numbers = self._numbers(equation, given)
         held: list[list[LeafPart]] = [[] for _ in numbers]

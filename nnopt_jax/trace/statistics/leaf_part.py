@@ -180,7 +180,7 @@ AxesOfLeaf = Sequence[tuple[int, PartAxis]]
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
-    """A rearrangement of an array to the axes (factors before, rows, factors after).
+    """A rearrangement of an array to leading factors, one axis of rows, and trailing factors.
 
     Equivalent arrangements compare equal, even for different leaves, because factors are numbered
     by their order in the leaf.

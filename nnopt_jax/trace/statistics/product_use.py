@@ -29,7 +29,7 @@ class Patches(NamedTuple):
     arrangement: Arrangement
 
     def of(self, image: Array) -> Array:
-        """Return the patches of an image."""
+        """Return the patches of an image, arranged in the order of the leaf."""
         image = lax.stop_gradient(image).transpose(self.order)
         exact = lax.Precision.HIGHEST  # this convolution only copies entries
         return self.arrangement(
@@ -38,7 +38,7 @@ class Patches(NamedTuple):
 
 
 class RowGroups(NamedTuple):
-    """Consecutive groups of rows; rows after the last group belong to no group.
+    """Consecutive groups of rows, as in a ragged product; rows after the last belong to none.
 
     Args:
         rows: the number of rows.
@@ -191,5 +191,5 @@ class ProductUse:
 
 
 def _flat(x: Array, factors: Factors) -> Array:
-    """Flatten the last axes of an array to one."""
+    """Flatten the last axes of an array, one for each factor, to a single axis."""
     return x.reshape(*x.shape[: x.ndim - len(factors)], -1)

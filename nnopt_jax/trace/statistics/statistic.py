@@ -19,7 +19,7 @@ from nnopt_jax.typing import Array, Shape
 
 @dataclasses.dataclass(frozen=True)
 class LeafLayout:
-    """The relation between the axes of a state and those of the leaf.
+    """The axes of a statistic's state, and how they correspond to the axes of the leaf.
 
     A state has the batch axes first, then groups and channels, or outs, or other axes.
 

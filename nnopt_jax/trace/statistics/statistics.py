@@ -39,7 +39,7 @@ class Moments(NamedTuple):
 
 
 class _MomentSums(NamedTuple):
-    """The state of the statistics of moments: arrays of equal rank.
+    """The state of the statistics of mean and variance: arrays of equal rank.
 
     The mean is `mean + tail`, and `squares` are sums of squared distances from it.
     """
@@ -98,7 +98,7 @@ def output_moments() -> Statistic:
 
 
 def _moment_state(use: ProductUse, x: Array, axis: int) -> _MomentSums:
-    """Compute the state of the moments of values along one axis.
+    """Compute the counts, means and sums of squares of values along one axis.
 
     The mean of the distances from the mean is its tail, which is the rounding error of the mean for
     values far from zero.

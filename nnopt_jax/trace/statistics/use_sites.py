@@ -24,7 +24,7 @@ from nnopt_jax.typing import Shape
 
 
 class LeafUse(NamedTuple):
-    """One use of a leaf.
+    """One use of a leaf by a step of the program, with the roles of the leaf's axes in it.
 
     Axes are those of the leaf itself, even if the leaf was moved before.
 
