@@ -241,6 +241,7 @@ class Walk(Generic[Value]):
         if programs is None:
             return self.domain.step(equation, self.table.rule_of(equation), values, site)
         walk = {Flow.LOOP: self._loop, Flow.BRANCH: self._branch, Flow.CALL: self._call}
+        # A domain may change operands before the walk, such as those it does not follow inside.
         entered = list(self.domain.enter(programs, values, site))
         found = walk[programs.flow](programs, entered, needed, site)
         return self.domain.leave(programs, values, found, site)

@@ -186,6 +186,7 @@ def _cond(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
 
 def _while(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[Any], Extras]:
     k = equation.params
+    # Operands are constants of the test, constants of the body, and the carry.
     tests, bodies = k["cond_nconsts"], k["cond_nconsts"] + k["body_nconsts"]
     test, body, carry = values[:tests], values[tests:bodies], inside.arrays(values[bodies:])
 
@@ -223,6 +224,7 @@ def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
     whole, rows = values[:consts], [inside.slices(value) for value in values[consts + count :]]
     carry = inside.arrays(values[consts : consts + count])
 
+    # The number of the iteration selects the layer of leaves that JAX cannot slice.
     def body(state: Any, now: Any) -> Any:
         (carried, extras), (number, parts) = state, now
         layers = [row.take(part, number) for row, part in zip(rows, parts, strict=True)]

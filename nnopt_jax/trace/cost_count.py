@@ -306,6 +306,7 @@ def count_cost(given: Traced, *, latency: bool = False) -> Cost:
         for path, value, which in inputs
         if which == 0
     ]
+    # Rows without a leaf are left out if they are empty.
     rows += [_row(path, found[path]) for path in (ACTIVATIONS, ELEMENTWISE) if path in found]
     time = milliseconds(run_packed, jax.tree.map(_zeros, given.values)) if latency else None
     return Cost(tuple(rows), time, notes)

@@ -58,6 +58,7 @@ def select_units(
     for name, dimension in dimensions_of(caller, known, keep).items():
         given = np.asarray(keep[name])
         units = np.zeros(dimension.size, bool)
+        # A layer without units would pass nothing on.
         if given.size == 0 or (given.dtype == bool and not given.any()):
             wrong.add(name, f"no unit of {dimension.size} is left; keep at least one.")
         elif given.dtype == bool:
@@ -211,6 +212,7 @@ class CoupledAxes(Tabular):
         found: dict[Place, np.ndarray] = {}
         for dimension, units in select_units(caller, self.dimensions, keep):
             for place, at in dimension.indices.items():
+                # Several dimensions may share an axis, such as heads and their inner dimensions.
                 if place not in found:
                     found[place] = np.ones(self.shapes[place[0]][place[1]], bool)
                 found[place][at[~units].ravel()] = False

@@ -115,6 +115,7 @@ class Coupling(Domain[Value]):
     ) -> Value:
         axes = []
         for labels, names in zip(value.axes, cut, strict=True):
+            # An array axis may be sharded over several mesh axes.
             devices = math.prod(mesh.shape[name] for name in names)
             axes.append(labels if devices == 1 else change(labels, devices))
             if value.parameter:

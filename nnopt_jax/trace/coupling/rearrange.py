@@ -32,6 +32,7 @@ def mask_units(coupled: CoupledAxes, params: Params, keep: Keep) -> Params:
     """
     leaves = dict(coupled.leaves(params, "graph.mask"))
     for (path, axis), kept in coupled.masks(keep, "graph.mask").items():
+        # Aligned with the axis, the mask broadcasts over the axes before and after it.
         shape = (-1,) + (1,) * (len(coupled.shapes[path]) - axis - 1)
         leaf = jnp.asarray(leaves[path])
         stays = jnp.broadcast_to(kept.reshape(shape), leaf.shape)
@@ -147,6 +148,7 @@ class SmallerFunction(Tabular):
                 gone[own] = ~self.kept[place][rows[own, 3]]
         stays = np.zeros(analysis.sets.size, bool)
         stays[rows[~gone, 0]] = True
+        # A unit that keeps any element stays; the check below reports such a mismatch.
         units = np.unique(rows[:, 0])
         found = analysis.sets.removed_labels(units[~stays[units]])
         wrong = Problems(NAME)

@@ -192,6 +192,7 @@ def content_along(
         return elementwise_content(equation, rule, [left.get(i, x) for i, x in enumerate(others)])
     own = [remains for i, remains in left.items() if i not in rule.chooses]
     if kind is Kind.MOVEMENT:
+        # A movement without the factor in its operand, such as a broadcast, repeats entries.
         repeated = Residue.ALIKE if values[0].constant is None else values[0].constant
         return common_content(own) if own else repeated
     if kind is Kind.CONTRACTION:

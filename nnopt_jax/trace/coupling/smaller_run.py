@@ -92,6 +92,7 @@ def _recompute(compute: Compute, frame: Frame, variable: Any, axis: int) -> Arra
     step = frame.made[variable]
     which = step.equation.outvars.index(variable)
     assert step.note.rule is not None
+    # Operands without the axis are the same for every unit.
     values = list(step.given)
     for operand, own in (same_axes(step.note.rule, which, axis) or {}).items():
         values[operand] = removed_values(compute, step, operand, own)

@@ -125,6 +125,7 @@ class StepLabels:
         """
         sizes = self.rule.sizes
         if not place.covers(len(labels), sizes):
+            # A slice or a reversal: the labels of the entries that it takes.
             labels = labels[place.indices(sizes).ravel()]
         for factor in place.names[:-1]:
             if sizes[factor] == 1 or not labels.size:
@@ -263,6 +264,7 @@ class StepLabels:
         """Return the labels of a factor; create new ones if no operand has the factor."""
         if factor not in self.labels:
             size = self.rule.sizes[factor]
+            # A factor that no operand has is, for example, the new axis of a broadcast.
             if factor in self.rule.whole:
                 own = self.sets.fixed_labels(size, self._reason(_WHOLE[self.rule.kind]))
             else:

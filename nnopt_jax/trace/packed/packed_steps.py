@@ -84,6 +84,7 @@ def _pass_on(equation: Equation, rule: OpRule, values: list[Any]) -> list[Any]:
     if len(values) == 1:
         movement = Movement(equation, rule, values, 0)
         return _move(packed[0], [movement]) if rule.is_identity else packed
+    # An identity of several operands, such as `optimization_barrier`, still acts on arrays.
     found = iter(bind(equation, arrays) if arrays else ())
     return [x if is_leaf(x) else next(found) for x in values]
 

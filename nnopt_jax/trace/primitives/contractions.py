@@ -29,6 +29,7 @@ def _dot_dims(draft: Draft, numbers: tuple, skipped: tuple[int, ...] = ()) -> tu
     (left, right), (left_batch, right_batch) = numbers
     shape, other = draft.operand_shapes[:2]
     ours = draft.factors(shape)
+    # Contracted and batch axes of the right operand run along with those of the left one.
     shared = {b: ours[a] for a, b in zip((*left, *left_batch), (*right, *right_batch), strict=True)}
     theirs = {
         a: shared[a] if a in shared else draft.factor(n)

@@ -110,6 +110,7 @@ def opaque_rule(equation: Equation, shared: int = 0, **facts: Any) -> OpRule:
         **facts: further fields of `OpRule`; `kind` takes the place of `Kind.OPAQUE`.
     """
     draft = Draft(equation)
+    # Shared leading axes get one factor each, all other axes a factor of their own.
     first = draft.factors((draft.operand_shapes or draft.outcome_shapes or ((),))[0][:shared])
     sides = [
         [axes(first + draft.factors(shape[shared:])) for shape in shapes]

@@ -85,6 +85,7 @@ def _product(*absorbs: int) -> MakeRule:
 
     def make(equation: Equation) -> OpRule:
         ranks = [len(shape_of(x)) for x in equation.invars]
+        # A factor of rank 0 multiplies all entries alike, while an array may differ by entry.
         is_scaled = any(ranks[i] > ranks[1 - i] == 0 for i in absorbs)
         same = Same.SCALED if is_scaled else Same.NO
         return _elementwise(_OPERATION, *absorbs, same=same)(equation)
@@ -116,6 +117,7 @@ def _bitcast(equation: Equation) -> OpRule:
     draft = Draft(equation)
     before, after = draft.operand_shapes[0], draft.outcome_shapes[0]
     factors = draft.factors(max(before, after, key=len))
+    # The longer shape has one more axis, of the words that one wider word consists of.
     whole = factors[min(len(before), len(after)) :]
     return draft.rule(
         Kind.ELEMENTWISE,

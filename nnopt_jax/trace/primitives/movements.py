@@ -174,6 +174,7 @@ def _concatenation_dims(
     draft: Draft, at: int, shape: Shape, parts: Sequence[Shape]
 ) -> tuple[list[Dim], list[list[Dim]]]:
     """Return the dimensions of an array, and of the arrays that it is concatenated from."""
+    # The other axes are common to all arrays.
     others = {a: axis(draft.factor(n)) for a, n in enumerate(shape) if a != at}
     places, found, start = (), [], 0
     for part in parts:
@@ -208,6 +209,7 @@ def _reverse(equation: Equation) -> OpRule:
     shape = draft.operand_shapes[0]
     factors = draft.factors(shape)
     outcome = [
+        # A reversed axis starts at its last entry.
         axis(f, n - 1, -1) if a in equation.params["dimensions"] else axis(f)
         for a, (f, n) in enumerate(zip(factors, shape, strict=True))
     ]
@@ -218,6 +220,7 @@ def _tile(equation: Equation) -> OpRule:
     draft = Draft(equation)
     factors = draft.factors(draft.operand_shapes[0])
     outcome = [
+        # Repetition adds a major factor that the operand does not have.
         axis(f) if times == 1 else draft.mixed(draft.factor(times), f)
         for f, times in zip(factors, equation.params["reps"], strict=True)
     ]

@@ -270,6 +270,7 @@ class OpRule:
         ours = zip(self.operands[operand], self.operand_shapes[operand], strict=True)
         theirs = zip(self.outcomes[outcome], self.outcome_shapes[outcome], strict=True)
         count = 0
+        # From the last axis backwards, until an axis is moved, cut or resized.
         for (dim, n), (other, m) in zip(reversed([*ours]), reversed([*theirs]), strict=False):
             if dim != other or n != m or not self.is_whole(dim, n):
                 break
@@ -339,6 +340,7 @@ def _shared_place(
         return dim[0]
     if not any(place.factors for place in dim):
         return dim[number]
+    # Places that share all factors come before those that share some or none.
     own = [place for place in dim if place.factors and shared.issuperset(place.names)]
     free = [place for place in dim if not elsewhere.intersection(place.names)]
     mixed = [place for place in dim if shared.intersection(place.names)]

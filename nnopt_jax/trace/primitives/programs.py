@@ -144,6 +144,7 @@ def _while(equation: Equation) -> Programs:
 
 
 def _cond(equation: Equation) -> Programs:
+    # Operand 0 is the number of the branch; all branches take the others.
     inputs, outputs = range(1, len(equation.invars)), range(len(equation.outvars))
     return Programs(
         Flow.BRANCH,

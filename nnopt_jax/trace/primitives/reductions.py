@@ -134,6 +134,7 @@ def _select_and_scatter_add(equation: Equation) -> OpRule:
     for a, (place,) in enumerate(covered):
         if len(place.factors) > 1:
             position, (tap, stride) = place.factors
+            # Taps of the outcome get another factor, since which one is chosen depends on all.
             other = draft.factor(draft.sizes[tap])
             outcome[a] = (place._replace(factors=(position, (other, stride))),)
             whole |= {other}

@@ -72,6 +72,7 @@ def output_numbers(program: Program) -> list[int]:
         program: the traced program.
     """
     numbers = ValueNumbers()
+    # Inputs are taken to be different arrays.
     known = {x: numbers.new() for x in (*program.jaxpr.constvars, *program.jaxpr.invars)}
 
     def read(x: Any) -> int:
@@ -266,6 +267,7 @@ class LeafDomain(Domain[LeafValue]):
         for which, (part, use) in enumerate(uses):
             product, reason = (ProductUse(), use) if isinstance(use, str) else (use, "")
             operands = tuple(values[i].number for i in product.operands)
+            # A state has an axis for each scan, so uses that share one must be in the same scans.
             depths = tuple(level.depth for level in part.scans)
             self.steps[site.location].uses[*site.location, *where, which] = NotedUse(
                 site.around[-1],

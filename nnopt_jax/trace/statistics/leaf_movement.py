@@ -79,6 +79,7 @@ def _move_part(
         if found is None:
             return None
         inside |= dict(zip(place.names, found, strict=False))
+        # A dimension without factors is a single entry of the leaf, such as a layer by index.
         if not place.factors:
             taken |= {f.axis: None for f in axis.factors if f.axis != REPEATED}
     axes = [_outcome_axis(equation, place, inside, rule.sizes, starts) for place in after]
@@ -101,6 +102,7 @@ def _resolve(equation: Equation, place: Place, size: int, sizes: Sequence[int]) 
     start = equation.invars[place.start.operand]
     if is_variable(start):
         return place
+    # A window that would leave the array is moved back inside.
     last = size - place.count(list(sizes))
     return place._replace(start=max(0, min(int(start.val), last)))
 
@@ -127,6 +129,7 @@ def _window_axis(axis: PartAxis, count: int, starts: Starts) -> PartAxis:
     loose = [factor for factor in axis.factors if factor.size > 1]
     if axis.start or not loose or (len(loose) > 1 and count > 1) or loose[0].step != 1:
         raise CutAcrossError("takes a part whose position is known only at run time")
+    # The start is not known before the program runs.
     for factor in loose:
         if factor.axis != REPEATED:
             starts[factor.axis] = None

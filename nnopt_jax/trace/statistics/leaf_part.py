@@ -236,6 +236,7 @@ def unfold(x: Array, axis: int, place: PartAxis) -> Array:
         x = _take(x, axis, indices)
     sizes = [factor.size for factor in place.factors]
     x = x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
+    # Factors of negative stride run against the leaf.
     back = [axis + at for at, factor in enumerate(place.factors) if factor.stride < 0]
     return lax.rev(x, back) if back else x
 

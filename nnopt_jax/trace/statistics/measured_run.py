@@ -155,6 +155,7 @@ def bind_copies(equation: Equation, values: Sequence[Any]) -> list[Any]:
         values: its operands.
     """
     found = bind(equation, [plain_array(value) for value in values])
+    # A gradient at one copy needs the outcome that is computed from that copy alone.
     keys = [key for value in values if isinstance(value, LeafCopies) for key in value.copies]
     copies = {
         key: bind(equation, [plain_array(x, key) for x in values]) for key in dict.fromkeys(keys)
@@ -210,6 +211,7 @@ class ObservedProgram:
         """Return the initial totals of all statistics."""
         totals = {**self.measures.initial_extras(), BATCHES: jnp.zeros((), jnp.int32)}
         for name in self.of_loss:
+            # Hessian products are of the leaf as a whole, and gradients of single uses alone.
             by_use = name != "hessian_gradient"
             keys = [site.key for site in self.differentiated.values()] if by_use else []
             keys += [(path, WHOLE) for path in self.shapes] if name != "gradient" else []

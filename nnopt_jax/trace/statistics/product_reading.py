@@ -88,6 +88,7 @@ def _by_axis(
     found: dict[Factor, int] = {}
     for dim, size in zip(dims, shape, strict=True):
         names = dim[0].names
+        # A padded or strided axis does not divide into factors.
         if rule.is_whole(dim, size) and (len(names) == 1 or rule.whole.isdisjoint(names)):
             found |= {factor: len(sizes) + number for number, factor in enumerate(names)}
             sizes += [rule.sizes[factor] for factor in names]
@@ -177,6 +178,7 @@ class _LeafProduct:
         shape, there = _by_axis(
             rule, [image[d] for d in order[:2]], [x_shape[d] for d in order[:2]]
         )
+        # In extracted patches, axes of the window follow those of batch and channels.
         there |= {kernel[d][0].names[0]: len(shape) + i for i, d in enumerate(window)}
         shape = (*shape, *taps, *(rule.outcome_shapes[0][d] for d in positions))
         arrangement = Arrangement.of(shape, self._axes(shared, there), self._axes(own, there))

@@ -186,6 +186,7 @@ def input_absmax(*, channel: bool = False) -> Statistic:
         axes = use.rows_axis if channel else use.unbatched_axes
         return jnp.max(use.masked(jnp.abs(x), 0.0), axes, initial=0.0)
 
+    # A single number has no channels that uses would have to share.
     finish, labels = LeafLayout.leaf, ()
     if channel:
         finish, labels = LeafLayout.channel, ("groups", "channels")
@@ -210,6 +211,7 @@ def input_range() -> Statistic:
             jnp.max(use.masked(x, -jnp.inf), use.unbatched_axes, initial=-jnp.inf),
         )
 
+    # Infinities are neutral in `min` and `max`.
     def start(shapes: Extremes) -> Extremes:
         return Extremes(filled(shapes.low, jnp.inf), filled(shapes.high, -jnp.inf))
 
