@@ -141,32 +141,32 @@ def _custom(equation: Equation, values: list[Any], inside: Inside) -> tuple[list
     """Run a function with a custom derivative on leaves; the derivative rule gets arrays."""
     program = closed(equation.params["call_jaxpr"])
 
-    def own(*given: Any) -> list[Any]:
+    def run_step(*given: Any) -> list[Any]:
         return bind(equation, inside.arrays(given))
 
-    def plain(*given: Any) -> tuple[list[Any], Extras]:
+    def run_program(*given: Any) -> tuple[list[Any], Extras]:
         return inside.run_to_arrays(program, given)
 
     def extras_of(given: Sequence[Any]) -> Extras:
         # If there is nothing to collect, the program need not run a second time.
         nothing = inside.initial_extras()
-        return plain(*given)[1] if jax.tree.leaves(nothing) else nothing
+        return run_program(*given)[1] if jax.tree.leaves(nothing) else nothing
 
     def jvp_rule(given: Any, slopes: Any) -> Any:
-        (found, moved), extras = jax.jvp(own, given, slopes), extras_of(given)
+        (found, moved), extras = jax.jvp(run_step, given, slopes), extras_of(given)
         # Extras are not differentiated.
         still = jax.tree.map(jax.custom_derivatives.zero_from_primal, extras)
         return (found, extras), (moved, still)
 
     def forward_rule(*given: Any) -> Any:
-        found, back = jax.vjp(own, *given)
+        found, back = jax.vjp(run_step, *given)
         return (found, extras_of(given)), back
 
     if equation.primitive is primitives.custom_jvp_call_p:
-        forward = jax.custom_jvp(plain)
+        forward = jax.custom_jvp(run_program)
         forward.defjvp(jvp_rule)
     else:
-        forward = jax.custom_vjp(plain)
+        forward = jax.custom_vjp(run_program)
         forward.defvjp(forward_rule, lambda back, slopes: back(slopes[0]))
     return forward(*values)
 

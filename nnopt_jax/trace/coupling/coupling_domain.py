@@ -69,7 +69,7 @@ class Coupling(Domain[Value]):
         """Return the value of an array that is one or the other of two, and couple the two."""
         if one.home != other.home:
             # Content is recomputed only in the program that made it, and these have no common one.
-            one, other = one.within(()), other.within(())
+            one, other = one.for_program(()), other.for_program(())
         parameter = one.parameter and other.brings_no_units
         for ours, theirs in zip(one.axes, other.axes, strict=True):
             self.sets.join(ours, theirs)
@@ -98,13 +98,13 @@ class Coupling(Domain[Value]):
     def part(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
         """Return the value of a device's shard, and couple equal positions of all shards."""
 
-        def shared(labels: Labels, devices: int) -> Labels:
+        def shard_labels(labels: Labels, devices: int) -> Labels:
             own = labels[: len(labels) // devices]
             # All devices run one program, so their shards must lose the same positions.
             self.sets.join(labels, np.tile(own, devices))
             return own
 
-        return self._over_mesh(value, cut, mesh, shared)
+        return self._over_mesh(value, cut, mesh, shard_labels)
 
     def whole(self, value: Value, cut: MeshCut, mesh: Any, site: Site) -> Value:
         """Return the value of a sharded array from that of its equal shards."""
@@ -125,7 +125,7 @@ class Coupling(Domain[Value]):
     def leave(self, programs: Programs, values: Values, outcomes: Values, site: Site) -> Values:
         """Record a step with inner programs, and analyze its custom derivative rule if any."""
         home = _home(site)
-        ins = [None if value is None else value.within(home) for value in values]
+        ins = [None if value is None else value.for_program(home) for value in values]
         walk = Walk(self, self.table)
         derived = derive(walk, site, ins, outcomes) if programs.own_derivative else None
         self.notes[site.location] = Note(None, ins, outcomes, derived)
@@ -136,7 +136,7 @@ class Coupling(Domain[Value]):
     ) -> Sequence[Value]:
         """Couple the elements that a step combines, and record and return its outcomes."""
         home = _home(site)
-        ins = [value.within(home) for value in values]
+        ins = [value.for_program(home) for value in values]
         outs = StepLabels(self.sets, equation, rule, ins, site).outcomes()
         # A product that consumes such an array consumes the parameters that it is made of.
         parameter = any(x.parameter for x in ins) and all(x.brings_no_units for x in ins)

@@ -80,10 +80,10 @@ def _jvp_programs(
     equation = site.around[-1]
     moving, others = _partition(equation.invars, list(map(_spec, equation.invars)))
 
-    def pushed(moving: Any, others: Any, slopes: Any) -> Any:
-        return jax.jvp(_own(equation, others), moving, slopes, has_aux=True)
+    def push_forward(moving: Any, others: Any, slopes: Any) -> Any:
+        return jax.jvp(_float_function(equation, others), moving, slopes, has_aux=True)
 
-    program = jax.make_jaxpr(pushed)(tuple(moving), others, tuple(moving))
+    program = jax.make_jaxpr(push_forward)(tuple(moving), others, tuple(moving))
     values, rest = _partition(equation.invars, ins)
     floats, ints = _partition(equation.outvars, outs)
     given, known = [*values, *rest, *map(_slope, values)], [*floats, *floats, *ints]
@@ -105,11 +105,13 @@ def _vjp_programs(
     equation = site.around[-1]
     moving, others = _partition(equation.invars, list(map(_spec, equation.invars)))
 
-    def ahead(moving: Any, others: Any) -> Any:
-        primals, back, rest = jax.vjp(_own(equation, others), *moving, has_aux=True)
+    def run_forward(moving: Any, others: Any) -> Any:
+        primals, back, rest = jax.vjp(_float_function(equation, others), *moving, has_aux=True)
         return primals, rest, back
 
-    program, (primals, _, back) = jax.make_jaxpr(ahead, return_shape=True)(tuple(moving), others)
+    program, (primals, _, back) = jax.make_jaxpr(run_forward, return_shape=True)(
+        tuple(moving), others
+    )
     leaves, tree = jax.tree.flatten(back)
     values, more = _partition(equation.invars, ins)
     floats, ints = _partition(equation.outvars, outs)
@@ -157,19 +159,19 @@ def run_vjp(equation: Equation, values: Sequence[Any], plain: Plain, run: Run) -
     """
     function = jax.custom_vjp(plain)
 
-    def ahead(*given: Any) -> Any:
+    def run_forward(*given: Any) -> Any:
         moving, others = _partition(equation.invars, given)
         found = run(0, [*moving, *others])
         count, every = sum(map(_inexact, equation.outvars)), len(equation.outvars)
         return _combine(equation.outvars, found[:count], found[count:every]), found[every:]
 
-    def back(kept: Any, slopes: Any) -> Any:
+    def run_backward(kept: Any, slopes: Any) -> Any:
         tangents, _ = _partition(equation.outvars, slopes)
         found = run(1, [*kept, *tangents])
         # Integer operands have no cotangents.
         return tuple(_combine(equation.invars, found, [None] * len(equation.invars)))
 
-    function.defvjp(ahead, back)
+    function.defvjp(run_forward, run_backward)
     return function(*values)
 
 
@@ -177,7 +179,7 @@ DERIVED = {primitives.custom_jvp_call_p: run_jvp, primitives.custom_vjp_call_p: 
 """The functions that run steps with custom derivative rules, by primitive."""
 
 
-def _own(equation: Equation, others: Sequence[Any]) -> Callable[..., Any]:
+def _float_function(equation: Equation, others: Sequence[Any]) -> Callable[..., Any]:
     """Return a step as a function of its float operands; integer outcomes are auxiliary."""
 
     def function(*moving: Any) -> tuple[list[Any], list[Any]]:

@@ -74,7 +74,7 @@ class LabelSets:
             setattr(self, name, np.pad(getattr(self, name), (0, more), constant_values=blank))
 
     @property
-    def _known(self) -> tuple[np.ndarray, ...]:
+    def _properties(self) -> tuple[np.ndarray, ...]:
         """The arrays of properties of sets; a joined set takes the larger value of each."""
         return self._why, self._summed, self._counted, self._ordered
 
@@ -197,7 +197,7 @@ class LabelSets:
             lost.append(high)
         gone = np.unique(np.concatenate(lost)) if lost else np.zeros(0, np.int64)
         roots = self.find(gone)
-        for known in self._known:
+        for known in self._properties:
             # Unlike an assignment by index, `maximum.at` applies every value of a repeated root.
             np.maximum.at(known, roots, known[gone])
         pairs = self._first[gone] >= 0
@@ -257,7 +257,7 @@ class LabelSets:
         # Cycles come first: walks from pairs to their parts would not end.
         self._fix_cycles(pairs, first, second)
         parts, twice = np.concatenate([first, second]), np.tile(pairs, 2)
-        for known in self._known:
+        for known in self._properties:
             while True:
                 before = known[parts]
                 gets = (before == 0) & (known[twice] != 0)

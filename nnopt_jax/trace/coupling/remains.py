@@ -81,7 +81,7 @@ class Value(NamedTuple):
         """Return the content at removed elements of an axis, as a number if it is known."""
         return self.remains[axis] if self.constant is None else self.constant
 
-    def within(self, home: Location) -> Value:
+    def for_program(self, home: Location) -> Value:
         """Return the value for use in another program, which cannot recompute removed units."""
         if home == self.home:
             return self
@@ -228,7 +228,7 @@ def same_axes(rule: OpRule, outcome: int, axis: int) -> dict[int, int] | None:
     """
     if rule.kind not in _FOLLOWED or rule.mesh:
         return None
-    factor = _single(rule, rule.outcomes[outcome][axis], rule.outcome_shapes[outcome][axis])
+    factor = _sole_factor(rule, rule.outcomes[outcome][axis], rule.outcome_shapes[outcome][axis])
     # A step that needs the whole axis cannot be computed for one element.
     if factor is None or factor in rule.whole:
         return None
@@ -236,13 +236,13 @@ def same_axes(rule: OpRule, outcome: int, axis: int) -> dict[int, int] | None:
     for i, (dims, shape) in enumerate(zip(rule.operands, rule.operand_shapes, strict=True)):
         for a, (dim, n) in enumerate(zip(dims, shape, strict=True)):
             if factor in factors_of([dim]):
-                if _single(rule, dim, n) is None:
+                if _sole_factor(rule, dim, n) is None:
                     return None
                 found[i] = a
     return found
 
 
-def _single(rule: OpRule, dim: Dim, size: int) -> Factor | None:
+def _sole_factor(rule: OpRule, dim: Dim, size: int) -> Factor | None:
     """Return the factor that alone runs over a dimension, in full and in order; else None."""
     alone = rule.is_whole(dim, size) and len(dim[0].factors) == 1
     return dim[0].names[0] if alone else None

@@ -145,12 +145,12 @@ class OnPacked(Tabular):
         leaves, tree = jax.tree.flatten((args, kwargs))
         kept = [is_array(x) for x in leaves]
 
-        def again(*arrays: Any) -> Any:
+        def trace_again(*arrays: Any) -> Any:
             args, kwargs = jax.tree.unflatten(tree, refill(leaves, kept, arrays))
             self._run(args, kwargs, functools.partial(_note, uses))
 
         # Shapes suffice, so large models are reported without memory for them.
-        jax.eval_shape(again, *(x for x, keep in zip(leaves, kept, strict=True) if keep))
+        jax.eval_shape(trace_again, *(x for x, keep in zip(leaves, kept, strict=True) if keep))
         return PackedReport(tuple(uses))
 
     def _run(self, args: Any, kwargs: Any, record: Any) -> Any:

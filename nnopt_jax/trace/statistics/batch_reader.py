@@ -178,11 +178,11 @@ class _BatchReader:
         def step(totals: Totals, arrays: Any, batch: Any) -> Totals:
             return {**totals, **analyzed.step(totals, self._params(arrays), batch)}
 
-        def placed(totals: Totals, arrays: Any, batch: Any) -> Totals:
+        def sharded_step(totals: Totals, arrays: Any, batch: Any) -> Totals:
             return replicate_outputs(step, mesh, totals)(totals, arrays, batch)
 
         # Totals are donated, since Gram matrices may be as large as the weights.
-        return jax.jit(placed, donate_argnums=0, out_shardings=replicated_sharding(mesh))
+        return jax.jit(sharded_step, donate_argnums=0, out_shardings=replicated_sharding(mesh))
 
 
 def read_program(

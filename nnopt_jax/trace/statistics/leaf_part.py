@@ -128,7 +128,7 @@ class LeafPart(NamedTuple):
         return tuple(level for level in self.levels if not level.axis.is_constant)
 
     @property
-    def scanned(self) -> tuple[LeafFactor, ...]:
+    def scan_factors(self) -> tuple[LeafFactor, ...]:
         """The factors of the leaf that scans iterate over."""
         return tuple(factor for level in self.scans for factor in level.axis.factors)
 
@@ -136,7 +136,7 @@ class LeafPart(NamedTuple):
     def factors(self) -> tuple[LeafFactor, ...]:
         """The factors of the leaf in the array and in the scans around it, without repetitions."""
         here = (factor for axis in self.axes for factor in axis.factors)
-        return tuple(factor for factor in (*self.scanned, *here) if factor.axis != REPEATED)
+        return tuple(factor for factor in (*self.scan_factors, *here) if factor.axis != REPEATED)
 
     @property
     def least_indices(self) -> tuple[int | None, ...]:

@@ -77,7 +77,7 @@ class MeasuredRun(Inside):
         Returns:
             The outputs, and the measured states.
         """
-        around = self._within(at)
+        around = self._location_of(at)
         extras: Extras = {}
 
         def compute(number: int, equation: Equation, given: list[Any]) -> list[Any]:
@@ -108,7 +108,7 @@ class MeasuredRun(Inside):
         }
         return found, extras
 
-    def _within(self, at: int | None) -> Location:
+    def _location_of(self, at: int | None) -> Location:
         """Return the location of this step, or that of its inner program number `at`."""
         return self.location if at is None else (*self.location, at)
 
@@ -122,7 +122,7 @@ class MeasuredRun(Inside):
 
     def initial_extras(self, at: int | None = None) -> Extras:
         """Return the initial states of all uses inside of the step, or of one of its programs."""
-        location = self._within(at)
+        location = self._location_of(at)
         return {
             (name, *site.key): self.statistics[name].start(site.shapes(name, len(location)))
             for site in self._sites(location)
@@ -196,7 +196,7 @@ class ObservedProgram:
     shapes: Mapping[str, Any]
 
     @property
-    def differentiated(self) -> dict[tuple[str, Location], UseSite]:
+    def gradient_sites(self) -> dict[tuple[str, Location], UseSite]:
         """The uses whose gradients are computed separately, by path and location of the copy.
 
         Uses of one leaf in one array, inside of one derivative rule, or after a loop that carries
@@ -213,7 +213,7 @@ class ObservedProgram:
         for name in self.of_loss:
             # Hessian products are of the leaf as a whole, and gradients of single uses alone.
             by_use = name != "hessian_gradient"
-            keys = [site.key for site in self.differentiated.values()] if by_use else []
+            keys = [site.key for site in self.gradient_sites.values()] if by_use else []
             keys += [(path, WHOLE) for path in self.shapes] if name != "gradient" else []
             totals |= {(name, *key): jnp.zeros(self.shapes[key[0]].shape) for key in keys}
         return totals
@@ -235,7 +235,7 @@ class ObservedProgram:
 
     def _gradients(self, arrays: Sequence[Array]) -> Extras:
         """Differentiate the loss at a separate copy of the leaf for each use; measure the uses."""
-        sites = self.differentiated
+        sites = self.gradient_sites
         copies = {key: arrays[self.floats.index(key[0])] for key in sites}
 
         def loss(copies: dict[tuple[str, Location], Array]) -> tuple[Array, Extras]:

@@ -38,7 +38,7 @@ class LeafLayout:
     @property
     def batch(self) -> Factors:
         """The batch factors: those of scans, outermost first, then those of the product."""
-        return () if self.is_folded else (*self.part.scanned, *self.product.batch)
+        return () if self.is_folded else (*self.part.scan_factors, *self.product.batch)
 
     def split_scans(self, state: Any) -> Any:
         """Split each scan axis of a state into one axis for each factor of the leaf."""
@@ -74,7 +74,7 @@ class LeafLayout:
         x = x.reshape([factor.size for factor in factors]).transpose(leaf_order(factors))
         there = {_name(factor) for factor in factors}
         axes = {axis for axis, _ in there if axis != REPEATED}
-        every = [f for f in (*self.part.scanned, *self.product.factors) if f.axis in axes]
+        every = [f for f in (*self.part.scan_factors, *self.product.factors) if f.axis in axes]
         # Factors that the numbers do not have get size 1, and then broadcast.
         wide = [every[i] for i in leaf_order(every)]
         x = x.reshape([f.size if _name(f) in there else 1 for f in wide])

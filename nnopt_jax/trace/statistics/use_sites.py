@@ -113,7 +113,7 @@ def leaf_use(shape: Shape, noted: NotedUse, number: int) -> LeafUse:
     """
     part, product = noted.part, noted.product
     outputs = {f.axis for f in product.outs} - {f.axis for f in product.groups}
-    batch = {f.axis for f in (*part.scanned, *product.batch) if f.axis != REPEATED}
+    batch = {f.axis for f in (*part.scan_factors, *product.batch) if f.axis != REPEATED}
     # An axis on which one entry was selected, such as a layer, is a batch axis.
     batch |= {axis for axis in part.taken if shape[axis] > 1 and axis not in product.contracted}
     return LeafUse(
