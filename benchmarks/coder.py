@@ -5,9 +5,10 @@
 
 Streams are independent symbols, so that no coder can go below their empirical entropy by more than
 luck. zlib (level 6) and zstd (level 3; needs `pip install zstandard`) get the same symbols packed
-into 1, 2, 4 or 8 bits each, the form that suits them best. Rounds give every coder its turn; times
-are medians, on one thread, of `clock`: `cpu` counts the processor time of this process, which other
-programs on the machine disturb least; `wall` is what passes.
+into 1, 2, 4 or 8 bits each, the form that suits them best; constriction (`pip install
+constriction`) gets the exact frequencies, whose table is not counted. Rounds give every coder its
+turn; times are medians, on one thread, of `clock`: `cpu` counts the processor time of this process,
+which other programs on the machine disturb least; `wall` is what passes.
 
 With `--files` it prints what trained networks take, against the sum over leaves of the order-0
 entropy of all their values, zeros included.
@@ -87,7 +88,28 @@ def coders(symbols: np.ndarray, alphabet: int) -> dict[str, Pair]:
             lambda: write.compress(packed),
             lambda data: np.frombuffer(read.decompress(data), np.uint8),
         )
+    if importlib.util.find_spec("constriction"):
+        pairs["constriction"] = constriction_ans(symbols, alphabet)
     return pairs
+
+
+def constriction_ans(symbols: np.ndarray, alphabet: int) -> Pair:
+    """Return the encoder and the decoder of constriction's ANS, with one table."""
+    import constriction  # pyright: ignore[reportMissingImports]
+
+    model, stack = constriction.stream.model, constriction.stream.stack
+    counts = np.bincount(symbols, minlength=alphabet)
+    table = model.Categorical(np.maximum(counts, 1) / np.maximum(counts, 1).sum(), perfect=False)
+
+    def encode() -> bytes:
+        coder = stack.AnsCoder()
+        coder.encode_reverse(symbols.astype(np.int32), table)
+        return coder.get_compressed().tobytes()
+
+    def decode(data: bytes) -> np.ndarray:
+        return stack.AnsCoder(np.frombuffer(data, np.uint32)).decode(table, symbols.size)
+
+    return encode, decode
 
 
 def measure(

@@ -1,7 +1,8 @@
-"""The entropy coder: tries all ways to code an array of symbols and keeps the smallest."""
+"""The entropy coder: encodes an array of symbols in the smallest of several ways."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -14,28 +15,82 @@ from nnopt_jax.errors import ArtifactError, ValueRangeError
 
 MOST_ALPHABET = 1 << 16
 _MOST_DECISIONS = 1 << 22
-"""Streams that need more bits than this are coded without contexts, for speed."""
-_MOST_FLAT = 1 << 15
-"""The same limit for streams without rows, where contexts gain less."""
+"""No encoder codes streams of more bits than this with contexts, so no decoder must."""
 _LEAST_LARGE = 1 << 12
 """The least length of a stream for which a table of frequencies pays off."""
 _MANY_DECISIONS = 1 << 19
 _WORTH = 1.01
 """The factor by which contexts must shrink a stream of many decisions to be worth their time."""
+_LEAST_GAIN = 0.01
+"""The fraction of a stream that neighbors must promise to save."""
 _SPLIT = 0.75
 """The positions of a symbol of at least this fraction are coded separately from other symbols."""
 _TABLES = 16
 """The greatest number of high bytes whose low bytes get tables of their own."""
 _DEPTH = 3
 _NO_SIDES: Sides = (None, None)
-_CONSTANT, _RAW, _TABLE, _SPLIT_OFF, _WIDE, _CLASSED, _LINES = range(7)
-# The bytes of `line_coding` begin with flags; adding `_LINES` to them tells these streams apart.
+# The first byte of a stream identifies its codec. The bytes of `line_coding` begin with flags below
+# 26, to which `_LINES` is added. `_FORMER_TABLE` and `_FORMER_CLASSED` are read, but not written.
+_CONSTANT, _RAW, _FORMER_TABLE, _SPLIT_OFF, _WIDE, _FORMER_CLASSED, _LINES = range(7)
+_TABLE, _CLASSED = 32, 33
+
+
+@dataclasses.dataclass
+class Budget:
+    """The bits that an encoder may code with contexts, at about a million in two seconds.
+
+    Args:
+        promising: the bits of all streams that contexts promise to make smaller.
+        others: the bits of all other streams.
+        flat: the greatest number of bits of a stream without rows, where contexts gain less.
+        classes: whether to compare rows and columns, so that they get tables of their own.
+    """
+
+    promising: int
+    others: int
+    flat: int
+    classes: bool = True
+
+    @classmethod
+    def of(cls, effort: str) -> Budget:
+        """Return the budget of a file for one of `EFFORTS`."""
+        return cls(*EFFORTS[effort])
+
+    def take(self, bits: int, *, promising: bool) -> bool:
+        """Return whether a stream may be coded with contexts; if so, reduce what remains.
+
+        Example:
+            >>> budget = Budget(promising=100, others=10, flat=0)
+            >>> budget.take(20, promising=False), budget.take(60, promising=True), budget.promising
+            (False, True, 40)
+        """
+        left = self.promising if promising else self.others
+        if bits > min(left, _MOST_DECISIONS):
+            return False
+        if promising:
+            self.promising -= bits
+        else:
+            self.others -= bits
+        return True
+
+
+EFFORTS = {
+    "fast": (0, 0, 0, False),
+    "default": (_MOST_DECISIONS, 1 << 17, 1 << 15),
+    "smallest": (1 << 62, 1 << 62, 1 << 15),
+}
+"""The fields of the budget of a file."""
 
 
 def encode(
-    symbols: np.ndarray, alphabet: int, *, center: int = 0, sides: Sides = _NO_SIDES
+    symbols: np.ndarray,
+    alphabet: int,
+    *,
+    center: int = 0,
+    sides: Sides = _NO_SIDES,
+    budget: Budget | None = None,
 ) -> bytes:
-    """Code an array of symbols in as few bytes as possible.
+    """Encode an array of symbols in few bytes.
 
     Args:
         symbols: unsigned integers below `alphabet`, of any shape; the last axis of a weight holds
@@ -45,6 +100,8 @@ def encode(
         sides: side information that the decoder has, too: classes `0 .. 63` of the rows,
             `(prod(shape[:-1]),)`, and of the columns, `(shape[-1],)`, such as the density of an
             earlier mask; each may be None.
+        budget: the time for contexts, from which the time of this stream is taken; that of the
+            smallest file by default.
 
     Returns:
         The bytes. They do not include shape and alphabet, which the decoder must know.
@@ -65,16 +122,46 @@ def encode(
         raise ValueRangeError(f"codec.encode: symbols reach out of 0 .. {alphabet - 1}.")
     if not symbols.size or symbols.min() == symbols.max():
         return bytes([_CONSTANT]) + varint(int(symbols.flat[0]) if symbols.size else 0)
-    flat = symbols.ravel()
-    quick, modeled, limit = [bytes([_RAW]) + _pack(flat, alphabet)], b"", math.inf
-    decisions = line_coding.decisions(flat, alphabet)
-    if decisions <= (_MOST_DECISIONS if symbols.ndim > 1 else _MOST_FLAT):
+    budget = budget or Budget.of("smallest")
+    counts = rans.count_symbols(symbols)
+    raw = 1 + -(-symbols.size * (alphabet - 1).bit_length() // 8)
+    decisions = line_coding.decisions(counts, alphabet)
+    modeled, limit = None, math.inf
+    if _may_use_contexts(symbols, alphabet, center, sides, counts, budget):
         modeled = _shift_first(line_coding.encode(symbols, alphabet, center, sides), _LINES)
         limit = len(modeled) * (_WORTH if decisions >= _MANY_DECISIONS else 1)
-    if flat.size >= _LEAST_LARGE and rans.entropy(np.bincount(flat)) < limit:
-        quick.append(_encode_large(symbols, alphabet, center))
-    best = min(quick, key=len)
-    return best if len(best) <= limit else modeled
+    large = None
+    if symbols.size >= _LEAST_LARGE and rans.entropy(counts) < min(limit, raw):
+        large = _encode_large(symbols, alphabet, center, counts, budget)
+    best = large if large and len(large) < raw else None
+    if modeled is not None and limit < (len(best) if best else raw):
+        return modeled
+    return best or bytes([_RAW]) + _pack(symbols.ravel(), alphabet)
+
+
+def _may_use_contexts(
+    symbols: np.ndarray,
+    alphabet: int,
+    center: int,
+    sides: Sides,
+    counts: np.ndarray,
+    budget: Budget,
+) -> bool:
+    """Return whether the budget allows contexts; if so, reduce it."""
+    bits = line_coding.decisions(counts, alphabet)
+    if bits > (_MOST_DECISIONS if symbols.ndim > 1 else budget.flat):
+        return False
+    if budget.take(bits, promising=False):
+        return True
+    if bits > budget.promising:
+        return False
+    sparse = counts.max() >= line_coding.COMMON * symbols.size
+    gain = line_coding.lag_gain(symbols, alphabet, center)
+    if gain < _LEAST_GAIN * 8 * rans.entropy(counts) and not (
+        sparse and any(side is not None for side in sides)
+    ):
+        return False
+    return budget.take(bits, promising=True)
 
 
 def decode(
@@ -107,7 +194,7 @@ def decode(
 
 
 def _shift_first(data: bytes, by: int) -> bytes:
-    """Add to the first byte, which tells formats apart."""
+    """Add a number to the first byte, which identifies the codec."""
     return bytes([data[0] + by]) + data[1:]
 
 
@@ -132,17 +219,22 @@ def _decode(
         raise ArtifactError("malformed: a stream that can only be constant is not.")
     if way == _RAW:
         return _unpack(reader.rest(), size, alphabet)
-    if way >= _LINES:
+    if _LINES <= way < _TABLE:
         return line_coding.decode(
             _shift_first(data, -_LINES), shape, alphabet, sides, _MOST_DECISIONS
         )
+    if way > _CLASSED:
+        raise ArtifactError(
+            f"load: a stream has codec {way}, this library reads 0 to {_CLASSED}. Read the file "
+            "with the version of nnopt_jax that wrote it."
+        )
     if not depth:  # the depth of nested streams, of which an encoder uses three at most
-        raise ArtifactError(f"malformed: a stream is coded in unknown way {way}.")
+        raise ArtifactError("malformed: streams are nested too deeply.")
     if way == _SPLIT_OFF:
         return _decode_split(reader, shape, alphabet, depth - 1)
     if way == _WIDE:
         return _decode_wide(reader, size, alphabet, depth - 1)
-    return _decode_tables(reader, shape, alphabet, depth - 1 if way == _CLASSED else None)
+    return _decode_tables(reader, shape, alphabet, way, depth - 1)
 
 
 def _pack(symbols: np.ndarray, alphabet: int) -> bytes:
@@ -171,50 +263,56 @@ def _unpack(data: bytes, size: int, alphabet: int) -> np.ndarray:
 # ---------------------------------------------------------------------- long streams
 
 
-def _encode_large(symbols: np.ndarray, alphabet: int, center: int) -> bytes:
-    """Code a long stream in the smallest way; parts of it may be streams themselves."""
-    counts = np.bincount(symbols.ravel(), minlength=alphabet)
+def _encode_large(
+    symbols: np.ndarray, alphabet: int, center: int, counts: np.ndarray, budget: Budget
+) -> bytes:
+    """Encode a long stream with tables of frequencies; its parts may be streams themselves."""
     top = int(counts.argmax())
     if alphabet > 2 and counts[top] >= _SPLIT * symbols.size:
         there = symbols != top
         others = symbols[there]
-        parts = [encode(there.astype(np.uint8), 2), encode(others - (others > top), alphabet - 1)]
+        kept = others - (others > top)
+        parts = [
+            encode(there.astype(np.uint8), 2, budget=budget),
+            encode(kept, alphabet - 1, budget=budget),
+        ]
         return bytes([_SPLIT_OFF]) + varint(top) + framed(parts)
-    low, high = int(symbols.min()), int(symbols.max())
+    low, high = int(counts.nonzero()[0][0]), len(counts) - 1
     if high - low >= rans.MOST_SYMBOLS:
-        return bytes([_WIDE]) + _encode_wide(symbols.ravel())
+        return bytes([_WIDE]) + _encode_wide(symbols.ravel(), budget)
     span = high - low + 1
-    classes, runs = _split_classes(symbols, counts, alphabet, center)
-    parts = [encode(side, rans.CLASSES) for side in classes]
+    classes, runs = _split_classes(symbols, counts, alphabet, center, budget)
+    parts = [encode(side, rans.CLASSES, budget=budget) for side in classes]
     parts.append(rans.encode([run - low for run in runs], span))
     return bytes([_CLASSED if classes else _TABLE]) + varint(low) + varint(span) + framed(parts)
 
 
 def _split_classes(
-    symbols: np.ndarray, counts: np.ndarray, alphabet: int, center: int
+    symbols: np.ndarray, counts: np.ndarray, alphabet: int, center: int, budget: Budget
 ) -> tuple[Sequence[np.ndarray], list[np.ndarray]]:
-    """Return classes of rows and columns with the symbols of each class, or one class."""
-    if symbols.ndim > 1:
+    """Group rows and columns by activity, if tables of their own make the stream smaller."""
+    if symbols.ndim > 1 and budget.classes:
         matrix = symbols.reshape(-1, symbols.shape[-1])
         classes = rans.find_classes(matrix, alphabet, center)
         runs = [rans.gather(matrix, blocks) for blocks in rans.class_blocks(*classes)]
-        apart = sum(rans.entropy(np.bincount(run)) for run in runs)
+        apart = sum(rans.entropy(rans.count_symbols(run)) for run in runs)
         if apart * _WORTH <= rans.entropy(counts):
             return classes, runs
     return (), [symbols.ravel()]
 
 
 def _decode_tables(
-    reader: ByteReader, shape: tuple[int, ...], alphabet: int, depth: int | None
+    reader: ByteReader, shape: tuple[int, ...], alphabet: int, way: int, depth: int
 ) -> np.ndarray:
-    """Decode a stream of one table or, up to `depth` levels deep, of classes of tables."""
+    """Decode a stream of one table or of classes of tables, which may be `depth` streams deep."""
     low = reader.varint(alphabet - 2)  # the least symbol, and the number of symbols from it on
     span = reader.varint(min(alphabet - low, rans.MOST_SYMBOLS))
     if span < 2:
         raise ArtifactError("malformed: a table of fewer than two symbols.")
     first = _dtype(alphabet)(low)
-    if depth is None:
-        return rans.decode(reader.rest(), [math.prod(shape)], span)[0] + first
+    decode_runs = rans.decode if way in (_TABLE, _CLASSED) else rans.decode_former
+    if way in (_TABLE, _FORMER_TABLE):
+        return decode_runs(reader.rest(), [math.prod(shape)], span)[0] + first
     if len(shape) < 2:
         raise ArtifactError("malformed: classes of rows where there are none.")
     matrix = np.empty((math.prod(shape[:-1]), shape[-1]), _dtype(alphabet))
@@ -222,7 +320,7 @@ def _decode_tables(
     classes = [_decode(part, size, rans.CLASSES, depth=depth) for part, size in parts]
     blocks = rans.class_blocks(*classes)
     sizes = [sum(len(rows) * len(columns) for rows, columns in of_class) for of_class in blocks]
-    runs = rans.decode(reader.rest(), sizes, span)
+    runs = decode_runs(reader.rest(), sizes, span)
     for of_class, run in zip(blocks, runs, strict=True):
         rans.scatter(matrix, of_class, run + first)
     return matrix.ravel()
@@ -240,11 +338,12 @@ def _decode_split(
     return symbols
 
 
-def _encode_wide(symbols: np.ndarray) -> bytes:
+def _encode_wide(symbols: np.ndarray, budget: Budget) -> bytes:
     """Code high bytes, then low bytes in groups, one for each common high byte."""
     high, low = (symbols >> 8).astype(np.uint8), (symbols & 255).astype(np.uint8)
     group, count = _groups(high)
-    return framed([encode(high, 256), *(encode(low[group == i], 256) for i in range(count))])
+    parts = [high, *(low[group == i] for i in range(count))]
+    return framed([encode(part, 256, budget=budget) for part in parts])
 
 
 def _decode_wide(reader: ByteReader, size: int, alphabet: int, depth: int) -> np.ndarray:
@@ -258,7 +357,7 @@ def _decode_wide(reader: ByteReader, size: int, alphabet: int, depth: int) -> np
 
 
 def _groups(high: np.ndarray) -> tuple[np.ndarray, int]:
-    """Group symbols by high byte: one group for each common one, and one for the rest.
+    """Group symbols by their high byte: a group for each common byte, and one for all others.
 
     Returns:
         The group of each symbol, and the number of groups.

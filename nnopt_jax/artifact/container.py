@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import io
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.arrays import is_node
 from nnopt_jax.artifact import codec, description
-from nnopt_jax.artifact.byte_io import ByteReader, framed, malformed, varint
+from nnopt_jax.artifact.byte_io import ByteReader, malformed, varint
 from nnopt_jax.artifact.description import slot_tree
 from nnopt_jax.artifact.line_coding import Profiles
 from nnopt_jax.artifact.streams import ArraySlot, PlainArray, Stream, streams_of
 from nnopt_jax.errors import ArtifactError
 from nnopt_jax.tree.paths import flatten
 
+_WIDE_EXPONENTS = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
 _SMALL = 1 << 12
 """Plain arrays with fewer elements than this are coded together."""
 
@@ -51,6 +55,12 @@ class StreamPlan:
                 pools.setdefault((stream.slot.itemsize, alone), []).append(stream.slot)
         return [pools[key] for key in sorted(pools)]
 
+    @property
+    def has_large_floats(self) -> bool:
+        """Whether a pool holds many floats whose exponent has 8 bits."""
+        pools = (pool for pool in self.pools if pool[0].size >= _SMALL)
+        return any(np.dtype(pool[0].dtype) in _WIDE_EXPONENTS for pool in pools)
+
     def _first(self) -> Iterator[tuple[int, Stream]]:
         return ((i, stream) for i, stream in enumerate(self.streams) if i not in self.same)
 
@@ -65,6 +75,7 @@ class Contents:
         plan: the streams.
         coded: the bytes of each coded stream, in the order of `plan.coded`.
         planes: for each pool, the bytes of each byte plane.
+        rotated: whether floats are rotated by a bit before they are cut in planes.
         program: a serialized program that takes the tree; often empty.
     """
 
@@ -73,16 +84,18 @@ class Contents:
     plan: StreamPlan
     coded: list[bytes]
     planes: list[list[bytes]]
+    rotated: bool = False
     program: bytes = b""
 
 
-def write(tree: Any, metadata: Any = None, program: bytes = b"") -> bytes:
-    """Encode a tree as the body of a file.
+def write(tree: Any, metadata: Any = None, program: bytes = b"", effort: str = "default") -> bytes:
+    """Encode a tree as the body of a file, in memory.
 
     Args:
         tree: pytree of arrays and nodes.
         metadata: JSON to save with the tree.
         program: bytes to save with the tree, written before the streams.
+        effort: one of `codec.EFFORTS`.
 
     Returns:
         The body of a file.
@@ -92,23 +105,50 @@ def write(tree: Any, metadata: Any = None, program: bytes = b"") -> bytes:
         ValueRangeError: the metadata is not JSON.
         SelectionError: two children of a container have one name.
     """
+    streams = io.BytesIO()
+    head = write_streams(streams, tree, metadata, program, effort)
+    return head + streams.getvalue()
+
+
+def write_streams(
+    out: IO[bytes],
+    tree: Any,
+    metadata: Any = None,
+    program: bytes = b"",
+    effort: str = "default",
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> bytes:
+    """Write the streams of a tree one by one, so that they never lie in memory together.
+
+    Args:
+        out: receives the streams.
+        tree: pytree of arrays and nodes.
+        metadata: JSON to save with the tree.
+        program: bytes to save with the tree.
+        effort: one of `codec.EFFORTS`.
+        progress: called with the bytes of the arrays of each stream, when it is written.
+
+    Returns:
+        What comes before the streams in the body of a file; raises like `write`.
+    """
     flatten(tree, is_node)  # raises for keys that JAX cannot sort
     tree = description.plain(tree)
     flatten(tree, is_node)  # every leaf must have a name of its own
     description.check_storable(tree)
-    arrays = [description.to_host(leaf) for leaf in jax.tree.leaves(tree)]
-    slots = slot_tree(tree)
-    apart = [i for i, stream in enumerate(streams_of(slots)) if not _rebuilds(stream, arrays)]
-    streams = streams_of(slots, apart)
-    plan = StreamPlan(streams, _repeats(streams, arrays))
+    arrays = HostArrays(jax.tree.leaves(tree))
+    plan, apart = _plan_streams(slot_tree(tree), arrays)
     notes = {"metadata": metadata, "apart": apart, "same": list(plan.same.items())}
+    if rotated := plan.has_large_floats:  # in smaller files the note costs more than it saves
+        notes["rotated"] = True
     head = description.write_description(tree, notes | {"program": len(program)})
-    profiles = Profiles()
-    parts = [_encode(stream, arrays, profiles) for stream in plan.coded]
-    for pool in plan.pools:
-        planes = np.concatenate([_octets(arrays[slot.index]) for slot in pool]).T
-        parts += [codec.encode(plane, 256) for plane in planes]
-    return varint(len(head)) + head + program + framed(parts)
+    last: bytes | None = None
+    for data, nbytes in _parts(plan, arrays, codec.Budget.of(effort), rotated=rotated):
+        if last is not None:
+            out.write(varint(len(last)) + last)
+        last = data
+        progress(nbytes)
+    out.write(last or b"")  # as in `framed`, the last part needs no length
+    return varint(len(head)) + head + program
 
 
 def contents(body: bytes, version: int, max_bytes: int) -> Contents:
@@ -145,6 +185,7 @@ def contents(body: bytes, version: int, max_bytes: int) -> Contents:
         plan=plan,
         coded=list(itertools.islice(parts, coded)),
         planes=[list(itertools.islice(parts, size)) for size in sizes],
+        rotated=bool(notes.get("rotated")),
         program=program,
     )
 
@@ -189,6 +230,35 @@ def _plan_of(slots: Any, notes: dict[str, Any]) -> StreamPlan:
 # ---------------------------------------------------------------------- writing
 
 
+class HostArrays(Sequence[np.ndarray]):
+    """The leaves of a tree as NumPy arrays, taken from their devices when they are needed.
+
+    Args:
+        leaves: arrays of JAX or NumPy.
+    """
+
+    def __init__(self, leaves: Sequence[Any]) -> None:
+        self._leaves = leaves
+        # One stream covers a few arrays, and asks for each of them several times.
+        self._array = functools.lru_cache(maxsize=4)(
+            lambda index: description.to_host(leaves[index])
+        )
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the array of one leaf."""
+        return self._array(index)
+
+    def __len__(self) -> int:
+        return len(self._leaves)
+
+
+def _plan_streams(slots: Any, arrays: Sequence[np.ndarray]) -> tuple[StreamPlan, list[int]]:
+    """Return the streams, and the numbers of those whose arrays must be coded separately."""
+    apart = [i for i, stream in enumerate(streams_of(slots)) if not _rebuilds(stream, arrays)]
+    streams = streams_of(slots, apart)
+    return StreamPlan(streams, _repeats(streams, arrays)), apart
+
+
 def _rebuilds(stream: Stream, arrays: Sequence[np.ndarray]) -> bool:
     """Return whether the symbols of a stream restore its arrays bit for bit."""
     if isinstance(stream, PlainArray):
@@ -219,12 +289,32 @@ def _repeats(streams: Sequence[Stream], arrays: Sequence[np.ndarray]) -> dict[in
     return same
 
 
-def _encode(stream: Stream, arrays: Sequence[np.ndarray], profiles: Profiles) -> bytes:
+def _parts(
+    plan: StreamPlan, arrays: Sequence[np.ndarray], budget: codec.Budget, *, rotated: bool
+) -> Iterator[tuple[bytes, int]]:
+    """Yield the parts of a file, with the bytes of the arrays that each completes."""
+    profiles = Profiles()
+    for stream in plan.coded:
+        data = _encode(stream, arrays, profiles, budget)
+        yield data, sum(arrays[index].nbytes for index in stream.covers)
+    for pool in plan.pools:
+        leaves = (arrays[slot.index] for slot in pool)
+        planes = np.concatenate([_octets(_rotated(x) if rotated else x) for x in leaves]).T
+        for plane in planes:
+            yield codec.encode(plane, 256, budget=budget), plane.size
+
+
+def _encode(
+    stream: Stream, arrays: Sequence[np.ndarray], profiles: Profiles, budget: codec.Budget
+) -> bytes:
     symbols = stream.symbols(arrays)
-    number = profiles.best(symbols > 0)
+    mask = symbols > 0
+    number = profiles.best(mask)
     sides = profiles.classes(number, stream.shape)
-    data = codec.encode(symbols, stream.alphabet, center=stream.center(arrays), sides=sides)
-    profiles.note(symbols > 0)
+    data = codec.encode(
+        symbols, stream.alphabet, center=stream.center(arrays), sides=sides, budget=budget
+    )
+    profiles.note(mask)
     return varint(number) + data
 
 
@@ -232,6 +322,18 @@ def _octets(array: np.ndarray) -> np.ndarray:
     """Return the bytes of the elements, `(size, itemsize)`, the lowest first."""
     flat = np.ascontiguousarray(array).reshape(-1, 1)
     return flat.view(np.uint8) if flat.size else np.zeros((0, array.dtype.itemsize), np.uint8)
+
+
+def _rotated(array: np.ndarray, bits: int = 1) -> np.ndarray:
+    """Rotate floats by one bit, so that the exponent of 8 bits is a byte of its own.
+
+    The sign becomes the lowest bit of the mantissa, and neither has structure; of the exponent, few
+    values occur.
+    """
+    if array.dtype not in _WIDE_EXPONENTS:
+        return array
+    words = np.ascontiguousarray(array).reshape(-1).view(f"u{array.itemsize}")
+    return words << bits | words >> (8 * array.itemsize - bits)
 
 
 # ---------------------------------------------------------------------- reading
@@ -243,7 +345,7 @@ def _arrays(found: Contents) -> dict[int, np.ndarray]:
     for stream, part in zip(plan.coded, found.coded, strict=True):
         arrays |= _decode(stream, part, profiles)
     for pool, planes in zip(plan.pools, found.planes, strict=True):
-        arrays |= _decode_pool(pool, planes)
+        arrays |= _decode_pool(pool, planes, rotated=found.rotated)
     for number, first in plan.same.items():
         # Empty arrays are not written, so there is nothing to repeat.
         pairs = zip(plan.streams[number].covers, plan.streams[first].covers, strict=True)
@@ -259,10 +361,15 @@ def _decode(stream: Stream, data: bytes, profiles: Profiles) -> dict[int, np.nda
     return stream.arrays(symbols)
 
 
-def _decode_pool(pool: list[ArraySlot], planes: list[bytes]) -> dict[int, np.ndarray]:
+def _decode_pool(
+    pool: list[ArraySlot], planes: list[bytes], *, rotated: bool
+) -> dict[int, np.ndarray]:
     sizes = [slot.size for slot in pool]
     octets = np.stack([codec.decode(plane, (sum(sizes),), 256) for plane in planes], axis=1)
-    return {
-        slot.index: part.copy().view(slot.dtype).reshape(slot.shape)
-        for slot, part in zip(pool, np.split(octets, np.cumsum(sizes)[:-1]), strict=True)
-    }
+    arrays = {}
+    for slot, part in zip(pool, np.split(octets, np.cumsum(sizes)[:-1]), strict=True):
+        flat = part.copy().view(slot.dtype)
+        if rotated:
+            flat = _rotated(flat, 8 * slot.itemsize - 1).view(slot.dtype)
+        arrays[slot.index] = flat.reshape(slot.shape)
+    return arrays

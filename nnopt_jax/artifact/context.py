@@ -265,7 +265,7 @@ class LagPredictor:
 
 
 class ContextModel:
-    """The state of a pass over the lines: the coded lines and their adaptive mixers.
+    """An adaptive model of the lines of an array, with the coder that uses its odds.
 
     Each symbol has three fields: presence (0 or 1), sign (-1 or 1) and magnitude (from 1).
 

@@ -1,4 +1,7 @@
-"""Range asymmetric numeral systems (rANS) with many lanes, for large streams at array speed.
+"""Range asymmetric numeral systems (rANS): coding by tables of frequencies, at compiled speed.
+
+XLA compiles the loops over symbols, so that they are as fast as native code wherever JAX runs, and
+integer arithmetic gives the same bytes everywhere.
 
 Large arrays are divided into classes of similar rows and columns, each with its own frequency
 table. After pruning, some inputs and outputs of a layer have more weights than others, and after
@@ -8,28 +11,33 @@ equal sum of row class and column class then have about the same distribution of
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.artifact.byte_io import ByteReader, inflate, varint
 from nnopt_jax.errors import ArtifactError
 
-_BITS = 16
+_BITS = 15
 _SCALE = 1 << _BITS
-"""The sum of the frequencies of a table."""
-_FLOOR = 1 << 32
-"""The least state of a lane: states are `2^32 .. 2^48 - 1`, renormalized by 16-bit words."""
-_STATE_BYTES = 6
-_LANE_BYTES = 1500
-"""The bytes of code for each lane, whose start and end cost about five bytes."""
-_MOST_LANES = 1 << 13
-_MOST_STEPS = 1 << 18
-"""The greatest number of groups in a lane, which bounds the work of decoding."""
+"""The sum of the frequencies of a table. With 14 or 16 bits, codes of bytes are .04 % larger."""
+_FLOOR = 1 << 16
+"""The least state: states are `2^16 .. 2^32 - 1`, renormalized by 16-bit words."""
+_CHUNK = 1 << 18
+"""The symbols of a compiled call: many enough that calls cost little, and few enough for a cache.
+One compiled loop serves streams of all lengths."""
+_PIECE = 1 << 20
+"""The number of elements for which memory is taken at a time."""
 
 MOST_SYMBOLS = 4096
 """The largest alphabet; in larger ones, rare symbols would take too much of a table."""
+_SMALL_TABLE = 256
 
 CLASSES = 32
 """The number of classes of rows, and of columns."""
@@ -52,7 +60,7 @@ def encode(parts: Sequence[np.ndarray], alphabet: int) -> bytes:
         alphabet: 2 to `MOST_SYMBOLS`.
 
     Returns:
-        The tables, the states of the lanes, and the words.
+        The tables, the state, and the words.
 
     Example:
         >>> symbols = np.random.default_rng(0).integers(0, 3, 100_000)
@@ -61,20 +69,14 @@ def encode(parts: Sequence[np.ndarray], alphabet: int) -> bytes:
         (True, True)
 
     References:
-        Duda 2014, Asymmetric numeral systems; Giesen 2014, Interleaved entropy coders.
+        Duda 2014, Asymmetric numeral systems.
     """
     runs = [_group(part, alphabet) for part in parts]
-    counts = [np.bincount(run) for run in runs]
-    tables = [_frequencies(count) for count in counts]
-    size = sum(map(entropy, counts))
-    least = -(-sum(map(len, runs)) // _MOST_STEPS)
-    lanes = int(np.clip(size / _LANE_BYTES, least, max(least, _MOST_LANES)))
-    states, words = _push(runs, tables, lanes)
+    tables = [_frequencies(count_symbols(run)) for run in runs]
     text = b"".join(varint(len(table)) + b"".join(map(varint, table.tolist())) for table in tables)
     packed = zlib.compress(text, 9)
-    starts = states.astype("<u8")[:, None].view(np.uint8)[:, :_STATE_BYTES]
-    head = varint(len(packed)) + packed + varint(lanes)
-    return head + starts.tobytes() + words.astype("<u2").tobytes()
+    state, words = _push(runs, tables)
+    return varint(len(packed)) + packed + state.to_bytes(4, "little") + words.tobytes()
 
 
 def decode(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]:
@@ -94,18 +96,176 @@ def decode(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]
     reader = ByteReader(data)
     group = _group_size(alphabet)
     groups = [-(-size // group) for size in sizes]
-    tables = _read_tables(reader, alphabet**group, len(sizes))
-    lanes = reader.varint()
-    if not 0 < sum(groups) <= lanes * _MOST_STEPS:
-        raise ArtifactError(f"malformed: {lanes} rANS lanes for {sum(groups)} groups.")
-    states = np.zeros((lanes, 8), np.uint8)
-    starts = np.frombuffer(reader.take(_STATE_BYTES * lanes), np.uint8)
-    states[:, :_STATE_BYTES] = starts.reshape(lanes, -1)
-    rest = reader.rest()
-    if len(rest) % 2:
+    tables = _read_tables(reader, alphabet**group, len(sizes), _SCALE)
+    # A symbol whose probability is at most 1 - 2^-15 takes at least 2^-15 bits.
+    coded = sum(n for n, table in zip(groups, tables, strict=True) if not _is_constant(table))
+    if coded > (8 * len(data)) << _BITS:
+        raise ArtifactError(f"malformed: {len(data)} bytes of rANS for {coded} groups.")
+    state, words = int.from_bytes(reader.take(4), "little"), reader.rest()
+    if len(words) % 2:
         raise ArtifactError("malformed: rANS words end with half a word.")
-    runs = _pull(states.view("<u8")[:, 0], np.frombuffer(rest, "<u2"), tables, groups)
+    runs = _pull(state, np.frombuffer(words, "<u2"), tables, groups)
     return [_ungroup(run, size, alphabet) for run, size in zip(runs, sizes, strict=True)]
+
+
+# ---------------------------------------------------------------------- the compiled loops
+
+
+def _on_host() -> contextlib.AbstractContextManager[Any]:
+    """Compute on the processor, where a loop over single symbols is fastest, if JAX may use it."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        warnings.warn(
+            "JAX may not use the processor, so that reading and writing .nnopt files is slow. "
+            f"Set JAX_PLATFORMS={jax.default_backend()},cpu.",
+            stacklevel=2,
+        )
+        return contextlib.nullcontext()
+
+
+def _look_up(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Return the entry of a table for an index that is known to lie in it."""
+    return table.at[index].get(mode="promise_in_bounds")
+
+
+@jax.jit
+def _push_chunk(
+    state: jax.Array, symbols: jax.Array, count: jax.Array, share: jax.Array, below: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Encode the first symbols, from the last of them to the first.
+
+    Args:
+        state: the state, uint32.
+        symbols: `(_CHUNK,)`.
+        count: the number of symbols to encode.
+        share: the frequency of each symbol, uint32; not 0.
+        below: the sum of the frequencies of smaller symbols, uint32.
+
+    Returns:
+        The state; `(_CHUNK + 1,)` words, uint16, of which the last ones count; the first of these.
+    """
+
+    def push(done: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+        state, start, words = carry
+        symbol = _look_up(symbols, count - 1 - done)
+        part = _look_up(share, symbol)
+        # Each step writes a word, and the next step overwrites it unless it counts.
+        word = state.astype(jnp.uint16)
+        words = words.at[start].set(word, mode="promise_in_bounds")
+        full = state >= part << (32 - _BITS)
+        state = jnp.where(full, state >> 16, state)
+        after = state + state // part * (_SCALE - part) + _look_up(below, symbol)
+        return after, start - full, words
+
+    empty = jnp.zeros(_CHUNK + 1, jnp.uint16)
+    last = jnp.int32(_CHUNK)
+    state, start, words = jax.lax.fori_loop(0, count, push, (state, last, empty))
+    return state, words, start + 1
+
+
+@jax.jit
+def _pull_chunk(
+    state: jax.Array,
+    words: jax.Array,
+    count: jax.Array,
+    owner: jax.Array,
+    share: jax.Array,
+    below: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Decode the next symbols.
+
+    Args:
+        state: the state, uint32.
+        words: `(_CHUNK,)`, the next words, uint16.
+        count: the number of symbols to decode, at most `_CHUNK`.
+        owner: `(_SCALE,)`, the symbol of each slot of the scale.
+        share: the frequency of each symbol, uint32.
+        below: the sum of the frequencies of smaller symbols, uint32.
+
+    Returns:
+        The state, `(_CHUNK,)` symbols, and the number of words that were used.
+    """
+
+    def pull(done: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+        state, used, symbols = carry
+        slot = state & (_SCALE - 1)
+        symbol = _look_up(owner, slot)
+        after = _look_up(share, symbol) * (state >> _BITS) + slot - _look_up(below, symbol)
+        low = after < _FLOOR
+        after = jnp.where(low, after << 16 | _look_up(words, used), after)
+        symbols = symbols.at[done].set(symbol, mode="promise_in_bounds")
+        return after, used + low, symbols
+
+    empty = jnp.zeros(_CHUNK, owner.dtype)
+    state, used, symbols = jax.lax.fori_loop(0, count, pull, (state, jnp.int32(0), empty))
+    return state, symbols, used
+
+
+def _is_constant(table: np.ndarray) -> bool:
+    """Return whether only one symbol occurs, so that nothing needs to be coded."""
+    return int(table.max()) == _SCALE
+
+
+def _symbol_type(table: np.ndarray) -> type[np.unsignedinteger]:
+    return np.uint8 if len(table) <= _SMALL_TABLE else np.uint16
+
+
+def _device_table(values: np.ndarray) -> jax.Array:
+    """Return a table in one of two lengths, since each length is compiled."""
+    size = _SMALL_TABLE if len(values) <= _SMALL_TABLE else MOST_SYMBOLS
+    padded = np.zeros(size, np.uint32)
+    padded[: len(values)] = values
+    return jax.device_put(padded)
+
+
+def _push(runs: Sequence[np.ndarray], tables: Sequence[np.ndarray]) -> tuple[int, np.ndarray]:
+    """Encode all runs, the last first, so that `_pull` decodes them in order."""
+    state: Any = np.uint32(_FLOOR)
+    pieces = [np.zeros(0, np.uint16)]
+    with _on_host():
+        for run, table in zip(reversed(runs), reversed(tables), strict=True):
+            if _is_constant(table):
+                continue
+            share = _device_table(np.maximum(table, 1))
+            below = _device_table(np.cumsum(table) - table)
+            for start in reversed(range(0, len(run), _CHUNK)):
+                piece = run[start : start + _CHUNK]
+                symbols = np.zeros(_CHUNK, _symbol_type(table))
+                symbols[: len(piece)] = piece
+                given = jax.device_put((state, symbols, np.int32(len(piece))))
+                state, words, begin = jax.device_get(_push_chunk(*given, share, below))
+                pieces.append(words[begin:])
+    return int(state), np.concatenate(pieces[::-1]).astype("<u2", copy=False)
+
+
+def _pull(
+    state: int, words: np.ndarray, tables: Sequence[np.ndarray], sizes: Sequence[int]
+) -> list[np.ndarray]:
+    """Decode the words of `_push`; the state must return to its initial value."""
+    runs, at, carry = [], 0, np.uint32(state)
+    with _on_host():
+        for table, size in zip(tables, sizes, strict=True):
+            owner = np.repeat(np.arange(len(table), dtype=_symbol_type(table)), table)
+            given = (owner, _device_table(table), _device_table(np.cumsum(table) - table))
+            lookup = jax.device_put(given)
+            run = np.full(size, owner[0], owner.dtype)
+            for start in range(0, 0 if _is_constant(table) else size, _CHUNK):
+                count = min(_CHUNK, size - start)
+                window = np.zeros(_CHUNK, np.uint16)  # malformed code may ask for missing words
+                available = words[at : at + count]
+                window[: len(available)] = available
+                coded = jax.device_put((carry, window, np.int32(count)))
+                carry, symbols, used = jax.device_get(_pull_chunk(*coded, *lookup))
+                run[start : start + count] = symbols[:count]
+                at += int(used)
+            runs.append(run)
+    if at != len(words) or carry != _FLOOR:
+        raise ArtifactError("malformed: rANS words do not fit the symbols.")
+    return runs
+
+
+# ---------------------------------------------------------------------- symbols and tables
 
 
 def _group_size(alphabet: int) -> int:
@@ -134,6 +294,25 @@ def _ungroup(grouped: np.ndarray, size: int, alphabet: int) -> np.ndarray:
     return np.concatenate([table[grouped] for table in digits])[:size]
 
 
+def count_symbols(symbols: np.ndarray) -> np.ndarray:
+    """Return how often each symbol occurs, up to the largest that does.
+
+    Example:
+        >>> count_symbols(np.array([3, 0, 3], np.uint8))
+        array([1, 0, 0, 2])
+    """
+    if symbols.dtype != np.uint8 or symbols.size < 1 << 16:
+        return np.bincount(symbols.ravel())
+    # `bincount` takes time and 8 bytes for each element: count pairs of bytes, and by pieces.
+    flat = np.ascontiguousarray(symbols).ravel()
+    pairs, odd = flat[: len(flat) // 2 * 2].view(np.uint16), flat[len(flat) // 2 * 2 :]
+    counts = np.zeros((256, 256), np.int64)
+    for start in range(0, len(pairs), _PIECE):
+        counts += np.bincount(pairs[start : start + _PIECE], minlength=1 << 16).reshape(256, 256)
+    total = counts.sum(0) + counts.sum(1) + np.bincount(odd, minlength=256)
+    return total[: int(total.nonzero()[0][-1]) + 1]
+
+
 def entropy(counts: np.ndarray) -> float:
     """Return the least number of bytes of a code with one frequency table.
 
@@ -146,7 +325,7 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def _frequencies(counts: np.ndarray) -> np.ndarray:
-    """Scale counts to a sum of 2^16, with at least 1 for each symbol that occurs."""
+    """Scale counts to a sum of `_SCALE`, with at least 1 for each symbol that occurs."""
     table = np.maximum(np.rint(counts * (_SCALE / counts.sum())), counts > 0).astype(np.int64)
     while excess := int(table.sum()) - _SCALE:
         largest = np.argsort(-table, kind="stable")[: min(abs(excess), int((table > 1).sum()))]
@@ -154,7 +333,7 @@ def _frequencies(counts: np.ndarray) -> np.ndarray:
     return table
 
 
-def _read_tables(reader: ByteReader, most: int, count: int) -> list[np.ndarray]:
+def _read_tables(reader: ByteReader, most: int, count: int, scale: int) -> list[np.ndarray]:
     what = "text of tables of frequencies"
     text, rest = inflate(reader.part(), count * (3 * most + 2), what)
     if rest:
@@ -162,59 +341,81 @@ def _read_tables(reader: ByteReader, most: int, count: int) -> list[np.ndarray]:
     reader = ByteReader(text)
     tables = []
     for _ in range(count):
-        entries = [reader.varint(_SCALE) for _ in range(reader.varint(most))]
-        if sum(entries) != _SCALE:
-            raise ArtifactError(f"malformed: frequencies sum to {sum(entries)}, not {_SCALE}.")
+        entries = [reader.varint(scale) for _ in range(reader.varint(most))]
+        if sum(entries) != scale:
+            raise ArtifactError(f"malformed: frequencies sum to {sum(entries)}, not {scale}.")
         tables.append(np.array(entries, np.int64))
     reader.end()
     return tables
 
 
-def _push(
-    runs: list[np.ndarray], tables: list[np.ndarray], lanes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Encode backwards; lane `i` takes the symbols `i`, `i + lanes`, ... of every run."""
-    states = np.full(lanes, _FLOOR, np.uint64)
-    words = [np.zeros(0, np.uint16)]
-    for run, table in zip(reversed(runs), reversed(tables), strict=True):
-        below = (np.cumsum(table) - table).astype(np.uint64)
-        share = table.astype(np.uint64)
-        for start in range((len(run) - 1) // lanes * lanes, -1, -lanes):
-            step = run[start : start + lanes]
-            state, part = states[: len(step)], share[step]
-            full = state >= part << np.uint64(48 - _BITS)
-            words.append(state[full].astype(np.uint16))
-            state[full] >>= np.uint64(16)
-            whole = state // part
-            state += (whole << np.uint64(_BITS)) - whole * part + below[step]
-    return states, np.concatenate(words[::-1])
+# ---------------------------------------------------------------------- former streams
+
+_FORMER_BITS = 16
+_FORMER_SCALE = 1 << _FORMER_BITS
+_FORMER_FLOOR = 1 << 32
+_FORMER_STATE = 6
+"""The bytes of a state."""
+_FORMER_STEPS = 1 << 18
+"""The greatest number of groups in a lane, which bounds the work of decoding."""
 
 
-def _pull(
+def decode_former(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]:
+    """Decode a stream of an earlier version, with many interleaved states of 48 bits.
+
+    Args:
+        data: all bytes.
+        sizes: the number of symbols of each part.
+        alphabet: the number of symbols.
+
+    Returns:
+        The parts, as `decode` returns them.
+
+    Raises:
+        ArtifactError: the data is malformed.
+    """
+    reader = ByteReader(data)
+    group = _group_size(alphabet)
+    groups = [-(-size // group) for size in sizes]
+    tables = _read_tables(reader, alphabet**group, len(sizes), _FORMER_SCALE)
+    lanes = reader.varint()
+    if not 0 < sum(groups) <= lanes * _FORMER_STEPS:
+        raise ArtifactError(f"malformed: {lanes} rANS lanes for {sum(groups)} groups.")
+    states = np.zeros((lanes, 8), np.uint8)
+    starts = np.frombuffer(reader.take(_FORMER_STATE * lanes), np.uint8)
+    states[:, :_FORMER_STATE] = starts.reshape(lanes, -1)
+    rest = reader.rest()
+    if len(rest) % 2:
+        raise ArtifactError("malformed: rANS words end with half a word.")
+    runs = _pull_former(states.view("<u8")[:, 0], np.frombuffer(rest, "<u2"), tables, groups)
+    return [_ungroup(run, size, alphabet) for run, size in zip(runs, sizes, strict=True)]
+
+
+def _pull_former(
     states: np.ndarray, words: np.ndarray, tables: list[np.ndarray], sizes: list[int]
 ) -> list[np.ndarray]:
-    """Invert `_push`; every state must return to its initial value."""
+    """Decode words of interleaved states, each of which must return to its initial value."""
     states, incoming = states.astype(np.int64), words.astype(np.int64)
     runs, read = [], 0
     for table, size in zip(tables, sizes, strict=True):
         owner = np.repeat(np.arange(len(table), dtype=np.uint16), table)
-        share, offset = table[owner], np.arange(_SCALE) - (np.cumsum(table) - table)[owner]
+        share, offset = table[owner], np.arange(_FORMER_SCALE) - (np.cumsum(table) - table)[owner]
         slots = np.empty(size, np.uint16)
         for start in range(0, size, len(states)):
             state = states[: size - start]
-            slot = state & _SCALE - 1
+            slot = state & _FORMER_SCALE - 1
             slots[start : start + len(state)] = slot
-            state >>= _BITS
+            state >>= _FORMER_BITS
             state *= share.take(slot)
             state += offset.take(slot)
-            (low,) = (state < _FLOOR).nonzero()
+            (low,) = (state < _FORMER_FLOOR).nonzero()
             taken = incoming[read : read + len(low)]
             if len(taken) < len(low):
                 raise ArtifactError("truncated: rANS words end before the symbols do.")
             state[low] = state.take(low) << 16 | taken
             read += len(low)
         runs.append(owner.astype(np.uint8 if len(table) <= 256 else np.uint16)[slots])
-    if read != len(words) or (states != _FLOOR).any():
+    if read != len(words) or (states != _FORMER_FLOOR).any():
         raise ArtifactError("malformed: rANS words do not fit the symbols.")
     return runs
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from nnopt_jax.artifact import codec, context, line_coding, rans
-from nnopt_jax.artifact.byte_io import Decoder, Encoder
+from nnopt_jax.artifact import codec, context, file, line_coding, rans
+from nnopt_jax.artifact.byte_io import ByteReader, Decoder, Encoder
 from nnopt_jax.errors import ArtifactError, ValueRangeError
 
 SHAPES = [(0,), (1,), (7,), (0, 5), (5, 0), (1, 300), (60, 1), (33, 40), (3, 3, 4, 9), (2, 500)]
@@ -44,6 +46,12 @@ def round_trip(symbols, alphabet, **options):
     return data
 
 
+def encode_large(symbols, alphabet, center=0):
+    """Code without contexts, as for a stream that is too long for them."""
+    counts = np.bincount(symbols.ravel())
+    return codec._encode_large(symbols, alphabet, center, counts, codec.Budget(0, 0, 0))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @given(
     alphabet=st.sampled_from([1, 2, 3, 16, 17, 256, 257, 5000, 65536]),
@@ -61,7 +69,7 @@ def test_large_streams_come_back(way):
     rng = np.random.default_rng(3)
     alphabet, scale = {"table": (200, 0.2), "split": (16, 0.01), "wide": (65536, 0.03)}[way]
     symbols = skewed(rng, 40_001, alphabet, scale)
-    data = codec._encode_large(symbols, alphabet, 0)
+    data = encode_large(symbols, alphabet)
     assert data[0] == {"table": codec._TABLE, "split": codec._SPLIT_OFF, "wide": codec._WIDE}[way]
     np.testing.assert_array_equal(codec.decode(data, symbols.shape, alphabet), symbols)
     assert len(data) < 1.02 * entropy(symbols) + 600  # a table costs at this length
@@ -73,6 +81,42 @@ def test_tables_reach_the_entropy_of_a_million_symbols(alphabet):
     data = rans.encode([symbols], alphabet)
     assert len(data) <= 1.01 * entropy(symbols) + 64
     np.testing.assert_array_equal(rans.decode(data, [len(symbols)], alphabet)[0], symbols)
+
+
+@pytest.mark.parametrize("size", [rans._CHUNK - 1, rans._CHUNK, rans._CHUNK + 1])
+def test_calls_end_where_streams_end(size):
+    symbols = skewed(np.random.default_rng(1), size, 256, 0.1).astype(np.uint8)
+    np.testing.assert_array_equal(rans.decode(rans.encode([symbols], 256), [size], 256)[0], symbols)
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 400), alphabet=st.integers(17, 300))
+def test_the_compiled_loop_writes_what_the_definition_says(seed, size, alphabet):
+    rng = np.random.default_rng(seed)
+    symbols = skewed(rng, size, alphabet, rng.choice([0.02, 0.3]))
+    table = rans._frequencies(np.bincount(symbols))
+    if table.max() == 1 << 15:
+        return
+    below = np.cumsum(table) - table
+    state, words = 1 << 16, []
+    for symbol in symbols[::-1].tolist():  # Duda 2014, with words of 16 bits
+        part, start = int(table[symbol]), int(below[symbol])
+        if state >= part << 17:
+            words.append(state & 0xFFFF)
+            state >>= 16
+        state = (state // part << 15) + state % part + start
+    coded = rans._push([symbols.astype(np.uint16)], [table])
+    assert (coded[0], coded[1].tolist()) == (state, words[::-1])
+
+
+def test_without_a_processor_jax_codes_elsewhere_and_says_so(monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("Unknown backend cpu")
+
+    symbols = skewed(np.random.default_rng(0), 5000, 200, 0.1)
+    data = rans.encode([symbols], 200)
+    monkeypatch.setattr("jax.local_devices", refuse)
+    with pytest.warns(UserWarning, match="JAX_PLATFORMS"):
+        assert rans.encode([symbols], 200) == data
 
 
 def test_parts_with_tables_of_their_own_come_back():
@@ -167,12 +211,12 @@ def test_busy_rows_and_columns_of_large_arrays_are_told_apart(alphabet):
     else:
         symbols = np.clip(np.rint(rng.normal(size=busy.shape) * 8 * busy), -127, 127) + 127
     symbols = symbols.astype(np.uint8).reshape(20, 20, 300)
-    data = codec._encode_large(symbols, alphabet, alphabet // 2)
+    data = encode_large(symbols, alphabet, alphabet // 2)
     assert data[0] == codec._CLASSED
     assert len(data) < 0.93 * entropy(symbols)
     np.testing.assert_array_equal(codec.decode(data, symbols.shape, alphabet), symbols)
     plain = rng.permutation(symbols.ravel()).reshape(symbols.shape)
-    assert codec._encode_large(plain, alphabet, alphabet // 2)[0] == codec._TABLE
+    assert encode_large(plain, alphabet, alphabet // 2)[0] == codec._TABLE
 
 
 CASES = {
@@ -184,13 +228,14 @@ CASES = {
     "split": (skewed(np.random.default_rng(0), 5000, 16, 0.01), 16),
     "wide": (skewed(np.random.default_rng(0), 5000, 65536, 0.03), 65536),
 }
+METHODS = [*range(9), 32, 33]
 
 
 def case(name):
     symbols, alphabet = CASES[name]
     if name in ("constant", "raw", "planes"):
         return codec.encode(symbols, alphabet), symbols.shape, alphabet
-    return codec._encode_large(symbols, alphabet, 0), symbols.shape, alphabet
+    return encode_large(symbols, alphabet), symbols.shape, alphabet
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -203,7 +248,7 @@ def test_damage_gives_our_error_or_symbols_in_range(name):
         flipped = bytearray(data)
         flipped[place] ^= 1 << int(rng.integers(8))
         damaged.append(bytes(flipped))
-    damaged += [bytes([method]) + rng.bytes(40) for method in range(9) for _ in range(5)]
+    damaged += [bytes([method]) + rng.bytes(40) for method in METHODS for _ in range(5)]
     for bad in damaged:
         try:
             symbols = codec.decode(bad, shape, alphabet)
@@ -213,7 +258,65 @@ def test_damage_gives_our_error_or_symbols_in_range(name):
         assert symbols.max() < alphabet
 
 
-@pytest.mark.parametrize("method", range(9))
+@pytest.mark.parametrize("method", METHODS)
 def test_a_short_lie_about_a_large_array_is_found_at_once(method):
     with pytest.raises(ArtifactError):
         codec.decode(bytes([method]) + b"\1" * 12, (1 << 32, 2), 2)
+
+
+def former_stream(name):
+    """A stream that an earlier version coded with tables, from a file of it."""
+    golden = pathlib.Path(__file__).parent.parent / "golden/files/coded"
+    found = file.contents(golden / f"{name}.nnopt", 1 << 30)
+    stream, data = found.plan.coded[0], found.coded[0][1:]  # the first byte names a profile
+    if data[0] != codec._SPLIT_OFF:
+        return data, stream.shape, stream.alphabet
+    reader = ByteReader(data[2:])
+    return reader.part(), stream.shape, 2  # the positions of the other symbols
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [("tables", codec._FORMER_TABLE), ("large", codec._FORMER_CLASSED)]
+)
+def test_former_tables_are_read_and_their_damage_is_found(name, way):
+    data, shape, alphabet = former_stream(name)
+    rng = np.random.default_rng(0)
+    assert data[0] == way
+    symbols = codec.decode(data, shape, alphabet)
+    again = codec.decode(encode_large(symbols, alphabet), shape, alphabet)
+    np.testing.assert_array_equal(again, symbols)
+    for place in rng.integers(1, len(data), 5):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        with pytest.raises(ArtifactError):
+            codec.decode(bytes(flipped), shape, alphabet)
+
+
+def test_a_codec_of_a_later_version_is_named():
+    with pytest.raises(
+        ArtifactError, match=r"codec 34, this library reads 0 to 33\. Read the file"
+    ):
+        codec.decode(bytes([34]) + b"\1" * 12, (50, 2), 2)
+
+
+def test_efforts_trade_time_for_size():
+    mask = image_mask(np.random.default_rng(0)).astype(np.uint8)
+    sizes = []
+    for effort in codec.EFFORTS:
+        data = codec.encode(mask, 2, budget=codec.Budget.of(effort))
+        np.testing.assert_array_equal(codec.decode(data, mask.shape, 2), mask)
+        sizes.append(len(data))
+    fast, default, smallest = sizes
+    assert fast < 1.01 * entropy(mask) + 64
+    assert default == smallest < 0.8 * fast
+
+
+def test_contexts_are_tried_only_where_neighbors_agree():
+    rng = np.random.default_rng(0)
+    noise = skewed(rng, (400, 300), 256, 0.1)
+    budget = codec.Budget.of("default")
+    codec.encode(noise, 256, budget=budget)
+    assert budget == codec.Budget.of("default")
+    smooth = np.clip(noise // 4 + 96 + 20 * np.sin(np.arange(400) / 3)[:, None], 0, 255)
+    codec.encode(smooth.astype(int), 256, budget=budget)
+    assert budget.promising < codec.Budget.of("default").promising

@@ -267,6 +267,43 @@ def test_inspect_accounts_for_every_byte(path):
     assert artifact.sizes(path).keys() == rows.keys()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_exponents_of_many_floats_are_coded_apart(path, dtype):
+    rng = np.random.default_rng(0)
+    weights = (0.02 * rng.normal(size=20_000)).astype(jnp.dtype(dtype))
+    weights[:4] = [np.nan, -np.inf, -0.0, 1e-7]
+    artifact.save(path, {"w": weights, "few": jnp.ones(3, dtype)})
+    loaded = np.asarray(artifact.load(path)["w"])
+    np.testing.assert_array_equal(loaded.view(np.uint8), weights.view(np.uint8))
+    if dtype == "float16":  # its exponent has 5 bits, and stays beside the sign
+        return
+    width = weights.dtype.itemsize
+    exponents = weights.view(f"u{width}") >> (8 * width - 9) & 255
+    counts = np.unique(exponents, return_counts=True)[1]
+    least = -(counts * np.log2(counts / counts.sum())).sum() / 8 + (width - 1) * weights.size
+    assert path.stat().st_size < 1.01 * least + 500
+
+
+@pytest.mark.parametrize("effort", ["fast", "default", "smallest"])
+def test_every_effort_gives_the_same_tree(path, effort):
+    tree = {"net": everything(), "w": jnp.ones((3, 5))}
+    artifact.save(path, tree, effort=effort)
+    same(artifact.load(path), tree)
+
+
+def test_an_unknown_effort_is_named(path):
+    with pytest.raises(ValueRangeError, match=r"effort is 'smalest', .* Did you mean smallest\?"):
+        artifact.save(path, {}, effort="smalest")
+    assert not path.exists()
+
+
+def test_a_bar_shows_what_is_saved(path, capfd):
+    artifact.save(path, {"w": jnp.ones((3, 5))}, progress=True)
+    assert f"save {path.name}" in capfd.readouterr().err
+    artifact.save(path, {"w": jnp.ones((3, 5))})
+    assert not capfd.readouterr().err
+
+
 # What can go wrong with a file.
 
 

@@ -205,6 +205,7 @@ def write_run(path: Path) -> dict[str, Any]:
 FORMAT_3 = (
     codes.bits, codes.levels, codes.trits, masks.supports, masks.gathered, composed.nested,
     composed.sums, composed.normalized, coded.containers, coded.dtypes, coded.apart, coded.pools,
+    coded.tables, coded.large,
 )  # fmt: skip
 """Trees that are written in format 3 as well: every container, form of node and note."""
 
