@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _together(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """Return the context that joins the other processes of a run, if there are any."""
+    """Return the context that joins this process to a run of several, or an empty context."""
     if not args.distributed:
         return nullcontext()
     where = {"processes": args.processes, "process": args.process}
@@ -78,7 +78,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def diff(args: argparse.Namespace) -> None:
-    """Print how the models of two files differ."""
+    """Print a table of the differences between the models of two files."""
     left, right = (artifact.load(_artifact(name)) for name in (args.left, args.right))
     for line in tree_diff(materialize(left), materialize(right)):
         print(line)
@@ -86,7 +86,7 @@ def diff(args: argparse.Namespace) -> None:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Print how long a call takes, dense and packed, for batches of several sizes."""
+    """Print the time of a call, dense and packed, for several batch sizes."""
     found = recipes.bench(args.path, args.batch, args.rounds)
     console = _console()
     console.print(latency_table(args.path, found.rows))
@@ -96,7 +96,7 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def _artifact(name: str) -> Path:
-    """Return the path of a file, or that of the file in the folder of a run."""
+    """Return the path of a file, or of the artifact in the folder of a run."""
     path = Path(name)
     return RunFolder(path).artifact if path.is_dir() else path
 

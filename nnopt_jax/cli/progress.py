@@ -43,7 +43,7 @@ def describe_row(row: Mapping[str, Any]) -> str:
 
 
 class Lines(Callback):
-    """A callback that logs a line at the end of a stage, and every few seconds.
+    """A callback that logs a line at the end of a stage and every few seconds.
 
     Example:
         >>> from nnopt_jax.cli.progress import Lines

@@ -84,7 +84,7 @@ def _of_linen(module: linen.Module, sample: Any, key: Key | None) -> FlaxModel:
     accepted = inspect.signature(type(module).__call__).parameters
 
     def mode(train: bool) -> dict[str, Any]:
-        """Return the argument that switches training on, for which Linen has two conventions."""
+        """Return the training flag under the name, and with the sign, that the module uses."""
         flags = {"train": train, "training": train, "deterministic": not train}
         return {name: value for name, value in flags.items() if name in accepted}
 
@@ -126,6 +126,6 @@ def _of_nnx(module: nnx.Module) -> FlaxModel:
 
 
 def _filled(state: nnx.State, nested: Mapping[str, Any]) -> nnx.State:
-    """Return the state with other leaves, which NNX orders by number and we by name."""
+    """Return the state with other leaves, matched by path because NNX orders them differently."""
     leaves = flatten(nested)
     return unflatten(state, {path: leaves[path] for path in flatten(state)})

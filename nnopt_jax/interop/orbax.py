@@ -19,7 +19,7 @@ from nnopt_jax.errors import CheckpointError, NnoptError, Problems, ValueRangeEr
 from nnopt_jax.interop.snapshot import Wanted, freeze, thaw, wanted
 
 FORMAT = 1
-"""Raised when the layout of a step changes."""
+"""The version of the layout of a step, raised at every change."""
 
 
 class Checkpoints:
@@ -97,7 +97,7 @@ class Checkpoints:
             self._write(step, arrays, manifest)
 
     def restore(self, target: Any = None, *, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Read a step and verify every bit of it.
+        """Read a step, and verify every leaf by its checksum.
 
         Args:
             target: a tree of arrays or `jax.ShapeDtypeStruct` to restore into. Containers, node
@@ -139,7 +139,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def delete(self, step: int) -> None:
-        """Remove one step, to continue from an older one.
+        """Remove one step, for example to continue from an older one.
 
         Raises:
             CheckpointError: the step does not exist.
@@ -162,7 +162,7 @@ class Checkpoints:
         self.close()
 
     def _open(self) -> Any:
-        """Return the orbax manager for writing, which removes the leftovers of killed runs."""
+        """Return the orbax manager for writing; the first call removes leftovers of killed runs."""
         if self._writer is None:
             import orbax.checkpoint as ocp
             from orbax.checkpoint.checkpoint_managers import LatestN
@@ -237,7 +237,7 @@ class Checkpoints:
 
 
 def _how(leaf: Wanted) -> Any:
-    """Return how orbax reads one array: sharded if the target says so."""
+    """Return the orbax arguments to read one array, sharded if the target is."""
     import orbax.checkpoint as ocp
 
     # The words of keys have one axis more than the keys that the sharding is for.
@@ -252,7 +252,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def one_error(message: str, kind: type[NnoptError] = CheckpointError) -> Iterator[None]:
-    """Turn any error of orbax, the file system or a damaged file into one kind of error."""
+    """Convert any error of the `with` block to one of a given type with a given message."""
     try:
         yield
     except Exception as error:

@@ -154,12 +154,12 @@ def _named(tree: PyTree, separator: str) -> dict[str, Any]:
 
 
 def _octets(array: Any) -> memoryview:
-    """Return the bytes of an array in order."""
+    """Return the bytes of an array in C order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _located(path: Path) -> Path:
-    """Return the file itself, or the file in a folder."""
+    """Return the path itself, or that of the only file to read in a folder."""
     if not path.is_dir():
         return path
     for pattern in (f"*{INDEX}", "*.safetensors"):

@@ -91,13 +91,13 @@ def freeze(tree: Any, caller: str, *, finite: bool = True) -> tuple[dict[str, An
 
 
 def _for_all(x: Any) -> Any:
-    """Convert an array that each process holds separately to NumPy, which orbax accepts."""
+    """Convert an array that is local to its process to NumPy, which orbax accepts."""
     local = jax.process_count() > 1 and isinstance(x, jax.Array) and x.is_fully_addressable
     return np.asarray(x) if local else x
 
 
 def wanted(manifest: Mapping[str, Any], target: Any, caller: str) -> tuple[Any, list[Wanted]]:
-    """Return the leaves to restore, before any array is read.
+    """Match the manifest with a target, and return the leaves to restore.
 
     Args:
         manifest: the manifest of `freeze`.
@@ -151,7 +151,7 @@ def wanted(manifest: Mapping[str, Any], target: Any, caller: str) -> tuple[Any, 
 
 
 def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], caller: str) -> Any:
-    """Rebuild a tree and verify every leaf.
+    """Rebuild a tree from arrays and a manifest, and verify every leaf.
 
     Args:
         numbered: the tree that `wanted` returned.
@@ -226,7 +226,7 @@ def _check_finite(leaves: Mapping[str, Any], caller: str) -> None:
 
 
 def _sharding(x: Any) -> jax.sharding.Sharding | None:
-    """Return the placement of a target leaf; None where it may move, or names no devices."""
+    """Return the sharding of a target leaf; None if it is uncommitted or has no devices."""
     sharding = getattr(x, "sharding", None)
     if isinstance(x, jax.Array) and not x.committed:
         return None
@@ -236,7 +236,7 @@ def _sharding(x: Any) -> jax.sharding.Sharding | None:
 
 
 def check_agreement(entries: Sequence[dict[str, Any]], caller: str) -> None:
-    """Check that every process holds the same leaves with the same values.
+    """Raise if processes hold different leaves or values.
 
     Args:
         entries: the entries of the manifest, with values and checksums.
@@ -270,7 +270,7 @@ def check_agreement(entries: Sequence[dict[str, Any]], caller: str) -> None:
 
 
 def _words(*values: Any) -> np.ndarray:
-    """Return a hash as two integers, which JAX passes on without 64 bits."""
+    """Return a hash as two 32-bit integers, because JAX may lack 64-bit mode."""
     text = json.dumps(values).encode()
     return np.frombuffer(hashlib.sha256(text).digest()[:8], np.uint32)
 
@@ -329,7 +329,7 @@ def _children(at: Any) -> dict[str, Any] | None:
 
 
 def _head(at: Any) -> str:
-    """Describe an entry in a few words: `float32[3,4]`, `dict`, `Bits version 1 (width=4)`."""
+    """Return a short text for an entry: `float32[3,4]`, `dict`, `Bits version 1 (width=4)`."""
     if at is None:
         return "None"
     if isinstance(at, list):

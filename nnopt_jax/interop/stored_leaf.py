@@ -1,4 +1,4 @@
-"""Leaves of any kind as arrays that orbax can store, and back without loss of a bit."""
+"""Conversion of leaves of any kind to arrays that orbax can store, and back, bit for bit."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from nnopt_jax.tree.bit_counts import dtype_bits
 __all__ = ["StoredLeaf", "decode", "decode_python", "encode", "encode_python", "nonfinite"]
 
 PYTHON = {f"python {kind.__name__}": kind for kind in (bool, int, float, complex, str)}
-"""Plain Python leaves: they live in the manifest, not among the arrays."""
+"""The types of plain Python leaves, which are stored in the manifest, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredLeaf:
-    """The kind, dtype and shape of a leaf; `describe` takes it for an array.
+    """The kind, dtype and shape of a leaf, in place of the leaf in descriptions of a tree.
 
     Args:
         kind: `"jax"`, `"numpy"` (an array), `"scalar"` (a NumPy scalar) or `"python"`.
@@ -73,7 +73,7 @@ def _is_key(dtype: Any) -> bool:
 
 
 def _narrow(dtype: Any) -> Any:
-    """Return the byte-sized dtype for an integer dtype of fewer bits; None for others."""
+    """Return int8 or uint8 for an integer dtype of fewer than 8 bits; None for other dtypes."""
     if _is_key(dtype) or not jnp.issubdtype(dtype, jnp.integer) or dtype_bits(dtype) >= 8:
         return None
     return np.int8 if jnp.issubdtype(dtype, jnp.signedinteger) else np.uint8
@@ -105,7 +105,7 @@ def encode(x: Any) -> Any:
 
 
 def decode(leaf: StoredLeaf, stored: Any) -> Any:
-    """Invert `encode`.
+    """Restore a leaf from its stored array; the inverse of `encode`.
 
     Args:
         leaf: the kind, dtype and shape to restore.
@@ -152,7 +152,7 @@ def _key_implementation(dtype: Any) -> str:
 
 
 def encode_python(x: Any) -> Any:
-    """Return a plain Python leaf as JSON, with floats by their bits."""
+    """Return a plain Python leaf as JSON, with floats as hexadecimal bytes."""
     if isinstance(x, float):
         return struct.pack("<d", x).hex()
     if isinstance(x, complex):
@@ -161,7 +161,7 @@ def encode_python(x: Any) -> Any:
 
 
 def decode_python(leaf: StoredLeaf, value: Any) -> Any:
-    """Invert `encode_python`."""
+    """Restore a plain Python leaf from JSON; the inverse of `encode_python`."""
     kind = PYTHON[leaf.dtype]
     if kind is float:
         return struct.unpack("<d", bytes.fromhex(value))[0]

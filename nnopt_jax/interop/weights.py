@@ -180,7 +180,7 @@ def read_orbax(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _what(place: Path) -> str:
-    """Describe a folder that is not a step."""
+    """Return a sentence that says why a folder is not an orbax step."""
     if not place.is_dir():
         return "there is no such folder."
     steps = sorted(int(one.name) for one in place.iterdir() if one.name.isdecimal())

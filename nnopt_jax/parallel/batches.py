@@ -52,7 +52,7 @@ def process_rows(size: int, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
 
 
 def shard_batch(batch: Any, mesh: Mesh, *, axes: Sequence[str] | None = None) -> Any:
-    """Split a batch along its first axis.
+    """Split a batch along its first axis over the devices of a mesh.
 
     Args:
         batch: a pytree of arrays `(rows, ...)`; with several processes, the rows of `process_rows`.
@@ -170,7 +170,7 @@ def feed(
 
 
 def _even(batches: Iterable[Any], uneven: str) -> Iterator[Any]:
-    """Yield batches with the number of rows of the first one."""
+    """Yield batches of equal size; pad, drop or reject one smaller than the first."""
     who, size = "parallel.feed", None
     for number, batch in enumerate(batches, 1):
         rows = rows_of(who, batch)
@@ -204,7 +204,7 @@ def _split(mesh: Mesh, axes: Sequence[str] | None, who: str) -> tuple[NamedShard
 
 
 def micro_batches(batch: Any, count: int, mesh: Mesh, rows: PartitionSpec) -> Any:
-    """Split a batch inside of compiled code, so that each part has rows of every device.
+    """Split a batch into micro-batches under `jax.jit`, each of rows from every device.
 
     Args:
         batch: a pytree of arrays `(rows, ...)`.

@@ -1,4 +1,4 @@
-"""Communication between devices, counted in the compiled program."""
+"""A report of communication: the collectives of a compiled program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LETTERS = {"s": "int", "u": "uint", "f": "float", "c": "complex"}
 
 
 class Traffic(NamedTuple):
-    """Collectives of one kind.
+    """The number and the bytes of the collectives of one kind.
 
     Args:
         count: their number in the program; one inside of a loop counts once.

@@ -20,7 +20,7 @@ from nnopt_jax.transform.validation import described
 from nnopt_jax.typing import Array, ArrayLike, Key
 
 Given = Callable[[Any], Any]
-"""A function from the dense parameters to the argument that a loss takes."""
+"""A function that converts dense parameters to the first argument of a loss."""
 
 
 class Weighted(NamedTuple):
@@ -46,7 +46,7 @@ class Weighted(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """The sums over micro-batches."""
+    """The loss, weights, aux values and gradients, summed over micro-batches."""
 
     total: Any
     weight: Any
@@ -114,7 +114,7 @@ def gradient(
 
 
 def _returned(found: Any, has_aux: bool) -> tuple[Weighted, Any]:
-    """Return the sums of a loss, which add up over micro-batches, and its aux."""
+    """Return the result of a loss as a `Weighted`, and its aux value; raise for other results."""
     value, aux = found, None
     if has_aux:
         if isinstance(found, Weighted) or not (isinstance(found, tuple) and len(found) == 2):
@@ -140,7 +140,7 @@ def _over(x: Array, weight: Array) -> Array:
 
 
 def _accumulate(sums: Callable[..., _Sums], micro: Any, key: Key | None) -> _Sums:
-    """Add over micro-batches, in float32 at least."""
+    """Sum the loss, weights, aux values and gradients of micro-batches, in float32 at least."""
 
     def wide(x: ArrayLike) -> Array:
         x = jnp.asarray(x)

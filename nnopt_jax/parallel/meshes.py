@@ -149,7 +149,7 @@ def constrain(tree: Any, mesh: Mesh, specs: Any) -> Any:
 
 
 def with_automatic_axes(mesh: Mesh) -> Mesh:
-    """Return a mesh of the same devices and names with Auto axes only."""
+    """Return a mesh with the same devices and axis names, all axes of type Auto."""
     return Mesh(mesh.devices, mesh.axis_names)
 
 
@@ -163,7 +163,7 @@ def check_mesh(who: str, mesh: Any) -> None:
 
 
 def inside(mesh: Mesh) -> AbstractContextManager[Any]:
-    """Use a mesh for all computations inside, if the caller has set another one."""
+    """Return a context that sets a mesh, if the caller has set another one."""
     around = jax.sharding.get_abstract_mesh()
     if around.empty or around == mesh.abstract_mesh:
         return contextlib.nullcontext()
@@ -171,7 +171,7 @@ def inside(mesh: Mesh) -> AbstractContextManager[Any]:
 
 
 def settled(mesh: Mesh, tree: Any) -> Any:
-    """Wait for the arrays of a tree if one processor simulates the devices.
+    """Wait for the arrays of a tree if the devices of the mesh are simulated by a CPU.
 
     All simulated devices share the threads of the processor. The next program can take the threads
     that a waiting program needs for its peers, and both then wait forever.

@@ -69,7 +69,7 @@ def split_fully(
 
 
 def trimmed(entries: list[Any]) -> PartitionSpec:
-    """Return a spec without trailing None entries, from which JAX distinguishes it."""
+    """Return a spec without trailing None entries, which JAX would treat as another spec."""
     while entries and entries[-1] is None:
         entries.pop()
     return PartitionSpec(*entries)
@@ -81,7 +81,7 @@ def optimizer_specs(
     specs: Mapping[KeyPath, PartitionSpec],
     further: Callable[[Any, PartitionSpec], PartitionSpec] = lambda leaf, spec: spec,
 ) -> Any:
-    """Return specs of an optimizer's state, like those of the arrays that it moves.
+    """Return the specs of an optimizer's state, derived from those of the trained arrays.
 
     An array of the state with the path and the shape of a moved array gets its spec; an array that
     lacks some of the axes (factored moments) is split along those that it has. This works for any
@@ -121,7 +121,7 @@ def optimizer_specs(
 
 
 def _along(shape: tuple[int, ...], whole: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
-    """Return the spec of an array that has some of the axes of another one, in order."""
+    """Return the spec of an array whose shape lacks some axes of another array's shape."""
     entries = [*spec, *[None] * (len(whole) - len(spec))]
     kept, at = [], 0
     for size in shape:

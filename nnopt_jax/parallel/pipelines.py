@@ -78,7 +78,7 @@ def stack_stages(blocks: Sequence[Any], stages: int, *, repeats: int = 1) -> Any
 
 
 def unstack_stages(staged: Any) -> list[Any]:
-    """Invert `stack_stages`.
+    """Return the separate blocks; the inverse of `stack_stages`.
 
     Args:
         staged: a tree of leaves `(repeats, stages, K, ...)`.
@@ -98,7 +98,7 @@ def unstack_stages(staged: Any) -> list[Any]:
 
 
 def bubble(stages: int, microbatches: int, repeats: int = 1) -> float:
-    """Return the fraction of time that a stage of a pipeline waits, forward and backward.
+    """Return the bubble: the fraction of time that each stage of a pipeline waits.
 
     (S - 1) / (R M + S - 1)
 
@@ -130,7 +130,7 @@ def pipeline(
     axis: str = "stage",
     remat: bool = True,
 ) -> Callable[[Any, Any], Any]:
-    """Return a function that runs blocks in turn, each on the device that holds it.
+    """Return a function that applies blocks in order, each on the device that holds it.
 
     A batch is split into micro-batches; while one is in the second stage, the next is in the first.
     Each stage runs its K blocks and passes the result on; with `repeats`, a micro-batch passes all
@@ -203,7 +203,7 @@ def pipeline(
 def _schedule(
     block: Callable[[Any, Any], Any], axis: str, stages: int, count: int, repeats: int
 ) -> Callable[..., Any]:
-    """Return the program of one stage, tick by tick."""
+    """Return the program that each stage runs: a scan over the ticks of the schedule."""
 
     def stage(params: Any, x: Any) -> Any:
         return jax.lax.scan(lambda h, p: (block(p, h), None), x, params)[0]
@@ -241,7 +241,7 @@ def _schedule(
 
 
 def _wide(message: Callable[..., Array], a: Array, *args: Any, **kwargs: Any) -> Array:
-    """Send floats as float32 in both directions, because XLA sums no narrower floats on CPUs."""
+    """Communicate narrow floats as float32, because XLA sums no narrower floats on CPUs."""
     narrow = jnp.issubdtype(a.dtype, jnp.floating) and jnp.finfo(a.dtype).bits < 32
     return message(a.astype(jnp.float32) if narrow else a, *args, **kwargs).astype(a.dtype)
 
@@ -255,7 +255,7 @@ def _where(condition: Array, a: Any, b: Any) -> Any:
 
 
 def _check_staged(who: str, staged: Any, stages: int, microbatches: int) -> int:
-    """Return the repeats of staged leaves; raise if they are not arranged for this pipeline."""
+    """Return the number of repeats; raise if leaves are not arranged for this pipeline."""
     problems = Problems(who)
     shapes = {path: leaf.shape[:3] for path, leaf in flatten(staged).items()}
     for path, shape in shapes.items():

@@ -49,7 +49,7 @@ class Predict:
     __repr__ = brief_fields
 
     def __call__(self, params: Any, batch: Any) -> Any:
-        """Run the model; a batch that is not divisible is padded, and the outputs are cut.
+        """Run the model; pad a batch that is not divisible, and cut the outputs to its rows.
 
         Raises:
             ShapeError: the parameters do not fit the plan, or an output has another number of rows
@@ -125,7 +125,7 @@ def _check_rows(outputs: Any, rows: int) -> None:
 
 
 def _first_rows(mesh: Mesh) -> Any:
-    """Return a function that cuts outputs, replicated because rows may not be divisible."""
+    """Return a function that takes the first rows of outputs and replicates them."""
 
     def first(outputs: Any, count: int) -> Any:
         def cut(outputs: Any) -> Any:

@@ -22,10 +22,10 @@ from nnopt_jax.errors import ProcessLostError
 from nnopt_jax.settings import Settings, is_whole
 
 PATIENCE = 10.0
-"""Seconds that the main thread has to end by itself when a process is lost."""
+"""The seconds that the main thread has to end by itself after another process is lost."""
 
 SILENCE = 3.0
-"""Seconds without a sign after which an ending process no longer waits for another one."""
+"""The seconds of silence after which an ending process no longer waits for another one."""
 
 _SIGNS, _VERDICT = "nnopt_jax/signs/", "nnopt_jax/verdict/"
 _LEFT, _ENDED, _BEREFT = "left", "ended by", "ended by the loss of another one"
@@ -33,7 +33,7 @@ _LEFT, _ENDED, _BEREFT = "left", "ended by", "ended by the loss of another one"
 _UNANSWERED = re.compile(
     r"gloo|nccl|heartbeat|coordination service|connection (reset|closed)", re.I
 )
-"""Words in errors of the runtime when a peer does not answer."""
+"""A pattern of errors that the runtime raises when another process does not answer."""
 
 
 @contextlib.contextmanager
@@ -153,7 +153,7 @@ class Watch:
             raise ProcessLostError(self._message()) from error
 
     def _run(self) -> None:
-        """Write heartbeats and look for those of others, until one is missing."""
+        """Write heartbeats and check those of other processes, until one is lost."""
         try:
             while not self._wait():
                 self._look()
@@ -180,7 +180,7 @@ class Watch:
                 os._exit(1)
 
     def _part(self, error: BaseException | None, bereft: bool) -> None:
-        """Announce how this process ends; process 0, which runs the store, ends last."""
+        """Announce the end of this process; process 0, which runs the store, ends last."""
         sign = _LEFT if error is None else _BEREFT if bereft else f"{_ENDED} {_first_line(error)}"
         self._sign(sign)
         if self._process != 0:
@@ -205,7 +205,7 @@ class Watch:
         self._store.key_value_set(f"{_VERDICT}0", verdict, allow_overwrite=True)
 
     def _look(self) -> None:
-        """Read the verdict of process 0; process 0 finds and announces it."""
+        """Read the announcement of a lost process; process 0 checks heartbeats and writes it."""
         if self._verdict is not None:
             return
         if self._process != 0:
@@ -217,7 +217,7 @@ class Watch:
                 self._tell(losses[0])
 
     def _losses(self) -> Iterator[str]:
-        """Yield a sentence on each other process that was lost."""
+        """Yield a sentence about each other process that was lost."""
         for process, (sign, silence) in self._signs().items():
             if sign.startswith(_ENDED):
                 yield f"process {process} {sign}"
@@ -225,13 +225,13 @@ class Watch:
                 yield f"process {process} gave no sign of life for {self._heartbeat:g} s"
 
     def _is_awaited(self, silence: float) -> bool:
-        """Return whether another process is alive and has not ended."""
+        """Return whether any other process still sends heartbeats and has not ended."""
         return any(
             silent <= silence and not _has_ended(sign) for sign, silent in self._signs().values()
         )
 
     def _signs(self) -> dict[int, tuple[str, float]]:
-        """Return the newest heartbeat of each other process, and the seconds since it changed."""
+        """Return the last heartbeat of each other process, and the seconds since it changed."""
         now, said = time.monotonic(), dict(self._read(_SIGNS))
         for process in range(1, self._count):
             sign = said.get(f"{_SIGNS}{process}", "")
@@ -259,7 +259,7 @@ def _interrupt() -> None:
 
 
 def _end_in_time() -> None:
-    """End the process in time, although threads of the runtime wait for a dead collective.
+    """End the process after `PATIENCE` seconds, even if runtime threads still wait.
 
     Python does not run any more by then, so the timer must not need Python.
     """

@@ -1,4 +1,4 @@
-"""Plans of how parameters are split over a mesh, and placement by them."""
+"""Plans for splitting parameters over a mesh, and the placement of arrays by a plan."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.tree.select import Where, resolve
 
 LEAST = 2**14
-"""The bytes below which an array is not worth gathering."""
+"""The number of bytes below which an array is not split, because gathering costs more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardRow:
-    """One leaf of a plan.
+    """The row of one leaf in the table of a plan.
 
     Args:
         path: the path of the leaf.
@@ -60,7 +60,7 @@ class ShardRow:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Shards(Tabular):
-    """A plan of how parameters are split, for printing and for JSON.
+    """A plan for splitting parameters over a mesh, for printing and for JSON.
 
     Args:
         mesh: the devices.
@@ -135,7 +135,7 @@ class Shards(Tabular):
         return sum(row.device_bytes for row in self.rows)
 
     def split_further(self, leaf: Any, spec: PartitionSpec | None = None) -> PartitionSpec:
-        """Return the spec of another array, such as one of a state, with parameter parallelism."""
+        """Split an array that is not a parameter, such as a state, by parameter parallelism."""
         spec = PartitionSpec() if spec is None else spec
         if self.fsdp is None:
             return spec
@@ -180,7 +180,7 @@ def specs(
     where: Where | None = None,
     least: int = LEAST,
 ) -> Shards:
-    """Plan how parameters are split over a mesh, without moving any.
+    """Plan how to split parameters over a mesh, without moving any.
 
     The first rule that matches a leaf determines its split, else the annotation of the model, else
     its graph (which splits hidden units and heads together). Parameter parallelism then splits the
@@ -256,7 +256,7 @@ RECIPE --list'.
 def _plan_leaf(
     path: str, leaf: Any, known: Ruled, mesh: Mesh | AbstractMesh, fsdp: str | None, least: int
 ) -> tuple[dict[str, Any], ShardRow]:
-    """Return the specs of a leaf by field of the plan, and its row."""
+    """Return the specs of a leaf, by the field of `Shards` they belong to, and its row."""
     used = field_specs(leaf, known.spec, mesh)  # pyright: ignore[reportArgumentType]
     arrays, structure = jax.tree.flatten(leaf)
 
@@ -302,7 +302,7 @@ def share_bytes(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> int:
 
 
 def shard(params: Any, plan: Shards) -> Any:
-    """Place parameters as a plan says.
+    """Place parameters on the devices of a plan.
 
     Args:
         params: arrays of NumPy or JAX, on any devices, of the shapes of the plan. With several

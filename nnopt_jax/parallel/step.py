@@ -90,7 +90,7 @@ class TrainStep:
     def __call__(
         self, state: TrainState, batch: Any, *args: Any, key: Key | None = None
     ) -> tuple[TrainState, Any]:
-        """Make one optimizer step.
+        """Run one optimizer step.
 
         Args:
             state: the state after the last step; a donated state cannot be used again.
@@ -223,7 +223,7 @@ def train_step(
 
 
 def _check_kept(state: TrainState, wanted: TrainState) -> None:
-    """Raise for a donated state or a state of another step, which would crash the runtime."""
+    """Raise if a state was donated or belongs to another step."""
     if jax.tree.structure(state) != jax.tree.structure(wanted):
         raise CompositionError(
             "parallel.train_step: the state is not of this step; give what init(params), the step "
@@ -242,7 +242,7 @@ def _is_gone(x: Any) -> bool:
 
 
 def _gathered(params: Any, plan: Shards) -> Any:
-    """Gather packed leaves in packed form; dense leaves are gathered where they are used."""
+    """Gather packed leaves in packed form; leave dense leaves to be gathered where used."""
 
     def one(leaf: Any, specs: Any) -> Any:
         return constrain(leaf, plan.devices, specs) if is_node(leaf) else leaf
@@ -251,7 +251,7 @@ def _gathered(params: Any, plan: Shards) -> Any:
 
 
 def _starter(tx: Transform, optimizer: Any, lies: Layout) -> Callable[..., TrainState]:
-    """Return a function that makes the initial state, never unsharded on one device."""
+    """Return a function that makes the initial state, sharded from the beginning."""
 
     def start(params: Any, key: Key | None, stats: Any) -> TrainState:
         at = lies.shardings

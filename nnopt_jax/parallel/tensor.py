@@ -16,7 +16,7 @@ from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Where, resolve, selector
 
 Rule = tuple[Where, Any]
-"""Which leaves, and their `PartitionSpec` (or a tuple of its entries; None: whole, always)."""
+"""A selector of leaves, and their `PartitionSpec` or its entries; None replicates them."""
 
 
 class Ruled(NamedTuple):
@@ -36,7 +36,7 @@ class Ruled(NamedTuple):
 def by_rules(
     leaves: Mapping[str, Any], rules: Sequence[Rule], mesh: Mesh | AbstractMesh, who: str
 ) -> dict[str, Ruled]:
-    """Split leaves by rules, of which the first one that matches a leaf applies.
+    """Split leaves by rules; the first rule that matches a leaf applies.
 
     Args:
         leaves: arrays or nodes by path.
@@ -139,7 +139,7 @@ def _pair(rule: Any, number: int, who: str) -> tuple[Where, PartitionSpec | None
 def _check(
     path: str, shape: tuple[int, ...], ruled: Ruled, mesh: Mesh | AbstractMesh, wrong: Problems
 ) -> None:
-    """Add to `wrong` what makes a spec impossible for a leaf; JAX would replicate it in silence."""
+    """Add a problem for each mistake in the spec of a leaf, which JAX would ignore silently."""
     spec, by = ruled.spec, ruled.reason
     names = [name for entry in spec for name in axis_names(entry)]
     for name in sorted(set(names)):
@@ -200,7 +200,7 @@ def by_graph(
 
 
 def _depth(dimension: Dimension, others: Sequence[Dimension], graph: Graph) -> int:
-    """Return the number of dimensions on outer axes of the same role in one leaf."""
+    """Return the number of dimensions that lie on outer axes of the same role in a leaf."""
     counts = [0]
     for path, axis in dimension.members:
         axes = graph.axes.get(path)
@@ -211,7 +211,7 @@ def _depth(dimension: Dimension, others: Sequence[Dimension], graph: Graph) -> i
 
 
 def _is_cut_evenly(dimension: Dimension, path: str, axis: int, parts: int) -> bool:
-    """Return whether equal parts of an axis hold whole units, the same ones in every leaf."""
+    """Return whether an even split of an axis keeps units whole, and the same in every leaf."""
     at = dimension.indices[path, axis]
     order = np.argsort(at.ravel(), kind="stable")
     own = np.repeat(np.arange(dimension.size), at.shape[1])[order]

@@ -67,7 +67,7 @@ class Layout(NamedTuple):
 
     @property
     def device_bytes(self) -> TrainState:
-        """The bytes of each part on one device."""
+        """The bytes of parameters, state and optimizer state on one device."""
         return TrainState(
             *(
                 share_bytes(shapes, specs, self.mesh)

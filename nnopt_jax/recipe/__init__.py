@@ -30,7 +30,7 @@ _RENAMED = {
 
 
 def __getattr__(name: str) -> object:
-    """Raise an error that maps a former name to the new one."""
+    """Raise an error, which states the new name if the class was renamed."""
     if name in _RENAMED:
         raise AttributeError(f"nnopt_jax.recipe.{name} is now nnopt_jax.recipe.{_RENAMED[name]}")
     raise AttributeError(f"module 'nnopt_jax.recipe' has no attribute {name!r}")

@@ -114,7 +114,7 @@ def required_runs(recipe: Recipe) -> Iterator[Dependency]:
 
 
 def _names(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield the keys and names of the runs that a recipe names."""
+    """Yield the key and the path of each run that a recipe depends on."""
     if recipe.distill is not None:
         yield "distill.teacher", recipe.distill.teacher
     if recipe.start is not None:
@@ -198,7 +198,7 @@ class Teacher:
     weight: float
 
     def mixed(self, variables: Any, x: Array, logits: Array, alone: Array) -> Array:
-        """Return the mean of the two losses of a batch, by their weights.
+        """Return the weighted mean of the distillation loss and the loss of the labels.
 
         Args:
             variables: the teacher's variables, an argument so that a compiled step does not hold a

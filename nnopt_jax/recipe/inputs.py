@@ -1,4 +1,4 @@
-"""The data and the network of a recipe: making, checking, batching and evaluating them.
+"""The data and the network of a recipe: loading, checking, batching and evaluation.
 
 A seed determines the order of the batches.
 """
@@ -113,7 +113,7 @@ def open_data(recipe: Recipe) -> Splits:
 
 
 def batches(split: Examples, size: int, key: Key, start: int = 0) -> Iterator[Examples]:
-    """Yield batches without end; each epoch has an order drawn from the key and its number.
+    """Yield batches without end; the key and the number of an epoch determine its order.
 
     Args:
         split: the examples that batches are drawn from.
@@ -143,7 +143,7 @@ def batches(split: Examples, size: int, key: Key, start: int = 0) -> Iterator[Ex
 
 
 def network(model: FlaxModel) -> OnPacked:
-    """Return the network at inference, `f(params, extra, x) -> logits`, for packed parameters, too.
+    """Return the inference function `f(params, extra, x) -> logits`, which takes packed leaves.
 
     Packed leaves run packed where possible; `.report` lists those that are materialized.
 
@@ -253,7 +253,7 @@ def make_model(recipe: Recipe, data: Splits, key: Key) -> FlaxModel:
 
 
 def model_graph(model: FlaxModel, inputs: Any) -> Graph:
-    """Trace the network at inference, for batches like those of its data.
+    """Return the graph of the network at inference, traced for inputs of a given shape.
 
     Args:
         model: the network.
@@ -331,7 +331,9 @@ def structure(model: FlaxModel, data: Splits) -> Structure:
 
 
 def variables_of(tree: Any, extra: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Invert `file_tree`: return the parameters, and other variables with the streams of `extra`.
+    """Return parameters and other variables from a stored tree; the inverse of `file_tree`.
+
+    Random streams, which the file omits, are those of `extra`.
 
     Example:
         >>> from nnopt_jax.recipe.inputs import variables_of

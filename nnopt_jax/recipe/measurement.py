@@ -80,7 +80,7 @@ def finalize(
 
 
 def _check_equal(trained: Params, loaded: Params) -> None:
-    """Check that the loaded file holds exactly the parameters that the model computed with."""
+    """Raise if the loaded parameters differ from those that the model computed with."""
     theirs = flatten(loaded)
     wrong = [
         path
@@ -103,7 +103,7 @@ def _measures(
     sample: Array,
     folder: RunFolder,
 ) -> Iterator[Measure]:
-    """Yield the rows of the final table: the dense model against the model in the file."""
+    """Yield the rows of the final table, which compares the dense and the stored model."""
     last = plan.phases[-1].stage.name
     before = next((p.stage.name for p in reversed(plan.phases) if not p.links), None)
 
@@ -197,7 +197,7 @@ def latency(
 
 
 def prepacked(packed: Params) -> Params | None:
-    """Return packed parameters as `nnopt.prepack` converts them for serving.
+    """Return the parameters prepacked for serving, for comparison with the packed ones.
 
     Returns:
         The result of `prepack(packed, dense=True)`; None if it changes no leaf.
@@ -215,7 +215,7 @@ def prepacked(packed: Params) -> Params | None:
 
 @dataclass(frozen=True, repr=False)
 class Benchmark:
-    """The result of `bench`; `str` is the table.
+    """The times that `bench` measured; `str` is the table.
 
     Args:
         title: the name of the timed network.
@@ -308,7 +308,7 @@ def _timed_network(path: Path) -> tuple[OnPacked, Params, Callable[[int], tuple[
 
 
 def _ones(structure: Structure, batch: int) -> tuple[Any, ...]:
-    """Return inputs of a program: ones, and zeros for integers, which index every table."""
+    """Return inputs for a program: ones, and zeros for integers, which are valid indices."""
     exported = structure.programs["apply"].exported
     (_, inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     problems, made = Problems("bench"), {}

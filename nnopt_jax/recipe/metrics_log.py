@@ -32,20 +32,20 @@ class Callback:
     """
 
     def stage(self, name: str, place: str, steps: int, done: int) -> None:
-        """Receive the start of a stage, of which `done` of `steps` are done; `place` is "2/3"."""
+        """Handle the start of a stage; `place` is its position, such as "2/3"."""
 
     def step(self, done: int) -> None:
-        """Receive the number of finished steps of the stage."""
+        """Handle the number of finished steps of the stage."""
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Receive a row that was written to `metrics.jsonl`."""
+        """Handle a row that was written to `metrics.jsonl`."""
 
     def note(self, text: str) -> None:
-        """Receive a remark for the user, of one line."""
+        """Handle a one-line remark for the user."""
 
 
 class MetricsLog:
-    """The log that measures and writes the rows of a run.
+    """The metrics log of a run: measures, checks and writes its rows.
 
     Args:
         plan: the plan of the run.
@@ -61,7 +61,7 @@ class MetricsLog:
         self._sparsity = jax.jit(_sparsity)
 
     def begin(self, phase: Phase, done: int) -> None:
-        """Start or continue a phase, of which `done` steps are finished."""
+        """Start or resume a phase after `done` finished steps."""
         self.phase = phase
         self._encode = jax.jit(lambda params, state: _in_use(phase.tx.encode(params, state)))
         self._since: tuple[int, float] | None = None  # the first steps only compile
@@ -69,11 +69,11 @@ class MetricsLog:
         self.callback.stage(phase.stage.name, place, phase.steps, done)
 
     def start_clock(self, number: int) -> None:
-        """Start measuring the time of a step."""
+        """Restart the clock that measures the mean time of a step."""
         self._since = number, time.perf_counter()
 
     def step(self, number: int, carry: Carry, loss: Array) -> None:
-        """Write a row if one is due."""
+        """Write a row of metrics at the end of an epoch and every `log_every` steps."""
         self.callback.step(number - self.phase.first)
         ends_epoch = (number - self.phase.first) % self.phase.in_epoch == 0
         if ends_epoch or number % self.plan.recipe.log_every == 0:
@@ -102,7 +102,7 @@ class MetricsLog:
         self.start_clock(number)
 
     def check_finite(self, number: int, carry: Carry, loss: Array) -> None:
-        """Check that training has not diverged.
+        """Raise if training has diverged.
 
         Raises:
             NonFiniteError: the loss or a trained leaf holds NaN or infinity.
@@ -137,7 +137,7 @@ def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
 
 
 def _in_use(encoded: Any) -> Any:
-    """Return dense parameters, but keep leaves that round the inputs of their product."""
+    """Materialize leaves, except those that round the inputs of their product."""
     return jax.tree.map(
         lambda x: x if rounds_inputs(x) else materialize(x), encoded, is_leaf=is_node
     )

@@ -70,7 +70,7 @@ class Placement:
         return carry._replace(params=at.params, extra=extra, state=at.state, opt_state=at.opt_state)
 
     def placed(self, phase: Any, carry: Any) -> Any:
-        """Return the shapes of a phase's training state with their shardings."""
+        """Return the shapes, dtypes and shardings of a phase's training state."""
         return jax.tree.map(
             lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
             carry,

@@ -293,7 +293,7 @@ class _Reader:
         return self.wrong(key, value, _TYPES[origin or wanted])
 
     def dataclass(self, wanted: Any, value: Any, key: str) -> Any:
-        """Convert a mapping whose keys are the fields of a dataclass."""
+        """Convert a mapping to an instance of a dataclass, whose fields are the allowed keys."""
         fields = {field.name: field for field in dataclasses.fields(wanted)}
         if not isinstance(value, Mapping):
             return self.wrong(key, value, f"a mapping with the keys {', '.join(fields)}")
@@ -309,7 +309,7 @@ class _Reader:
         return None if self.problems else wanted(**given)
 
     def call(self, value: Any, key: str) -> Call | None:
-        """Convert `package.module:callable`, alone or as the `source` of a mapping."""
+        """Convert `package.module:callable`, or a mapping with it as `source`, to a `Call`."""
         kwargs = {"source": value} if isinstance(value, str) else value
         source = kwargs.get("source") if isinstance(kwargs, Mapping) else None
         if isinstance(source, str) and ":" in source:
@@ -321,7 +321,7 @@ class _Reader:
         return self.problems.add(key, f"given {found}, wanted {wanted}")
 
     def transform(self, value: Any, key: str) -> TransformCall | None:
-        """Convert a mapping from one method to its settings, or a method alone."""
+        """Convert a method, or a mapping from one method to its settings, to a `TransformCall`."""
         single = {value: None} if isinstance(value, str) else value
         if not isinstance(single, Mapping) or len(single) != 1:
             return self.wrong(key, value, "one method, e.g. - pruning.magnitude: {...}")
@@ -332,11 +332,11 @@ class _Reader:
         return TransformCall(str(method), self.kwargs(kwargs or {}, key))
 
     def kwargs(self, kwargs: Mapping[str, Any], key: str) -> dict[str, Any]:
-        """Convert arguments of any type, of which mappings with a `source` are calls."""
+        """Convert keyword arguments; a mapping with a `source` becomes a `Call`."""
         return {str(name): self.argument(v, f"{key}.{name}") for name, v in kwargs.items()}
 
     def argument(self, value: Any, key: str) -> Any:
-        """Convert one argument."""
+        """Convert the value of one argument, and the values inside it."""
         if isinstance(value, list):
             return [self.argument(item, f"{key}.{i}") for i, item in enumerate(value)]
         if not isinstance(value, Mapping):
@@ -345,7 +345,7 @@ class _Reader:
 
 
 def _describe(value: Any) -> str:
-    """Return a value as errors show it."""
+    """Return the text that describes a value in errors."""
     if value is None:
         return "nothing"
     name = _TYPES.get(type(value), type(value).__name__)

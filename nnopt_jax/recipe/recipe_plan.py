@@ -33,7 +33,7 @@ __all__ = ["Carry", "Phase", "RecipePlan", "phases", "prepare"]
 
 
 class Carry(NamedTuple):
-    """The training state: everything that changes during training, and that checkpoints hold.
+    """The training state: all values that change during training and are checkpointed.
 
     Args:
         params: the parameters.
@@ -75,7 +75,7 @@ class Phase:
 
     @property
     def tx(self) -> Transform:
-        """Return the chain."""
+        """Return the chain of transforms of this and all earlier stages."""
         return chain(*self.links)
 
     @property
@@ -94,15 +94,15 @@ class Phase:
         return f"Phase({self.stage.name!r}: steps {self.first} to {self.last}, {chained})"
 
     def needs(self, begun: int) -> tuple[str, ...]:
-        """Return the statistics that transforms after the first `begun` need at their start."""
+        """Return the names of the statistics that new transforms, after the first `begun`, need."""
         return chain(*self.links[begun:]).needs
 
     def upstream(self, carry: Carry) -> Params:
-        """Return the dense parameters as the transforms of earlier stages encode them."""
+        """Return the parameters as the earlier stages encode them, materialized."""
         return chain(*self.links[: len(carry.state)]).apply(carry.params, carry.state)
 
     def begin(self, carry: Carry, key: Key, stats: Mapping[str, Any]) -> Carry:
-        """Start the optimizer and the new transforms; earlier transforms keep their states.
+        """Initialize the optimizer and the new transforms; earlier transforms keep their states.
 
         Args:
             carry: the training state at the end of the stage before.
@@ -123,7 +123,7 @@ class Phase:
         return Carry(carry.params, carry.extra, state, opt_state)
 
     def abstract_begin(self, carry: Carry, key: Key) -> Carry:
-        """Return the shapes and dtypes of `begin`, which do not depend on the statistics."""
+        """Return the shapes and dtypes of the result of `begin`, without computing it."""
 
         def begin(carry: Carry) -> Carry:
             stats = dict.fromkeys(self.needs(len(carry.state)), self.upstream(carry))
@@ -182,21 +182,21 @@ class RecipePlan:
 
 
 class _Failures:
-    """The errors of independent checks, raised together."""
+    """A collector of errors of independent checks, which raises them together."""
 
     def __init__(self) -> None:
         self.found: list[NnoptError] = []
 
     @contextmanager
     def check(self) -> Iterator[None]:
-        """Catch an error of the block, and keep it."""
+        """Catch and collect an error of the `with` block."""
         try:
             yield
         except NnoptError as error:
             self.found.append(error)
 
     def done(self) -> None:
-        """Raise a single error unchanged, and several errors as one."""
+        """Raise the collected errors, if any: one error unchanged, several as one."""
         if len(self.found) == 1:
             raise self.found[0]
         problems = Problems("recipe")

@@ -73,7 +73,7 @@ def find(source: str, key: str) -> Callable[..., Any]:
 
 
 def _new_name(module: str) -> str:
-    """Return the hint of a package about a module that was renamed."""
+    """Return a sentence with the new name of a renamed module; empty for any other module."""
     package, _, name = module.rpartition(".")
     try:
         getattr(importlib.import_module(package or name), name)
@@ -88,7 +88,7 @@ def call(
     steps: int | None = None,
     passed: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Call what a `Call` of a recipe names.
+    """Call the callable that a recipe names, with the arguments of the recipe.
 
     Args:
         what: the call: a name and arguments, of which inner calls are made first.
@@ -129,7 +129,7 @@ def call(
 
 
 def bind(what: Call, key: str) -> Callable[..., Any]:
-    """Return a callable with the arguments of the recipe bound; the run passes two more."""
+    """Return a function of two arguments, with the arguments of the recipe bound."""
     function = find(what.source, key)
     return lambda left, right: function(left, right, **what.kwargs)
 
@@ -177,7 +177,7 @@ def check_signature(
     problems: Problems,
     given: int = 0,
 ) -> None:
-    """Add a problem for each argument that the callable does not take or that is missing.
+    """Add a problem for each unknown and each missing argument of a callable.
 
     Args:
         function: the callable.

@@ -70,7 +70,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSONL file, without a last line that was cut off.
+    """Return the rows of a JSONL file up to the first incomplete line.
 
     Example:
         >>> import pathlib
@@ -88,7 +88,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-    """A JSONL file that rows are appended to, with its rows in memory.
+    """A JSONL file to which rows are appended, with a copy of its rows in memory.
 
     Args:
         path: the file.
@@ -143,7 +143,7 @@ class RunFolder:
         self.report = self.path / "report.html"
 
     def check_same(self, recipe: Recipe) -> None:
-        """Check that the folder is new, or belongs to this very recipe.
+        """Raise if the folder holds a run of another recipe.
 
         Raises:
             RecipeError: it holds a run of another recipe; the error lists the differences.
@@ -197,7 +197,7 @@ class RunFolder:
 
 
 def _changes(held: Any, wanted: Any, key: str = "") -> Iterator[str]:
-    """Yield one line for each value that differs."""
+    """Yield one line for each value in which two documents differ."""
     if isinstance(held, dict) and isinstance(wanted, dict):
         pairs = [(name, held.get(name), wanted.get(name)) for name in {**held, **wanted}]
     elif isinstance(held, list) and isinstance(wanted, list) and len(held) == len(wanted):

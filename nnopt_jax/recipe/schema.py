@@ -11,7 +11,7 @@ __all__ = ["Call", "Distill", "Parallel", "Recipe", "Stage", "TransformCall", "W
 
 @dataclass(frozen=True)
 class Call:
-    """A callable by name, with keyword arguments.
+    """A call in a recipe: the name of a callable, and keyword arguments.
 
     In YAML, a call is `package.module:callable` or a mapping `{source: package.module:callable,
     ...}`.
@@ -48,7 +48,7 @@ class TransformCall:
 
 @dataclass(frozen=True)
 class Stage:
-    """A number of epochs under one chain of transforms.
+    """A stage of training: a number of epochs under one chain of transforms.
 
     Args:
         name: the name in tables and metrics.

@@ -104,7 +104,7 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _bands(rows: Sequence[Mapping[str, Any]]) -> list[Band]:
-    """Return the start and end of each stage."""
+    """Return a band for each stage: its name, first and last step."""
     ends: dict[str, float] = {}
     for row in rows:
         ends[row["stage"]] = row["step"]
@@ -134,7 +134,7 @@ def _bytes(leaves: Sequence[LeafRow]) -> str:
 
 
 def _histograms(leaves: Sequence[LeafRow]) -> list[str]:
-    """Return histograms of the largest leaves, in the order of the tree."""
+    """Return histograms of the values of the largest leaves, in the order of the tree."""
     largest = sorted(leaves, key=lambda leaf: -leaf.size)[:_HISTOGRAMS]
     return [
         histogram(

@@ -1,4 +1,4 @@
-"""Leaves of packed parameters: sizes, values, differences, and their use in a call."""
+"""Reports on the leaves of packed parameters: sizes, values, differences, and use in a call."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _distance(left: Any, right: Any) -> float | None:
 
 
 def leaf_calls(tree: Any, report: PackedReport) -> dict[str, str]:
-    """Return the use of each packed leaf in a call.
+    """Return how a call used each packed leaf: packed or materialized.
 
     Args:
         tree: the parameters.
@@ -165,7 +165,7 @@ def leaf_calls(tree: Any, report: PackedReport) -> dict[str, str]:
 
 
 def call_note(calls: Mapping[str, str]) -> str:
-    """Return a one-sentence summary of the use of all packed leaves.
+    """Return a sentence on how many leaves a call used packed or materialized.
 
     Args:
         calls: the result of `leaf_calls`.

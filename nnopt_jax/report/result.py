@@ -25,7 +25,7 @@ _WIDTH = 100
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Measure:
-    """One line of the final table.
+    """One row of the final table: a measure before and after, with its unit.
 
     Args:
         name: the quantity.
@@ -58,7 +58,7 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Latency:
-    """Milliseconds of one call of a network.
+    """The times of one call of a network, dense and packed, in milliseconds.
 
     Args:
         dense: the median time of calls on dense parameters.
@@ -115,7 +115,7 @@ class Result:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Result:
-        """Invert `to_json`, also after serialization as JSON."""
+        """Restore a result from `to_json`, also after serialization as JSON."""
         return cls(
             title=data["title"],
             measures=tuple(Measure(**item) for item in data["measures"]),
@@ -232,7 +232,7 @@ def result_table(result: Result) -> Table:
 def leaf_table(
     title: str, leaves: tuple[LeafRow, ...], total: int | None = None, program: int = 0
 ) -> Table:
-    """Return a row for each leaf: expression, shape and sizes, with a total.
+    """Return a table with a row for each leaf: packed parameter, shape and sizes, and a total.
 
     Args:
         title: the name of the file or the run.
@@ -277,7 +277,7 @@ def leaf_table(
 
 
 def diff_table(left_name: str, right_name: str, left: Any, right: Any) -> Table:
-    """Return a row for each leaf of two models, with both forms and the greatest difference.
+    """Return a table that compares two models leaf by leaf: forms and greatest differences.
 
     Args:
         left_name: the name of the left model.
@@ -305,7 +305,7 @@ def diff_table(left_name: str, right_name: str, left: Any, right: Any) -> Table:
 
 
 def latency_table(title: str, rows: Mapping[int, Latency]) -> Table:
-    """Return a row for each batch size: the median and the least time, dense and packed.
+    """Return a table with a row for each batch size: median and least times, dense and packed.
 
     Args:
         title: the name of the run or the file.

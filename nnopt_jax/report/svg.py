@@ -21,7 +21,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """One curve.
+    """One curve of a line chart.
 
     Args:
         name: the name in the legend.
@@ -169,7 +169,7 @@ def _x_tick(x: float, text: str) -> str:
 
 
 def bar_chart(title: str, names: Sequence[str], series: Sequence[Line]) -> str:
-    """Draw horizontal bars, in a group for each name.
+    """Draw a chart of horizontal bars, grouped by name.
 
     Args:
         title: the quantity.
@@ -206,7 +206,7 @@ def bar_chart(title: str, names: Sequence[str], series: Sequence[Line]) -> str:
 
 
 def histogram(title: str, note: str, edges: Sequence[float], counts: Sequence[int]) -> str:
-    """Draw a small histogram.
+    """Draw a small histogram of counts between edges.
 
     Args:
         title: the quantity.

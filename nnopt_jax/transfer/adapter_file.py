@@ -1,4 +1,4 @@
-"""Files of adapters: the learned arrays, without the base."""
+"""Adapter files: the arrays that an adapter adds to a base model, without the base."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KIND, _VERSION = "nnopt adapter", 1
 
 
 def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> None:
-    """Write the arrays of a packed tree that its base lacks, and checksums of the base.
+    """Save the arrays of an adapted model that its base lacks, and checksums of the base.
 
     Arrays that equal an array of the same leaf of the base, bit for bit, are omitted: `lora` and
     `dora` write factors and magnitudes, and leaves that were trained further write their new
@@ -98,7 +98,7 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
 def load_adapter(
     path: str | os.PathLike[str], base: Params, *, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> Params:
-    """Put an adapter back onto its base.
+    """Load an adapter file, and apply the adapter to its base model.
 
     Args:
         path: a file that `save_adapter` wrote.
@@ -169,7 +169,7 @@ def _description(metadata: Any, who: str) -> dict[str, Any]:
 
 
 class _Parts(NamedTuple):
-    """The arrays of one leaf of the base."""
+    """The arrays of one leaf of the base, with their checksums."""
 
     arrays: list[Any]
     sums: list[list[int]]
@@ -198,7 +198,7 @@ def _digest(x: Any) -> list[int]:
 def _matched(
     known: Mapping[str, Any], taken: Mapping[str, Any], base: Mapping[str, Any], who: str
 ) -> dict[str, _Parts]:
-    """Return the leaves that an adapter builds on; raise if the base is another one."""
+    """Return the leaves of the base that an adapter refers to; raise if the base differs."""
     problems, parts = Problems(who), {}
     for name, (outline, total) in known.items():
         if name not in base:
@@ -220,7 +220,7 @@ def _matched(
 
 
 def _filled(tree: Any, values: list[Any]) -> Any:
-    """Return the described tree with these arrays; raise if an array is not as described."""
+    """Build the described tree from arrays; raise if an array differs from its description."""
     rest = iter(values)
 
     def fill(dtype: str, shape: tuple[int, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""Low-rank adapters of frozen weights, and frozen parameters."""
+"""Low-rank adapters (LoRA, DoRA) on frozen weights, and freezing of parameters."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def freeze(where: Where = "**") -> Transform:
 
 
 def _freezing(tx: Transform, where: Where) -> Transform:
-    """Return a transform that also freezes the parameters that a rule selects."""
+    """Return a copy of a transform that also freezes the parameters that a rule selects."""
 
     def frozen(params: Any) -> frozenset[str]:
         return frozenset(resolve(where, flatten(params, is_node), tx.name))
@@ -267,7 +267,7 @@ def _first_factors(
 
 
 def _with_product(leaf: Field, a: jax.Array, b: jax.Array, axes: Axes) -> Field:
-    """Return the leaf plus a product, under the mask of the leaf, so that zeros stay zero."""
+    """Add a low-rank product to a leaf, under the mask of the leaf if it has one."""
     product = Factored(a, b, str(leaf.dtype))
     product = Reshaped.of_matrix(product, axes, tuple(leaf.shape))
 

@@ -87,7 +87,7 @@ def _excess(d: Array) -> Array:
 
 
 def hint_loss(student: ArrayLike, teacher: ArrayLike, regressor: ArrayLike | None = None) -> Array:
-    r"""Return the mean squared distance of features of student and teacher, through a learned map.
+    r"""Return the mean squared error between teacher features and mapped student features.
 
     $$ L = \mathrm{mean}\, ( h^t - h^s R )^2 $$
 
@@ -162,7 +162,7 @@ def hint_regressor(key: Key, student: int, teacher: int) -> Array:
 
 
 def attention_map(features: ArrayLike, power: float = 2.0) -> Array:
-    r"""Return the strength of features at each position, normalized to norm 1.
+    r"""Return the attention map of features: their strength at each position, of norm 1.
 
     $$ Q = \frac{\mathrm{vec}(F)}{\lVert \mathrm{vec}(F) \rVert_2}, \qquad
        F = \frac{1}{c} \sum_c |A_c|^p $$
@@ -208,7 +208,7 @@ def attention_map(features: ArrayLike, power: float = 2.0) -> Array:
 
 
 def _power(x: Array, power: float) -> Array:
-    """Return `|x|^p`, with a slope of 0 at 0, where powers below 1 have an infinite one."""
+    """Return `|x|^p` with a gradient of zero at zero, where it is infinite if `p < 1`."""
     some = x != 0
     return jnp.where(some, jnp.abs(jnp.where(some, x, 1.0)) ** power, 0.0)
 
@@ -270,13 +270,13 @@ def attention_loss(
 
 
 def _pair(student: ArrayLike, teacher: ArrayLike) -> tuple[Array, Array]:
-    """Return both in float32, the teacher without a gradient."""
+    """Cast both arrays to float32, and stop the gradient of the teacher."""
     student, teacher = (jnp.asarray(x).astype(jnp.float32) for x in (student, teacher))
     return student, jax.lax.stop_gradient(teacher)
 
 
 def _same_shape(who: str, student: ArrayLike, teacher: ArrayLike) -> tuple[Array, Array]:
-    """Return both like `_pair`; raise if their shapes differ."""
+    """Cast both arrays as `_pair` does; raise if their shapes differ."""
     student, teacher = _pair(student, teacher)
     if student.shape != teacher.shape or not student.ndim:
         raise ShapeError(

@@ -246,7 +246,7 @@ def merged(
 
 
 def _reals(leaf: Any) -> Array:
-    """Return a leaf in float32, with the two parts of complex numbers on a last axis."""
+    """Return a leaf in float32; a complex leaf gets a last axis of real and imaginary parts."""
     x = materialize(leaf)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], -1)
@@ -254,7 +254,7 @@ def _reals(leaf: Any) -> Array:
 
 
 def _kind(leaf: Any) -> str:
-    """Return the kind of numbers of a leaf, as far as merging distinguishes them."""
+    """Return the kind of a leaf's numbers: floating, complex, or not merged."""
     for kind in (jnp.floating, jnp.complexfloating):
         if jnp.issubdtype(leaf.dtype, kind):
             return kind.__name__
@@ -262,7 +262,7 @@ def _kind(leaf: Any) -> str:
 
 
 def _aligned(who: str, models: Sequence[Params], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the leaves of each model by path; raise for all differences at once."""
+    """Return the leaves of each model by path; raise if paths, shapes or kinds differ."""
     leaves = [flatten(model, is_node) for model in models]
     called = [*names, *(f"model {number}" for number in range(len(names), len(models)))]
     for name, one in zip(called, leaves, strict=True):

@@ -22,7 +22,7 @@ from nnopt_jax.typing import Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A model that runs and is trained without the code that defined it.
+    """A model that can be run and trained without the code that defined it.
 
     Args:
         structure: the programs and the tree of parameters.

@@ -46,7 +46,7 @@ class Rates(NamedTuple):
     __repr__ = brief_fields
 
     def scale(self, updates: PyTree) -> PyTree:
-        """Multiply updates by the rates, as suits optimizers that adapt to gradients.
+        """Multiply updates by the rates, after an optimizer that normalizes gradients (Adam).
 
         Args:
             updates: the updates, with the structure of the parameters; all arrays of a packed
@@ -126,7 +126,7 @@ def layerwise_rates(params: Params, order: Sequence[Where], *, decay: float = 0.
 def labels(
     params: Params, rules: Mapping[str, Where | Sequence[Where]], *, default: str = "trained"
 ) -> PyTree:
-    """Label leaves by rules, as `optax.multi_transform` takes them.
+    """Return a label for each leaf by rules, for `optax.multi_transform`.
 
     Args:
         params: the parameters, or their shapes.
@@ -161,7 +161,7 @@ def labels(
 
 
 def _groups(where: Where, leaves: Mapping[str, Any], who: str) -> list[list[str]]:
-    """Return the leaves that a rule selects, grouped by index if the rule has one."""
+    """Return the paths that a selector matches, one list for each value of its `index` group."""
     paths = resolve(where, leaves, who)
     if not isinstance(where, str) or "(?P<index>" not in where:
         return [paths]
@@ -185,7 +185,7 @@ def _groups(where: Where, leaves: Mapping[str, Any], who: str) -> list[list[str]
 def _assigned(
     named: Mapping[str, Sequence[str]], leaves: Mapping[str, Any], who: str
 ) -> dict[str, str]:
-    """Return the label of each leaf that has one; raise if a leaf has two."""
+    """Return the label of each labeled leaf; raise if a leaf has two labels."""
     mine: dict[str, list[str]] = {}
     for label, paths in named.items():
         for path in dict.fromkeys(paths):

@@ -1,4 +1,4 @@
-"""Random changes of training images that keep the label."""
+"""Random augmentation of training images, which preserves the label."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Bert:
     __repr__ = brief_fields
 
     def init(self, key: Key) -> Params:
-        """Draw weights with deviation 0.02; biases are zero and scales are one."""
+        """Draw weights with a standard deviation of 0.02; biases are zero and scales are one."""
         keys = iter(jax.random.split(key, 3 + 6 * self.layers))
 
         def normal(*shape: int) -> Array:
@@ -75,7 +75,7 @@ class Bert:
         }
 
     def apply(self, params: Params, ids: ArrayLike, mask: ArrayLike | None = None) -> Array:
-        """Encode tokens, all of which belong to the first segment.
+        """Encode tokens; all belong to the first segment.
 
         Args:
             params: as `init` makes them.

@@ -70,7 +70,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three disjoint splits: fit on `train`, choose on `valid`, use `test` once."""
+    """A data set of three disjoint splits: `train` to fit, `valid` to choose, `test` to report."""
 
     train: Split
     valid: Split
@@ -121,7 +121,7 @@ def digits() -> Dataset:
 
 
 def digits32() -> Dataset:
-    """Return the images of `digits` with a black frame, in three equal channels: 32x32x3.
+    """Return the images of `digits` padded with zeros to 32x32, in three equal channels.
 
     Returns:
         Images (n, 32, 32, 3) and labels 0-9, split as in `digits`.
@@ -143,7 +143,7 @@ def digits32() -> Dataset:
 
 
 def mnist(dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Return the full MNIST: 55,000 train, 5,000 valid (the last of the files), 10,000 test.
+    """Return the full MNIST, split 55,000, 5,000 (the last training images) and 10,000.
 
     Args:
         dir: the folder of the four `*-ubyte.gz` files, or its parent if that folder is called
@@ -178,7 +178,7 @@ def mnist(dir: str | os.PathLike[str] | None = None) -> Dataset:
 
 
 def fetch_mnist(dir: str | os.PathLike[str], mirrors: Sequence[str] = MIRRORS) -> tuple[Path, ...]:
-    """Download the four MNIST files with pooch, except those that are complete.
+    """Download the MNIST files that are missing or incomplete, with pooch.
 
     Args:
         dir: the folder, which is created if necessary.
@@ -225,7 +225,7 @@ def _split(pixels: np.ndarray, labels: np.ndarray) -> Split:
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """Return the number of earlier elements with the same label for each element."""
+    """Return for each label the number of equal labels before it."""
     same = labels[:, None] == np.unique(labels)
     return np.cumsum(same, axis=0)[same] - 1
 

@@ -1,4 +1,4 @@
-"""LeNet-300-100 and LeNet-5 as in Caffe, in Linen and in NNX.
+"""LeNet-300-100 and LeNet-5 as in Caffe, each in Linen and in NNX.
 
 Both forms of a network have parameters of the same names and shapes, so that one tree fits both.
 

@@ -57,7 +57,7 @@ class Llama:
         return self.width // self.heads
 
     def init(self, key: Key) -> Params:
-        """Draw weights with deviation 0.02; scales are one."""
+        """Draw weights with a standard deviation of 0.02; scales are one."""
         keys = iter(jax.random.split(key, 2 + 7 * self.layers))
 
         def dense(*shape: int) -> dict[str, Array]:
@@ -108,7 +108,7 @@ class Llama:
         return mixed.reshape(x.shape) @ layer["o"]["kernel"]
 
     def _turn(self, x: Array) -> Array:
-        """Rotate the first half of each head against the second, by position."""
+        """Apply rotary position embeddings to each head."""
         waves = self.base ** (-jnp.arange(0, self.size, 2, dtype=jnp.float32) / self.size)
         angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * waves[None]
         sine, cosine = jnp.sin(angle)[None, :, None], jnp.cos(angle)[None, :, None]

@@ -39,7 +39,7 @@ def cross_entropy(logits: Array, labels: ArrayLike) -> Array:
 
 
 def error_rate(logits: Array, labels: ArrayLike) -> Array:
-    """Return the fraction of rows whose largest logit is not the labelled one.
+    """Return the fraction of examples whose largest logit is not that of the label.
 
     The rate is mean_i(argmax(logits_i) != labels_i), where the first of equal logits is the
     largest.

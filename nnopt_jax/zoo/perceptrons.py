@@ -31,7 +31,7 @@ _ALPHA = 10.0  # the initial clipping level of PACT
 
 
 class MLP(nn.Module):
-    """The module of `mlp`."""
+    """The Linen module that `mlp` returns: dense layers with batch normalization."""
 
     width: int
     layers: int
@@ -49,7 +49,7 @@ class MLP(nn.Module):
 
 
 def mlp(width: int = 1024, layers: int = 3, classes: int = 10) -> MLP:
-    """Return an MLP with batch normalization after each layer, so that weights may have any scale.
+    """Return an MLP with batch normalization after each layer.
 
     Args:
         width: the number of units of a hidden layer.
@@ -73,7 +73,7 @@ def mlp(width: int = 1024, layers: int = 3, classes: int = 10) -> MLP:
 
 
 class ProjectedMLP(nn.Module):
-    """The module of `projected_mlp`."""
+    """The Linen module that `projected_mlp` returns: dense layers on projected inputs."""
 
     start: Any  # a Projection, the initial `params["projection"]`
     hidden: Sequence[int]
@@ -141,7 +141,7 @@ def _start(x: Any, components: int, kind: ProjectionKind, key: Key | None) -> Pr
 
 
 class RoundedReLU(nn.Module):
-    """A ReLU with a rounded output."""
+    """A ReLU whose output is rounded to a few levels."""
 
     kind: ActivationKind
     bits: int
@@ -169,7 +169,7 @@ class RoundedReLU(nn.Module):
 
 
 class QuantizedMLP(nn.Module):
-    """The module of `quantized_mlp`."""
+    """The Linen module that `quantized_mlp` returns: dense layers with rounded activations."""
 
     hidden: Sequence[int]
     classes: int

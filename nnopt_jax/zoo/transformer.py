@@ -1,4 +1,7 @@
-"""A pre-norm transformer as plain functions on nested dictionaries, for every kind of split."""
+"""A pre-norm transformer as plain functions on nested dictionaries.
+
+Its axes suit every kind of parallelism: data, tensor, parameter and pipeline.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,7 @@ class Transformer:
         }
 
     def embed(self, params: Any, x: ArrayLike) -> Array:
-        """Embed tokens (b, t), or features (b, t, inputs) and axes of size 1, as (b, t, d)."""
+        """Embed tokens (b, t), or features (b, t, ...) of total size `inputs`, as (b, t, d)."""
         x = jnp.asarray(x)
         kernel = params["embed"]["kernel"]
         if jnp.issubdtype(x.dtype, jnp.integer):

@@ -37,7 +37,7 @@ def capture(
     config: Mapping[str, Any] | None = None,
     platforms: Sequence[str] | None = None,
 ) -> Structure:
-    """Capture the structure of a model: its function, its tree, and its initializers.
+    """Capture the structure of a model: its function, its parameter tree, and its initializers.
 
     `jax.export` serializes the function, forward and backward, for one device and without
     shardings, so that it runs on any devices. All parameters must be in `params`, because arrays
@@ -146,7 +146,7 @@ def _inputs(
 
 
 def _constructor(constructor: Any, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the function to import and its arguments, as JSON."""
+    """Return the import path and the arguments of the constructor; None without a constructor."""
     settings = Settings(_NAME)
     if constructor is None:
         if config:

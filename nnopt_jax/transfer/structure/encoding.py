@@ -36,7 +36,7 @@ def encoded(head: Any, programs: list[bytes]) -> bytes:
 
 
 def decoded(data: bytes, max_bytes: int) -> tuple[Any, list[bytes]]:
-    """Invert `encoded`.
+    """Decode the bytes of a structure; the inverse of `encoded`.
 
     Args:
         data: all bytes, untrusted.

@@ -155,7 +155,7 @@ class _Span(NamedTuple):
 
 
 def _spans(chosen: Mapping[str, Dimension], paths: Sequence[str]) -> dict[str, list[_Span]]:
-    """Return the spans of each leaf by path, along each axis from its start."""
+    """Return the spans of units in each leaf by path, sorted by axis and start."""
     found: dict[str, list[_Span]] = {path: [] for path in paths}
     wrong = Problems(_NAME)
     for name, dimension in chosen.items():

@@ -1,4 +1,4 @@
-"""Initial values of leaves: measured or named by the user, and drawn without model code."""
+"""Initializers of leaves: estimated from values or named by the user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nnopt_jax.tree.select import resolve
 from nnopt_jax.typing import Key
 
 Start = dict[str, Any]
-"""`{"name": ..., **arguments}`, JSON."""
+"""An initializer as JSON: `{"name": ..., **arguments}`."""
 
 NAMED = tuple(
     name
@@ -29,7 +29,7 @@ NAMED = tuple(
 
 
 def measured(leaf: Any) -> Start:
-    """Return the initializer that is estimated from the values of a leaf.
+    """Estimate an initializer from the values of a leaf.
 
     Args:
         leaf: an array or a packed parameter.
@@ -140,7 +140,7 @@ def drawn(key: Key, start: Start, like: Any) -> jax.Array:
 
 
 def key_of(key: Key, path: str) -> Key:
-    """Return the key of a leaf, derived from its path, the same in every process."""
+    """Return the PRNG key of a leaf, derived from its path and the same in every process."""
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 

@@ -128,7 +128,7 @@ def stack_layers(params: Params, layers: str, into: str) -> Params:
 
 
 def unstack_layers(params: Params, layers: str, into: str) -> Params:
-    """Invert `stack_layers`, bit for bit.
+    """Split a stack into separate layers, bit for bit; the inverse of `stack_layers`.
 
     Args:
         params: dictionaries, lists and tuples of arrays or packed parameters.
@@ -156,7 +156,7 @@ def unstack_layers(params: Params, layers: str, into: str) -> Params:
 def deepen(
     params: Params, layers: str, sources: Sequence[int], *, zero: Where | Sequence[Where]
 ) -> Params:
-    r"""Add residual blocks that copy other blocks, with last projections of zero.
+    r"""Add copies of residual blocks whose last projections are zero.
 
     $$ x + W_\text{out} f(x) = x \quad\text{where}\quad W_\text{out} = 0 $$
 
@@ -211,7 +211,7 @@ def deepen(
 
 
 def _apart(layers: list[Any]) -> list[Any]:
-    """Copy the arrays of layers that occur twice, so that each may be donated."""
+    """Copy the arrays of repeated layers, so that no two layers share a buffer."""
     seen: set[int] = set()
     made = []
     for layer in layers:
@@ -226,7 +226,7 @@ def _copy(leaf: Any) -> Any:
 
 
 def _check_chosen(who: str, name: str, chosen: Sequence[int], count: int) -> None:
-    """Raise if there are no numbers of layers, or numbers without a layer."""
+    """Raise if no layer is chosen, or a number is not that of a layer."""
     settings = Settings(who)
     if not isinstance(chosen, Sequence | np.ndarray):
         settings.wrong(name, chosen, "is not a sequence of numbers; give e.g. [0, 2].")
@@ -240,7 +240,7 @@ def _check_chosen(who: str, name: str, chosen: Sequence[int], count: int) -> Non
 
 
 def _change_form(who: str, params: Params, layers: str, into: str, *, indexed: bool) -> Params:
-    """Return parameters with the layers at another path, given as numbered layers or a stack."""
+    """Convert layers from numbered to stacked form, or back, and move them to another path."""
     for name, place, wanted in (("layers", layers, indexed), ("into", into, not indexed)):
         if not isinstance(place, str) or (INDEX in place) is not wanted:
             form = f"'layers_{INDEX}', where layers lie apart" if wanted else "'layers', a stack"

@@ -1,4 +1,4 @@
-"""Access to the layers of a tree, under numbered names or stacked along an axis."""
+"""Access to the layers of a tree, which have numbered names or are stacked along an axis."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def layers_at(who: str, tree: Any, place: str) -> list[Any]:
 
 
 def with_layers(who: str, tree: Any, place: str, layers: list[Any], into: str | None = None) -> Any:
-    """Return the tree with other layers in the same place, or in another one.
+    """Replace the layers of a tree, at the same path or at another one.
 
     Args:
         who: the caller, for errors.
@@ -132,7 +132,7 @@ def _split(place: str) -> tuple[list[str], str]:
 
 
 def _container(place: str) -> list[str] | None:
-    """Return the path of the container of the layers; None if it holds other children, too."""
+    """Return the path of the container if it holds only layers; None if it may hold others."""
     above, name = _split(place)
     if name == INDEX:
         return above
@@ -144,19 +144,19 @@ def _segments(path: str) -> list[str]:
 
 
 def _key(container: Any, name: str) -> Any:
-    """Return the key of a dictionary with this name, which may be a number."""
+    """Return the key of a dictionary whose text is `name`; None if there is none."""
     return next((key for key in container if str(key) == name), None)
 
 
 def _numbered(container: Any, name: str) -> dict[int, Any]:
-    """Return the keys of a dictionary by the number in place of `{index}`."""
+    """Return the keys that match a name, by the number in place of `{index}`."""
     pattern = re.compile(re.escape(name).replace(re.escape(INDEX), r"(0|[1-9]\d*)"))
     matches = ((key, pattern.fullmatch(str(key))) for key in container)
     return {int(match[1]): key for key, match in matches if match}
 
 
 def _at(who: str, tree: Any, segments: list[str]) -> Any:
-    """Return the container at a path."""
+    """Return the container at a path; raise if there is none."""
     for depth, name in enumerate(segments):
         here = "/".join(segments[: depth + 1])
         if isinstance(tree, Mapping):
@@ -179,7 +179,7 @@ def _at(who: str, tree: Any, segments: list[str]) -> Any:
 
 
 def _edited(tree: Any, segments: list[str], change: Callable[[Any], Any]) -> Any:
-    """Return the tree with the container at a path changed."""
+    """Return a copy of the tree in which a function has replaced the container at a path."""
     if not segments:
         return change(tree)
     name, *rest = segments
@@ -209,7 +209,7 @@ def whole(array: Any, axis: int) -> Any:
 
 
 def _unstacked(who: str, place: str, tree: Any) -> list[Any]:
-    """Return the layers of a stack."""
+    """Return the layers of a stack as separate trees; raise if leading axes differ."""
     leaves = flatten(tree, is_node)
     check_values(who, {f"{place}/{path}": leaf for path, leaf in leaves.items()})
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves.values()}
@@ -230,7 +230,7 @@ def _unstacked(who: str, place: str, tree: Any) -> list[Any]:
 
 
 def _stacked(who: str, place: str, layers: list[Any]) -> Any:
-    """Return layers of equal structure as one tree; raise if they differ."""
+    """Stack layers of equal structure along a leading axis; raise if they differ."""
     problems = Problems(who)
     first = flatten(layers[0], is_node)
     for number, layer in enumerate(layers[1:], 1):

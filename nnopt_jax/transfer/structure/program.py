@@ -1,4 +1,4 @@
-"""Programs: functions of leaves and inputs, serialized so that they run without their code."""
+"""Programs: functions serialized by `jax.export`, which run without their source code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _OPERATIONS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A function serialized by `jax.export`, which is read at its first call.
+    """A function serialized by `jax.export`, and deserialized at its first call.
 
     Args:
         data: the bytes.
@@ -55,7 +55,7 @@ class Program:
 
     @functools.cached_property
     def exported(self) -> export.Exported:
-        """Return the program in the form that JAX calls.
+        """Return the deserialized program, which JAX can call.
 
         Raises:
             ArtifactError: this version of jax cannot read the program.
@@ -176,7 +176,7 @@ def _exported(
 
 @contextlib.contextmanager
 def no_source_paths() -> Iterator[None]:
-    """Keep the names of the caller's files out of the bytes."""
+    """Keep the file names of the caller out of serialized programs."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)
@@ -187,7 +187,7 @@ def no_source_paths() -> Iterator[None]:
 
 
 def _check_inputs(who: str, wanted: dict[str, Any], given: dict[str, Any]) -> dict[str, int]:
-    """Return the named sizes of inputs; raise if paths, shapes or dtypes are not as wanted."""
+    """Return the sizes of named dimensions; raise if inputs do not fit the program."""
     lost, misfit = Problems(who), Problems(who)
     for path in wanted.keys() - given.keys():
         lost.add(f"input {path}", f"is missing; the program wants {wanted[path].str_short()}")
@@ -219,7 +219,7 @@ def _check_inputs(who: str, wanted: dict[str, Any], given: dict[str, Any]) -> di
 
 
 def broken(constraints: Sequence[str], sizes: Mapping[str, int]) -> list[str]:
-    """Return the constraints that do not hold.
+    """Return the constraints that the sizes violate.
 
     Args:
         constraints: constraints in the syntax of `jax.export.symbolic_shape`, possibly from a file.

@@ -32,12 +32,12 @@ from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Key, Params
 
 DEFAULT_MAX_BYTES = 1 << 30
-"""1 GiB of programs."""
+"""The default limit on the bytes of programs: 1 GiB."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Structure:
-    """A model without its parameters and its code, made by `capture`.
+    """The structure of a model, made by `capture`: programs, parameter shapes and initializers.
 
     Args:
         description: the tree of dense parameters, as `nnopt_jax.arrays.describe` returns it.
@@ -144,7 +144,7 @@ class Structure:
         return given
 
     def initialize(self, key: Key) -> Params:
-        """Draw new parameters by the initializers of the leaves.
+        """Draw new parameters from the initializers of the leaves.
 
         Args:
             key: a typed key, from which each leaf gets its own by its path.
@@ -170,7 +170,7 @@ class Structure:
         return unflatten(tree, made)
 
     def construct(self) -> Any:
-        """Call the constructor, which imports its code.
+        """Import the constructor of the model and call it.
 
         Returns:
             The result of the constructor.
@@ -191,7 +191,7 @@ class Structure:
         return found(**config)
 
     def describe(self) -> dict[str, Any]:
-        """Return all facts that are known without the programs, as JSON."""
+        """Return everything except the bytes of the programs, as JSON."""
         return {
             "parameters": self.description,
             "starts": [[path, start] for path, start in self.starts.items()],
@@ -205,7 +205,7 @@ class Structure:
 
     @staticmethod
     def from_bytes(data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Structure:
-        """Read the result of `to_bytes`, without importing or running anything.
+        """Restore a structure from `to_bytes`, without importing or running anything.
 
         Args:
             data: the bytes.

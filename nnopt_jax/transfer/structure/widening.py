@@ -1,4 +1,4 @@
-"""Wider networks with the same function: new units add nothing, or share the work of others."""
+"""Wider networks with the same function: new units have zero or split outgoing weights."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def widen(
 
 
 def drawn_units(key: Key, units: int, width: int) -> Array:
-    """Return for each new unit the unit to copy, with all units copied equally often.
+    """Return the index of the unit that each new unit copies; all are copied equally often.
 
     Example:
         >>> drawn_units(jax.random.key(0), 1, 3)

@@ -61,7 +61,7 @@ class GraftReport(Tabular):
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        """Return a line for each outcome, with some of its paths."""
+        """Return a line for each outcome, with its count and up to eight of its paths."""
         lines = []
         for field in dataclasses.fields(self):
             found = getattr(self, field.name)
@@ -168,7 +168,7 @@ def graft(
 
 
 def _rules(given: Any) -> list[Rule]:
-    """Return the rules as a list; raise if there are other values."""
+    """Return the rules as a list; raise if a value is not a rule."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise CompositionError(
             f"{_NAME}: rules is {described(given)}; give a list, [rules.keep('head')], say."
@@ -183,7 +183,7 @@ def _rules(given: Any) -> list[Rule]:
 
 @dataclasses.dataclass
 class _Graft:
-    """The leaves of the source under their new names, and the outcome so far."""
+    """A graft in progress: the renamed leaves of the source, and the outcome so far."""
 
     here: Leaves
     rules: list[Rule]
@@ -205,7 +205,7 @@ class _Graft:
             _all_of(self.failed).raise_as(SelectionError)
 
     def leaf(self, path: str, target: Any) -> Any:
-        """Return the new leaf for a path of the target; None to keep its own leaf."""
+        """Return the source's leaf for a path of the target; None if the target keeps its own."""
         if self._selecting(path, target, lambda rule: rule.keeps):
             self.kept.append(path)
             self.hidden.update({path} & self.here.keys())
@@ -235,7 +235,7 @@ class _Graft:
         return selecting[0] if selecting else None
 
     def _fitted(self, path: str, source: Any, target: Any, rule: Rule | None) -> Any:
-        """Return the source in the shape of the target; None if no rule adapts it."""
+        """Return the source's leaf in the shape of the target; None if no rule adapts it."""
         how = f"adapt({path!r}, corner | rows | grid(...)), or keep() it"
         if rule is None or rule.adapt is None:
             self.failed[path] = (
@@ -252,7 +252,7 @@ class _Graft:
         return found
 
     def _is_poorer(self, path: str, target: Any, found: Any) -> bool:
-        """Return whether the dtype of the target would lose values of the found leaf."""
+        """Return whether a cast to the target's dtype would lose values, and record the failure."""
         if is_node(found) or not loses(found, canonical(target.dtype)):
             return False
         self.failed[path] = (
@@ -273,7 +273,7 @@ class _Graft:
         )
 
     def complain(self, there: Leaves) -> None:
-        """Raise for leaves without a counterpart, or else for leaves that do not fit."""
+        """Raise if leaves have no counterpart, or else if leaves do not fit."""
         lost, report = Problems(_NAME), self.report(there)
         homeless = [path for path in report.unused if path not in self.hidden]
         for path in self.lost:
@@ -300,7 +300,7 @@ def _adapted(adapt: Callable[[Any, Any], Any], source: Any, target: Any) -> Any:
 
 
 def _placed(target: Any, leaf: Any) -> Any:
-    """Return a leaf in the dtype and on the devices of the target; packed ones unchanged."""
+    """Cast a leaf and move it to the devices of the target; leave packed leaves unchanged."""
     if is_node(leaf):
         return leaf
     leaf = jnp.asarray(leaf, canonical(target.dtype))

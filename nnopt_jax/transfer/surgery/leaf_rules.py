@@ -1,4 +1,4 @@
-"""The leaves of a graft, and the dtypes that they may be cast to."""
+"""The leaves of the models of a graft, and checks of casts between their dtypes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
 
 def read(tree: Params, whose: str, problems: Problems) -> Leaves:
-    """Return the leaves by path: packed parameters, JAX or NumPy arrays, and shapes."""
+    """Return the leaves of a tree by path; add a problem for each leaf without numbers."""
     leaves = flatten(tree, is_node)
     for path, leaf in leaves.items():
         if is_node(leaf) or isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
@@ -34,7 +34,7 @@ def read(tree: Params, whose: str, problems: Problems) -> Leaves:
 
 
 def read_source(tree: Params, problems: Problems) -> Leaves:
-    """Return the leaves of the source by path: packed parameters and JAX arrays."""
+    """Return the source's leaves by path as arrays; add a problem for each abstract leaf."""
     leaves = read(tree, "source", problems)
     for path, leaf in leaves.items():
         if any(isinstance(part, jax.ShapeDtypeStruct) for part in jax.tree.leaves(leaf)):
@@ -49,12 +49,12 @@ def read_source(tree: Params, problems: Problems) -> Leaves:
 
 
 def canonical(dtype: Any) -> Any:
-    """Return the dtype that JAX uses in place of another one, with or without 64 bits."""
+    """Return the canonical dtype of JAX, such as float32 for float64 without 64-bit mode."""
     return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
 def loses(x: Any, dtype: Any) -> bool:
-    """Return whether a cast loses more than float rounding does.
+    """Return whether a cast loses more than the rounding of floats does.
 
     Args:
         x: a NumPy or JAX array.
@@ -85,6 +85,6 @@ def loses(x: Any, dtype: Any) -> bool:
 
 
 def _kind(dtype: Any) -> int | None:
-    """Return the rank of a dtype among the kinds of numbers, from poor to rich, or None."""
+    """Return the rank of a dtype (bool, integer, float, complex); None for any other dtype."""
     found = (place for place, kind in enumerate(_KINDS) if jnp.issubdtype(dtype, kind))
     return next(found, None)

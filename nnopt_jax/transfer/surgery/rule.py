@@ -1,4 +1,4 @@
-"""Rules of a graft, each of which is one step."""
+"""The type of a graft rule, and constructors of common rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnopt_jax.tree.select import Where, selector
 
 Leaves = dict[str, Any]
 Failed = dict[str, str]
-"""The problem of each path that failed."""
+"""The problem of each leaf that a rule could not change, by path."""
 
 _WRONG = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
@@ -47,7 +47,7 @@ class Rule:
 
 
 def put(leaves: Leaves, path: str, leaf: Any, failed: Failed) -> None:
-    """Add a leaf to those of the source, unless its name failed or is taken."""
+    """Add a leaf under a path; if the path is taken, drop both leaves and record the failure."""
     if path in leaves:
         failed[path] = "is the name of two leaves of the source; make the rules say which"
     if path in failed:
@@ -66,7 +66,7 @@ def tried(failed: Failed, path: str, what: str, function: Callable[..., Any], *g
 
 
 def compiled(pattern: str, template: str, group: str | None = None) -> re.Pattern[str]:
-    """Compile the expression of whole paths, and check the groups of template and rule."""
+    """Compile the pattern of a rule; raise if its template or its groups do not fit."""
     try:
         expression = re.compile(pattern)
         expression.sub(template, "")  # parses the template, even if nothing matches
@@ -86,7 +86,7 @@ def written(where: Where) -> str:
 
 
 def each(name: str, where: Where, function: Callable[[Any], Any]) -> Rule:
-    """Return a rule that changes chosen leaves one by one, and drops those that become None."""
+    """Return a rule that maps selected leaves through a function; None drops a leaf."""
     chosen = selector(where)
 
     def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:
@@ -110,7 +110,7 @@ def spreading(
     parts: Callable[[Any], Leaves] = lambda leaf: {"": leaf},
     slot: str = "\0",
 ) -> Rule:
-    """Return a rule that splits one leaf into several, named by the slot of the template.
+    """Return a rule that splits a leaf into parts, whose names replace `slot` in the template.
 
     By default, one leaf gets one name, the unchanged template.
     """
@@ -136,7 +136,7 @@ def spreading(
 def joining(
     text: str, pattern: str, template: str, group: str, whole: Callable[[Leaves], Any]
 ) -> Rule:
-    """Return a rule that joins several leaves, named by the group of the pattern, to one."""
+    """Return a rule that joins several leaves into one; a group of the pattern names the parts."""
     expression = compiled(pattern, template, group)
 
     def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:

@@ -238,7 +238,7 @@ def split(
 
 
 def _named(order: Sequence[str]) -> list[str]:
-    """Return the names of parts; raise if there are none, or one occurs twice."""
+    """Return the names of the parts; raise if there are none, or two are equal."""
     names = list(order)
     if not names or not all(isinstance(name, str) for name in names):
         raise SelectionError(f"transfer.rules: order={order!r} holds no names of parts.")
@@ -277,7 +277,7 @@ def corner(source: Array, target: Any) -> Array:
 
 
 def rows(source: Array, target: Any) -> Array:
-    """Drop rows, or add rows equal to the mean of all, for another vocabulary.
+    """Fit an embedding to another vocabulary: drop rows, or add rows equal to the mean.
 
     Args:
         source: `(n, ...)`.
@@ -296,7 +296,9 @@ def rows(source: Array, target: Any) -> Array:
 
 
 def grid(sampling: resize.Sampling, extra: int | None = None) -> Callable[[Array, Any], Array]:
-    """Interpolate a square grid of position embeddings; see `nnopt_jax.ops.resize_grid`.
+    """Return an adapter that interpolates position embeddings on a square grid.
+
+    See `nnopt_jax.ops.resize_grid`.
 
     Args:
         sampling: `"align_corners"` or `"half_pixel"`.
