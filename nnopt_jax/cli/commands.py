@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     """Run a recipe and print the final table."""
     recipe = recipes.load(args.recipe, args.set)
     start = time.monotonic()
-    with _together(args):
+    with _process_group(args):
         first = not args.distributed or jax.process_index() == 0
         with show_progress() if first else nullcontext() as callback:
             result = recipes.run(recipe, fresh=args.fresh, callback=callback)
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"{time.monotonic() - start:.0f} s", style="dim", highlight=False)
 
 
-def _together(args: argparse.Namespace) -> AbstractContextManager[None]:
+def _process_group(args: argparse.Namespace) -> AbstractContextManager[None]:
     """Return the context that joins this process to a run of several, or an empty context."""
     if not args.distributed:
         return nullcontext()

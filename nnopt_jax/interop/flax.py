@@ -110,7 +110,7 @@ def _of_nnx(module: nnx.Module) -> FlaxModel:
     def apply(p: Params, extra: Any, x: ArrayLike, *, train: bool = False, key: Any = None) -> Any:
         del key  # NNX keeps its own random streams, in `rngs`
         filled = [
-            _filled(part, {"params": p, **extra}.get(name, {}))
+            _with_leaves(part, {"params": p, **extra}.get(name, {}))
             for name, part in zip(names, parts, strict=True)
         ]
         live = nnx.merge(graph, *filled)
@@ -125,7 +125,7 @@ def _of_nnx(module: nnx.Module) -> FlaxModel:
     return FlaxModel(plain.pop("params", {}), plain, apply)
 
 
-def _filled(state: nnx.State, nested: Mapping[str, Any]) -> nnx.State:
+def _with_leaves(state: nnx.State, nested: Mapping[str, Any]) -> nnx.State:
     """Return the state with other leaves, matched by path because NNX orders them differently."""
     leaves = flatten(nested)
     return unflatten(state, {path: leaves[path] for path in flatten(state)})

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from nnopt_jax.errors import CheckpointError, NnoptError, Problems, ValueRangeError
-from nnopt_jax.interop.snapshot import Wanted, freeze, thaw, wanted
+from nnopt_jax.interop.snapshot import Wanted, freeze, match_target, thaw
 
 FORMAT = 1
 """The version of the layout of a step, raised at every change."""
@@ -123,7 +123,7 @@ class Checkpoints:
         step = steps[-1] if step is None else step
         who = f"Checkpoints.restore: step {step} of {steps} in {self.directory}"
         manifest = self._read_manifest(step, who)
-        numbered, leaves = wanted(manifest, target, who)
+        numbered, leaves = match_target(manifest, target, who)
         arrays = self._read_arrays(step, leaves, who)
         return thaw(numbered, leaves, arrays, who), manifest["metadata"]
 
@@ -220,7 +220,7 @@ class Checkpoints:
             args = ocp.args.PyTreeRestore(how, restore_args=how, partial_restore=True)
             return self._read(step, who, "arrays", args)
 
-        every = {str(at): _how(leaf) for at, leaf in enumerate(leaves) if leaf.leaf.stored}
+        every = {str(at): _restore_args(leaf) for at, leaf in enumerate(leaves) if leaf.leaf.stored}
         try:
             return read(every) if every else {}
         except CheckpointError:
@@ -236,7 +236,7 @@ class Checkpoints:
             raise
 
 
-def _how(leaf: Wanted) -> Any:
+def _restore_args(leaf: Wanted) -> Any:
     """Return the orbax arguments to read one array, sharded if the target is."""
     import orbax.checkpoint as ocp
 

@@ -51,8 +51,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     References: https://github.com/huggingface/safetensors (format).
     """
-    place = _located(Path(path))
-    return _indexed(place) if place.name.endswith(INDEX) else _tensors(place)
+    place = _file_to_read(Path(path))
+    return _indexed_tensors(place) if place.name.endswith(INDEX) else _tensors(place)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -75,7 +75,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         ...     read_metadata(f"{folder}/a")
         {'format': 'jax'}
     """
-    return _opened(Path(path))[2]
+    return _map_file(Path(path))[2]
 
 
 def write_safetensors(
@@ -158,7 +158,7 @@ def _octets(array: Any) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _located(path: Path) -> Path:
+def _file_to_read(path: Path) -> Path:
     """Return the path itself, or that of the only file to read in a folder."""
     if not path.is_dir():
         return path
@@ -173,7 +173,7 @@ def _located(path: Path) -> Path:
     raise ArtifactError(f"{_READ}: {path} holds no *.safetensors file.")
 
 
-def _indexed(path: Path) -> dict[str, np.ndarray]:
+def _indexed_tensors(path: Path) -> dict[str, np.ndarray]:
     """Return the tensors that an index lists, in its order."""
     who = f"{_READ}: {path}"
     try:
@@ -203,7 +203,7 @@ def _indexed(path: Path) -> dict[str, np.ndarray]:
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
-    data, entries, _ = _opened(path)
+    data, entries, _ = _map_file(path)
     return {name: _view(data, entry) for name, entry in entries.items()}
 
 
@@ -214,7 +214,7 @@ def _view(data: np.ndarray, entry: header.TensorEntry) -> np.ndarray:
     return octets.view(entry.dtype).reshape(entry.shape)
 
 
-def _opened(path: Path) -> tuple[np.ndarray, dict[str, header.TensorEntry], dict[str, str]]:
+def _map_file(path: Path) -> tuple[np.ndarray, dict[str, header.TensorEntry], dict[str, str]]:
     """Return the mapped bytes after the header, the tensors and the metadata."""
     who = f"{_READ}: {path}"
     try:

@@ -14,11 +14,10 @@ import numpy as np
 from nnopt_jax.errors import ArtifactError, Problems, nearest
 
 MOST_BYTES = 100_000_000
-_MOST_AXES, _MOST_ELEMENTS = (
-    64,
-    2**59,
-)  # the greatest sizes in NumPy, which apply to empty arrays, too
-"""The longest header, as the format's own library has it."""
+"""The greatest number of bytes of a header, as in the format's own library."""
+
+# The greatest sizes in NumPy, which apply to empty arrays, too.
+_MOST_AXES, _MOST_ELEMENTS = 64, 2**59
 
 DTYPES: Mapping[str, Any] = {
     "BOOL": np.dtype(np.bool_),

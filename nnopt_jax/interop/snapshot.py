@@ -31,7 +31,7 @@ from nnopt_jax.ops.checksums import digest
 from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten, unflatten
 
-__all__ = ["Wanted", "check_agreement", "freeze", "mismatches", "thaw", "wanted"]
+__all__ = ["Wanted", "check_agreement", "freeze", "match_target", "mismatches", "thaw"]
 
 
 class Wanted(NamedTuple):
@@ -83,20 +83,20 @@ def freeze(tree: Any, caller: str, *, finite: bool = True) -> tuple[dict[str, An
         if leaf.kind == "python":
             entry["value"] = encode_python(leaves[path])
         elif leaf.stored:
-            arrays[str(number)] = _for_all(encode(leaves[path]))
+            arrays[str(number)] = _local_to_numpy(encode(leaves[path]))
             entry["checksum"] = digest(arrays[str(number)])
         entries.append(entry)
     check_agreement(entries, caller)
     return arrays, {"tree": describe(unflatten(tree, kinds)), "leaves": entries}
 
 
-def _for_all(x: Any) -> Any:
+def _local_to_numpy(x: Any) -> Any:
     """Convert an array that is local to its process to NumPy, which orbax accepts."""
     local = jax.process_count() > 1 and isinstance(x, jax.Array) and x.is_fully_addressable
     return np.asarray(x) if local else x
 
 
-def wanted(manifest: Mapping[str, Any], target: Any, caller: str) -> tuple[Any, list[Wanted]]:
+def match_target(manifest: Mapping[str, Any], target: Any, caller: str) -> tuple[Any, list[Wanted]]:
     """Match the manifest with a target, and return the leaves to restore.
 
     Args:
@@ -112,11 +112,11 @@ def wanted(manifest: Mapping[str, Any], target: Any, caller: str) -> tuple[Any, 
 
     Example:
         >>> import jax, numpy as np
-        >>> from nnopt_jax.interop.snapshot import freeze, wanted
+        >>> from nnopt_jax.interop.snapshot import freeze, match_target
         >>> _, manifest = freeze({"w": np.ones(2, np.int8)}, "demo")
-        >>> wanted(manifest, None, "demo")[0]
+        >>> match_target(manifest, None, "demo")[0]
         {'w': 0}
-        >>> wanted(manifest, {"w": jax.ShapeDtypeStruct((2,), np.float32)}, "demo")
+        >>> match_target(manifest, {"w": jax.ShapeDtypeStruct((2,), np.float32)}, "demo")
         Traceback (most recent call last):
         nnopt_jax.errors.CheckpointError: demo: w: stored is int8[2], the target wants float32[2]
     """
@@ -154,7 +154,7 @@ def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], caller:
     """Rebuild a tree from arrays and a manifest, and verify every leaf.
 
     Args:
-        numbered: the tree that `wanted` returned.
+        numbered: the tree that `match_target` returned.
         leaves: the leaves of its numbers.
         arrays: the arrays by number, as `freeze` returned them.
         caller: the name of the caller, for errors.
@@ -167,9 +167,9 @@ def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], caller:
 
     Example:
         >>> import numpy as np
-        >>> from nnopt_jax.interop.snapshot import freeze, thaw, wanted
+        >>> from nnopt_jax.interop.snapshot import freeze, thaw, match_target
         >>> arrays, manifest = freeze({"w": np.ones(2)}, "demo")
-        >>> thaw(*wanted(manifest, None, "demo"), arrays, "demo")
+        >>> thaw(*match_target(manifest, None, "demo"), arrays, "demo")
         {'w': array([1., 1.])}
     """
     problems, values = Problems(caller), []
@@ -251,6 +251,8 @@ def check_agreement(entries: Sequence[dict[str, Any]], caller: str) -> None:
     """
     if jax.process_count() == 1:
         return
+    # One hash of everything first; leaves are compared one by one only to name those that
+    # differ.
     if _same(_words(entries, len(entries))):
         return
     if not _same(np.array([len(entries)], np.uint32)):
@@ -303,15 +305,15 @@ def mismatches(stored: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, 
     if stored == wanted:
         return
     ours, theirs = _children(stored), _children(wanted)
-    if ours is None or theirs is None or _head(stored) != _head(wanted):
-        yield path, f"stored is {_head(stored)}, the target wants {_head(wanted)}"
+    if ours is None or theirs is None or _entry_text(stored) != _entry_text(wanted):
+        yield path, f"stored is {_entry_text(stored)}, the target wants {_entry_text(wanted)}"
         return
     for name in dict.fromkeys([*ours, *theirs]):
         inner = "/".join(part for part in (path, name) if part)
         if name not in theirs:
-            yield inner, f"stored is {_head(ours[name])}, the target has no such entry"
+            yield inner, f"stored is {_entry_text(ours[name])}, the target has no such entry"
         elif name not in ours:
-            yield inner, f"not stored, the target wants {_head(theirs[name])}"
+            yield inner, f"not stored, the target wants {_entry_text(theirs[name])}"
         else:
             yield from mismatches(ours[name], theirs[name], inner)
 
@@ -328,7 +330,7 @@ def _children(at: Any) -> dict[str, Any] | None:
     return {str(index): child for index, child in enumerate(children)}
 
 
-def _head(at: Any) -> str:
+def _entry_text(at: Any) -> str:
     """Return a short text for an entry: `float32[3,4]`, `dict`, `Bits version 1 (width=4)`."""
     if at is None:
         return "None"

@@ -172,14 +172,14 @@ def read_orbax(path: str | os.PathLike[str]) -> dict[str, Any]:
         else {found.parent.name: found.parent for found in sorted(place.glob(f"*/{_TREE}"))}
     )
     if not items:
-        raise ArtifactError(f"{who}: {_what(place)}")
-    trees = {name: flatten(_restored(item, who)) for name, item in items.items()}
+        raise ArtifactError(f"{who}: {_why_not_a_step(place)}")
+    trees = {name: flatten(_restore_item(item, who)) for name, item in items.items()}
     if len(trees) == 1:
         return next(iter(trees.values()))
     return {f"{name}/{path}": x for name, tree in trees.items() for path, x in tree.items()}
 
 
-def _what(place: Path) -> str:
+def _why_not_a_step(place: Path) -> str:
     """Return a sentence that says why a folder is not an orbax step."""
     if not place.is_dir():
         return "there is no such folder."
@@ -189,7 +189,7 @@ def _what(place: Path) -> str:
     return f"is not an orbax step: no {_TREE} in it or in its folders."
 
 
-def _restored(place: Path, who: str) -> Any:
+def _restore_item(place: Path, who: str) -> Any:
     import orbax.checkpoint as ocp
 
     how = ocp.RestoreArgs(restore_type=np.ndarray)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nnopt_jax.errors import ShapeError
-from nnopt_jax.parallel.meshes import batch_spec, check_mesh, constrain, shares
+from nnopt_jax.parallel.meshes import batch_spec, check_mesh, constrain, shard_count
 from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array
@@ -42,7 +42,7 @@ def process_rows(size: int, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
         16
     """
     who = "parallel.process_rows"
-    sharding, ways = _split(mesh, axes, who)
+    sharding, ways = _batch_sharding(mesh, axes, who)
     settings = Settings(who)
     settings.integer("size", size, 1)
     settings.done()
@@ -75,7 +75,7 @@ def shard_batch(batch: Any, mesh: Mesh, *, axes: Sequence[str] | None = None) ->
         (2, 3)
     """
     who = "parallel.shard_batch"
-    sharding, ways = _split(mesh, axes, who)
+    sharding, ways = _batch_sharding(mesh, axes, who)
     # The shards of this process; other processes hold the rest.
     here = len(set(map(str, sharding.addressable_devices_indices_map((ways,)).values())))
     check_divisible(who, batch, here, ", or fill it up by parallel.pad_batch")
@@ -154,8 +154,8 @@ def feed(
     settings.choice("uneven", uneven, UNEVEN)
     settings.integer("prefetch", prefetch, 1)
     settings.done()
-    _split(mesh, axes, "parallel.feed")
-    even = _even(batches, uneven)
+    _batch_sharding(mesh, axes, "parallel.feed")
+    even = _equal_batches(batches, uneven)
 
     # A separate generator, so that wrong settings raise here and not at the first batch.
     def ahead() -> Iterator[Any]:
@@ -169,7 +169,7 @@ def feed(
     return ahead()
 
 
-def _even(batches: Iterable[Any], uneven: str) -> Iterator[Any]:
+def _equal_batches(batches: Iterable[Any], uneven: str) -> Iterator[Any]:
     """Yield batches of equal size; pad, drop or reject one smaller than the first."""
     who, size = "parallel.feed", None
     for number, batch in enumerate(batches, 1):
@@ -196,11 +196,11 @@ def check_divisible(who: str, batch: Any, ways: int, advice: str) -> None:
         )
 
 
-def _split(mesh: Mesh, axes: Sequence[str] | None, who: str) -> tuple[NamedSharding, int]:
+def _batch_sharding(mesh: Mesh, axes: Sequence[str] | None, who: str) -> tuple[NamedSharding, int]:
     """Return the sharding of a batch, and the number of its shards."""
     check_mesh(who, mesh)
     spec = batch_spec(mesh, axes, who)
-    return NamedSharding(mesh, spec), shares(mesh, spec)
+    return NamedSharding(mesh, spec), shard_count(mesh, spec)
 
 
 def micro_batches(batch: Any, count: int, mesh: Mesh, rows: PartitionSpec) -> Any:
@@ -217,6 +217,8 @@ def micro_batches(batch: Any, count: int, mesh: Mesh, rows: PartitionSpec) -> An
     """
 
     def cut(x: Array) -> Array:
+        # Part i takes every count-th row, so that each device keeps its own rows and none
+        # is moved.
         return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
 
     return constrain(jax.tree.map(cut, batch), mesh, PartitionSpec(None, *rows))

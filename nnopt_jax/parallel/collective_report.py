@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from nnopt_jax.columns import brief_fields
 from nnopt_jax.tree.bit_counts import dtype_bits
 
+# An asynchronous collective is a pair of -start and -done, of which only the start is counted.
 _LINE = re.compile(
     r" = (?P<result>.*?) "
     r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("

@@ -82,7 +82,7 @@ def gradient(
         def of_batch(moving: Any, shown: Any, batch: Any, args: Any, key: Key | None) -> Any:
             dense = constrain(filled(shown, moving), plan.devices, plan.logical_used)
             found = loss(given(dense), batch, *args, *(() if key is None else (key,)))
-            value, aux = _returned(found, has_aux)
+            value, aux = _loss_result(found, has_aux)
             return value.total, (jax.lax.stop_gradient(value.weight), aux)
 
         if remat:
@@ -113,7 +113,7 @@ def gradient(
     return of_all
 
 
-def _returned(found: Any, has_aux: bool) -> tuple[Weighted, Any]:
+def _loss_result(found: Any, has_aux: bool) -> tuple[Weighted, Any]:
     """Return the result of a loss as a `Weighted`, and its aux value; raise for other results."""
     value, aux = found, None
     if has_aux:
@@ -158,6 +158,8 @@ def _accumulate(sums: Callable[..., _Sums], micro: Any, key: Key | None) -> _Sum
     def add(before: _Sums, item: Any) -> tuple[_Sums, None]:
         return jax.tree.map(jnp.add, before, one(*item)), None
 
+    # The first micro-batch runs outside of the loop and gives the sums their shapes and
+    # dtypes.
     first = jax.tree.map(lambda x: x[0], micro)
     rest = jax.tree.map(lambda x: x[1:], micro)
     count = jax.tree.leaves(micro)[0].shape[0]

@@ -72,31 +72,34 @@ are 8; change an axis, let one be -1, or give devices=jax.devices()[:6].
     return jax.make_mesh(shape, names, (AxisType.Auto,) * len(names), devices=devices)
 
 
-def parts(mesh: Mesh | AbstractMesh, axes: Any) -> int:
+def part_count(mesh: Mesh | AbstractMesh, axes: Any) -> int:
     """Return the number of parts into which an entry of a `PartitionSpec` splits an axis.
 
     Example:
         >>> import nnopt_jax as nnopt
-        >>> from nnopt_jax.parallel.meshes import parts
+        >>> from nnopt_jax.parallel.meshes import part_count
         >>> mesh = nnopt.parallel.mesh(data=2, model=4)
-        >>> parts(mesh, None), parts(mesh, "model"), parts(mesh, ("data", "model"))
+        >>> part_count(mesh, None), part_count(mesh, "model"), part_count(mesh, ("data", "model"))
         (1, 4, 8)
     """
     return math.prod(mesh.shape[name] for name in axis_names(axes))
 
 
-def shares(mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> int:
+def shard_count(mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> int:
     """Return the number of shards into which a `PartitionSpec` splits an array.
 
     Example:
         >>> from jax.sharding import PartitionSpec
         >>> import nnopt_jax as nnopt
-        >>> from nnopt_jax.parallel.meshes import shares
+        >>> from nnopt_jax.parallel.meshes import shard_count
         >>> mesh = nnopt.parallel.mesh(data=2, model=4)
-        >>> shares(mesh, PartitionSpec("data", None, "model")), shares(mesh, PartitionSpec())
+        >>> (
+        ...     shard_count(mesh, PartitionSpec("data", None, "model")),
+        ...     shard_count(mesh, PartitionSpec()),
+        ... )
         (8, 1)
     """
-    return math.prod(parts(mesh, entry) for entry in spec)
+    return math.prod(part_count(mesh, entry) for entry in spec)
 
 
 def axis_names(axes: Any) -> tuple[str, ...]:
@@ -162,7 +165,7 @@ def check_mesh(who: str, mesh: Any) -> None:
         )
 
 
-def inside(mesh: Mesh) -> AbstractContextManager[Any]:
+def mesh_context(mesh: Mesh) -> AbstractContextManager[Any]:
     """Return a context that sets a mesh, if the caller has set another one."""
     around = jax.sharding.get_abstract_mesh()
     if around.empty or around == mesh.abstract_mesh:
@@ -170,7 +173,7 @@ def inside(mesh: Mesh) -> AbstractContextManager[Any]:
     return jax.set_mesh(mesh)
 
 
-def settled(mesh: Mesh, tree: Any) -> Any:
+def wait_if_simulated(mesh: Mesh, tree: Any) -> Any:
     """Wait for the arrays of a tree if the devices of the mesh are simulated by a CPU.
 
     All simulated devices share the threads of the processor. The next program can take the threads

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from nnopt_jax.parallel.meshes import axis_names, parts
+from nnopt_jax.parallel.meshes import axis_names, part_count
 from nnopt_jax.tree.bit_counts import dtype_bits
 
 KeyPath = tuple[Any, ...]
@@ -58,17 +58,19 @@ def split_fully(
     if math.prod(shape) * dtype_bits(array.dtype) < 8 * least:
         return spec, f"below {least:,} bytes"
     entries = [axis_names(entry) for entry in spec] + [()] * (len(shape) - len(spec))
-    fits = [i for i, n in enumerate(shape) if n % (parts(mesh, entries[i]) * count) == 0]
+    fits = [i for i, n in enumerate(shape) if n % (part_count(mesh, entries[i]) * count) == 0]
     if not fits:
         over = " further" if any(entries) else ""
         return spec, f"no axis of {shape} divides{over} by {count}"
     # A free axis can be gathered without gathering the other.
     chosen = max(fits, key=lambda i: (not entries[i], shape[i]))
     entries[chosen] = (*entries[chosen], axis)
-    return trimmed([names[0] if len(names) == 1 else names or None for names in entries]), axis
+    return without_trailing_none(
+        [names[0] if len(names) == 1 else names or None for names in entries]
+    ), axis
 
 
-def trimmed(entries: list[Any]) -> PartitionSpec:
+def without_trailing_none(entries: list[Any]) -> PartitionSpec:
     """Return a spec without trailing None entries, which JAX would treat as another spec."""
     while entries and entries[-1] is None:
         entries.pop()
@@ -114,13 +116,15 @@ def optimizer_specs(
             if shape == leaf.shape:
                 return specs[keys[start:]]
             if shape is not None:
-                return further(leaf, _along(leaf.shape, shape, specs[keys[start:]]))
+                return further(leaf, _factored_spec(leaf.shape, shape, specs[keys[start:]]))
         return further(leaf, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(one, opt_state)
 
 
-def _along(shape: tuple[int, ...], whole: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
+def _factored_spec(
+    shape: tuple[int, ...], whole: tuple[int, ...], spec: PartitionSpec
+) -> PartitionSpec:
     """Return the spec of an array whose shape lacks some axes of another array's shape."""
     entries = [*spec, *[None] * (len(whole) - len(spec))]
     kept, at = [], 0
@@ -131,4 +135,4 @@ def _along(shape: tuple[int, ...], whole: tuple[int, ...], spec: PartitionSpec) 
             return PartitionSpec()
         kept.append(entries[at])
         at += 1
-    return trimmed(kept)
+    return without_trailing_none(kept)

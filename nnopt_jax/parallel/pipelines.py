@@ -16,7 +16,7 @@ from nnopt_jax.parallel.meshes import (
     batch_spec,
     check_mesh,
     named,
-    shares,
+    shard_count,
     with_automatic_axes,
 )
 from nnopt_jax.settings import Settings
@@ -174,7 +174,7 @@ def pipeline(
     settings.done()
     given, mesh = mesh, with_automatic_axes(mesh)
     rows = batch_spec(mesh, None, who)
-    ways = shares(mesh, rows) * microbatches
+    ways = shard_count(mesh, rows) * microbatches
     stages = mesh.shape[axis]
     inner = jax.checkpoint(block) if remat else block
 

@@ -14,7 +14,14 @@ from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.parallel.batches import pad_batch, rows_of
-from nnopt_jax.parallel.meshes import batch_spec, constrain, inside, named, settled, shares
+from nnopt_jax.parallel.meshes import (
+    batch_spec,
+    constrain,
+    mesh_context,
+    named,
+    shard_count,
+    wait_if_simulated,
+)
 from nnopt_jax.parallel.shard_specs import Shards, check_plan, check_planned
 from nnopt_jax.tree.devices import automatic, place
 from nnopt_jax.tree.paths import flatten
@@ -59,9 +66,9 @@ class Predict:
         count = rows_of("parallel.predict", batch)
         if count % self.shares:
             batch, _ = pad_batch(batch, count + self.shares - count % self.shares)
-        with inside(self.plan.devices):
+        with mesh_context(self.plan.devices):
             outputs = self.compiled(*place((params, batch), self.at))
-        outputs = settled(self.plan.devices, outputs)
+        outputs = wait_if_simulated(self.plan.devices, outputs)
         return self.first(outputs, count) if count % self.shares else outputs
 
     def lower(self, params: Any, batch: Any) -> Any:
@@ -111,7 +118,7 @@ def predict(
         return outputs
 
     compiled = jax.jit(automatic(forward, mesh, out), in_shardings=at, out_shardings=out)
-    return Predict(plan, at, compiled, _first_rows(mesh), shares(mesh, rows))
+    return Predict(plan, at, compiled, _first_rows(mesh), shard_count(mesh, rows))
 
 
 def _check_rows(outputs: Any, rows: int) -> None:

@@ -144,7 +144,7 @@ class Watch:
         self._thread.join()
         bereft = self._verdict is not None or _is_unanswered(error)
         try:
-            self._part(error, bereft)
+            self._announce_end(error, bereft)
         except jax.errors.JaxRuntimeError:
             self._verdict = self._verdict or "process 0, which holds the coordinator, is gone"
         if error is not None or self._verdict is not None:
@@ -156,7 +156,7 @@ class Watch:
         """Write heartbeats and check those of other processes, until one is lost."""
         try:
             while not self._wait():
-                self._look()
+                self._find_losses()
                 if self._verdict is not None:
                     self._end()
         except jax.errors.JaxRuntimeError:  # without a coordinator, the runtime ends the process
@@ -179,18 +179,18 @@ class Watch:
                 logging.getLogger(__name__).critical(self._message())
                 os._exit(1)
 
-    def _part(self, error: BaseException | None, bereft: bool) -> None:
+    def _announce_end(self, error: BaseException | None, bereft: bool) -> None:
         """Announce the end of this process; process 0, which runs the store, ends last."""
         sign = _LEFT if error is None else _BEREFT if bereft else f"{_ENDED} {_first_line(error)}"
         self._sign(sign)
         if self._process != 0:
-            return self._look()
+            return self._find_losses()
         if error is not None and not bereft:
-            self._tell(f"process 0 {sign}")
+            self._announce_loss(f"process 0 {sign}")
         while self._is_awaited(self._heartbeat if error is None else SILENCE):
-            self._look()
+            self._find_losses()
             time.sleep(0.05)
-        self._look()
+        self._find_losses()
         # The runtime kills processes that shut down after the coordinator; this returns when all
         # have.
         parting = [other for other, (sign, _) in self._signs().items() if _has_ended(sign)]
@@ -200,11 +200,11 @@ class Watch:
     def _sign(self, sign: str) -> None:
         self._store.key_value_set(f"{_SIGNS}{self._process}", sign, allow_overwrite=True)
 
-    def _tell(self, verdict: str) -> None:
+    def _announce_loss(self, verdict: str) -> None:
         self._verdict = verdict
         self._store.key_value_set(f"{_VERDICT}0", verdict, allow_overwrite=True)
 
-    def _look(self) -> None:
+    def _find_losses(self) -> None:
         """Read the announcement of a lost process; process 0 checks heartbeats and writes it."""
         if self._verdict is not None:
             return
@@ -214,7 +214,7 @@ class Watch:
             # A process that ended by itself explains more than those that lost it.
             losses = sorted(self._losses(), key=lambda one: one.endswith(_BEREFT))
             if losses:
-                self._tell(losses[0])
+                self._announce_loss(losses[0])
 
     def _losses(self) -> Iterator[str]:
         """Yield a sentence about each other process that was lost."""

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from nnopt_jax.arrays.nodes import field_specs, is_node, summary
 from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
-from nnopt_jax.parallel.meshes import check_mesh, named, settled, shares
+from nnopt_jax.parallel.meshes import check_mesh, named, shard_count, wait_if_simulated
 from nnopt_jax.parallel.parameter import split_fully
 from nnopt_jax.parallel.tensor import Rule, Ruled, by_annotation, by_graph, by_rules
 from nnopt_jax.settings import Settings
@@ -278,7 +278,7 @@ def _plan_leaf(
     resting = jax.tree.unflatten(structure, [spec for spec, _ in ways])
     logical = split(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), known.spec)[0]
     specs = {"specs": resting, "used": used, "logical": logical, "logical_used": known.spec}
-    sizes = -(-tree_bits(leaf) // 8), share_bytes(leaf, resting, mesh)
+    sizes = -(-tree_bits(leaf) // 8), bytes_per_device(leaf, resting, mesh)
     return specs, ShardRow(path, summary(leaf), logical, ", ".join(said), *sizes)
 
 
@@ -291,11 +291,11 @@ def check_plan(who: str, plan: Any) -> None:
         )
 
 
-def share_bytes(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> int:
+def bytes_per_device(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> int:
     """Return the bytes of a tree on one device."""
     arrays, structure = jax.tree.flatten(tree)
     bits = sum(
-        math.prod(x.shape) * dtype_bits(x.dtype) // shares(mesh, spec)
+        math.prod(x.shape) * dtype_bits(x.dtype) // shard_count(mesh, spec)
         for x, spec in zip(arrays, structure.flatten_up_to(specs), strict=True)
     )
     return -(-bits // 8)
@@ -324,7 +324,7 @@ def shard(params: Any, plan: Shards) -> Any:
         (8, 128)
     """
     check_planned("parallel.shard", params, plan)
-    return settled(plan.devices, place(params, plan.shardings))
+    return wait_if_simulated(plan.devices, place(params, plan.shardings))
 
 
 def sharded_init(init: Callable[..., Any], plan: Shards) -> Callable[..., Any]:

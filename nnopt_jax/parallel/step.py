@@ -16,7 +16,14 @@ from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.batches import check_divisible
 from nnopt_jax.parallel.gradients import gradient
-from nnopt_jax.parallel.meshes import batch_spec, constrain, inside, named, settled, shares
+from nnopt_jax.parallel.meshes import (
+    batch_spec,
+    constrain,
+    mesh_context,
+    named,
+    shard_count,
+    wait_if_simulated,
+)
 from nnopt_jax.parallel.shard_specs import Shards, check_plan, check_planned
 from nnopt_jax.parallel.train_state import Layout, TrainState, layout
 from nnopt_jax.settings import Settings
@@ -75,7 +82,7 @@ class TrainStep:
             ShapeError: the parameters do not fit the plan.
         """
         check_planned("parallel.train_step", params, self.plan)
-        with inside(self.plan.devices):
+        with mesh_context(self.plan.devices):
             return self.start(params, key, stats)
 
     @property
@@ -105,16 +112,16 @@ class TrainStep:
             ShapeError: the rows are not divisible by the mesh and the accumulation.
             CompositionError: the state belongs to another step, or was donated.
         """
-        _check_kept(state, self.layout.shapes)
+        _check_state(state, self.layout.shapes)
         check_divisible("parallel.train_step", batch, self.shares,
                           " (parallel.feed(uneven='pad') fills a last one up)")  # fmt: skip
         given = place((batch, args, key), self.at)
-        with inside(self.plan.devices):
-            return settled(self.plan.devices, self.compiled(state, *given))
+        with mesh_context(self.plan.devices):
+            return wait_if_simulated(self.plan.devices, self.compiled(state, *given))
 
     def lower(self, state: TrainState, batch: Any, *args: Any, key: Key | None = None) -> Any:
         """Lower the step for these shapes, to inspect the compiled program."""
-        with inside(self.plan.devices):
+        with mesh_context(self.plan.devices):
             return self.compiled.lower(state, batch, args, key)
 
 
@@ -195,12 +202,12 @@ def train_step(
     settings.done()
     tx = chain() if tx is None else tx
     mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, who)
-    lies = layout(tx, optimizer, plan)
+    state_layout = layout(tx, optimizer, plan)
     update = optax.with_extra_args_support(optimizer).update
     differentiate = gradient(loss, plan, rows, accumulate, remat, has_aux)
 
     def one(now: TrainState, batch: Any, args: Any, key: Key | None) -> tuple[TrainState, Any]:
-        shown, pull_back, given = forward(tx, _gathered(now.params, plan), now.state, loss)
+        shown, pull_back, given = forward(tx, _gather_packed(now.params, plan), now.state, loss)
         value, slope = differentiate(shown, given, batch, args, key)
         grads = pull_back(slope)
         moved = trainable(tx, now.params, now.state)
@@ -211,37 +218,37 @@ def train_step(
         return TrainState(params, state, opt_state), value
 
     whole = named(mesh, PartitionSpec())
-    at, out = (named(mesh, rows), whole, whole), (lies.shardings, whole)
+    at, out = (named(mesh, rows), whole, whole), (state_layout.shardings, whole)
     compiled = jax.jit(
         automatic(one, mesh, out),
-        in_shardings=(lies.shardings, *at),
+        in_shardings=(state_layout.shardings, *at),
         out_shardings=out,
         donate_argnums=(0,) if donate else (),
     )
-    start = _starter(tx, optimizer, lies)
-    return TrainStep(plan, lies, at, compiled, start, shares(mesh, rows) * accumulate)
+    start = _sharded_start(tx, optimizer, state_layout)
+    return TrainStep(plan, state_layout, at, compiled, start, shard_count(mesh, rows) * accumulate)
 
 
-def _check_kept(state: TrainState, wanted: TrainState) -> None:
+def _check_state(state: TrainState, wanted: TrainState) -> None:
     """Raise if a state was donated or belongs to another step."""
     if jax.tree.structure(state) != jax.tree.structure(wanted):
         raise CompositionError(
             "parallel.train_step: the state is not of this step; give what init(params), the step "
             "before, or Checkpoints.restore(run.abstract) returned."
         )
-    if any(map(_is_gone, jax.tree.leaves(state))):
-        path = next(path for path, x in flatten(state).items() if _is_gone(x))
+    if any(map(_is_donated, jax.tree.leaves(state))):
+        path = next(path for path, x in flatten(state).items() if _is_donated(x))
         raise CompositionError(
             f"parallel.train_step: {path} of the state was given away to an earlier step; go on "
             "with what that step returned, or let donate=False keep both."
         )
 
 
-def _is_gone(x: Any) -> bool:
+def _is_donated(x: Any) -> bool:
     return isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted()
 
 
-def _gathered(params: Any, plan: Shards) -> Any:
+def _gather_packed(params: Any, plan: Shards) -> Any:
     """Gather packed leaves in packed form; leave dense leaves to be gathered where used."""
 
     def one(leaf: Any, specs: Any) -> Any:
@@ -250,21 +257,23 @@ def _gathered(params: Any, plan: Shards) -> Any:
     return jax.tree.map(one, params, plan.used, is_leaf=is_node)
 
 
-def _starter(tx: Transform, optimizer: Any, lies: Layout) -> Callable[..., TrainState]:
+def _sharded_start(
+    tx: Transform, optimizer: Any, state_layout: Layout
+) -> Callable[..., TrainState]:
     """Return a function that makes the initial state, sharded from the beginning."""
 
     def start(params: Any, key: Key | None, stats: Any) -> TrainState:
-        at = lies.shardings
+        at = state_layout.shardings
         # Copied, because a shard may be memory of the caller, which the first step would donate.
         params = jax.tree.map(jnp.copy, place(params, at.params))
         stats = dict(stats) if isinstance(stats, Mapping) else stats
-        stats, key = place((stats, key), NamedSharding(lies.mesh, PartitionSpec()))
+        stats, key = place((stats, key), NamedSharding(state_layout.mesh, PartitionSpec()))
         state = jax.jit(lambda p, s, k: tx.init(p, stats=s, key=k), out_shardings=at.state)(
             params, stats, key
         )
         opt_state = jax.jit(
             lambda p, s: optimizer.init(trainable(tx, p, s)), out_shardings=at.opt_state
         )(params, state)
-        return settled(lies.mesh, TrainState(params, state, opt_state))
+        return wait_if_simulated(state_layout.mesh, TrainState(params, state, opt_state))
 
     return start

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
-from nnopt_jax.parallel.meshes import axis_names, parts
+from nnopt_jax.parallel.meshes import axis_names, part_count
 from nnopt_jax.trace import Dimension, Graph
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.tree.select import Where, resolve, selector
@@ -155,9 +155,10 @@ def _check(
     for axis, (size, entry) in enumerate(zip(shape, spec, strict=False)):
         if any(name not in mesh.shape for name in axis_names(entry)):
             continue
-        if size % parts(mesh, entry):
-            wrong.add(path, f"{by} splits axis {axis} of size {size} into {parts(mesh, entry)} "
-                            f"({entry}); choose an axis that it divides, or None for whole"
+        if size % part_count(mesh, entry):
+            wrong.add(path, f"{by} splits axis {axis} of size {size} into "
+                            f"{part_count(mesh, entry)} ({entry}); choose an axis that it "
+                            "divides, or None for whole"
                      )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from nnopt_jax.arrays.nodes import is_spec
 from nnopt_jax.columns import brief_fields
 from nnopt_jax.parallel.meshes import named
 from nnopt_jax.parallel.parameter import optimizer_specs
-from nnopt_jax.parallel.shard_specs import Shards, share_bytes
+from nnopt_jax.parallel.shard_specs import Shards, bytes_per_device
 from nnopt_jax.transform import State, Transform, state_specs, trainable
 from nnopt_jax.transform.base import abstract_state
 
@@ -70,7 +70,7 @@ class Layout(NamedTuple):
         """The bytes of parameters, state and optimizer state on one device."""
         return TrainState(
             *(
-                share_bytes(shapes, specs, self.mesh)
+                bytes_per_device(shapes, specs, self.mesh)
                 for shapes, specs in zip(self.shapes, self.specs, strict=True)
             )
         )

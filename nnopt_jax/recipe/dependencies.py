@@ -14,7 +14,7 @@ from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.errors import NnoptError, RecipeError
 from nnopt_jax.interop.flax import FlaxModel
 from nnopt_jax.recipe import resolver
-from nnopt_jax.recipe.inputs import Splits, make_model, output_of, variables_of
+from nnopt_jax.recipe.inputs import Splits, make_model, output_shape, variables_of
 from nnopt_jax.recipe.reader import load
 from nnopt_jax.recipe.recipe_plan import RecipePlan
 from nnopt_jax.recipe.run_folder import RunFolder
@@ -99,7 +99,7 @@ def required_runs(recipe: Recipe) -> Iterator[Dependency]:
         Traceback (most recent call last):
         nnopt_jax.errors.RecipeError: recipe: start.run: recipe: cannot read nowhere.yaml: ...
     """
-    for key, named in _names(recipe):
+    for key, named in _named_runs(recipe):
         if Path(named).is_dir():
             yield Dependency(key, Path(named), None)
             continue
@@ -113,7 +113,7 @@ def required_runs(recipe: Recipe) -> Iterator[Dependency]:
         yield Dependency(key, into, needed)
 
 
-def _names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _named_runs(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield the key and the path of each run that a recipe depends on."""
     if recipe.distill is not None:
         yield "distill.teacher", recipe.distill.teacher
@@ -125,7 +125,7 @@ def _check_acyclic(name: str, recipe: Recipe, above: tuple[Recipe, ...]) -> None
     """Check that no recipe depends on itself, directly or through others."""
     if any(replace(recipe, output=other.output) == other for other in above):
         raise RecipeError(f"{name} is this recipe itself, or builds upon it. Name another.")
-    for _, named in _names(recipe):
+    for _, named in _named_runs(recipe):
         if not Path(named).is_dir():
             _check_acyclic(named, load(named), (*above, recipe))
 
@@ -215,8 +215,8 @@ class Teacher:
 
 
 def _load_teacher(distill: Distill, model: FlaxModel, plan: RecipePlan) -> Teacher:
-    mine = output_of(plan.model, plan.data, "model:").shape
-    theirs = output_of(model, plan.data, "distill.teacher: the teacher").shape
+    mine = output_shape(plan.model, plan.data, "model:").shape
+    theirs = output_shape(model, plan.data, "distill.teacher: the teacher").shape
     if mine != theirs:
         raise RecipeError(
             f"recipe: distill.teacher: gives logits of shape {theirs} for two images, the student "

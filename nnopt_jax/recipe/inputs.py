@@ -32,11 +32,12 @@ __all__ = [
     "model_graph",
     "network",
     "open_data",
-    "output_of",
+    "output_shape",
     "structure",
     "variables_of",
 ]
 
+# Bounds the memory of the activations during an evaluation.
 _EVALUATED_AT_ONCE = 1000
 
 
@@ -178,7 +179,7 @@ def evaluate(
     return total / len(split.x)
 
 
-def output_of(model: FlaxModel, data: Splits, subject: str) -> jax.ShapeDtypeStruct:
+def output_shape(model: FlaxModel, data: Splits, subject: str) -> jax.ShapeDtypeStruct:
     """Return the shape of the network's output for two examples.
 
     Args:
@@ -207,7 +208,7 @@ def check_classes(model: FlaxModel, data: Splits) -> None:
     Raises:
         RecipeError: a label has no logit, or the model does not take the inputs.
     """
-    logits, labels = output_of(model, data, "model:"), data.train.y
+    logits, labels = output_shape(model, data, "model:"), data.train.y
     if not jnp.issubdtype(labels.dtype, jnp.integer) or logits.ndim != labels.ndim + 1:
         return
     classes = logits.shape[-1]

@@ -192,6 +192,7 @@ def latency(
         statistics.median(theirs),
         min(ours),
         min(theirs),
+        # The bound avoids a division by zero if the clock is coarse.
         statistics.median(a / max(b, 1e-9) for a, b in zip(ours, theirs, strict=True)),
     )
 

@@ -63,7 +63,9 @@ class MetricsLog:
     def begin(self, phase: Phase, done: int) -> None:
         """Start or resume a phase after `done` finished steps."""
         self.phase = phase
-        self._encode = jax.jit(lambda params, state: _in_use(phase.tx.encode(params, state)))
+        self._encode = jax.jit(
+            lambda params, state: _materialize_weights(phase.tx.encode(params, state))
+        )
         self._since: tuple[int, float] | None = None  # the first steps only compile
         place = f"{phase.index + 1}/{len(self.plan.phases)}"
         self.callback.stage(phase.stage.name, place, phase.steps, done)
@@ -136,7 +138,7 @@ def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
     return {path: jnp.isfinite(leaf).all() for path, leaf in floats.items()}
 
 
-def _in_use(encoded: Any) -> Any:
+def _materialize_weights(encoded: Any) -> Any:
     """Materialize leaves, except those that round the inputs of their product."""
     return jax.tree.map(
         lambda x: x if rounds_inputs(x) else materialize(x), encoded, is_leaf=is_node

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from nnopt_jax import parallel
 from nnopt_jax.errors import NnoptError, RecipeError
 from nnopt_jax.parallel.batches import check_divisible
-from nnopt_jax.parallel.meshes import batch_spec, shares
+from nnopt_jax.parallel.meshes import batch_spec, shard_count
 from nnopt_jax.parallel.train_state import layout
 from nnopt_jax.recipe.inputs import Examples
 from nnopt_jax.recipe.schema import Parallel
@@ -114,7 +114,8 @@ def place_run(wanted: Parallel | None, batch_size: int, params: Any) -> Placemen
         mesh = parallel.mesh(**wanted.mesh)
         rules = [(rule.where, rule.split) for rule in wanted.rules]
         shards = parallel.specs(params, mesh, rules, fsdp=wanted.fsdp, least=wanted.least)
-        ways = shares(mesh, batch_spec(mesh, None, "batch_size")) * wanted.accumulate
+        ways = shard_count(mesh, batch_spec(mesh, None, "batch_size")) * wanted.accumulate
+        # Rows without features suffice for the check.
         check_divisible("batch_size", np.empty((batch_size, 0)), ways, "")
     except NnoptError as error:
         raise RecipeError(f"recipe: parallel: {error}") from error

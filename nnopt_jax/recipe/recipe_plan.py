@@ -126,6 +126,8 @@ class Phase:
         """Return the shapes and dtypes of the result of `begin`, without computing it."""
 
         def begin(carry: Carry) -> Carry:
+            # The shapes of the state do not depend on the values of the statistics,
+            # so that the parameters can stand in for them.
             stats = dict.fromkeys(self.needs(len(carry.state)), self.upstream(carry))
             return self.begin(carry, key, stats)
 

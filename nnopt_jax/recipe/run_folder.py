@@ -15,7 +15,7 @@ from nnopt_jax.recipe.reader import build, dump, parse, unbuild
 from nnopt_jax.recipe.schema import Recipe
 from nnopt_jax.report.result import Result
 
-__all__ = ["JsonLines", "RunFolder", "read_rows", "write_whole", "writing"]
+__all__ = ["JsonLines", "RunFolder", "read_rows", "write_atomically", "writing"]
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a text file atomically: to a temporary file that is flushed and then renamed.
 
     Args:
@@ -51,9 +51,9 @@ def write_whole(path: Path, text: str) -> None:
 
     Example:
         >>> import pathlib, tempfile
-        >>> from nnopt_jax.recipe.run_folder import write_whole
+        >>> from nnopt_jax.recipe.run_folder import write_atomically
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_whole(pathlib.Path(folder, "a.txt"), "whole")
+        ...     write_atomically(pathlib.Path(folder, "a.txt"), "whole")
         ...     pathlib.Path(folder, "a.txt").read_text()
         'whole'
     """
@@ -63,6 +63,8 @@ def write_whole(path: Path, text: str) -> None:
             with part.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
+                # Without this, a power failure could leave an empty file under
+                # the new name.
                 os.fsync(file.fileno())
             part.replace(path)
         finally:
@@ -111,7 +113,7 @@ class JsonLines:
         self.writes = writes
         self.rows = [row for row in read_rows(path) if row.get("step", 0) <= upto]
         if writes:
-            write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append one row to the file."""
@@ -175,7 +177,7 @@ class RunFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         if not self.recipe.exists():
-            write_whole(self.recipe, dump(unbuild(recipe)))
+            write_atomically(self.recipe, dump(unbuild(recipe)))
 
     def _read_recipe(self) -> Any:
         return parse(self.recipe.read_text(encoding="utf-8"), str(self.recipe))

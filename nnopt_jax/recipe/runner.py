@@ -17,7 +17,7 @@ from nnopt_jax.recipe.inputs import Examples, batches
 from nnopt_jax.recipe.measurement import finalize
 from nnopt_jax.recipe.metrics_log import Callback, MetricsLog, nonfinite
 from nnopt_jax.recipe.recipe_plan import Carry, Phase, RecipePlan, prepare
-from nnopt_jax.recipe.run_folder import JsonLines, RunFolder, write_whole
+from nnopt_jax.recipe.run_folder import JsonLines, RunFolder, write_atomically
 from nnopt_jax.recipe.schema import Recipe
 from nnopt_jax.report.html import page
 from nnopt_jax.report.result import Result
@@ -75,8 +75,8 @@ def run(recipe: Recipe, *, fresh: bool = False, callback: Callback | None = None
     result = None
     if writes:
         result = finalize(plan, carry, runner.rows.rows, folder)
-        write_whole(folder.report, page(result))
-        write_whole(folder.result, json.dumps(result.to_json()))
+        write_atomically(folder.report, page(result))
+        write_atomically(folder.result, json.dumps(result.to_json()))
     if jax.process_count() > 1:  # no process may read a file before it is written
         multihost_utils.sync_global_devices(str(folder.path))
     return result
@@ -112,6 +112,8 @@ class _Runner:
         carry = self._resume()
         for phase in self.plan.phases:
             if phase.last > self.done:
+                # A checkpoint from inside of the stage already holds its
+                # optimizer and its transforms.
                 carry = self._begin(phase, carry) if self.done <= phase.first else carry
                 carry = self._train_phase(phase, carry)
         return carry
@@ -123,6 +125,8 @@ class _Runner:
             return carry
         for phase in self.plan.phases:
             carry = phase.abstract_begin(carry, self.plan.key)
+            # A checkpoint from the end of a stage has the structure of that stage:
+            # the next one begins after it.
             if self.done <= phase.last:
                 if self.plan.placement is not None:
                     carry = self.plan.placement.placed(phase, carry)
@@ -157,8 +161,11 @@ class _Runner:
             carry, loss = one_step(carry, *next(feed), number)
             self.log.step(number, carry, loss)
             if number % recipe.checkpoint_every == 0 or number == phase.last:
+                # Checked before the write, so that no checkpoint holds NaN.
                 self.log.check_finite(number, carry, loss)
                 self.checkpoints.save(number, carry)
+                # The time of writing a checkpoint does not count as the time of a
+                # step.
                 self.log.start_clock(number)
         return carry
 

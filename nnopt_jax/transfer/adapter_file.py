@@ -64,9 +64,8 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
         {'kernel': Sum(base float32[64,64], delta Factored(u float32[64,2], v float32[2,64]), \
 34 bits/weight)}
     """
-    packed = plain(
-        packed
-    )  # as it is loaded, since names and the order of leaves are those of the file
+    # In plain containers, as a file is loaded: names and the order of leaves are those of the file.
+    packed = plain(packed)
     ours, theirs = _leaves(_SAVE, packed), _leaves(_SAVE, base)
     problems = Problems(_SAVE)
     for name in sorted(ours.keys() ^ theirs.keys()):
@@ -75,7 +74,7 @@ def save_adapter(path: str | os.PathLike[str], packed: Params, base: Params) -> 
     problems.raise_as(SelectionError)
     kept, taken, known = [], {}, {}
     for name, leaf in ours.items():
-        parts = _Parts.of(theirs[name])
+        parts = _BaseLeaf.of(theirs[name])
         places = [parts.find(x) for x in jax.tree.leaves(leaf)]
         kept += [x for x, at in zip(jax.tree.leaves(leaf), places, strict=True) if at is None]
         if any(at is not None for at in places):
@@ -131,14 +130,14 @@ def load_adapter(
     facts, theirs = _description(found.metadata, who), _leaves(_LOAD, base)
     try:
         known, taken, tree = (dict(facts[name]) for name in ("base", "taken", "tree"))
-        parts = _matched(known, taken, theirs, who)
+        parts = _base_leaves(known, taken, theirs, who)
         arrays = iter(container.read(found))
         values = [
             next(arrays) if at is None else parts[name].arrays[at]
             for name, places in taken.items()
             for at in places
         ]
-        made = _filled(tree, values)
+        made = _build_tree(tree, values)
     except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
         if isinstance(error, ArtifactError):
             raise
@@ -168,7 +167,7 @@ def _description(metadata: Any, who: str) -> dict[str, Any]:
     )
 
 
-class _Parts(NamedTuple):
+class _BaseLeaf(NamedTuple):
     """The arrays of one leaf of the base, with their checksums."""
 
     arrays: list[Any]
@@ -176,15 +175,19 @@ class _Parts(NamedTuple):
     description: list[str]
 
     @staticmethod
-    def of(leaf: Any) -> _Parts:
+    def of(leaf: Any) -> _BaseLeaf:
         arrays = jax.tree.leaves(leaf)
         sums = [_digest(x) for x in arrays]
         text = json.dumps([describe(leaf), sums])
-        return _Parts(arrays, sums, [summary(leaf), hashlib.sha256(text.encode()).hexdigest()[:16]])
+        return _BaseLeaf(
+            arrays, sums, [summary(leaf), hashlib.sha256(text.encode()).hexdigest()[:16]]
+        )
 
     def find(self, x: Any) -> int | None:
         """Return the index of the array that equals another one bit for bit, or None."""
         alike = [i for i, y in enumerate(self.arrays) if (x.shape, x.dtype) == (y.shape, y.dtype)]
+        # A checksum reads all bytes, so it is computed only if no array is the very same
+        # object.
         mine = _digest(x) if alike and not any(x is self.arrays[i] for i in alike) else None
         return next((i for i in alike if x is self.arrays[i] or self.sums[i] == mine), None)
 
@@ -195,16 +198,16 @@ def _digest(x: Any) -> list[int]:
     return digest(jax.random.key_data(x) if is_key else x)
 
 
-def _matched(
+def _base_leaves(
     known: Mapping[str, Any], taken: Mapping[str, Any], base: Mapping[str, Any], who: str
-) -> dict[str, _Parts]:
+) -> dict[str, _BaseLeaf]:
     """Return the leaves of the base that an adapter refers to; raise if the base differs."""
     problems, parts = Problems(who), {}
     for name, (outline, total) in known.items():
         if name not in base:
             problems.add(name, f"is not in this base.{nearest(name, base)}")
             continue
-        parts[name] = _Parts.of(base[name])
+        parts[name] = _BaseLeaf.of(base[name])
         ours, checksum = parts[name].description
         if checksum == total:
             continue  # the summary may differ, because classes may have been renamed since
@@ -219,7 +222,7 @@ def _matched(
     return parts
 
 
-def _filled(tree: Any, values: list[Any]) -> Any:
+def _build_tree(tree: Any, values: list[Any]) -> Any:
     """Build the described tree from arrays; raise if an array differs from its description."""
     rest = iter(values)
 

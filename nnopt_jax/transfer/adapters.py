@@ -62,12 +62,12 @@ def freeze(where: Where = "**") -> Transform:
             encode=lambda leaves, state, train: {},
             binding=binding,
         )
-        return _freezing(tx, where)
+        return _with_frozen(tx, where)
 
     return bindable(build)
 
 
-def _freezing(tx: Transform, where: Where) -> Transform:
+def _with_frozen(tx: Transform, where: Where) -> Transform:
     """Return a copy of a transform that also freezes the parameters that a rule selects."""
 
     def frozen(params: Any) -> frozenset[str]:
@@ -190,7 +190,7 @@ def dora(
         Liu et al. 2024, DoRA: Weight-Decomposed Low-Rank Adaptation, section 4.
     """
     name = "transfer.dora"
-    return _adapter(name, rank, alpha, where, rank_stabilized, freeze, dtype, lengths=True)
+    return _adapter(name, rank, alpha, where, rank_stabilized, freeze, dtype, magnitudes=True)
 
 
 def _adapter(
@@ -202,7 +202,7 @@ def _adapter(
     freeze: Where | None,
     dtype: DTypeLike,
     *,
-    lengths: bool = False,
+    magnitudes: bool = False,
 ) -> Transform:
     """Make the transform of `lora` or, with trained magnitudes, of `dora`."""
     settings = Settings(name)
@@ -232,8 +232,8 @@ def _adapter(
                 # By path rather than by number, so that other leaves do not matter.
                 key = jax.random.fold_in(drawn, zlib.crc32(path.encode()))
                 learned[path] = _first_factors(key, axes.matrix_shape(x.shape), rank, dtype)
-                if lengths:
-                    learned[path]["magnitude"] = _lengths(x, axes).astype(dtype)
+                if magnitudes:
+                    learned[path]["magnitude"] = _output_norms(x, axes).astype(dtype)
             return learned, dict.fromkeys(leaves)
 
         def encode(leaves: Leaves, state: State, train: bool) -> Leaves:
@@ -243,15 +243,21 @@ def _adapter(
                 own = state.learned[path]
                 factors = own["a"], (own["b"] * scale).astype(dtype)
                 encoded[path] = _with_product(leaf, *factors, axes_of(path, leaf))
-                if lengths:
+                if magnitudes:
                     encoded[path] = Normalized(encoded[path], own["magnitude"])
             return encoded
 
         # Norms are sums, whose order depends on the mesh.
         tx = wrapping(
-            name, where, init=init, encode=encode, check=misfit, exact=not lengths, binding=binding
+            name,
+            where,
+            init=init,
+            encode=encode,
+            check=misfit,
+            exact=not magnitudes,
+            binding=binding,
         )
-        return tx if freeze is None else _freezing(tx, freeze)
+        return tx if freeze is None else _with_frozen(tx, freeze)
 
     return bindable(build)
 
@@ -278,7 +284,7 @@ def _with_product(leaf: Field, a: jax.Array, b: jax.Array, axes: Axes) -> Field:
     return map_under_mask(leaf, change)
 
 
-def _lengths(leaf: jax.Array, axes: Axes) -> jax.Array:
+def _output_norms(leaf: jax.Array, axes: Axes) -> jax.Array:
     """Return the norm of the weights of each output."""
     sizes = (1 if axis in axes.contracted else size for axis, size in enumerate(leaf.shape))
     return norm_like(leaf, tuple(sizes))

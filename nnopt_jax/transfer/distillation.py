@@ -73,6 +73,7 @@ def _divergence(student: Array, teacher: Array) -> Array:
     # A class that the teacher excludes adds only q, because 0 log 0 = 0.
     some = theirs > 0
     apart = jnp.where(some, (student - teacher) - (total - whole), 0.0)
+    # For larger differences the direct form below does not cancel, and exp(d) might overflow.
     near = some & (apart < 1)
     close = theirs * _excess(jnp.where(near, apart, 0.0))
     return jnp.where(near, close, mine - theirs - theirs * apart).sum(-1)
@@ -80,6 +81,8 @@ def _divergence(student: Array, teacher: Array) -> Array:
 
 def _excess(d: Array) -> Array:
     """Return `exp(d) - 1 - d`, for small `d` by its series, which avoids cancellation."""
+    # At 0.1, the truncation error of the series (relative to the result, d^4 / 360) is about
+    # the precision of float32.
     small = jnp.abs(d) < 0.1
     x = jnp.where(small, d, 0.0)
     series = x * x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5)))

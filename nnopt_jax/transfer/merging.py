@@ -46,12 +46,12 @@ def soup(models: Sequence[Params], weights: float | Sequence[float] = 1.0) -> Pa
     """
     who = "transfer.soup"
     settings = Settings(who)
-    models, fractions = _weighed(settings, models, weights)
+    models, fractions = _models_and_weights(settings, models, weights)
     total = sum(fractions)
     if not total:
         settings.wrong("weights", weights, "sums to zero, by which it is divided.")
         settings.done()
-    return merged(
+    return merge_leaves(
         who, models, lambda *x: sum(w / total * one for w, one in zip(fractions, x, strict=True))
     )
 
@@ -87,12 +87,12 @@ def task_arithmetic(
         Ilharco et al. 2023, Editing Models with Task Arithmetic, section 2.
     """
     who = "transfer.task_arithmetic"
-    models, fractions = _weighed(Settings(who), models, weights, least=0)
+    models, fractions = _models_and_weights(Settings(who), models, weights, least=0)
 
     def merge(start: Array, *others: Array) -> Array:
         return start + sum(w * (x - start) for w, x in zip(fractions, others, strict=True))
 
-    return merged(who, [base, *models], merge, ("the base",))
+    return merge_leaves(who, [base, *models], merge, ("the base",))
 
 
 def ties(
@@ -145,13 +145,13 @@ def ties(
     settings.share("density", density, schedule=False)
     settings.number("scale", scale, -1e30, 1e30)
     settings.choice("vote", vote, ("weighted", "unweighted"))
-    models, fractions = _weighed(settings, models, weights)
+    models, fractions = _models_and_weights(settings, models, weights)
 
     def merge(start: Array, *others: Array) -> Array:
         trimmed = jnp.stack([model_merging.trim(other - start, density) for other in others])
         return start + scale * model_merging.elect(trimmed, jnp.asarray(fractions), vote)
 
-    return merged(who, [base, *models], merge, ("the base",))
+    return merge_leaves(who, [base, *models], merge, ("the base",))
 
 
 def slerp(a: Params, b: Params, t: ArrayLike, *, scope: Literal["leaf", "tree"] = "leaf") -> Params:
@@ -197,15 +197,15 @@ def slerp(a: Params, b: Params, t: ArrayLike, *, scope: Literal["leaf", "tree"] 
     settings.done()
     t = jnp.asarray(t, jnp.float32)
     if scope == "leaf":
-        return merged(who, [a, b], lambda x, y: model_merging.slerp(x, y, t), names)
-    mine, theirs = _aligned(who, [a, b], names)
+        return merge_leaves(who, [a, b], lambda x, y: model_merging.slerp(x, y, t), names)
+    mine, theirs = _leaves_of_models(who, [a, b], names)
     numbers = [path for path, x in mine.items() if jnp.issubdtype(x.dtype, jnp.inexact)]
-    x, y = ([_reals(tree[path]) for path in numbers] for tree in (mine, theirs))
+    x, y = ([_as_real(tree[path]) for path in numbers] for tree in (mine, theirs))
     near, far = model_merging.arc(x, y, t)
-    return merged(who, [a, b], lambda x, y: near * x + far * y, names)
+    return merge_leaves(who, [a, b], lambda x, y: near * x + far * y, names)
 
 
-def merged(
+def merge_leaves(
     who: str, models: Sequence[Params], merge: Callable[..., Any], names: Sequence[str] = ()
 ) -> Params:
     """Merge models leaf by leaf, in float32, and cast once.
@@ -229,23 +229,23 @@ def merged(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> merged("demo", [{"w": jnp.ones(2)}, {"w": jnp.zeros(2)}], lambda a, b: a - 2 * b)
+        >>> merge_leaves("demo", [{"w": jnp.ones(2)}, {"w": jnp.zeros(2)}], lambda a, b: a - 2 * b)
         {'w': Array([1., 1.], dtype=float32)}
     """
-    leaves = _aligned(who, models, names)
+    leaves = _leaves_of_models(who, models, names)
     found: dict[str, Any] = {}
     for path, leaf in leaves[0].items():
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             found[path] = materialize(leaf)
             continue
-        x = merge(*(_reals(one[path]) for one in leaves))
+        x = merge(*(_as_real(one[path]) for one in leaves))
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             x = jax.lax.complex(x[..., 0], x[..., 1])
         found[path] = x.astype(leaf.dtype)
     return unflatten(models[0], found, is_node)
 
 
-def _reals(leaf: Any) -> Array:
+def _as_real(leaf: Any) -> Array:
     """Return a leaf in float32; a complex leaf gets a last axis of real and imaginary parts."""
     x = materialize(leaf)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
@@ -261,7 +261,9 @@ def _kind(leaf: Any) -> str:
     return "none to be merged"
 
 
-def _aligned(who: str, models: Sequence[Params], names: Sequence[str]) -> list[dict[str, Any]]:
+def _leaves_of_models(
+    who: str, models: Sequence[Params], names: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return the leaves of each model by path; raise if paths, shapes or kinds differ."""
     leaves = [flatten(model, is_node) for model in models]
     called = [*names, *(f"model {number}" for number in range(len(names), len(models)))]
@@ -286,7 +288,7 @@ def _aligned(who: str, models: Sequence[Params], names: Sequence[str]) -> list[d
     return leaves
 
 
-def _weighed(
+def _models_and_weights(
     settings: Settings, models: Any, weights: Any, *, least: int = 1
 ) -> tuple[list[Params], list[float]]:
     """Return the models as a list, and a finite weight for each."""

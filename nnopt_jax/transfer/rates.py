@@ -109,10 +109,11 @@ def layerwise_rates(params: Params, order: Sequence[Where], *, decay: float = 0.
     settings.number("decay", decay, 0, 1, above=True)
     settings.done()
     leaves = flatten(params, is_node)
-    groups = [group for where in order for group in _groups(where, leaves, who)]
+    groups = [group for where in order for group in _path_groups(where, leaves, who)]
+    # Padded with zeros, so that labels sort in the order of the groups.
     width = max(2, len(str(len(groups))))
     named = {f"{number:0{width}}": group for number, group in enumerate(groups, 1)}
-    found = _assigned(named, leaves, who)
+    found = _label_by_path(named, leaves, who)
     lost = Problems(who)
     for path in leaves.keys() - found.keys():
         lost.add(path, "is in no group of the order; add a selector for it")
@@ -156,11 +157,11 @@ def labels(
     for label, where in rules.items():
         several = [where] if isinstance(where, str) or callable(where) else where
         named[label] = [path for one in several for path in resolve(one, leaves, who)]
-    found = _assigned(named, leaves, who)
+    found = _label_by_path(named, leaves, who)
     return unflatten(params, {path: found.get(path, default) for path in leaves}, is_node)
 
 
-def _groups(where: Where, leaves: Mapping[str, Any], who: str) -> list[list[str]]:
+def _path_groups(where: Where, leaves: Mapping[str, Any], who: str) -> list[list[str]]:
     """Return the paths that a selector matches, one list for each value of its `index` group."""
     paths = resolve(where, leaves, who)
     if not isinstance(where, str) or "(?P<index>" not in where:
@@ -182,7 +183,7 @@ def _groups(where: Where, leaves: Mapping[str, Any], who: str) -> list[list[str]
     return [apart[number] for number in sorted(apart)]
 
 
-def _assigned(
+def _label_by_path(
     named: Mapping[str, Sequence[str]], leaves: Mapping[str, Any], who: str
 ) -> dict[str, str]:
     """Return the label of each labeled leaf; raise if a leaf has two labels."""

@@ -23,7 +23,7 @@ import nnopt_jax as nnopt
 from nnopt_jax.arrays import Bits, Codebook, Factored, Masked, Quantized, Reshaped, Sum, store
 from nnopt_jax.errors import CheckpointError, NonFiniteError, ValueRangeError
 from nnopt_jax.interop import Checkpoints
-from nnopt_jax.interop.snapshot import freeze, thaw, wanted
+from nnopt_jax.interop.snapshot import freeze, match_target, thaw
 
 Pair = collections.namedtuple("Pair", "left right")
 
@@ -266,14 +266,14 @@ def test_a_target_that_does_not_fit(name):
     stored, target, message = mistakes()[name]
     _, manifest = freeze({"x": stored}, "demo")
     with pytest.raises(CheckpointError) as caught:
-        wanted(manifest, {"x": target}, "demo")
+        match_target(manifest, {"x": target}, "demo")
     assert message in str(caught.value)
 
 
 def test_all_differences_are_listed_at_once():
     _, manifest = freeze({"a": np.ones(2), "b": [np.ones(3)]}, "demo")
     with pytest.raises(CheckpointError, match=r"demo: 2 problems\n  a: .*\n  b/0: "):
-        wanted(manifest, {"a": np.ones(3), "b": [np.ones(2)]}, "demo")
+        match_target(manifest, {"a": np.ones(3), "b": [np.ones(2)]}, "demo")
 
 
 def test_what_cannot_be_saved(tmp_path):
@@ -383,7 +383,7 @@ def test_a_missing_array_and_a_damaged_one_are_listed_together():
     del arrays["0"]
     arrays["2"] = arrays["2"] * 2
     with pytest.raises(CheckpointError, match=r"2 problems\n  a: is missing\n  c: is damaged"):
-        thaw(*wanted(manifest, None, "demo"), arrays, "demo")
+        thaw(*match_target(manifest, None, "demo"), arrays, "demo")
 
 
 def test_a_full_disk_leaves_the_older_steps_whole(tmp_path):
@@ -475,8 +475,8 @@ trees = st.recursive(
 @given(trees)
 def test_freeze_and_thaw_are_inverse(tree):
     arrays, manifest = freeze(tree, "demo", finite=False)
-    assert_same(thaw(*wanted(manifest, None, "demo"), arrays, "demo"), tree)
-    assert_same(thaw(*wanted(manifest, tree, "demo"), arrays, "demo"), tree)
+    assert_same(thaw(*match_target(manifest, None, "demo"), arrays, "demo"), tree)
+    assert_same(thaw(*match_target(manifest, tree, "demo"), arrays, "demo"), tree)
 
 
 def test_the_manifest_is_plain_json():

@@ -12,7 +12,7 @@ from hypothesis import example, given, strategies as st
 
 from nnopt_jax.arrays import Masked
 from nnopt_jax.errors import RecipeError
-from nnopt_jax.recipe.run_folder import JsonLines, read_rows, write_whole
+from nnopt_jax.recipe.run_folder import JsonLines, read_rows, write_atomically
 from nnopt_jax.report import (
     LeafRow,
     Measure,
@@ -206,14 +206,14 @@ def test_rows_after_a_step_are_written_again(tmp_path):
 
 def test_an_old_file_stays_where_a_new_one_cannot_be_written(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
-    write_whole(path, "old")
+    write_atomically(path, "old")
 
     def full(fd):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RecipeError, match=r"cannot write .*a\.txt: No space left on device"):
-        write_whole(path, "new")
+        write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 

@@ -343,7 +343,7 @@ def test_other_versions_and_sizes_are_refused(structure, monkeypatch):
 )  # fmt: skip
 def test_sealed_nonsense_is_refused(head):
     with pytest.raises(ArtifactError, match="malformed"):
-        Structure.from_bytes(encoding.encoded(head, []))
+        Structure.from_bytes(encoding.encode_structure(head, []))
 
 
 def test_more_than_declared_is_not_inflated():

@@ -14,8 +14,8 @@ from nnopt_jax.arrays import describe, is_node, materialize
 from nnopt_jax.artifact.description import plain
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.structure.initial import starts
-from nnopt_jax.transfer.structure.program import check_platforms, written
+from nnopt_jax.transfer.structure.initial import leaf_initializers
+from nnopt_jax.transfer.structure.program import check_platforms, serialize
 from nnopt_jax.transfer.structure.structure import Structure
 from nnopt_jax.transform.validation import check_arrays
 from nnopt_jax.tree.paths import flatten, unflatten
@@ -99,7 +99,7 @@ def capture(
     inputs, more = _inputs(args, train_args, shapes, constraints)
     dense = jax.eval_shape(materialize, jax.tree.map(_bare, params))
     order = flatten(plain(dense))
-    begin = starts(_NAME, {path: leaves[path] for path in order}, initializers)
+    begin = leaf_initializers(_NAME, {path: leaves[path] for path in order}, initializers)
 
     def program(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
         def flat(arrays: list[Any], given: tuple[Any, ...]) -> Any:
@@ -107,7 +107,7 @@ def capture(
             tree = unflatten(dense, {path: by_path[path] for path in leaves})
             return plain(function(tree, *given))
 
-        return written(flat, list(order.values()), inputs, platforms, constraints)
+        return serialize(flat, list(order.values()), inputs, platforms, constraints)
 
     programs = {"apply": program(apply, inputs)}
     if train is not None:

@@ -15,7 +15,7 @@ _SUM_BYTES = 4
 _WHO = "Structure.from_bytes"
 
 
-def encoded(head: Any, programs: list[bytes]) -> bytes:
+def encode_structure(head: Any, programs: list[bytes]) -> bytes:
     """Encode a structure as bytes.
 
     Args:
@@ -26,7 +26,7 @@ def encoded(head: Any, programs: list[bytes]) -> bytes:
         The bytes.
 
     Example:
-        >>> decoded(encoded({"a": 1}, [b"xyz"]), 1000)
+        >>> decode_structure(encode_structure({"a": 1}, [b"xyz"]), 1000)
         ({'a': 1}, [b'xyz'])
     """
     text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
@@ -35,8 +35,8 @@ def encoded(head: Any, programs: list[bytes]) -> bytes:
     return body + zlib.crc32(body).to_bytes(_SUM_BYTES, "little")
 
 
-def decoded(data: bytes, max_bytes: int) -> tuple[Any, list[bytes]]:
-    """Decode the bytes of a structure; the inverse of `encoded`.
+def decode_structure(data: bytes, max_bytes: int) -> tuple[Any, list[bytes]]:
+    """Decode the bytes of a structure; the inverse of `encode_structure`.
 
     Args:
         data: all bytes, untrusted.
@@ -66,6 +66,7 @@ def decoded(data: bytes, max_bytes: int) -> tuple[Any, list[bytes]]:
         raise ArtifactError(f"{_WHO}: declares {size} bytes, and max_bytes is {max_bytes}.")
     try:
         inflate = zlib.decompressobj()
+        # One byte more than declared reveals a longer body without inflating all of it.
         plain = inflate.decompress(reader.rest(), size + 1)
         if len(plain) != size or not inflate.eof:
             raise ValueError(f"not {size} bytes")

@@ -20,8 +20,8 @@ from nnopt_jax.errors import (
 )
 from nnopt_jax.settings import Settings
 from nnopt_jax.trace import CoupledAxes, Dimension, Graph
-from nnopt_jax.transfer.structure.place import whole
-from nnopt_jax.transfer.structure.widening import drawn_units, with_copies, with_readers
+from nnopt_jax.transfer.structure.place import gather_axis
+from nnopt_jax.transfer.structure.widening import units_to_copy, with_copies, with_outgoing
 from nnopt_jax.transform.validation import check_key, check_values
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Array, Key, Params
@@ -101,15 +101,15 @@ def grow(
     spans, copied, keys = _spans(chosen, named), {}, jax.random.split(key, 1 + len(named))
     for at, (name, dimension) in enumerate(chosen.items()):
         draw = jax.random.fold_in(keys[0], at)
-        copied[name] = drawn_units(draw, dimension.size, widths[name])
+        copied[name] = units_to_copy(draw, dimension.size, widths[name])
 
     def widen_span(key: Key, leaf: Array, span: _Span) -> Array:
         axis, units = span.axis, copied[span.name]
         part = jax.lax.slice_in_dim(leaf, span.start, span.stop, axis=axis)
         before, after = part.shape[:axis], part.shape[axis + 1 :]
         part = part.reshape(*before, span.outer, span.units, span.inner, *after)
-        if span.reads:
-            part = with_readers(part, units, axis + 1, "zero")
+        if span.is_consumed:
+            part = with_outgoing(part, units, axis + 1, "zero")
         else:
             noisy = noise if leaf.ndim > 1 else None
             part = with_copies(key, part, units, axis + 1, incoming, noisy)
@@ -119,9 +119,9 @@ def grow(
         by_axis = itertools.groupby(spans[path], key=lambda span: span.axis)
         axes = [list(own) for _, own in by_axis]
         # Consumers of new units are zero in the entries of other new units, too, so they come last.
-        for own in sorted(axes, key=lambda own: own[0].reads):
+        for own in sorted(axes, key=lambda own: own[0].is_consumed):
             axis = own[0].axis
-            leaf, parts, done = whole(leaf, axis), [], 0
+            leaf, parts, done = gather_axis(leaf, axis), [], 0
             for span in own:
                 key, draw = jax.random.split(key)
                 parts += [jax.lax.slice_in_dim(leaf, done, span.start, axis=axis)]
@@ -147,7 +147,7 @@ class _Span(NamedTuple):
     units: int
     inner: int
     name: str
-    reads: bool
+    is_consumed: bool
 
     @property
     def stop(self) -> int:
@@ -162,6 +162,7 @@ def _spans(chosen: Mapping[str, Dimension], paths: Sequence[str]) -> dict[str, l
         for (path, axis), at in dimension.indices.items():
             at = np.sort(at, 1)
             start, units, each = int(at.min()), *at.shape
+            # The length of the first run of consecutive positions of unit 0.
             inner = int((np.diff(at[0], append=-1) != 1).argmax()) + 1
             span = _Span(axis, start, each // inner, units, inner, name,
                          (path, axis) in dimension.consumed)  # fmt: skip

@@ -28,7 +28,7 @@ NAMED = tuple(
 """The factories of `jax.nn.initializers`, which may be named as the initializer of a leaf."""
 
 
-def measured(leaf: Any) -> Start:
+def estimate_initializer(leaf: Any) -> Start:
     """Estimate an initializer from the values of a leaf.
 
     Args:
@@ -39,7 +39,7 @@ def measured(leaf: Any) -> Start:
         or `unknown`.
 
     Example:
-        >>> measured(jnp.ones(3)), measured(jnp.array([1.0, 3.0]))
+        >>> estimate_initializer(jnp.ones(3)), estimate_initializer(jnp.array([1.0, 3.0]))
         ({'name': 'ones'}, {'name': 'measured', 'mean': 2.0, 'std': 1.0})
     """
     unreal = (jax.dtypes.prng_key, jnp.complexfloating)
@@ -61,7 +61,7 @@ def measured(leaf: Any) -> Start:
     return {"name": "unknown"}
 
 
-def starts(
+def leaf_initializers(
     who: str, leaves: Mapping[str, Any], given: Mapping[str, str | Mapping[str, Any]] | None
 ) -> dict[str, Start]:
     """Return the initializer of each leaf, set by the user or estimated from its values.
@@ -80,7 +80,7 @@ def starts(
         ValueRangeError: the initializer does not exist, or cannot make such a leaf.
 
     Example:
-        >>> starts("demo", {"w": jnp.zeros((2, 2))}, {"w": "lecun_normal"})
+        >>> leaf_initializers("demo", {"w": jnp.zeros((2, 2))}, {"w": "lecun_normal"})
         {'w': {'name': 'lecun_normal'}}
     """
     named: dict[str, Start] = {}
@@ -100,15 +100,15 @@ def starts(
             continue
         for path in resolve(where, leaves, who):
             try:
-                jax.eval_shape(lambda e=entry, p=path: drawn(jax.random.key(0), e, leaves[p]))
+                jax.eval_shape(lambda e=entry, p=path: draw_leaf(jax.random.key(0), e, leaves[p]))
             except (TypeError, ValueError, LookupError) as error:
                 problems.add(path, f"initializers[{where!r}]={start!r} cannot make it ({error!r})")
             named[path] = entry
     problems.raise_as(ValueRangeError)
-    return {path: named.get(path) or measured(leaf) for path, leaf in leaves.items()}
+    return {path: named.get(path) or estimate_initializer(leaf) for path, leaf in leaves.items()}
 
 
-def drawn(key: Key, start: Start, like: Any) -> jax.Array:
+def draw_leaf(key: Key, start: Start, like: Any) -> jax.Array:
     """Draw the initial value of a leaf.
 
     Args:
@@ -121,7 +121,7 @@ def drawn(key: Key, start: Start, like: Any) -> jax.Array:
 
     Example:
         >>> like = jax.ShapeDtypeStruct((2,), "float32")
-        >>> drawn(jax.random.key(0), {"name": "constant", "value": 3.0}, like)
+        >>> draw_leaf(jax.random.key(0), {"name": "constant", "value": 3.0}, like)
         Array([3., 3.], dtype=float32)
     """
     arguments = {name: value for name, value in start.items() if name != "name"}
@@ -139,16 +139,16 @@ def drawn(key: Key, start: Start, like: Any) -> jax.Array:
     raise ValueRangeError(f"{start['name']!r} is not an initializer")
 
 
-def key_of(key: Key, path: str) -> Key:
+def leaf_key(key: Key, path: str) -> Key:
     """Return the PRNG key of a leaf, derived from its path and the same in every process."""
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
-def said(start: Start) -> str:
+def initializer_text(start: Start) -> str:
     """Return a short description of an initializer, for a table.
 
     Example:
-        >>> said({"name": "measured", "mean": 0.0, "std": 0.0357123})
+        >>> initializer_text({"name": "measured", "mean": 0.0, "std": 0.0357123})
         'mean 0, std 0.0357'
     """
     if start["name"] == "measured":

@@ -98,7 +98,7 @@ def select_layers(params: Params, layers: str, chosen: Sequence[int]) -> Params:
     name = "transfer.select_layers"
     found = layers_at(name, params, layers)
     _check_chosen(name, "chosen", chosen, len(found))
-    return with_layers(name, params, layers, _apart([found[number] for number in chosen]))
+    return with_layers(name, params, layers, _copy_repeated([found[number] for number in chosen]))
 
 
 def stack_layers(params: Params, layers: str, into: str) -> Params:
@@ -200,7 +200,7 @@ def deepen(
             "come, in their order. select_layers leaves blocks out."
         )
     rules: list[Any] = list(zero) if isinstance(zero, list | tuple) else [zero]
-    blocks = _apart([found[number] for number in sources])
+    blocks = _copy_repeated([found[number] for number in sources])
     for place, number in enumerate(sources):
         if number in sources[:place]:
             leaves = flatten(blocks[place], is_node)
@@ -210,7 +210,7 @@ def deepen(
     return with_layers(name, params, layers, blocks)
 
 
-def _apart(layers: list[Any]) -> list[Any]:
+def _copy_repeated(layers: list[Any]) -> list[Any]:
     """Copy the arrays of repeated layers, so that no two layers share a buffer."""
     seen: set[int] = set()
     made = []

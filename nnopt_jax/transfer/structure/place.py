@@ -41,15 +41,15 @@ def layers_at(who: str, tree: Any, place: str) -> list[Any]:
     """
     _check_place(who, place)
     if INDEX not in place:
-        return _unstacked(who, place, _at(who, tree, _segments(place)))
+        return _unstack(who, place, _container_at(who, tree, _segments(place)))
     above, name = _split(place)
-    parent = _at(who, tree, above)
+    parent = _container_at(who, tree, above)
     if type(parent) in (list, tuple):
         if name != INDEX:
             raise SelectionError(f"{who}: {place!r} is in a list, where names are numbers; "
                                  f"give '{'/'.join([*above, INDEX])}'.")  # fmt: skip
         return list(parent)
-    found = _numbered(parent, name)
+    found = _keys_by_number(parent, name)
     if sorted(found) != list(range(len(found))) or not found:
         numbers = ", ".join(map(str, sorted(found)))
         near = nearest(place, flatten(tree, is_node))
@@ -84,26 +84,26 @@ def with_layers(who: str, tree: Any, place: str, layers: list[Any], into: str | 
     _check_place(who, into)
     (above, name), (beside, new) = _split(place), _split(into)
     if (whole := _container(place)) is not None and whole == _container(into):
-        return _edited(tree, whole, lambda old: _filled(who, old, place, into, layers))
+        return _with_change(tree, whole, lambda old: _new_container(who, old, place, into, layers))
     if above != beside or INDEX in (name, new):
         raise SelectionError(f"{who}: {into!r} does not lie beside {place!r}; put layers into the "
                              "same container, and rename that.")  # fmt: skip
 
     def change(parent: Any) -> dict[Any, Any]:
-        gone = _numbered(parent, name).values() if INDEX in name else [_key(parent, name)]
+        gone = _keys_by_number(parent, name).values() if INDEX in name else [_key(parent, name)]
         rest = {key: child for key, child in parent.items() if key not in gone}
         if INDEX in new:
             added = {new.replace(INDEX, str(n)): layer for n, layer in enumerate(layers)}
         else:
-            added = {new: _stacked(who, place, layers)}
+            added = {new: _stack(who, place, layers)}
         if both := sorted(map(str, rest.keys() & added.keys())):
             raise SelectionError(f"{who}: {into!r} is taken: {', '.join(both)}.")
         return rest | added
 
-    return _edited(tree, above, change)
+    return _with_change(tree, above, change)
 
 
-def _filled(who: str, old: Any, place: str, into: str, layers: list[Any]) -> Any:
+def _new_container(who: str, old: Any, place: str, into: str, layers: list[Any]) -> Any:
     """Return the new container of layers: a stack, a list, or numbered keys."""
     numbered = INDEX in place and isinstance(old, Mapping)
     rest = {k: child for k, child in old.items() if not str(k).isdecimal()} if numbered else {}
@@ -111,7 +111,7 @@ def _filled(who: str, old: Any, place: str, into: str, layers: list[Any]) -> Any
         if rest:
             names = ", ".join(map(str, rest))
             raise SelectionError(f"{who}: {into!r} holds {names} beside the layers; move them out.")
-        return _stacked(who, place, layers)
+        return _stack(who, place, layers)
     if numbered:
         kind = next(type(key) for key in old if str(key).isdecimal())
         return rest | {kind(number): layer for number, layer in enumerate(layers)}
@@ -148,14 +148,14 @@ def _key(container: Any, name: str) -> Any:
     return next((key for key in container if str(key) == name), None)
 
 
-def _numbered(container: Any, name: str) -> dict[int, Any]:
+def _keys_by_number(container: Any, name: str) -> dict[int, Any]:
     """Return the keys that match a name, by the number in place of `{index}`."""
     pattern = re.compile(re.escape(name).replace(re.escape(INDEX), r"(0|[1-9]\d*)"))
     matches = ((key, pattern.fullmatch(str(key))) for key in container)
     return {int(match[1]): key for key, match in matches if match}
 
 
-def _at(who: str, tree: Any, segments: list[str]) -> Any:
+def _container_at(who: str, tree: Any, segments: list[str]) -> Any:
     """Return the container at a path; raise if there is none."""
     for depth, name in enumerate(segments):
         here = "/".join(segments[: depth + 1])
@@ -178,27 +178,27 @@ def _at(who: str, tree: Any, segments: list[str]) -> Any:
     return tree
 
 
-def _edited(tree: Any, segments: list[str], change: Callable[[Any], Any]) -> Any:
+def _with_change(tree: Any, segments: list[str], change: Callable[[Any], Any]) -> Any:
     """Return a copy of the tree in which a function has replaced the container at a path."""
     if not segments:
         return change(tree)
     name, *rest = segments
     if isinstance(tree, Mapping):
         key = _key(tree, name)
-        return {k: _edited(v, rest, change) if k == key else v for k, v in tree.items()}
+        return {k: _with_change(v, rest, change) if k == key else v for k, v in tree.items()}
     return type(tree)(
-        _edited(child, rest, change) if str(number) == name else child
+        _with_change(child, rest, change) if str(number) == name else child
         for number, child in enumerate(tree)
     )
 
 
-def whole(array: Any, axis: int) -> Any:
+def gather_axis(array: Any, axis: int) -> Any:
     """Gather an array along an axis whose size will change, if its mesh has Explicit axes.
 
     For Auto axes, the compiler does this.
 
     Example:
-        >>> whole(jnp.ones(2), 0)
+        >>> gather_axis(jnp.ones(2), 0)
         Array([1., 1.], dtype=float32)
     """
     sharding = jax.typeof(array).sharding
@@ -208,7 +208,7 @@ def whole(array: Any, axis: int) -> Any:
     return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
-def _unstacked(who: str, place: str, tree: Any) -> list[Any]:
+def _unstack(who: str, place: str, tree: Any) -> list[Any]:
     """Return the layers of a stack as separate trees; raise if leading axes differ."""
     leaves = flatten(tree, is_node)
     check_values(who, {f"{place}/{path}": leaf for path, leaf in leaves.items()})
@@ -222,14 +222,14 @@ def _unstacked(who: str, place: str, tree: Any) -> list[Any]:
         problems.raise_as(ShapeError)
         raise SelectionError(f"{who}: {place!r} has no leaves.")
     apart = jax.tree.map(
-        lambda leaf: list(jnp.unstack(whole(materialize(leaf), 0))), tree, is_leaf=is_node
+        lambda leaf: list(jnp.unstack(gather_axis(materialize(leaf), 0))), tree, is_leaf=is_node
     )
     outer = jax.tree.structure(tree, is_leaf=is_node)
     inner = jax.tree.structure([0] * count)
     return jax.tree.transpose(outer, inner, apart)
 
 
-def _stacked(who: str, place: str, layers: list[Any]) -> Any:
+def _stack(who: str, place: str, layers: list[Any]) -> Any:
     """Stack layers of equal structure along a leading axis; raise if they differ."""
     problems = Problems(who)
     first = flatten(layers[0], is_node)

@@ -26,6 +26,7 @@ from nnopt_jax.tree.paths import flatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _KNOWN = ("cpu", "cuda", "rocm", "tpu")
+# A table instead of `eval`, because constraints may come from a file.
 _OPERATIONS = {
     "Add": operator.add,
     "Sub": operator.sub,
@@ -97,7 +98,7 @@ class Program:
             )
         avals = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
         sizes = _check_inputs(who, flatten(avals[0][1]), flatten(args))
-        if lost := broken(self.about.get("constraints", ()), sizes):
+        if lost := violated_constraints(self.about.get("constraints", ()), sizes):
             held = ", ".join(f"{name}={size}" for name, size in sizes.items())
             raise ShapeError(f"{who}: inputs of {held}, and {', '.join(lost)} must hold.")
         return self.exported.call(leaves, args)
@@ -114,7 +115,7 @@ def check_platforms(who: str, platforms: Any) -> None:
     settings.done()
 
 
-def written(
+def serialize(
     function: Callable[..., Any],
     leaves: Sequence[Any],
     inputs: tuple[Any, ...],
@@ -207,6 +208,7 @@ def _check_inputs(who: str, wanted: dict[str, Any], given: dict[str, Any]) -> di
             if isinstance(want, int) and have != want:
                 misfit.add(f"input {path}", said)
                 break
+            # jax.export assumes that symbolic sizes are at least 1.
             if have < 1:
                 misfit.add(f"input {path}", f"{said}, of 1 or more")
                 break
@@ -218,7 +220,7 @@ def _check_inputs(who: str, wanted: dict[str, Any], given: dict[str, Any]) -> di
     return sizes
 
 
-def broken(constraints: Sequence[str], sizes: Mapping[str, int]) -> list[str]:
+def violated_constraints(constraints: Sequence[str], sizes: Mapping[str, int]) -> list[str]:
     """Return the constraints that the sizes violate.
 
     Args:
@@ -229,7 +231,7 @@ def broken(constraints: Sequence[str], sizes: Mapping[str, int]) -> list[str]:
         The constraints that do not hold.
 
     Example:
-        >>> broken(["t <= 16", "mod(t, 2) == 1", "s >= 2*t"], {"t": 18})
+        >>> violated_constraints(["t <= 16", "mod(t, 2) == 1", "s >= 2*t"], {"t": 18})
         ['t <= 16', 'mod(t, 2) == 1']
     """
     return [text for text in constraints if not _holds(text, sizes)]

@@ -24,8 +24,8 @@ from nnopt_jax.errors import (
     nearest,
 )
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.structure.encoding import decoded, encoded
-from nnopt_jax.transfer.structure.initial import Start, drawn, key_of, said
+from nnopt_jax.transfer.structure.encoding import decode_structure, encode_structure
+from nnopt_jax.transfer.structure.initial import Start, draw_leaf, initializer_text, leaf_key
 from nnopt_jax.transfer.structure.program import Program
 from nnopt_jax.transform.validation import check_key
 from nnopt_jax.tree.paths import flatten, unflatten
@@ -164,7 +164,7 @@ class Structure:
         problems.raise_as(ValueRangeError)
         tree = self.parameters
         made = {
-            path: drawn(key_of(key, path), self.starts[path], like)
+            path: draw_leaf(leaf_key(key, path), self.starts[path], like)
             for path, like in flatten(tree).items()
         }
         return unflatten(tree, made)
@@ -201,7 +201,9 @@ class Structure:
 
     def to_bytes(self) -> bytes:
         """Return the structure as compressed bytes, with a version and a checksum."""
-        return encoded(self.describe(), [program.data for program in self.programs.values()])
+        return encode_structure(
+            self.describe(), [program.data for program in self.programs.values()]
+        )
 
     @staticmethod
     def from_bytes(data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Structure:
@@ -220,7 +222,7 @@ class Structure:
         if not isinstance(data, bytes | bytearray | memoryview):
             settings.wrong("data", data, "is not bytes; give what to_bytes() returned.")
         settings.done()
-        head, programs = decoded(bytes(data), max_bytes)
+        head, programs = decode_structure(bytes(data), max_bytes)
         try:
             described = zip(head["programs"].items(), programs, strict=True)
             made = Structure(
@@ -239,7 +241,10 @@ class Structure:
     def __repr__(self) -> str:
         """Return a table of leaves, programs and the constructor."""
         leaves = flatten(self.parameters)
-        rows = [(path, summary(leaf), said(self.starts[path])) for path, leaf in leaves.items()]
+        rows = [
+            (path, summary(leaf), initializer_text(self.starts[path]))
+            for path, leaf in leaves.items()
+        ]
         size = sum(math.prod(leaf.shape) for leaf in leaves.values())
         rows.append(("total", f"{size:,} parameters", ""))
         for name, program in self.programs.items():

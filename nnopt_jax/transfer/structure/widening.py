@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.nodes import is_node, materialize, summary
 from nnopt_jax.errors import Problems, SelectionError, ShapeError, nearest
 from nnopt_jax.settings import Settings
-from nnopt_jax.transfer.structure.place import whole
+from nnopt_jax.transfer.structure.place import gather_axis
 from nnopt_jax.transform.validation import check_key, check_values
 from nnopt_jax.tree.paths import flatten, unflatten
 from nnopt_jax.typing import Array, Key, Params
@@ -100,21 +100,23 @@ def widen(
     settings.done()
     noise = (0.1 if outgoing == "zero" else 0.0) if noise is None else noise
     draw, *keys = jax.random.split(key, 1 + len(produced))
-    copied = drawn_units(draw, units, width)
+    copied = units_to_copy(draw, units, width)
     named = {path: materialize(leaves[path]) for path in leaves if path in {*produced, *consumed}}
     for (path, axis), own in zip(sorted(produced.items()), keys, strict=True):
         noisy = noise if named[path].ndim > 1 else None
-        named[path] = with_copies(own, whole(named[path], axis), copied, axis, incoming, noisy)
+        named[path] = with_copies(
+            own, gather_axis(named[path], axis), copied, axis, incoming, noisy
+        )
     for path, axis in consumed.items():
-        named[path] = with_readers(whole(named[path], axis), copied, axis, outgoing)
+        named[path] = with_outgoing(gather_axis(named[path], axis), copied, axis, outgoing)
     return unflatten(params, leaves | named, is_node)
 
 
-def drawn_units(key: Key, units: int, width: int) -> Array:
+def units_to_copy(key: Key, units: int, width: int) -> Array:
     """Return the index of the unit that each new unit copies; all are copied equally often.
 
     Example:
-        >>> drawn_units(jax.random.key(0), 1, 3)
+        >>> units_to_copy(jax.random.key(0), 1, 3)
         Array([0, 0], dtype=int32)
     """
     return jnp.resize(jax.random.permutation(key, units), (width - units,))
@@ -147,7 +149,7 @@ def with_copies(
     return jnp.concatenate([leaf, added], axis)
 
 
-def with_readers(leaf: Array, copied: Array, axis: int, outgoing: str) -> Array:
+def with_outgoing(leaf: Array, copied: Array, axis: int, outgoing: str) -> Array:
     """Append weights of new units to a leaf that consumes units.
 
     Args:
@@ -157,7 +159,7 @@ def with_readers(leaf: Array, copied: Array, axis: int, outgoing: str) -> Array:
         outgoing: `"zero"`, or `"split"` for equal parts of a unit and its copies.
 
     Example:
-        >>> with_readers(jnp.array([3.0, 4.0]), jnp.array([1]), 0, "split")
+        >>> with_outgoing(jnp.array([3.0, 4.0]), jnp.array([1]), 0, "split")
         Array([3., 2., 2.], dtype=float32)
     """
     added = jnp.take(leaf, copied, axis)

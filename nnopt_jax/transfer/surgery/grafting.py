@@ -12,8 +12,13 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.nodes import is_node, materialize
 from nnopt_jax.columns import Tabular, brief_fields
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
-from nnopt_jax.transfer.surgery.leaf_rules import canonical, loses, read, read_source
-from nnopt_jax.transfer.surgery.rule import Failed, Leaves, Rule, tried
+from nnopt_jax.transfer.surgery.leaf_rules import (
+    canonical_dtype,
+    is_lossy_cast,
+    numeric_leaves,
+    source_leaves,
+)
+from nnopt_jax.transfer.surgery.rule import Failed, Leaves, Rule, try_change
 from nnopt_jax.transform.validation import described
 from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten, unflatten
@@ -152,16 +157,16 @@ def graft(
         Assignment maps as in T5X; shape adapters: see `nnopt_jax.ops.resize_grid`, `resize_rows`.
     """
     rules, wrong = _rules(rules), Problems(_NAME)
-    there, here = read(target, "target", wrong), read_source(source, wrong)
+    there, here = numeric_leaves(target, "target", wrong), source_leaves(source, wrong)
     wrong.raise_as(CompositionError)
     way = _Graft(here, rules)
-    way.follow_rules(strict)
+    way.apply_rules(strict)
     found = {path: way.leaf(path, leaf) for path, leaf in there.items()}
     if strict:
-        way.complain(there)
+        way.raise_problems(there)
     as_given = flatten(target, is_node)
     made = {
-        path: as_given[path] if leaf is None else _placed(there[path], leaf)
+        path: as_given[path] if leaf is None else _place_like(there[path], leaf)
         for path, leaf in found.items()
     }
     return Grafted(unflatten(target, made, is_node), way.report(there))
@@ -195,18 +200,18 @@ class _Graft:
     hidden: set[str] = dataclasses.field(default_factory=set)
     failed: Failed = dataclasses.field(default_factory=dict)
 
-    def follow_rules(self, strict: bool) -> None:
+    def apply_rules(self, strict: bool) -> None:
         """Apply the rules to the leaves of the source."""
         for rule in self.rules:
             if rule.change is not None:
                 self.here, hits = rule.change(self.here, self.failed)
                 self.hits[rule] += hits
         if strict:
-            _all_of(self.failed).raise_as(SelectionError)
+            _problems_of(self.failed).raise_as(SelectionError)
 
     def leaf(self, path: str, target: Any) -> Any:
         """Return the source's leaf for a path of the target; None if the target keeps its own."""
-        if self._selecting(path, target, lambda rule: rule.keeps):
+        if self._first_rule(path, target, lambda rule: rule.keeps):
             self.kept.append(path)
             self.hidden.update({path} & self.here.keys())
             return None
@@ -216,10 +221,10 @@ class _Graft:
                 self.lost.append(path)
             return None
         source = self.here[path]
-        rule = self._selecting(path, target, lambda rule: rule.adapts)
+        rule = self._first_rule(path, target, lambda rule: rule.adapts)
         alike = source.shape == target.shape
-        found = source if alike else self._fitted(path, source, target, rule)
-        if found is None or self._is_poorer(path, target, found):
+        found = source if alike else self._adapt_shape(path, source, target, rule)
+        if found is None or self._is_lossy(path, target, found):
             return None
         if alike:
             self.copied.append(path)
@@ -227,14 +232,14 @@ class _Graft:
             self.adapted[path] = f"{source.shape} -> {target.shape} by {rule}"
         return found
 
-    def _selecting(self, path: str, target: Any, test: Any) -> Rule | None:
+    def _first_rule(self, path: str, target: Any, test: Any) -> Rule | None:
         """Return the first rule that selects a leaf of the target; count all that do."""
         selecting = [rule for rule in self.rules if test(rule) and test(rule)(path, target)]
         for rule in selecting:
             self.hits[rule] += 1
         return selecting[0] if selecting else None
 
-    def _fitted(self, path: str, source: Any, target: Any, rule: Rule | None) -> Any:
+    def _adapt_shape(self, path: str, source: Any, target: Any, rule: Rule | None) -> Any:
         """Return the source's leaf in the shape of the target; None if no rule adapts it."""
         how = f"adapt({path!r}, corner | rows | grid(...)), or keep() it"
         if rule is None or rule.adapt is None:
@@ -243,7 +248,7 @@ class _Graft:
             )
             return None
         what = f"{rule} makes no {target.shape} of {source.shape}"
-        found = tried(self.failed, path, what, _adapted, rule.adapt, source, target)
+        found = try_change(self.failed, path, what, _call_adapter, rule.adapt, source, target)
         if found is not None and found.shape != target.shape:
             self.failed[path] = (
                 f"{rule} made {found.shape} of {source.shape}, not {target.shape}; {how}"
@@ -251,9 +256,9 @@ class _Graft:
             return None
         return found
 
-    def _is_poorer(self, path: str, target: Any, found: Any) -> bool:
+    def _is_lossy(self, path: str, target: Any, found: Any) -> bool:
         """Return whether a cast to the target's dtype would lose values, and record the failure."""
-        if is_node(found) or not loses(found, canonical(target.dtype)):
+        if is_node(found) or not is_lossy_cast(found, canonical_dtype(target.dtype)):
             return False
         self.failed[path] = (
             f"is {target.dtype} in the target, where values of {found.dtype} would be lost; make "
@@ -272,7 +277,7 @@ class _Graft:
             tuple(str(rule) for rule in self.rules if not self.hits[rule]),
         )
 
-    def complain(self, there: Leaves) -> None:
+    def raise_problems(self, there: Leaves) -> None:
         """Raise if leaves have no counterpart, or else if leaves do not fit."""
         lost, report = Problems(_NAME), self.report(there)
         homeless = [path for path in report.unused if path not in self.hidden]
@@ -285,24 +290,24 @@ class _Graft:
         for rule in report.dead_rules:
             lost.add("", f"rule {rule} selected no leaf; correct it or remove it.")
         lost.raise_as(SelectionError)
-        _all_of(self.failed).raise_as(ShapeError)
+        _problems_of(self.failed).raise_as(ShapeError)
 
 
-def _all_of(failed: Failed) -> Problems:
+def _problems_of(failed: Failed) -> Problems:
     problems = Problems(_NAME)
     for path, text in failed.items():
         problems.add(path, text)
     return problems
 
 
-def _adapted(adapt: Callable[[Any, Any], Any], source: Any, target: Any) -> Any:
+def _call_adapter(adapt: Callable[[Any, Any], Any], source: Any, target: Any) -> Any:
     return jnp.asarray(adapt(materialize(source), materialize(target)))
 
 
-def _placed(target: Any, leaf: Any) -> Any:
+def _place_like(target: Any, leaf: Any) -> Any:
     """Cast a leaf and move it to the devices of the target; leave packed leaves unchanged."""
     if is_node(leaf):
         return leaf
-    leaf = jnp.asarray(leaf, canonical(target.dtype))
+    leaf = jnp.asarray(leaf, canonical_dtype(target.dtype))
     sharding = getattr(target, "sharding", None)
     return leaf if sharding is None else place(leaf, sharding)

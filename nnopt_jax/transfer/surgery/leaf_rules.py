@@ -19,7 +19,7 @@ from nnopt_jax.typing import Params
 _KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
 
-def read(tree: Params, whose: str, problems: Problems) -> Leaves:
+def numeric_leaves(tree: Params, whose: str, problems: Problems) -> Leaves:
     """Return the leaves of a tree by path; add a problem for each leaf without numbers."""
     leaves = flatten(tree, is_node)
     for path, leaf in leaves.items():
@@ -33,27 +33,27 @@ def read(tree: Params, whose: str, problems: Problems) -> Leaves:
     return leaves
 
 
-def read_source(tree: Params, problems: Problems) -> Leaves:
+def source_leaves(tree: Params, problems: Problems) -> Leaves:
     """Return the source's leaves by path as arrays; add a problem for each abstract leaf."""
-    leaves = read(tree, "source", problems)
+    leaves = numeric_leaves(tree, "source", problems)
     for path, leaf in leaves.items():
         if any(isinstance(part, jax.ShapeDtypeStruct) for part in jax.tree.leaves(leaf)):
             problems.add(path, "of the source is abstract; give arrays, or leave it out")
         elif isinstance(leaf, np.ndarray) and _kind(leaf.dtype) is not None:
-            if loses(leaf, canonical(leaf.dtype)):
+            if is_lossy_cast(leaf, canonical_dtype(leaf.dtype)):
                 problems.add(path, f"of the source is {leaf.dtype}, and some of its numbers are "
-                                   f"beyond {canonical(leaf.dtype)}; set jax_enable_x64, or leave "
-                                   "it out")  # fmt: skip
+                                   f"beyond {canonical_dtype(leaf.dtype)}; set jax_enable_x64, or "
+                                   "leave it out")  # fmt: skip
             leaves[path] = jnp.asarray(leaf)
     return leaves
 
 
-def canonical(dtype: Any) -> Any:
+def canonical_dtype(dtype: Any) -> Any:
     """Return the canonical dtype of JAX, such as float32 for float64 without 64-bit mode."""
     return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
-def loses(x: Any, dtype: Any) -> bool:
+def is_lossy_cast(x: Any, dtype: Any) -> bool:
     """Return whether a cast loses more than the rounding of floats does.
 
     Args:
@@ -67,10 +67,10 @@ def loses(x: Any, dtype: Any) -> bool:
 
     Example:
         >>> import numpy as np
-        >>> from nnopt_jax.transfer.surgery.leaf_rules import loses
-        >>> loses(np.array([1.0]), np.int8), loses(np.array([300]), np.int8)
+        >>> from nnopt_jax.transfer.surgery.leaf_rules import is_lossy_cast
+        >>> is_lossy_cast(np.array([1.0]), np.int8), is_lossy_cast(np.array([300]), np.int8)
         (True, True)
-        >>> loses(np.array([3]), np.int8), loses(np.array([1.1]), np.float16)
+        >>> is_lossy_cast(np.array([3]), np.int8), is_lossy_cast(np.array([1.1]), np.float16)
         (False, False)
     """
     given, wanted = _kind(x.dtype), _kind(dtype)

@@ -14,6 +14,8 @@ Leaves = dict[str, Any]
 Failed = dict[str, str]
 """The problem of each leaf that a rule could not change, by path."""
 
+# Errors that a wrong shape, dtype or name causes in a function of leaves; others are bugs, and
+# are passed on.
 _WRONG = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
 
@@ -46,7 +48,7 @@ class Rule:
         return self.text
 
 
-def put(leaves: Leaves, path: str, leaf: Any, failed: Failed) -> None:
+def add_leaf(leaves: Leaves, path: str, leaf: Any, failed: Failed) -> None:
     """Add a leaf under a path; if the path is taken, drop both leaves and record the failure."""
     if path in leaves:
         failed[path] = "is the name of two leaves of the source; make the rules say which"
@@ -56,7 +58,9 @@ def put(leaves: Leaves, path: str, leaf: Any, failed: Failed) -> None:
         leaves[path] = leaf
 
 
-def tried(failed: Failed, path: str, what: str, function: Callable[..., Any], *given: Any) -> Any:
+def try_change(
+    failed: Failed, path: str, what: str, function: Callable[..., Any], *given: Any
+) -> Any:
     """Call a function of leaves; if it raises, record the failure of the path and return None."""
     try:
         return function(*given)
@@ -65,7 +69,7 @@ def tried(failed: Failed, path: str, what: str, function: Callable[..., Any], *g
         return None
 
 
-def compiled(pattern: str, template: str, group: str | None = None) -> re.Pattern[str]:
+def compile_pattern(pattern: str, template: str, group: str | None = None) -> re.Pattern[str]:
     """Compile the pattern of a rule; raise if its template or its groups do not fit."""
     try:
         expression = re.compile(pattern)
@@ -80,12 +84,12 @@ def compiled(pattern: str, template: str, group: str | None = None) -> re.Patter
     return expression
 
 
-def written(where: Where) -> str:
+def selector_text(where: Where) -> str:
     """Return a selector as it was written."""
     return repr(where) if isinstance(where, str) else selector(where).text
 
 
-def each(name: str, where: Where, function: Callable[[Any], Any]) -> Rule:
+def leafwise_rule(name: str, where: Where, function: Callable[[Any], Any]) -> Rule:
     """Return a rule that maps selected leaves through a function; None drops a leaf."""
     chosen = selector(where)
 
@@ -95,15 +99,15 @@ def each(name: str, where: Where, function: Callable[[Any], Any]) -> Rule:
             if chosen(path, leaf):
                 hits += 1
                 what = f"{name} does not fit shape {leaf.shape}"
-                leaf = tried(failed, path, what, function, leaf)
+                leaf = try_change(failed, path, what, function, leaf)
             if leaf is not None:
                 made[path] = leaf
         return made, hits
 
-    return Rule(f"{name}({written(where)})", change)
+    return Rule(f"{name}({selector_text(where)})", change)
 
 
-def spreading(
+def splitting_rule(
     text: str,
     pattern: str,
     template: str,
@@ -114,30 +118,30 @@ def spreading(
 
     By default, one leaf gets one name, the unchanged template.
     """
-    expression = compiled(pattern, template)
+    expression = compile_pattern(pattern, template)
 
     def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:
         made, hits = {}, 0
         for path, leaf in leaves.items():
             found = expression.fullmatch(path)
             if found is None:
-                put(made, path, leaf, failed)
+                add_leaf(made, path, leaf, failed)
                 continue
             hits += 1
             # Expanded before the slot is filled, because names of parts may contain backslashes.
             name = found.expand(template.replace(slot, "\0"))
-            for part, array in (tried(failed, path, text, parts, leaf) or {}).items():
-                put(made, name.replace("\0", part), array, failed)
+            for part, array in (try_change(failed, path, text, parts, leaf) or {}).items():
+                add_leaf(made, name.replace("\0", part), array, failed)
         return made, hits
 
     return Rule(text, change)
 
 
-def joining(
+def joining_rule(
     text: str, pattern: str, template: str, group: str, whole: Callable[[Leaves], Any]
 ) -> Rule:
     """Return a rule that joins several leaves into one; a group of the pattern names the parts."""
-    expression = compiled(pattern, template, group)
+    expression = compile_pattern(pattern, template, group)
 
     def change(leaves: Leaves, failed: Failed) -> tuple[Leaves, int]:
         made: Leaves = {}
@@ -146,7 +150,7 @@ def joining(
         for path, leaf in leaves.items():
             found = expression.fullmatch(path)
             if found is None:
-                put(made, path, leaf, failed)
+                add_leaf(made, path, leaf, failed)
                 continue
             hits += 1
             name, place = found[group], found.expand(template)
@@ -157,8 +161,8 @@ def joining(
                 )
             parts[place][name] = leaf
         for path, found in parts.items():
-            array = None if path in failed else tried(failed, path, text, whole, found)
-            put(made, path, array, failed)
+            array = None if path in failed else try_change(failed, path, text, whole, found)
+            add_leaf(made, path, array, failed)
         return made, hits
 
     return Rule(text, change)

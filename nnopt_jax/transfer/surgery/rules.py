@@ -11,8 +11,14 @@ import jax.numpy as jnp
 from nnopt_jax.arrays.nodes import materialize
 from nnopt_jax.errors import SelectionError, ShapeError
 from nnopt_jax.ops import resize
-from nnopt_jax.transfer.surgery.leaf_rules import loses
-from nnopt_jax.transfer.surgery.rule import Rule, each, joining, spreading, written
+from nnopt_jax.transfer.surgery.leaf_rules import is_lossy_cast
+from nnopt_jax.transfer.surgery.rule import (
+    Rule,
+    joining_rule,
+    leafwise_rule,
+    selector_text,
+    splitting_rule,
+)
 from nnopt_jax.tree.select import Where, selector
 from nnopt_jax.typing import Array
 
@@ -35,7 +41,7 @@ def rename(pattern: str, template: str) -> Rule:
         >>> graft({"blocks": [{"kernel": 0.0}]}, {"layer_0": {"w": 7.0}}, [rule]).params
         {'blocks': [{'kernel': Array(7., dtype=float32)}]}
     """
-    return spreading(f"rename({pattern!r}, {template!r})", pattern, template)
+    return splitting_rule(f"rename({pattern!r}, {template!r})", pattern, template)
 
 
 def drop(where: Where) -> Rule:
@@ -49,7 +55,7 @@ def drop(where: Where) -> Rule:
         >>> graft({"a": 0.0}, {"a": 1.0, "b": 2.0}, [rules.drop("b")]).params
         {'a': Array(1., dtype=float32)}
     """
-    return each("drop", where, lambda leaf: None)
+    return leafwise_rule("drop", where, lambda leaf: None)
 
 
 def keep(where: Where) -> Rule:
@@ -66,7 +72,7 @@ def keep(where: Where) -> Rule:
         >>> made.params["head"]
         5.0
     """
-    return Rule(f"keep({written(where)})", keeps=selector(where))
+    return Rule(f"keep({selector_text(where)})", keeps=selector(where))
 
 
 def adapt(where: Where, how: Callable[[Any, Any], Any]) -> Rule:
@@ -85,7 +91,7 @@ def adapt(where: Where, how: Callable[[Any, Any], Any]) -> Rule:
         Array([0., 1.], dtype=float32)
     """
     name = getattr(how, "__name__", repr(how))
-    return Rule(f"adapt({written(where)}, {name})", adapts=selector(where), adapt=how)
+    return Rule(f"adapt({selector_text(where)}, {name})", adapts=selector(where), adapt=how)
 
 
 def transpose(where: Where, axes: Sequence[int] | None = None) -> Rule:
@@ -103,7 +109,7 @@ def transpose(where: Where, axes: Sequence[int] | None = None) -> Rule:
         (3, 2)
     """
     name = "transpose" if axes is None else f"transpose[{axes}]"
-    return each(name, where, lambda leaf: jnp.transpose(materialize(leaf), axes))
+    return leafwise_rule(name, where, lambda leaf: jnp.transpose(materialize(leaf), axes))
 
 
 def reshape(where: Where, shape: int | Sequence[int]) -> Rule:
@@ -120,7 +126,9 @@ def reshape(where: Where, shape: int | Sequence[int]) -> Rule:
         >>> graft({"w": jnp.zeros((2, 2))}, {"w": jnp.arange(4.0)}, [rule]).params["w"].shape
         (2, 2)
     """
-    return each(f"reshape[{shape}]", where, lambda leaf: jnp.reshape(materialize(leaf), shape))
+    return leafwise_rule(
+        f"reshape[{shape}]", where, lambda leaf: jnp.reshape(materialize(leaf), shape)
+    )
 
 
 def stack(pattern: str, template: str) -> Rule:
@@ -149,7 +157,7 @@ def stack(pattern: str, template: str) -> Rule:
         return jnp.stack([materialize(layers[number]) for number in numbers])
 
     text = f"stack({pattern!r}, {template!r})"
-    return joining(text, pattern, template, "index", stacked)
+    return joining_rule(text, pattern, template, "index", stacked)
 
 
 def unstack(pattern: str, template: str) -> Rule:
@@ -171,7 +179,9 @@ def unstack(pattern: str, template: str) -> Rule:
     def layers(leaf: Any) -> dict[str, Any]:
         return {str(index): layer for index, layer in enumerate(materialize(leaf))}
 
-    return spreading(f"unstack({pattern!r}, {template!r})", pattern, template, layers, "{index}")
+    return splitting_rule(
+        f"unstack({pattern!r}, {template!r})", pattern, template, layers, "{index}"
+    )
 
 
 def fuse(pattern: str, template: str, order: Sequence[str], axis: int = -1) -> Rule:
@@ -199,7 +209,7 @@ def fuse(pattern: str, template: str, order: Sequence[str], axis: int = -1) -> R
         return jnp.concatenate([materialize(parts[name]) for name in names], axis)
 
     text = f"fuse({pattern!r}, {template!r}, {tuple(names)!r}, axis={axis})"
-    return joining(text, pattern, template, "part", fused)
+    return joining_rule(text, pattern, template, "part", fused)
 
 
 def split(
@@ -234,7 +244,7 @@ def split(
         return dict(zip(names, jnp.split(materialize(leaf), ends, axis), strict=True))
 
     text = f"split({pattern!r}, {template!r}, {tuple(names)!r}, axis={axis})"
-    return spreading(text, pattern, template, parts, "{part}")
+    return splitting_rule(text, pattern, template, parts, "{part}")
 
 
 def _named(order: Sequence[str]) -> list[str]:
@@ -268,7 +278,7 @@ def corner(source: Array, target: Any) -> Array:
     """
     if isinstance(target, jax.ShapeDtypeStruct):
         target = jnp.zeros(target.shape, target.dtype)
-    if loses(source, target.dtype):
+    if is_lossy_cast(source, target.dtype):
         raise ShapeError(
             f"transfer.rules.corner: values of {source.dtype} would be lost in {target.dtype}; "
             f"give the source as {target.dtype}, x.astype(...)."
