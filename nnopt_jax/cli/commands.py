@@ -1,4 +1,4 @@
-"""The commands, each of which is a few calls of the library."""
+"""The commands of the command line; each is a few calls of the library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnopt_jax.tree import diff as tree_diff, flatten
 
 
 def _console() -> Console:
-    """Return a console, wide enough for the tables if the output is not a terminal."""
+    """Return a console, whose width fits the tables if the output is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=140)
 

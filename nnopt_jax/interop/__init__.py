@@ -1,4 +1,4 @@
-"""Formats of other libraries, one file each, imported when used."""
+"""Readers and writers of the formats of other libraries, one module each."""
 
 from nnopt_jax.interop.orbax import Checkpoints
 from nnopt_jax.interop.safetensors import read_metadata, read_safetensors, write_safetensors

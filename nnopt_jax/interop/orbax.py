@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 class Checkpoints:
-    """The steps of one training run in one directory.
+    """The checkpoints of one training run, in one directory.
 
     A step is one orbax step: the arrays under numbers, so that keys cannot collide, and a manifest
     with the structure, node types, static fields, dtypes, shapes and a checksum of every leaf,
@@ -176,7 +176,7 @@ class Checkpoints:
         return self._writer
 
     def _read(self, step: int, who: str, name: str, how: Any) -> Any:
-        """Read one item of a step."""
+        """Read one item of a step: its arrays or its manifest."""
         import orbax.checkpoint as ocp
 
         where = self.directory / str(step)

@@ -54,7 +54,7 @@ class TensorEntry(NamedTuple):
 
 
 def parse(text: bytes, room: int, who: str) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """Read a header.
+    """Parse and check the header of a safetensors file.
 
     Args:
         text: the JSON text, without the length before it.

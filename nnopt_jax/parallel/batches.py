@@ -1,4 +1,4 @@
-"""Data parallelism: batches split over a mesh, from all processes, even or uneven."""
+"""Data parallelism: splitting, padding and feeding batches over the devices of a mesh."""
 
 from __future__ import annotations
 
@@ -229,5 +229,7 @@ def rows_of(who: str, batch: Any) -> int:
     rows = {path: np.shape(x)[:1] for path, x in flatten(batch).items()}
     if len(set(rows.values())) == 1 and () not in rows.values():
         return next(iter(rows.values()))[0]
-    told = ", ".join(f"{path or 'it'} has {n[0] if n else 'no axis'}" for path, n in rows.items())
-    raise ShapeError(f"{who}: the arrays of a batch need one number of rows; {told or 'none is'}.")
+    counts = ", ".join(f"{path or 'it'} has {n[0] if n else 'no axis'}" for path, n in rows.items())
+    raise ShapeError(
+        f"{who}: the arrays of a batch need one number of rows; {counts or 'none is'}."
+    )

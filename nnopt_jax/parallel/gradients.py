@@ -78,9 +78,9 @@ def gradient(
         split as the parameters are between steps.
     """
 
-    def sums(shown: Any, given: Given, batch: Any, args: Any, key: Key | None) -> _Sums:
-        def of_batch(moving: Any, shown: Any, batch: Any, args: Any, key: Key | None) -> Any:
-            dense = constrain(filled(shown, moving), plan.devices, plan.logical_used)
+    def sums(params: Any, given: Given, batch: Any, args: Any, key: Key | None) -> _Sums:
+        def of_batch(moving: Any, params: Any, batch: Any, args: Any, key: Key | None) -> Any:
+            dense = constrain(filled(params, moving), plan.devices, plan.logical_used)
             found = loss(given(dense), batch, *args, *(() if key is None else (key,)))
             value, aux = _loss_result(found, has_aux)
             return value.total, (jax.lax.stop_gradient(value.weight), aux)
@@ -89,21 +89,23 @@ def gradient(
             policy = remat if callable(remat) else jax.checkpoint_policies.dots_saveable
             of_batch = jax.checkpoint(of_batch, policy=policy)
         differentiate = jax.value_and_grad(of_batch, has_aux=True)
-        (total, (weight, aux)), slope = differentiate(floats(shown), shown, batch, args, key)
+        (total, (weight, aux)), slope = differentiate(floats(params), params, batch, args, key)
         return _Sums(total, weight, aux, constrain(slope, plan.devices, plan.logical))
 
-    def of_all(shown: Any, given: Given, batch: Any, args: Any, key: Key | None) -> tuple[Any, Any]:
+    def of_all(
+        params: Any, given: Given, batch: Any, args: Any, key: Key | None
+    ) -> tuple[Any, Any]:
         if accumulate == 1:
-            found = sums(shown, given, batch, args, key)
+            found = sums(params, given, batch, args, key)
         else:
             found = _accumulate(
-                lambda micro, own: sums(shown, given, micro, args, own),
+                lambda micro, own: sums(params, given, micro, args, own),
                 micro_batches(batch, accumulate, plan.devices, rows),
                 key,
             )
         value = _over(found.total, found.weight)
         slope = jax.tree.map(
-            lambda g, x: _over(g, found.weight).astype(x.dtype), found.slope, floats(shown)
+            lambda g, x: _over(g, found.weight).astype(x.dtype), found.slope, floats(params)
         )
         if not has_aux:
             return value, slope

@@ -183,7 +183,7 @@ def wait_if_simulated(mesh: Mesh, tree: Any) -> Any:
     return jax.block_until_ready(tree) if simulated else tree
 
 
-def named(mesh: Mesh, specs: Any) -> Any:
+def named_shardings(mesh: Mesh, specs: Any) -> Any:
     """Return a tree with a `NamedSharding` in place of every `PartitionSpec`."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),

@@ -15,7 +15,7 @@ from nnopt_jax.parallel.batches import check_divisible, micro_batches
 from nnopt_jax.parallel.meshes import (
     batch_spec,
     check_mesh,
-    named,
+    named_shardings,
     shard_count,
     with_automatic_axes,
 )
@@ -195,7 +195,7 @@ def pipeline(
         return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), out)
 
     def placed(staged: Any, x: Any) -> Any:
-        return automatic(run, given, named(given, rows))(staged, x)
+        return automatic(run, given, named_shardings(given, rows))(staged, x)
 
     return jax.jit(placed)
 

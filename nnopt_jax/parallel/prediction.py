@@ -18,7 +18,7 @@ from nnopt_jax.parallel.meshes import (
     batch_spec,
     constrain,
     mesh_context,
-    named,
+    named_shardings,
     shard_count,
     wait_if_simulated,
 )
@@ -108,7 +108,7 @@ def predict(
     who = "parallel.predict"
     check_plan(who, plan)
     mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, who)
-    out = named(mesh, rows)
+    out = named_shardings(mesh, rows)
     at = plan.shardings, out
 
     def forward(params: Any, batch: Any) -> Any:
@@ -138,6 +138,6 @@ def _first_rows(mesh: Mesh) -> Any:
         def cut(outputs: Any) -> Any:
             return jax.tree.map(lambda x: x[:count], outputs)
 
-        return automatic(cut, mesh, named(mesh, PartitionSpec()))(outputs)
+        return automatic(cut, mesh, named_shardings(mesh, PartitionSpec()))(outputs)
 
     return jax.jit(first, static_argnums=1)

@@ -209,7 +209,7 @@ class Watch:
         if self._verdict is not None:
             return
         if self._process != 0:
-            self._verdict = next((told for _, told in self._read(_VERDICT)), None)
+            self._verdict = next((verdict for _, verdict in self._read(_VERDICT)), None)
         else:
             # A process that ended by itself explains more than those that lost it.
             losses = sorted(self._losses(), key=lambda one: one.endswith(_BEREFT))

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from nnopt_jax.arrays.nodes import field_specs, is_node, summary
 from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.errors import CompositionError, Problems, SelectionError, ShapeError, nearest
-from nnopt_jax.parallel.meshes import check_mesh, named, shard_count, wait_if_simulated
+from nnopt_jax.parallel.meshes import check_mesh, named_shardings, shard_count, wait_if_simulated
 from nnopt_jax.parallel.parameter import split_fully
 from nnopt_jax.parallel.tensor import Rule, Ruled, by_annotation, by_graph, by_rules
 from nnopt_jax.settings import Settings
@@ -122,7 +122,7 @@ class Shards(Tabular):
     @property
     def shardings(self) -> Any:
         """The `NamedSharding` of every array, for `jax.jit` and `jax.device_put`."""
-        return named(self.devices, self.specs)
+        return named_shardings(self.devices, self.specs)
 
     @property
     def bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""One training step for every mesh, transform and optimizer."""
+"""The training step, compiled for any mesh, transform and optimizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnopt_jax.parallel.meshes import (
     batch_spec,
     constrain,
     mesh_context,
-    named,
+    named_shardings,
     shard_count,
     wait_if_simulated,
 )
@@ -207,8 +207,8 @@ def train_step(
     differentiate = gradient(loss, plan, rows, accumulate, remat, has_aux)
 
     def one(now: TrainState, batch: Any, args: Any, key: Key | None) -> tuple[TrainState, Any]:
-        shown, pull_back, given = forward(tx, _gather_packed(now.params, plan), now.state, loss)
-        value, slope = differentiate(shown, given, batch, args, key)
+        dense, pull_back, given = forward(tx, _gather_packed(now.params, plan), now.state, loss)
+        value, slope = differentiate(dense, given, batch, args, key)
         grads = pull_back(slope)
         moved = trainable(tx, now.params, now.state)
         cost = value[0] if has_aux else value
@@ -217,8 +217,8 @@ def train_step(
         params, state = step(tx, now.params, now.state, updates, grads)
         return TrainState(params, state, opt_state), value
 
-    whole = named(mesh, PartitionSpec())
-    at, out = (named(mesh, rows), whole, whole), (state_layout.shardings, whole)
+    whole = named_shardings(mesh, PartitionSpec())
+    at, out = (named_shardings(mesh, rows), whole, whole), (state_layout.shardings, whole)
     compiled = jax.jit(
         automatic(one, mesh, out),
         in_shardings=(state_layout.shardings, *at),

@@ -41,7 +41,7 @@ def by_rules(
     Args:
         leaves: arrays or nodes by path.
         rules: `(where, spec)` pairs.
-        mesh: whose axes the specs name.
+        mesh: the mesh, whose axes the specs name.
         who: the caller, for errors.
 
     Returns:
@@ -85,7 +85,7 @@ def by_annotation(
         leaves: arrays or nodes by path.
         annotations: a tree of the parameters' structure of `PartitionSpec` or None, such as
             `flax.linen.get_partition_spec` and `flax.nnx.get_partition_spec` return.
-        mesh: whose axes the specs name.
+        mesh: the mesh, whose axes the specs name.
         who: the caller, for errors.
 
     Returns:

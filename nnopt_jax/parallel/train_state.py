@@ -9,7 +9,7 @@ from jax.tree_util import GetAttrKey, tree_leaves_with_path
 
 from nnopt_jax.arrays.nodes import is_spec
 from nnopt_jax.columns import brief_fields
-from nnopt_jax.parallel.meshes import named
+from nnopt_jax.parallel.meshes import named_shardings
 from nnopt_jax.parallel.parameter import optimizer_specs
 from nnopt_jax.parallel.shard_specs import Shards, bytes_per_device
 from nnopt_jax.transform import State, Transform, state_specs, trainable
@@ -63,7 +63,7 @@ class Layout(NamedTuple):
     @property
     def shardings(self) -> TrainState:
         """The `NamedSharding` of every array."""
-        return named(self.mesh, self.specs)
+        return named_shardings(self.mesh, self.specs)
 
     @property
     def device_bytes(self) -> TrainState:

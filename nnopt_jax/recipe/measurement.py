@@ -162,8 +162,7 @@ def latency(
         packed: the same parameters, packed.
         *rest: further arguments.
         rounds: the greatest number of calls of each kind.
-        seconds: the time after which no new
-            round begins, once five are done.
+        seconds: the time after which no new round begins, once five are done.
 
     Returns:
         The median times and their ratio.

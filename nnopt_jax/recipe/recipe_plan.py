@@ -106,8 +106,7 @@ class Phase:
 
         Args:
             carry: the training state at the end of the stage before.
-            key: the key of transforms
-                that draw random numbers.
+            key: the key of transforms that draw random numbers.
             stats: the statistics that `needs` names.
 
         Returns:

@@ -33,7 +33,7 @@ class Call:
 
 @dataclass(frozen=True)
 class TransformCall:
-    """One transform of a stage.
+    """One transform of a stage: the name of a method, and its settings.
 
     In YAML, a transform is `- pruning.magnitude: {sparsity: 0.9}`.
 

@@ -1,4 +1,4 @@
-"""Knowledge transfer: parameters, structure, and both mixed."""
+"""Knowledge transfer between networks: of parameters, of structure, or of whole models."""
 
 from nnopt_jax.transfer.adapter_file import load_adapter, save_adapter
 from nnopt_jax.transfer.adapters import dora, freeze, lora

@@ -127,7 +127,7 @@ def layerwise_rates(params: Params, order: Sequence[Where], *, decay: float = 0.
 def labels(
     params: Params, rules: Mapping[str, Where | Sequence[Where]], *, default: str = "trained"
 ) -> PyTree:
-    """Return a label for each leaf by rules, for `optax.multi_transform`.
+    """Label each leaf by rules, for `optax.multi_transform`.
 
     Args:
         params: the parameters, or their shapes.

@@ -1,4 +1,4 @@
-"""`net`: a two-convolution classifier of 32x32 color images, in Linen and in NNX.
+"""A classifier of 32x32 color images with two convolutions, in Linen and in NNX.
 
 Conv 64 and conv 128 (3x3, stride 1, padding 1, ReLU), 2x2 average pool, dense 512 with ReLU,
 dense classes. Both forms name and shape their parameters alike, so one tree fits both.
@@ -15,7 +15,7 @@ _FEATURES = 16 * 16 * 128
 
 
 class Net(nn.Module):
-    """The network in Linen; make it with `net`."""
+    """The Linen module that `net` returns."""
 
     classes: int
 
@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 
 class NetNNX(nnx.Module):
-    """The network in NNX; make it with `net_nnx`."""
+    """The NNX module that `net_nnx` returns."""
 
     def __init__(self, classes: int, rngs: nnx.Rngs) -> None:
         self.conv1 = nnx.Conv(3, 64, (3, 3), padding=1, rngs=rngs)

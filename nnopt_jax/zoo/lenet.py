@@ -19,7 +19,7 @@ _LENET5_FEATURES = 4 * 4 * 50
 
 
 class LeNet300100(nn.Module):
-    """The dense network; make it with `lenet_300_100`."""
+    """The Linen module that `lenet_300_100` returns."""
 
     classes: int
     width: float = 1.0
@@ -34,7 +34,7 @@ class LeNet300100(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """The convolutional network; make it with `lenet5`."""
+    """The Linen module that `lenet5` returns."""
 
     classes: int
 
@@ -49,7 +49,7 @@ class LeNet5(nn.Module):
 
 
 class LeNet300100NNX(nnx.Module):
-    """The dense network; make it with `lenet_300_100_nnx`."""
+    """The NNX module that `lenet_300_100_nnx` returns."""
 
     def __init__(self, classes: int, rngs: nnx.Rngs, width: float = 1.0) -> None:
         wide, narrow = _units(300, width), _units(100, width)
@@ -64,7 +64,7 @@ class LeNet300100NNX(nnx.Module):
 
 
 class LeNet5NNX(nnx.Module):
-    """The convolutional network; make it with `lenet5_nnx`."""
+    """The NNX module that `lenet5_nnx` returns."""
 
     def __init__(self, classes: int, rngs: nnx.Rngs) -> None:
         self.conv1 = nnx.Conv(1, 20, (5, 5), padding="VALID", rngs=rngs)

@@ -50,7 +50,7 @@ def grow(
         graph: the result of `nnopt.graph` for the function and these parameters.
         params: arrays or packed leaves; leaves that grow become arrays.
         widths: the new number of units, by the name of a dimension of `graph.coupled`.
-        key: draws the copies and the noise.
+        key: the key of the copies and the noise.
         incoming: see `widen`.
         noise: the noise added to copied kernels, times their standard deviation, so that copies
             diverge in training.

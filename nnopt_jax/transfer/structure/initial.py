@@ -17,7 +17,7 @@ from nnopt_jax.errors import Problems, ValueRangeError, nearest
 from nnopt_jax.tree.select import resolve
 from nnopt_jax.typing import Key
 
-Start = dict[str, Any]
+Initializer = dict[str, Any]
 """An initializer as JSON: `{"name": ..., **arguments}`."""
 
 NAMED = tuple(
@@ -28,7 +28,7 @@ NAMED = tuple(
 """The factories of `jax.nn.initializers`, which may be named as the initializer of a leaf."""
 
 
-def estimate_initializer(leaf: Any) -> Start:
+def estimate_initializer(leaf: Any) -> Initializer:
     """Estimate an initializer from the values of a leaf.
 
     Args:
@@ -63,7 +63,7 @@ def estimate_initializer(leaf: Any) -> Start:
 
 def leaf_initializers(
     who: str, leaves: Mapping[str, Any], given: Mapping[str, str | Mapping[str, Any]] | None
-) -> dict[str, Start]:
+) -> dict[str, Initializer]:
     """Return the initializer of each leaf, set by the user or estimated from its values.
 
     Args:
@@ -83,7 +83,7 @@ def leaf_initializers(
         >>> leaf_initializers("demo", {"w": jnp.zeros((2, 2))}, {"w": "lecun_normal"})
         {'w': {'name': 'lecun_normal'}}
     """
-    named: dict[str, Start] = {}
+    named: dict[str, Initializer] = {}
     problems = Problems(who)
     for where, start in (given or {}).items():
         try:
@@ -108,7 +108,7 @@ def leaf_initializers(
     return {path: named.get(path) or estimate_initializer(leaf) for path, leaf in leaves.items()}
 
 
-def draw_leaf(key: Key, start: Start, like: Any) -> jax.Array:
+def draw_leaf(key: Key, start: Initializer, like: Any) -> jax.Array:
     """Draw the initial value of a leaf.
 
     Args:
@@ -144,7 +144,7 @@ def leaf_key(key: Key, path: str) -> Key:
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
-def initializer_text(start: Start) -> str:
+def initializer_text(start: Initializer) -> str:
     """Return a short description of an initializer, for a table.
 
     Example:

@@ -25,7 +25,7 @@ from nnopt_jax.errors import (
 )
 from nnopt_jax.settings import Settings
 from nnopt_jax.transfer.structure.encoding import decode_structure, encode_structure
-from nnopt_jax.transfer.structure.initial import Start, draw_leaf, initializer_text, leaf_key
+from nnopt_jax.transfer.structure.initial import Initializer, draw_leaf, initializer_text, leaf_key
 from nnopt_jax.transfer.structure.program import Program
 from nnopt_jax.transform.validation import check_key
 from nnopt_jax.tree.paths import flatten, unflatten
@@ -62,7 +62,7 @@ class Structure:
     """
 
     description: Any
-    starts: dict[str, Start]
+    starts: dict[str, Initializer]
     programs: dict[str, Program]
     constructor: dict[str, Any] | None = None
 
@@ -259,7 +259,7 @@ class Structure:
 
 
 def _signature(leaves: Mapping[str, str]) -> str:
-    """Return inputs or outputs as text, such as `x float32[b,3]`, without numeric paths."""
+    """Return inputs or outputs as a line of text, such as `x float32[b,3]`."""
     named = [
         text if path.isdigit() or not path else f"{path} {text}" for path, text in leaves.items()
     ]

@@ -48,7 +48,7 @@ def widen(
             kernel and the bias before them, scales and statistics of a batch normalization.
         consumed: the leaves that consume the units, by path, with the axis.
         width: the new number of units.
-        key: draws the copies and the noise.
+        key: the key of the copies and the noise.
         outgoing: the outgoing weights of new units: zero, or split.
         incoming: `"copy"`, or `"random"` for kernels (leaves of two or more axes) of normal numbers
             with the mean and standard deviation of the leaf; only with zero outgoing weights.
