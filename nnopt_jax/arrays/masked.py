@@ -25,6 +25,7 @@ from nnopt_jax.arrays.nodes import (
 from nnopt_jax.arrays.packed_integers import Bits
 from nnopt_jax.arrays.products.integer_products import IntegerWeight, under_mask
 from nnopt_jax.arrays.sparse_array import Sparse
+from nnopt_jax.ops.eager import count_true, kept_places, take_flat
 from nnopt_jax.ops.gradient_estimators import straight_through
 
 
@@ -139,8 +140,8 @@ class Masked(Node):
                 store_field(self.values), self.mask if is_node(self.mask) else Bits.of(mask, 1)
             )
         count = self._count(mask)
-        kept = jnp.nonzero(mask.ravel(), size=count, fill_value=0)[0]
-        values = map_elementwise(without_carry(self.values), lambda x: x.ravel()[kept])
+        kept = kept_places(mask, count)
+        values = map_elementwise(without_carry(self.values), lambda x: take_flat(x, kept))
         return Sparse(store_field(values), support_of(mask, self.format, self.roles), mask.shape)
 
     def _count(self, mask: jax.Array) -> int:
@@ -148,7 +149,7 @@ class Masked(Node):
         if self.capacity is not None:
             return min(self.capacity, mask.size)
         pair = n_of_m(self.format)
-        return mask.size // pair[1] * pair[0] if pair else int(mask.sum())
+        return mask.size // pair[1] * pair[0] if pair else count_true(mask)
 
     def _merge(self, inner: Masked) -> Masked:
         """Merge this mask and the mask below it to their intersection."""

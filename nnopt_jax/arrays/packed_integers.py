@@ -33,6 +33,7 @@ from nnopt_jax.ops.bit_packing import (
     unpack_bits,
     unpack_ternary,
 )
+from nnopt_jax.ops.eager import like_input, to_integers
 from nnopt_jax.typing import Array, Shape
 
 
@@ -154,9 +155,10 @@ class PackedTernary(PackedIntegers):
         """Pack integers (of any dtype, floats holding integers included)."""
         shape = codes.shape
         layout = "rows" if shape and shape[-1] and shape[-1] % 5 == 0 else "flat"
-        unsigned = codes.astype(jnp.int32) - low
+        unsigned = to_integers(codes, np.int32) - low
         rows = unsigned if layout == "rows" else unsigned.ravel()
-        return cls(pack_ternary(rows), low, shape, layout)
+        pack = host_pack_ternary if isinstance(rows, np.ndarray) else pack_ternary
+        return cls(like_input(pack(rows), codes), low, shape, layout)
 
     @property
     def high(self) -> int:
@@ -217,14 +219,13 @@ class Bits(PackedIntegers):
 
     @classmethod
     def of(cls, codes: jax.Array | np.ndarray, width: int, low: int = 0) -> Self:
-        """Pack integers (of any dtype, floats holding integers included); NumPy's on the host."""
+        """Pack integers (of any dtype, floats holding integers included)."""
         shape = tuple(codes.shape)
         layout = "rows" if shape and shape[-1] and shape[-1] % 8 == 0 else "flat"
-        unsigned = codes.astype(np.int32) - low
+        unsigned = to_integers(codes, np.int32) - low
         rows = unsigned if layout == "rows" else unsigned.ravel()
-        if isinstance(rows, np.ndarray):
-            return cls(jnp.asarray(host_pack_bits(rows, width)), width, low, shape, layout)
-        return cls(pack_bits(rows, width), width, low, shape, layout)
+        pack = host_pack_bits if isinstance(rows, np.ndarray) else pack_bits
+        return cls(like_input(pack(rows, width), codes), width, low, shape, layout)
 
     @staticmethod
     def cost(shape: tuple[int, ...], width: int) -> int:
@@ -306,4 +307,5 @@ def pack_integers(codes: jax.Array, low: int, high: int) -> jax.Array | Bits | P
     if width < 8:
         return Bits.of(codes, width, low)
     bits = 8 if width == 8 else 16
-    return codes.astype(jnp.dtype(f"int{bits}" if low < 0 else f"uint{bits}"))
+    narrow = jnp.dtype(f"int{bits}" if low < 0 else f"uint{bits}")
+    return like_input(to_integers(codes, narrow), codes)

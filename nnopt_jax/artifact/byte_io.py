@@ -172,7 +172,7 @@ class Encoder:
         self._low, self._span, self._out = 0, _TOP, bytearray()
 
     def code(self, odds: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
-        """Encode bits, given the odds of a 1 for each, and return them."""
+        """Encode bits with the given odds of a one for each, and return the bits."""
         assert bits is not None
         low, span = self._low, self._span
         for chance, bit in zip(odds.tolist(), bits.tolist(), strict=True):
@@ -256,7 +256,7 @@ class Decoder:
         return np.array(out, np.int64)
 
     def finish(self) -> None:
-        """Raise if data is left that was not needed for any bit.
+        """Raise if bytes remain that no bit needed.
 
         Raises:
             ArtifactError: there is data left.

@@ -15,9 +15,9 @@ from nnopt_jax.errors import ArtifactError, ValueRangeError
 
 MOST_ALPHABET = 1 << 16
 _MOST_DECISIONS = 1 << 22
-"""No encoder codes streams of more bits than this with contexts, so no decoder must."""
+"""The greatest number of bits that a stream may code with contexts; bounds decoding work."""
 _LEAST_LARGE = 1 << 12
-"""The least length of a stream for which a table of frequencies pays off."""
+"""The least length of a stream that is coded with a table of frequencies."""
 _MANY_DECISIONS = 1 << 19
 _WORTH = 1.01
 """The factor by which contexts must shrink a stream of many decisions to be worth their time."""
@@ -57,7 +57,7 @@ class Budget:
         return cls(*EFFORTS[effort])
 
     def take(self, bits: int, *, promising: bool) -> bool:
-        """Return whether a stream may be coded with contexts; if so, reduce what remains.
+        """Spend bits of the budget on a stream; return whether they were available.
 
         Example:
             >>> budget = Budget(promising=100, others=10, flat=0)
@@ -79,7 +79,7 @@ EFFORTS = {
     "default": (_MOST_DECISIONS, 1 << 17, 1 << 15),
     "smallest": (1 << 62, 1 << 62, 1 << 15),
 }
-"""The fields of the budget of a file."""
+"""The fields of `Budget` for each effort."""
 
 
 def encode(
@@ -339,7 +339,7 @@ def _decode_split(
 
 
 def _encode_wide(symbols: np.ndarray, budget: Budget) -> bytes:
-    """Code high bytes, then low bytes in groups, one for each common high byte."""
+    """Encode 16-bit symbols as high bytes, then low bytes in groups of equal high byte."""
     high, low = (symbols >> 8).astype(np.uint8), (symbols & 255).astype(np.uint8)
     group, count = _groups(high)
     parts = [high, *(low[group == i] for i in range(count))]

@@ -216,7 +216,7 @@ def read(found: Contents) -> Any:
 
 
 def _plan_of(slots: Any, notes: dict[str, Any]) -> StreamPlan:
-    """Return the plan of streams that the notes of a file imply."""
+    """Return the stream plan that the notes of a description determine."""
     with malformed("notes"):
         streams = streams_of(slots, [int(number) for number in notes.get("apart", [])])
         same = {int(number): int(first) for number, first in notes.get("same", [])}
@@ -260,7 +260,7 @@ def _plan_streams(slots: Any, arrays: Sequence[np.ndarray]) -> tuple[StreamPlan,
 
 
 def _rebuilds(stream: Stream, arrays: Sequence[np.ndarray]) -> bool:
-    """Return whether the symbols of a stream restore its arrays bit for bit."""
+    """Return whether decoding the symbols of a stream gives back its arrays bit for bit."""
     if isinstance(stream, PlainArray):
         return True
     try:
@@ -279,7 +279,7 @@ def _identity(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
 
 
 def _repeats(streams: Sequence[Stream], arrays: Sequence[np.ndarray]) -> dict[int, int]:
-    """Return the streams whose arrays equal those of an earlier stream, with that stream."""
+    """Return pairs of a stream and the earlier stream with equal arrays."""
     first: dict[Any, int] = {}
     same = {}
     for number, stream in enumerate(streams):

@@ -20,7 +20,7 @@ from nnopt_jax.artifact.byte_io import ODDS_BITS, Decoder, Encoder
 # each batch costs time.
 _BATCHES, _CODE_BATCHES, _LEAST_BATCH = 2048, 512, 32
 _LEVELS = 8
-"""The number of leading bits of a magnitude that have its higher bits as context."""
+"""The number of leading bits of a magnitude whose context is the bits above them."""
 MOST_LINES = 4096
 _LEAST_WIDTH, _LEAST_ROW = 16, 8
 
@@ -41,7 +41,7 @@ _RADIUS, _CLOSE, _NEAREST = 4, 2, 4
 """The radii of the wide and the close disc of the lag predictor, and the size of its pattern."""
 
 Coder = Encoder | Decoder
-"""The same code encodes and decodes, since a coder returns the bits in both cases."""
+"""An encoder or a decoder: one code path serves both, because both return the bits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +255,7 @@ class LagPredictor:
         return np.matmul(self._weights, self._fields[:, self._far + line - self._lags])
 
     def pattern(self, line: int) -> np.ndarray:
-        """Return which of the nearest entries are present, as one of 16 classes."""
+        """Return the pattern of nonzero entries nearest to each position, as one of 16 classes."""
         taken = self._fields[0, self._far + line - self._close]
         return (taken << np.arange(len(self._close))[:, None]).sum(0)
 
@@ -326,7 +326,7 @@ class ContextModel:
         return np.stack(contexts)
 
     def _presence(self, contexts: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
-        """Code which symbols of a line are present, with the density so far as a context."""
+        """Code the presence mask of a line, with the density of the line so far as a context."""
         there = np.zeros(contexts.shape[1], np.int64)
         for start in range(0, len(there), self.run):
             run = slice(start, start + self.run)

@@ -113,7 +113,7 @@ def _flat(at: Any) -> Any:
 
 
 def _unflatten(at: Any) -> Any:
-    """Undo `_flat`."""
+    """Separate settings and fields of each node again; the inverse of `_flat`."""
     if not isinstance(at, dict):
         return at
     if "class" in at:
@@ -227,7 +227,7 @@ def _lengthen_node(name: str, version: int, rest: list[Any]) -> Any:
 
 
 def _bits(width: int, low: int, shape: Sequence[int]) -> Any:
-    """Return the description of what `Bits.of` makes, whatever layout the file states."""
+    """Return the description of a `Bits` node of a given width, least value and shape."""
     rows = bool(len(shape) and shape[-1] and shape[-1] % 8 == 0)
     words = [*shape] if rows else [math.prod(shape)]
     words[-1] = packed_size(words[-1], width)
@@ -317,7 +317,7 @@ def to_host(leaf: Any) -> np.ndarray:
 
 
 def from_host(array: np.ndarray, like: jax.ShapeDtypeStruct) -> Any:
-    """Invert `to_host`; return a NumPy array where JAX would truncate a 64-bit dtype."""
+    """Convert a NumPy array to the leaf it was made from; the inverse of `to_host`."""
     if _is_key(like.dtype):
         name = next(name for name in _KEYS if jax.random.key(0, impl=name).dtype == like.dtype)
         return jax.random.wrap_key_data(jnp.asarray(array), impl=name)

@@ -19,13 +19,15 @@ from typing import Any
 
 import jax
 
+from nnopt_jax.arrays import is_node
 from nnopt_jax.artifact import container
 from nnopt_jax.artifact.codec import EFFORTS
 from nnopt_jax.errors import ArtifactError, ValueRangeError, nearest
 from nnopt_jax.settings import Settings
+from nnopt_jax.tree.paths import flatten
 
 DEFAULT_MAX_BYTES = 1 << 33
-"""8 GiB."""
+"""The default limit on the bytes of arrays: 8 GiB."""
 _SLACK = 1 << 20
 """The number of bytes by which a file may exceed the size of its arrays."""
 VERSION = 3
@@ -91,7 +93,8 @@ def save(
             f"save: effort is {effort!r}, not one of {', '.join(map(repr, EFFORTS))}."
             f"{nearest(str(effort), EFFORTS)}"
         )
-    total = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(tree))
+    leaves = jax.tree.leaves(flatten(tree, is_node))  # by path, for trees that JAX cannot sort
+    total = sum(getattr(leaf, "nbytes", 0) for leaf in leaves)
     bar = _bar(path, total, progress)
     folder = os.path.dirname(os.path.realpath(path))
     try:
@@ -208,7 +211,7 @@ def _sealed(body: Iterable[bytes], size: int, version: int = VERSION) -> Iterato
 
 
 def unseal(data: bytes) -> tuple[bytes, int]:
-    """Invert `seal`, and detect any flipped bit, header included.
+    """Check and remove header, version and checksum; the inverse of `seal`.
 
     Args:
         data: the bytes of a file, untrusted.

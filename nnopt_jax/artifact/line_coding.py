@@ -100,7 +100,7 @@ def _layout_of(
 def decode(
     data: bytes, shape: tuple[int, ...], alphabet: int, sides: Sides, most: int
 ) -> np.ndarray:
-    """Decode what `encode` wrote.
+    """Decode an array of symbols that `encode` wrote.
 
     Args:
         data: all bytes.
@@ -139,7 +139,7 @@ def _write_layout(layout: LineLayout) -> bytes:
 
 
 def _read_layout(reader: ByteReader, shape: tuple[int, ...], alphabet: int) -> LineLayout:
-    """Invert `_write_layout`, and raise on impossible layouts."""
+    """Read a layout that `_write_layout` wrote; raise if it is impossible."""
     flags = reader.byte()
     hole, prior = None, 128
     if flags & _HOLES:

@@ -133,7 +133,7 @@ def _look_up(table: jax.Array, index: jax.Array) -> jax.Array:
 def _push_chunk(
     state: jax.Array, symbols: jax.Array, count: jax.Array, share: jax.Array, below: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Encode the first symbols, from the last of them to the first.
+    """Push `count` symbols onto a state, from the last to the first.
 
     Args:
         state: the state, uint32.
@@ -173,7 +173,7 @@ def _pull_chunk(
     share: jax.Array,
     below: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Decode the next symbols.
+    """Pull `count` symbols from a state, and read words as it runs low.
 
     Args:
         state: the state, uint32.
@@ -355,7 +355,7 @@ _FORMER_BITS = 16
 _FORMER_SCALE = 1 << _FORMER_BITS
 _FORMER_FLOOR = 1 << 32
 _FORMER_STATE = 6
-"""The bytes of a state."""
+"""The number of bytes of a state in streams of earlier versions."""
 _FORMER_STEPS = 1 << 18
 """The greatest number of groups in a lane, which bounds the work of decoding."""
 

@@ -65,7 +65,7 @@ class Stream:
         raise NotImplementedError
 
     def arrays(self, symbols: np.ndarray) -> dict[int, np.ndarray]:
-        """Invert `symbols`: return the arrays by number."""
+        """Return the arrays by number, from the symbols; the inverse of `symbols`."""
         raise NotImplementedError
 
     def center(self, arrays: Arrays) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from nnopt_jax.ops.blockwise import reduce_blocks, repeat_uneven
+from nnopt_jax.ops.eager import compiled
 from nnopt_jax.ops.grid import expand
 
 _TINY = float(np.finfo(np.float32).tiny)
@@ -33,6 +35,11 @@ def block_largest(x: ArrayLike, block: Sequence[int], mask: ArrayLike | None = N
         >>> print(block_largest(np.array([[1.0, -3.0], [2.0, 0.5]]), (2, 1)))
         [[2. 3.]]
     """
+    return _block_largest(jnp.asarray(x), mask, tuple(block))
+
+
+@functools.partial(compiled, static_argnums=2)
+def _block_largest(x: Array, mask: ArrayLike | None, block: tuple[int, ...]) -> Array:
     size = _magnitude(x, mask)
     return reduce_blocks(
         "block_largest", lambda v, axes: jnp.max(v, axis=axes, initial=0), size, block
@@ -101,7 +108,11 @@ def stored_scale(scale: ArrayLike, dtype: DTypeLike = jnp.float32) -> Array:
         >>> print(stored_scale(np.array([0.5, np.nan, 1e9], np.float32), np.float16))
         [5.00e-01 1.00e+00 6.55e+04]
     """
-    scale = jnp.asarray(scale, jnp.float32)
+    return _stored_scale(jnp.asarray(scale, jnp.float32), jnp.dtype(dtype))
+
+
+@functools.partial(compiled, static_argnums=1)
+def _stored_scale(scale: Array, dtype: jnp.dtype) -> Array:
     scale = jnp.where(jnp.isfinite(scale), scale, jnp.float32(1))
     top = float(jnp.finfo(dtype).max)
     return jnp.clip(scale, -top, top).astype(dtype)
@@ -122,8 +133,13 @@ def in_units(x: ArrayLike, scale: ArrayLike) -> Array:
         >>> print(in_units(np.array([[1.0, 3.0]]), np.array([[0.0, 2.0]])))
         [[0.  1.5]]
     """
-    x = lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
-    scale = lax.stop_gradient(jnp.asarray(scale)).astype(jnp.float32)
+    return _in_units(jnp.asarray(x), jnp.asarray(scale))
+
+
+@compiled
+def _in_units(x: Array, scale: Array) -> Array:
+    x = lax.stop_gradient(x).astype(jnp.float32)
+    scale = lax.stop_gradient(scale).astype(jnp.float32)
     good = jnp.abs(scale) >= _TINY
     units = x / expand(jnp.where(good, scale, jnp.float32(1)), x.shape)
     return jnp.where(expand(good, x.shape), units, units * 0)

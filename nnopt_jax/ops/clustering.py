@@ -68,21 +68,16 @@ def kmeans(
     v = lax.stop_gradient(jnp.asarray(values)).astype(jnp.float32)
     mask = None if mask is None else jnp.asarray(mask, bool)
     weights = None if weights is None else jnp.asarray(weights, jnp.float32)
-    return _fit(v, mask, weights, key, clusters, init, iterations, bins)
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
-def _fit(
-    v: Array,
-    mask: Array | None,
-    weights: Array | None,
-    key: Array | None,
-    clusters: int,
-    init: str,
-    iterations: int,
-    bins: int,
-) -> Array:
     atoms, scale = gather(v, mask, weights, bins)
+    return _fit(atoms, scale, key, clusters, init, iterations)
+
+
+# Atoms have one shape for all arrays, so that the fit, which takes a second to compile, is compiled
+# once, and only the histogram for each shape.
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _fit(
+    atoms: Atoms, scale: Array, key: Array | None, clusters: int, init: str, iterations: int
+) -> Array:
     return _lloyd(atoms, _start(atoms, clusters, init, key), iterations) * scale
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from nnopt_jax.errors import ShapeError, ValueRangeError
 from nnopt_jax.ops.blockwise import reduce_blocks
+from nnopt_jax.ops.eager import compiled
 from nnopt_jax.ops.gradient_estimators import round_clip
 
 
@@ -86,15 +88,27 @@ def fit_grid(
     References:
         Jacob et al., https://arxiv.org/abs/1712.05877, section 2.1.
     """
-    x = jax.lax.stop_gradient(jnp.asarray(x)).astype(jnp.float32)
-    integer_range(
-        bits, symmetric=symmetric
-    )  # first, so that wrong bits are reported before wrong blocks
+    # First, so that wrong bits are reported before wrong blocks.
+    integer_range(bits, symmetric=symmetric)
+    return _fit_grid(jnp.asarray(x), mask, bits, tuple(block), symmetric, jnp.dtype(scale_dtype))
+
+
+@functools.partial(compiled, static_argnums=(2, 3, 4, 5))
+def _fit_grid(
+    x: Array,
+    mask: ArrayLike | None,
+    bits: int,
+    block: tuple[int, ...],
+    symmetric: bool,
+    scale_dtype: jnp.dtype,
+) -> tuple[Array, Array | None]:
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
     if symmetric:
         top = _extreme(jnp.max, jnp.abs(x), block, mask)
-        return grid_of_range(-top, top, bits, symmetric=True, scale_dtype=scale_dtype)
-    top, bottom = (_extreme(reduce, x, block, mask) for reduce in (jnp.max, jnp.min))
-    return grid_of_range(bottom, top, bits, symmetric=False, scale_dtype=scale_dtype)
+        bottom = -top
+    else:
+        top, bottom = (_extreme(reduce, x, block, mask) for reduce in (jnp.max, jnp.min))
+    return grid_of_range(bottom, top, bits, symmetric=symmetric, scale_dtype=scale_dtype)
 
 
 def grid_of_range(
@@ -134,6 +148,13 @@ def grid_of_range(
         Jacob et al., https://arxiv.org/abs/1712.05877, section 2.1.
     """
     lo, hi = integer_range(bits, symmetric=symmetric)
+    return _grid_of_range(bottom, top, lo, hi, symmetric, jnp.dtype(scale_dtype))
+
+
+@functools.partial(compiled, static_argnums=(2, 3, 4, 5))
+def _grid_of_range(
+    bottom: ArrayLike, top: ArrayLike, lo: int, hi: int, symmetric: bool, scale_dtype: jnp.dtype
+) -> tuple[Array, Array | None]:
     bottom = jnp.minimum(jnp.asarray(bottom, jnp.float32), 0)
     top = jnp.maximum(jnp.asarray(top, jnp.float32), 0)
     # Multiply by the reciprocal, because the compiler sometimes, but not always, does so for a
@@ -175,8 +196,13 @@ def quantize(
     References:
         Esser et al., https://arxiv.org/abs/1902.08153, section 2.1.
     """
-    x = jnp.asarray(x)
-    scale = jnp.asarray(scale)
+    return _quantize(jnp.asarray(x), jnp.asarray(scale), zero, lo, hi)
+
+
+@compiled
+def _quantize(
+    x: Array, scale: Array, zero: ArrayLike | None, lo: ArrayLike, hi: ArrayLike
+) -> Array:
     v = x.astype(jnp.float32) * _align(1 / scale.astype(jnp.float32), x.shape)
     if zero is None:
         return round_clip(v, lo, hi)
@@ -210,7 +236,12 @@ def dequantize(
         >>> print(dequantize(np.array([2, -6, 7], np.int8), np.array([0.5])))
         [ 1.  -3.   3.5]
     """
-    values = jnp.asarray(codes).astype(jnp.float32)
+    return _dequantize(jnp.asarray(codes), scale, zero, jnp.dtype(dtype))
+
+
+@functools.partial(compiled, static_argnums=3)
+def _dequantize(codes: Array, scale: ArrayLike, zero: ArrayLike | None, dtype: jnp.dtype) -> Array:
+    values = codes.astype(jnp.float32)
     if zero is not None:
         values -= _align(jnp.asarray(zero).astype(jnp.float32), values.shape)
     scale = _align(jnp.asarray(scale).astype(jnp.float32), values.shape)

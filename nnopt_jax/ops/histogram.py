@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from nnopt_jax.ops.eager import compiled
 
 _ONE = 0x3F800000  # the bits of 1.0
 _LARGEST = 0x7F7FFFFF  # the bits of the largest float
@@ -99,13 +102,22 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
         >>> print(atoms.place[full] * scale, atoms.weight[full])
         [1. 3.] [1. 2.]
     """
+    center, spread = _spread(*_thinned(v, mask, weights))
+    place, weight, scale = _binned(v, mask, weights, center, spread, bins)
+    return _atoms(place, weight), scale
+
+
+@functools.partial(compiled, static_argnums=5)
+def _binned(
+    v: Array, mask: Array | None, weights: Array | None, center: Array, spread: Array, bins: int
+) -> tuple[Array, Array, Array]:
+    """Return the mean and the weight of each bin, and the scale."""
     parts = (v, mask, weights)
     low, high = _extremes(*_weigh(parts))
     scale = _power_of_two(jnp.maximum(jnp.abs(low), jnp.abs(high)))
     # The compiler recomputes products with reciprocals where they are needed, but would store
     # quotients.
     shrink = 1 / scale
-    center, spread = _sample(*_weigh(jax.tree.map(_thin, parts)))
     low, high, center, spread = (x * shrink for x in (low, high, center, spread))
     spread = jnp.where(spread > 0, spread, jnp.where(high > low, high - low, 1.0))
     # Powers of two make products exact, so that a bin has the same middle everywhere.
@@ -133,7 +145,7 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
     zero = jnp.zeros(bins, jnp.float32)
     weight, rest = lax.fori_loop(0, count, add, (zero, zero))
     place = middle(jnp.arange(bins)) + rest / jnp.where(weight > 0, weight, 1)
-    return _atoms(jnp.clip(place, low, high), weight), scale
+    return jnp.clip(place, low, high), weight, scale
 
 
 def pool(
@@ -170,6 +182,7 @@ def pool(
     return jnp.concatenate(values), jnp.concatenate(weights)
 
 
+@compiled
 def _atoms(place: Array, weight: Array) -> Atoms:
     place = running(jnp.maximum, place, -jnp.inf)
     full = weight > 0
@@ -233,10 +246,21 @@ def _thin(x: Array) -> Array:
     return x
 
 
-def _sample(v: Array, w: Array) -> tuple[Array, Array]:
+@compiled
+def _thinned(v: Array, mask: Array | None, weights: Array | None) -> tuple[Array, Array]:
+    """Return a sample of the values that count, filled up with infinity, and their number."""
+    v, w = _weigh(jax.tree.map(_thin, (v, mask, weights)))
+    sample = jnp.where(w > 0, v, jnp.inf).ravel()
+    # A power of two, so that the sort, which takes long to compile, has one size for most arrays.
+    size = max(_SAMPLE, 1 << sample.size.bit_length())
+    padding = (0, size - sample.size)
+    return jnp.pad(sample, padding, constant_values=jnp.inf), jnp.sum(w > 0, dtype=jnp.int32)
+
+
+@compiled
+def _spread(sample: Array, count: Array) -> tuple[Array, Array]:
     """Return the median and a robust spread of the values that count; 0 without values."""
-    count = jnp.sum(w > 0, dtype=jnp.int32)
-    v = jnp.sort(jnp.append(jnp.where(w > 0, v, jnp.inf), jnp.inf))
+    v = jnp.sort(sample)
     low, middle, high = (
         v[(q * count.astype(jnp.float32)).astype(jnp.int32)] for q in (0.01, 0.5, 0.99)
     )
@@ -244,6 +268,8 @@ def _sample(v: Array, w: Array) -> tuple[Array, Array]:
     return jnp.where(known, middle, 0), jnp.where(known, high / 4 - low / 4, 0)
 
 
+_SAMPLE = 1 << 13
+"""The number of values from which the center of a histogram is estimated, about."""
 _ROWS = 256
 _T = TypeVar("_T")
 

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from nnopt_jax.errors import Problems, ValueRangeError
+from nnopt_jax.ops.eager import is_on_host, like_input
 
 _NAN = 0x7F800001  # one above infinity
 _LEAST = -0x7F800000  # minus infinity
@@ -74,7 +76,7 @@ def top_k_mask(scores: ArrayLike, k: int | Array, *, signed: bool = False) -> Ar
         >>> print(top_k_mask(np.array([2.0, 1.0, -2.0, 2.0], np.float32), 3, signed=True))
         [ True  True False  True]
     """
-    return _masks(*_check("top_k_mask", [scores], k, least=0), signed=signed)[0]
+    return _compute_masks(*_check("top_k_mask", [scores], k, least=0), signed)[0]
 
 
 def top_k_masks(
@@ -104,7 +106,32 @@ def top_k_masks(
         >>> print(*top_k_masks([first, second], 2))
         [False  True] [[ True]]
     """
-    return _masks(*_check("top_k_masks", scores, k, least=0), signed=signed)
+    return _compute_masks(*_check("top_k_masks", scores, k, least=0), signed)
+
+
+_SMALL = 1 << 18
+"""The number of scores up to which sorting them takes less time than compiling the search."""
+
+
+def _compute_masks(arrays: list[Array], k: Array, signed: bool) -> list[Array]:
+    size = sum(array.size for array in arrays)
+    if 0 < size <= _SMALL and all(map(is_on_host, (k, *arrays))):
+        return _sorted_masks(arrays, int(k), signed)
+    return _masks(arrays, k, signed=signed)
+
+
+def _sorted_masks(arrays: list[Array], k: int, signed: bool) -> list[Array]:
+    """Return the masks of `_masks`, by NumPy."""
+    flat = [np.asarray(array, np.float32).ravel() for array in arrays]
+    scores = np.concatenate(flat)
+    scores = np.where(np.isnan(scores), np.float32(np.inf), scores if signed else np.abs(scores))
+    # NaN ranks above infinity, and a stable sort keeps equal scores in their order.
+    order = np.lexsort((-scores, ~np.isnan(np.concatenate(flat))))
+    mask = np.zeros(scores.size, bool)
+    mask[order[:k]] = True
+    parts = np.split(mask, np.cumsum([x.size for x in flat])[:-1])
+    pairs = zip(parts, arrays, strict=True)
+    return [like_input(part.reshape(array.shape), array) for part, array in pairs]
 
 
 @jax.jit

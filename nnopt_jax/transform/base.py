@@ -15,6 +15,7 @@ from nnopt_jax.arrays.storage import store
 from nnopt_jax.columns import WIDTH, brief_fields, clipped, counted
 from nnopt_jax.errors import NonFiniteError, Problems, ShapeError
 from nnopt_jax.ops.axis_roles import Axes
+from nnopt_jax.ops.eager import count_nonfinite
 from nnopt_jax.transform.binding import UNBOUND, Binding, Build, Misfit, ModelGraph, binding_of
 from nnopt_jax.transform.inert import is_inert, without_inert
 from nnopt_jax.transform.notes import Notes
@@ -283,7 +284,7 @@ def _check_encoded(who: str, params: Any, encoded: Any) -> None:
             if jnp.issubdtype(array.dtype, jnp.floating) and not isinstance(array, Tracer)
         ]
         for array in floats:
-            if count := int((~jnp.isfinite(array)).sum()):
+            if count := count_nonfinite(array):
                 broken.add(path, f"{count} of {array.size} values are NaN or infinite, codes hold "
                                  "none; see where training diverged")  # fmt: skip
                 break
