@@ -72,7 +72,7 @@ class Codebook(Node):
     SLOTS = {"table": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
 
     def zero_code(self) -> int:
-        """Return the number of entries below zero; the mean over the tables, if there are several.
+        """Return the number of table entries below zero, averaged over tables.
 
         Tables ascend. A table that is a node is not materialized for this: 0.
         """
@@ -102,7 +102,7 @@ class Codebook(Node):
         return found
 
     def slot_axes(self, name: str, axes: Axes | None) -> Axes | None:
-        """Return axes that contract the entries of a table, so that they share one scale."""
+        """Return axes that contract the entries of a table, so that it gets one scale."""
         del name, axes
         last = self.table.ndim - 1
         return Axes(last, tuple(range(last))) if last else assumed_axes(self.table.shape)

@@ -18,7 +18,7 @@ Field = Any
 
 
 class CannotStayPacked(Exception):
-    """The error of a hook whose node must be materialized; the interpreter catches it.
+    """The error that a hook raises if its node must be materialized; the interpreter catches it.
 
     Args:
         reason: why the node must be materialized, in a few words.
@@ -55,11 +55,11 @@ class Moves(Protocol):
 
     @property
     def fills(self) -> bool:
-        """Whether the outcome has entries that only the fill value provides."""
+        """Whether the result has entries that the fill value provides, not the weight."""
         ...
 
     def apply(self, x: Array, shape: Shape, fill: float = 0) -> Array | None:
-        """Move an array that has the shape of a weight or is coarser; return None if impossible."""
+        """Apply the movement to an array of the weight's shape, or with one entry a block."""
         ...
 
 
@@ -192,7 +192,7 @@ class Hooks:
         return tuple(range(self.ndim))
 
     def loosened(self: Any) -> Field:
-        """Materialize the weight, and wrap the array in a node if products need more than it."""
+        """Materialize the weight, but keep a node if products need more than the array."""
         return self.materialize()
 
     @property
@@ -231,7 +231,7 @@ def dot(x: Array, weight: Field, how: Product) -> Array:
 
 
 def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
-    """Apply a change to the result of `find`, or to the `instead` of its `CannotStayPacked`."""
+    """Apply a function to the array of a hook, or to the arrays in the error that it raises."""
     try:
         found = find()
     except CannotStayPacked as reason:
@@ -241,7 +241,7 @@ def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
 
 
 def move(field: Field, movement: Moves, shape: Shape) -> Field:
-    """Move an array or a node that has the given shape or is coarser.
+    """Move an array or a node of the given shape, or with one entry for each block of it.
 
     Raises:
         CannotStayPacked: a field of the node cannot be moved.

@@ -36,7 +36,7 @@ class SparseLayout(Node):
         raise NotImplementedError
 
     def host_indices(self, mask: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Invert `host_mask`."""
+        """Compute the indices of a mask, in the order of `INDICES`, with NumPy."""
         raise NotImplementedError
 
     @property
@@ -117,7 +117,7 @@ class DeltaIndex(SparseLayout):
         return flat.reshape(self.shape)
 
     def host_mask(self, *indices: np.ndarray) -> np.ndarray:
-        """Compute the mask of gaps, with NumPy."""
+        """Compute the mask from gaps, with NumPy."""
         codes = indices[0].astype(np.int64)
         kept = codes != 2**self.width - 1
         places = (np.cumsum(codes + kept) - 1)[kept]
@@ -239,7 +239,7 @@ class CSR(SparseLayout):
         return flat.at[row * width + columns].set(True, mode="drop").reshape(self.shape)
 
     def host_mask(self, *indices: np.ndarray) -> np.ndarray:
-        """Compute the mask of counts and columns, with NumPy."""
+        """Compute the mask from counts and columns, with NumPy."""
         counts, columns = indices
         table = np.zeros(_matrix(self.shape), bool)
         table[np.repeat(np.arange(len(counts)), counts), columns] = True

@@ -74,7 +74,7 @@ def n_of_m(format: Format) -> tuple[int, int] | None:
 
 
 def shape_misfit(shape: tuple[int, ...], format: Format) -> str | None:
-    """Return why no mask of this shape can have this format; None if one can.
+    """Return why masks of this shape cannot be stored in this format; None if they can.
 
     Example:
         >>> shape_misfit((6, 8), "2:4"), shape_misfit((6, 8), "csr")
@@ -86,7 +86,7 @@ def shape_misfit(shape: tuple[int, ...], format: Format) -> str | None:
 
 
 def mask_misfit(mask: jax.Array, format: Format) -> str | None:
-    """Return why a concrete mask does not have this format; None if it has.
+    """Return why a concrete mask cannot be stored in this format; None if it can.
 
     Example:
         >>> import jax.numpy as jnp

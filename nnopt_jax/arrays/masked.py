@@ -162,7 +162,7 @@ class Masked(Node):
 
 
 def map_under_mask(field: Field, change: Callable[[Field], Field]) -> Field:
-    """Apply a change below the outer masks of a field, and keep the masks.
+    """Apply a function to the node below the outer masks of a field, and keep the masks.
 
     Example:
         >>> import jax.numpy as jnp

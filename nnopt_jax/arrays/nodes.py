@@ -331,7 +331,7 @@ def kept(field: Field) -> Field:
 
 
 def compactable(field: Field) -> bool:
-    """Return whether the elementwise fields of a node can be cut to the kept elements."""
+    """Return whether storage can omit the masked entries of a node's elementwise fields."""
     if not is_node(field):
         return True
     names = field.ELEMENTWISE if field.COMPACTABLE else ()
@@ -351,14 +351,14 @@ def is_spec(x: Any) -> bool:
 
 
 def field_specs(field: Field, spec: PartitionSpec, mesh: jax.sharding.Mesh | None) -> Field:
-    """Return the specs of a field of an array that is partitioned by `spec`."""
+    """Return the partition specs of a field, given the spec of the array that it belongs to."""
     return field.specs(spec, mesh) if is_node(field) else fit_spec(spec, field.shape, mesh)
 
 
 def fit_spec(
     spec: PartitionSpec, shape: tuple[int, ...], mesh: jax.sharding.Mesh | None
 ) -> PartitionSpec:
-    """Drop from a spec the axes along which an array of this shape cannot be split.
+    """Drop the axes of a partition spec along which an array of this shape cannot be split.
 
     A scale with one entry along an axis is replicated over it. With a mesh, an axis whose devices
     do not divide the array is dropped as well, because JAX would replicate the array silently.

@@ -75,7 +75,7 @@ class PackedIntegers(Node):
         raise NotImplementedError
 
     def _host_unpack(self, words: np.ndarray, count: int) -> np.ndarray:
-        """Invert `_host_pack`, for sequences of `count` integers."""
+        """Unpack `count` integers from each sequence of words, with NumPy, without adding `low`."""
         raise NotImplementedError
 
     def host_pack(self, codes: np.ndarray) -> np.ndarray:
@@ -83,7 +83,7 @@ class PackedIntegers(Node):
         return self._host_pack(codes if self.layout == "rows" else codes.ravel())
 
     def host_unpack(self, words: np.ndarray) -> np.ndarray:
-        """Invert `host_pack`."""
+        """Unpack words to integers of this node's shape, with NumPy."""
         return self._host_unpack(words, self._run).reshape(self.shape)
 
     @property

@@ -182,7 +182,7 @@ class BSR(SparseLayout):
 
     @property
     def most(self) -> int:
-        """The number of elements in as many blocks as can be kept."""
+        """The greatest number of kept elements: all of the blocks that the layout can mark."""
         blocks = self.kept.most if isinstance(self.kept, SparseLayout) else self.kept.size
         return blocks * int(np.prod(self.sizes))
 

@@ -223,7 +223,7 @@ class _LowRank:
         return Reshaped.of_matrix(product, axes, slot.array.shape)
 
     def misfit(self, slot: Slot) -> str | None:
-        """Say where a budget is too small for rank 1."""
+        """Return a problem if the budget of a slot is too small for rank 1; else None."""
         axes = _sides(slot, self.form)
         if axes is None or not slot.array.size or self._rank(slot, axes):
             return None

@@ -131,7 +131,7 @@ def _spectrum(found: _RunningMoments) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _enough(variance: np.ndarray, energy: float) -> int:
-    """Return the least number of directions that keep a fraction of the variance."""
+    """Return the least number of directions whose variances sum to a fraction of the total."""
     total = variance.sum()
     if not total > 0:
         raise ValueRangeError(f"{_NAME}: the data do not vary; energy={energy} says nothing then.")

@@ -142,7 +142,7 @@ def dkm(
     temperature: float = 0.01,
     iterations: int = 3,
 ) -> Transform:
-    r"""Replace weights by a few shared values, towards which training attracts them softly (DKM).
+    r"""Attract weights softly to a few shared values in training (DKM).
 
     In training, the model uses attention-weighted means of the table, which follows from the
     weights; gradients pass through the clustering, without a straight-through estimate. At
@@ -223,7 +223,7 @@ def dkm(
 
 
 def _deviation(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return the standard deviation of the values that count; 1 if it is 0."""
+    """Return the standard deviation of the unmasked values; 1 if it is 0."""
     # Squares of the largest floats overflow, and reciprocals beyond these bounds are not floats.
     unit = jnp.clip(jnp.max(jnp.abs(values), initial=0), 2.0**-126, 2.0**126)
     count = jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1).astype(jnp.float32)
@@ -233,7 +233,7 @@ def _deviation(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _joined(slots: Sequence[Slot]) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """Return values, mask and weights of one slot, or of several together."""
+    """Return the values, mask and weights of one slot, or of several slots as one vector."""
     arrays = [jax.lax.stop_gradient(slot.array) for slot in slots]
     if len(slots) == 1:
         return arrays[0], slots[0].mask, None
@@ -251,7 +251,7 @@ def _shared(slot: Slot, table: jax.Array) -> Codebook:
 
 
 def _too_few(slots: Sequence[Slot], clusters: int, *, in_channels: bool = False) -> str | None:
-    """Say so where there are fewer entries than clusters."""
+    """Return a problem if a slot has fewer entries than clusters; else None."""
     shape = slots[0].array.shape
     size = sum(slot.array.size for slot in slots)
     if in_channels:
@@ -322,6 +322,6 @@ def _channels_first(x: jax.Array, shared: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _rows(x: jax.Array, shared: tuple[int, ...]) -> jax.Array:
-    """Return one row for each channel, in the order of the channels."""
+    """Reshape a weight to one row for each channel, in the order of the channels."""
     size = math.prod(x.shape[axis] for axis in shared)
     return x.transpose(_channels_first(x, shared)).reshape(x.size // max(size, 1), size)

@@ -100,7 +100,7 @@ def _support(leaf: jax.Array, format: Format) -> jax.Array:
 
 
 def _check_pattern(leaves: Leaves, format: Format) -> None:
-    """Raise, if values are known, if a group holds more nonzeros than its pattern stores."""
+    """Raise if a group of known values has more nonzeros than its pattern can store."""
     pair, problems = n_of_m(format), Problems(_NAME)
     if pair is None:
         return
@@ -129,7 +129,7 @@ def _wrapped(path: str, leaf: Field, mask: jax.Array, format: Format, train: boo
 
 
 def _may_have(leaf: Masked, format: Format) -> bool:
-    """Return whether an earlier mask gets the format; if it does not fit, packing raises."""
+    """Return whether the format is assigned to a mask of an earlier transform."""
     if format == "smallest":  # a format that the mask already has is a known pattern of it
         return False
     patterned = isinstance(format, tuple) or n_of_m(format) is not None

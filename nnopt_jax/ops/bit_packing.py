@@ -102,7 +102,7 @@ def _words(codes: Any, width: int, xp: Any) -> Any:
 
 
 def unpack_bits(words: ArrayLike, width: int, size: int, axis: int = -1) -> Array:
-    """Invert `pack_bits`.
+    """Unpack unsigned codes from bytes; the inverse of `pack_bits`.
 
     Args:
         words: uint8, as `pack_bits` returned them.
@@ -138,7 +138,7 @@ def _unpack(words: Array, width: int, size: int, axis: int) -> Array:
 
 
 def host_unpack_bits(words: np.ndarray, width: int, size: int) -> np.ndarray:
-    """Invert `host_pack_bits`.
+    """Unpack codes along the last axis in NumPy; the inverse of `host_pack_bits`.
 
     Example:
         >>> host_unpack_bits(host_pack_bits(np.array([1, 9, 30]), 5), 5, 3)
@@ -231,7 +231,7 @@ def _ternary_words(codes: Any, xp: Any) -> Any:
 
 
 def unpack_ternary(words: ArrayLike, size: int, axis: int = -1) -> Array:
-    """Invert `pack_ternary`.
+    """Unpack codes 0, 1 and 2 from bytes; the inverse of `pack_ternary`.
 
     Args:
         words: uint8, as `pack_ternary` returned them.
@@ -265,7 +265,7 @@ def _unpack_ternary(words: Array, size: int, axis: int) -> Array:
 
 
 def host_unpack_ternary(words: np.ndarray, size: int) -> np.ndarray:
-    """Invert `host_pack_ternary`.
+    """Unpack codes 0, 1 and 2 along the last axis in NumPy.
 
     Example:
         >>> host_unpack_ternary(np.array([152, 57], np.uint8), 6)

@@ -277,7 +277,7 @@ def q4_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
 
 
 def _first_value(code: int) -> np.float32:
-    """Return the least float32 `v` for which `v + 8.5`, in float32, reaches a code of 1 to 15."""
+    """Return the least float32 `v` for which `v + 8.5`, rounded to float32, reaches each code."""
     v, half = np.float32(code - 8.5), np.float32(8.5)
     while (below := np.nextafter(v, np.float32(-np.inf))) + half >= code:
         v = below
@@ -306,7 +306,7 @@ def _sum(v: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _first_largest(v: Array, axes: tuple[int, ...]) -> Array:
-    """Return the first entry of largest magnitude along axes."""
+    """Return the first of the entries of largest magnitude along some axes."""
     others = [axis for axis in range(v.ndim) if axis not in axes]
     shape = tuple(v.shape[axis] for axis in others)
     if not v.size:

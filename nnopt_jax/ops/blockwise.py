@@ -88,7 +88,7 @@ def repeat_uneven(values: Array, shape: Sequence[int], block: Sequence[int]) -> 
 
 
 def fill_up(x: Array, block: Sequence[int]) -> Array:
-    """Pad each axis with zeros so that the last block is as long as the others.
+    """Pad each axis with zeros so that all blocks are equally long.
 
     Example:
         >>> fill_up(jnp.array([1, 2, 3]), (2,))

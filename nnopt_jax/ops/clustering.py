@@ -98,7 +98,7 @@ def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
 
 
 def _share(atoms: Atoms) -> Array:
-    """Return each atom's part of the integral of the cube root of the density.
+    """Return the contribution of each atom to the integral of the cube root of the density.
 
     Each part is at most two cells of the plan, so that an outlier cannot take all cells.
     """
@@ -113,7 +113,7 @@ def _share(atoms: Atoms) -> Array:
 
 
 def _plan_table(atoms: Atoms, clusters: int) -> Array:
-    """Return the best table for cells of atoms that are spaced by the cube root of the density."""
+    """Group atoms into cells spaced by the cube root of the density, and return the best table."""
     share = running(jnp.add, _share(atoms), 0.0)
     cell = share / jnp.where(share[-1] > 0, share[-1], 1) * _CELLS
     cell = jnp.clip(cell.astype(jnp.int32), 0, _CELLS - 1)

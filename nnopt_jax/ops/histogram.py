@@ -43,7 +43,7 @@ def compand(y: Array) -> Array:
 
 
 def uncompand(u: Array) -> Array:
-    """Invert `compand`, up to rounding.
+    """Map companded numbers back, up to rounding; the inverse of `compand`.
 
     Args:
         u: float32 from -129 to 129.
@@ -192,7 +192,7 @@ def _atoms(place: Array, weight: Array) -> Atoms:
 
 
 def _weigh(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Array]:
-    """Return values and weights, both 0 for values that do not count."""
+    """Return values and weights, both 0 for values that are masked or not finite."""
     v, mask, weights = parts
     valid = jnp.isfinite(v) if mask is None else jnp.isfinite(v) & mask
     w = jnp.float32(1) if weights is None else weights
@@ -200,7 +200,7 @@ def _weigh(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Arra
 
 
 def _extremes(v: Array, w: Array) -> tuple[Array, Array]:
-    """Return the least and the greatest value that counts, in one pass; 0 without values."""
+    """Return the least and the greatest of the values of positive weight; 0 without any."""
     low, high = lax.reduce(
         (jnp.where(w > 0, v, jnp.inf), jnp.where(w > 0, v, -jnp.inf)),
         (jnp.float32(jnp.inf), jnp.float32(-jnp.inf)),
@@ -211,7 +211,7 @@ def _extremes(v: Array, w: Array) -> tuple[Array, Array]:
 
 
 def _power_of_two(size: Array) -> Array:
-    """Return the power of two below, which scales exactly and keeps squares in range."""
+    """Return the greatest power of two that is not above a number, so that scaling is exact."""
     bits = lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000
     bits = jnp.minimum(bits, 0x7E800000)  # 2**126, whose reciprocal is a normal float
     return jnp.where(bits > 0, lax.bitcast_convert_type(bits, jnp.float32), 1.0)
@@ -239,7 +239,7 @@ def _split(x: Array, axis: int, count: int) -> Array:
 
 
 def _thin(x: Array) -> Array:
-    """Return some thousand evenly spaced entries."""
+    """Return a few thousand evenly spaced entries of an array."""
     for axis in sorted(range(x.ndim), key=lambda axis: -x.shape[axis]):
         step = max(1, min(x.shape[axis], x.size // 4096))
         x = lax.slice_in_dim(x, 0, None, step, axis)
@@ -248,7 +248,7 @@ def _thin(x: Array) -> Array:
 
 @compiled
 def _thinned(v: Array, mask: Array | None, weights: Array | None) -> tuple[Array, Array]:
-    """Return a sample of the values that count, filled up with infinity, and their number."""
+    """Return a sample of the unmasked, finite values, padded with infinity, and their number."""
     v, w = _weigh(jax.tree.map(_thin, (v, mask, weights)))
     sample = jnp.where(w > 0, v, jnp.inf).ravel()
     # A power of two, so that the sort, which takes long to compile, has one size for most arrays.
@@ -259,7 +259,7 @@ def _thinned(v: Array, mask: Array | None, weights: Array | None) -> tuple[Array
 
 @compiled
 def _spread(sample: Array, count: Array) -> tuple[Array, Array]:
-    """Return the median and a robust spread of the values that count; 0 without values."""
+    """Return the median and a quantile range of a sample; 0 for an empty one."""
     v = jnp.sort(sample)
     low, middle, high = (
         v[(q * count.astype(jnp.float32)).astype(jnp.int32)] for q in (0.01, 0.5, 0.99)

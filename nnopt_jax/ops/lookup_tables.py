@@ -175,7 +175,7 @@ def _assign(v: Array, t: Array) -> Array:
 
 
 def _looked_up(v: Array, middles: Array, dtype: DTypeLike) -> Array:
-    """Count the midpoints below each value, by a lookup in a grid and one comparison.
+    """Return the index of the nearest entry: look it up in a uniform grid, then compare once.
 
     The neighbors of a cell are searched with it, so that rounding does not matter. If a cell then
     has more than one midpoint, which an outlier in the table can cause, binary search is used.

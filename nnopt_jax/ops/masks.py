@@ -49,7 +49,7 @@ def split_groups(x: jax.Array, m: int) -> jax.Array:
 
 
 def join_groups(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Invert `split_groups`.
+    """Move the entries of groups back to their axis; the inverse of `split_groups`.
 
     Args:
         groups: the result of `split_groups`.
@@ -120,7 +120,7 @@ def subset_rank(kept: jax.Array, n: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def subset_of_rank(rank: jax.Array, n: int, m: int) -> jax.Array:
-    """Invert `subset_rank`.
+    """Return the choice of `n` of `m` that has a given rank; the inverse of `subset_rank`.
 
     Args:
         rank: non-negative integers of any shape.

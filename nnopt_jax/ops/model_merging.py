@@ -109,7 +109,7 @@ def trim(delta: ArrayLike, density: float) -> Array:
 
 
 def elect(deltas: ArrayLike, weights: ArrayLike, vote: Elect = "weighted") -> Array:
-    r"""Average, entry by entry, the differences whose sign has the majority.
+    r"""Average the differences whose sign has the majority, entry by entry.
 
     $$ \gamma = \mathrm{sgn}\Big(\sum_k \delta_k\Big), \qquad
        \tau = \frac{\sum_{k: \mathrm{sgn}(\delta_k) = \gamma} w_k\, \delta_k}

@@ -177,7 +177,7 @@ def _total(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _kth_largest(keys: Array, rank: Array, axes: tuple[int, ...]) -> Array:
-    """Return the key of a rank in each block, found two bits at a time from the highest."""
+    """Return the key with a given rank in each block, two bits at a time from the highest."""
 
     def narrow(i: Array, low: Array) -> Array:
         shift = jnp.uint32(30) - 2 * i.astype(jnp.uint32)
@@ -203,6 +203,6 @@ def _keys(x: Array) -> Array:
 
 
 def _floats(keys: Array) -> Array:
-    """Invert `_keys`."""
+    """Map integers back to floats; the inverse of `_keys`."""
     bits = jnp.where(keys >> 31 == 1, keys ^ jnp.uint32(1 << 31), ~keys)
     return lax.bitcast_convert_type(bits, jnp.float32)

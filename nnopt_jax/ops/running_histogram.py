@@ -137,7 +137,7 @@ def joined(a: Range, b: Range) -> Range:
 
 
 def _double(counts: Array, times: Array) -> Array:
-    """Merge pairs of bins outwards from the middle, the given number of times."""
+    """Merge pairs of bins, from the middle outwards, a given number of times."""
     half = counts.size // 2
     # The shift rounds down for either sign, so that bins stay on their side of zero.
     index = half + ((jnp.arange(counts.size) - half) >> jnp.minimum(times, 31))

@@ -121,7 +121,7 @@ def _compute_masks(arrays: list[Array], k: Array, signed: bool) -> list[Array]:
 
 
 def _sorted_masks(arrays: list[Array], k: int, signed: bool) -> list[Array]:
-    """Return the masks of `_masks`, by NumPy."""
+    """Mark the k largest scores by sorting them in NumPy."""
     flat = [np.asarray(array, np.float32).ravel() for array in arrays]
     scores = np.concatenate(flat)
     scores = np.where(np.isnan(scores), np.float32(np.inf), scores if signed else np.abs(scores))

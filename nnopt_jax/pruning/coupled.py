@@ -282,7 +282,7 @@ def check_coupled(settings: Settings, allocation: Any, multiple: Any) -> None:
 
 
 def _lines(units: Mapping[str, Array], at: Any, leaves: Leaves) -> dict[Place, Array]:
-    """Return which indices stay, for each axis of a leaf that channels lie on."""
+    """Return the indices that stay on each axis of a leaf that channels lie on."""
     found: dict[Place, Array] = {}
     for name, stay in units.items():
         for path, axes in at[name].items():
@@ -294,7 +294,7 @@ def _lines(units: Mapping[str, Array], at: Any, leaves: Leaves) -> dict[Place, A
 
 
 def _flops_left(units: Mapping[str, Array], at: Any, leaves: Leaves, flops: Any) -> Array:
-    """Return the operations of the products with the remaining weights."""
+    """Return the FLOPs of the products after the removed channels are left out."""
     left = dict(flops)
     for (path, _), lines in _lines(units, at, leaves).items():
         left[path] = left.get(path, jnp.float32(0)) * jnp.mean(lines, dtype=jnp.float32)

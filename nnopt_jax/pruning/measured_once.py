@@ -19,7 +19,7 @@ __all__ = ["grasp", "snip", "wanda"]
 
 @preset
 def snip(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> Transform:
-    r"""Keep, once before training, the connections that the loss depends on most.
+    r"""Prune once before training; keep the connections that the loss depends on most (SNIP).
 
     $$ I_i = \left| \frac{\partial L(c \odot w)}{\partial c_i} \right|_{c = 1}
        = | g_i w_i | $$
@@ -59,7 +59,7 @@ def snip(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> Tr
 
 @preset
 def grasp(sparsity: float | None = None, **choices: Unpack[PruningChoices]) -> Transform:
-    r"""Keep, once before training, the weights whose removal would weaken the gradient most.
+    r"""Prune once before training; keep the weights that preserve gradient flow (GraSP).
 
     $$ I_i = w_i \, (H g)_i, \qquad
        \Delta \|g\|^2 \approx -2 \, w_i \, (H g)_i \quad \text{when } w_i \text{ goes} $$
@@ -109,7 +109,7 @@ def wanda(
     pattern: PatternLike = "per_output",
     mode: MaskMode = "hard",
 ) -> Transform:
-    r"""Keep, once after training, the weights of greatest magnitude times input norm.
+    r"""Prune once after training; keep the greatest magnitudes times input norms (Wanda).
 
     $$ I_{ij} = |w_{ij}| \, \lVert x_i \rVert_2 $$
 

@@ -55,7 +55,7 @@ class Pattern:
         return None
 
     def pool(self, scores: jax.Array, axes: Axes) -> jax.Array:
-        """Return the score of each unit, given the scores of the weights."""
+        """Return the score of each unit (here a single weight), given the scores of the weights."""
         del axes
         return scores
 
@@ -161,7 +161,7 @@ class NOfM(Pattern):
         return axes.to_matrix(scores) if self.roles(scores.shape, axes) else scores
 
     def choose(self, scores: jax.Array, sparsity: Any = None, *, signed: bool = False) -> jax.Array:
-        """Mark the `n` greatest of each group; of equal ones the earlier, with NaN as infinity."""
+        """Mark the `n` entries of greatest score in each group; NaN counts as infinity."""
         del sparsity, signed
         return keep_n_of_m(scores, self.n, self.m)
 

@@ -177,7 +177,7 @@ class _Proximal:
         return {}, refresh_when(due, lambda: self._choose(leaves, may, share), still)
 
     def moving(self, refresh: UpdateFn) -> UpdateFn:
-        """Return an update that also moves the parameters that no earlier transform has encoded."""
+        """Wrap an update so that it also shrinks parameters that are not encoded yet."""
 
         def update(
             params: Any, state: State, *, grads: Any = None, upstream: Any = None, step: Any = None
@@ -228,7 +228,7 @@ class _Proximal:
         return {path: part | none for path, part in rest.items()}
 
     def _choose(self, leaves: Leaves, may: Leaves, share: Any) -> Leaves:
-        """Choose masks, thresholds and scales that reach the sparsity, within `may`."""
+        """Choose masks, thresholds and scales that reach the sparsity among the allowed entries."""
         blocks = {path: self._block(path, leaf.shape) for path, leaf in leaves.items()}
         levels, rest = {}, {}
         for path, leaf in leaves.items():

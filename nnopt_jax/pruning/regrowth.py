@@ -161,7 +161,7 @@ class Regrowth(Masking):
 def drop_and_grow(
     score: jax.Array, mask: jax.Array, growth: jax.Array, count: int, dropped: jax.Array
 ) -> jax.Array:
-    """Drop the units of least score and grow as many of the absent ones.
+    """Drop the present units of least score, and grow as many absent ones of greatest score.
 
     A unit that was dropped is absent, and may be grown again. Among equal scores, the earlier unit
     in flat order ranks higher.
@@ -189,7 +189,7 @@ def drop_and_grow(
 
 
 def _at_least(x: jax.Array, least: jax.Array) -> jax.Array:
-    """Return the greater of the two; keep NaN, which ranks above all numbers."""
+    """Return the elementwise maximum; NaN ranks above all numbers."""
     return jnp.where(x < least, least, x)
 
 

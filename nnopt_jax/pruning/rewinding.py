@@ -117,7 +117,7 @@ def rewind(
 
 
 def _raw(leaf: Field) -> jax.Array:
-    """Return the parameter below the nodes of earlier transforms, as far as they keep it."""
+    """Return the raw array below the nodes of earlier transforms, if they store it."""
     if not is_node(leaf):
         return leaf
     if isinstance(leaf, Masked):
@@ -127,14 +127,14 @@ def _raw(leaf: Field) -> jax.Array:
 
 
 def _visible(seen: Field, leaf: jax.Array) -> jax.Array:
-    """Return a parameter, zero where an earlier transform masks it, unless the mask is soft."""
+    """Return a dense parameter with zeros where an earlier hard mask is False."""
     if not isinstance(seen, Masked) or seen.mode == "straight_through":
         return leaf
     return jnp.where(materialize(seen.mask).astype(bool), leaf, jnp.zeros_like(leaf))
 
 
 def _free(seen: Field, leaf: jax.Array) -> jax.Array:
-    """Return which entries may be reset: not those that an earlier transform's mask set to zero."""
+    """Return which entries may be reset: all that no earlier transform has masked."""
     if not isinstance(seen, Masked):
         return jnp.ones(leaf.shape, bool)
     return materialize(seen.mask).astype(bool) | (leaf != 0)

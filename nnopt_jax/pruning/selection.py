@@ -52,7 +52,7 @@ class Selection(NamedTuple):
         return self.pattern.misfit(shape, self.axes(path, shape))
 
     def shares(self, shapes: Mapping[str, tuple[int, ...]], sparsity: Any) -> Mapping[str, Any]:
-        """Return the sparsity of each leaf."""
+        """Return the target sparsity of each leaf."""
         if callable(self.allocation):
             return call_allocation(self.allocation, shapes, sparsity)
         return erk(shapes, sparsity) if self.allocation == "erk" else uniform(shapes, sparsity)
@@ -183,7 +183,7 @@ def _equal(sparsity: Any, implied: float) -> bool:
 
 
 def largest_pruned(levels: Leaves, masks: Leaves, *, together: bool) -> Leaves:
-    """Return the largest level that each mask prunes; 0 if it prunes none.
+    """Return the greatest score that each mask prunes; 0 if it prunes nothing.
 
     Args:
         levels: non-negative float32 levels by path.

@@ -36,7 +36,7 @@ def soft_threshold(
     mode: Literal["soft", "frozen"] = "soft",
     every: int = 1,
 ) -> Transform:
-    r"""Shrink encoded weights by a threshold that makes exactly the scheduled fraction zero.
+    r"""Soft-threshold encoded weights so that exactly the scheduled fraction becomes zero.
 
     $$ \hat w = \operatorname{sign}(w) \max(|w| - t, 0) $$
 
@@ -94,7 +94,7 @@ def soft_threshold(
 
 
 def shrunk(leaf: Field, threshold: ArrayLike) -> Field:
-    """Apply a soft threshold to an array, or to a node below its masks."""
+    """Apply a soft threshold to an array, or to the node inside masks."""
 
     def change(x: Field) -> Field:
         return SoftThresholded(x, jnp.asarray(threshold)) if is_node(x) else shrink(x, threshold)

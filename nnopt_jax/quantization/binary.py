@@ -22,7 +22,7 @@ def binary_connect(
     scale: float | Literal["glorot"] = 1.0,
     stochastic: bool = False,
 ) -> Transform:
-    r"""Replace weights by their signs times a constant, with real-valued latent weights.
+    r"""Binarize weights to their signs times a constant, over real-valued latent weights.
 
     $$ \hat w = \pm H, \qquad
        \hat w = +H \text{ where } w \ge 0 \text{, or with probability }
@@ -78,7 +78,7 @@ def binary_connect(
 
 @preset
 def xnor(**choices: Unpack[QuantizationChoices]) -> Transform:
-    r"""Replace weights by their signs times the mean magnitude of each block (XNOR-Net).
+    r"""Binarize weights to their signs times the mean magnitude of each block (XNOR-Net).
 
     $$ \hat w = \alpha\,\mathrm{sign}(w), \qquad
        \alpha = \frac{1}{n} \sum_{block} |w|, \qquad

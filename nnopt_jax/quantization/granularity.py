@@ -58,7 +58,7 @@ class Blocked:
         return scale if scale is None else UnevenGroups.of(scale, self.array.shape, self.block)
 
     def in_place(self, node: Node) -> Node:
-        """Return the node that stands for the slot, given the node of the array."""
+        """Return the node that replaces the slot, given the node of the blocked array."""
         if self.leaf is None:
             return node
         axes, shape = self.leaf
@@ -128,7 +128,7 @@ class Sharing:
         return Blocked(matrix, block, mask, matrix_axes(matrix.ndim), (axes, shape))
 
     def _whole(self, shape: tuple[int, ...], axes: Axes | None) -> tuple[int, ...]:
-        """Return the blocks of the granularities `"tensor"` and `"channel"`."""
+        """Return the block sizes of the granularities `"tensor"` and `"channel"`."""
         apart: tuple[int, ...] = ()
         if len(shape) > 1 and axes is not None:
             apart = axes.batch
@@ -142,7 +142,7 @@ class Sharing:
 def group_block(
     shape: Sequence[int], contracted: Sequence[int], group: int
 ) -> tuple[int, ...] | None:
-    """Return the block of a group along flattened axes; None if it cannot be a block.
+    """Return the block sizes of a group along flattened axes; None if a group is no block.
 
     Args:
         shape: the shape of the weight.

@@ -148,7 +148,7 @@ class Grid:
         return around[jnp.nan_to_num(codes).astype(jnp.int32)]
 
     def inside(self, x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
-        """Return which weights the grid does not clip by more than the rounding of its ends.
+        """Return which weights lie in the range of the grid, up to the rounding of its ends.
 
         The ends of a range need not lie within its grid, because the zero point is rounded, by up
         to half a step, and the scale is rounded to its dtype. Weights that the range was fitted to

@@ -139,7 +139,7 @@ class _TwoSided(WeightRange):
     def carry(
         self, task: Task, scaled: Scaled, codes: jax.Array, learned: Any, rest: Any
     ) -> jax.Array:
-        """Return the weights, with gradients multiplied by the scale of their sign."""
+        """Return the straight-through residual, with gradients scaled as in TTQ."""
         positive, negative = (
             task.part.expand(lax.stop_gradient(learned[name])) for name in ("positive", "negative")
         )

@@ -217,7 +217,7 @@ def _value(
     known: Mapping[str, Callable[..., Choice]],
     instead: str,
 ) -> Choice:
-    """Return the choice that the caller passed, or the one of that name."""
+    """Return the caller's choice, or make the choice of the given name."""
     if isinstance(given, kind):
         return given
     if isinstance(given, str) and given in known:

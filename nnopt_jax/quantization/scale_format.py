@@ -100,7 +100,7 @@ class ScaleFormat:
 
 
 def _runs(shape: tuple[int, ...], axes: Axes | None) -> tuple[int, ...]:
-    """Return the longest possible blocks of scales along the output axes.
+    """Return the longest blocks of scales, along output axes, that share a second scale.
 
     If there is only one output, blocks run along the contracted axes. They never cross batch axes,
     so that each layer of a stack keeps its own scales.

@@ -195,7 +195,7 @@ class _LeastSquares(WeightRange):
         )  # fmt: skip
 
     def reach(self, task: Task) -> jax.Array:
-        """Try fractions of the greatest magnitude; on a tie, the widest range is kept."""
+        """Return the best of 80 fractions of the greatest magnitude; on a tie, the widest range."""
         part, grid, scales = task.part, task.grid, task.scales
         x = lax.stop_gradient(part.array).astype(jnp.float32)
         x = x if part.mask is None else jnp.where(part.mask, x, 0.0)
@@ -239,7 +239,7 @@ class _LearnedStep(WeightRange):
     def carry(
         self, task: Task, scaled: Scaled, codes: jax.Array, learned: Any, rest: Any
     ) -> jax.Array:
-        """Return the weights, with the gradients of weights and steps."""
+        """Return the straight-through residual, with the gradients of LSQ for weights and steps."""
         part, grid = task.part, task.grid
         (low, high), above = grid.ends, grid.values_above_zero
         scale = lax.stop_gradient(learned).astype(task.scales.dtype)

@@ -176,7 +176,7 @@ class Binding:
         return Selector(text, lambda path, leaf: path in weights)
 
     def including(self, where: Where, leaves: Mapping[str, Any]) -> Binding:
-        """Return a binding that also takes the left-out weights that a rule selects.
+        """Return a binding that also takes those left-out weights that a rule selects.
 
         Args:
             where: the rule.
@@ -314,7 +314,7 @@ def _check_rules(who: str, leaves: Mapping[str, Any], binding: Binding) -> None:
 
 
 def _contradiction(binding: Binding, path: str, axes: Axes, shape: tuple[int, ...]) -> str | None:
-    """Say why a user's axes cannot be those of a leaf, from its shape and the graph."""
+    """Return why a user's axes cannot be those of a leaf, from its shape and the graph."""
     if text := axes.misfit(shape):
         return f"{text}; name every axis once"
     ours, known = axes.normalized(len(shape)), binding.axes.get(path)
@@ -331,7 +331,7 @@ def _contradiction(binding: Binding, path: str, axes: Axes, shape: tuple[int, ..
 
 
 def _agree(ours: Axes, graphs: Axes) -> bool:
-    """Return whether two axes give the same roles; for a lookup, any user's axes are accepted."""
+    """Return whether two `Axes` assign the same roles; for a lookup, any roles are accepted."""
     if graphs.lookup:
         return True
     return all(

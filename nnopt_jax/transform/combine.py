@@ -158,7 +158,7 @@ def _steps(transforms: tuple[Transform, ...], params: Any) -> Iterator[tuple[Tra
 
 
 def _handed_back(transforms: tuple[Transform, ...], grads: Any) -> list[Any]:
-    """Return for each transform the gradients at its result, pulled back through later ones."""
+    """Return the gradients at the result of each transform, pulled back through later ones."""
     given = [grads]
     for transform in reversed(transforms[1:]):
         later = given[0]
@@ -172,7 +172,7 @@ def _upstream_leaves(upstream: Any, params: Any) -> Any:
 
 
 def at(where: Where, transform: Transform) -> Transform:
-    """Restrict a transform to some leaves; the others pass through.
+    """Restrict a transform to some leaves, and leave all others unchanged.
 
     The transform's own `where` then selects among those leaves only.
 
@@ -259,6 +259,6 @@ def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
 
 
 def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the leaves of another tree at the paths of the chosen leaves."""
+    """Return the leaves of a tree at the paths of the chosen leaves."""
     leaves = flatten(tree, is_node)
     return {path: leaves[path] for path in chosen if path in leaves}

@@ -141,7 +141,7 @@ def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUN
 def leaves_of_state(
     params: Any, state: State, who: str, *inside: str, slots: bool | None = None
 ) -> tuple[Leaves, Leaves]:
-    """Return all leaves, and those that a state belongs to; see `check_state` for the rest."""
+    """Return all leaves of a tree by path, and the leaves that a state belongs to."""
     check_state(who, state, *inside, slots=slots)
     leaves = flatten(params, is_node)
     for path in state.rest:
@@ -194,7 +194,7 @@ def make_start(
 
 
 def slot_key(key: jax.Array | None, path: str, index: int) -> jax.Array | None:
-    """A key of the slot's own: it does not change when other leaves come or go."""
+    """Return a PRNG key that depends only on the caller's key, the path and the slot's number."""
     if key is None:
         return None
     number = 0

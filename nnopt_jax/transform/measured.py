@@ -37,7 +37,7 @@ class Measured(dict[str, Leaves]):
 
     @classmethod
     def read(cls, who: str, stats: Any, paths: Iterable[str]) -> Measured:
-        """Convert the `stats` argument of a caller.
+        """Convert the `stats` argument of `init` to a table of statistics.
 
         Args:
             who: the transform, for errors.
@@ -62,7 +62,7 @@ class Measured(dict[str, Leaves]):
         return cls(found, getattr(stats, "lacking", {}))
 
     def named(self, names: Iterable[str]) -> Self:
-        """Return the statistics of these names."""
+        """Return the statistics with the given names."""
         found = {name: self[name] for name in names if name in self}
         return type(self)(found, self.lacking)
 

@@ -136,7 +136,7 @@ def refining(
 
 
 def _apart(made: dict[str, list[tuple[Any, Any]]]) -> tuple[Leaves, Leaves]:
-    """Return the learned arrays and the rest, each as a tuple over the slots of a leaf."""
+    """Separate learned arrays from the rest, each as a tuple over the slots of a leaf."""
     learned = {path: tuple(pair[0] for pair in pairs) for path, pairs in made.items()}
     return learned, {path: tuple(pair[1] for pair in pairs) for path, pairs in made.items()}
 

@@ -158,7 +158,7 @@ class Forward(NamedTuple):
 
 
 def takes_expressions(loss: Any) -> bool | None:
-    """Return whether a loss takes packed parameters; None if it does not say.
+    """Return whether a loss declares that it takes packed parameters; None without declaration.
 
     `nnopt.on_packed` makes such functions, and `jax.jit`, `jax.checkpoint` and `functools.partial`
     keep the property. Other wrappers set `f.takes_expressions = True`, or False if they take
@@ -233,7 +233,7 @@ def _with_inert(params: Any, arrays: Any) -> Any:
 
 
 def _rounding(encoded: Any, loss: Any) -> dict[str, InputQuantized]:
-    """Return the leaves that round the activations of their products, if the loss takes them."""
+    """Return the leaves whose products quantize activations, if the loss takes packed leaves."""
     problems, found, takes = Problems("value_and_grad"), {}, takes_expressions(loss)
     if loss is None or takes is False:
         return {}
@@ -255,7 +255,7 @@ def _rounding(encoded: Any, loss: Any) -> dict[str, InputQuantized]:
 
 
 def _cotangent(primal: jax.Array, slope: jax.Array | None) -> Any:
-    """Return the cotangent of a leaf, which is trivial for integers."""
+    """Return the cotangent of a leaf; that of integers is zero and has dtype float0."""
     if slope is not None:
         return slope
     return jax.custom_derivatives.zero_from_primal(primal)

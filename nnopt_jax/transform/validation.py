@@ -92,7 +92,7 @@ def check_grads(who: str, grads: Any) -> None:
 
 
 def check_state(who: str, state: Any, *inside: str, slots: bool | None = None) -> None:
-    """Raise if a state does not belong to one method with the entries `inside`.
+    """Raise if a state is not that of a single method with the given entries.
 
     Args:
         who: the method, for errors.

@@ -161,7 +161,7 @@ def _split_product(how: Contraction, x: Array, weight: Quantized) -> Array:
 
 
 def _steps(rows: Array, most: int) -> Array:
-    """Return for each row the step at which its largest entry is `most`; NaN if not finite.
+    """Return the quantization step of each row that maps its largest entry to `most`.
 
     The function uses few primitives, because it is traced for each shape that a model multiplies.
     """

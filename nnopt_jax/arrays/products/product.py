@@ -115,7 +115,7 @@ def dense_product(how: Any, x: Array, weight: Any, *_: Any) -> Array:
 def differentiated_as(
     floats: Callable[..., Array], exact: Callable[..., Array], how: Any, *given: Any
 ) -> Array:
-    """Compute `exact(how, *given)` with the derivatives of `floats`, which runs only for those.
+    """Compute `exact(how, *given)`, with the derivatives of the function `floats`.
 
     The computation is compiled, so that equal products of a model are traced once. This requires
     the same function objects in each call.

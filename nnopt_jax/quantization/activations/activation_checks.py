@@ -33,7 +33,7 @@ def floats(who: str, x: Any, name: str = "x") -> Array:
 
 
 def check_kind(who: str, state: Any, kind: type, by: str) -> None:
-    """Check that a state has the given kind, made by the function `by`.
+    """Check that a state has the given type, and name the function that makes it.
 
     Raises:
         ValueRangeError: the argument is of another kind.

@@ -68,7 +68,7 @@ def _least_entropy(state: Range, bits: int, symmetric: bool) -> ActivationGrid:
 
 
 def _divergence(counts: Array, bins: Array, levels: int) -> Array:
-    """Return the relative entropy between the first `bins` bins and their merged levels."""
+    """Return the relative entropy between a clipped histogram and its quantized form."""
     index = jnp.arange(counts.size)
     inside = jnp.where(index < bins, counts, 0.0)
     beyond = jnp.sum(jnp.where(index < bins, 0.0, counts))

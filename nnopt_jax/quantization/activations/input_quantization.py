@@ -168,7 +168,7 @@ def _top(path: str, seen: Any, range: InputRange, bits: int, percent: float) -> 
 
 
 def _like_leaf(top: Array, shape: tuple[int, ...], batch: tuple[int, ...] | None) -> Array | None:
-    """Reshape magnitudes to the rank of their leaf, with one entry along other axes.
+    """Reshape magnitudes to the rank of their leaf, with size 1 on all other axes.
 
     Args:
         top: one magnitude for a leaf, one for each index of its batch axes, or the layout of
@@ -195,7 +195,7 @@ def _like_leaf(top: Array, shape: tuple[int, ...], batch: tuple[int, ...] | None
 def _fitting(
     statistic: str, given: Leaves, found: Mapping[str, Array | None], leaves: Leaves
 ) -> dict[str, Array]:
-    """Return the magnitudes of all leaves; raise one error for all that do not fit."""
+    """Return the activation magnitudes of all leaves; report all that do not fit at once."""
     problems = Problems(_NAME)
     for path, top in found.items():
         if top is None:

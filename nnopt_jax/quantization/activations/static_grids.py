@@ -165,7 +165,7 @@ def _least_squares(state: Range, bits: int, symmetric: bool) -> ActivationGrid:
 
 
 def fold_histogram(counts: Array) -> Array:
-    """Return the histogram of magnitudes.
+    """Fold a histogram of signed values to one of magnitudes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -195,7 +195,7 @@ def check(
 
 
 def _shares(symmetric: bool) -> Array:
-    """Return the fractions of both ends to try, the widest range first."""
+    """Return the candidate fractions of the least and greatest value, the widest range first."""
     if symmetric:
         one = 1 - jnp.arange(_SHARES, dtype=jnp.float32) / _SHARES
         return jnp.stack([one, one], axis=1)
@@ -204,6 +204,6 @@ def _shares(symmetric: bool) -> Array:
 
 
 def _edge(counts: Array, beyond: Array) -> Array:
-    """Return the first edge between bins that at most `beyond` counts lie above."""
+    """Return the first bin edge above which at most `beyond` counts lie."""
     above = jnp.cumsum(counts[::-1])[::-1]
     return jnp.sum(above > beyond, dtype=jnp.int32).astype(jnp.float32)
