@@ -206,15 +206,16 @@ def _check_mode(
             settings.wrong("sparsity", sparsity, "is a schedule, and as many weights are grown as "
                                                  "are dropped; give a number.")  # fmt: skip
         if score.signed:
-            settings.wrong("score", score, "has signs, and the weights of least score are dropped; "
-                                           "give a score of zero or more.")  # fmt: skip
+            settings.wrong("score", score, "can be negative, and regrowth drops the weights of "
+                                           "least score; give a score of zero or more.",
+                           )  # fmt: skip
         if score.once:
             settings.wrong("score", score, "is measured once, and connections move in training; "
                                            "give 'magnitude' or 'taylor'.")  # fmt: skip
         elif every is None:
             settings.wrong("every", None, "would never move a connection; give a number.")
     if score.signed and selection.allocation == "lamp":
-        settings.wrong("allocation", "lamp", "is made of squares, and these scores have signs; "
+        settings.wrong("allocation", "lamp", "compares squares, and these scores can be negative; "
                                              "give 'global'.")  # fmt: skip
     if every is None and callable(sparsity):
         settings.wrong("sparsity", sparsity, "is a schedule, and every=None chooses the mask once; "
@@ -224,4 +225,6 @@ def _check_mode(
                                        "channels as well; give 'magnitude' or 'taylor'.",
                        )  # fmt: skip
     if score.name == "random" and selection.allocation == "lamp":
-        settings.wrong("allocation", "lamp", "weighs magnitudes, and there are none.")
+        settings.wrong(
+            "allocation", "lamp", "compares squares, and random scores have no size; give 'global'."
+        )

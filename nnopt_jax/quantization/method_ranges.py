@@ -159,8 +159,8 @@ class _Gguf(WeightRange):
 
     def check(self, settings: Settings, grid: Grid) -> None:
         if grid.name not in ("q4_0", "q8_0"):
-            settings.wrong("range", self, f"is defined by the formats q4_0 and q8_0, and the grid "
-                                          f"is {grid}; give 'absmax'.")  # fmt: skip
+            settings.wrong("range", self, f"belongs to the formats q4_0 and q8_0, but the grid is "
+                                          f"{grid}; give 'absmax'.")  # fmt: skip
 
     def fit(self, task: Task) -> jax.Array:
         step = q4_0_step if task.grid.name == "q4_0" else q8_0_step
@@ -303,5 +303,5 @@ def fixed(scale: float | Literal["glorot"] = 1.0, project_weights: bool = False)
 
 def _check_ternary(settings: Settings, range: WeightRange, grid: Grid) -> None:
     if grid.name != "ternary":
-        settings.wrong("range", range, f"divides weights into three, and the grid is {grid}; give "
-                                       "'absmax' or 'mse'.")  # fmt: skip
+        settings.wrong("range", range, f"gives weights one of three values, but the grid is "
+                                       f"{grid}; give 'absmax' or 'mse'.")  # fmt: skip

@@ -122,10 +122,13 @@ def on_grid(
     chosen.check(settings, values)
     settings.integer("every", every, 1)
     rounds = _value(settings, "rounding", rounding, Rounding, ROUNDINGS, "nearest")
-    scales = _scale_format(settings, values, chosen, shared, scale_dtype, double)
+    scales = _scale_format(settings, values, shared, scale_dtype, double)
+    if double is True or scale_dtype == "e8m0":
+        _check_special_scales(settings, values, chosen, double, given=range is not None)
     if chosen.has_codes and not rounds.is_nearest:
-        settings.wrong("rounding", rounds, f"does not go with a range that rounds by its own rule,"
-                                           f" as {chosen} does; leave it out.")  # fmt: skip
+        rule = f"the range {chosen}" if range else f"the grid {values}"
+        settings.wrong("rounding", rounds, f"does not apply, because {rule} has a rule of its own "
+                                           "for rounding; leave it out.")  # fmt: skip
     settings.done()
     way = _Quantizer(values, shared, chosen, rounds, scales, every)
     return refining(
@@ -233,7 +236,6 @@ def _value(
 def _scale_format(
     settings: Settings,
     grid: Grid,
-    range: WeightRange,
     shared: Sharing,
     dtype: DTypeLike | None,
     double: bool,
@@ -244,18 +246,36 @@ def _scale_format(
     default = grid.scale_dtype or ("float16" if in_groups else "float32")
     found: Any = default if dtype is None else dtype
     if grid.dtypes and dtype is not None and str(dtype) not in grid.dtypes:
-        settings.wrong("scale_dtype", dtype, f"is not the one that {grid} has; leave it out.")
+        settings.wrong("scale_dtype", dtype, f"is not a dtype in which {grid} stores its scales; "
+                                             "leave it out.")  # fmt: skip
     is_power = isinstance(found, str) and found == "e8m0"
     if not is_power:
         settings.floating("scale_dtype", found)
-    special = "e8m0" if is_power else "double=True" if double is True else ""
     if is_power and double is True:
         settings.wrong("double", double, "quantizes scales that are floats, and these are powers "
                                          "of two.")  # fmt: skip
-    if special and grid.has_zero_point:
+    return ScaleFormat(jnp.float32 if is_power else found, double is True, is_power)
+
+
+def _check_special_scales(
+    settings: Settings, grid: Grid, range: WeightRange, double: bool, *, given: bool
+) -> None:
+    """Add the problems of quantized scales or powers of two with the grid and the range.
+
+    Args:
+        settings: receives the problems.
+        grid: the grid.
+        range: the range.
+        double: whether scales are quantized; else they are powers of two.
+        given: whether the caller chose the range; else the grid did.
+    """
+    special = "double=True" if double is True else "e8m0"
+    if grid.has_zero_point:
         settings.wrong("grid", grid, f"has zero points, and {special} stores scales alone; give a "
                                      "symmetric grid.")  # fmt: skip
-    if special and range.needs_plain_scales:
+    if range.needs_plain_scales and given:
         settings.wrong("range", range, f"makes scales that {special} cannot store; give 'absmax' "
                                        "or 'mse'.")  # fmt: skip
-    return ScaleFormat(jnp.float32 if is_power else found, double is True, is_power)
+    elif range.needs_plain_scales and double is True:
+        settings.wrong("double", True, f"does not apply to {grid}, whose format defines the "
+                                       "scales; leave it out.")  # fmt: skip

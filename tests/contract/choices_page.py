@@ -17,7 +17,9 @@ from nnopt_jax.quantization.grids import GRIDS
 from nnopt_jax.quantization.ranges import RANGES
 from nnopt_jax.quantization.rounding import ROUNDINGS
 
-_VERB = "(?:with pattern|is|does|has|makes|goes|moves|divides|compares|weighs|counts)[ =]"
+_VERB = (
+    "(?:with pattern|is|does|has|can|belongs|gives|makes|goes|moves|divides|compares|counts)[ =]"
+)
 
 
 def constant(count: Any) -> float:
@@ -62,10 +64,11 @@ def table(head: str, rows: dict[str, Any], columns: dict[str, Any], make: Any) -
         cells = []
         for right in columns.values():
             found = cell(lambda left=left, right=right: make(left, right))
-            found = re.sub(r"the grid is [^;]*;", "the grid is another;", found)
+            found = re.sub(r"the grid is [^;]*;", "the grid is a different one;", found)
             found = re.sub(r", and \S+\(.*\) would clip", ", and the grid would clip", found)
-            found = re.sub(r"as \w+\(.*\) does", "as this one does", found)
-            found = re.sub(r"that \w+\(\) has", "that the format has", found)
+            found = re.sub(r"the (grid|range) \w+\([^;]*\) has", r"the \1 has", found)
+            found = re.sub(r"in which \w+\(\) stores", "in which the grid stores", found)
+            found = re.sub(r"apply to \w+\(\), whose", "apply to a grid whose", found)
             kind = re.sub(rf"=.*?( {_VERB})", r"\1", found)
             if found != "yes" and kind not in reasons:
                 reasons.append(kind)

@@ -291,7 +291,7 @@ def test_settings_are_checked_all_at_once():
         nnopt.pruning.taylor(1.5, power=3, decay=1, mode="sotf")
     with pytest.raises(ValueRangeError, match="chooses the mask once; give a number"):
         nnopt.pruning.snip(nnopt.pruning.cubic(0.5, 3))
-    with pytest.raises(ValueRangeError, match="'lamp' is made of squares"):
+    with pytest.raises(ValueRangeError, match="'lamp' compares squares"):
         nnopt.pruning.movement(0.5, allocation="lamp")
     with pytest.raises(ValueRangeError, match=r"(?s)3 problems.*gradients=1.*decay=-1.*score=None"):
         nnopt.pruning.saliency(0.5, score=None, gradients=1, decay=-1)
