@@ -1,3 +1,5 @@
 """The command line: `nnopt run | plan | inspect | diff | bench | data`."""
 
-from nnopt_jax.cli.command_line import main as main
+from nnopt_jax.cli.command_line import main
+
+__all__ = ["main"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from nnopt_jax.arrays.codebooks import Codebook, SoftCodebook
 from nnopt_jax.arrays.refinement import Slot
-from nnopt_jax.ops.clustering import assign, kmeans
+from nnopt_jax.ops.clustering import Init, assign, kmeans
 from nnopt_jax.ops.gradient_estimators import round_clip
 from nnopt_jax.ops.histogram import pool
 from nnopt_jax.ops.soft_clustering import soft_kmeans
@@ -24,7 +24,6 @@ from nnopt_jax.transform.slotwise import refining, refining_together
 from nnopt_jax.tree.select import Where
 
 _NAME = "compression.codebook"
-Init = Literal["density", "linear", "quantile", "random"]
 
 
 @recorded

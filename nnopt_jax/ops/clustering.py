@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,17 @@ _CELLS = 1024
 _PLANNED = 256  # with more clusters, dynamic programming takes too long and gains too little
 
 
+Init = Literal["density", "linear", "quantile", "random"]
+"""The initial tables of `kmeans`."""
+
+
 def kmeans(
     values: ArrayLike,
     clusters: int,
     *,
     mask: ArrayLike | None = None,
     weights: ArrayLike | None = None,
-    init: Literal["density", "linear", "quantile", "random"] = "density",
+    init: Init = "density",
     iterations: int = 50,
     bins: int = 65536,
     key: Array | None = None,
@@ -161,7 +165,7 @@ def _lloyd(atoms: Atoms, table: Array, iterations: int) -> Array:
 def _check(clusters: int, init: str, iterations: int, bins: int, key: Array | None) -> None:
     if not 1 <= clusters <= 65536:
         raise ValueRangeError(f"kmeans: clusters={clusters} is not one of 1 to 65536")
-    if init not in ("density", "linear", "quantile", "random"):
+    if init not in get_args(Init):
         raise ValueRangeError(
             f"kmeans: init={init!r}; give 'density', 'linear', 'quantile' or 'random'"
         )

@@ -6,31 +6,47 @@ stage by stage, with checkpoints. measurement.py packs the parameters, writes th
 it.
 """
 
-from nnopt_jax.recipe.measurement import Benchmark as Benchmark, bench as bench
-from nnopt_jax.recipe.metrics_log import Callback as Callback
-from nnopt_jax.recipe.reader import build as build, load as load
-from nnopt_jax.recipe.recipe_plan import RecipePlan as RecipePlan, prepare as prepare
-from nnopt_jax.recipe.runner import run as run
+from nnopt_jax.errors import former_names
+from nnopt_jax.recipe.measurement import Benchmark, bench
+from nnopt_jax.recipe.metrics_log import Callback
+from nnopt_jax.recipe.reader import build, load
+from nnopt_jax.recipe.recipe_plan import RecipePlan, prepare
+from nnopt_jax.recipe.runner import run
 from nnopt_jax.recipe.schema import (
-    Call as Call,
-    Distill as Distill,
-    Parallel as Parallel,
-    Recipe as Recipe,
-    Stage as Stage,
-    TransformCall as TransformCall,
-    WarmStart as WarmStart,
+    Call,
+    Distill,
+    Parallel,
+    Recipe,
+    Stage,
+    TransformCall,
+    WarmStart,
 )
 
-_RENAMED = {
-    "Bench": "Benchmark",
-    "Link": "TransformCall",
-    "Start": "WarmStart",
-    "Watch": "Callback",
-}
+__all__ = [
+    "Benchmark",
+    "Call",
+    "Callback",
+    "Distill",
+    "Parallel",
+    "Recipe",
+    "RecipePlan",
+    "Stage",
+    "TransformCall",
+    "WarmStart",
+    "bench",
+    "build",
+    "load",
+    "prepare",
+    "run",
+]
 
-
-def __getattr__(name: str) -> object:
-    """Raise an error, which states the new name if the class was renamed."""
-    if name in _RENAMED:
-        raise AttributeError(f"nnopt_jax.recipe.{name} is now nnopt_jax.recipe.{_RENAMED[name]}")
-    raise AttributeError(f"module 'nnopt_jax.recipe' has no attribute {name!r}")
+_HERE = "nnopt_jax.recipe"
+__getattr__ = former_names(
+    _HERE,
+    {
+        "Bench": f"{_HERE}.Benchmark",
+        "Link": f"{_HERE}.TransformCall",
+        "Start": f"{_HERE}.WarmStart",
+        "Watch": f"{_HERE}.Callback",
+    },
+)
