@@ -87,7 +87,9 @@ class Settings:
         value = single(value) if array else value
         if not (_is_number(value) and 0 <= value <= 1):
             or_schedule = ", nor a schedule" if schedule else ""
-            self.wrong(name, value, f"is not a number from 0 to 1{or_schedule}.")
+            percent = _is_number(value) and 5 <= value <= 100
+            hint = f" Give {value / 100:g} for {value:g} %." if percent else ""
+            self.wrong(name, value, f"is not a number from 0 to 1{or_schedule}.{hint}")
 
     def choice(self, name: str, value: Any, known: Sequence[str]) -> None:
         """Check that a value is one of the known strings."""

@@ -216,7 +216,7 @@ class Coupled(Masking):
     def _scores(self, leaves: Leaves, memory: Leaves, at: Any) -> dict[str, Array]:
         """Return one score for each channel of each dimension, over all of its weights."""
         wide = {path: leaf.astype(jnp.float32) for path, leaf in leaves.items()}
-        worth = self.score.of(wide, memory)
+        worth = self.score.measure(wide, memory)
         if not self.score.signed:
             worth = {path: jnp.abs(x) for path, x in worth.items()}
         found = {}

@@ -91,7 +91,7 @@ class Masking:
 
     def _choose(self, leaves: Leaves, memory: Leaves, sparsity: Any) -> Leaves:
         now = jnp.asarray(sparsity, jnp.float32)
-        scores = self.score.of(leaves, memory)
+        scores = self.score.measure(leaves, memory)
         chosen = self.selection.masks(scores, sparsity, signed=self.score.signed)
         return {path: {"mask": mask, "sparsity": now} for path, mask in chosen.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, TypedDict
 
 from nnopt_jax.pruning.allocation import Allocation
@@ -106,7 +107,8 @@ def by_score(
         [[0.  0. ]
          [0.3 4. ]]
     """
-    settings = Settings(name or f"pruning.{getattr(score, 'name', score)}")
+    label = score if isinstance(score, str) else getattr(score, "name", "by_score")
+    settings = Settings(name or f"pruning.{label}")
     found = _score_of(score, settings)
     if found.check is not None:
         found.check(settings)
@@ -169,7 +171,8 @@ def _score_of(score: Any, settings: Settings) -> Score:
         settings.choice("score", score, tuple(SCORES))
     else:
         text = "is not a score; give a value such as pruning.scores.taylor(), or its name."
-        settings.wrong("score", score, text)
+        call = f" Call the function: {score.__name__}()." if inspect.isfunction(score) else ""
+        settings.wrong("score", score, text + call)
     return SCORES["magnitude"]()
 
 

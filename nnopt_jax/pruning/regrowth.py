@@ -109,7 +109,7 @@ class Regrowth(Masking):
         slopes = finite_gradients(leaves, now) if self.mode.by == "gradient" else None
 
         def move() -> Leaves:
-            fraction, scores = self.mode.moving(now.count), self.score.of(leaves, memory)
+            fraction, scores = self.mode.moving(now.count), self.score.measure(leaves, memory)
             if slopes is None:
                 growth = {p: draw(found[p], x.shape, now.count) for p, x in leaves.items()}
             else:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.errors import ValueRangeError
+from nnopt_jax.errors import Problems, ValueRangeError
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.leaves import Leaves, Start, Update, slot_key
 
@@ -74,6 +74,41 @@ class Score:
     )
     mode: str = "hard"
     allocation: str = "uniform"
+
+    def __post_init__(self) -> None:
+        """Raise if the score has no function."""
+        if not callable(self.of):
+            raise ValueRangeError(
+                f"Score: of={self.of!r} is not a function (leaves by path, memory) -> scores by "
+                "path; write e.g. Score('size', lambda leaves, memory: {p: abs(w) for p, w in "
+                "leaves.items()})."
+            )
+
+    def measure(self, leaves: Leaves, memory: Leaves) -> Leaves:
+        """Return the scores of some leaves, and check what a user's function returns.
+
+        Raises:
+            ValueRangeError: scores of a leaf are missing, or not floats of its shape; the error
+                names all such leaves.
+        """
+        scores = self.of(leaves, memory)
+        if not isinstance(scores, Mapping):
+            kind = type(scores).__name__
+            raise ValueRangeError(
+                f"{self.name}: the score function returned {kind}, not a dictionary by path; "
+                "return {path: scores for each path in leaves}."
+            )
+        wrong = Problems(self.name)
+        for path, leaf in leaves.items():
+            found = scores.get(path)
+            if found is None:
+                wrong.add(path, "the score function returned no scores for it")
+            elif jnp.shape(found) != leaf.shape:
+                wrong.add(path, f"scores have shape {jnp.shape(found)}, the leaf {leaf.shape}")
+            elif not jnp.issubdtype(jnp.result_type(found), jnp.floating):
+                wrong.add(path, f"scores are {jnp.result_type(found)}, not floats")
+        wrong.raise_as(ValueRangeError)
+        return {path: scores[path] for path in leaves}
 
     def __repr__(self) -> str:
         """Return the name and the settings in the form of a call."""

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from nnopt_jax.errors import Problems, ShapeError
+from nnopt_jax.errors import Problems, ShapeError, StatisticsError
 from nnopt_jax.pruning.score import (
     Score,
     accumulate,
@@ -255,15 +256,24 @@ def wanda() -> Score:
 
     def begin(leaves: Leaves, start: Start) -> Leaves:
         moments = start.stats.get("input_moments", {})
-        return {
-            path: finite(jnp.sqrt(jnp.square(moments[path].mean) + moments[path].variance))
-            for path in leaves
-        }
+        return {path: _input_norm(path, moments[path]) for path in leaves}
 
     def of(leaves: Leaves, memory: Leaves) -> Leaves:
         return {p: jnp.abs(w.astype(jnp.float32)) * memory[p] for p, w in leaves.items()}
 
     return Score("wanda", of, begin, needs=("input_moments",), once=True)
+
+
+def _input_norm(path: str, moments: Any) -> jax.Array:
+    """Return the root mean square of the inputs of a leaf, for each weight or contracted index."""
+    if isinstance(moments, Tracer):  # the caller only needs shapes
+        return moments
+    if not (hasattr(moments, "variance") and hasattr(moments, "mean")):
+        raise StatisticsError(
+            f"pruning.wanda: {path}: its input_moments is {described(moments)}; give what "
+            "graph.observe(params, batches, tx.needs) measured."
+        )
+    return finite(jnp.sqrt(jnp.square(moments.mean) + moments.variance))
 
 
 def saliency(score: Saliency, gradients: bool = False, decay: float = 0.0) -> Score:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -111,7 +112,8 @@ def on_grid(
         Jacob et al. 2018, Quantization and Training of Neural Networks, section 2.1; Dettmers et
         al. 2023, QLoRA, section 3.
     """
-    settings = Settings(name or f"quantization.{getattr(grid, 'name', grid)}")
+    label = grid if isinstance(grid, str) else getattr(grid, "name", "on_grid")
+    settings = Settings(name or f"quantization.{label}")
     values = _value(settings, "grid", grid, Grid, GRIDS, "int8")
     if values.check is not None:
         values.check(settings)
@@ -228,8 +230,9 @@ def _value(
     if isinstance(given, str):
         settings.choice(name, given, tuple(known))
     else:
+        call = f" Call the function: {given.__name__}()." if inspect.isfunction(given) else ""
         settings.wrong(name, given, f"is not a {kind.__name__}; give one, or a name: "
-                                    f"{', '.join(map(repr, known))}.")  # fmt: skip
+                                    f"{', '.join(map(repr, known))}.{call}")  # fmt: skip
     return known[instead]()
 
 

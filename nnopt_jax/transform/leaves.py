@@ -135,6 +135,11 @@ def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUN
     if meant and not meant.keys() & floats.keys():
         others = ", ".join(f"{path} {x.dtype}" for path, x in meant.items())
         raise SelectionError(f"{who}: takes floats, and rule {rule.text} selects {others}.")
+    if where is matrices and not any(map(rule, floats, floats.values())):
+        raise SelectionError(
+            f"{who}: none of {len(floats)} float leaves has two or more axes, which are the leaves "
+            "taken by default; give where= for others, such as where='**'."
+        )
     return {path: floats[path] for path in resolve(where, floats, who)}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nnopt_jax as nnopt
-from nnopt_jax.errors import ValueRangeError
+from nnopt_jax.errors import SelectionError, StatisticsError, ValueRangeError
 from nnopt_jax.pruning import Regrow, by_score, scores
 from nnopt_jax.pruning.scores import SCORES
 from tests.golden import presets
@@ -160,6 +160,52 @@ def test_a_score_that_learns_decides_what_is_dropped():
 def test_what_has_no_meaning_says_why(make, text):
     with pytest.raises(ValueRangeError, match=text):
         make()
+
+
+@pytest.mark.parametrize(
+    ("of", "text"),
+    [
+        (lambda leaves, memory: {}, r"a/kernel: the score function returned no scores"),
+        (lambda leaves, memory: None, r"the score function returned NoneType, not a dictionary"),
+        (
+            lambda leaves, memory: {p: w.sum() for p, w in leaves.items()},
+            r"a/kernel: scores have shape \(\), the leaf \(8, 4\)",
+        ),
+        (
+            lambda leaves, memory: {p: w > 0 for p, w in leaves.items()},
+            r"a/kernel: scores are bool, not floats",
+        ),
+    ],
+    ids=["missing", "none", "shape", "dtype"],
+)
+@pytest.mark.parametrize("mode", ["hard", Regrow("random")], ids=["mask", "regrow"])
+def test_scores_of_ones_own_are_checked(of, text, mode):
+    params = {"a": {"kernel": jnp.ones((8, 4))}}
+    tx = by_score(nnopt.pruning.Score("mine", of), 0.5, mode=mode, every=1)
+    with pytest.raises(ValueRangeError, match=f"mine: {text}"):
+        tx.update(params, tx.init(params, key=jax.random.key(0)))
+
+
+def test_a_score_needs_a_function():
+    with pytest.raises(ValueRangeError, match=r"Score: of=3 is not a function"):
+        nnopt.pruning.Score("mine", 3)
+    with pytest.raises(ValueRangeError, match=r"pruning.by_score: .*Call the function: taylor\(\)"):
+        by_score(nnopt.pruning.scores.taylor, 0.5)
+
+
+def test_wanda_is_planned_and_refuses_other_statistics():
+    params = {"kernel": jnp.ones((8, 4))}
+    rows = nnopt.plan(nnopt.pruning.wanda(0.5), params).rows
+    assert rows[0].after == "Sparse(values float32[16], support 1-bit[8,4])"
+    with pytest.raises(StatisticsError, match=r"kernel: its input_moments is float32\[8,4\]"):
+        nnopt.pruning.wanda(0.5).init(params, stats={"input_moments": params})
+
+
+def test_percentages_and_default_leaves_are_explained():
+    with pytest.raises(ValueRangeError, match=r"sparsity=90 is not .*Give 0.9 for 90 %"):
+        by_score("magnitude", 90)
+    with pytest.raises(SelectionError, match=r"none of 1 float leaves has two or more axes"):
+        by_score("magnitude", 0.5).init({"bias": jnp.ones(3)})
 
 
 def test_all_problems_of_score_and_method_come_together():
