@@ -8,10 +8,12 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nnopt_jax.errors import Problems, ValueRangeError
+from nnopt_jax.errors import Problems, ShapeError, ValueRangeError
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.leaves import Leaves, Start, Update, slot_key
+from nnopt_jax.transform.validation import described
 
 __all__ = ["Score"]
 
@@ -87,32 +89,38 @@ class Score:
     def measure(self, leaves: Leaves, memory: Leaves) -> Leaves:
         """Return the scores of some leaves, and check what a user's function returns.
 
+        Args:
+            leaves: dense leaves by path.
+            memory: the memory of the score, by path.
+
+        Returns:
+            Floats of the shape of each leaf, by path.
+
         Raises:
-            ValueRangeError: scores of a leaf are missing, or not floats of its shape; the error
-                names all such leaves.
+            ShapeError: the function does not return one real score for each weight; the error names
+                all such leaves.
         """
         scores = self.of(leaves, memory)
-        if not isinstance(scores, Mapping):
-            kind = type(scores).__name__
-            raise ValueRangeError(
-                f"{self.name}: the score function returned {kind}, not a dictionary by path; "
-                "return {path: scores for each path in leaves}."
-            )
-        wrong = Problems(self.name)
+        known = scores if isinstance(scores, Mapping) else {}
+        problems = Problems(f"pruning.{self.name}")
         for path, leaf in leaves.items():
-            found = scores.get(path)
-            if found is None:
-                wrong.add(path, "the score function returned no scores for it")
-            elif jnp.shape(found) != leaf.shape:
-                wrong.add(path, f"scores have shape {jnp.shape(found)}, the leaf {leaf.shape}")
-            elif not jnp.issubdtype(jnp.result_type(found), jnp.floating):
-                wrong.add(path, f"scores are {jnp.result_type(found)}, not floats")
-        wrong.raise_as(ValueRangeError)
-        return {path: scores[path] for path in leaves}
+            x = known.get(path)
+            is_array = isinstance(x, jax.Array | np.ndarray) and x.shape == leaf.shape
+            if not is_array or jnp.iscomplexobj(x):
+                problems.add(path, f"score returned {described(x)} for a weight of shape "
+                                   f"{leaf.shape}; return one real score for each weight"
+                             )  # fmt: skip
+        problems.raise_as(ShapeError)
+        return {path: _as_float(known[path]) for path in leaves}
 
     def __repr__(self) -> str:
         """Return the name and the settings in the form of a call."""
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.settings)})"
+
+
+def _as_float(x: Any) -> jax.Array:
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
 
 
 def finite(x: Any) -> jax.Array:

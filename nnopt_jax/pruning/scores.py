@@ -8,10 +8,9 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
-from nnopt_jax.errors import Problems, ShapeError, StatisticsError
+from nnopt_jax.errors import StatisticsError
 from nnopt_jax.pruning.score import (
     Score,
     accumulate,
@@ -298,9 +297,7 @@ def saliency(score: Saliency, gradients: bool = False, decay: float = 0.0) -> Sc
             settings.wrong("score", score, "is not a function (path, weight, gradient) -> scores.")
 
     def of(leaves: Leaves, memory: Leaves) -> Leaves:
-        found = {path: score(path, w, memory.get(path)) for path, w in leaves.items()}
-        _check_shapes(found, leaves)
-        return {path: jnp.asarray(x, jnp.float32) for path, x in found.items()}
+        return {path: score(path, w, memory.get(path)) for path, w in leaves.items()}
 
     def learn(leaves: Leaves, memory: Leaves, now: Update) -> Leaves:
         return {
@@ -371,14 +368,3 @@ def _at_init(
         name, of, lambda leaves, start: measured(leaves, start, statistic), needs=(statistic,),
         signed=signed, once=True, allocation="global",
     )  # fmt: skip
-
-
-def _check_shapes(scores: Leaves, leaves: Leaves) -> None:
-    problems = Problems("pruning.saliency")
-    for path, x in scores.items():
-        real = isinstance(x, jax.Array | np.ndarray) and not jnp.iscomplexobj(x)
-        if not real or x.shape != leaves[path].shape:
-            problems.add(path, f"score returned {described(x)} for a weight of shape "
-                               f"{leaves[path].shape}; return one real score for each weight"
-                         )  # fmt: skip
-    problems.raise_as(ShapeError)
