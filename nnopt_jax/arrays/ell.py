@@ -43,13 +43,13 @@ class _PaddedRows(Node):
         return self
 
     def move(self, movement: Moves, shape: Shape) -> Field:
-        """Return a transposed view; the lists stay as they are."""
+        """Return a transposed view of this node, without changing the lists."""
         if not movement.axes:
             raise CannotStayPacked("one of its fields cannot be moved")
         return Reshaped.of(self, movement.axes)
 
     def _product(self, x: Array, how: Product, exact: Callable[..., Array]) -> Array:
-        """Multiply by `exact`, with the derivatives of the dense product.
+        """Compute the product by `exact`, with the derivatives of the dense product.
 
         The derivative with regard to the array is a product with the transposed weight, for which
         the lists of inputs are no help.
@@ -197,7 +197,7 @@ class BlockELL(_PaddedRows):
 
 
 def longest_list(mask: np.ndarray, sizes: tuple[int, int]) -> int:
-    """Return the greatest number of input blocks that an output block reads, at least 1.
+    """Return the greatest number of input blocks that an output block uses, at least 1.
 
     Example:
         >>> import numpy as np
@@ -208,7 +208,7 @@ def longest_list(mask: np.ndarray, sizes: tuple[int, int]) -> int:
 
 
 def _grid(mask: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
-    """Return which blocks hold an entry that the mask keeps."""
+    """Return for each block whether the mask keeps any of its entries."""
     (inputs, outputs), (tall, wide) = mask.shape, sizes
     split = mask.reshape(inputs // tall, tall, outputs // wide, wide)
     return np.asarray(split.any((1, 3)))

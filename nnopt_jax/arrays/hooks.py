@@ -55,11 +55,11 @@ class Moves(Protocol):
 
     @property
     def fills(self) -> bool:
-        """Whether the result has entries that the fill value provides, not the weight."""
+        """Whether the result has entries of the fill value, as after padding."""
         ...
 
     def apply(self, x: Array, shape: Shape, fill: float = 0) -> Array | None:
-        """Apply the movement to an array of the weight's shape, or with one entry a block."""
+        """Apply the movement to an array with one entry for each element or block of the weight."""
         ...
 
 
@@ -184,7 +184,7 @@ class Hooks:
         return None
 
     def zero_code(self) -> int:
-        """Return the code that stands for zero, around which files expect most codes."""
+        """Return the code of zero, near which the entropy coder expects most codes."""
         return 0
 
     def order_in_memory(self: Any) -> Shape:
@@ -202,13 +202,13 @@ class Hooks:
 
     @property
     def is_streamed(self: Any) -> bool:
-        """Whether sums need no dense array, since each entry depends on few stored ones."""
+        """Whether reductions can compute entries one by one, without a dense array."""
         inner = (field for _, field in self.fields() if isinstance(field, Hooks))
         return self.SHARED is not None and all(field.is_streamed for field in inner)
 
     @property
     def follows_parts(self: Any) -> bool:
-        """Whether slicing all fields slices the weight: no static field states a shape."""
+        """Whether slicing all fields slices the weight, because no static field holds a shape."""
         stated = {"shape", "sizes", "split", "length"} & set(self.names(is_static=True))
         inner = (field for _, field in self.fields() if isinstance(field, Hooks))
         return not stated and all(field.follows_parts for field in inner)
@@ -231,7 +231,7 @@ def dot(x: Array, weight: Field, how: Product) -> Array:
 
 
 def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
-    """Apply a function to the array of a hook, or to the arrays in the error that it raises."""
+    """Apply `change` to the result of `find`, or to the results that its error carries."""
     try:
         found = find()
     except CannotStayPacked as reason:
@@ -330,7 +330,7 @@ def order_in_memory(field: Field) -> Shape:
 
 
 def inputs_above(field: Field) -> Field:
-    """Move the rounding of inputs out of a mask or another wrapper, where products look for it.
+    """Move `InputQuantized` outside of masks and other wrappers, where products look for it.
 
     Example:
         >>> import jax.numpy as jnp

@@ -155,7 +155,7 @@ def for_products(field: Field) -> InputQuantized | None:
 
 
 def _rows_of(x: Array, weight: InputQuantized, how: Contraction) -> _QuantizedRows:
-    """Quantize the activations on the grid that the weight states."""
+    """Quantize the activations to the grid that the node of the weight specifies."""
     low, high = integer_range(weight.input_bits)
     x = lax.stop_gradient(x)
     if weight.scale is None:
@@ -181,7 +181,7 @@ def _scale_of_rows(scale: Array, ndim: int, how: Contraction) -> Array:
 
 
 def _round_inputs(x: Array, weight: InputQuantized, how: Contraction) -> Array:
-    """Round the activations as the weight states, with straight-through gradients.
+    """Round the activations as the node specifies, with straight-through gradients.
 
     Activations beyond a static range get no gradient.
     """

@@ -57,7 +57,7 @@ def describe(tree: Any) -> Any:
 
 
 def _settings(node: Node) -> Iterator[dataclasses.Field[Any]]:
-    """Yield the static fields of a node, except late ones that have their default values."""
+    """Yield the static fields of a node, except `late` fields that have their defaults."""
     for field in dataclasses.fields(node):  # pyright: ignore[reportArgumentType]
         late = field.metadata.get("late") and getattr(node, field.name) == field.default
         if field.metadata.get("static") and not late:

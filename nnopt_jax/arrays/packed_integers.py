@@ -79,7 +79,7 @@ class PackedIntegers(Node):
         raise NotImplementedError
 
     def host_pack(self, codes: np.ndarray) -> np.ndarray:
-        """Pack integers of this node's shape, less `low`, into words, with NumPy."""
+        """Pack integers of this node's shape, minus `low`, into words, with NumPy."""
         return self._host_pack(codes if self.layout == "rows" else codes.ravel())
 
     def host_unpack(self, words: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Compact forms of scales: powers of two, and groups of which the last is shorter."""
+"""Compact forms of scales: powers of two, and groups with a shorter last group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soft-thresholded weights, of proximal pruning."""
+"""Soft-thresholded weights, the training form of proximal pruning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nnopt_jax.ops.proximal_operators import shrink
 
 @node
 class SoftThresholded(Node):
-    r"""The soft threshold of a node, whose codes or table are not changed themselves.
+    r"""The soft threshold of a node, applied to its values, not to its codes or table.
 
     $$ \operatorname{sign}(w) \max(|w| - t, 0) $$
 

@@ -65,7 +65,7 @@ def _capacities(given: Any, leaves: Mapping[str, Field]) -> dict[str, int]:
 
 
 def _views(leaves: Mapping[str, Field], stored: Mapping[str, Field]) -> dict[str, Field]:
-    """Return the leaves that are views of other leaves, as views of the stored leaves."""
+    """Return each leaf that is a view of another leaf as a view of that leaf's stored form."""
     paths = {id(leaf): path for path, leaf in leaves.items() if not isinstance(leaf, Reshaped)}
     return {
         path: leaf.replace(base=stored[paths[id(leaf.base)]])
@@ -89,7 +89,7 @@ def _store_leaf(path: str, leaf: Field, capacity: int | None) -> Field:
 
 
 def _enough(path: str, leaf: Field, capacity: int) -> int:
-    """Return a capacity, checked against the mask if the mask is known."""
+    """Return the capacity; raise if it is less than the entries that a concrete mask keeps."""
     masked = find_masked(leaf)
     if masked is None or isinstance(materialize(masked.mask), Tracer):
         return capacity

@@ -61,11 +61,11 @@ class Contraction(Product):
 
     @property
     def inputs(self) -> Contraction:
-        """The product itself."""
+        """The contraction itself, which already states the axes of the array."""
         return self
 
     def as_contraction(self) -> Contraction:
-        """Return the product itself."""
+        """Return the contraction itself."""
         return self
 
     def scaled(self, x: Array, values: Array, scale: Array, field: Field) -> Array:
@@ -218,7 +218,7 @@ def _split(x: Array, axis: int, groups: int) -> Array:
 
 
 def _with_groups(how: Contraction, at: int) -> Contraction:
-    """Return the contraction after the split, with the groups as the first batch axis."""
+    """Return the contraction with a contracted axis split into groups, the first batch axis."""
     left, right = how.left[at], how.right[at]
 
     def moved(axes: Shape, split: int) -> Shape:

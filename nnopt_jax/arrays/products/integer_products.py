@@ -32,7 +32,7 @@ class IntegerWeight(NamedTuple):
 
 
 def under_mask(grid: IntegerWeight | None, mask: Array) -> IntegerWeight | None:
-    """Return codes of zero where the mask is False; None if the grid does not have zero.
+    """Set masked codes to the zero point; return None if groups have zero points of their own.
 
     Example:
         >>> import jax.numpy as jnp
@@ -181,7 +181,7 @@ def _split(codes: Array, count: int) -> list[Array]:
 
 
 def _sum_parts(parts: Array, count: int) -> Array:
-    """Sum the results of the parts, which are blocks of rows with the lowest part first."""
+    """Sum the products of int8 parts, each a block of rows: `sum_p 2^(7 p) product_p`."""
     rows = parts.shape[-2] // count
     total = jnp.float32(0)
     for at in range(count):

@@ -78,7 +78,7 @@ def with_base(
 
 
 def _inside(runs: Runs, role: Sequence[int]) -> tuple[int, ...]:
-    """Return the axes of the base whose axes in the view all have one role, in product order."""
+    """Return the axes of the base that are split only into view axes of the given role."""
     whole = [base for base, run in enumerate(runs) if run and set(run) <= set(role)]
     return tuple(sorted(whole, key=lambda base: role.index(runs[base][0])))
 
