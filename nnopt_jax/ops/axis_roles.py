@@ -120,7 +120,7 @@ class Axes:
         return x.transpose(self.order).reshape(self.matrix_shape(x.shape))
 
     def from_matrix(self, matrix: jax.Array, shape: Sequence[int]) -> jax.Array:
-        """Return the weight that matrices `(*batch, in, out)` stand for.
+        """Reshape and transpose matrices `(*batch, in, out)` to the axes of the weight.
 
         Args:
             matrix: the matrices `(*batch, in, out)`.

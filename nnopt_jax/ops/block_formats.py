@@ -119,7 +119,7 @@ def _stored_scale(scale: Array, dtype: jnp.dtype) -> Array:
 
 
 def in_units(x: ArrayLike, scale: ArrayLike) -> Array:
-    """Divide each entry by the scale of its block; return 0 if that is 0 or subnormal.
+    """Divide each entry by the scale of its block; return 0 for a zero or subnormal scale.
 
     Args:
         x: float array.
@@ -277,7 +277,7 @@ def q4_0_codes(x: ArrayLike, step: ArrayLike) -> Array:
 
 
 def _first_value(code: int) -> np.float32:
-    """Return the least float32 `v` for which `v + 8.5`, rounded to float32, reaches each code."""
+    """Return the least float32 `v` whose sum `v + 8.5`, rounded to float32, reaches the code."""
     v, half = np.float32(code - 8.5), np.float32(8.5)
     while (below := np.nextafter(v, np.float32(-np.inf))) + half >= code:
         v = below

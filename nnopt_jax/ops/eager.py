@@ -100,7 +100,7 @@ def count_true(mask: jax.Array) -> int:
 
 
 def kept_places(mask: jax.Array, count: int) -> jax.Array | np.ndarray:
-    """Return the flat places of the first `count` True entries, then zeros.
+    """Return the flat indices of the first `count` True entries, padded with zeros.
 
     Args:
         mask: bool of any shape.
@@ -125,7 +125,7 @@ def _kept_places(mask: jax.Array, count: int) -> jax.Array:
 
 
 def take_flat(x: jax.Array, places: jax.Array | np.ndarray) -> jax.Array:
-    """Return the values of an array at flat places.
+    """Return the values of an array at flat indices.
 
     Args:
         x: array of any shape.

@@ -59,7 +59,7 @@ def straight_through(y: ArrayLike, x: ArrayLike) -> Array:
 
 
 def gate(x: ArrayLike, inside: ArrayLike) -> Array:
-    """Return `x`, and pass the gradient only where `inside` holds.
+    """Return `x`, and pass the gradient only where `inside` is True.
 
     The value is `x`, bit for bit; the tangent is `where(inside, dx, 0)`.
 

@@ -151,7 +151,7 @@ def _binned(
 def pool(
     arrays: Sequence[Array], masks: Sequence[Array | None], bins: int = 65536
 ) -> tuple[Array, Array]:
-    """Join arrays to one vector of weighted values, for a histogram of all of them.
+    """Concatenate arrays to one vector of weighted values, for a histogram of them all.
 
     Arrays with more entries than bins are replaced by their atoms, so that sharded arrays are not
     gathered.
@@ -275,7 +275,7 @@ _T = TypeVar("_T")
 
 
 def running(op: Callable[[_T, _T], _T], x: _T, unit: Any) -> _T:
-    """Combine each element with all elements before it.
+    """Return the inclusive prefix scan of a vector under an associative function.
 
     `out[i] = x[0] op x[1] op ... op x[i]`. The vector is divided into rows, which are combined in
     parallel and then one after another. `jax.lax.associative_scan` returns the same, but unrolls a

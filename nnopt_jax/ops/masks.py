@@ -93,7 +93,7 @@ def keep_n_of_m(scores: jax.Array, n: int, m: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def subset_rank(kept: jax.Array, n: int) -> jax.Array:
-    r"""Return the rank of a choice of `n` of `m` among all such choices.
+    r"""Return the combinatorial rank of each subset of `n` of `m` entries.
 
     $$ \sum_{i=1}^{n} \binom{p_i}{i}, \qquad p_1 < \dots < p_n \text{ the places kept} $$
 
@@ -120,7 +120,7 @@ def subset_rank(kept: jax.Array, n: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def subset_of_rank(rank: jax.Array, n: int, m: int) -> jax.Array:
-    """Return the choice of `n` of `m` that has a given rank; the inverse of `subset_rank`.
+    """Return the subset of `n` of `m` entries for each rank; the inverse of `subset_rank`.
 
     Args:
         rank: non-negative integers of any shape.
@@ -153,7 +153,7 @@ def subset_of_rank(rank: jax.Array, n: int, m: int) -> jax.Array:
 
 
 def _choices(m: int, n: int) -> np.ndarray:
-    """Return `comb(place, count)`, `(m, n + 1)`, clipped to 32 bits, which no rank exceeds."""
+    """Return the binomial coefficients `comb(i, k)`, `(m, n + 1)`, clipped to 32 bits."""
     top = 2**32 - 1
     rows = [[min(math.comb(place, count), top) for count in range(n + 1)] for place in range(m)]
     return np.asarray(rows, np.uint32)
@@ -242,7 +242,7 @@ def count_kept(size: int, share: Any) -> Any:
 
 
 def _divide(size: int, parts: Any) -> tuple[Any, Any]:
-    """Divide `size * parts`, of 61 bits, by `2**30` in 32-bit words, with the remainder."""
+    """Return quotient and remainder of `size * parts` by `2**30`, computed in 32-bit words."""
     low, high = jnp.uint32(size & 0xFFFF), jnp.uint32(size >> 16)
     below, above = parts & ((1 << _LIMB) - 1), parts >> _LIMB
     least = low * below

@@ -49,7 +49,7 @@ def slerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
 
 
 def arc(a: Sequence[Array], b: Sequence[Array], t: ArrayLike) -> tuple[Array, Array]:
-    """Return the two factors of `slerp` for lists of arrays, each list read as one vector.
+    """Return the two factors of `slerp` for lists of arrays, each list taken as one vector.
 
     Args:
         a: float32 arrays.

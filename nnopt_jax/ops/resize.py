@@ -41,7 +41,7 @@ def corner(x: ArrayLike, like: ArrayLike) -> Array:
 
 
 def resize_rows(x: ArrayLike, rows: int) -> Array:
-    """Drop rows, or add rows equal to the mean of all: an embedding for another vocabulary.
+    """Resize an embedding to another vocabulary: drop rows, or add copies of the mean row.
 
     Args:
         x: `(n, ...)`, with at least one row.
@@ -125,7 +125,7 @@ def _is_square(count: int) -> bool:
 
 
 def _bilinear(n: int, m: int, sampling: Sampling) -> Array:
-    """Return the weights `(m, n)` of each new grid point over the old ones."""
+    """Return the interpolation matrix `(m, n)` from `n` old to `m` new grid points."""
     at = jnp.arange(m, dtype=jnp.float32)
     if sampling == "align_corners":
         at = at * ((n - 1) / max(m - 1, 1))

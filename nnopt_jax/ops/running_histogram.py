@@ -45,7 +45,7 @@ class Range(NamedTuple):
 
     @classmethod
     def start(cls, bins: int = 4096) -> Range:
-        """Return the range before the first value.
+        """Return an empty range, for which no value has been observed.
 
         Args:
             bins: a power of two from 256 to 65,536.
@@ -72,7 +72,7 @@ class Range(NamedTuple):
         return _power_of_two(self.exponent + 1 - (self.counts.size.bit_length() - 1))
 
     def ends(self) -> tuple[Array, Array]:
-        """Return the least and the greatest value; 0 before the first."""
+        """Return the least and the greatest observed value; 0 for an empty range."""
         some = self.low <= self.high
         return jnp.where(some, self.low, 0.0), jnp.where(some, self.high, 0.0)
 
