@@ -46,7 +46,7 @@ class Contraction(Product):
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, x: Array, weight: Array) -> Array:
-        """Return the product, whose axes are batch, free of the array, free of the weight."""
+        """Return the product, with the axes (batch, free of the array, free of the weight)."""
         axes = (self.left, self.right), (self.left_batch, self.right_batch)
         return lax.dot_general(x, weight, axes, **dict(self.settings))
 

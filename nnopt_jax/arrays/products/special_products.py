@@ -87,7 +87,7 @@ class Ragged(ComputedProduct):
 
     @property
     def inputs(self) -> Contraction:
-        """The contraction of each row."""
+        """The product of a row with its matrix, as a contraction."""
         return Contraction((self.left,), (self.right,), (), ())
 
     def in_float32(self, x: Array, values: Array) -> tuple[Array, Array]:

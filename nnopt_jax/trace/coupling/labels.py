@@ -184,7 +184,7 @@ class LabelSets:
                 waiting.extend(self._merge(a[free], b[free]))
 
     def _merge(self, a: Labels, b: Labels) -> list[tuple[Labels, Labels]]:
-        """Merge pairs of sets; return the parts of pair labels that the caller must join next."""
+        """Merge pairs of label sets; return the pairs of parts that must be merged next."""
         lost = []
         while True:
             a, b = self.find(a), self.find(b)

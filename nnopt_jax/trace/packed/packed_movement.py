@@ -203,7 +203,7 @@ def _place(
 
 
 def _widen(places: Sequence[Place], entries: Entries, sizes: tuple[int, ...]) -> Entries:
-    """Return the full sizes of factors to repeat, because a finer factor of the axis varies."""
+    """Return the sizes of the factors that must be repeated in full, since a finer one varies."""
     return {
         factor: sizes[factor]
         for place in places

@@ -97,7 +97,7 @@ MakePrograms = Callable[[Equation], Programs]
 
 
 def _call(*keys: str, own_derivative: bool = False) -> MakePrograms:
-    """Return a function that finds the called program in the first of these parameters."""
+    """Return a function that takes the called program from the first of the named parameters."""
 
     def make(equation: Equation) -> Programs:
         key = next(key for key in keys if key in equation.params)
