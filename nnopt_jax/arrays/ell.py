@@ -249,7 +249,7 @@ def _by_places(how: Contraction, x: Array, weight: ELL) -> Array:
 
     nothing = jnp.zeros((weight.shape[1], columns.shape[1]), dtype)
     found, _ = lax.scan(add, nothing, (weight.indices, weight.values), unroll=UNROLLED)
-    return _in_its_axes(found, x, how)
+    return _in_contraction_order(found, x, how)
 
 
 def _by_blocks(how: Contraction, x: Array, weight: BlockELL) -> Array:
@@ -271,7 +271,7 @@ def _by_blocks(how: Contraction, x: Array, weight: BlockELL) -> Array:
         taken = blocks.at[weight.indices].get(mode="promise_in_bounds")
         taken = taken.reshape(count, longest * tall, rows)
         found = jnp.matmul(values, taken, precision=precision)
-    return _in_its_axes(found.reshape(count * wide, rows), x, how)
+    return _in_contraction_order(found.reshape(count * wide, rows), x, how)
 
 
 def _columns(x: Array, weight: ELL | BlockELL, how: Contraction) -> tuple[Array, Any]:
@@ -280,7 +280,7 @@ def _columns(x: Array, weight: ELL | BlockELL, how: Contraction) -> tuple[Array,
     return in_rows(x, how).T.astype(dtype), dtype
 
 
-def _in_its_axes(found: Array, x: Array, how: Contraction) -> Array:
+def _in_contraction_order(found: Array, x: Array, how: Contraction) -> Array:
     """Return products of shape (outputs, rows) in the axis order of the contraction."""
     free = [x.shape[axis] for axis in how.left_free(x.ndim)]
     return found.T.reshape(*free, found.shape[0]).astype(how.dtype(x))

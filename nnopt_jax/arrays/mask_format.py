@@ -35,7 +35,7 @@ def parse_format(format: str | Sequence[int], settings: Settings) -> Format:
     """Parse the name of a storage format of masks.
 
     Args:
-        format: what the user wrote.
+        format: the name or block sizes that the user wrote.
         settings: collects the problem, if there is one.
 
     Returns:

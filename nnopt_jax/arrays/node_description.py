@@ -68,7 +68,7 @@ def abstract(description: Any, leaf: Callable[[str, tuple[int, ...]], Any] | Non
     """Rebuild the tree that `describe` described, with `jax.ShapeDtypeStruct` for arrays.
 
     Args:
-        description: what `describe` returned, perhaps from a file that is not trusted.
+        description: a result of `describe`, perhaps from a file that is not trusted.
         leaf: a function that makes a leaf from a dtype name and a shape; by default
             `jax.ShapeDtypeStruct`.
 

@@ -76,7 +76,7 @@ def _views(leaves: Mapping[str, Field], stored: Mapping[str, Field]) -> dict[str
 
 def _store_leaf(path: str, leaf: Field, capacity: int | None) -> Field:
     if capacity is not None:
-        leaf = with_capacity(leaf, _enough(path, leaf, capacity))
+        leaf = with_capacity(leaf, _check_capacity(path, leaf, capacity))
     try:
         return store_field(leaf)
     except jax.errors.ConcretizationTypeError as error:
@@ -88,7 +88,7 @@ def _store_leaf(path: str, leaf: Field, capacity: int | None) -> Field:
         raise CompositionError(f"store: {path}: {error}") from error
 
 
-def _enough(path: str, leaf: Field, capacity: int) -> int:
+def _check_capacity(path: str, leaf: Field, capacity: int) -> int:
     """Return the capacity; raise if it is less than the entries that a concrete mask keeps."""
     masked = find_masked(leaf)
     if masked is None or isinstance(materialize(masked.mask), Tracer):

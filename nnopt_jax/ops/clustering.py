@@ -96,12 +96,12 @@ def _start(atoms: Atoms, clusters: int, init: str, key: Array | None) -> Array:
     if init == "random":
         assert key is not None
         steps = jnp.sort(jax.random.uniform(key, (clusters,)))
-    share = _share(atoms) if init == "density" else atoms.weight
+    share = _root_density_mass(atoms) if init == "density" else atoms.weight
     total = running(jnp.add, share, 0.0)
     return jnp.interp(steps * total[-1], total, atoms.place)
 
 
-def _share(atoms: Atoms) -> Array:
+def _root_density_mass(atoms: Atoms) -> Array:
     """Return the contribution of each atom to the integral of the cube root of the density.
 
     Each part is at most two cells of the plan, so that an outlier cannot take all cells.
@@ -118,7 +118,7 @@ def _share(atoms: Atoms) -> Array:
 
 def _plan_table(atoms: Atoms, clusters: int) -> Array:
     """Group atoms into cells spaced by the cube root of the density, and return the best table."""
-    share = running(jnp.add, _share(atoms), 0.0)
+    share = running(jnp.add, _root_density_mass(atoms), 0.0)
     cell = share / jnp.where(share[-1] > 0, share[-1], 1) * _CELLS
     cell = jnp.clip(cell.astype(jnp.int32), 0, _CELLS - 1)
     place, weight = _means(atoms.place, atoms.weight, cell, _CELLS)

@@ -102,18 +102,18 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
         >>> print(atoms.place[full] * scale, atoms.weight[full])
         [1. 3.] [1. 2.]
     """
-    center, spread = _spread(*_thinned(v, mask, weights))
-    place, weight, scale = _binned(v, mask, weights, center, spread, bins)
+    center, spread = _center_and_spread(*_finite_sample(v, mask, weights))
+    place, weight, scale = _bin_means(v, mask, weights, center, spread, bins)
     return _atoms(place, weight), scale
 
 
 @functools.partial(compiled, static_argnums=5)
-def _binned(
+def _bin_means(
     v: Array, mask: Array | None, weights: Array | None, center: Array, spread: Array, bins: int
 ) -> tuple[Array, Array, Array]:
     """Return the mean and the weight of each bin, and the scale."""
     parts = (v, mask, weights)
-    low, high = _extremes(*_weigh(parts))
+    low, high = _extremes(*_weighted_values(parts))
     scale = _power_of_two(jnp.maximum(jnp.abs(low), jnp.abs(high)))
     # The compiler recomputes products with reciprocals where they are needed, but would store
     # quotients.
@@ -135,7 +135,7 @@ def _binned(
 
     def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         some = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, axis + 1, False), cut)
-        v, w = _weigh(some)
+        v, w = _weighted_values(some)
         v = v * shrink
         index = (compand((v - center) * narrow) - start) * (1 / width)
         index = jnp.clip(index, 0, bins - 1).astype(jnp.int32)
@@ -191,7 +191,7 @@ def _atoms(place: Array, weight: Array) -> Atoms:
     return Atoms(place, weight, first, last)
 
 
-def _weigh(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Array]:
+def _weighted_values(parts: tuple[Array, Array | None, Array | None]) -> tuple[Array, Array]:
     """Return values and weights, both 0 for values that are masked or not finite."""
     v, mask, weights = parts
     valid = jnp.isfinite(v) if mask is None else jnp.isfinite(v) & mask
@@ -238,7 +238,7 @@ def _split(x: Array, axis: int, count: int) -> Array:
     return x.reshape(*x.shape[:axis], shards, count, -1, *x.shape[axis + 1 :])
 
 
-def _thin(x: Array) -> Array:
+def _subsample(x: Array) -> Array:
     """Return a few thousand evenly spaced entries of an array."""
     for axis in sorted(range(x.ndim), key=lambda axis: -x.shape[axis]):
         step = max(1, min(x.shape[axis], x.size // 4096))
@@ -247,9 +247,9 @@ def _thin(x: Array) -> Array:
 
 
 @compiled
-def _thinned(v: Array, mask: Array | None, weights: Array | None) -> tuple[Array, Array]:
+def _finite_sample(v: Array, mask: Array | None, weights: Array | None) -> tuple[Array, Array]:
     """Return a sample of the unmasked, finite values, padded with infinity, and their number."""
-    v, w = _weigh(jax.tree.map(_thin, (v, mask, weights)))
+    v, w = _weighted_values(jax.tree.map(_subsample, (v, mask, weights)))
     sample = jnp.where(w > 0, v, jnp.inf).ravel()
     # A power of two, so that the sort, which takes long to compile, has one size for most arrays.
     size = max(_SAMPLE, 1 << sample.size.bit_length())
@@ -258,7 +258,7 @@ def _thinned(v: Array, mask: Array | None, weights: Array | None) -> tuple[Array
 
 
 @compiled
-def _spread(sample: Array, count: Array) -> tuple[Array, Array]:
+def _center_and_spread(sample: Array, count: Array) -> tuple[Array, Array]:
     """Return the median and a quantile range of a sample; 0 for an empty one."""
     v = jnp.sort(sample)
     low, middle, high = (

@@ -167,14 +167,14 @@ def _assign(v: Array, t: Array) -> Array:
     dtype = jnp.uint8 if t.size <= 256 else jnp.uint16
     middles = t[:-1] / 2 + t[1:] / 2  # halve first, because sums may overflow
     if t.size > _COMPARED:
-        return _looked_up(v, middles, dtype)
+        return _nearest_by_lookup(v, middles, dtype)
     index = jnp.zeros(v.shape, dtype)
     for i in range(t.size - 1):
         index += (v > middles[i]).astype(dtype)
     return index
 
 
-def _looked_up(v: Array, middles: Array, dtype: DTypeLike) -> Array:
+def _nearest_by_lookup(v: Array, middles: Array, dtype: DTypeLike) -> Array:
     """Return the index of the nearest entry: look it up in a uniform grid, then compare once.
 
     The neighbors of a cell are searched with it, so that rounding does not matter. If a cell then

@@ -99,7 +99,7 @@ def subset_rank(kept: jax.Array, n: int) -> jax.Array:
 
     Args:
         kept: bool, `(..., m)`, with `n` True in each row.
-        n: how many are kept.
+        n: the number of True entries in each row.
 
     Returns:
         uint32, `(...)`, below `math.comb(m, n)`.
@@ -124,8 +124,8 @@ def subset_of_rank(rank: jax.Array, n: int, m: int) -> jax.Array:
 
     Args:
         rank: non-negative integers of any shape.
-        n: how many are kept.
-        m: of how many.
+        n: the number of entries that each subset keeps.
+        m: the number of entries in each group.
 
     Returns:
         bool, with a new last axis of `m`.
@@ -193,11 +193,11 @@ def mask_rank(mask: jax.Array) -> jax.Array:
     counts = jax.lax.population_count(words).astype(jnp.int32)
     below = (jnp.uint32(1) << place) - 1
     inside = jax.lax.population_count(words[..., None] & below).astype(jnp.int32)
-    before = _before(counts.sum(1))[:, None] + _before(counts)
+    before = _exclusive_sum(counts.sum(1))[:, None] + _exclusive_sum(counts)
     return (before[..., None] + inside).ravel()[:size]
 
 
-def _before(counts: jax.Array) -> jax.Array:
+def _exclusive_sum(counts: jax.Array) -> jax.Array:
     """Return the exclusive cumulative sum along the last axis."""
     return jnp.cumsum(counts, axis=-1) - counts
 

@@ -27,8 +27,8 @@ def percentile_range(
 ) -> tuple[Array, Array]:
     """Return ranges that exclude a fraction of each block, by counting instead of sorting.
 
-    Of `n` entries, `round(n * (1 - percent / 100))` may lie outside: those of greatest magnitude if
-    symmetric, else this number at each end.
+    In a block of `n` entries, `round(n * (1 - percent / 100))` may lie outside: those
+    of greatest magnitude if symmetric, else this number at each end.
 
     Args:
         x: float array; NaN ranks above infinity.

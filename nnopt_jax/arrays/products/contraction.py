@@ -175,7 +175,7 @@ def grouped_product(x: Array, values: Array, scale: Array, field: Field, how: Co
         CannotStayPacked: there are too many rows, or every entry has its own scale.
     """
     if isinstance(field, UnevenGroups):
-        x, values, scale = _filled_up(x, values, field, how)
+        x, values, scale = _equal_groups(x, values, field, how)
     split = [at for at, axis in enumerate(how.right) if scale.shape[axis] != 1]
     groups = math.prod(scale.shape[how.right[at]] for at in split)
     inner = math.prod(values.shape[axis] for axis in how.right)
@@ -196,7 +196,7 @@ def grouped_product(x: Array, values: Array, scale: Array, field: Field, how: Co
     return out.sum(tuple(range(len(split)))).astype(how.dtype(x))
 
 
-def _filled_up(
+def _equal_groups(
     x: Array, values: Array, field: UnevenGroups, how: Contraction
 ) -> tuple[Array, Array, Array]:
     """Pad both operands with zeros so that the last group is as long as the others.

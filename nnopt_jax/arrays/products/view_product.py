@@ -46,12 +46,12 @@ def with_base(
     if runs is None:
         return None
     free = how.free(len(shape))
-    right, batch, own = (_inside(runs, role) for role in (how.right, how.right_batch, free))
+    right, batch, own = (_axes_within(runs, role) for role in (how.right, how.right_batch, free))
     # An axis of size 1 that the view does not have is a free axis.
     own = tuple(sorted((*own, *(base for base, run in enumerate(runs) if not run))))
     if len(right) + len(batch) + len(own) != len(runs):
         return None
-    left, left_batch = _theirs(how.right, how.left), _theirs(how.right_batch, how.left_batch)
+    left, left_batch = _axis_map(how.right, how.left), _axis_map(how.right_batch, how.left_batch)
     groups = [[left_batch[axis] for axis in runs[base]] for base in batch]
     groups += [[axis] for axis in how.left_free(ndim)]
     groups += [[left[axis] for axis in runs[base]] for base in right]
@@ -77,13 +77,13 @@ def with_base(
     return inputs, there, outputs
 
 
-def _inside(runs: Runs, role: Sequence[int]) -> tuple[int, ...]:
+def _axes_within(runs: Runs, role: Sequence[int]) -> tuple[int, ...]:
     """Return the axes of the base that are split only into view axes of the given role."""
     whole = [base for base, run in enumerate(runs) if run and set(run) <= set(role)]
     return tuple(sorted(whole, key=lambda base: role.index(runs[base][0])))
 
 
-def _theirs(ours: Sequence[int], theirs: Sequence[int]) -> dict[int, int]:
+def _axis_map(ours: Sequence[int], theirs: Sequence[int]) -> dict[int, int]:
     return dict(zip(ours, theirs, strict=True))
 
 
