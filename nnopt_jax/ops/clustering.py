@@ -14,7 +14,7 @@ from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.histogram import Atoms, gather, running, running_sum
 from nnopt_jax.ops.lookup_tables import assign as assign
 
-_CELLS = 1024
+_CELLS = 1024  # dynamic programming divides these cells, since all atoms would be too many
 _PLANNED = 256  # with more clusters, dynamic programming takes too long and gains too little
 
 

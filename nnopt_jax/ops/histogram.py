@@ -270,7 +270,7 @@ def _center_and_spread(sample: Array, count: Array) -> tuple[Array, Array]:
 
 _SAMPLE = 1 << 13
 """The number of values from which the center of a histogram is estimated, about."""
-_ROWS = 256
+_ROWS = 256  # `running` reshapes a vector to rows, so bins are a multiple of this number
 _T = TypeVar("_T")
 
 

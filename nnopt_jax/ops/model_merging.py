@@ -28,7 +28,7 @@ def slerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
     If the directions are nearly equal or opposite, the interpolation is linear.
 
     Args:
-        a: float array of any shape, read as one vector.
+        a: float array of any shape, taken as one vector.
         b: float array of the same shape.
         t: 0 for `a`, 1 for `b`.
 

@@ -112,7 +112,7 @@ def add_values(state: Range, x: Array) -> Range:
 
 
 def joined(a: Range, b: Range) -> Range:
-    """Merge two ranges, as if their values had been observed together.
+    """Return the range that observing the values of both ranges would give.
 
     Args:
         a: a range, or a stack of ranges with the same leading axes on all arrays.
