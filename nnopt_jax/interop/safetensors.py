@@ -45,9 +45,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         >>> import tempfile, jax.numpy as jnp
         >>> from nnopt_jax.interop import read_safetensors, write_safetensors
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_safetensors(f"{folder}/a.safetensors", {"w": jnp.ones(2, jnp.bfloat16)})
+        ...     write_safetensors(f"{folder}/a.safetensors", {"w": jnp.ones(2)})
         ...     read_safetensors(f"{folder}/a.safetensors")
-        {'w': array([1, 1], dtype=bfloat16)}
+        {'w': array([1., 1.], dtype=float32)}
 
     References: https://github.com/huggingface/safetensors (format).
     """
