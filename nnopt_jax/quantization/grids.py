@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnopt_jax.arrays.integer_quantized import Quantized
 from nnopt_jax.arrays.lookup_quantized import LookupQuantized
 from nnopt_jax.arrays.nodes import Field, Node
+from nnopt_jax.columns import clipped
 from nnopt_jax.ops import lookup_tables
 from nnopt_jax.ops.block_formats import in_units
 from nnopt_jax.ops.grid import expand, integer_range, quantize
 from nnopt_jax.ops.lookup_tables import level_values, nearest_level
 from nnopt_jax.quantization.granularity import Granularity
 from nnopt_jax.settings import Settings, is_whole
+from nnopt_jax.typing import ArrayLike
 
 __all__ = [
     "GRIDS",
@@ -56,6 +60,9 @@ class Grid:
             otherwise.
         dtypes: the dtypes of scales that the format supports; empty for any.
 
+    Raises:
+        ValueRangeError: codes, values and defaults do not fit together.
+
     Example:
         >>> import nnopt_jax as nnopt
         >>> grid = nnopt.quantization.Grid("halves", 0, 2, levels=(-1.0, 0.5, 1.0))
@@ -76,9 +83,54 @@ class Grid:
     scale_dtype: str | None = None
     dtypes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raise if codes, values and defaults do not fit together.
+
+        Raises:
+            ValueRangeError: the error names all problems.
+        """
+        is_named = isinstance(self.name, str) and bool(self.name)
+        settings = Settings(self.name if is_named else "Grid")
+        if not is_named:
+            settings.wrong("name", self.name, "is not a name.")
+        settings.flag("has_zero_point", self.has_zero_point)
+        if not (is_whole(self.granularity) and self.granularity > 0):
+            if is_whole(self.granularity):
+                settings.wrong("granularity", self.granularity, "is not a group size of 1 or more.")
+            else:
+                settings.choice("granularity", self.granularity, ("tensor", "channel"))
+        (self._check_integers if self.levels is None else self._check_levels)(settings)
+        settings.done()
+
+    def _check_integers(self, settings: Settings) -> None:
+        """Add the problems of a grid of integers."""
+        for name, code in (("low", self.low), ("high", self.high)):
+            settings.integer(name, code, -(2**15), 2**15 - 1)
+        if not (is_whole(self.low) and is_whole(self.high)):
+            return
+        if self.low >= self.high:
+            settings.wrong("low", self.low, f"is not below high={self.high}.")
+        elif self.high <= 0:
+            settings.wrong("high", self.high, "is not above 0.")
+        elif self.has_zero_point is True and not self.fills_bits:
+            settings.wrong("has_zero_point", True, "needs all integers of some number of bits, "
+                                                   "such as -8 to 7.")  # fmt: skip
+
+    def _check_levels(self, settings: Settings) -> None:
+        """Add the problems of a grid that lists its values."""
+        if not are_levels(self.levels):
+            text = "are not 2 to 256 ascending numbers, the last of them above 0."
+            settings.wrong("levels", self.levels, text)
+        elif (self.low, self.high) != (0, len(self.levels or ()) - 1):
+            high = len(self.levels or ()) - 1
+            settings.wrong("levels", self.levels, f"have the codes low=0 to high={high}.")
+        if self.has_zero_point is True:
+            settings.wrong("has_zero_point", True, "goes only with integers, and levels are given.")
+
     def __repr__(self) -> str:
         """Return the name and the settings in the form of a call."""
-        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.settings)})"
+        pairs = ", ".join(f"{key}={value!r}" for key, value in self.settings)
+        return clipped(f"{self.name}({pairs})")
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -101,6 +153,15 @@ class Grid:
     def bits(self) -> int:
         """The bits of a code."""
         return max((self.high - self.low).bit_length(), 1)
+
+    @property
+    def fills_bits(self) -> bool:
+        """Whether the codes are all integers of some number of bits, with or without the least."""
+        if self.levels is not None or not 2 <= self.bits <= 16:
+            return False
+        low, high = integer_range(self.bits, symmetric=False)
+        lows = (low,) if self.has_zero_point else (low, -high)
+        return self.high == high and self.low in lows
 
     def units(self, x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
         """Return weights in units of the grid, before rounding, without gradients."""
@@ -305,29 +366,51 @@ def mxfp4() -> Grid:
     )  # fmt: skip
 
 
-def codebook(levels: Sequence[float]) -> Grid:
+def codebook(levels: Sequence[float] | ArrayLike) -> Grid:
     """Return a grid of arbitrary values.
 
     Args:
-        levels: 2 to 256 ascending numbers, of which the last is positive.
+        levels: 2 to 256 ascending numbers, of which the last is positive; a sequence or an array
+            of one axis.
 
     Example:
         >>> import nnopt_jax as nnopt
         >>> nnopt.quantization.grids.codebook((-1.0, -0.25, 0.25, 1.0))
         codebook(levels=(-1.0, -0.25, 0.25, 1.0))
     """
-    listed = isinstance(levels, Sequence) and not isinstance(levels, str)
-    given: tuple[float, ...] = tuple(map(float, levels)) if listed else ()
-    good = 2 <= len(given) <= 256 and max(given) > 0
-    good = good and all(a < b for a, b in itertools.pairwise(given))
+    is_array = isinstance(levels, jax.Array | np.ndarray)
+    listed: Any = levels.tolist() if is_array else levels
+    good = are_levels(listed)
 
     def check(settings: Settings) -> None:
         if not good:
             text = "are not 2 to 256 ascending numbers, the last of them above 0."
-            settings.wrong("levels", levels, text)
+            settings.wrong("levels", listed, text)
 
-    table = given if good else lookup_tables.TERNARY
-    return _table("codebook", table, settings=(("levels", given),), check=check)
+    table = tuple(map(float, listed)) if good else lookup_tables.TERNARY
+    return _table("codebook", table, settings=(("levels", table),), check=check)
+
+
+def are_levels(levels: Any) -> bool:
+    """Return whether these are 2 to 256 ascending, finite numbers, the last of them above 0.
+
+    Numbers must differ as float32, in which values are compared.
+
+    Example:
+        >>> are_levels((-1.0, 0.0, 1.0)), are_levels((0.0, 1.0, 1.0))
+        (True, False)
+    """
+    if not isinstance(levels, Sequence) or isinstance(levels, str | bytes):
+        return False
+    if not 2 <= len(levels) <= 256:
+        return False
+    if not all(isinstance(x, numbers.Real) and not isinstance(x, bool) for x in levels):
+        return False
+    most = float(np.finfo(np.float32).max)
+    if not all(abs(float(x)) <= most for x in levels):  # False for NaN and infinity
+        return False
+    singles = np.asarray([float(x) for x in levels], np.float32)
+    return bool((singles[1:] > singles[:-1]).all() and singles[-1] > 0)
 
 
 def q4_0() -> Grid:

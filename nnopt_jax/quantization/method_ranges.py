@@ -32,6 +32,8 @@ from nnopt_jax.settings import Settings
 
 __all__ = ["fixed", "gguf", "mean", "threshold", "two_sided"]
 
+_Q4_0, _Q8_0 = (-8.0, 7.0), (-127.0, 127.0)  # the ends of the grids of GGUF's formats
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Mean(WeightRange):
@@ -158,19 +160,19 @@ class _Gguf(WeightRange):
     has_codes: ClassVar[bool] = True
 
     def check(self, settings: Settings, grid: Grid) -> None:
-        if grid.name not in ("q4_0", "q8_0"):
+        if grid.range != self.name or grid.ends not in (_Q4_0, _Q8_0):
             settings.wrong("range", self, f"belongs to the formats q4_0 and q8_0, but the grid is "
                                           f"{grid}; give 'absmax'.")  # fmt: skip
 
     def fit(self, task: Task) -> jax.Array:
-        step = q4_0_step if task.grid.name == "q4_0" else q8_0_step
+        step = q4_0_step if task.grid.ends == _Q4_0 else q8_0_step
         return step(task.part.array, task.part.block, task.part.mask)
 
     def scaled(self, task: Task, learned: Any, rest: Any) -> Scaled:
         return Scaled(stored_scale(rest, task.scales.dtype))
 
     def codes(self, task: Task, learned: Any, rest: Any) -> jax.Array:
-        if task.grid.name == "q4_0":  # steps have a sign here, and a product of 0 must not be -0
+        if task.grid.ends == _Q4_0:  # steps have a sign here, and a product of 0 must not be -0
             return q4_0_codes(task.part.array, rest) + 8
         scale = stored_scale(rest, task.scales.dtype)
         return q8_0_codes(task.part.array, jnp.where(scale == 0, jnp.float32(0), rest))
@@ -186,6 +188,14 @@ class _Fixed(WeightRange):
     @property
     def projects(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether updates clip the weights to the range."""
+        return self.project_weights
+
+    @property
+    def never_clips(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all weights count as inside; updates move clipped weights back, if they project.
+
+        BinaryConnect has no other gate than its projection (section 2.4 of the paper).
+        """
         return self.project_weights
 
     def check(self, settings: Settings, grid: Grid) -> None:
@@ -291,7 +301,8 @@ def fixed(scale: float | Literal["glorot"] = 1.0, project_weights: bool = False)
 
     Args:
         scale: a positive number, or `"glorot"`: `sqrt(1.5 / (fan in + fan out))`.
-        project_weights: whether updates clip the weights to the range.
+        project_weights: whether updates clip the weights to `[-scale, scale]`; gradients then pass
+            clipped weights, too, and are stopped otherwise.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -302,6 +313,6 @@ def fixed(scale: float | Literal["glorot"] = 1.0, project_weights: bool = False)
 
 
 def _check_ternary(settings: Settings, range: WeightRange, grid: Grid) -> None:
-    if grid.name != "ternary":
+    if grid.levels is not None or grid.ends != (-1.0, 1.0):
         settings.wrong("range", range, f"gives weights one of three values, but the grid is "
                                        f"{grid}; give 'absmax' or 'mse'.")  # fmt: skip

@@ -60,7 +60,7 @@ class ScaleFormat:
             axes: the axes of the array of scales, along whose output axes second scales are shared.
         """
         if self.is_power:
-            return shared_exponent(reach, math.floor(math.log2(top)))
+            return _exponent(reach, top)
         scale = reach if top == 1.0 else reach * jnp.float32(1 / top)
         if not self.is_double:
             self.check_underflow(reach, top)
@@ -97,6 +97,23 @@ class ScaleFormat:
                 f"{scale[lost].min():.3g}, which underflow in float16 (least: 5.96e-08); give "
                 "scale_dtype='bfloat16' or 'float32'"
             )
+
+
+def _exponent(reach: jax.Array, top: float) -> jax.Array:
+    """Return the exponents of scales that are powers of two, as codes of E8M0.
+
+    The MX specification rounds exponents down, so that the greatest value of E2M1, 1.5 powers of
+    two, clips a quarter of the largest weight at most. If the greatest value is a power of two
+    itself, as in NF4, rounding down would clip up to half of it, so exponents are rounded up.
+    """
+    exponent = math.floor(math.log2(top))
+    if top != 2.0**exponent:
+        return shared_exponent(reach, exponent)
+    # A broken weight must not spoil the other weights of its block: its scale is 1.
+    reach = jnp.where(jnp.isfinite(reach), reach, jnp.float32(top))
+    # Rounding up is rounding the next smaller float down, and adding one.
+    below = jnp.nextafter(reach, jnp.zeros_like(reach))
+    return jnp.minimum(shared_exponent(below, exponent - 1), jnp.uint8(254))  # 255 is NaN in E8M0
 
 
 def _runs(shape: tuple[int, ...], axes: Axes | None) -> tuple[int, ...]:

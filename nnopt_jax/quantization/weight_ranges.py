@@ -97,13 +97,16 @@ class WeightRange:
     def fit(self, task: Task) -> Any:
         """Choose the range of each block; return the scales in their storage form."""
         grid, part, scales = task.grid, task.part, task.scales
-        if grid.levels is None and scales.is_plain:
+        if grid.levels is not None or not scales.is_plain:
+            return scales.fit(self.reach(task), grid.top, part.axes)
+        if grid.fills_bits:
             scale, zero = self.integers(task)
-            return {"scale": scale, "zero": zero}
-        return scales.fit(self.reach(task), grid.top, part.axes)
+        else:
+            scale, zero = scales.fit(self.reach(task), grid.top, part.axes), None
+        return {"scale": scale, "zero": zero}
 
     def integers(self, task: Task) -> tuple[jax.Array, jax.Array | None]:
-        """Return scale and zero point of a uniform grid."""
+        """Return scale and zero point of a grid of all integers of some number of bits."""
         bottom, top = self.interval(task)
         grid, dtype = task.grid, task.scales.dtype
         task.scales.check_underflow(jnp.maximum(-bottom, top), grid.top)
@@ -154,6 +157,8 @@ class WeightRange:
 class _AbsMax(WeightRange):
     def integers(self, task: Task) -> tuple[jax.Array, jax.Array | None]:
         grid, part, dtype = task.grid, task.part, task.scales.dtype
+        if jnp.dtype(dtype) == jnp.float16 and not grid.has_zero_point:
+            return super().integers(task)  # which checks the range that it computes
         task.scales.check_underflow(lambda: self.reach(task), grid.top)
         return fit_grid(
             part.array, grid.bits, part.block, symmetric=not grid.has_zero_point, mask=part.mask,
