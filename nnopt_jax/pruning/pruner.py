@@ -227,7 +227,6 @@ def _check_mode(
         settings.wrong("score", score, "has no value for biases and scales, which belong to "
                                        "channels as well; give 'magnitude' or 'taylor'.",
                        )  # fmt: skip
-    if score.name == "random" and selection.allocation == "lamp":
-        settings.wrong(
-            "allocation", "lamp", "compares squares, and random scores have no size; give 'global'."
-        )
+    if not score.has_size and selection.allocation == "lamp":
+        settings.wrong("allocation", "lamp", f"compares squares, and {score.name} scores have no "
+                                             "size; give 'global'.")  # fmt: skip

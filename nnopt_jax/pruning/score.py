@@ -33,6 +33,7 @@ class Score:
         check: a function that adds problems with the settings to those of the method.
         needs: the statistics that `begin` uses; see `Graph.observe`.
         signed: whether scores are ranked by value rather than by magnitude.
+        has_size: whether scores differ in size and not in order alone, as LAMP needs.
         paired: whether `learn` takes the leaves at which the gradients were computed, of which the
             state then holds a copy, rather than the leaves after the step.
         forgets: whether the memory is reset to zero after each choice of a mask.
@@ -67,6 +68,7 @@ class Score:
     check: Callable[[Settings], None] | None = dataclasses.field(default=None, compare=False)
     needs: tuple[str, ...] = ()
     signed: bool = False
+    has_size: bool = True
     paired: bool = False
     forgets: bool = False
     once: bool = False

@@ -95,7 +95,7 @@ def random() -> Score:
     def of(leaves: Leaves, memory: Leaves) -> Leaves:
         return {path: draw(memory[path], w.shape) for path, w in leaves.items()}
 
-    return Score("random", of, seeds)
+    return Score("random", of, seeds, has_size=False)
 
 
 def gradient() -> Score:

@@ -213,3 +213,10 @@ def test_scores_are_values():
     assert scores.taylor(power=1) == scores.taylor(power=1) != scores.taylor()
     assert hash(scores.movement()) == hash(scores.movement())
     assert repr(scores.taylor(power=1)) == "taylor(power=1, decay=0.9)"
+
+
+def test_lamp_asks_whether_scores_have_a_size_and_not_for_their_name():
+    of = lambda leaves, memory: {p: abs(w) for p, w in leaves.items()}  # noqa: E731
+    by_score(nnopt.pruning.Score("random", of), 0.5, allocation="lamp")
+    with pytest.raises(ValueRangeError, match=r"compares squares, and rank scores have no size"):
+        by_score(nnopt.pruning.Score("rank", of, has_size=False), 0.5, allocation="lamp")
