@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 from nnopt_jax.columns import brief
+from nnopt_jax.errors import nearest
 from nnopt_jax.transform.base import Transform
 
 Preset = TypeVar("Preset", bound=Callable[..., object])
 Arguments = ParamSpec("Arguments")
+
+_FORMER_ARGUMENTS = {"scope": "allocation"}  # of `pruning.structured`
 
 
 def recorded(method: Callable[Arguments, Transform]) -> Callable[Arguments, Transform]:
@@ -30,15 +33,33 @@ def recorded(method: Callable[Arguments, Transform]) -> Callable[Arguments, Tran
         pruning.magnitude(sparsity=0.5, pattern='2:4')
     """
     name = f"{method.__module__.split('.')[1]}.{method.__name__}"
+    signature = inspect.signature(method)
 
     @functools.wraps(method)
     def made(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Transform:
+        _check_names(name, signature, kwargs)
         transform = method(*args, **kwargs)
-        given = inspect.signature(method).bind(*args, **kwargs).arguments
+        given = signature.bind(*args, **kwargs).arguments
         settings = ", ".join(f"{key}={brief(value)}" for key, value in given.items())
         return _described(transform, f"{name}({settings})")
 
     return made
+
+
+def _check_names(caller: str, signature: inspect.Signature, given: Mapping[str, object]) -> None:
+    """Raise if an argument is unknown, with its new name or the nearest names.
+
+    Raises:
+        TypeError: as for any function; the error of a preset would name the long form.
+    """
+    known = signature.parameters
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    for key in given:
+        if key not in known:
+            new = _FORMER_ARGUMENTS.get(key)
+            hint = f" It is now {new}=." if new in known else nearest(key, known)
+            raise TypeError(f"{caller}: has no argument {key}=.{hint}")
 
 
 def _described(transform: Transform, text: str) -> Transform:

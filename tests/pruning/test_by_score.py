@@ -220,3 +220,17 @@ def test_lamp_asks_whether_scores_have_a_size_and_not_for_their_name():
     by_score(nnopt.pruning.Score("random", of), 0.5, allocation="lamp")
     with pytest.raises(ValueRangeError, match=r"compares squares, and rank scores have no size"):
         by_score(nnopt.pruning.Score("rank", of, has_size=False), 0.5, allocation="lamp")
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: nnopt.pruning.structured(0.5, scope="global"), r"structured: .*now allocation="),
+        (lambda: nnopt.pruning.magnitude(0.5, patern="2:4"), r"magnitude: .*mean pattern"),
+        (lambda: nnopt.quantization.on_grid("int4", rang="mse"), r"on_grid: .*mean range"),
+        (lambda: nnopt.quantization.nf4(grup=64), r"nf4: has no argument grup=.*mean group"),
+    ],
+)
+def test_unknown_arguments_are_named_with_the_preset_and_the_nearest_names(make, text):
+    with pytest.raises(TypeError, match=text):
+        make()
