@@ -106,12 +106,18 @@ def call_allocation(
     """
     given = function(shapes, sparsity)
     problems = Problems("allocation")
+    if not isinstance(given, Mapping):
+        problems.add("", f"the function returned {given!r}; return a sparsity for each path of "
+                         "`shapes`")  # fmt: skip
+        problems.raise_as(ValueRangeError)
     for path in shapes:
         share = given.get(path)
         if share is None:
             problems.add(path, "was given no sparsity; return one for each path of `shapes`")
         elif isinstance(share, (int, float)) and not 0 <= share <= 1:
             problems.add(path, f"was given sparsity {share}; return 0 to 1")
+        elif not isinstance(share, int | float | np.number | np.ndarray | jax.Array):
+            problems.add(path, f"was given sparsity {share!r}, which is not a number")
     problems.raise_as(ValueRangeError)
     return {path: given[path] for path in shapes}
 

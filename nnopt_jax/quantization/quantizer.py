@@ -85,7 +85,7 @@ def on_grid(
         rounding: a value of `quantization.rounding`, or the name of one.
         scale_dtype: the dtype in which scales (with `double`, their own scales) are stored and
             applied; `"e8m0"` for powers of two. By default float16 for groups, else float32. Scales
-            that underflow in float16 raise an error, except under `jax.jit`.
+            that underflow or overflow in float16 raise an error, except under `jax.jit`.
         double: whether scales are quantized, too, to 8 bits with a second scale for at most 256
             consecutive scales along the output axes.
         every: updates between two choices of the range.
@@ -98,7 +98,7 @@ def on_grid(
         ValueRangeError: a setting is out of range, or a combination has no meaning.
         ShapeError: at `init`, axes are not known or do not fit a leaf; see `bind`.
         CompositionError: at `init`, a leaf is quantized already.
-        ScaleError: scales underflow; the error names all such leaves.
+        ScaleError: scales underflow or overflow; the error names all such leaves.
 
     Example:
         >>> import jax.numpy as jnp

@@ -63,7 +63,7 @@ class ScaleFormat:
             return _exponent(reach, top)
         scale = reach if top == 1.0 else reach * jnp.float32(1 / top)
         if not self.is_double:
-            self.check_underflow(reach, top)
+            self.check_range(reach, top)
             return stored_scale(scale, self.dtype)
         scale = stored_scale(scale)
         step = block_largest(scale, _runs(scale.shape, axes)) * jnp.float32(1 / _TOP)
@@ -78,11 +78,12 @@ class ScaleFormat:
             return Quantized(state["codes"], state["step"], low=0, high=_TOP)
         return state
 
-    def check_underflow(self, reach: jax.Array | Callable[[], jax.Array], top: float) -> None:
-        """Raise if scales with known values underflow in their dtype.
+    def check_range(self, reach: jax.Array | Callable[[], jax.Array], top: float) -> None:
+        """Raise if scales with known values underflow or overflow in their dtype.
 
         Raises:
-            ScaleError: a nonzero scale would be stored as 0.
+            ScaleError: a nonzero scale would be stored as 0, or a finite one as a smaller one, so
+                that the largest weights would be clipped.
         """
         if jnp.dtype(self.dtype) != jnp.float16:  # others have the range of float32
             return
@@ -90,7 +91,15 @@ class ScaleFormat:
         if isinstance(reach, Tracer):
             return
         scale = np.asarray(reach, np.float32) / np.float32(top)
-        lost = (scale > 0) & (scale.astype(np.float16) == 0)
+        most = np.float32(np.finfo(np.float16).max)
+        above = (scale > most) & np.isfinite(scale)  # a broken weight has a scale of 1
+        if above.any():
+            raise ScaleError(
+                f"{above.sum():,} of {above.size:,} blocks have scales up to "
+                f"{scale[above].max():.3g}, which overflow in float16 (greatest: {most:,.0f}); "
+                "give scale_dtype='bfloat16' or 'float32'"
+            )
+        lost = (scale > 0) & (np.minimum(scale, most).astype(np.float16) == 0)
         if lost.any():
             raise ScaleError(
                 f"{lost.sum():,} of {lost.size:,} blocks have scales down to "

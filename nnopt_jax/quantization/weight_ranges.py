@@ -109,7 +109,7 @@ class WeightRange:
         """Return scale and zero point of a grid of all integers of some number of bits."""
         bottom, top = self.interval(task)
         grid, dtype = task.grid, task.scales.dtype
-        task.scales.check_underflow(jnp.maximum(-bottom, top), grid.top)
+        task.scales.check_range(jnp.maximum(-bottom, top), grid.top)
         return grid_of_range(
             bottom, top, grid.bits, symmetric=not grid.has_zero_point, scale_dtype=dtype
         )
@@ -159,7 +159,7 @@ class _AbsMax(WeightRange):
         grid, part, dtype = task.grid, task.part, task.scales.dtype
         if jnp.dtype(dtype) == jnp.float16 and not grid.has_zero_point:
             return super().integers(task)  # which checks the range that it computes
-        task.scales.check_underflow(lambda: self.reach(task), grid.top)
+        task.scales.check_range(lambda: self.reach(task), grid.top)
         return fit_grid(
             part.array, grid.bits, part.block, symmetric=not grid.has_zero_point, mask=part.mask,
             scale_dtype=dtype,

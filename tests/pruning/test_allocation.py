@@ -122,3 +122,16 @@ def test_an_allocation_that_leaves_leaves_out():
         ValueRangeError, match=r"(?s)2 problems.*a: was given sparsity -0.5.*b: was"
     ):
         tx.init({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (lambda shapes, s: None, r"the function returned None; return a sparsity for each path"),
+        (lambda shapes, s: {"k": "a"}, r"k: was given sparsity 'a', which is not a number"),
+    ],
+)
+def test_an_allocation_that_returns_no_sparsities_says_so(function, text):
+    tx = nnopt.pruning.magnitude(0.5, allocation=function)
+    with pytest.raises(ValueRangeError, match=text):
+        tx.init({"k": jnp.ones((4, 4))})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nnopt_jax as nnopt
-from nnopt_jax.errors import ValueRangeError
+from nnopt_jax.errors import ScaleError, ValueRangeError
 from nnopt_jax.quantization import Grid, grids, on_grid, ranges
 
 W = np.random.default_rng(7).standard_normal((32, 6)).astype(np.float32)
@@ -125,3 +125,14 @@ def test_ranges_know_a_grid_by_its_values_and_not_by_its_name():
             on_grid(Grid("ternary", -7, 7), range=name)
     with pytest.raises(ValueRangeError, match=r"belongs to the formats q4_0 and q8_0"):
         on_grid(Grid("q4_0", -7, 7), range="gguf")
+
+
+@pytest.mark.parametrize("grid", ["int4", "nf4"])
+def test_scales_that_overflow_raise_an_error_as_those_that_underflow(grid):
+    params = {"w": PARAMS["w"] * 1e7}
+    with pytest.raises(ScaleError, match=r"w: .* overflow in float16 \(greatest: 65,504\)"):
+        on_grid(grid, group=8).init(params)
+    got = values(on_grid(grid, group=8, scale_dtype="bfloat16"), params)
+    assert np.abs(got).max() > 0.99 * np.abs(params["w"]).max()
+    broken = {"w": PARAMS["w"].at[0, 0].set(jnp.inf)}
+    on_grid(grid, group=8).init(broken)
