@@ -121,12 +121,12 @@ class Reshaped(Node):
 
     @property
     def FACTORS(self) -> tuple[str, ...]:
-        """The base, if it is a product of factors, since views of arrays are prepacked already."""
+        """The name of the base, if it is a product of factors."""
         return ("base",) if isinstance(self.base, Node) and self.base.FACTORS else ()
 
     @property
     def ELEMENTWISE(self) -> tuple[str, ...]:
-        """The base, if it has the axes of the view."""
+        """The name of the base, if its entries lie in the view as they do in the base."""
         return () if self.axes else ("base",)
 
     def materialize(self) -> jax.Array:

@@ -256,7 +256,7 @@ RECIPE --list'.
 def _plan_leaf(
     path: str, leaf: Any, known: Ruled, mesh: Mesh | AbstractMesh, fsdp: str | None, least: int
 ) -> tuple[dict[str, Any], ShardRow]:
-    """Return the specs of a leaf, by the field of `Shards` they belong to, and its row."""
+    """Return the specs of a leaf, by field of `Shards`, and its row in the plan."""
     used = field_specs(leaf, known.spec, mesh)  # pyright: ignore[reportArgumentType]
     arrays, structure = jax.tree.flatten(leaf)
 

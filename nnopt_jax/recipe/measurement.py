@@ -288,7 +288,7 @@ def bench(
 
 
 def _timed_network(path: Path) -> tuple[OnPacked, Params, Callable[[int], tuple[Any, ...]]]:
-    """Return a function `run(params, *inputs(batch))`, its parameters, and `inputs`."""
+    """Return the network as a function, its parameters, and a function that makes its inputs."""
     folder = RunFolder(path if path.is_dir() else path.parent)
     file = folder.artifact if path.is_dir() else path
     if file.exists() and artifact.inspect(file).program_bytes:

@@ -94,7 +94,7 @@ class Phase:
         return f"Phase({self.stage.name!r}: steps {self.first} to {self.last}, {chained})"
 
     def needs(self, begun: int) -> tuple[str, ...]:
-        """Return the names of the statistics that new transforms, after the first `begun`, need."""
+        """Return the statistics that the transforms after the first `begun` need, by name."""
         return chain(*self.links[begun:]).needs
 
     def upstream(self, carry: Carry) -> Params:
