@@ -158,7 +158,9 @@ class _AbsMax(WeightRange):
     def integers(self, task: Task) -> tuple[jax.Array, jax.Array | None]:
         grid, part, dtype = task.grid, task.part, task.scales.dtype
         if jnp.dtype(dtype) == jnp.float16 and not grid.has_zero_point:
-            return super().integers(task)  # which checks the range that it computes
+            top = self.reach(task)  # computed once, for the check and for the grid
+            task.scales.check_range(top, grid.top)
+            return grid_of_range(0.0, top, grid.bits, symmetric=True, scale_dtype=dtype)
         task.scales.check_range(lambda: self.reach(task), grid.top)
         return fit_grid(
             part.array, grid.bits, part.block, symmetric=not grid.has_zero_point, mask=part.mask,
