@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
@@ -196,6 +197,8 @@ def quantize(
     References:
         Esser et al., https://arxiv.org/abs/1902.08153, section 2.1.
     """
+    # As float32, or else JAX 0.12 would convert the ends in the program.
+    lo, hi = (np.float32(end) if isinstance(end, int) else end for end in (lo, hi))
     return _quantize(jnp.asarray(x), jnp.asarray(scale), zero, lo, hi)
 
 
