@@ -89,7 +89,7 @@ class EncodeFn(Protocol):
     """The type of `encode(params, state, *, train=False) -> params`, with packed leaves."""
 
     def __call__(self, params: Any, state: Any, *, train: bool = False) -> Any:
-        """Return the packed parameter that stands for each leaf."""
+        """Return the parameters with a packed parameter in place of each encoded leaf."""
         ...
 
 
@@ -272,7 +272,7 @@ def _has_codes(field: Field) -> bool:
 
 
 def _check_encoded(who: str, params: Any, encoded: Any) -> None:
-    """Raise if a state belongs to other shapes, or if codes would stand for NaN or infinity."""
+    """Raise if a state was made for other shapes, or if quantized weights hold NaN or infinity."""
     misfit, broken, raw = Problems(who), Problems(who), flatten(params, is_node)
     for path, leaf in flatten(encoded, is_node).items():
         if not is_inert(leaf) and leaf.shape != raw[path].shape:

@@ -1,4 +1,4 @@
-"""The binding of a transform to a model: the axes of its weights, and the default weights."""
+"""The binding of a transform to a model: the axes of weights, and the default selection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Rules = tuple[tuple[str, Axes], ...]
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class AxesTable(Tabular, Mapping[str, Axes]):
-    """Axes by path, and the weights that methods take by default: `nnopt.graph(...).axes`.
+    """The axes of each leaf, and the weights selected by default: `nnopt.graph(...).axes`.
 
     Args:
         found: by path the axes of each leaf that a product or a lookup uses. For a leaf that is
@@ -54,7 +54,7 @@ class AxesTable(Tabular, Mapping[str, Axes]):
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The leaves that methods take by default: weights of products and convolutions."""
+        """The leaves that methods select by default: weights of products and convolutions."""
         return tuple(path for path in self.found if path not in self.left_out)
 
     def __getitem__(self, path: str) -> Axes:
@@ -82,7 +82,7 @@ class AxesTable(Tabular, Mapping[str, Axes]):
 
 
 class ModelGraph(Protocol):
-    """The interface of a graph that binding needs; `nnopt.graph` makes one."""
+    """The interface of a graph that `Transform.bind` requires; `nnopt.graph` returns one."""
 
     @property
     def params(self) -> Any:
@@ -97,7 +97,7 @@ class ModelGraph(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Binding:
-    """The axes of a model's weights, and which of the weights a method takes by default.
+    """The axes of a model's weights, and the weights that a method selects by default.
 
     Args:
         axes: the axes in the graph, by path.
@@ -144,7 +144,7 @@ class Binding:
         return assumed_axes(shape)
 
     def rules_of(self, path: str) -> Rules:
-        """Return the user's rules that select a leaf; the first one gives its axes.
+        """Return the user's rules that select a leaf, by precedence; the first one sets its axes.
 
         A path takes precedence over patterns, and a later pattern over earlier ones, so that
         exceptions to a pattern may follow it.
@@ -157,7 +157,7 @@ class Binding:
         return self.graph is None and not self.rules_of(path)
 
     def why_unknown(self, path: str, shape: tuple[int, ...]) -> str:
-        """Return why a leaf has no known axes, and what to type."""
+        """Return why the axes of a leaf are unknown, and the call that sets them."""
         axes = f"axes={{{path!r}: nnopt.Axes(in_axis=..., out_axis=...)}})"
         ways = f"tx.bind({axes}"
         if self.graph is not None:
@@ -176,7 +176,7 @@ class Binding:
         return Selector(text, lambda path, leaf: path in weights)
 
     def including(self, where: Where, leaves: Mapping[str, Any]) -> Binding:
-        """Return a binding that also takes those left-out weights that a rule selects.
+        """Return a binding whose default weights include the left-out weights that a rule selects.
 
         Args:
             where: the rule.
@@ -241,7 +241,7 @@ def binding_of(
 
 
 def _disagreeing(table: AxesTable) -> dict[str, str]:
-    """Return the leaves whose products disagree about their axes; lookups do not count."""
+    """Return an error text for each leaf that products use with different axes; ignore lookups."""
     found = {}
     for path, uses in table.uses.items():
         products = list(dict.fromkeys(axes for axes in uses if not axes.lookup))
@@ -298,7 +298,7 @@ def _check_same(who: str, leaves: Mapping[str, Any], params: Any, *, partial: bo
 
 
 def _check_rules(who: str, leaves: Mapping[str, Any], binding: Binding) -> None:
-    """Raise if a user's axes select nothing, do not fit, or contradict the graph."""
+    """Raise if a rule for axes selects no leaf, does not fit a leaf, or contradicts the graph."""
     lost, wrong = Problems(who), Problems(who)
     for rule, axes in binding.rules:
         named = selector(rule)

@@ -1,4 +1,4 @@
-"""The builder of transforms that wrap whole leaves, and parts that all builders share."""
+"""The builder of transforms that wrap whole leaves, and helpers of all builders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nnopt_jax.tree.select import Where
 
 
 class Faults(NamedTuple):
-    """The problems of a method with one leaf, from shape and dtype alone.
+    """The reasons why a method cannot transform a leaf, from shape and dtype alone.
 
     Args:
         refused: pairs of leaf and problem: earlier transforms that rule the method out.
@@ -56,7 +56,7 @@ def wrapping(
     needs_axes: bool = False,
     binding: Binding = UNBOUND,
 ) -> Transform:
-    """Make a transform that wraps whole leaves and gets their dense values.
+    """Make a transform that wraps each selected leaf in a node, such as a mask.
 
     Args:
         name: the method's public name.
@@ -148,7 +148,7 @@ def on_leaves(
     takes: tuple[str, ...] = (),
     capacities: Callable[[Leaves], dict[str, int]] | None = None,
 ) -> Transform:
-    """Make a transform from functions of the chosen leaves, packed or not.
+    """Make a transform from functions that take the selected leaves, dense or packed.
 
     Args:
         name: the method's public name.
@@ -212,7 +212,7 @@ def on_leaves(
 
 
 def fitting(who: str, leaves: Leaves, faults: Mapping[str, Faults], binding: Binding) -> Leaves:
-    """Return the leaves that a method fits; report all others at once.
+    """Return the leaves that a method can transform; skip the others, or raise one error.
 
     Args:
         who: the method, for errors.
@@ -243,7 +243,7 @@ _ADVICE = "give where= for other leaves, or leave these alone: bind(..., misfit=
 def project_leaves(
     params: Any, seen: Leaves, project: Callable[[jax.Array, Any], jax.Array], rest: Leaves
 ) -> Any:
-    """Project the raw parameters that no earlier transform has encoded.
+    """Return the parameters, with those projected that no earlier transform has encoded.
 
     Args:
         params: the parameters.

@@ -136,7 +136,7 @@ def _chain(*transforms: Transform) -> Transform:
 
 
 def _capacities(transforms: tuple[Transform, ...], params: Any) -> dict[str, int]:
-    """Return the number of values that each leaf keeps, the least over the transforms."""
+    """Return the number of values that each leaf stores: the least over all transforms."""
     found: dict[str, int] = {}
     for transform in transforms:
         for path, count in transform.capacities(params).items():
@@ -259,6 +259,6 @@ def _at(where: Where, transform: Transform, binding: Binding) -> Transform:
 
 
 def _those(tree: Any, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the leaves of a tree at the paths of the chosen leaves."""
+    """Return the leaves of a tree at the given paths, as far as they exist."""
     leaves = flatten(tree, is_node)
     return {path: leaves[path] for path in chosen if path in leaves}

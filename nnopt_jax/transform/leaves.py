@@ -1,4 +1,4 @@
-"""The selection of the leaves of a method, and the other inputs of its functions."""
+"""Selection of the leaves that a method transforms, and the other inputs of its functions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Leaves = dict[str, Any]
 
 
 class Start(NamedTuple):
-    """The inputs of a method, in addition to the parameters, for its initial state.
+    """The inputs of a method's `init` besides the leaves: the key and the statistics.
 
     Args:
         key: the key of methods that draw random numbers; None if the caller passed none.
@@ -51,7 +51,7 @@ class Start(NamedTuple):
     __repr__ = brief_fields
 
     def drawing_key(self, use: str) -> jax.Array:
-        """Return the key, for methods that require one.
+        """Return the PRNG key; raise if the caller passed none.
 
         Args:
             use: what the random numbers are for.
@@ -67,7 +67,7 @@ class Start(NamedTuple):
 
 
 class Update(NamedTuple):
-    """The inputs of a method, in addition to the parameters, when its state is updated.
+    """The inputs of a method's `update` besides the leaves: the step number and the gradients.
 
     Args:
         count: int32, the number of this update, from 1.
@@ -82,7 +82,7 @@ class Update(NamedTuple):
     __repr__ = brief_fields
 
     def gradients(self, paths: Iterable[str]) -> Leaves:
-        """Return the dense gradients of some leaves, for methods that need them.
+        """Return the gradients at some dense leaves; raise if any is missing.
 
         Raises:
             StatisticsError: leaves lack gradients.
@@ -146,7 +146,7 @@ def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUN
 def leaves_of_state(
     params: Any, state: State, who: str, *inside: str, slots: bool | None = None
 ) -> tuple[Leaves, Leaves]:
-    """Return all leaves of a tree by path, and the leaves that a state belongs to."""
+    """Return all leaves of a tree by path, and the leaves for which a state has entries."""
     check_state(who, state, *inside, slots=slots)
     leaves = flatten(params, is_node)
     for path in state.rest:
@@ -179,7 +179,7 @@ def make_start(
     needs: tuple[str, ...] = (),
     takes: tuple[str, ...] = (),
 ) -> Start:
-    """Return the key and the statistics of the chosen leaves; report all missing ones at once.
+    """Return the key and the statistics of the chosen leaves; raise if statistics are missing.
 
     Args:
         who: the method, for errors.
@@ -209,7 +209,7 @@ def slot_key(key: jax.Array | None, path: str, index: int) -> jax.Array | None:
 
 
 def refresh_when(needed: Any, fresh: Callable[[], Any], old: Any) -> Any:
-    """Compute a new value only if it is needed.
+    """Return a new value, computed only if it is needed, or else the old value.
 
     Args:
         needed: a Python bool or a traced one.

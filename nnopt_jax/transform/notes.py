@@ -1,4 +1,4 @@
-"""Notes of a plan on single leaves: assumed axes, and skipped leaves."""
+"""Notes in the rows of a plan: assumed axes, and skipped leaves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def leaf_notes(
     *,
     by_default: bool,
 ) -> Notes:
-    """Collect the notes of a method on the leaves of a model.
+    """Return the notes of a plan by leaf: assumed axes, and reasons why a leaf is skipped.
 
     Args:
         params: the parameters, or their shapes.

@@ -20,7 +20,7 @@ from nnopt_jax.tree.paths import flatten
 
 @dataclasses.dataclass(frozen=True)
 class PlanRow:
-    """One leaf of a plan.
+    """A row of a plan: one leaf before and after the transform.
 
     Args:
         path: the path of the leaf.
@@ -83,12 +83,12 @@ class Plan(Tabular):
 
     @property
     def bits_before(self) -> int:
-        """The number of bits of all leaves now."""
+        """The number of bits of all leaves before the transform."""
         return sum(row.bits_before for row in self.rows)
 
     @property
     def bits_after(self) -> int:
-        """The greatest number of bits of all leaves in storage form."""
+        """An upper bound on the number of bits of all leaves in storage form."""
         return sum(row.bits_after for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Decorators of methods, which record arguments for `repr` and document the choices of presets."""
+"""Decorators that record a method's arguments for `repr`, and complete a preset's signature."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _described(transform: Transform, text: str) -> Transform:
 
 
 def preset(long_form: Callable[..., object], choices: type) -> Callable[[Preset], Preset]:
-    """Show the choices of the long form in the signature of presets that take `**choices`.
+    """Return a decorator that lists the arguments behind `**choices` in a preset's signature.
 
     Args:
         long_form: the function that presets call.

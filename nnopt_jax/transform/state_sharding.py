@@ -89,7 +89,7 @@ def state_specs(tx: Transform, params: Any, specs: Any, mesh: Mesh | None = None
 
 
 def _like(shape: Shape, leaf: Shape, spec: PartitionSpec) -> tuple[Any, ...]:
-    """Return the spec of an array with the axes of its leaf, or with groups along them."""
+    """Return the spec of an array that has the axes of its leaf, such as a mask or scales."""
     if len(shape) != len(leaf) or not all(map(_is_coarser, shape, leaf)):
         return ()
     # If the last group is shorter, devices do not hold whole groups, so scales are replicated.
@@ -98,14 +98,14 @@ def _like(shape: Shape, leaf: Shape, spec: PartitionSpec) -> tuple[Any, ...]:
 
 
 def _is_coarser(count: int, size: int) -> bool:
-    """Return whether an axis can consist of that many groups, of which the last may be shorter."""
+    """Return whether `size` entries divide into `count` groups; the last may be shorter."""
     return count == size or (0 < count <= size and -(-size // -(-size // count)) == count)
 
 
 def _factor(
     shape: Shape, side: str, axes: Axes, leaf: Shape, spec: PartitionSpec
 ) -> tuple[Any, ...]:
-    """Return the spec of a factor `(*batch, in, rank)` or `(*batch, rank, out)`."""
+    """Return the spec of a low-rank factor, `(*batch, in, rank)` or `(*batch, rank, out)`."""
     *batch, rows, columns = axes.matrix_shape(leaf)
     fits = shape[:-1] == (*batch, rows) if side == "in" else shape == (*batch, shape[-2], columns)
     if len(shape) != len(batch) + 2 or not fits:

@@ -51,7 +51,7 @@ def floats(tree: Any) -> Any:
 
 
 def filled(tree: Any, moving: Any) -> Any:
-    """Put float arrays back into a tree."""
+    """Return a tree with its float arrays replaced."""
     return jax.tree.map(lambda x, new: x if new is None else new, tree, moving,
                         is_leaf=lambda x: x is None)  # fmt: skip
 
@@ -225,7 +225,7 @@ def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward
 
 
 def _with_inert(params: Any, arrays: Any) -> Any:
-    """Put the leaves that are not arrays back into a tree."""
+    """Return a tree of arrays with the leaves that are not arrays put back."""
     leaves, dense = flatten(params, is_node), flatten(arrays)
     if len(leaves) == len(dense):
         return arrays

@@ -92,7 +92,7 @@ def check_grads(who: str, grads: Any) -> None:
 
 
 def check_state(who: str, state: Any, *inside: str, slots: bool | None = None) -> None:
-    """Raise if a state is not that of a single method with the given entries.
+    """Raise if a state is not a `State` with the entries that a method expects.
 
     Args:
         who: the method, for errors.
@@ -117,7 +117,7 @@ def _is_by_slot(state: State) -> bool:
 
 
 def check_states(who: str, state: Any, count: int) -> None:
-    """Raise if a state is not the tuple of the states of a chain.
+    """Raise if a state is not a tuple with one state for each transform of a chain.
 
     Raises:
         CompositionError: the state is of another type or length.

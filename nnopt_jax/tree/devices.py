@@ -12,10 +12,10 @@ from jax.sharding import AxisType, Mesh
 
 
 def place(tree: Any, at: Any) -> Any:
-    """Apply `jax.device_put`, even to host arrays for the devices of all processes.
+    """Put a tree on devices by `jax.device_put`, including the devices of other processes.
 
-    There, JAX accepts NumPy arrays, but not typed PRNG keys or arrays that are committed to a
-    device. Every process must pass the same values.
+    For devices of several processes, JAX accepts NumPy arrays, but not typed PRNG keys or arrays
+    that are committed to a device. Every process must pass the same values.
 
     Args:
         tree: a pytree of arrays, numbers and keys.
@@ -67,7 +67,7 @@ def is_explicit(x: jax.Array) -> bool:
 
 
 def automatic(function: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..., Any]:
-    """Let the compiler shard the results of a function, even on a mesh with Explicit axes.
+    """Return a function whose shardings the compiler chooses, even on an Explicit mesh.
 
     Args:
         function: a function of arrays on the mesh.
@@ -77,9 +77,8 @@ def automatic(function: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..
     Returns:
         The function, for `jax.jit`.
     """
-    around = (
-        jax.sharding.get_abstract_mesh().axis_types
-    )  # Auto axes: already inside of such a function
+    # Inside a function that `auto_axes` wraps, the axes are Auto already.
+    around = jax.sharding.get_abstract_mesh().axis_types
     if all(kind == AxisType.Auto for kind in (around or mesh.axis_types)):
         return function
     return jax.sharding.auto_axes(function, out_sharding=out)

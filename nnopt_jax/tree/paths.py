@@ -74,7 +74,7 @@ def flatten(tree: Any, is_leaf: IsLeaf | None = None) -> dict[str, Any]:
 
 
 def unflatten(tree: Any, leaves: Mapping[str, Any], is_leaf: IsLeaf | None = None) -> Any:
-    """Put leaves, given by path, into the structure of `tree`.
+    """Return a tree with the structure of `tree` and other leaves.
 
     Args:
         tree: the pytree that determines the structure.
