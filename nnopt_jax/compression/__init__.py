@@ -1,4 +1,4 @@
-"""Compression: weight sharing, feature mapping, sparse representation."""
+"""Compression: shared and tied weights, low rank, sparse storage, and projected inputs."""
 
 from nnopt_jax.compression.low_rank_factors import low_rank
 from nnopt_jax.compression.principal_components import pca

@@ -143,7 +143,7 @@ def low_rank(
 
 
 def _sides(slot: Slot, form: Form) -> Axes | None:
-    """Return the axes of the rows and columns of a leaf as a matrix, or None."""
+    """Return the axes of rows and columns of the matrix to factor; None without a matrix."""
     axes = slot.axes
     if axes is None or slot.array.ndim < 2:
         return None
@@ -155,7 +155,7 @@ def _sides(slot: Slot, form: Form) -> Axes | None:
 
 @dataclasses.dataclass(frozen=True)
 class _LowRank:
-    """The functions of the transform, given settings that have been checked."""
+    """The settings of `low_rank`, and the functions of its transform."""
 
     rank: int | None
     energy: float | None
@@ -165,7 +165,7 @@ class _LowRank:
     form: Form
 
     def check(self, stacked: Any) -> None:
-        """Raise all problems with the settings."""
+        """Raise one error for all invalid settings."""
         settings = Settings(_NAME)
         settings.integer("rank", self.rank, 1, none=True)
         settings.number("energy", self.energy, 0, 1, above=True, none=True)
@@ -223,7 +223,7 @@ class _LowRank:
         return Reshaped.of_matrix(product, axes, slot.array.shape)
 
     def misfit(self, slot: Slot) -> str | None:
-        """Return a problem if the budget of a slot is too small for rank 1; else None."""
+        """Return an error text if the size budget is too small even for rank 1; else None."""
         axes = _sides(slot, self.form)
         if axes is None or not slot.array.size or self._rank(slot, axes):
             return None

@@ -123,7 +123,7 @@ def _merged(a: _RunningMoments, b: _RunningMoments) -> _RunningMoments:
 
 
 def _spectrum(found: _RunningMoments) -> tuple[np.ndarray, np.ndarray]:
-    """Return the variances in descending order, and the directions as columns."""
+    """Return the variances in descending order, and the principal directions as columns."""
     variance, directions = np.linalg.eigh(found.scatter / max(found.count - 1, 1))
     variance, directions = np.maximum(variance[::-1], 0.0), directions[:, ::-1]
     top = np.abs(directions).argmax(0)
@@ -131,7 +131,7 @@ def _spectrum(found: _RunningMoments) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _enough(variance: np.ndarray, energy: float) -> int:
-    """Return the least number of directions whose variances sum to a fraction of the total."""
+    """Return the smallest number of directions that hold a fraction of the total variance."""
     total = variance.sum()
     if not total > 0:
         raise ValueRangeError(f"{_NAME}: the data do not vary; energy={energy} says nothing then.")

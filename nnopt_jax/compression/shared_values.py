@@ -192,7 +192,7 @@ def dkm(
         return None, kmeans(jax.lax.stop_gradient(slot.array), clusters, mask=slot.mask)
 
     def moved(slot: Slot, table: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the table after some steps, and the root of the temperature."""
+        """Return the table after steps of soft k-means, and the root of the scaled temperature."""
         values = slot.array.astype(jnp.float32)
         mask = jnp.isfinite(values) if slot.mask is None else jnp.isfinite(values) & slot.mask
         values = jnp.where(mask, values, 0)
@@ -232,7 +232,7 @@ def _deviation(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _joined(slots: Sequence[Slot]) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """Return the values, mask and weights of one slot, or of several slots as one vector."""
+    """Return values, mask and weights for k-means; several slots are pooled to one vector."""
     arrays = [jax.lax.stop_gradient(slot.array) for slot in slots]
     if len(slots) == 1:
         return arrays[0], slots[0].mask, None
@@ -241,7 +241,7 @@ def _joined(slots: Sequence[Slot]) -> tuple[jax.Array, jax.Array | None, jax.Arr
 
 
 def _shared(slot: Slot, table: jax.Array) -> Codebook:
-    """Return the nearest entries of an ascending table, with straight-through gradients."""
+    """Return a node with the index of the nearest entry of an ascending table for each weight."""
     # Clusters of codes must be codes, so that they stay on the grid below.
     table = round_clip(table, -jnp.inf, jnp.inf) if slot.kind == "code" else table
     values, entries = jax.lax.stop_gradient((slot.array, table))
@@ -250,7 +250,7 @@ def _shared(slot: Slot, table: jax.Array) -> Codebook:
 
 
 def _too_few(slots: Sequence[Slot], clusters: int, *, in_channels: bool = False) -> str | None:
-    """Return a problem if a slot has fewer entries than clusters; else None."""
+    """Return an error text if slots have fewer entries than clusters; else None."""
     shape = slots[0].array.shape
     size = sum(slot.array.size for slot in slots)
     if in_channels:
@@ -270,7 +270,7 @@ def _contracted(slot: Slot) -> tuple[int, ...]:
 def _channel_tables(
     slot: Slot, clusters: int, init: Init, iterations: int, key: jax.Array | None
 ) -> jax.Array:
-    """Fit a table to the values of each output of a weight, with its own random numbers.
+    """Return a table for each output channel of a weight, fitted by k-means.
 
     The tables have the axes of the weight, with one entry along contracted axes, and a last axis.
 

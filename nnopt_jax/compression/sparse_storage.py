@@ -28,7 +28,7 @@ _NAME = "compression.sparse"
 
 @recorded
 def sparse(format: str | Sequence[int] = "smallest", *, where: Where = matrices) -> Transform:
-    r"""Store leaves without their zeros, whatever made the zeros.
+    r"""Store leaves in a sparse format that omits the zeros they already contain.
 
     $$ \hat w_i = w_i \, m_i, \qquad m_i = [\, w_i \neq 0 \text{ at the start} \,] $$
 
@@ -100,7 +100,7 @@ def _support(leaf: jax.Array, format: Format) -> jax.Array:
 
 
 def _check_pattern(leaves: Leaves, format: Format) -> None:
-    """Raise if a group of known values has more nonzeros than its pattern can store."""
+    """Raise if a group has more nonzeros than an N:M format stores; skip traced values."""
     pair, problems = n_of_m(format), Problems(_NAME)
     if pair is None:
         return
@@ -129,7 +129,7 @@ def _wrapped(path: str, leaf: Field, mask: jax.Array, format: Format, train: boo
 
 
 def _may_have(leaf: Masked, format: Format) -> bool:
-    """Return whether the format is assigned to a mask of an earlier transform."""
+    """Return whether the mask of an earlier transform takes this format."""
     if format == "smallest":  # a format that the mask already has is a known pattern of it
         return False
     patterned = isinstance(format, tuple) or n_of_m(format) is not None

@@ -22,7 +22,7 @@ _NAME = "compression.tie"
 
 @recorded
 def tie(pairs: Mapping[str, str], *, transpose: bool = False) -> Transform:
-    r"""Tie leaves to others, such as output layers to embeddings, or layers to repeated layers.
+    r"""Replace weights by those of other leaves, such as an output layer's by an embedding's.
 
     $$ \hat W_{target} = \hat W_{source} \quad \text{or} \quad \hat W_{source}^T $$
 
