@@ -40,7 +40,7 @@ Place = tuple[str, int]
 
 
 class CoupledDimension(Protocol):
-    """The interface of a dimension of channels, neurons or heads, as graphs list them."""
+    """A coupled dimension of a graph: channels, neurons or heads, with their indices by leaf."""
 
     name: str
     size: int
@@ -48,7 +48,7 @@ class CoupledDimension(Protocol):
 
 
 def coupled_dimensions(graph: Any) -> tuple[CoupledDimension, ...]:
-    """Return the dimensions of a graph, or of its coupled axes.
+    """Return the coupled dimensions of a graph.
 
     Raises:
         CompositionError: the argument is not a graph.
@@ -63,7 +63,7 @@ def coupled_dimensions(graph: Any) -> tuple[CoupledDimension, ...]:
 
 
 def kept_units(state: State) -> dict[str, Array]:
-    """Return which channels of each dimension a state of `structured` keeps.
+    """Return a mask of the channels of each dimension that a state of `structured` keeps.
 
     Pass the result to `graph.shrink`.
 
@@ -133,7 +133,7 @@ class Coupled(Masking):
         return self._new_state(found, memory, dense, fixed, jnp.int32(0))
 
     def check(self, params: Any) -> None:
-        """Raise all errors of selection, if a graph is known."""
+        """Raise an error if the selected dimensions are not valid; do nothing without a graph."""
         if self.binding.graph is not None:
             self._leaves(params, self._members(self.binding.graph))
 
@@ -203,7 +203,7 @@ class Coupled(Masking):
         return {name: known[name].indices for name in chosen}
 
     def _chosen(self, leaves: Leaves, memory: Leaves, fixed: Any, sparsity: Any) -> dict[str, Any]:
-        """Return the channels that stay, and the mask of each leaf."""
+        """Return masks of the channels to keep, and the mask of each leaf."""
         at = fixed["at"]
         scores = self._scores(leaves, memory, at)
         units = self._units(scores, sparsity, at, leaves, fixed.get("flops"))
@@ -232,7 +232,7 @@ class Coupled(Masking):
     def _units(
         self, scores: Mapping[str, Array], sparsity: Any, at: Any, leaves: Leaves, flops: Any
     ) -> dict[str, Array]:
-        """Mark the channels that stay, always including the best of each dimension."""
+        """Mark the channels to keep, always including the best of each dimension."""
         best = {name: jnp.arange(x.size) == jnp.argmax(x) for name, x in scores.items()}
         if self.selection.allocation == "uniform":
             counts = [self._count(x.size, sparsity) for x in scores.values()]
@@ -269,7 +269,7 @@ class Coupled(Masking):
 
 
 def check_coupled(settings: Settings, allocation: Any, multiple: Any) -> None:
-    """Add the problems with the settings of coupled axes."""
+    """Record invalid settings of pruning over coupled axes."""
     if allocation in ("erk", "lamp") or callable(allocation):
         settings.wrong("allocation", allocation, "divides weights among leaves, and a channel has "
                                                  "weights in several; give 'uniform', 'global' or "
@@ -282,7 +282,7 @@ def check_coupled(settings: Settings, allocation: Any, multiple: Any) -> None:
 
 
 def _lines(units: Mapping[str, Array], at: Any, leaves: Leaves) -> dict[Place, Array]:
-    """Return the indices that stay on each axis of a leaf that channels lie on."""
+    """Return a mask of the indices to keep for each axis that is pruned, by leaf and axis."""
     found: dict[Place, Array] = {}
     for name, stay in units.items():
         for path, axes in at[name].items():
@@ -294,7 +294,7 @@ def _lines(units: Mapping[str, Array], at: Any, leaves: Leaves) -> dict[Place, A
 
 
 def _flops_left(units: Mapping[str, Array], at: Any, leaves: Leaves, flops: Any) -> Array:
-    """Return the FLOPs of the products after the removed channels are left out."""
+    """Return the FLOPs of all products without the removed channels."""
     left = dict(flops)
     for (path, _), lines in _lines(units, at, leaves).items():
         left[path] = left.get(path, jnp.float32(0)) * jnp.mean(lines, dtype=jnp.float32)
@@ -302,5 +302,5 @@ def _flops_left(units: Mapping[str, Array], at: Any, leaves: Leaves, flops: Any)
 
 
 def _along(lines: Array, axis: int, ndim: int) -> Array:
-    """Reshape a vector so that it lies on one axis of `ndim`."""
+    """Reshape a vector so that it broadcasts along one of `ndim` axes."""
     return jax.lax.expand_dims(lines, [i for i in range(ndim) if i != axis])

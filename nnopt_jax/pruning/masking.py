@@ -1,4 +1,4 @@
-"""The transform functions of pruning by a score: the state, and the masked node."""
+"""The transform functions of pruning by a score, which make states and masked nodes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODES = ("hard", "soft", "frozen")
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """The functions of a transform that masks the weights of least score.
+    """The functions of a transform that masks the weights of lowest score.
 
     The state of a leaf holds its mask, the current sparsity, the memory of the score and, if the
     score pairs weights with gradients, the weights at which the next gradients are computed.
@@ -96,7 +96,7 @@ class Masking:
         return {path: {"mask": mask, "sparsity": now} for path, mask in chosen.items()}
 
     def _remember(self, memory: Leaves, chosen: Any) -> Leaves:
-        """Return the memory for the next choice, which is empty if there is no next choice."""
+        """Return the memory of the score for the next mask; empty if the mask never changes."""
         if self.every is None:
             return {}
         if not self.score.forgets:
@@ -118,7 +118,7 @@ def project(leaf: jax.Array, rest: Any) -> jax.Array:
 
 
 def node_mode(mode: str, leaf: Field, train: bool) -> str:
-    """Return the node's mode, given that parameters in training already have hard masks applied."""
+    """Return the mode of a masked node: select, straight-through, or already applied."""
     if mode == "soft":
         return "straight_through"
     return "applied" if mode == "hard" and train and not is_node(leaf) else "select"

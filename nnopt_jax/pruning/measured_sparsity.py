@@ -223,7 +223,7 @@ def known_mask(leaf: Field) -> np.ndarray | None:
 
 
 def _groups(present: np.ndarray, pattern: Pattern) -> tuple[int | None, int | None]:
-    """Return the number of groups of a pattern, and of those that satisfy it."""
+    """Return the number of groups in an array, and the number that satisfy the pattern."""
     if not present.size or pattern.misfit(present.shape):
         return None, None
     if isinstance(pattern, NOfM):

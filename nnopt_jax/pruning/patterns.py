@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """The pattern of single weights, compared within a leaf, and the base of all patterns.
+    """The unstructured pattern, which compares the weights of a leaf; base of all patterns.
 
     A pattern divides a leaf into units, whose scores it computes (`pool`), chooses some (`choose`)
     and marks their weights (`spread`).
@@ -60,7 +60,7 @@ class Pattern:
         return scores
 
     def choose(self, scores: jax.Array, sparsity: Any, *, signed: bool = False) -> jax.Array:
-        """Mark the units of a leaf that stay; of equal units, the earlier ones.
+        """Mark the units of a leaf to keep; among equal scores, the earlier units.
 
         Args:
             scores: the scores of units, as `pool` returns them.
@@ -70,12 +70,12 @@ class Pattern:
         return top_k_mask(scores, count_kept(scores.size, sparsity), signed=signed)
 
     def spread(self, chosen: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
-        """Return the mask of a leaf, given the mark of each unit."""
+        """Return the mask of the weights of a leaf, given the mask of its units."""
         del shape, axes
         return chosen
 
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> Any:
-        """Return the number of weights of a leaf that stay."""
+        """Return the number of weights of a leaf that the pattern keeps."""
         del axes
         return count_kept(math.prod(shape), sparsity)
 
@@ -107,7 +107,7 @@ class PerOutput(Pattern):
         return axes.to_matrix(scores) if scores.ndim > 1 else scores.reshape(-1, 1)
 
     def choose(self, scores: jax.Array, sparsity: Any, *, signed: bool = False) -> jax.Array:
-        """Mark the inputs that stay, for each output and batch index."""
+        """Mark the inputs to keep, for each output and batch index."""
         if not scores.size:
             return jnp.zeros(scores.shape, bool)
         count = count_kept(scores.shape[-2], sparsity)
@@ -121,7 +121,7 @@ class PerOutput(Pattern):
         return axes.from_matrix(chosen, shape) if len(shape) > 1 else chosen.reshape(shape)
 
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> Any:
-        """Return the number of weights of a leaf that stay, equal for each output."""
+        """Return the number of weights of a leaf that are kept, equal for each output."""
         inputs = math.prod(shape[axis] for axis in axes.contracted)
         return count_kept(inputs, sparsity) * (math.prod(shape) // max(inputs, 1))
 
@@ -170,7 +170,7 @@ class NOfM(Pattern):
         return axes.from_matrix(chosen, shape) if self.roles(shape, axes) else chosen
 
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> int:
-        """Return the number of weights of a leaf that stay: `n` of every `m`."""
+        """Return the number of weights of a leaf that are kept: `n` of every `m`."""
         del axes, sparsity
         return math.prod(shape) // self.m * self.n
 
@@ -181,7 +181,7 @@ class NOfM(Pattern):
         return f"{self.n}:{self.m}", self.roles(shape, axes)
 
     def roles(self, shape: tuple[int, ...], axes: Axes) -> Roles:
-        """Return the roles of axes if groups do not lie along the axis before the last; else none.
+        """Return the axes by role; empty if groups lie along the axis before the last.
 
         Args:
             shape: the shape of the leaf, which the groups fit.
@@ -205,12 +205,12 @@ class WholeBlocks(Pattern):
         return reduce_blocks("pattern", jnp.mean, scores, self.block(scores.shape, axes))
 
     def spread(self, chosen: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
-        """Repeat the entry of each block for the whole leaf."""
+        """Return the mask of the weights of a leaf, given the mask of its blocks."""
         del axes
         return expand(chosen, shape)
 
     def count(self, shape: tuple[int, ...], axes: Axes, sparsity: Any) -> Any:
-        """Return the number of weights of a leaf that stay, in whole blocks."""
+        """Return the number of weights of a leaf that are kept, in whole blocks."""
         unit = max(math.prod(self.block(shape, axes)), 1)
         return count_kept(math.prod(shape) // unit, sparsity) * unit
 
@@ -249,7 +249,7 @@ class BlockPattern(WholeBlocks):
         return f"blocks of {self.sizes} do not divide shape {shape} along {axes}"
 
     def block(self, shape: tuple[int, ...], axes: Axes | None = None) -> tuple[int, ...]:
-        """Return the size of a block along each axis of a leaf that it fits.
+        """Return the size of a block along each axis of a leaf; `misfit` must be None.
 
         Example:
             >>> from nnopt_jax.ops.axis_roles import Axes
@@ -310,7 +310,7 @@ class LinePattern(WholeBlocks):
     needs_axes: ClassVar[bool] = True
 
     def misfit(self, shape: tuple[int, ...], axes: Axes | None = None) -> str | None:
-        """Return why a leaf of this shape has no outputs or inputs; None if it has."""
+        """Return why a leaf of this shape has no outputs or inputs; else None."""
         del axes
         least = 1 if self.of == "outputs" else 2
         if len(shape) >= least:
@@ -329,7 +329,7 @@ class LinePattern(WholeBlocks):
 
 @dataclasses.dataclass(frozen=True)
 class CoupledPattern(Pattern):
-    """The pattern of channels, neurons and heads, with all weights that the graph couples.
+    """The pattern that keeps or prunes channels, neurons and heads with all coupled weights.
 
     Args:
         multiple: the number of channels kept in a dimension is rounded up to a multiple of this.

@@ -142,7 +142,7 @@ def proximal(
 
 @dataclasses.dataclass(frozen=True)
 class _Proximal:
-    """The functions of the transform, given settings that have been checked.
+    """The settings of `proximal`, and the functions of its transform.
 
     The state of a leaf holds its mask, the current sparsity, and the threshold and scale of the
     last update.
@@ -177,7 +177,7 @@ class _Proximal:
         return {}, refresh_when(due, lambda: self._choose(leaves, may, share), still)
 
     def moving(self, refresh: UpdateFn) -> UpdateFn:
-        """Wrap an update so that it also shrinks parameters that are not encoded yet."""
+        """Return an update that also shrinks parameters that no earlier transform has encoded."""
 
         def update(
             params: Any, state: State, *, grads: Any = None, upstream: Any = None, step: Any = None

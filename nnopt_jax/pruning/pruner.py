@@ -194,7 +194,7 @@ def _check_mode(
     mode: Any,
     every: int | None,
 ) -> None:
-    """Add the problems with a mode, alone and together with the other choices."""
+    """Record problems with the mode, alone and in combination with the other choices."""
     settings.integer("every", every, 1, none=True)
     is_coupled = isinstance(selection.pattern, CoupledPattern)
     if not isinstance(mode, Regrow):

@@ -24,7 +24,7 @@ _LEAST = float(jnp.finfo(jnp.float32).tiny)  # eligible units score higher than 
 
 @dataclasses.dataclass(frozen=True)
 class Regrow:
-    r"""The mode of pruning that drops weights of least score and grows as many others.
+    r"""The mode of pruning that drops weights of lowest score and grows as many others.
 
     At an update, each leaf of $k$ units drops the $n = \lfloor f_t k \rfloor$ units of least score
     and grows $n$ of the absent units. Grown weights start at zero. With `end_step` $T$ and
@@ -52,7 +52,7 @@ class Regrow:
     decay: Literal["cosine", "constant"] = "constant"
 
     def check(self, settings: Settings, selection: Selection) -> None:
-        """Add the problems with the settings, and with patterns that cannot be regrown."""
+        """Record problems with the settings, and with patterns that cannot be regrown."""
         settings.choice("by", self.by, ("gradient", "random"))
         settings.number("fraction", self.fraction, 0, 1)
         settings.integer("end_step", self.end_step, 1, none=self.decay == "constant")
@@ -100,7 +100,7 @@ class Regrowth(Masking):
         return {}, self._state(moved, memory, leaves)
 
     def update(self, leaves: Leaves, state: State, now: Update) -> tuple[Leaves, Leaves]:
-        """Drop units of least score and grow as many others, when it is due."""
+        """Drop units of lowest score and grow as many others, at the updates that replace units."""
         found = {path: rest["seed"] for path, rest in state.rest.items()}
         masks = {path: rest["mask"] for path, rest in state.rest.items()}
         memory = self._learn(leaves, state, now) if self.score.begin else {}
@@ -161,7 +161,7 @@ class Regrowth(Masking):
 def drop_and_grow(
     score: jax.Array, mask: jax.Array, growth: jax.Array, count: int, dropped: jax.Array
 ) -> jax.Array:
-    """Drop the present units of least score, and grow as many absent ones of greatest score.
+    """Drop the present units of lowest score, and grow as many absent ones of greatest score.
 
     A unit that was dropped is absent, and may be grown again. Among equal scores, the earlier unit
     in flat order ranks higher.
@@ -194,5 +194,5 @@ def _at_least(x: jax.Array, least: jax.Array) -> jax.Array:
 
 
 def project_grown(leaf: jax.Array, rest: Any) -> jax.Array:
-    """Set absent weights to zero, and also those that were just grown."""
+    """Set absent weights and newly grown weights to zero."""
     return jnp.where(rest["old"], leaf, jnp.zeros((), leaf.dtype))

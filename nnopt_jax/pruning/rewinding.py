@@ -134,7 +134,7 @@ def _visible(seen: Field, leaf: jax.Array) -> jax.Array:
 
 
 def _free(seen: Field, leaf: jax.Array) -> jax.Array:
-    """Return which entries may be reset: all that no earlier transform has masked."""
+    """Return a mask of the entries to reset: all that no earlier transform has pruned."""
     if not isinstance(seen, Masked):
         return jnp.ones(leaf.shape, bool)
     return materialize(seen.mask).astype(bool) | (leaf != 0)

@@ -173,7 +173,7 @@ def check_schedule(settings: Settings, name: str, share: Any) -> None:
 
 
 def is_due(every: int | None, sparsity: Any, count: jax.Array, held: jax.Array) -> Any:
-    """Return whether a new mask is due: at every period, and when the schedule has ended.
+    """Return whether a new mask is due: every `every` updates, and when the schedule ends.
 
     Args:
         every: updates between two choices of the mask; None for never.

@@ -146,7 +146,7 @@ def finite_gradients(leaves: Leaves, now: Update) -> Leaves:
 
 
 def accumulate(old: jax.Array, new: jax.Array, decay: float | None) -> jax.Array:
-    """Add to a sum or, given a decay, to a running mean.
+    """Return a sum or, given a decay, a running mean with a new value added.
 
     The bias of a mean that starts at zero is the same factor for all weights, which does not change
     their order.

@@ -1,4 +1,4 @@
-"""Selection: how many weights of each leaf stay, and which, by a pattern and an allocation."""
+"""Selection of the weights to keep in each leaf, by a pattern and an allocation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _EXACT = 100_000  # beyond this number of weights, float32 may miscount by one a
 
 
 class Selection(NamedTuple):
-    """The number of weights that stay in each leaf, and their pattern.
+    """The allocation and the pattern that determine the weights to keep in each leaf.
 
     Args:
         allocation: see `Allocation`.
@@ -112,7 +112,7 @@ class Selection(NamedTuple):
         *,
         signed: bool = False,
     ) -> Leaves:
-        """Mark the units that stay, among all leaves together or within each.
+        """Mark the units of the pattern to keep, among all leaves together or within each.
 
         Args:
             pooled: the scores of units by path.

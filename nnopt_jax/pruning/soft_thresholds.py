@@ -94,7 +94,7 @@ def soft_threshold(
 
 
 def shrunk(leaf: Field, threshold: ArrayLike) -> Field:
-    """Apply a soft threshold to an array, or to the node inside masks."""
+    """Return an array or node with a soft threshold applied, below any masks."""
 
     def change(x: Field) -> Field:
         return SoftThresholded(x, jnp.asarray(threshold)) if is_node(x) else shrink(x, threshold)
@@ -104,7 +104,7 @@ def shrunk(leaf: Field, threshold: ArrayLike) -> Field:
 
 @dataclasses.dataclass(frozen=True)
 class _SoftThreshold:
-    """The functions of the transform, given settings that have been checked."""
+    """The settings of `soft_threshold`, and the functions of its transform."""
 
     how: Selection
     sparsity: Any
