@@ -54,7 +54,7 @@ class Blocked:
         return expand(repeat_uneven(scale, self.array.shape, self.block), self.array.shape)
 
     def field(self, scale: Field) -> Field:
-        """Return scales in the form that a node of codes holds; None stays None."""
+        """Return scales as a quantized node stores them; None stays None."""
         return scale if scale is None else UnevenGroups.of(scale, self.array.shape, self.block)
 
     def in_place(self, node: Node) -> Node:
@@ -142,7 +142,7 @@ class Sharing:
 def group_block(
     shape: Sequence[int], contracted: Sequence[int], group: int
 ) -> tuple[int, ...] | None:
-    """Return the block sizes of a group along flattened axes; None if a group is no block.
+    """Return the block sizes of a group along flattened axes; None if it is not a block.
 
     Args:
         shape: the shape of the weight.

@@ -103,7 +103,7 @@ class Grid:
         settings.done()
 
     def _check_integers(self, settings: Settings) -> None:
-        """Add the problems of a grid of integers."""
+        """Record the problems of a grid of integers."""
         for name, code in (("low", self.low), ("high", self.high)):
             settings.integer(name, code, -(2**15), 2**15 - 1)
         if not (is_whole(self.low) and is_whole(self.high)):
@@ -117,7 +117,7 @@ class Grid:
                                                    "such as -8 to 7.")  # fmt: skip
 
     def _check_levels(self, settings: Settings) -> None:
-        """Add the problems of a grid that lists its values."""
+        """Record the problems of a grid that lists its values."""
         if not are_levels(self.levels):
             text = "are not 2 to 256 ascending numbers, the last of them above 0."
             settings.wrong("levels", self.levels, text)
@@ -156,7 +156,7 @@ class Grid:
 
     @property
     def fills_bits(self) -> bool:
-        """Whether the codes are all integers of some number of bits, with or without the least."""
+        """Whether the codes are all integers of `bits` bits, with or without the lowest."""
         if self.levels is not None or not 2 <= self.bits <= 16:
             return False
         low, high = integer_range(self.bits, symmetric=False)
@@ -231,7 +231,7 @@ class Grid:
         dtype: Any,
         below: Field | None = None,
     ) -> Node:
-        """Return the node that stands for quantized weights.
+        """Return the node of quantized weights, a packed parameter.
 
         Args:
             codes: as `nearest` returns them.
@@ -392,7 +392,7 @@ def codebook(levels: Sequence[float] | ArrayLike) -> Grid:
 
 
 def are_levels(levels: Any) -> bool:
-    """Return whether these are 2 to 256 ascending, finite numbers, the last of them above 0.
+    """Return whether a value lists 2 to 256 ascending, finite numbers, the last above 0.
 
     Numbers must differ as float32, in which values are compared.
 
@@ -428,7 +428,7 @@ def q4_0() -> Grid:
 
 
 def q8_0() -> Grid:
-    """Return the grid of GGUF's Q8_0, of 255 values.
+    """Return the grid of GGUF's Q8_0, the integers from -127 to 127.
 
     Example:
         >>> import nnopt_jax as nnopt

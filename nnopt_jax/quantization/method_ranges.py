@@ -1,4 +1,4 @@
-"""Ranges of single methods, each with its own rule for scales and, in part, for rounding."""
+"""Ranges of specific methods, such as TWN and TTQ, with their own rules for scales."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class _Fixed(WeightRange):
 
     @property
     def never_clips(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether all weights count as inside; updates move clipped weights back, if they project.
+        """Whether gradients pass all weights, because updates clip the weights themselves.
 
         BinaryConnect has no other gate than its projection (section 2.4 of the paper).
         """
@@ -283,7 +283,7 @@ def two_sided(threshold: float = 0.05) -> WeightRange:
 
 
 def gguf() -> WeightRange:
-    """Return the range of GGUF's formats, with bit-exact steps.
+    """Return the range of GGUF's formats Q4_0 and Q8_0, with bit-exact scales.
 
     Example:
         >>> import nnopt_jax as nnopt

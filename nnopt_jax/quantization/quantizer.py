@@ -152,7 +152,7 @@ preset = presets.preset(on_grid, QuantizationChoices)
 
 @dataclasses.dataclass(frozen=True)
 class _Quantizer:
-    """The functions of a transform for one slot, given settings that have been checked."""
+    """The settings of `on_grid`, and the functions of its transform for one slot."""
 
     grid: Grid
     sharing: Sharing
@@ -222,7 +222,7 @@ def _value(
     known: Mapping[str, Callable[..., Choice]],
     instead: str,
 ) -> Choice:
-    """Return the caller's choice, or make the choice of the given name."""
+    """Return the caller's grid, range or rounding; make it if a name is given."""
     if isinstance(given, kind):
         return given
     if isinstance(given, str) and given in known:
@@ -263,7 +263,7 @@ def _scale_format(
 def _check_special_scales(
     settings: Settings, grid: Grid, range: WeightRange, double: bool, *, given: bool
 ) -> None:
-    """Add the problems of quantized scales or powers of two with the grid and the range.
+    """Record grids and ranges that quantized or power-of-two scales do not support.
 
     Args:
         settings: receives the problems.

@@ -41,7 +41,7 @@ class Rounding:
         return type(self) is Rounding
 
     def init(self, x: jax.Array, start: Start) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the first state."""
+        """Return the initial state."""
         del x, start
         return {}, {}
 

@@ -52,7 +52,7 @@ class ScaleFormat:
         return not (self.is_double or self.is_power)
 
     def fit(self, reach: jax.Array, top: float, axes: Axes | None) -> Any:
-        """Return scales in their storage form.
+        """Return the scale of each block, in storage form, for the magnitude it must represent.
 
         Args:
             reach: float32, the greatest magnitude that each block must represent.
@@ -71,7 +71,7 @@ class ScaleFormat:
         return {"codes": quantize(scale, step, None, 0, _TOP), "step": step}
 
     def field(self, state: Any) -> Field:
-        """Return scales in the form that a node holds."""
+        """Return scales as a field of a quantized node."""
         if self.is_power:
             return Powers(state)
         if self.is_double:

@@ -40,7 +40,7 @@ class Task(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """The scales of the blocks, in the form that a node holds.
+    """The scales and zero points of the blocks, as a quantized node stores them.
 
     Args:
         scale: positive scales.
@@ -78,7 +78,7 @@ class WeightRange:
         return f"{self.name}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"
 
     def check(self, settings: Settings, grid: Grid) -> None:
-        """Add the problems with the settings, alone and together with the grid."""
+        """Record problems with the settings, alone and in combination with the grid."""
 
     def needs_axes(self, ndim: int) -> bool:
         """Return whether the range depends on the axes of an array of this rank."""
@@ -106,7 +106,7 @@ class WeightRange:
         return {"scale": scale, "zero": zero}
 
     def integers(self, task: Task) -> tuple[jax.Array, jax.Array | None]:
-        """Return scale and zero point of a grid of all integers of some number of bits."""
+        """Return scale and zero point of a grid whose codes are all integers of some bit width."""
         bottom, top = self.interval(task)
         grid, dtype = task.grid, task.scales.dtype
         task.scales.check_range(jnp.maximum(-bottom, top), grid.top)
@@ -124,7 +124,7 @@ class WeightRange:
         return block_largest(task.part.array, task.part.block, task.part.mask)
 
     def scaled(self, task: Task, learned: Any, rest: Any) -> Scaled:
-        """Return the scales in the form that a node holds."""
+        """Return the scales and zero points of the blocks, as a quantized node stores them."""
         del learned
         if task.grid.levels is None and task.scales.is_plain:
             return Scaled(task.part.field(rest["scale"]), task.part.field(rest["zero"]))
@@ -145,11 +145,11 @@ class WeightRange:
         return gate(x, task.grid.inside(x, materialize(scaled.scale), zero))
 
     def node(self, task: Task, scaled: Scaled, codes: jax.Array, carry: jax.Array) -> Node:
-        """Return the node that stands for the blocks."""
+        """Return the quantized node of the blocks."""
         return task.grid.node(codes, scaled.scale, scaled.zero, carry, task.part.array.dtype)
 
     def project(self, leaf: jax.Array, rest: Any) -> jax.Array:
-        """Move a parameter after an update, if `projects`."""
+        """Return a parameter after an update, clipped to the range if `projects`."""
         del rest
         return leaf
 
@@ -264,7 +264,7 @@ class _LearnedStep(WeightRange):
 
 
 def absmax() -> WeightRange:
-    """Return the range of the extreme values of a block.
+    """Return the range that spans the extreme values of a block.
 
     Example:
         >>> import nnopt_jax as nnopt
@@ -275,7 +275,7 @@ def absmax() -> WeightRange:
 
 
 def percentile(percent: float = 99.9) -> WeightRange:
-    """Return the range without the outliers of a block.
+    """Return the range that excludes the outliers of a block.
 
     Args:
         percent: the percentage of a block that its range holds, 50 to 100; with a zero point, each

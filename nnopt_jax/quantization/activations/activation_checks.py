@@ -12,7 +12,9 @@ from nnopt_jax.typing import Array
 
 
 def floats(who: str, x: Any, name: str = "x") -> Array:
-    """Check that activations are floats, because rounded values would be cast back to integers.
+    """Return activations as an array; raise if they are not floats.
+
+    The rounded values of an integer array would be cast back to integers.
 
     Raises:
         ValueRangeError: the argument is of another kind.

@@ -124,7 +124,7 @@ def _with_rank(grid: ArrayLike, ndim: int) -> Array:
 
 
 def _check_grid(scale: Array, zero: ArrayLike | None, low: int, high: int) -> None:
-    """Raise if a grid with known values would turn activations into NaN, or shift them."""
+    """Raise if scales are not positive or zero points are not codes; skip traced values."""
     settings = Settings("quantization.fake_quant")
     if not isinstance(scale, Tracer) and not bool(jnp.all(scale > 0)):
         settings.wrong("scale", scale.tolist(), "is not above 0 throughout.")

@@ -146,7 +146,7 @@ def _refuses(path: str, leaf: Any) -> str | None:
 
 
 def _top(path: str, seen: Any, range: InputRange, bits: int, percent: float) -> Array:
-    """Return the greatest magnitude that a grid represents, for a leaf or each of its layers."""
+    """Return the greatest activation magnitude of the grid, for a leaf or each of its layers."""
     if range == "absmax":
         return jnp.asarray(seen)
     if not isinstance(seen, Range):
@@ -168,7 +168,7 @@ def _top(path: str, seen: Any, range: InputRange, bits: int, percent: float) -> 
 
 
 def _like_leaf(top: Array, shape: tuple[int, ...], batch: tuple[int, ...] | None) -> Array | None:
-    """Reshape magnitudes to the rank of their leaf, with size 1 on all other axes.
+    """Reshape activation magnitudes so that they broadcast along the batch axes of a leaf.
 
     Args:
         top: one magnitude for a leaf, one for each index of its batch axes, or the layout of
@@ -195,7 +195,7 @@ def _like_leaf(top: Array, shape: tuple[int, ...], batch: tuple[int, ...] | None
 def _fitting(
     statistic: str, given: Leaves, found: Mapping[str, Array | None], leaves: Leaves
 ) -> dict[str, Array]:
-    """Return the activation magnitudes of all leaves; report all that do not fit at once."""
+    """Return the activation magnitudes of all leaves; raise one error for all invalid ones."""
     problems = Problems(_NAME)
     for path, top in found.items():
         if top is None:
