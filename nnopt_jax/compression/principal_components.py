@@ -117,6 +117,7 @@ def _merged(a: _RunningMoments, b: _RunningMoments) -> _RunningMoments:
     if a.mean.shape != b.mean.shape:
         raise ShapeError(f"{_NAME}: batches of {a.mean.size} and of {b.mean.size} features.")
     count = a.count + b.count
+    # Sums about the mean of each batch do not cancel, unlike raw second moments (Chan et al.).
     away = b.mean - a.mean
     scatter = a.scatter + b.scatter + np.outer(away, away) * (a.count * b.count / count)
     return _RunningMoments(count, a.mean + away * (b.count / count), scatter)
@@ -125,6 +126,7 @@ def _merged(a: _RunningMoments, b: _RunningMoments) -> _RunningMoments:
 def _spectrum(found: _RunningMoments) -> tuple[np.ndarray, np.ndarray]:
     """Return the variances in descending order, and the principal directions as columns."""
     variance, directions = np.linalg.eigh(found.scatter / max(found.count - 1, 1))
+    # Rounding can make the smallest eigenvalues negative.
     variance, directions = np.maximum(variance[::-1], 0.0), directions[:, ::-1]
     top = np.abs(directions).argmax(0)
     return variance, directions * np.sign(directions[top, np.arange(len(top))])[None]
@@ -135,12 +137,14 @@ def _enough(variance: np.ndarray, energy: float) -> int:
     total = variance.sum()
     if not total > 0:
         raise ValueRangeError(f"{_NAME}: the data do not vary; energy={energy} says nothing then.")
+    # The cumulative sum may round to just below the total, which energy=1 must still reach.
     reached = np.cumsum(variance) >= energy * total * (1 - 1e-12)
     return int(reached.argmax()) + 1
 
 
 def _check_varying(variance: np.ndarray, kept: int) -> None:
     """Raise if whitening would divide by a variance that is only a rounding error."""
+    # The relative tolerance is that of `numpy.linalg.matrix_rank`.
     varying = int((variance > variance[0] * len(variance) * np.finfo(np.float64).eps).sum())
     if kept > varying:
         raise ValueRangeError(

@@ -241,6 +241,7 @@ class Coupled(Masking):
                 for x, count in zip(scores.values(), counts, strict=True)
             ]
             return {n: c | best[n] for n, c in zip(scores, chosen, strict=True)}
+        # One threshold ranks all dimensions, whose scores may differ in scale.
         tiny = jnp.finfo(jnp.float32).tiny
         even = [x / jnp.maximum(jnp.abs(x).mean(), tiny) for x in scores.values()]
         size = sum(x.size for x in even)
@@ -253,6 +254,7 @@ class Coupled(Masking):
             return take(count_kept(size, sparsity))
         budget = (1 - jnp.asarray(sparsity, jnp.float32)) * sum(flops.values())
 
+        # Keeping more channels never costs fewer FLOPs, so bisection finds the most that fit.
         def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = ends
             middle = (low + high + 1) // 2

@@ -56,6 +56,7 @@ class Masking:
         memory = self._learn(leaves, state, now)
         sparsity = target(self.sparsity, now.count)
         old = {p: {k: r[k] for k in ("mask", "sparsity")} for p, r in state.rest.items()}
+        # All leaves follow one schedule, so the first holds the current sparsity of all.
         held = next(iter(old.values()))["sparsity"]
         due = is_due(self.every, self.sparsity, now.count, held)
         chosen = refresh_when(due, lambda: self._choose(leaves, memory, sparsity), old)

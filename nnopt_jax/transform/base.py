@@ -302,8 +302,7 @@ def abstract_state(tx: Transform, params: Any) -> Any:
         >>> abstract_state(nnopt.pruning.magnitude(0.5), shapes).rest["kernel"]["mask"]
         ShapeDtypeStruct(shape=(3, 2), dtype=bool)
     """
-    # Any key and any statistics suffice, because nothing is computed; every need of a transform is
-    # met.
+    # Nothing is computed, so any key and any statistics satisfy what `init` requires.
     return jax.eval_shape(
         lambda p: tx.init(p, stats={name: p for name in tx.needs}, key=jax.random.key(0)),
         without_inert(params),

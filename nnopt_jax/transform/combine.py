@@ -104,6 +104,8 @@ def _chain(*transforms: Transform) -> Transform:
         given = _handed_back(transforms, grads)
         for transform, part, grads in zip(transforms, state, given, strict=True):
             source = params if upstream is None else _upstream_leaves(upstream, params)
+            # Earlier transforms are encoded with their updated states, so that this one derives its
+            # own state from the leaves that the next forward pass encodes.
             for earlier, done in zip(transforms, fresh, strict=False):
                 source = earlier.encode(source, done)
             params, part = transform.update(params, part, grads=grads, upstream=source, step=step)

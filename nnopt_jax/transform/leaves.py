@@ -202,6 +202,7 @@ def slot_key(key: jax.Array | None, path: str, index: int) -> jax.Array | None:
     """Return a PRNG key that depends only on the caller's key, the path and the slot's number."""
     if key is None:
         return None
+    # Python salts `hash` of strings in each process, but keys must be reproducible.
     number = 0
     for byte in path.encode():
         number = (number * 257 + byte) % (2**32)

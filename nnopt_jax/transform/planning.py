@@ -146,6 +146,7 @@ def plan(tx: Transform, params: Any) -> Plan:
     encoded = jax.eval_shape(tx.encode, params, state)
     final = tx.capacities(params)
     masked = {p: find_masked(x) for p, x in flatten(encoded, is_node).items() if is_node(x)}
+    # A mask that depends on data may keep all entries, so the size is that of the worst case.
     room = {
         path: final.get(path, math.prod(mask.shape))
         for path, mask in masked.items()
