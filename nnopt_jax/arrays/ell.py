@@ -224,7 +224,7 @@ def _concrete(
 
 
 def _lists(kept: np.ndarray) -> np.ndarray:
-    """Return the kept inputs of each output, padded with other inputs to a common length."""
+    """Return the indices of the kept inputs of each output, padded with those of other inputs."""
     longest = longest_list(kept, (1, 1))
     first = np.argsort(~kept.T, axis=1, kind="stable")[:, :longest]
     return np.sort(first, axis=1).astype(np.int32)

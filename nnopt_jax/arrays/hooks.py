@@ -122,7 +122,7 @@ class Hooks:
         return _map_fields(self, names, lambda part: move(part, movement, shape))
 
     def cast(self: Any, dtype: Any) -> Field:
-        """Cast to another float dtype; a node that states its dtype rounds once, at the end.
+        """Cast to another float dtype; a node with a `dtype` field rounds once, when materialized.
 
         Raises:
             CannotStayPacked: the node does not declare which fields have the dtype of the array.
@@ -156,7 +156,7 @@ class Hooks:
         raise CannotStayPacked("it is concatenated, and has fields that cannot be")
 
     def join_key(self: Any) -> Any:
-        """Return a key that nodes must share to be joined: class, settings and fields."""
+        """Return the key that nodes must share to be concatenated: class, settings and fields."""
         settings = [getattr(self, name) for name in self.names(is_static=True)]
         return type(self), settings, [name for name, _ in self.fields()]
 
@@ -192,7 +192,7 @@ class Hooks:
         return tuple(range(self.ndim))
 
     def loosened(self: Any) -> Field:
-        """Materialize the weight, but keep a node if products need more than the array."""
+        """Return the dense array, inside a node only if products need more than the array."""
         return self.materialize()
 
     @property
@@ -231,7 +231,7 @@ def dot(x: Array, weight: Field, how: Product) -> Array:
 
 
 def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
-    """Apply `change` to the result of `find`, or to the results that its error carries."""
+    """Return `change(find())`; if `find` raises `CannotStayPacked`, change the results it holds."""
     try:
         found = find()
     except CannotStayPacked as reason:
@@ -241,7 +241,7 @@ def after(find: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
 
 
 def move(field: Field, movement: Moves, shape: Shape) -> Field:
-    """Move an array or a node of the given shape, or with one entry for each block of it.
+    """Move an array or a node that has one entry for each element or block of a weight.
 
     Raises:
         CannotStayPacked: a field of the node cannot be moved.
@@ -330,7 +330,7 @@ def order_in_memory(field: Field) -> Shape:
 
 
 def inputs_above(field: Field) -> Field:
-    """Move `InputQuantized` outside of masks and other wrappers, where products look for it.
+    """Make an `InputQuantized` node inside of other nodes the outermost, as products expect.
 
     Example:
         >>> import jax.numpy as jnp

@@ -104,7 +104,7 @@ class DeltaIndex(SparseLayout):
 
     @property
     def most(self) -> int:
-        """The number of codes."""
+        """The greatest number of kept elements: one for each code."""
         return self.codes.size
 
     def materialize(self) -> jax.Array:
@@ -220,12 +220,12 @@ class CSR(SparseLayout):
 
     @property
     def most(self) -> int:
-        """The number of columns."""
+        """The number of kept elements, one for each entry of `columns`."""
         return self.columns.size
 
     @property
     def least(self) -> int:
-        """The number of columns."""
+        """The number of kept elements, one for each entry of `columns`."""
         return self.columns.size
 
     def materialize(self) -> jax.Array:

@@ -114,7 +114,7 @@ class Masked(Node):
         return under_mask(integers(self.values), materialize(self.mask).astype(bool))
 
     def join_key(self) -> Any:
-        """Return the key without the capacity, which the joined node does not state."""
+        """Return the key without the capacity, since concatenation drops it."""
         return Node.join_key(self.replace(capacity=None))
 
     def joined(self, fields: Sequence[Masked], axis: int) -> Masked:
@@ -152,7 +152,7 @@ class Masked(Node):
         return mask.size // pair[1] * pair[0] if pair else count_true(mask)
 
     def _merge(self, inner: Masked) -> Masked:
-        """Merge this mask and the mask below it to their intersection."""
+        """Return one mask, the intersection of this one and a mask inside its values."""
         known = [count for count in (self.capacity, inner.capacity) if count is not None]
         capacity = min(known) if known else None
         mask = self._kept_mask(materialize(inner.mask).astype(bool))

@@ -98,7 +98,7 @@ class PackedIntegers(Node):
 
     @property
     def is_streamed(self) -> bool:
-        """Whether sums need no array: always, since each integer depends on one or two words."""
+        """Whether sums need no dense array: always, since one or two words hold each integer."""
         return True
 
     def store(self) -> Self:
@@ -115,7 +115,7 @@ class PackedIntegers(Node):
         return self.replace(words=words)
 
     def move(self, movement: Moves, shape: Shape) -> Field:
-        """Move the words if the last axis stays, or unpacked codes of one or two bytes."""
+        """Move the words if the last axis stays in place; otherwise unpack and move the codes."""
         if self.layout == "rows" and movement.kept >= 1 and not movement.fills:
             words = move(self.words, movement, (*shape[:-1], self.words.shape[-1]))
             return self.replace(words=words, shape=(*words.shape[:-1], shape[-1]))

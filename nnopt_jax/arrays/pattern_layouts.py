@@ -182,7 +182,7 @@ class BSR(SparseLayout):
 
     @property
     def most(self) -> int:
-        """The greatest number of kept elements: all of the blocks that the layout can mark."""
+        """The greatest number of kept elements, if the layout marks as many blocks as it can."""
         blocks = self.kept.most if isinstance(self.kept, SparseLayout) else self.kept.size
         return blocks * int(np.prod(self.sizes))
 

@@ -165,7 +165,7 @@ class Reshaped(Node):
         )
 
     def specs(self, spec: PartitionSpec, mesh: jax.sharding.Mesh | None = None) -> Reshaped:
-        """Shard axes of the base that are axes of the view like those; replicate the others."""
+        """Shard the axes of the base like the same axes of the view; replicate split axes."""
         if not self.axes:
             return self.replace(base=field_specs(self.base, spec, mesh))
         axes = (*spec, *(None for _ in range(self.ndim - len(spec))))

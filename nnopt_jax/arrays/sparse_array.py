@@ -70,7 +70,7 @@ class Sparse(Node):
         return map_elementwise(self.values, expand), mask
 
     def materialize(self) -> jax.Array:
-        """Expand the kept elements, apply the inner formula, and fill the rest with zeros."""
+        """Expand and materialize the kept elements, and set all masked entries to zero."""
         values, mask = self.expanded()
         values = materialize(values)
         return jnp.where(mask, values, jnp.zeros((), values.dtype))

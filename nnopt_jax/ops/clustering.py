@@ -229,7 +229,9 @@ def partition(place: Array, weight: Array, parts: int, reach: int) -> Array:
 
 
 def _costs(place: Array, weight: Array, reach: int) -> Array:
-    """Return `cost(j - d, j)` at row d, column j; infinite where j - d < 0.
+    """Return the cost of each run of `partition`: row d, column j holds `cost(j - d, j)`.
+
+    Runs that would begin before the first point, `j - d < 0`, cost infinity.
 
     A run grows to the left point by point, measured from its right end, so that all terms of a sum
     have one sign and float32 is precise enough.

@@ -1,7 +1,7 @@
-"""Operations outside of `jax.jit`: one compiled program for a function, or none.
+"""Operations outside of `jax.jit`, in NumPy or as one compiled program for a function.
 
-There, JAX compiles a program for each operation and each new shape, at some 20 ms each. A model of
-fifty shapes would take minutes before its first code.
+Outside of `jax.jit`, JAX compiles a program for each operation and each new shape, at some 20 ms
+each. A model of fifty shapes would take minutes before its first code.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def to_host(x: Any) -> Any:
 
 
 def like_input(result: Any, x: Any) -> jax.Array:
-    """Return a result that NumPy computed as an array of JAX, on the device of the input.
+    """Convert a NumPy result to a JAX array on the device of the input.
 
     Args:
         result: an array of NumPy, or one of JAX, which is returned unchanged.
@@ -65,7 +65,7 @@ def like_input(result: Any, x: Any) -> jax.Array:
 
 
 def to_integers(x: Any, dtype: Any) -> Any:
-    """Cast integers held as floats, as NumPy's if they lie in host memory.
+    """Cast floats that hold integers to an integer dtype; return NumPy for arrays on the host.
 
     NaN becomes an arbitrary integer without a warning, as in JAX; `pack` refuses it before.
 

@@ -145,7 +145,7 @@ def _double(counts: Array, times: Array) -> Array:
 
 
 def _exponent(top: Array) -> Array:
-    """Return the least `e` with `top < 2**e`, but not below that of the narrowest histogram."""
+    """Return the least `e` with `top < 2**e`, at least the exponent of the narrowest histogram."""
     bits = lax.bitcast_convert_type(top, jnp.int32)
     return jnp.maximum((bits >> 23) - 126, _LEAST)
 

@@ -1,4 +1,4 @@
-"""The protocol of transforms: init, encode, update, and what is derived from them."""
+"""The protocol of transforms: init, encode, update, and the functions derived from them."""
 
 from nnopt_jax.transform.base import Grads, State, Transform
 from nnopt_jax.transform.builders import wrapping

@@ -243,7 +243,7 @@ _ADVICE = "give where= for other leaves, or leave these alone: bind(..., misfit=
 def project_leaves(
     params: Any, seen: Leaves, project: Callable[[jax.Array, Any], jax.Array], rest: Leaves
 ) -> Any:
-    """Return the parameters, with those projected that no earlier transform has encoded.
+    """Project the chosen leaves, except those that an earlier transform has encoded.
 
     Args:
         params: the parameters.
