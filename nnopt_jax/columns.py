@@ -158,7 +158,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def listed(axes: Iterable[int]) -> str:
-    """Return axis numbers as the text of a table cell; a dash if there are none.
+    """Return axis numbers as the text of a table cell; a dash for an empty list.
 
     Example:
         >>> from nnopt_jax.columns import listed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 
@@ -132,6 +133,16 @@ def former_names(module: str, names: Mapping[str, str]) -> Callable[[str], objec
         )
 
     return get
+
+
+def call_hint(value: object) -> str:
+    """Return a sentence to append to an error if a function was given in place of its result.
+
+    Example:
+        >>> call_hint(nearest), call_hint("nearest")
+        (' Call the function: nearest().', '')
+    """
+    return f" Call the function: {value.__name__}()." if inspect.isfunction(value) else ""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

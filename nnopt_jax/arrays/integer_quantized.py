@@ -66,7 +66,7 @@ class Quantized(Node):
     SLOTS = {"codes": "code"}  # noqa: RUF012 - a constant, as declared in Node
 
     def zero_code(self) -> int:
-        """Return the mean of the zero points; 0 if there are none, or if they are packed."""
+        """Return the mean of the zero points; 0 without zero points, and for packed ones."""
         if self.zero is None or is_node(self.zero) or not self.zero.size:
             return 0
         return round(float(np.asarray(self.zero, np.float64).mean()))

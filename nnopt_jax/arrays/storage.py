@@ -12,6 +12,7 @@ from nnopt_jax.arrays.masked import Masked
 from nnopt_jax.arrays.nodes import Field, is_node, materialize, store_field
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.errors import CapacityError, CompositionError, SelectionError, nearest
+from nnopt_jax.ops.eager import count_true
 from nnopt_jax.settings import Settings
 from nnopt_jax.tree.paths import flatten, unflatten
 
@@ -93,7 +94,7 @@ def _check_capacity(path: str, leaf: Field, capacity: int) -> int:
     masked = find_masked(leaf)
     if masked is None or isinstance(materialize(masked.mask), Tracer):
         return capacity
-    kept = int(materialize(masked.mask).sum())
+    kept = count_true(materialize(masked.mask))
     if kept > capacity:
         raise CapacityError(f"store: {path}: keeps {kept} values, capacity is {capacity}.")
     return capacity

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nnopt_jax.artifact import line_coding, rans
+from nnopt_jax.artifact import former_rans, line_coding, rans
 from nnopt_jax.artifact.byte_io import ByteReader, framed, varint
-from nnopt_jax.artifact.line_coding import Sides
+from nnopt_jax.artifact.line_coding import FittedLines, Sides
 from nnopt_jax.errors import ArtifactError, ValueRangeError
 
 MOST_ALPHABET = 1 << 16
@@ -125,10 +125,10 @@ def encode(
     budget = budget or Budget.of("smallest")
     counts = rans.count_symbols(symbols)
     raw = 1 + -(-symbols.size * (alphabet - 1).bit_length() // 8)
-    decisions = line_coding.decisions(counts, alphabet)
     modeled, limit = None, math.inf
-    if _may_use_contexts(symbols, alphabet, center, sides, counts, budget):
-        modeled = _shift_first(line_coding.encode(symbols, alphabet, center, sides), _LINES)
+    decisions = line_coding.decisions(counts, alphabet)
+    if lines := _fit_lines(symbols, alphabet, center, sides, counts, decisions, budget):
+        modeled = _shift_first(line_coding.encode(lines, sides), _LINES)
         limit = len(modeled) * (_WORTH if decisions >= _MANY_DECISIONS else 1)
     large = None
     if symbols.size >= _LEAST_LARGE and rans.entropy(counts) < min(limit, raw):
@@ -139,29 +139,29 @@ def encode(
     return best or bytes([_RAW]) + _pack(symbols.ravel(), alphabet)
 
 
-def _may_use_contexts(
+def _fit_lines(
     symbols: np.ndarray,
     alphabet: int,
     center: int,
     sides: Sides,
     counts: np.ndarray,
+    bits: int,
     budget: Budget,
-) -> bool:
-    """Return whether the budget allows contexts; if so, reduce it."""
-    bits = line_coding.decisions(counts, alphabet)
+) -> FittedLines | None:
+    """Return the lines to code with contexts, and reduce the budget; None if it forbids them."""
     if bits > (_MOST_DECISIONS if symbols.ndim > 1 else budget.flat):
-        return False
-    if budget.take(bits, promising=False):
-        return True
-    if bits > budget.promising:
-        return False
+        return None
+    is_small = budget.take(bits, promising=False)
+    if not is_small and bits > budget.promising:
+        return None
+    lines = line_coding.fit(symbols, counts, alphabet, center)
+    if is_small:
+        return lines
     sparse = counts.max() >= line_coding.COMMON * symbols.size
-    gain = line_coding.lag_gain(symbols, alphabet, center)
-    if gain < _LEAST_GAIN * 8 * rans.entropy(counts) and not (
-        sparse and any(side is not None for side in sides)
-    ):
-        return False
-    return budget.take(bits, promising=True)
+    promising = (sparse and any(side is not None for side in sides)) or (
+        lines.gain >= _LEAST_GAIN * 8 * rans.entropy(counts)
+    )
+    return lines if promising and budget.take(bits, promising=True) else None
 
 
 def decode(
@@ -293,7 +293,7 @@ def _split_classes(
     """Group rows and columns by activity, if tables of their own make the stream smaller."""
     if symbols.ndim > 1 and budget.classes:
         matrix = symbols.reshape(-1, symbols.shape[-1])
-        classes = rans.find_classes(matrix, alphabet, center)
+        classes = rans.find_classes(matrix, counts, center)
         runs = [rans.gather(matrix, blocks) for blocks in rans.class_blocks(*classes)]
         apart = sum(rans.entropy(rans.count_symbols(run)) for run in runs)
         if apart * _WORTH <= rans.entropy(counts):
@@ -310,7 +310,7 @@ def _decode_tables(
     if span < 2:
         raise ArtifactError("malformed: a table of fewer than two symbols.")
     first = _dtype(alphabet)(low)
-    decode_runs = rans.decode if way in (_TABLE, _CLASSED) else rans.decode_former
+    decode_runs = rans.decode if way in (_TABLE, _CLASSED) else former_rans.decode
     if way in (_TABLE, _FORMER_TABLE):
         return decode_runs(reader.rest(), [math.prod(shape)], span)[0] + first
     if len(shape) < 2:

@@ -72,7 +72,8 @@ def save(
     Raises:
         ArtifactError: a leaf is not an array of numbers, or the file cannot be written; an older
             file at `path` is untouched.
-        ValueRangeError: the metadata is not JSON, `path` is not a path, or `program` is not bytes.
+        ValueRangeError: the metadata is not JSON, `path` is not a path, `program` is not bytes, or
+            `effort` is unknown.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -116,13 +117,15 @@ def _bar(
     path: str | os.PathLike[str], total: int, shown: bool | None
 ) -> Iterator[Callable[[int], None]]:
     """Show a bar of the bytes that are coded; yield the function that advances it."""
+    if shown is None:
+        shown = total >= _LONG and sys.stderr.isatty()
+    if not shown:
+        yield lambda nbytes: None
+        return
     from rich.console import Console
     from rich.progress import Progress
 
-    if shown is None:
-        shown = total >= _LONG and sys.stderr.isatty()
-    bar = Progress(console=Console(stderr=True), disable=not shown)
-    with bar:
+    with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(f"save {os.path.basename(path)}", total=total)
         yield lambda nbytes: bar.advance(task, nbytes)
 

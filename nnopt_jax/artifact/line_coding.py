@@ -42,44 +42,39 @@ def decisions(counts: np.ndarray, alphabet: int) -> int:
     return size + (size - holes) * levels if holes >= COMMON * size else size * levels
 
 
-def encode(array: np.ndarray, alphabet: int, center: int, sides: Sides) -> bytes:
-    """Encode a weight-shaped array of symbols with the context model.
+@dataclasses.dataclass(frozen=True)
+class FittedLines:
+    """An array of symbols in the layout that promises the best compression.
 
     Args:
-        array: symbols of any shape; lines run along the last axis.
-        alphabet: the number of symbols.
-        center: the first symbol that counts as non-negative.
-        sides: classes of rows and columns, which the decoder has, too.
-
-    Returns:
-        The layout and the code.
+        layout: the direction and the lags of the lines.
+        symbols: the symbols in the shape of the array, with the hole moved to 0.
+        significance: of the first lag, in standard deviations.
     """
-    layout, symbols, _ = _layout_of(array, alphabet, center)
-    coder = Encoder()
-    ContextModel(coder, layout, _align_sides(layout, sides)).walk(_matrix(symbols, layout).ravel())
-    return _write_layout(layout) + coder.finish()
+
+    layout: LineLayout
+    symbols: np.ndarray
+    significance: float
+
+    @property
+    def gain(self) -> float:
+        """The bits that the resemblance of lines saves, if each is coded after the others.
+
+        A correlation `r` of `n` pairs has significance `s = r sqrt(n)` in standard deviations, and
+        knowing one of each pair saves about `-n log2(1 - r^2) / 2`, so `s^2 / (2 ln 2)` bits.
+        """
+        return self.significance**2 / (2 * math.log(2)) if self.layout.lags else 0.0
 
 
-def lag_gain(array: np.ndarray, alphabet: int, center: int) -> float:
-    """Estimate the bits that the resemblance of lines saves, if each is coded after the others.
-
-    A correlation `r` of `n` pairs has significance `s = r sqrt(n)` in standard deviations, and
-    knowing one of each pair saves about `-n log2(1 - r^2) / 2`, so `s^2 / (2 ln 2)` bits.
+def fit(array: np.ndarray, counts: np.ndarray, alphabet: int, center: int) -> FittedLines:
+    """Choose the layout of an array: its hole, the direction of its lines, and its lags.
 
     Args:
-        array: symbols, as for `encode`.
+        array: symbols of any shape; lines run along the last axis or along the leading ones.
+        counts: how often each symbol occurs.
         alphabet: the number of symbols.
         center: the first symbol that counts as non-negative.
     """
-    layout, _, sure = _layout_of(array, alphabet, center)
-    return sure**2 / (2 * math.log(2)) if layout.lags else 0.0
-
-
-def _layout_of(
-    array: np.ndarray, alphabet: int, center: int
-) -> tuple[LineLayout, np.ndarray, float]:
-    """Return the best layout, the symbols with the hole at 0, and the significance of the lags."""
-    counts = np.bincount(array.ravel(), minlength=alphabet)
     hole = int(counts.argmax())
     holes = alphabet == 2 or bool(counts[hole] >= COMMON * array.size)
     symbols = array.astype(np.int64)
@@ -93,8 +88,24 @@ def _layout_of(
         center=0 if alphabet == 2 else int(center - (holes and hole < center)),
         prior=min(max(round(8 * odds) + 128, 0), 255),
     )
-    layout, sure = _fit_layout(layout, symbols)
-    return layout, symbols, sure
+    layout, significance = _fit_layout(layout, symbols)
+    return FittedLines(layout, symbols, significance)
+
+
+def encode(lines: FittedLines, sides: Sides) -> bytes:
+    """Encode a weight-shaped array of symbols with the context model.
+
+    Args:
+        lines: the array, see `fit`.
+        sides: classes of rows and columns, which the decoder has, too.
+
+    Returns:
+        The layout and the code.
+    """
+    layout, coder = lines.layout, Encoder()
+    model = ContextModel(coder, layout, _align_sides(layout, sides))
+    model.walk(_matrix(lines.symbols, layout).ravel())
+    return _write_layout(layout) + coder.finish()
 
 
 def decode(

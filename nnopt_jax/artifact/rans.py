@@ -94,18 +94,16 @@ def decode(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]
         ArtifactError: the data is malformed.
     """
     reader = ByteReader(data)
-    group = _group_size(alphabet)
+    group = group_size(alphabet)
     groups = [-(-size // group) for size in sizes]
-    tables = _read_tables(reader, alphabet**group, len(sizes), _SCALE)
+    tables = read_tables(reader, alphabet**group, len(sizes), _SCALE)
     # A symbol whose probability is at most 1 - 2^-15 takes at least 2^-15 bits.
     coded = sum(n for n, table in zip(groups, tables, strict=True) if not _is_constant(table))
     if coded > (8 * len(data)) << _BITS:
         raise ArtifactError(f"malformed: {len(data)} bytes of rANS for {coded} groups.")
-    state, words = int.from_bytes(reader.take(4), "little"), reader.rest()
-    if len(words) % 2:
-        raise ArtifactError("malformed: rANS words end with half a word.")
-    runs = _pull(state, np.frombuffer(words, "<u2"), tables, groups)
-    return [_ungroup(run, size, alphabet) for run, size in zip(runs, sizes, strict=True)]
+    state = int.from_bytes(reader.take(4), "little")
+    runs = _pull(state, read_words(reader), tables, groups)
+    return [ungroup(run, size, alphabet) for run, size in zip(runs, sizes, strict=True)]
 
 
 # ---------------------------------------------------------------------- the compiled loops
@@ -207,7 +205,8 @@ def _is_constant(table: np.ndarray) -> bool:
     return int(table.max()) == _SCALE
 
 
-def _symbol_type(table: np.ndarray) -> type[np.unsignedinteger]:
+def symbol_type(table: np.ndarray) -> type[np.unsignedinteger]:
+    """Return the smallest dtype of the symbols of a table."""
     return np.uint8 if len(table) <= _SMALL_TABLE else np.uint16
 
 
@@ -231,7 +230,7 @@ def _push(runs: Sequence[np.ndarray], tables: Sequence[np.ndarray]) -> tuple[int
             below = _device_table(np.cumsum(table) - table)
             for start in reversed(range(0, len(run), _CHUNK)):
                 piece = run[start : start + _CHUNK]
-                symbols = np.zeros(_CHUNK, _symbol_type(table))
+                symbols = np.zeros(_CHUNK, symbol_type(table))
                 symbols[: len(piece)] = piece
                 given = jax.device_put((state, symbols, np.int32(len(piece))))
                 state, words, begin = jax.device_get(_push_chunk(*given, share, below))
@@ -246,7 +245,7 @@ def _pull(
     runs, at, carry = [], 0, np.uint32(state)
     with _on_host():
         for table, size in zip(tables, sizes, strict=True):
-            owner = np.repeat(np.arange(len(table), dtype=_symbol_type(table)), table)
+            owner = np.repeat(np.arange(len(table), dtype=symbol_type(table)), table)
             given = (owner, _device_table(table), _device_table(np.cumsum(table) - table))
             lookup = jax.device_put(given)
             run = np.full(size, owner[0], owner.dtype)
@@ -268,13 +267,13 @@ def _pull(
 # ---------------------------------------------------------------------- symbols and tables
 
 
-def _group_size(alphabet: int) -> int:
+def group_size(alphabet: int) -> int:
     """Return how many symbols can be grouped to at most 256 combinations."""
     return max(n for n in range(1, 9) if n == 1 or alphabet**n <= 256)
 
 
 def _group(symbols: np.ndarray, alphabet: int) -> np.ndarray:
-    group = _group_size(alphabet)
+    group = group_size(alphabet)
     if group == 1:
         return symbols
     parts = np.zeros((group, -(-len(symbols) // group)), np.uint8)
@@ -285,8 +284,9 @@ def _group(symbols: np.ndarray, alphabet: int) -> np.ndarray:
     return grouped
 
 
-def _ungroup(grouped: np.ndarray, size: int, alphabet: int) -> np.ndarray:
-    group = _group_size(alphabet)
+def ungroup(grouped: np.ndarray, size: int, alphabet: int) -> np.ndarray:
+    """Split groups into their `size` symbols; the inverse of `_group`."""
+    group = group_size(alphabet)
     if group == 1:
         return grouped
     scales = alphabet ** np.arange(group)
@@ -333,7 +333,18 @@ def _frequencies(counts: np.ndarray) -> np.ndarray:
     return table
 
 
-def _read_tables(reader: ByteReader, most: int, count: int, scale: int) -> list[np.ndarray]:
+def read_tables(reader: ByteReader, most: int, count: int, scale: int) -> list[np.ndarray]:
+    """Read tables of frequencies.
+
+    Args:
+        reader: the code.
+        most: the greatest number of entries of a table.
+        count: the number of tables.
+        scale: the sum of the frequencies of each.
+
+    Raises:
+        ArtifactError: the tables are malformed.
+    """
     what = "text of tables of frequencies"
     text, rest = inflate(reader.part(), count * (3 * most + 2), what)
     if rest:
@@ -349,81 +360,18 @@ def _read_tables(reader: ByteReader, most: int, count: int, scale: int) -> list[
     return tables
 
 
-# ---------------------------------------------------------------------- former streams
-
-_FORMER_BITS = 16
-_FORMER_SCALE = 1 << _FORMER_BITS
-_FORMER_FLOOR = 1 << 32
-_FORMER_STATE = 6
-"""The number of bytes of a state in streams of earlier versions."""
-_FORMER_STEPS = 1 << 18
-"""The greatest number of groups in a lane, which bounds the work of decoding."""
-
-
-def decode_former(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]:
-    """Decode a stream of an earlier version, with many interleaved states of 48 bits.
-
-    Args:
-        data: all bytes.
-        sizes: the number of symbols of each part.
-        alphabet: the number of symbols.
-
-    Returns:
-        The parts, as `decode` returns them.
-
-    Raises:
-        ArtifactError: the data is malformed.
-    """
-    reader = ByteReader(data)
-    group = _group_size(alphabet)
-    groups = [-(-size // group) for size in sizes]
-    tables = _read_tables(reader, alphabet**group, len(sizes), _FORMER_SCALE)
-    lanes = reader.varint()
-    if not 0 < sum(groups) <= lanes * _FORMER_STEPS:
-        raise ArtifactError(f"malformed: {lanes} rANS lanes for {sum(groups)} groups.")
-    states = np.zeros((lanes, 8), np.uint8)
-    starts = np.frombuffer(reader.take(_FORMER_STATE * lanes), np.uint8)
-    states[:, :_FORMER_STATE] = starts.reshape(lanes, -1)
-    rest = reader.rest()
-    if len(rest) % 2:
+def read_words(reader: ByteReader) -> np.ndarray:
+    """Read the words of 16 bits that end a code; raise if half a word is left."""
+    words = reader.rest()
+    if len(words) % 2:
         raise ArtifactError("malformed: rANS words end with half a word.")
-    runs = _pull_former(states.view("<u8")[:, 0], np.frombuffer(rest, "<u2"), tables, groups)
-    return [_ungroup(run, size, alphabet) for run, size in zip(runs, sizes, strict=True)]
-
-
-def _pull_former(
-    states: np.ndarray, words: np.ndarray, tables: list[np.ndarray], sizes: list[int]
-) -> list[np.ndarray]:
-    """Decode words of interleaved states, each of which must return to its initial value."""
-    states, incoming = states.astype(np.int64), words.astype(np.int64)
-    runs, read = [], 0
-    for table, size in zip(tables, sizes, strict=True):
-        owner = np.repeat(np.arange(len(table), dtype=np.uint16), table)
-        share, offset = table[owner], np.arange(_FORMER_SCALE) - (np.cumsum(table) - table)[owner]
-        slots = np.empty(size, np.uint16)
-        for start in range(0, size, len(states)):
-            state = states[: size - start]
-            slot = state & _FORMER_SCALE - 1
-            slots[start : start + len(state)] = slot
-            state >>= _FORMER_BITS
-            state *= share.take(slot)
-            state += offset.take(slot)
-            (low,) = (state < _FORMER_FLOOR).nonzero()
-            taken = incoming[read : read + len(low)]
-            if len(taken) < len(low):
-                raise ArtifactError("truncated: rANS words end before the symbols do.")
-            state[low] = state.take(low) << 16 | taken
-            read += len(low)
-        runs.append(owner.astype(np.uint8 if len(table) <= 256 else np.uint16)[slots])
-    if read != len(words) or (states != _FORMER_FLOOR).any():
-        raise ArtifactError("malformed: rANS words do not fit the symbols.")
-    return runs
+    return np.frombuffer(words, "<u2")
 
 
 # ---------------------------------------------------------------------- classes
 
 
-def find_classes(matrix: np.ndarray, alphabet: int, center: int) -> list[np.ndarray]:
+def find_classes(matrix: np.ndarray, counts: np.ndarray, center: int) -> list[np.ndarray]:
     """Sort the rows and columns of a matrix of symbols into classes.
 
     The activity of a row is the number of its symbols other than the most common one or, if no
@@ -431,22 +379,21 @@ def find_classes(matrix: np.ndarray, alphabet: int, center: int) -> list[np.ndar
 
     Args:
         matrix: `(rows, columns)`, not empty.
-        alphabet: the number of symbols.
+        counts: how often each symbol occurs, see `count_symbols`.
         center: the first symbol that stands for a non-negative value.
 
     Returns:
         The classes of the rows and of the columns, uint8 below `CLASSES`.
 
     Example:
-        >>> find_classes(np.array([[0, 0, 0, 0], [0, 1, 0, 1]]), 2, 0)
+        >>> find_classes(np.array([[0, 0, 0, 0], [0, 1, 0, 1]]), np.array([6, 2]), 0)
         [array([ 0, 31], dtype=uint8), array([ 0, 31,  0, 31], dtype=uint8)]
     """
-    counts = np.bincount(matrix.ravel(), minlength=alphabet)
     top = int(counts.argmax())
     if counts[top] >= _COMMON * matrix.size:
-        weight = (np.arange(alphabet) != top).astype(np.float32)
+        weight = (np.arange(len(counts)) != top).astype(np.float32)
     else:
-        weight = np.abs(np.arange(alphabet, dtype=np.float32) - center)
+        weight = np.abs(np.arange(len(counts), dtype=np.float32) - center)
     classes = []
     for axis in (1, 0):
         busy = weight[matrix].mean(axis)

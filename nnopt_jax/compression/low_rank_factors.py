@@ -16,6 +16,7 @@ from nnopt_jax.arrays.refinement import Slot
 from nnopt_jax.arrays.reshaped import Reshaped
 from nnopt_jax.errors import CapacityError, NonFiniteError, ShapeError
 from nnopt_jax.ops.axis_roles import Axes
+from nnopt_jax.ops.eager import count_nonfinite
 from nnopt_jax.ops.factorization import Method, factorize, rank_for_energy
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform.base import State, Transform, bindable
@@ -193,7 +194,7 @@ class _LowRank:
         array = jax.lax.stop_gradient(slot.array)
         dense = axes.to_matrix(array if slot.mask is None else jnp.where(slot.mask, array, 0))
         # Factors would hide broken weights; if values are unknown, these count as 0.
-        if not isinstance(dense, Tracer) and (bad := int((~jnp.isfinite(dense)).sum())):
+        if not isinstance(dense, Tracer) and (bad := count_nonfinite(dense)):
             raise NonFiniteError(
                 f"{_NAME}: {start.path}: {bad} of {dense.size} values are NaN or infinite; see "
                 "where training diverged."
@@ -223,7 +224,7 @@ class _LowRank:
         return Reshaped.of_matrix(product, axes, slot.array.shape)
 
     def misfit(self, slot: Slot) -> str | None:
-        """Return an error text if the size budget is too small even for rank 1; else None."""
+        """Return an error text if the size budget is too small even for rank 1, or else None."""
         axes = _sides(slot, self.form)
         if axes is None or not slot.array.size or self._rank(slot, axes):
             return None

@@ -226,7 +226,7 @@ def _check_finite(leaves: Mapping[str, Any], caller: str) -> None:
 
 
 def _sharding(x: Any) -> jax.sharding.Sharding | None:
-    """Return the sharding of a target leaf; None if it is uncommitted or has no devices."""
+    """Return the sharding of a target leaf; None for uncommitted leaves and those off devices."""
     sharding = getattr(x, "sharding", None)
     if isinstance(x, jax.Array) and not x.committed:
         return None
@@ -287,7 +287,7 @@ def _same(x: np.ndarray) -> bool:
 
 
 def mismatches(stored: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Compare two descriptions made by `nnopt_jax.arrays.describe`.
+    """Compare two descriptions that `nnopt_jax.arrays.describe` returned.
 
     Args:
         stored: the description in the file.

@@ -169,7 +169,7 @@ def decode_python(leaf: StoredLeaf, value: Any) -> Any:
 
 
 def nonfinite(x: Any) -> str:
-    """Return a phrase that counts the nonfinite values of an array; empty if there are none.
+    """Return a phrase with the number of nonfinite values; empty if all values are finite.
 
     An infinite scalar is allowed, because a running minimum starts with one.
 

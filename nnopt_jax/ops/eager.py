@@ -17,8 +17,8 @@ from jax.core import Tracer
 compiled = functools.partial(jax.jit, inline=True)
 """Compile a function as a whole; inside of `jax.jit` it is inlined, so that programs stay the same.
 
-Only for functions whose results do not depend on fusion: no product is added to anything, or else
-compilers would fuse them to one operation with one rounding, and eager and compiled codes differ.
+Only for functions that were always compiled, or whose results do not depend on fusion: if a product
+is added to something, compilers may round once instead of twice, and eager codes would change.
 """
 
 

@@ -122,7 +122,7 @@ class SparsityTable(Tabular):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the table as dictionaries and lists; undefined values are None."""
+        """Return the table as dictionaries and lists, with None for undefined values."""
         return {
             "pattern": self.pattern,
             "rows": [_as_json(row) for row in self.rows],
@@ -217,7 +217,7 @@ def _row(path: str, leaf: Field, pattern: Pattern) -> SparsityRow:
 
 
 def known_mask(leaf: Field) -> np.ndarray | None:
-    """Return the mask of a leaf, in training or storage form; None if it has no mask."""
+    """Return the mask of a leaf, in training or storage form; None for an unmasked leaf."""
     mask = kept(leaf)
     return None if mask is None else np.asarray(materialize(mask)).astype(bool)
 

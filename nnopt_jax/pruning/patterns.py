@@ -249,7 +249,7 @@ class BlockPattern(WholeBlocks):
         return f"blocks of {self.sizes} do not divide shape {shape} along {axes}"
 
     def block(self, shape: tuple[int, ...], axes: Axes | None = None) -> tuple[int, ...]:
-        """Return the size of a block along each axis of a leaf; `misfit` must be None.
+        """Return the size of a block along each axis of a leaf that the pattern fits.
 
         Example:
             >>> from nnopt_jax.ops.axis_roles import Axes
@@ -310,7 +310,7 @@ class LinePattern(WholeBlocks):
     needs_axes: ClassVar[bool] = True
 
     def misfit(self, shape: tuple[int, ...], axes: Axes | None = None) -> str | None:
-        """Return why a leaf of this shape has no outputs or inputs; else None."""
+        """Return why a leaf of this shape lacks outputs or inputs; None if it has both."""
         del axes
         least = 1 if self.of == "outputs" else 2
         if len(shape) >= least:

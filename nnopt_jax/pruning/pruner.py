@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, TypedDict
 
+from nnopt_jax.errors import call_hint
 from nnopt_jax.pruning.allocation import Allocation
 from nnopt_jax.pruning.coupled import Coupled, check_coupled
 from nnopt_jax.pruning.masking import MODES, Masking, MaskMode, project
@@ -171,8 +171,7 @@ def _score_of(score: Any, settings: Settings) -> Score:
         settings.choice("score", score, tuple(SCORES))
     else:
         text = "is not a score; give a value such as pruning.scores.taylor(), or its name."
-        call = f" Call the function: {score.__name__}()." if inspect.isfunction(score) else ""
-        settings.wrong("score", score, text + call)
+        settings.wrong("score", score, text + call_hint(score))
     return SCORES["magnitude"]()
 
 

@@ -80,7 +80,7 @@ class Score:
     allocation: str = "uniform"
 
     def __post_init__(self) -> None:
-        """Raise if the score has no function."""
+        """Raise if `of` is not a function."""
         if not callable(self.of):
             raise ValueRangeError(
                 f"Score: of={self.of!r} is not a function (leaves by path, memory) -> scores by "

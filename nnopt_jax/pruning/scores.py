@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from nnopt_jax.errors import StatisticsError
 from nnopt_jax.pruning.score import (
     Score,
     accumulate,
@@ -22,7 +21,7 @@ from nnopt_jax.pruning.score import (
 )
 from nnopt_jax.settings import Settings, takes
 from nnopt_jax.transform.leaves import Leaves, Start, Update
-from nnopt_jax.transform.validation import described
+from nnopt_jax.transform.measured import not_measured
 
 __all__ = [
     "SCORES",
@@ -268,10 +267,7 @@ def _input_norm(path: str, moments: Any) -> jax.Array:
     if isinstance(moments, Tracer):  # the caller only needs shapes
         return moments
     if not (hasattr(moments, "variance") and hasattr(moments, "mean")):
-        raise StatisticsError(
-            f"pruning.wanda: {path}: its input_moments is {described(moments)}; give what "
-            "graph.observe(params, batches, tx.needs) measured."
-        )
+        raise not_measured("pruning.wanda", path, "input_moments", moments)
     return finite(jnp.sqrt(jnp.square(moments.mean) + moments.variance))
 
 

@@ -266,7 +266,7 @@ def threshold(threshold: float = 0.7) -> WeightRange:
 
 
 def two_sided(threshold: float = 0.05) -> WeightRange:
-    r"""Return the range with learned scales for positive and negative weights beyond $t \max|w|$.
+    r"""Return the range of TTQ, with learned scales for weights above and below $\pm t \max|w|$.
 
     Args:
         threshold: $t$, from 0 to 1.

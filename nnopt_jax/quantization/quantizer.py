@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.arrays.nodes import Node, materialize
 from nnopt_jax.arrays.refinement import Slot
+from nnopt_jax.errors import call_hint
 from nnopt_jax.quantization.granularity import Sharing, sharing
 from nnopt_jax.quantization.grids import GRIDS, Grid
 from nnopt_jax.quantization.ranges import RANGES
@@ -205,7 +205,7 @@ class _Quantizer:
 
 
 def _join_states(state: Any, others: dict[str, Any]) -> Any:
-    """Join the states of range and rounding; rounding to nearest has no state."""
+    """Join the states of range and rounding; the state of rounding to nearest is empty."""
     if not others:
         return state
     state = {} if state is None else state
@@ -230,9 +230,9 @@ def _value(
     if isinstance(given, str):
         settings.choice(name, given, tuple(known))
     else:
-        call = f" Call the function: {given.__name__}()." if inspect.isfunction(given) else ""
         settings.wrong(name, given, f"is not a {kind.__name__}; give one, or a name: "
-                                    f"{', '.join(map(repr, known))}.{call}")  # fmt: skip
+                                    f"{', '.join(map(repr, known))}.{call_hint(given)}",
+                       )  # fmt: skip
     return known[instead]()
 
 

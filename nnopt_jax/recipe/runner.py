@@ -119,7 +119,7 @@ class _Runner:
         return carry
 
     def _resume(self) -> Carry:
-        """Return the newest checkpoint, or the initial parameters if there is none."""
+        """Return the newest checkpoint, or the initial parameters without a checkpoint."""
         carry = Carry(self.plan.model.params, self.plan.model.extra, (), None)
         if not self.done:
             return carry

@@ -167,7 +167,7 @@ def amount(value: float | None, unit: str) -> str:
 
 
 def measure_rows(measures: Sequence[Measure]) -> str:
-    """Return the final table as HTML; empty if there are no measures.
+    """Return the final table as HTML; empty for an empty list of measures.
 
     Example:
         >>> measure_rows([Measure("on disk", "bytes", 400, 20)]).count("<tr>")

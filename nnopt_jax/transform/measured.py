@@ -133,3 +133,17 @@ def _by_path(tree: Any, paths: set[str]) -> Leaves:
     if isinstance(tree, Mapping) and tree and paths.issuperset(tree):
         return dict(tree)
     return flatten(tree, is_node)
+
+
+def not_measured(who: str, path: str, name: str, value: Any) -> StatisticsError:
+    """Return the error for a statistic of another kind than `graph.observe` measures.
+
+    Example:
+        >>> print(not_measured("demo", "kernel", "input_moments", 3))
+        demo: kernel: its input_moments is the int 3; give what graph.observe(params, batches, \
+tx.needs) measured.
+    """
+    return StatisticsError(
+        f"{who}: {path}: its {name} is {described(value)}; give what graph.observe(params, "
+        "batches, tx.needs) measured."
+    )

@@ -142,7 +142,7 @@ def _apart(made: dict[str, list[tuple[Any, Any]]]) -> tuple[Leaves, Leaves]:
 
 
 def open_slots(leaf: Field, path: str, who: str, binding: Binding) -> list[Slot]:
-    """Return the slots of a leaf; raise if it is in storage form, which has no slots."""
+    """Return the slots of a leaf; raise for the storage form, which lacks slots."""
     found = slots(leaf, binding.of(path, leaf.shape), path)
     if not found:
         raise CompositionError(

@@ -19,7 +19,7 @@ _SIDES = {"a": "in", "u": "in", "b": "out", "v": "out"}
 
 
 def _by_path(specs: Any, leaves: dict[str, Any], who: str) -> dict[str, PartitionSpec]:
-    """Return the spec of each leaf; raise if one has none."""
+    """Return the spec of each leaf; raise if any leaf lacks one."""
     given = flatten(specs, lambda x: x is None or is_spec(x))
     for path in leaves:
         if path not in given:

@@ -161,7 +161,7 @@ def check_transforms(who: str, given: Sequence[Any]) -> None:
 
 
 def check_arrays(who: str, leaves: Leaves) -> None:
-    """Raise if leaves have no shape and dtype.
+    """Raise if leaves lack a shape or a dtype.
 
     Raises:
         CompositionError: some are Python numbers, or not numbers at all.

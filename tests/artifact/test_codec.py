@@ -133,7 +133,8 @@ def test_parts_with_tables_of_their_own_come_back():
 @pytest.mark.parametrize("share", [0.0056, 0.11, 0.5])
 def test_contexts_cost_nothing_where_there_are_none(share):
     symbols = (np.random.default_rng(2).random((300, 500)) < share).astype(int)
-    assert len(line_coding.encode(symbols, 2, 0, (None, None))) <= 1.01 * entropy(symbols) + 64
+    lines = line_coding.fit(symbols, np.bincount(symbols.ravel()), 2, 0)
+    assert len(line_coding.encode(lines, (None, None))) <= 1.01 * entropy(symbols) + 64
 
 
 def test_neighbors_make_a_mask_smaller():

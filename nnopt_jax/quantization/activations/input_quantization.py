@@ -20,8 +20,8 @@ from nnopt_jax.transform.base import State, Transform, bindable
 from nnopt_jax.transform.binding import Binding
 from nnopt_jax.transform.builders import wrapping
 from nnopt_jax.transform.leaves import Leaves, Start, matrices
+from nnopt_jax.transform.measured import not_measured
 from nnopt_jax.transform.presets import recorded
-from nnopt_jax.transform.validation import described
 from nnopt_jax.tree.select import Where
 from nnopt_jax.typing import Array
 
@@ -152,10 +152,7 @@ def _top(path: str, seen: Any, range: InputRange, bits: int, percent: float) -> 
     if not isinstance(seen, Range):
         if isinstance(seen, Tracer):  # the caller only needs shapes
             return seen
-        raise StatisticsError(
-            f"{_NAME}: {path}: its {HISTOGRAM} is {described(seen)}; give what "
-            "graph.observe(params, batches, tx.needs) measured."
-        )
+        raise not_measured(_NAME, path, HISTOGRAM, seen)
 
     def grid(state: Range) -> Array:
         if range == "percentile":

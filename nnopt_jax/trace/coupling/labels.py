@@ -126,7 +126,7 @@ class LabelSets:
         return self._counted[self.find(labels)]
 
     def record_sources(self, axis: Labels, sources: Iterable[Labels]) -> None:
-        """Record the source axes of an axis of an array that is computed from parameters alone.
+        """Record which parameter axes an axis comes from, if its array depends on parameters alone.
 
         A step that consumes the axis also consumes the sources that share elements with it.
         """

@@ -36,7 +36,7 @@ def _squeeze(equation: Equation) -> OpRule:
 
 
 def _broadcast(equation: Equation) -> OpRule:
-    """Return the rule of a broadcast; a new axis of size 1 has no factor."""
+    """Return the rule of a broadcast; new axes of size 1 are not numbered by factors."""
     draft = Draft(equation)
     (shape, *extra), (target,) = draft.operand_shapes, draft.outcome_shapes
     places = equation.params["broadcast_dimensions"]

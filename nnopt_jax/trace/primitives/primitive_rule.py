@@ -70,7 +70,7 @@ class Flops(NamedTuple):
 
 
 class Flat(NamedTuple):
-    """Axes of a reshape that hold the same entries in order, but have no common factors.
+    """Axes of a reshape that hold the same entries in order, but cannot share factors.
 
     Args:
         operand: consecutive axes of the operand.

@@ -71,7 +71,7 @@ def _move_part(
     equation: Equation, rule: OpRule, before: Sequence[Place], after: Sequence[Place],
     part: LeafPart,
 ) -> LeafPart | None:  # fmt: skip
-    """Return the part of a leaf that one outcome holds; None if it holds no entry of the leaf."""
+    """Return the part of a leaf that one outcome holds; None without any entry of the leaf."""
     starts, taken = list(part.starts), dict.fromkeys(part.taken)
     inside: dict[int, PartAxis] = {}
     for place, axis in zip(before, part.axes, strict=True):

@@ -144,7 +144,7 @@ def _segments(path: str) -> list[str]:
 
 
 def _key(container: Any, name: str) -> Any:
-    """Return the key of a dictionary whose text is `name`; None if there is none."""
+    """Return the key of a dictionary whose text is `name`; None without such a key."""
     return next((key for key in container if str(key) == name), None)
 
 
@@ -156,7 +156,7 @@ def _keys_by_number(container: Any, name: str) -> dict[int, Any]:
 
 
 def _container_at(who: str, tree: Any, segments: list[str]) -> Any:
-    """Return the container at a path; raise if there is none."""
+    """Return the container at a path; raise if the path leads to anything else."""
     for depth, name in enumerate(segments):
         here = "/".join(segments[: depth + 1])
         if isinstance(tree, Mapping):

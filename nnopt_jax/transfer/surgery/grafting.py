@@ -278,7 +278,7 @@ class _Graft:
         )
 
     def raise_problems(self, there: Leaves) -> None:
-        """Raise if leaves have no counterpart, or else if leaves do not fit."""
+        """Raise if leaves lack a counterpart; otherwise, raise if leaves do not fit."""
         lost, report = Problems(_NAME), self.report(there)
         homeless = [path for path in report.unused if path not in self.hidden]
         for path in self.lost:

@@ -248,7 +248,7 @@ def split(
 
 
 def _named(order: Sequence[str]) -> list[str]:
-    """Return the names of the parts; raise if there are none, or two are equal."""
+    """Return the names of the parts; raise if the list is empty or repeats a name."""
     names = list(order)
     if not names or not all(isinstance(name, str) for name in names):
         raise SelectionError(f"transfer.rules: order={order!r} holds no names of parts.")
