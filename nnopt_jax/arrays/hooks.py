@@ -90,8 +90,6 @@ class Hooks:
     """Whether products round the other operand first."""
     FACTORS: ClassVar[tuple[str, ...]] = ()
     """Fields that products multiply one by one, so that each is prepacked by itself."""
-    GRADIENT_AT: ClassVar[str] = ""
-    """The field whose array serves only to compute gradients, if there is one."""
 
     def dot(self, x: Array, how: Product) -> Array:
         """Multiply an array by the weight: a contraction, convolution or ragged product.

@@ -67,7 +67,6 @@ class InputQuantized(Node):
     TYPED = ("values", "dense")
     FACTORS = ("values",)
     ROUNDS_INPUTS = True
-    GRADIENT_AT = "dense"
     SLOTS = {"values": "inherit"}  # noqa: RUF012 - a constant, as declared in Node
 
     def materialize(self) -> jax.Array:

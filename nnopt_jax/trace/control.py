@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
 from jax.sharding import PartitionSpec, Sharding
@@ -29,11 +28,11 @@ class Slices(NamedTuple):
 
     Args:
         arrays: the arrays that the scan itself slices.
-        take: `take(slice of arrays, number of the iteration)` returns the value in an iteration.
+        take: a function from a slice of the arrays to the value in an iteration.
     """
 
     arrays: Any
-    take: Callable[[Any, Array], Any]
+    take: Callable[[Any], Any]
 
 
 class Inside(abc.ABC):
@@ -60,7 +59,7 @@ class Inside(abc.ABC):
 
     def slices(self, value: Any) -> Slices:
         """Return the slices of an input of a scan; by default, the scan slices the array itself."""
-        return Slices(value, lambda part, _: part)
+        return Slices(value, lambda part: part)
 
     def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
         """Return an input as `shard_map` takes it, and the partition spec of each of its arrays."""
@@ -224,10 +223,9 @@ def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
     whole, rows = values[:consts], [inside.slices(value) for value in values[consts + count :]]
     carry = inside.arrays(values[consts : consts + count])
 
-    # The number of the iteration selects the layer of leaves that JAX cannot slice.
-    def body(state: Any, now: Any) -> Any:
-        (carried, extras), (number, parts) = state, now
-        layers = [row.take(part, number) for row, part in zip(rows, parts, strict=True)]
+    def body(state: Any, parts: Any) -> Any:
+        carried, extras = state
+        layers = [row.take(part) for row, part in zip(rows, parts, strict=True)]
         out, found = inside.run_to_arrays(k["jaxpr"], [*whole, *carried, *layers])
         each, more = inside.split(found)
         return (out[:count], inside.merge(extras, more)), (out[count:], each)
@@ -236,7 +234,7 @@ def _scan(equation: Equation, values: list[Any], inside: Inside) -> tuple[list[A
     (last, extras), (out, each) = lax.scan(
         body,
         (carry, inside.split(inside.initial_extras())[1]),
-        (jnp.arange(k["length"]), [row.arrays for row in rows]),
+        [row.arrays for row in rows],
         length=k["length"],
         reverse=k["reverse"],
         unroll=k["unroll"],

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
@@ -19,11 +17,9 @@ from nnopt_jax.errors import ShapeError
 from nnopt_jax.trace.control import CONTROL, Inside, Slices
 from nnopt_jax.trace.jaxpr import Equation, Program, bind, evaluate, primitives
 from nnopt_jax.trace.packed.packed_leaf import Deferred, PackedLeaf, as_array, is_leaf, unpack
-from nnopt_jax.trace.packed.packed_movement import Movement
 from nnopt_jax.trace.packed.packed_steps import step
-from nnopt_jax.trace.primitives import TABLE, Flow, Table, rule_of
-from nnopt_jax.trace.primitives.primitive_names import last_step
-from nnopt_jax.typing import Array
+from nnopt_jax.trace.primitives import TABLE, Flow, Table
+from nnopt_jax.typing import Array, Shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +51,12 @@ class InsidePacked(Inside):
     def slices(self, value: Any) -> Slices:
         """Return the slices of a packed leaf, as packed leaves if all its arrays can be sliced."""
         if not is_leaf(value):
-            return Slices(value, lambda part, _: part)
-        if _layer(value, 0) is None:
-            self.record(value, self.equation, "one of its fields cannot be moved")
-            value = unpack(value)
-            if not is_leaf(value):
-                return Slices(value, lambda part, _: part)
-        # The loop slices the weight at which gradients are computed, and so stacks its gradients.
-        stack, gradient_at = _split_gradient(value)
-        return Slices(gradient_at, lambda part, number: _join_gradient(_layer(stack, number), part))
+            return Slices(value, lambda part: part)
+        try:
+            return _slices(value)
+        except CannotStayPacked as reason:
+            self.record(value, self.equation, str(reason))
+            return self.slices(unpack(value))
 
     def cut(self, value: Any, spec: PartitionSpec, mesh: Any) -> tuple[Any, Any]:
         """Shard each array of a packed leaf; materialize the leaf if one cannot be sharded."""
@@ -82,40 +75,58 @@ class InsidePacked(Inside):
         return as_array(value), spec
 
 
-def _layer(leaf: PackedLeaf, number: Any) -> PackedLeaf | None:
-    """Return one slice of a leaf along its first axis; None if it cannot stay packed."""
-    one, node = (1, *leaf.shape[1:]), leaf.node
-    starts = (number, *[0] * (len(one) - 1))
-    array = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    try:
-        # A stack of one layer needs no slice.
-        if leaf.shape[0] != 1:
-            index = jax.ShapeDtypeStruct((), jnp.int32)
-            cut = last_step(
-                lambda x, *at: lax.dynamic_slice(x, at, one), array, *[index] * len(one)
-            )
-            node = move(node, Movement(cut, rule_of(cut), [None, *starts], 0), leaf.shape)
-        entry = jax.ShapeDtypeStruct(one, leaf.dtype)
-        squeeze = last_step(lambda x: lax.squeeze(x, [0]), entry)
-        node = move(node, Movement(squeeze, rule_of(squeeze), [None], 0), one)
-    except CannotStayPacked:
-        return None
-    return PackedLeaf(node, leaf.path)
+def _slices(leaf: PackedLeaf) -> Slices:
+    """Return the slices of a stack, of which the scan slices each array by itself.
+
+    Raises:
+        CannotStayPacked: an array of the node has no slice of its own for each layer.
+    """
+    stacks: list[Array] = []
+
+    def first(stack: Array) -> Array:
+        stacks.append(stack)
+        return stack[0]
+
+    move(leaf.node, _Layer(leaf.shape, first), leaf.shape)
+
+    def take(parts: list[Array]) -> PackedLeaf:
+        # Fields are moved in the same order each time.
+        left = iter(parts)
+        node = move(leaf.node, _Layer(leaf.shape, lambda _: next(left)), leaf.shape)
+        return PackedLeaf(node, leaf.path)
+
+    return Slices(stacks, take)
 
 
-def _split_gradient(leaf: PackedLeaf) -> tuple[PackedLeaf, Array | None]:
-    """Separate a leaf from the array in it that serves only to compute gradients."""
-    name = leaf.node.GRADIENT_AT
-    gradient_at = getattr(leaf.node, name) if name else None
-    return (leaf, None) if gradient_at is None else (_with_gradient_at(leaf, None), gradient_at)
+class _Layer(NamedTuple):
+    """One slice of a stack along its first axis, in the form of a movement.
 
+    Args:
+        stack: the shape of the stack.
+        take: a function that returns the slice of an array of the node.
+    """
 
-def _join_gradient(leaf: PackedLeaf | None, gradient_at: Array | None) -> PackedLeaf | None:
-    return leaf if leaf is None or gradient_at is None else _with_gradient_at(leaf, gradient_at)
+    stack: Shape
+    take: Callable[[Array], Array]
+    axes: Shape = ()
+    fills: bool = False
 
+    @property
+    def shape(self) -> Shape:
+        """The shape of the slice."""
+        return self.stack[1:]
 
-def _with_gradient_at(leaf: PackedLeaf, gradient_at: Array | None) -> PackedLeaf:
-    return PackedLeaf(leaf.node.replace(**{leaf.node.GRADIENT_AT: gradient_at}), leaf.path)
+    @property
+    def kept(self) -> int:
+        """The number of axes that stay."""
+        return len(self.stack) - 1
+
+    def apply(self, x: Array, shape: Shape, fill: float = 0) -> Array | None:
+        """Return the slice of an array; None if layers share entries with their neighbors only."""
+        del fill
+        if x.shape[0] == shape[0]:
+            return self.take(x)
+        return x[0] if x.shape[0] == 1 else None
 
 
 Record = Callable[[PackedLeaf, Equation, str], None]
