@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from nnopt_jax.arrays.hooks import dot
+from nnopt_jax.arrays.hooks import CannotStayPacked, dot
 from nnopt_jax.arrays.nodes import Field, Node, field_specs, kept, materialize, node
 from nnopt_jax.arrays.products.product import Product
 from nnopt_jax.ops.block_formats import exponent
@@ -55,9 +55,13 @@ class Sum(Node):
         return found
 
     def dot(self, x: jax.Array, how: Product) -> jax.Array:
-        """Multiply by both terms: `x (w + d) = x w + x d`."""
+        """Multiply by both terms, `x (w + d) = x w + x d`; the base may be materialized."""
         how = how.as_contraction()
-        base, delta = dot(x, self.base, how), dot(x, self.delta, how)
+        delta = dot(x, self.delta, how)
+        try:
+            base = dot(x, self.base, how)
+        except CannotStayPacked:
+            base = how(x, materialize(self.base))
         return (base.astype(jnp.float32) + delta.astype(jnp.float32)).astype(base.dtype)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nnopt_jax.artifact import former_rans, line_coding, rans
+from nnopt_jax.artifact import activity_classes, former_rans, line_coding, rans
 from nnopt_jax.artifact.byte_io import ByteReader, framed, varint
 from nnopt_jax.artifact.line_coding import FittedLines, Sides
 from nnopt_jax.errors import ArtifactError, ValueRangeError
@@ -282,7 +282,7 @@ def _encode_large(
         return bytes([_WIDE]) + _encode_wide(symbols.ravel(), budget)
     span = high - low + 1
     classes, runs = _split_classes(symbols, counts, alphabet, center, budget)
-    parts = [encode(side, rans.CLASSES, budget=budget) for side in classes]
+    parts = [encode(side, activity_classes.CLASSES, budget=budget) for side in classes]
     parts.append(rans.encode([run - low for run in runs], span))
     return bytes([_CLASSED if classes else _TABLE]) + varint(low) + varint(span) + framed(parts)
 
@@ -293,8 +293,11 @@ def _split_classes(
     """Group rows and columns by activity, if tables of their own make the stream smaller."""
     if symbols.ndim > 1 and budget.classes:
         matrix = symbols.reshape(-1, symbols.shape[-1])
-        classes = rans.find_classes(matrix, counts, center)
-        runs = [rans.gather(matrix, blocks) for blocks in rans.class_blocks(*classes)]
+        classes = activity_classes.find_classes(matrix, counts, center)
+        runs = [
+            activity_classes.gather(matrix, blocks)
+            for blocks in activity_classes.class_blocks(*classes)
+        ]
         apart = sum(rans.entropy(rans.count_symbols(run)) for run in runs)
         if apart * _WORTH <= rans.entropy(counts):
             return classes, runs
@@ -317,12 +320,12 @@ def _decode_tables(
         raise ArtifactError("malformed: classes of rows where there are none.")
     matrix = np.empty((math.prod(shape[:-1]), shape[-1]), _dtype(alphabet))
     parts = [(reader.part(), (size,)) for size in matrix.shape]
-    classes = [_decode(part, size, rans.CLASSES, depth=depth) for part, size in parts]
-    blocks = rans.class_blocks(*classes)
+    classes = [_decode(part, size, activity_classes.CLASSES, depth=depth) for part, size in parts]
+    blocks = activity_classes.class_blocks(*classes)
     sizes = [sum(len(rows) * len(columns) for rows, columns in of_class) for of_class in blocks]
     runs = decode_runs(reader.rest(), sizes, span)
     for of_class, run in zip(blocks, runs, strict=True):
-        rans.scatter(matrix, of_class, run + first)
+        activity_classes.scatter(matrix, of_class, run + first)
     return matrix.ravel()
 
 

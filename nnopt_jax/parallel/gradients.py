@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,17 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.batches import micro_batches
+from nnopt_jax.parallel.gathering import gathered_at_use
 from nnopt_jax.parallel.meshes import constrain
 from nnopt_jax.parallel.shard_specs import Shards
-from nnopt_jax.transform.training import filled, floats
+from nnopt_jax.transform.training import Forward, filled
 from nnopt_jax.transform.validation import described
 from nnopt_jax.typing import Array, ArrayLike, Key
-
-Given = Callable[[Any], Any]
-"""A function that converts dense parameters to the first argument of a loss."""
 
 
 class Weighted(NamedTuple):
@@ -62,7 +62,7 @@ def gradient(
     remat: bool | Callable[..., Any],
     has_aux: bool,
 ) -> Callable[..., tuple[Any, Any]]:
-    """Return a function that differentiates a loss with respect to the dense parameters.
+    """Return a function that differentiates a loss with respect to its parameters.
 
     Args:
         loss: see `train_step`.
@@ -73,39 +73,38 @@ def gradient(
         has_aux: see `train_step`.
 
     Returns:
-        `f(dense, given, batch, args, key) -> (value, slope)`, where `given(dense)` is the argument
-        of the loss; the slope has the float leaves of the parameters, None for the others, and is
-        split as the parameters are between steps.
+        `f(forward, batch, args, key) -> (value, slope)` for the result of `forward`; the slope has
+        the structure of its `moving`, and is split as the parameters are between steps.
     """
+    policy = jax.checkpoint_policies.dots_saveable if remat is True else (remat or None)
 
-    def sums(params: Any, given: Given, batch: Any, args: Any, key: Key | None) -> _Sums:
-        def of_batch(moving: Any, params: Any, batch: Any, args: Any, key: Key | None) -> Any:
-            dense = constrain(filled(params, moving), plan.devices, plan.logical_used)
-            found = loss(given(dense), batch, *args, *(() if key is None else (key,)))
-            value, aux = _loss_result(found, has_aux)
-            return value.total, (jax.lax.stop_gradient(value.weight), aux)
+    @functools.wraps(loss, updated=())
+    def value_of(params: Any, batch: Any, args: Any, key: Key | None) -> tuple[Any, Any]:
+        found = loss(params, batch, *args, *(() if key is None else (key,)))
+        value, aux = _loss_result(found, has_aux)
+        return value.total, (jax.lax.stop_gradient(value.weight), aux)
 
-        if remat:
-            policy = remat if callable(remat) else jax.checkpoint_policies.dots_saveable
-            of_batch = jax.checkpoint(of_batch, policy=policy)
-        differentiate = jax.value_and_grad(of_batch, has_aux=True)
-        (total, (weight, aux)), slope = differentiate(floats(params), params, batch, args, key)
-        return _Sums(total, weight, aux, constrain(slope, plan.devices, plan.logical))
+    value_of_split = gathered_at_use(value_of, plan, policy=policy, is_differentiated=True)
 
-    def of_all(
-        params: Any, given: Given, batch: Any, args: Any, key: Key | None
-    ) -> tuple[Any, Any]:
+    def sums(ahead: Forward, batch: Any, args: Any, key: Key | None) -> _Sums:
+        def of_batch(moving: Any) -> Any:
+            return value_of_split(ahead.given(filled(ahead.params, moving)), batch, args, key)
+
+        (total, (weight, aux)), slope = jax.value_and_grad(of_batch, has_aux=True)(ahead.moving)
+        return _Sums(total, weight, aux, _split(slope, plan))
+
+    def of_all(ahead: Forward, batch: Any, args: Any, key: Key | None) -> tuple[Any, Any]:
         if accumulate == 1:
-            found = sums(params, given, batch, args, key)
+            found = sums(ahead, batch, args, key)
         else:
             found = _accumulate(
-                lambda micro, own: sums(params, given, micro, args, own),
+                lambda micro, own: sums(ahead, micro, args, own),
                 micro_batches(batch, accumulate, plan.devices, rows),
                 key,
             )
         value = _over(found.total, found.weight)
         slope = jax.tree.map(
-            lambda g, x: _over(g, found.weight).astype(x.dtype), found.slope, floats(params)
+            lambda g, x: _over(g, found.weight).astype(x.dtype), found.slope, ahead.moving
         )
         if not has_aux:
             return value, slope
@@ -113,6 +112,15 @@ def gradient(
         return (value, aux), slope
 
     return of_all
+
+
+def _split(slope: Any, plan: Shards) -> Any:
+    """Split gradients as the parameters lie between steps; those inside of nodes lie so already."""
+
+    def one(g: Any, spec: PartitionSpec) -> Any:
+        return g if g is None or is_node(g) else constrain(g, plan.devices, spec)
+
+    return jax.tree.map(one, slope, plan.logical, is_leaf=lambda x: x is None or is_node(x))
 
 
 def _loss_result(found: Any, has_aux: bool) -> tuple[Weighted, Any]:

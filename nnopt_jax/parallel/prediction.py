@@ -10,19 +10,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from nnopt_jax.arrays.nodes import materialize
+from nnopt_jax.arrays.input_quantized import rounds_inputs
+from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import Problems, ShapeError
 from nnopt_jax.parallel.batches import pad_batch, rows_of
+from nnopt_jax.parallel.gathering import gathered_at_use
 from nnopt_jax.parallel.meshes import (
     batch_spec,
-    constrain,
     mesh_context,
     named_shardings,
     shard_count,
     wait_if_simulated,
 )
 from nnopt_jax.parallel.shard_specs import Shards, check_plan, check_planned
+from nnopt_jax.transform.training import takes_expressions
 from nnopt_jax.tree.devices import automatic, place
 from nnopt_jax.tree.paths import flatten
 
@@ -81,7 +83,8 @@ def predict(
 ) -> Predict:
     """Compile a model for a plan, with rows in parallel and parameters gathered where used.
 
-    Packed leaves are transferred packed, and materialized afterwards.
+    Packed leaves are transferred packed, and decoded one layer at a time. If `apply` is an
+    `nnopt.on_packed`, products multiply their codes, and round activations if leaves say so.
 
     Args:
         apply: a function `apply(params, batch) -> outputs`, whose outputs have rows on the first
@@ -111,14 +114,22 @@ def predict(
     out = named_shardings(mesh, rows)
     at = plan.shardings, out
 
+    rounds = takes_expressions(apply) is True
+    run = gathered_at_use(apply, plan)
+
     def forward(params: Any, batch: Any) -> Any:
-        dense = materialize(constrain(params, mesh, plan.used))
-        outputs = apply(constrain(dense, mesh, plan.logical_used), batch)
+        if not rounds:
+            params = jax.tree.map(_without_rounding, params, is_leaf=is_node)
+        outputs = run(params, batch)
         _check_rows(outputs, rows_of(who, batch))
         return outputs
 
     compiled = jax.jit(automatic(forward, mesh, out), in_shardings=at, out_shardings=out)
     return Predict(plan, at, compiled, _first_rows(mesh), shard_count(mesh, rows))
+
+
+def _without_rounding(leaf: Any) -> Any:
+    return leaf.materialize() if rounds_inputs(leaf) else leaf
 
 
 def _check_rows(outputs: Any, rows: int) -> None:

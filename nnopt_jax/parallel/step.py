@@ -11,14 +11,12 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nnopt_jax.arrays.nodes import is_node
 from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import CompositionError
 from nnopt_jax.parallel.batches import check_divisible
 from nnopt_jax.parallel.gradients import gradient
 from nnopt_jax.parallel.meshes import (
     batch_spec,
-    constrain,
     mesh_context,
     named_shardings,
     shard_count,
@@ -28,7 +26,7 @@ from nnopt_jax.parallel.shard_specs import Shards, check_plan, check_planned
 from nnopt_jax.parallel.train_state import Layout, TrainState, layout
 from nnopt_jax.settings import Settings
 from nnopt_jax.transform import Transform, chain, step, trainable
-from nnopt_jax.transform.training import forward
+from nnopt_jax.transform.training import forward, leaves_without_gradient
 from nnopt_jax.transform.validation import check_transforms, described
 from nnopt_jax.tree.devices import automatic, place
 from nnopt_jax.tree.paths import flatten
@@ -203,13 +201,14 @@ def train_step(
     tx = chain() if tx is None else tx
     mesh, rows = plan.devices, batch_spec(plan.mesh, batch_axes, who)
     state_layout = layout(tx, optimizer, plan)
+    still = leaves_without_gradient(tx, plan.params, state_layout.shapes.state)
     update = optax.with_extra_args_support(optimizer).update
     differentiate = gradient(loss, plan, rows, accumulate, remat, has_aux)
 
     def one(now: TrainState, batch: Any, args: Any, key: Key | None) -> tuple[TrainState, Any]:
-        dense, pull_back, given = forward(tx, _gather_packed(now.params, plan), now.state, loss)
-        value, slope = differentiate(dense, given, batch, args, key)
-        grads = pull_back(slope)
+        ahead = forward(tx, now.params, now.state, loss, still)
+        value, slope = differentiate(ahead, batch, args, key)
+        grads = ahead.pull_back(slope)
         moved = trainable(tx, now.params, now.state)
         cost = value[0] if has_aux else value
         updates: Any
@@ -246,15 +245,6 @@ def _check_state(state: TrainState, wanted: TrainState) -> None:
 
 def _is_donated(x: Any) -> bool:
     return isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted()
-
-
-def _gather_packed(params: Any, plan: Shards) -> Any:
-    """Gather packed leaves in packed form; leave dense leaves to be gathered where used."""
-
-    def one(leaf: Any, specs: Any) -> Any:
-        return constrain(leaf, plan.devices, specs) if is_node(leaf) else leaf
-
-    return jax.tree.map(one, params, plan.used, is_leaf=is_node)
 
 
 def _sharded_start(

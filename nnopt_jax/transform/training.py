@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
 
 from nnopt_jax.arrays.input_quantized import InputQuantized, for_products, rounds_inputs
 from nnopt_jax.arrays.nodes import is_node, materialize
@@ -128,29 +129,31 @@ def value_and_grad(
     """
 
     def value_and_grads(params: Any, state: Any, *args: Any) -> tuple[Any, Grads]:
-        dense, pull_back, given = forward(tx, params, state, loss)
+        dense, moving, pull_back, given = forward(tx, params, state, loss)
 
         def of_floats(moving: Any) -> Any:
             return loss(given(filled(dense, moving)), *args)
 
-        value, slope = jax.value_and_grad(of_floats, has_aux=has_aux)(floats(dense))
+        value, slope = jax.value_and_grad(of_floats, has_aux=has_aux)(moving)
         return value, pull_back(slope)
 
     return value_and_grads
 
 
 class Forward(NamedTuple):
-    """The dense parameters of a training step, and the pullback of gradients.
+    """The parameters that the loss of a training step takes, and the pullback of gradients.
 
     Args:
-        params: the dense parameters.
-        pull_back: a function from the gradient at their float leaves (None for others) to both
-            `Grads`.
+        params: the dense parameters, with nodes in place of those whose dense gradient is not
+            needed.
+        moving: their arrays to differentiate at, with None in place of the others.
+        pull_back: a function from the gradient at `moving` to both `Grads`.
         given: a function from such dense parameters to those that the loss takes, whose leaves may
             round the inputs of their products.
     """
 
     params: Any
+    moving: Any
     pull_back: Callable[[Any], Grads]
     given: Callable[[Any], Any]
 
@@ -177,14 +180,18 @@ def takes_expressions(loss: Any) -> bool | None:
     return None
 
 
-def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward:
-    """Return the dense parameters of a training step, with the pullback of gradients.
+def forward(
+    tx: Transform, params: Any, state: Any, loss: Any = None, still: Collection[str] = ()
+) -> Forward:
+    """Return the parameters that the loss of a training step takes, and the pullback of gradients.
 
     Args:
         tx: the transform.
         params: the parameters.
         state: the transform's state.
         loss: the loss that takes the parameters.
+        still: the paths of leaves whose dense gradient is not needed. They stay nodes, and are
+            differentiated at the arrays in them that depend on what the optimizer moves.
 
     Returns:
         The parameters and the pullback.
@@ -199,7 +206,7 @@ def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward
         >>> from nnopt_jax.transform.training import forward
         >>> tx = nnopt.pruning.magnitude(0.5)
         >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
-        >>> shown, pull_back, _ = forward(tx, params, tx.init(params))
+        >>> shown, _, pull_back, _ = forward(tx, params, tx.init(params))
         >>> shown, pull_back({"kernel": jnp.ones((1, 2))}).train.params
         ({'kernel': Array([[3., 0.]], dtype=float32)}, {'kernel': Array([[1., 0.]], dtype=float32)})
     """
@@ -207,26 +214,100 @@ def forward(tx: Transform, params: Any, state: Any, loss: Any = None) -> Forward
     def evaluate(moved: Trainable) -> tuple[Any, dict[str, InputQuantized]]:
         now, then = _put(params, state, moved)
         encoded = tx.encode(now, then, train=True)
-        return blanked(materialize(encoded)), _rounding(encoded, loss)
+        taken = {
+            path: leaf if path in still and not rounds_inputs(leaf) else materialize(leaf)
+            for path, leaf in flatten(encoded, is_node).items()
+        }
+        return blanked(unflatten(encoded, taken, is_node)), _rounding(encoded, loss)
 
-    arrays, pull, rounding = jax.vjp(evaluate, trainable(tx, params, state), has_aux=True)
-    dense = _with_inert(params, arrays)
+    moved = trainable(tx, params, state)
+    arrays, pull, rounding = jax.vjp(evaluate, moved, has_aux=True)
+    moving = floats(arrays)
+    if still:
+        depends = iter(_depends(lambda moved: evaluate(moved)[0], moved))
+        depends = jax.tree.map(lambda _: next(depends), arrays)
+        moving = _only(moving, depends, still)
 
     def pull_back(slope: Any) -> Grads:
         (train,) = pull(jax.tree.map(_cotangent, arrays, slope))
-        return Grads(train, slope)
+        dense = {
+            path: None if is_node(x) else x
+            for path, x in flatten(slope, lambda x: x is None or is_node(x)).items()
+        }
+        return Grads(train, unflatten(slope, dense, lambda x: x is None or is_node(x)))
 
     def given(now: Any) -> Any:
-        leaves = flatten(now)
+        leaves = flatten(now, is_node)
         held = {path: node.replace(dense=leaves[path]) for path, node in rounding.items()}
-        return unflatten(now, leaves | held) if held else now
+        return unflatten(now, leaves | held, is_node) if held else now
 
-    return Forward(dense, pull_back, given)
+    return Forward(_with_inert(params, arrays), moving, pull_back, given)
+
+
+def _only(moving: Any, depends: Any, still: Collection[str]) -> Any:
+    """Blank the arrays of leaves without a dense gradient that do not depend on what moves."""
+    leaves, known = flatten(moving, is_node), flatten(depends, is_node)
+    kept = {
+        path: jax.tree.map(
+            lambda x, depends: x if depends else None,
+            leaf,
+            known[path],
+            is_leaf=lambda x: x is None,
+        )
+        for path, leaf in leaves.items()
+        if path in still
+    }
+    return unflatten(moving, leaves | kept, is_node)
+
+
+def _depends(function: Callable[[Any], Any], moved: Any) -> list[bool]:
+    """Return for each array that a function returns whether it depends on the argument."""
+    jaxpr = jax.make_jaxpr(function)(moved).jaxpr
+    known = set(jaxpr.invars)
+    for equation in jaxpr.eqns:
+        if any(not isinstance(x, Literal) and x in known for x in equation.invars):
+            known.update(equation.outvars)
+    return [not isinstance(x, Literal) and x in known for x in jaxpr.outvars]
+
+
+def leaves_without_gradient(tx: Transform, params: Any, state: Any) -> frozenset[str]:
+    """Return the paths of leaves whose dense gradient nothing needs.
+
+    These are the frozen and the packed leaves, except those whose gradients `tx.update` reads.
+
+    Args:
+        tx: the transform.
+        params: the parameters, or their shapes.
+        state: the transform's state, or its shapes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import nnopt_jax as nnopt
+        >>> from nnopt_jax.transform.training import leaves_without_gradient
+        >>> params = {"body": jnp.ones((2, 2)), "head": jnp.ones((2, 2))}
+        >>> tx = nnopt.transfer.freeze("body")
+        >>> leaves_without_gradient(tx, params, tx.init(params))
+        frozenset({'body'})
+    """
+    leaves = flatten(params, is_node)
+    still = {path for path in leaves if path in tx.frozen(params) or is_node(leaves[path])}
+    if not still:
+        return frozenset()
+    slopes = jax.eval_shape(lambda p, s: floats(blanked(tx.apply(p, s))), params, state)
+
+    def update(slopes: Any, params: Any, state: Any) -> Any:
+        return tx.update(params, state, grads=Grads(None, slopes))
+
+    program = jax.make_jaxpr(update)(slopes, params, state).jaxpr
+    read = {x for step in program.eqns for x in step.invars if not isinstance(x, Literal)}
+    read.update(x for x in program.outvars if not isinstance(x, Literal))
+    inputs = zip(flatten(slopes), program.invars, strict=False)
+    return frozenset(still - {path for path, x in inputs if x in read})
 
 
 def _with_inert(params: Any, arrays: Any) -> Any:
     """Return a tree of arrays with the leaves that are not arrays put back."""
-    leaves, dense = flatten(params, is_node), flatten(arrays)
+    leaves, dense = flatten(params, is_node), flatten(arrays, is_node)
     if len(leaves) == len(dense):
         return arrays
     return unflatten(params, {path: dense.get(path, x) for path, x in leaves.items()}, is_node)

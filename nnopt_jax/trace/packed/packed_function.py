@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -130,8 +130,8 @@ class OnPacked(Tabular):
         if not self.strict:  # uses are not reported, and source lines are slow to find
             return self._run(args, kwargs, lambda *_: None)
         uses: dict[Use, None] = {}
-        found = self._run(args, kwargs, functools.partial(_note, uses))
-        _check_packed(uses)
+        found = self._run(args, kwargs, functools.partial(note_use, uses))
+        check_uses(uses)
         return found
 
     def report(self, *args: Any, **kwargs: Any) -> PackedReport:
@@ -147,7 +147,7 @@ class OnPacked(Tabular):
 
         def trace_again(*arrays: Any) -> Any:
             args, kwargs = jax.tree.unflatten(tree, refill(leaves, kept, arrays))
-            self._run(args, kwargs, functools.partial(_note, uses))
+            self._run(args, kwargs, functools.partial(note_use, uses))
 
         # Shapes suffice, so large models are reported without memory for them.
         jax.eval_shape(trace_again, *(x for x, keep in zip(leaves, kept, strict=True) if keep))
@@ -213,13 +213,15 @@ def _output_of(value: Any, record: Any) -> Any:
     return as_array(value)
 
 
-def _note(uses: dict[Use, None], leaf: PackedLeaf, equation: Equation, reason: str) -> None:
+def note_use(uses: dict[Use, None], leaf: PackedLeaf, equation: Equation, reason: str) -> None:
+    """Note the use of a leaf by a step; equal uses count once."""
     size = math.prod(leaf.shape) * jax.dtypes.canonicalize_dtype(leaf.dtype).itemsize
     name = equation.primitive.name
     uses[Use(leaf.path, name, leaf.form, reason, size if reason else 0, line(equation))] = None
 
 
-def _check_packed(uses: dict[Use, None]) -> None:
+def check_uses(uses: Iterable[Use]) -> None:
+    """Raise if a leaf was materialized, for `strict`."""
     lost = [use for use in uses if use.reason]
     if lost:
         text = "\n".join(

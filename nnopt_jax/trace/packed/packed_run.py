@@ -146,11 +146,24 @@ def run(program: Program, values: Sequence[Any], record: Record, table: Table = 
         Arrays, and a `PackedLeaf` for each output that is an unchanged or moved leaf.
     """
     return evaluate(
-        program, values, lambda _, equation, given: _compute(equation, given, record, table)
+        program, values, lambda _, equation, given: compute_step(equation, given, record, table)
     )
 
 
-def _compute(equation: Equation, values: list[Any], record: Record, table: Table) -> list[Any]:
+def compute_step(
+    equation: Equation, values: list[Any], record: Record, table: Table = TABLE
+) -> list[Any]:
+    """Compute one step on arrays and packed leaves.
+
+    Args:
+        equation: the step.
+        values: its operands.
+        record: a function to call for each leaf among them.
+        table: the rules of the primitives.
+
+    Returns:
+        For each outcome an array, or a `PackedLeaf` if it stays packed.
+    """
     packed = [value for value in values if is_leaf(value)]
     if not packed:
         if _is_scalar_constant(equation, values):
@@ -159,7 +172,7 @@ def _compute(equation: Equation, values: list[Any], record: Record, table: Table
                 return bind(equation, values)
         return bind(equation, values)
     if equation.primitive in CONTROL:
-        values = _compute_before_loop(equation, values, record, table)
+        values = compute_before_loop(equation, values, record, table)
         inside = InsidePacked(
             equation, lambda program, given: run(program, given, record, table), record
         )
@@ -191,7 +204,7 @@ def _check_shapes(equation: Equation, packed: list[Any], found: list[Any]) -> No
             )
 
 
-def _compute_before_loop(
+def compute_before_loop(
     equation: Equation, values: list[Any], record: Record, table: Table
 ) -> list[Any]:
     """Compute deferred steps before a loop, which would compute them in every iteration."""
