@@ -15,6 +15,14 @@ _LINE = re.compile(
     r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
 )
 _ARRAY = re.compile(r"\b([a-z]+[0-9][a-z0-9]*|pred)\[([0-9,]*)\]")
+_COMPUTATION = re.compile(
+    r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \([^\n]*\{\s*\n(?P<body>.*?)^\}", re.MULTILINE | re.DOTALL
+)
+_ENTRY = re.compile(r"^ENTRY %?([\w.\-]+)", re.MULTILINE)
+_CALLED = re.compile(
+    r"(?:body|condition|to_apply|calls|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_TRIPS = re.compile(r'"?known_trip_count"?:\{"?n"?:"(\d+)"')
 _DTYPES = {"pred": "bool", "bf16": "bfloat16"}
 _LETTERS = {"s": "int", "u": "uint", "f": "float", "c": "complex"}
 
@@ -23,7 +31,7 @@ class Traffic(NamedTuple):
     """The number and the bytes of the collectives of one kind.
 
     Args:
-        count: their number in the program; one inside of a loop counts once.
+        count: their number.
         bytes: the bytes of their results on one device.
 
     Example:
@@ -38,11 +46,13 @@ class Traffic(NamedTuple):
     __repr__ = brief_fields
 
 
-def collectives(compiled: Any) -> dict[str, Traffic]:
+def collectives(compiled: Any, *, trips: bool = False) -> dict[str, Traffic]:
     """Count the collectives of a compiled function.
 
     Args:
         compiled: the result of `jax.jit(f).lower(...).compile()`, or its text.
+        trips: whether a collective in a loop counts as often as the loop runs, as far as the
+            compiler knows that; otherwise it counts once.
 
     Returns:
         Count and bytes by kind: `"all-reduce"`, `"all-gather"`, `"reduce-scatter"`, `"all-to-all"`,
@@ -58,13 +68,37 @@ def collectives(compiled: Any) -> dict[str, Traffic]:
     """
     text = compiled if isinstance(compiled, str) else compiled.as_text()
     found: dict[str, Traffic] = {}
-    for line in _LINE.finditer(text):
-        arrays = _ARRAY.findall(line["result"])
-        if line["start"] and len(arrays) > 1:  # operands, then results
-            arrays = arrays[len(arrays) // 2 :]
-        before = found.get(line["kind"], Traffic(0, 0))
-        found[line["kind"]] = Traffic(before.count + 1, before.bytes + sum(map(_bytes, arrays)))
+    for times, part in _parts(text) if trips else [(1, text)]:
+        for line in _LINE.finditer(part):
+            arrays = _ARRAY.findall(line["result"])
+            if line["start"] and len(arrays) > 1:  # operands, then results
+                arrays = arrays[len(arrays) // 2 :]
+            count, size = found.get(line["kind"], Traffic(0, 0))
+            size += times * sum(map(_bytes, arrays))
+            found[line["kind"]] = Traffic(count + times, size)
     return dict(sorted(found.items()))
+
+
+def _parts(text: str) -> list[tuple[int, str]]:
+    """Return the computations of a program that run, each with the number of its runs."""
+    bodies = {found["name"]: found["body"] for found in _COMPUTATION.finditer(text)}
+    entry = _ENTRY.search(text)
+    parts: list[tuple[int, str]] = []
+
+    def visit(name: str, times: int) -> None:
+        body = bodies.get(name, "")
+        parts.append((times, body))
+        for line in body.splitlines():
+            known = _TRIPS.search(line)
+            again = times * int(known[1]) if known and " while(" in line else times
+            for called in _CALLED.findall(line):
+                for inner in re.findall(r"[\w.\-]+", called):
+                    if inner in bodies:
+                        visit(inner, again)
+
+    if entry is not None:
+        visit(entry[1], 1)
+    return parts
 
 
 def _bytes(array: tuple[str, str]) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from nnopt_jax.columns import brief_fields
 from nnopt_jax.transfer import rules
-from nnopt_jax.typing import Array, ArrayLike, Key, Params
+from nnopt_jax.typing import Array, ArrayLike, DTypeLike, Key, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Llama:
         hidden: the number of hidden units of each feed-forward network.
         base: the base of the wavelengths of rotary positions.
         epsilon: the number added to the mean square in normalization.
+        stacked: whether the blocks are one tree of stacked weights, over which `apply` scans.
+        remat: whether the backward pass recomputes the activations of each block.
+        dtype: the dtype of hidden states; weights are cast to it where they are used.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -48,6 +51,9 @@ class Llama:
     hidden: int = 688
     base: float = 10000.0
     epsilon: float = 1e-6
+    stacked: bool = False
+    remat: bool = False
+    dtype: DTypeLike = jnp.float32
 
     __repr__ = brief_fields
 
@@ -68,13 +74,14 @@ class Llama:
         block |= {name: (self.width, self.hidden) for name in ("gate", "up")}
         block |= {"q": (self.width, self.width), "o": (self.width, self.width)}
         block |= {"down": (self.hidden, self.width)}
+        layers = [
+            {name: dense(*shape) for name, shape in block.items()}
+            | {"attention_norm": norm, "norm": norm}
+            for _ in range(self.layers)
+        ]
         return {
             "embed": dense(self.vocabulary, self.width)["kernel"],
-            "layers": [
-                {name: dense(*shape) for name, shape in block.items()}
-                | {"attention_norm": norm, "norm": norm}
-                for _ in range(self.layers)
-            ],
+            "layers": jax.tree.map(lambda *x: jnp.stack(x), *layers) if self.stacked else layers,
             "norm": norm,
             "head": dense(self.width, self.vocabulary),
         }
@@ -89,23 +96,32 @@ class Llama:
         Returns:
             (batch, tokens, vocabulary) logits of the following token.
         """
-        ids = jnp.asarray(ids)
-        x = params["embed"][ids]
-        for layer in params["layers"]:
-            x = x + self._attend(self._norm(x, layer["attention_norm"]), layer)
-            y = self._norm(x, layer["norm"])
-            y = jax.nn.silu(y @ layer["gate"]["kernel"]) * (y @ layer["up"]["kernel"])
-            x = x + y @ layer["down"]["kernel"]
-        return self._norm(x, params["norm"]) @ params["head"]["kernel"]
+        block = jax.checkpoint(self._block) if self.remat else self._block
+        x = params["embed"].astype(self.dtype)[jnp.asarray(ids)]
+        if self.stacked:
+            x, _ = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, params["layers"])
+        else:
+            for layer in params["layers"]:
+                x = block(x, layer)
+        return self._dense(self._norm(x, params["norm"]), params["head"])
+
+    def _block(self, x: Array, layer: Any) -> Array:
+        x = x + self._attend(self._norm(x, layer["attention_norm"]), layer)
+        y = self._norm(x, layer["norm"])
+        y = jax.nn.silu(self._dense(y, layer["gate"])) * self._dense(y, layer["up"])
+        return x + self._dense(y, layer["down"])
+
+    def _dense(self, x: Array, dense: Any) -> Array:
+        return x @ dense["kernel"].astype(self.dtype)
 
     def _attend(self, x: Array, layer: Any) -> Array:
         heads = {"q": self.heads, "k": self.shared, "v": self.shared}
         q, k, v = (
-            (x @ layer[name]["kernel"]).reshape(*x.shape[:2], count, self.size)
+            self._dense(x, layer[name]).reshape(*x.shape[:2], count, self.size)
             for name, count in heads.items()
         )
         mixed = jax.nn.dot_product_attention(self._turn(q), self._turn(k), v, is_causal=True)
-        return mixed.reshape(x.shape) @ layer["o"]["kernel"]
+        return self._dense(mixed.reshape(x.shape), layer["o"])
 
     def _turn(self, x: Array) -> Array:
         """Apply rotary position embeddings to each head."""
@@ -113,11 +129,13 @@ class Llama:
         angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * waves[None]
         sine, cosine = jnp.sin(angle)[None, :, None], jnp.cos(angle)[None, :, None]
         one, two = jnp.split(x, 2, -1)
-        return jnp.concatenate([one * cosine - two * sine, two * cosine + one * sine], -1)
+        turned = jnp.concatenate([one * cosine - two * sine, two * cosine + one * sine], -1)
+        return turned.astype(self.dtype)
 
     def _norm(self, x: Array, norm: Any) -> Array:
-        square = jnp.square(x).mean(-1, keepdims=True)
-        return x * jax.lax.rsqrt(square + self.epsilon) * norm["scale"][None, None]
+        square = jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True)
+        unit = x * jax.lax.rsqrt(square + self.epsilon)
+        return (unit * norm["scale"][None, None]).astype(self.dtype)
 
 
 def names() -> list[rules.Rule]:

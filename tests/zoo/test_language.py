@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnopt_jax.zoo.bert import Bert
@@ -20,6 +21,25 @@ def test_llama_does_not_look_ahead():
     np.testing.assert_array_equal(one[:, :4], changed[:, :4])
     assert np.abs(one[:, 4] - changed[:, 4]).max() > 1e-3
     assert np.abs(one[:, 2] - other[:, 2]).max() > 1e-3  # the same token elsewhere
+
+
+def test_stacked_and_recomputed_blocks_are_the_same_model():
+    sizes = {"vocabulary": 10, "width": 8, "layers": 3, "heads": 2, "shared": 1, "hidden": 16}
+    one, other = Llama(**sizes), Llama(**sizes, stacked=True, remat=True)
+
+    def slope(model):
+        def loss(params):
+            return jnp.square(model.apply(params, IDS)).mean()
+
+        return jax.jit(jax.grad(loss))(model.init(KEY))
+
+    found, wanted = slope(other), slope(one)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *wanted["layers"])
+    assert jax.tree.map(jnp.shape, found["layers"]) == jax.tree.map(jnp.shape, stacked)
+    for a, b in zip(
+        jax.tree.leaves(found), jax.tree.leaves(wanted | {"layers": stacked}), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_bert_looks_at_what_the_mask_allows():
