@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh
 
 
@@ -36,6 +37,29 @@ def place(tree: Any, at: Any) -> Any:
         return jax.device_put(tree, at)
     placed = jax.device_put(jax.tree.map(_on_host, tree), at)
     return jax.tree.map(_as_given, tree, placed)
+
+
+def lies_well(tree: Any, at: Any) -> bool:
+    """Return whether compiled code with these shardings takes the arrays of a tree as they are.
+
+    Args:
+        tree: a pytree of arrays, numbers and keys.
+        at: a sharding for all leaves, or a tuple of shardings, one for each entry of `tree`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nnopt_jax.tree.devices import lies_well
+        >>> lies_well(jnp.ones(2), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        True
+    """
+    if isinstance(at, tuple):
+        return all(map(lies_well, tree, at))
+    if not at.is_fully_addressable:
+        return False
+    return all(
+        not isinstance(x, jax.Array) or isinstance(x, Tracer) or not x.committed or x.sharding == at
+        for x in jax.tree.leaves(tree)
+    )
 
 
 def _on_host(x: Any) -> Any:
