@@ -97,8 +97,8 @@ def by_hand(axes: Mapping[str, int], plan: parallel.Shards) -> dict[str, str]:
     they are summed over different groups.
 
     ZeRO-3 (arXiv:1910.02054, section 7): each split array is gathered where it is used, and once
-    more for the backward pass where it was not kept; kept here, so once. Its gradient is summed
-    into shares: a reduce-scatter, or an all-reduce of which a device keeps its part.
+    more for the backward pass if that needs it, so once or twice. Its gradient is summed into
+    shares: a reduce-scatter, or an all-reduce of which a device keeps its part.
 
     GPipe (arXiv:1811.06965): each tick hands an activation on, forward, and a slope back; a loop
     counts once, so 2 permutations. What the last stage made goes to all, 1 sum; backward the slopes
@@ -120,7 +120,7 @@ def by_hand(axes: Mapping[str, int], plan: parallel.Shards) -> dict[str, str]:
     if rows > 1:
         add("all-reduce", 1, len(plan.rows) + 1)
     if fully:
-        add("all-gather", len(fully), len(fully))
+        add("all-gather", len(fully), 2 * len(fully))
     if piped:
         add("collective-permute", 2, 2)
         add("all-reduce", 2, 2)

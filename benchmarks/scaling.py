@@ -6,7 +6,7 @@ No weight is made and no device asked: `jax.eval_shape` gives the shapes of Llam
 has only names and sizes, and the plan that would train counts the bytes. Two ways of training:
 everything in bfloat16 with Adam's moments in float32; and adapters of rank 16 in float32 over
 kernels packed in four bits, in groups of 32. Printed are GiB of one device, in Markdown.
-`gradients` are those of all weights at once. Activations, weights while they are gathered, and with
+`gradients` are those of all trained arrays at once. Activations, weights while they are gathered, and with
 `accumulate` the sums of gradients in float32 come on top. `of ideal` is what lies there between
 steps (parameters, adapters, moments) over an even share of it.
 """
@@ -97,7 +97,7 @@ def row(base: Any, dense: Any, tx: nnopt.Transform, axes: dict[str, int], whole:
     mesh = AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
     plan = parallel.specs(base, mesh, MEGATRON if "model" in axes else [])
     held = layout(tx, wide_adamw(), plan).device_bytes
-    slopes = gradient_bytes(plan, dense)
+    slopes = held.state or gradient_bytes(plan, dense)  # adapters are all that is trained
     told = [held.params, held.state, slopes, held.opt_state, sum(held) + slopes]
     written = " x ".join(f"{name} {size}" for name, size in axes.items())
     return [str(math.prod(sizes)), written, *(f"{n / GIB:.3f}" for n in told),

@@ -148,8 +148,9 @@ def train_step(
     """Build the training step for a plan: data, tensor and parameter parallelism in one program.
 
     The batch is split by rows. Parameters and the states of transform and optimizer are split by
-    the plan. Parameters are gathered where the loss uses them, packed leaves in packed form, and
-    gradients are reduced directly to shards. The mesh may have Auto or Explicit axes.
+    the plan. Parameters are gathered where the loss uses them, a stack of layers one layer at a
+    time and packed leaves packed, and again in the backward pass; gradients are reduced to shards
+    where they arise. Frozen leaves get no gradient. The mesh may have Auto or Explicit axes.
 
     Args:
         loss: a function `loss(params, batch, *args) -> scalar`, the mean over rows, or `Weighted`,
@@ -161,8 +162,9 @@ def train_step(
         plan: the result of `nnopt.parallel.specs`.
         accumulate: the number of micro-batches of a batch, one after another; their gradients are
             summed in float32.
-        remat: what the backward pass recomputes: True stores only results of matrix products and
-            gathers parameters again; or a policy of `jax.checkpoint_policies`.
+        remat: what the backward pass recomputes, layer by layer, where the model does not itself
+            recompute: True stores only results of matrix products; or a policy of
+            `jax.checkpoint_policies`.
         donate: whether the memory of a state is reused for the next one.
         has_aux: whether the loss returns `(value, aux)`; with micro-batches, aux is averaged, in
             float32 at least.
