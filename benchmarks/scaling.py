@@ -6,9 +6,9 @@ No weight is made and no device asked: `jax.eval_shape` gives the shapes of Llam
 has only names and sizes, and the plan that would train counts the bytes. Two ways of training:
 everything in bfloat16 with Adam's moments in float32; and adapters of rank 16 in float32 over
 kernels packed in four bits, in groups of 32. Printed are GiB of one device, in Markdown.
-`gradients` are those of all trained arrays at once. Activations, weights while they are gathered, and with
-`accumulate` the sums of gradients in float32 come on top. `of ideal` is what lies there between
-steps (parameters, adapters, moments) over an even share of it.
+`gradients` are those of all trained arrays at once. Activations, weights while they are gathered,
+and with `accumulate` the sums of gradients in float32 come on top. `of ideal` is what lies there
+between steps (parameters, adapters, moments) over an even share of it.
 """
 
 from __future__ import annotations
