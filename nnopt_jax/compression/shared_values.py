@@ -100,9 +100,8 @@ def codebook(
         return kmeans(values, clusters, mask=mask, weights=weights, **how)
 
     def begin(slots: Sequence[Slot], start: Start) -> tuple[Any, Any]:
-        if init == "random":
-            start.drawing_key("init='random' draws")
-        table = fit(slots, start.key)
+        key = start.drawing_key("init='random' draws") if init == "random" else None
+        table = fit(slots, key)
         return (table, None) if learned else (None, table)
 
     def encode(slot: Slot, table: Any, fitted: Any, train: bool) -> Codebook:

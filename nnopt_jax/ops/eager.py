@@ -138,4 +138,11 @@ def take_flat(x: jax.Array, places: jax.Array | np.ndarray) -> jax.Array:
         >>> take_flat(jnp.array([[5, 6], [7, 8]]), np.array([3, 0]))
         Array([8, 5], dtype=int32)
     """
+    if not is_on_host(x):
+        return _take_flat(x, places)
     return like_input(to_host(x).ravel()[places], x)
+
+
+@compiled
+def _take_flat(x: jax.Array, places: jax.Array | np.ndarray) -> jax.Array:
+    return x.ravel()[places]

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from nnopt_jax.ops.eager import compiled
-
 _ONE = 0x3F800000  # the bits of 1.0
 _LARGEST = 0x7F7FFFFF  # the bits of the largest float
 _OCTAVE = 2.0**23  # the bits from one power of two to the next
@@ -107,7 +105,9 @@ def gather(v: Array, mask: Array | None, weights: Array | None, bins: int) -> tu
     return _atoms(place, weight), scale
 
 
-@functools.partial(compiled, static_argnums=5)
+# These functions are calls inside of other programs, because copying their many steps for each leaf
+# would take longer than tracing all the rest.
+@functools.partial(jax.jit, static_argnums=5)
 def _bin_means(
     v: Array, mask: Array | None, weights: Array | None, center: Array, spread: Array, bins: int
 ) -> tuple[Array, Array, Array]:
@@ -182,7 +182,7 @@ def pool(
     return jnp.concatenate(values), jnp.concatenate(weights)
 
 
-@compiled
+@jax.jit
 def _atoms(place: Array, weight: Array) -> Atoms:
     place = running(jnp.maximum, place, -jnp.inf)
     full = weight > 0
@@ -246,7 +246,7 @@ def _subsample(x: Array) -> Array:
     return x
 
 
-@compiled
+@jax.jit
 def _finite_sample(v: Array, mask: Array | None, weights: Array | None) -> tuple[Array, Array]:
     """Return a sample of the unmasked, finite values, padded with infinity, and their number."""
     v, w = _weighted_values(jax.tree.map(_subsample, (v, mask, weights)))
@@ -257,7 +257,7 @@ def _finite_sample(v: Array, mask: Array | None, weights: Array | None) -> tuple
     return jnp.pad(sample, padding, constant_values=jnp.inf), jnp.sum(w > 0, dtype=jnp.int32)
 
 
-@compiled
+@jax.jit
 def _center_and_spread(sample: Array, count: Array) -> tuple[Array, Array]:
     """Return the median and a quantile range of a sample; 0 for an empty one."""
     v = jnp.sort(sample)

@@ -91,7 +91,7 @@ class _Stochastic(Rounding):
                 f"{start.caller}: stochastic rounding draws; give "
                 "tx.init(params, key=jax.random.key(0))."
             )
-        return {}, {"key": start.key, "count": jnp.int32(0)}
+        return {}, {"key": start.own_key, "count": jnp.int32(0)}
 
     def refresh(
         self, learned: dict[str, Any], rest: dict[str, Any], now: Update

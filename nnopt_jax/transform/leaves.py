@@ -32,10 +32,11 @@ class Start(NamedTuple):
     """The inputs of a method's `init` besides the leaves: the key and the statistics.
 
     Args:
-        key: the key of methods that draw random numbers; None if the caller passed none.
+        key: the key of the caller; None if the caller passed none.
         stats: the statistics of the chosen leaves that `graph.observe` measured, by name and path.
         path: the path of the leaf, for methods that take one slot at a time.
         caller: the method, for errors.
+        number: the number of the slot within the leaf; None for all leaves together.
 
     Example:
         >>> from nnopt_jax.transform import Start
@@ -47,8 +48,14 @@ class Start(NamedTuple):
     stats: Mapping[str, Leaves]
     path: str = ""
     caller: str = ""
+    number: int | None = None
 
     __repr__ = brief_fields
+
+    @property
+    def own_key(self) -> jax.Array | None:
+        """The key of this slot, or of all leaves together; None if the caller passed none."""
+        return self.key if self.number is None else slot_key(self.key, self.path, self.number)
 
     def drawing_key(self, use: str) -> jax.Array:
         """Return the PRNG key; raise if the caller passed none.
@@ -59,11 +66,12 @@ class Start(NamedTuple):
         Raises:
             ValueRangeError: the caller did not pass a key.
         """
-        if self.key is None:
+        key = self.own_key
+        if key is None:
             raise ValueRangeError(
                 f"{self.caller}: {use}; give tx.init(params, key=jax.random.key(0))."
             )
-        return self.key
+        return key
 
 
 class Update(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from nnopt_jax.arrays.nodes import is_node, summary
-from nnopt_jax.arrays.storage import find_masked
+from nnopt_jax.arrays.storage import find_masked, store
 from nnopt_jax.columns import Tabular, aligned, brief_fields, counted
 from nnopt_jax.transform.base import Transform, abstract_state, abstractly
 from nnopt_jax.transform.inert import without_inert
@@ -152,7 +152,7 @@ def plan(tx: Transform, params: Any) -> Plan:
         for path, mask in masked.items()
         if mask is not None and mask.capacity is None
     }
-    packed = jax.eval_shape(lambda p, s: tx.pack(p, s, capacities=room), params, state)
+    packed = jax.eval_shape(lambda leaves: store(leaves, capacities=room), encoded)
     before, after = flatten(params, is_node), flatten(packed, is_node)
     notes = {path: "; ".join(texts) for path, texts in abstractly(tx.notes, params).items()}
     rows = tuple(

@@ -14,7 +14,7 @@ from nnopt_jax.errors import CompositionError, Problems, ScaleError, ShapeError
 from nnopt_jax.transform.base import TOGETHER, State, Transform, bindable
 from nnopt_jax.transform.binding import UNBOUND, Binding
 from nnopt_jax.transform.builders import Faults, on_leaves
-from nnopt_jax.transform.leaves import Leaves, Start, Update, slot_key
+from nnopt_jax.transform.leaves import Leaves, Start, Update
 from nnopt_jax.tree.select import Where
 
 _QUANTIZED = "is quantized already; quantize it once"
@@ -82,7 +82,7 @@ def refining(
             for path, leaf in leaves.items():
                 try:
                     made[path] = [
-                        init(slot, start._replace(key=slot_key(start.key, path, i), path=path))
+                        init(slot, start._replace(path=path, number=i))
                         for i, slot in enumerate(inside(path, leaf))
                     ]
                 except ScaleError as error:
@@ -218,7 +218,7 @@ def refining_together(
                 raise ShapeError(f"{name}: {', '.join(leaves)}: {text}")
 
         def init_all(leaves: Leaves, start: Start) -> tuple[Leaves, Leaves]:
-            own = start._replace(key=slot_key(start.key, TOGETHER, 0))
+            own = start._replace(path=TOGETHER, number=0)
             learned, rest = init(every(leaves), own)
             return {TOGETHER: learned}, {TOGETHER: rest, **dict.fromkeys(leaves)}
 
