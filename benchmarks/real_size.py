@@ -8,7 +8,7 @@
 The model is SmolLM2-135M-Instruct. Its 210 kernels are packed; embedding and norms stay float32.
 `init` + `pack` is timed for the first call of the process, which compiles, and for the second.
 `save` and `load` are timed for each effort. Memory is what the process took at most above what it
-held before the step, without the result, in the second call. All times are processor seconds of this process.
+held before the step, without the result, in the second call. All times are processor seconds.
 """
 
 from __future__ import annotations

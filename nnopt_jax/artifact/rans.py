@@ -6,8 +6,6 @@ integer arithmetic gives the same bytes everywhere.
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 
 from nnopt_jax.artifact.byte_io import ByteReader, inflate, varint
 from nnopt_jax.errors import ArtifactError
+from nnopt_jax.ops.eager import on_host
 
 _BITS = 15
 _SCALE = 1 << _BITS
@@ -93,19 +92,6 @@ def decode(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]
 
 
 # ---------------------------------------------------------------------- the compiled loops
-
-
-def _on_host() -> contextlib.AbstractContextManager[Any]:
-    """Compute on the processor, where a loop over single symbols is fastest, if JAX may use it."""
-    try:
-        return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:
-        warnings.warn(
-            "JAX may not use the processor, so that reading and writing .nnopt files is slow. "
-            f"Set JAX_PLATFORMS={jax.default_backend()},cpu.",
-            stacklevel=2,
-        )
-        return contextlib.nullcontext()
 
 
 def _look_up(table: jax.Array, index: jax.Array) -> jax.Array:
@@ -208,7 +194,7 @@ def _push(runs: Sequence[np.ndarray], tables: Sequence[np.ndarray]) -> tuple[int
     """Encode all runs, the last first, so that `_pull` decodes them in order."""
     state: Any = np.uint32(_FLOOR)
     pieces = [np.zeros(0, np.uint16)]
-    with _on_host():
+    with on_host():
         for run, table in zip(reversed(runs), reversed(tables), strict=True):
             if _is_constant(table):
                 continue
@@ -229,7 +215,7 @@ def _pull(
 ) -> list[np.ndarray]:
     """Decode the words of `_push`; the state must return to its initial value."""
     runs, at, carry = [], 0, np.uint32(state)
-    with _on_host():
+    with on_host():
         for table, size in zip(tables, sizes, strict=True):
             owner = np.repeat(np.arange(len(table), dtype=symbol_type(table)), table)
             given = (owner, _device_table(table), _device_table(np.cumsum(table) - table))

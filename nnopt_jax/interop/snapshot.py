@@ -27,7 +27,7 @@ from nnopt_jax.interop.stored_leaf import (
     encode_python,
     nonfinite,
 )
-from nnopt_jax.ops.checksums import digest
+from nnopt_jax.ops.checksums import digests
 from nnopt_jax.tree.devices import place
 from nnopt_jax.tree.paths import flatten, unflatten
 
@@ -84,8 +84,9 @@ def freeze(tree: Any, caller: str, *, finite: bool = True) -> tuple[dict[str, An
             entry["value"] = encode_python(leaves[path])
         elif leaf.stored:
             arrays[str(number)] = _local_to_numpy(encode(leaves[path]))
-            entry["checksum"] = digest(arrays[str(number)])
         entries.append(entry)
+    for number, found in zip(arrays, digests(list(arrays.values())), strict=True):
+        entries[int(number)]["checksum"] = found
     check_agreement(entries, caller)
     return arrays, {"tree": describe(unflatten(tree, kinds)), "leaves": entries}
 
@@ -173,6 +174,7 @@ def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], caller:
         {'w': array([1., 1.])}
     """
     problems, values = Problems(caller), []
+    sums = dict(zip(arrays, digests(list(arrays.values())), strict=True))
     for number, (path, leaf, sharding, entry) in enumerate(leaves):
         value = None
         try:
@@ -180,7 +182,7 @@ def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], caller:
                 value = decode_python(leaf, entry["value"])
             else:
                 stored = arrays.get(str(number)) if leaf.stored else None
-                value = _checked(leaf, stored, entry)
+                value = _checked(leaf, stored, entry, sums.get(str(number)))
                 if sharding is not None and value.sharding != sharding:
                     value = place(value, sharding)
         except ValueError as error:
@@ -190,11 +192,11 @@ def thaw(numbered: Any, leaves: list[Wanted], arrays: Mapping[str, Any], caller:
     return jax.tree.map(lambda number: values[number], numbered)
 
 
-def _checked(leaf: StoredLeaf, stored: Any, entry: dict[str, Any]) -> Any:
+def _checked(leaf: StoredLeaf, stored: Any, entry: dict[str, Any], found: Any) -> Any:
     if leaf.stored and stored is None:
         raise ValueError("is missing")
     value = decode(leaf, stored)
-    if leaf.stored and digest(stored) != entry["checksum"]:
+    if leaf.stored and found != entry["checksum"]:
         raise ValueError("is damaged: its checksum is not the one it was saved with")
     return value
 

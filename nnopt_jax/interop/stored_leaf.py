@@ -192,7 +192,10 @@ def nonfinite(x: Any) -> str:
     values, xp = (x, jnp) if whole else (np.asarray(x), np)
     if not jnp.issubdtype(x.dtype, np.complexfloating) and x.dtype.itemsize == 1:
         values = values.astype(np.float32)
-    nan, finite = int(xp.isnan(values).sum()), int(xp.isfinite(values).sum())
+    finite = int(np.count_nonzero(np.isfinite(values)) if xp is np else xp.isfinite(values).sum())
+    if finite == values.size:
+        return ""
+    nan = int(xp.isnan(values).sum())
     infinite = values.size - finite - nan
     if nan or (infinite and values.ndim):
         return f"holds {nan} NaN and {infinite} infinite of {values.size}"

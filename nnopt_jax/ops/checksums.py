@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -9,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
+
+from nnopt_jax.ops.eager import on_host
 
 _SEEDS = (0x9E3779B9, 0x7F4A7C15)
 
@@ -59,7 +63,8 @@ def _checksum(x: Array) -> Array:
     )
 
 
-_CHUNK = 1 << 16  # a number of elements for which all temporaries stay in cache
+_CHUNKS = (1 << 12, 1 << 16, 1 << 20)
+"""The numbers of elements of compiled calls: few programs serve arrays of all lengths."""
 
 
 def digest(x: Any) -> list[int]:
@@ -88,16 +93,48 @@ def digest(x: Any) -> list[int]:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return np.asarray(checksum(x)).tolist()
     flat = np.asarray(x).ravel()
-    sums = [0, 0]
-    for start in range(0, flat.size, _CHUNK):
-        words = _words(flat[start : start + _CHUNK])
-        place = np.arange(start, start + words[0].size, dtype=np.uint64).astype(np.uint32)
-        for index, seed in enumerate(_SEEDS):
-            hashed = _mix(place + np.uint32(seed))
-            for word in words:
-                hashed = _mix(word ^ hashed)
-            sums[index] += int(hashed.sum(dtype=np.uint64))
-    return [total % 2**32 for total in sums]
+    sums = np.zeros(2, np.uint32)
+    with on_host():
+        for start in range(0, flat.size, _CHUNKS[-1]):
+            words = _words(flat[start : start + _CHUNKS[-1]])
+            count = len(words[0])
+            room = next(size for size in _CHUNKS if count <= size)
+            if count < room:
+                words = [np.pad(word, (0, room - count)) for word in words]
+            first = np.uint32(start % 2**32)
+            sums += np.asarray(_chunk_sums(words, first, np.uint32(count)))
+    return sums.tolist()
+
+
+def digests(arrays: Sequence[Any]) -> list[list[int]]:
+    """Return `digest` of each array, on all cores if the whole arrays are on the host.
+
+    Args:
+        arrays: NumPy or JAX arrays, except PRNG keys.
+
+    Example:
+        >>> import numpy as np
+        >>> from nnopt_jax.ops.checksums import digest, digests
+        >>> digests([np.arange(6)]) == [digest(np.arange(6))]
+        True
+    """
+    if any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in arrays):
+        return [digest(x) for x in arrays]  # with all processes, in one order
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(digest, arrays))
+
+
+@jax.jit
+def _chunk_sums(words: list[Array], start: Array, count: Array) -> Array:
+    """Return the checksum of the first `count` elements of a chunk that begins at `start`."""
+    number = lax.iota(jnp.uint32, len(words[0]))
+    sums = []
+    for seed in _SEEDS:
+        hashed = _mix(number + start + jnp.uint32(seed))
+        for word in words:
+            hashed = _mix(word ^ hashed)
+        sums.append(jnp.where(number < count, hashed, 0).sum(dtype=jnp.uint32))
+    return jnp.stack(sums)
 
 
 def _words(x: Any) -> list[Any]:
