@@ -33,7 +33,7 @@ from nnopt_jax.ops.bit_packing import (
     unpack_bits,
     unpack_ternary,
 )
-from nnopt_jax.ops.eager import like_input, to_integers
+from nnopt_jax.ops.eager import is_on_host, like_input, to_integers
 from nnopt_jax.typing import Array, Shape
 
 
@@ -155,8 +155,8 @@ class PackedTernary(PackedIntegers):
         """Pack integers (of any dtype, floats holding integers included)."""
         shape = codes.shape
         layout = "rows" if shape and shape[-1] and shape[-1] % 5 == 0 else "flat"
-        unsigned = to_integers(codes, np.int32) - low
-        rows = unsigned if layout == "rows" else unsigned.ravel()
+        unsigned = _unsigned(codes, low, np.dtype("u1"))
+        rows: Any = unsigned if layout == "rows" else unsigned.ravel()
         pack = host_pack_ternary if isinstance(rows, np.ndarray) else pack_ternary
         return cls(like_input(pack(rows), codes), low, shape, layout)
 
@@ -222,8 +222,8 @@ class Bits(PackedIntegers):
         """Pack integers (of any dtype, floats holding integers included)."""
         shape = tuple(codes.shape)
         layout = "rows" if shape and shape[-1] and shape[-1] % 8 == 0 else "flat"
-        unsigned = to_integers(codes, np.int32) - low
-        rows = unsigned if layout == "rows" else unsigned.ravel()
+        unsigned = _unsigned(codes, low, np.dtype("u1" if width <= 8 else "u2"))
+        rows: Any = unsigned if layout == "rows" else unsigned.ravel()
         pack = host_pack_bits if isinstance(rows, np.ndarray) else pack_bits
         return cls(like_input(pack(rows, width), codes), width, low, shape, layout)
 
@@ -263,6 +263,22 @@ class Bits(PackedIntegers):
     def outline(self) -> str:
         """Return a summary such as `4-bit[300,100]`."""
         return f"{self.width}-bit[{','.join(map(str, self.shape))}]"
+
+
+_PIECE = 1 << 20
+"""The number of codes that are converted at a time."""
+
+
+def _unsigned(codes: jax.Array | np.ndarray, low: int, dtype: np.dtype) -> jax.Array | np.ndarray:
+    """Return codes above the least one; on the host, without an array of wider integers."""
+    if not is_on_host(codes):
+        return to_integers(codes, np.int32) - low
+    flat = np.asarray(codes).ravel()
+    found = np.empty(flat.shape, dtype)
+    for start in range(0, flat.size, _PIECE):
+        piece = slice(start, start + _PIECE)
+        found[piece] = to_integers(flat[piece], np.int32) - low
+    return found.reshape(codes.shape)
 
 
 def width_for(count: int) -> int:

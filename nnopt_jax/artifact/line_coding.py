@@ -8,6 +8,7 @@ layer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -270,12 +271,11 @@ class Profiles:
     """
 
     def __init__(self) -> None:
-        self._known: list[np.ndarray] = []
+        self._known: list[_Profile] = []
 
     def note(self, mask: np.ndarray) -> None:
         """Add a mask; encoder and decoder add the same masks in the same order."""
-        matrix = _rows_by_outputs(mask)
-        self._known.append(density_class(16 * matrix.sum(0) + 4, 16 * max(len(matrix), 1)))
+        self._known.append(_Profile(_rows_by_outputs(mask)))
 
     def best(self, mask: np.ndarray) -> int:
         """Return the earlier masks that correlate best with rows and columns, as one number.
@@ -286,6 +286,8 @@ class Profiles:
         Returns:
             The number to pass to `classes`; 0 if no mask correlates.
         """
+        if mask.ndim < 2 or not self._known:
+            return 0
         counts = [_rows_by_outputs(mask).sum(axis) for axis in (1, 0)]
         most, best = [_SURE_PROFILE] * 2, [0, 0]
         for back in range(1, len(self._known) + 1):
@@ -313,11 +315,25 @@ class Profiles:
         if not back or len(shape) < 2 or not math.prod(shape):
             return None, None
         profile, rows = self._known[-back], math.prod(shape[:-1])
-        fits = len(profile) > 1 and rows % len(profile) == 0
+        fits = profile.size > 1 and rows % profile.size == 0
         return (
-            np.tile(profile, rows // len(profile)) if fits else None,
-            profile if len(profile) == shape[-1] else None,
+            np.tile(profile.classes, rows // profile.size) if fits else None,
+            profile.classes if profile.size == shape[-1] else None,
         )
+
+
+class _Profile:
+    """The densities of the columns of a mask, computed when a later mask may follow them."""
+
+    def __init__(self, matrix: np.ndarray) -> None:
+        self.size, self._rows = matrix.shape[1], max(len(matrix), 1)
+        # One row, as of a leaf of one axis, may be long; it takes less memory than its sums.
+        self._totals = matrix[0] if len(matrix) == 1 else matrix.sum(0)
+
+    @functools.cached_property
+    def classes(self) -> np.ndarray:
+        """The class of each density."""
+        return density_class(16 * self._totals.astype(np.int64) + 4, 16 * self._rows)
 
 
 def _rows_by_outputs(mask: np.ndarray) -> np.ndarray:

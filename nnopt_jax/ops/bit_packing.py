@@ -96,7 +96,7 @@ def host_pack_bits(codes: np.ndarray, width: int) -> np.ndarray:
 
 
 def _words(codes: Any, width: int, xp: Any) -> Any:
-    codes = codes.astype(np.uint16)
+    codes = codes if codes.dtype == np.uint8 else codes.astype(np.uint16)
     words = [_pack_plane(codes >> shift, bits, xp) for shift, bits in _planes(width)]
     return xp.concatenate(words, -1)
 
