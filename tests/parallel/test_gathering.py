@@ -188,7 +188,7 @@ def test_rematerialization_of_a_stack_never_takes_more_memory(blocks):
         compiled(loss, params, remat=remat).memory_analysis().temp_size_in_bytes
         for remat in (False, True)
     )
-    assert again == plain if blocks else again < 0.9 * plain
+    assert again <= plain if blocks else again < 0.9 * plain
 
 
 def test_a_step_of_adapters_costs_no_gradient_of_the_base():
