@@ -39,6 +39,7 @@ from nnopt_jax.interop import read_weights, write_safetensors
 from nnopt_jax.zoo import llama
 
 HEADS, SHARED = 9, 3
+MODEL = llama.Llama(49152, 576, 30, HEADS, SHARED, 1536, base=1e5)
 KERNELS = "layers/*/*/kernel"
 METHODS: dict[str, Callable[[], Any]] = {
     "int8 channel": lambda: quantization.uniform(8, granularity="channel", where=KERNELS),
@@ -82,10 +83,7 @@ def source() -> dict[str, np.ndarray]:
 
 def parameters() -> Any:
     """Return the parameters of the model, without the head, which is the embedding."""
-    model = llama.Llama(
-        vocabulary=49152, width=576, layers=30, heads=HEADS, shared=SHARED, hidden=1536, base=1e5
-    )
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0))
     params = dict(transfer.graft(shapes, source(), llama.names()).params)
     del params["head"]
     return jax.tree.map(jax.numpy.asarray, params)
@@ -195,11 +193,10 @@ def road() -> Table:
         )
         write_safetensors(weights, source())
         clock = [time.perf_counter()]
-        model = llama.Llama(49152, 576, 30, HEADS, SHARED, 1536, base=1e5)
-        target = jax.eval_shape(model.init, jax.random.key(0))
+        target = jax.eval_shape(MODEL.init, jax.random.key(0))
         params = transfer.graft(target, read_weights(weights), llama.names()).params
         lap("read and graft")
-        graph = nnopt.graph(model.apply, params, jax.ShapeDtypeStruct((1, 8), np.int32))
+        graph = nnopt.graph(MODEL.apply, params, jax.ShapeDtypeStruct((1, 8), np.int32))
         tx = quantization.uniform(4, group=64).bind(graph)
         lap("graph and bind")
         packed = tx.pack(params, tx.init(params))

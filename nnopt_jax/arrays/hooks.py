@@ -117,7 +117,7 @@ class Hooks:
         if self.SHARED is None:
             raise CannotStayPacked("one of its fields cannot be moved")
         names = [name for name in self.names() if name not in self.SHARED]
-        return _map_fields(self, names, lambda part: move(part, movement, shape))
+        return map_fields(self, names, lambda part: move(part, movement, shape))
 
     def cast(self: Any, dtype: Any) -> Field:
         """Cast to another float dtype; a node with a `dtype` field rounds once, when materialized.
@@ -129,7 +129,7 @@ class Hooks:
             return self.replace(dtype=str(dtype))
         if not self.TYPED:
             raise CannotStayPacked("its fields have dtypes of their own")
-        return _map_fields(self, self.TYPED, lambda part: cast(part, dtype))
+        return map_fields(self, self.TYPED, lambda part: cast(part, dtype))
 
     def times(self, number: Array) -> Field:
         """Multiply the weight by a scalar.
@@ -139,7 +139,7 @@ class Hooks:
         """
         if not self.LINEAR:
             raise CannotStayPacked("it is scaled, and has no scale of its own")
-        return _map_fields(self, self.LINEAR, lambda part: times(part, number))
+        return map_fields(self, self.LINEAR, lambda part: times(part, number))
 
     def joined(self, fields: Sequence[Any], axis: int) -> Field:
         """Concatenate weights.
@@ -212,7 +212,7 @@ class Hooks:
         return not stated and all(field.follows_parts for field in inner)
 
 
-def _map_fields(node: Any, names: Iterable[str], function: Callable[[Field], Field]) -> Any:
+def map_fields(node: Any, names: Iterable[str], function: Callable[[Field], Field]) -> Any:
     """Apply a function to the named fields that the node has."""
     fields = dict(node.fields())
     return node.replace(**{name: function(fields[name]) for name in names if name in fields})

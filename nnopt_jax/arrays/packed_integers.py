@@ -270,7 +270,7 @@ _PIECE = 1 << 20
 
 
 def _unsigned(codes: jax.Array | np.ndarray, low: int, dtype: np.dtype) -> jax.Array | np.ndarray:
-    """Return codes above the least one; on the host, without an array of wider integers."""
+    """Subtract the least code from all; on the host by pieces, which takes less memory."""
     if not is_on_host(codes):
         return to_integers(codes, np.int32) - low
     flat = np.asarray(codes).ravel()

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnopt_jax.arrays.hooks import inputs_above
+from nnopt_jax.arrays.hooks import inputs_above, map_fields
 from nnopt_jax.arrays.nodes import Field, is_node, materialize
 from nnopt_jax.arrays.reshaped import transposed_in_memory
 from nnopt_jax.tree.paths import flatten, unflatten
@@ -72,8 +72,7 @@ def _prepack_leaf(field: Field, backend: str, dense: bool) -> Field:
         return transposed_in_memory(field) if is_matrix else field
     field = inputs_above(field)
     if field.FACTORS:
-        factors = {name: getattr(field, name) for name in field.FACTORS}
-        return field.replace(**{n: _prepack_leaf(f, backend, dense) for n, f in factors.items()})
+        return map_fields(field, field.FACTORS, lambda part: _prepack_leaf(part, backend, dense))
     if dense and not field.multiplies(backend):
         array = materialize(field)
         return transposed_in_memory(array) if array.ndim == 2 else array

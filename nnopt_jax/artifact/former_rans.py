@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnopt_jax.artifact.byte_io import ByteReader
-from nnopt_jax.artifact.rans import group_size, read_tables, read_words, symbol_type, ungroup
+from nnopt_jax.artifact.rans import read_groups, read_words, symbol_type, ungroup
 from nnopt_jax.errors import ArtifactError
 
 _BITS = 16
@@ -33,9 +33,7 @@ def decode(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]
         ArtifactError: the data is malformed.
     """
     reader = ByteReader(data)
-    group = group_size(alphabet)
-    groups = [-(-size // group) for size in sizes]
-    tables = read_tables(reader, alphabet**group, len(sizes), _SCALE)
+    groups, tables = read_groups(reader, sizes, alphabet, _SCALE)
     lanes = reader.varint()
     if not 0 < sum(groups) <= lanes * _STEPS:
         raise ArtifactError(f"malformed: {lanes} rANS lanes for {sum(groups)} groups.")

@@ -79,9 +79,7 @@ def decode(data: bytes, sizes: Sequence[int], alphabet: int) -> list[np.ndarray]
         ArtifactError: the data is malformed.
     """
     reader = ByteReader(data)
-    group = group_size(alphabet)
-    groups = [-(-size // group) for size in sizes]
-    tables = read_tables(reader, alphabet**group, len(sizes), _SCALE)
+    groups, tables = read_groups(reader, sizes, alphabet, _SCALE)
     # A symbol whose probability is at most 1 - 2^-15 takes at least 2^-15 bits.
     coded = sum(n for n, table in zip(groups, tables, strict=True) if not _is_constant(table))
     if coded > (8 * len(data)) << _BITS:
@@ -213,7 +211,7 @@ def _push(runs: Sequence[np.ndarray], tables: Sequence[np.ndarray]) -> tuple[int
 def _pull(
     state: int, words: np.ndarray, tables: Sequence[np.ndarray], sizes: Sequence[int]
 ) -> list[np.ndarray]:
-    """Decode the words of `_push`; the state must return to its initial value."""
+    """Decode the words that `_push` wrote; raise if the last state is not its first one."""
     runs, at, carry = [], 0, np.uint32(state)
     with on_host():
         for table, size in zip(tables, sizes, strict=True):
@@ -305,7 +303,26 @@ def _frequencies(counts: np.ndarray) -> np.ndarray:
     return table
 
 
-def read_tables(reader: ByteReader, most: int, count: int, scale: int) -> list[np.ndarray]:
+def read_groups(
+    reader: ByteReader, sizes: Sequence[int], alphabet: int, scale: int
+) -> tuple[list[int], list[np.ndarray]]:
+    """Return the number of groups of each part, and read their frequency tables.
+
+    Args:
+        reader: the stream.
+        sizes: the number of symbols of each part.
+        alphabet: the number of symbols.
+        scale: the sum of the frequencies of a table.
+
+    Raises:
+        ArtifactError: the data is malformed.
+    """
+    group = group_size(alphabet)
+    groups = [-(-size // group) for size in sizes]
+    return groups, _read_tables(reader, alphabet**group, len(sizes), scale)
+
+
+def _read_tables(reader: ByteReader, most: int, count: int, scale: int) -> list[np.ndarray]:
     """Read tables of frequencies.
 
     Args:

@@ -192,7 +192,7 @@ def nonfinite(x: Any) -> str:
     values, xp = (x, jnp) if whole else (np.asarray(x), np)
     if not jnp.issubdtype(x.dtype, np.complexfloating) and x.dtype.itemsize == 1:
         values = values.astype(np.float32)
-    finite = int(np.count_nonzero(np.isfinite(values)) if xp is np else xp.isfinite(values).sum())
+    finite = int(xp.count_nonzero(xp.isfinite(values)))
     if finite == values.size:
         return ""
     nan = int(xp.isnan(values).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -49,18 +50,11 @@ def _checksum(x: Array) -> Array:
     place = jnp.zeros(words[0].shape, jnp.uint32)
     for axis, size in enumerate(place.shape):
         place = place * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, place.shape, axis)
-    sums = []
-    for seed in _SEEDS:
-        hashed = _mix(place + jnp.uint32(seed))
-        for word in words:
-            hashed = _mix(word ^ hashed)
-        sums.append(hashed)
     axes = tuple(range(place.ndim))
     zero = jnp.uint32(0)
+    parts = _hashed(place, words)
     # Both sums in one reduction take one loop and one all-reduce.
-    return jnp.stack(
-        lax.reduce(tuple(sums), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes)
-    )
+    return jnp.stack(lax.reduce(parts, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes))
 
 
 _CHUNKS = (1 << 12, 1 << 16, 1 << 20)
@@ -128,13 +122,17 @@ def digests(arrays: Sequence[Any]) -> list[list[int]]:
 def _chunk_sums(words: list[Array], start: Array, count: Array) -> Array:
     """Return the checksum of the first `count` elements of a chunk that begins at `start`."""
     number = lax.iota(jnp.uint32, len(words[0]))
-    sums = []
-    for seed in _SEEDS:
-        hashed = _mix(number + start + jnp.uint32(seed))
-        for word in words:
-            hashed = _mix(word ^ hashed)
-        sums.append(jnp.where(number < count, hashed, 0).sum(dtype=jnp.uint32))
-    return jnp.stack(sums)
+    parts = _hashed(number + start, words)
+    return jnp.stack([jnp.where(number < count, x, 0).sum(dtype=jnp.uint32) for x in parts])
+
+
+def _hashed(place: Array, words: list[Array]) -> tuple[Array, Array]:
+    """Return the terms of both sums: the bits of each element, hashed with its position."""
+    one, other = (
+        functools.reduce(lambda hashed, word: _mix(word ^ hashed), words, _mix(place + seed))
+        for seed in map(jnp.uint32, _SEEDS)
+    )
+    return one, other
 
 
 def _words(x: Any) -> list[Any]:

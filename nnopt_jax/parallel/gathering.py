@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,19 +13,35 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import Mesh, PartitionSpec
 
+from nnopt_jax.arrays.hooks import CannotStayPacked, map_fields
 from nnopt_jax.arrays.nodes import Field, is_node, materialize
 from nnopt_jax.errors import NnoptError
 from nnopt_jax.parallel.meshes import constrain
 from nnopt_jax.parallel.shard_specs import Shards
 from nnopt_jax.parallel.split_leaf import SplitLeaf, gather, is_split, split_leaves, spreads_after
 from nnopt_jax.trace.control import CONTROL, Inside, Slices
-from nnopt_jax.trace.jaxpr import Equation, Program, evaluate, is_variable, primitives, read
+from nnopt_jax.trace.jaxpr import (
+    Equation,
+    Program,
+    advance,
+    environment,
+    evaluate,
+    is_variable,
+    primitives,
+    read,
+)
 from nnopt_jax.trace.packed.packed_function import OnPacked, Use, check_uses, note_use
 from nnopt_jax.trace.packed.packed_leaf import PackedLeaf, is_leaf
-from nnopt_jax.trace.packed.packed_run import InsidePacked, compute_before_loop, compute_step
+from nnopt_jax.trace.packed.packed_run import (
+    InsidePacked,
+    compute_before_loop,
+    compute_step,
+    slices_of,
+)
 from nnopt_jax.trace.primitives import Flow, Kind, Table
 from nnopt_jax.trace.primitives.primitive_names import ragged_dot_general_p
 from nnopt_jax.trace.traced import is_array, name_of, trace
+from nnopt_jax.transform.training import wrapped
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Array
 
@@ -41,7 +57,8 @@ class GatheringRun(Inside):
         mesh: the devices.
         record: a function to call for each use of a packed leaf.
         table: the rules of the primitives.
-        policy: what the backward pass does not recompute; None to recompute gathers alone.
+        policy: what the backward pass does not recompute; None to recompute gathers alone, or
+            what a `jax.checkpoint` around recomputes.
         multiplies_codes: whether products multiply the codes of packed leaves; otherwise they
             decode them, since the rows of integer products do not stay split over devices.
         is_differentiated: whether a gradient is taken.
@@ -62,31 +79,27 @@ class GatheringRun(Inside):
 
     def evaluate(self, program: Program, values: Sequence[Any]) -> list[Any]:
         """Compute a program on arrays, packed leaves and split leaves."""
-        if self.policy is None or self.is_recomputed:
-            return evaluate(program, values, lambda _, *step: self._compute(*step))
-        known = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
-        known.update(zip(program.jaxpr.invars, values, strict=True))
+        if self.policy is None:
+            return evaluate(program, values, self._compute)
+        known = environment(program, values)
         for stretch in _stretches(program, self._has_own_memory):
-            found = self._compute_stretch(stretch, known)
-            known.update(zip(stretch.outputs, found, strict=True))
+            if stretch.is_alone:
+                advance(known, stretch.equations, self._compute)
+            else:
+                found = self._compute_again(stretch, [known[x] for x in stretch.inputs])
+                known.update(zip(stretch.outputs, found, strict=True))
         return [read(known, x) for x in program.jaxpr.outvars]
 
-    def _compute_stretch(self, stretch: _Stretch, known: dict[Any, Any]) -> Sequence[Any]:
-        """Compute equations, whose residuals the policy chooses unless they have inner ones."""
-        first = stretch.equations[0]
-        if self._has_own_memory(first):
-            return self._compute(first, [read(known, x) for x in first.invars])
-        inside = dataclasses.replace(self, is_recomputed=True)
+    def _compute_again(self, stretch: _Stretch, values: Sequence[Any]) -> list[Any]:
+        """Compute equations that the backward pass recomputes, as far as the policy says so."""
+        inside = dataclasses.replace(self, policy=None, is_recomputed=True)
 
         def compute(*given: Any) -> list[Any]:
             own = dict(zip(stretch.inputs, given, strict=True))
-            for equation in stretch.equations:
-                found = inside._compute(equation, [read(own, x) for x in equation.invars])
-                own.update(zip(equation.outvars, found, strict=True))
+            advance(own, stretch.equations, inside._compute)
             return [own[x] for x in stretch.outputs]
 
-        again = jax.checkpoint(compute, policy=self.policy, prevent_cse=not self.in_loop)
-        return again(*(known[x] for x in stretch.inputs))
+        return jax.checkpoint(compute, policy=self.policy, prevent_cse=not self.in_loop)(*values)
 
     def _has_own_memory(self, equation: Equation) -> bool:
         """Return whether an equation contains loops, or chooses itself what is recomputed."""
@@ -101,10 +114,9 @@ class GatheringRun(Inside):
             for step in inner.program.jaxpr.eqns
         )
 
-    def _compute(self, equation: Equation, values: list[Any]) -> Sequence[Any]:
-        enters = (
-            self.policy is not None and not self.is_recomputed and self._has_own_memory(equation)
-        )
+    def _compute(self, number: int, equation: Equation, values: list[Any]) -> Sequence[Any]:
+        del number
+        enters = self.policy is not None and self._has_own_memory(equation)
         if not enters and not any(map(is_split, values)):
             return compute_step(equation, values, self.record, self.table)
         if equation.primitive in _ENTERED:
@@ -122,12 +134,9 @@ class GatheringRun(Inside):
                 x if at in programs.sliced else self._gathered(x) for at, x in enumerate(values)
             ]
             values = compute_before_loop(equation, values, self.record, self.table)
-        inside = dataclasses.replace(
-            self,
-            equation=equation,
-            is_recomputed=self.is_recomputed or equation.primitive is primitives.remat_p,
-            in_loop=self.in_loop or is_loop,
-        )
+        inside = dataclasses.replace(self, equation=equation, in_loop=self.in_loop or is_loop)
+        if equation.primitive is primitives.remat_p:
+            inside = dataclasses.replace(inside, policy=None, is_recomputed=True)
         return CONTROL[equation.primitive](equation, values, inside)[0]
 
     def _on_shards(self, equation: Equation, values: list[Any]) -> Any:
@@ -203,21 +212,16 @@ class GatheringRun(Inside):
             return self._packed.slices(self._gathered(value))
         if not is_node(value.value):
             return Slices(value.value, lambda part: SplitLeaf(part, value.path, tuple(layers)))
-        below = self._packed.slices(PackedLeaf(value.value, value.path))
-        arrays = jax.tree.leaves(value.value)
-        if not isinstance(below.arrays, list) or any(
-            all(stack is not x for x in arrays) for stack in below.arrays
-        ):
-            # Some array of the node was computed, so that its spread is not known.
+        of_array = dict(zip(map(id, jax.tree.leaves(value.value)), layers, strict=True))
+        try:
+            below = slices_of(PackedLeaf(value.value, value.path))
+            known = [of_array[id(stack)] for stack in below.arrays]
+        except (CannotStayPacked, KeyError):  # an array was computed, and its specs are not known
             return self._packed.slices(self._gathered(value))
-        known = [
-            next(layer for x, layer in zip(arrays, layers, strict=True) if stack is x)
-            for stack in below.arrays
-        ]
 
         def take(parts: Any) -> SplitLeaf:
             node = below.take(parts).node
-            of_part = {id(part): layer for part, layer in zip(parts, known, strict=True)}
+            of_part = dict(zip(map(id, parts), known, strict=True))
             found = tuple(of_part.get(id(x)) for x in jax.tree.leaves(node))
             return SplitLeaf(node, value.path, found)
 
@@ -244,7 +248,7 @@ def _decode(leaf: PackedLeaf) -> PackedLeaf | Array:
 def _decode_factors(field: Field) -> Field:
     if not is_node(field) or not field.FACTORS:
         return materialize(field)
-    return field.replace(**{name: _decode_factors(getattr(field, name)) for name in field.FACTORS})
+    return map_fields(field, field.FACTORS, _decode_factors)
 
 
 _ENTERED = {
@@ -262,36 +266,32 @@ def _is_traced(x: Any) -> bool:
 
 
 class _Stretch(NamedTuple):
-    """Equations of a program that are recomputed together, with their inputs and outputs."""
+    """Equations of a program that are recomputed together, or one that is computed alone."""
 
     equations: list[Equation]
     inputs: list[Any]
     outputs: list[Any]
+    is_alone: bool
 
 
-def _stretches(program: Program, alone: Callable[[Equation], bool]) -> Iterator[_Stretch]:
+def _stretches(program: Program, alone: Callable[[Equation], bool]) -> list[_Stretch]:
     """Cut a program before and after each equation that is computed alone."""
-    parts: list[list[Equation]] = [[]]
+    parts: list[tuple[bool, list[Equation]]] = [(False, [])]
     for equation in program.jaxpr.eqns:
         if alone(equation):
-            parts += [[equation], []]
+            parts += [(True, [equation]), (False, [])]
         else:
-            parts[-1].append(equation)
-    parts = [part for part in parts if part]
+            parts[-1][1].append(equation)
     needed = {x for x in program.jaxpr.outvars if is_variable(x)}
-    after: list[set[Any]] = []
-    for part in reversed(parts):
-        after.append(needed)
-        needed = needed | {x for equation in part for x in equation.invars if is_variable(x)}
-    for part, later in zip(parts, reversed(after), strict=True):
+    found = []
+    for is_alone, part in reversed(parts):
+        # Dictionaries keep the order of the program.
         made = {x: None for equation in part for x in equation.outvars}
         given = {x: None for equation in part for x in equation.invars if is_variable(x)}
-        if alone(part[0]):
-            yield _Stretch(part, list(given), list(made))
-        else:
-            yield _Stretch(
-                part, [x for x in given if x not in made], [x for x in made if x in later]
-            )
+        inputs, outputs = [x for x in given if x not in made], [x for x in made if x in needed]
+        found.append(_Stretch(part, inputs, outputs, is_alone))
+        needed = needed | given.keys()
+    return [stretch for stretch in reversed(found) if stretch.equations]
 
 
 def gathered_at_use(
@@ -316,8 +316,8 @@ def gathered_at_use(
         is_differentiated: whether a gradient is taken.
 
     Returns:
-        A function of the same arguments, whose parameters are arrays and nodes that lie as the plan
-        says.
+        A function of the same arguments, whose parameters are arrays and nodes that are split as
+        the plan says.
     """
     own = _on_packed(function)
     packed = own or OnPacked(function)
@@ -359,6 +359,4 @@ def gathered_at_use(
 
 def _on_packed(function: Any) -> OnPacked | None:
     """Return the `nnopt.on_packed` inside of a function, if there is one."""
-    while function is not None and not isinstance(function, OnPacked):
-        function = getattr(function, "__wrapped__", getattr(function, "func", None))
-    return function
+    return next((layer for layer in wrapped(function) if isinstance(layer, OnPacked)), None)

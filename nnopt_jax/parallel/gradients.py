@@ -115,7 +115,7 @@ def gradient(
 
 
 def _split(slope: Any, plan: Shards) -> Any:
-    """Split gradients as the parameters lie between steps; those inside of nodes lie so already."""
+    """Split gradients as the parameters are between steps; those inside of nodes are already."""
 
     def one(g: Any, spec: PartitionSpec) -> Any:
         return g if g is None or is_node(g) else constrain(g, plan.devices, spec)

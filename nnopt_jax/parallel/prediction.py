@@ -58,7 +58,7 @@ class Predict:
     __repr__ = brief_fields
 
     def __call__(self, params: Any, batch: Any) -> Any:
-        """Run the model; pad a batch that is not divisible, and cut the outputs to its rows.
+        """Run the model; pad a batch that does not divide, and return the outputs of its own rows.
 
         Raises:
             ShapeError: the parameters do not fit the plan, or an output has another number of rows

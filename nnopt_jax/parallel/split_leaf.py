@@ -1,4 +1,4 @@
-"""Parameters that lie split over devices while a program runs."""
+"""Parameters that stay split over devices while a program runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnopt_jax.typing import Array, Shape
 
 
 class Spread(NamedTuple):
-    """How one array lies on a mesh between steps, and how where it is used."""
+    """The specs of one array between steps, and where it is used."""
 
     resting: PartitionSpec
     used: PartitionSpec
@@ -59,12 +59,12 @@ def _moved_spec(spec: PartitionSpec, rule: OpRule) -> PartitionSpec | None:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SplitLeaf:
-    """A parameter of a running program that lies split over devices until a step needs it.
+    """A parameter of a running program that stays split over devices until a step needs it.
 
     Args:
         value: array or node.
         path: the path of the parameter.
-        spreads: how each of its arrays lies.
+        spreads: the specs of each of its arrays; None where they are not known.
         steps: the steps of one operand that wait for the gather, first to last.
     """
 
@@ -80,12 +80,12 @@ class SplitLeaf:
 
 
 def is_split(x: Any) -> bool:
-    """Return whether a value of a program is a parameter that lies split over devices."""
+    """Return whether a value of a program is a parameter that stays split over devices."""
     return isinstance(x, SplitLeaf)
 
 
 def gather(x: Array, spread: Spread | None, mesh: Mesh) -> Array:
-    """Gather an array for its use; split its gradient as the array lies between steps."""
+    """Gather an array for its use; split its gradient as the array is split between steps."""
     if spread is None:
         return x
     # The first one keeps the slices of a stack split until this one is needed, and their gradients
@@ -94,7 +94,7 @@ def gather(x: Array, spread: Spread | None, mesh: Mesh) -> Array:
 
 
 def spreads_after(leaf: SplitLeaf, rule: OpRule) -> tuple[Spread | None, ...] | None:
-    """Return how the outcome of a step on shards lies; None if the step needs the whole array."""
+    """Return the specs of the outcome of a step on shards; None if it needs the whole array."""
     (spread,) = leaf.spreads
     if rule.kind is Kind.ELEMENTWISE:
         return leaf.spreads
@@ -106,7 +106,7 @@ def spreads_after(leaf: SplitLeaf, rule: OpRule) -> tuple[Spread | None, ...] | 
 
 
 def split_leaves(leaves: Mapping[str, Any], plan: Shards) -> dict[str, SplitLeaf]:
-    """Return the packed parameters, and those that lie otherwise than where they are used."""
+    """Return the packed parameters, and those that are split otherwise where they are used."""
     trees = (plan.logical, plan.logical_used)
     resting, used = (jax.tree.leaves(specs, is_leaf=is_spec) for specs in trees)
     found = {}

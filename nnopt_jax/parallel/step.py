@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from nnopt_jax.columns import brief_fields
 from nnopt_jax.errors import CompositionError
-from nnopt_jax.parallel.batches import check_divisible, rows_of
+from nnopt_jax.parallel.batches import check_divisible
 from nnopt_jax.parallel.gradients import gradient
 from nnopt_jax.parallel.meshes import (
     batch_spec,
@@ -28,7 +28,7 @@ from nnopt_jax.settings import Settings
 from nnopt_jax.transform import Transform, chain, step, trainable
 from nnopt_jax.transform.training import forward, leaves_without_gradient
 from nnopt_jax.transform.validation import check_transforms, described
-from nnopt_jax.tree.devices import automatic, lies_well, place
+from nnopt_jax.tree.devices import automatic, is_placed, place
 from nnopt_jax.tree.paths import flatten
 from nnopt_jax.typing import Key
 
@@ -110,14 +110,12 @@ class TrainStep:
             ShapeError: the rows are not divisible by the mesh and the accumulation.
             CompositionError: the state belongs to another step, or was donated.
         """
-        count = rows_of("parallel.train_step", batch)
-        if count % self.shares or not count:
-            check_divisible("parallel.train_step", batch, self.shares,
-                              " (parallel.feed(uneven='pad') fills a last one up)")  # fmt: skip
+        check_divisible("parallel.train_step", batch, self.shares,
+                          " (parallel.feed(uneven='pad') fills a last one up)")  # fmt: skip
         if self.plan.devices.size > 1 and any(map(_is_donated, jax.tree.leaves(state))):
             _check_state(state, self.layout.shapes)  # running it would end the process
         given = batch, args, key
-        given = given if lies_well(given, self.at) else place(given, self.at)
+        given = given if is_placed(given, self.at) else place(given, self.at)
         try:
             with mesh_context(self.plan.devices):
                 found = self.compiled(state, *given)

@@ -107,7 +107,7 @@ class SparsityTable(Tabular):
 
     @property
     def total(self) -> SparsityRow:
-        """The row of all leaves together."""
+        """The table row with the totals of all leaves."""
         return SparsityRow(
             "total",
             sum(row.size for row in self.rows),

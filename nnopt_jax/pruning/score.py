@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,10 +171,8 @@ def seeds(leaves: Leaves, start: Start) -> Leaves:
     Raises:
         ValueRangeError: the caller did not pass a key.
     """
-    if start.key is None:
-        raise ValueRangeError(f"{start.caller}: draws at random; give tx.init(params, key="
-                              "jax.random.key(0)).")  # fmt: skip
-    keys = {path: cast("jax.Array", slot_key(start.key, path, 0)) for path in leaves}
+    drawn = start.drawing_key("draws at random")
+    keys = {path: slot_key(drawn, path, 0) for path in leaves}
     return {path: jax.random.bits(key, (2,), jnp.uint32) for path, key in keys.items()}
 
 

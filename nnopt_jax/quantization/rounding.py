@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nnopt_jax.errors import ValueRangeError
 from nnopt_jax.ops.grid import expand
 from nnopt_jax.quantization.grids import Grid
 from nnopt_jax.transform.leaves import Start, Update
@@ -86,12 +85,8 @@ class _Stochastic(Rounding):
 
     def init(self, x: jax.Array, start: Start) -> tuple[dict[str, Any], dict[str, Any]]:
         del x
-        if start.key is None:
-            raise ValueRangeError(
-                f"{start.caller}: stochastic rounding draws; give "
-                "tx.init(params, key=jax.random.key(0))."
-            )
-        return {}, {"key": start.own_key, "count": jnp.int32(0)}
+        key = start.drawing_key("stochastic rounding draws")
+        return {}, {"key": key, "count": jnp.int32(0)}
 
     def refresh(
         self, learned: dict[str, Any], rest: dict[str, Any], now: Update

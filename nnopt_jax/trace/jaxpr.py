@@ -56,12 +56,32 @@ def evaluate(
         >>> evaluate(program, [2], lambda number, equation, given: bind(equation, given))
         [Array(-3, dtype=int32, weak_type=True)]
     """
+    known = environment(program, values)
+    advance(known, program.jaxpr.eqns, compute)
+    return [read(known, x) for x in program.jaxpr.outvars]
+
+
+def environment(program: Program, values: Sequence[Any]) -> dict[Any, Any]:
+    """Return the values of a program's constants and inputs, by variable."""
     known = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
-    known.update(zip(program.jaxpr.invars, values, strict=True))
-    for number, equation in enumerate(program.jaxpr.eqns):
+    return known | dict(zip(program.jaxpr.invars, values, strict=True))
+
+
+def advance(
+    known: dict[Any, Any],
+    equations: Sequence[Equation],
+    compute: Callable[[int, Equation, list[Any]], Sequence[Any]],
+) -> None:
+    """Run equations one after another, and add their outcomes to the known values.
+
+    Args:
+        known: the values of variables.
+        equations: the equations.
+        compute: see `evaluate`.
+    """
+    for number, equation in enumerate(equations):
         found = compute(number, equation, [read(known, x) for x in equation.invars])
         known.update(zip(equation.outvars, found, strict=True))
-    return [read(known, x) for x in program.jaxpr.outvars]
 
 
 def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:

@@ -52,13 +52,8 @@ class Start(NamedTuple):
 
     __repr__ = brief_fields
 
-    @property
-    def own_key(self) -> jax.Array | None:
-        """The key of this slot, or of all leaves together; None if the caller passed none."""
-        return self.key if self.number is None else slot_key(self.key, self.path, self.number)
-
     def drawing_key(self, use: str) -> jax.Array:
-        """Return the PRNG key; raise if the caller passed none.
+        """Return the PRNG key of this slot, or of all leaves; raise if the caller passed none.
 
         Args:
             use: what the random numbers are for.
@@ -66,12 +61,11 @@ class Start(NamedTuple):
         Raises:
             ValueRangeError: the caller did not pass a key.
         """
-        key = self.own_key
-        if key is None:
+        if self.key is None:
             raise ValueRangeError(
                 f"{self.caller}: {use}; give tx.init(params, key=jax.random.key(0))."
             )
-        return key
+        return self.key if self.number is None else slot_key(self.key, self.path, self.number)
 
 
 class Update(NamedTuple):
@@ -154,7 +148,7 @@ def chosen_leaves(where: Where, params: Any, who: str, binding: Binding = UNBOUN
 def leaves_of_state(
     params: Any, state: State, who: str, *inside: str, slots: bool | None = None
 ) -> tuple[Leaves, Leaves]:
-    """Return all leaves of a tree by path, and the leaves for which a state has entries."""
+    """Return all leaves of a tree by path, and those of them for which a state has entries."""
     check_state(who, state, *inside, slots=slots)
     leaves = flatten(params, is_node)
     for path in state.rest:
@@ -206,10 +200,8 @@ def make_start(
     return Start(key, given.of(leaves), caller=who)
 
 
-def slot_key(key: jax.Array | None, path: str, index: int) -> jax.Array | None:
+def slot_key(key: jax.Array, path: str, index: int) -> jax.Array:
     """Return a PRNG key that depends only on the caller's key, the path and the slot's number."""
-    if key is None:
-        return None
     # Python salts `hash` of strings in each process, but keys must be reproducible.
     number = 0
     for byte in path.encode():

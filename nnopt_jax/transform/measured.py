@@ -136,7 +136,7 @@ def _by_path(tree: Any, paths: set[str]) -> Leaves:
 
 
 def not_measured(who: str, path: str, name: str, value: Any) -> StatisticsError:
-    """Return the error for a statistic of another kind than `graph.observe` measures.
+    """Return the error for a value that is not what `graph.observe` measures.
 
     Example:
         >>> print(not_measured("demo", "kernel", "input_moments", 3))

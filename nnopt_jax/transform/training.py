@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -172,12 +172,22 @@ def takes_expressions(loss: Any) -> bool | None:
         >>> takes_expressions(jax.jit(nnopt.on_packed(len))), takes_expressions(len)
         (True, None)
     """
-    while loss is not None:
-        said = getattr(loss, "takes_expressions", None)
-        if isinstance(said, bool):
-            return said
-        loss = getattr(loss, "__wrapped__", getattr(loss, "func", None))
-    return None
+    declared = (getattr(layer, "takes_expressions", None) for layer in wrapped(loss))
+    return next((said for said in declared if isinstance(said, bool)), None)
+
+
+def wrapped(function: Any) -> Iterator[Any]:
+    """Yield a function, and the functions that it wraps by `jax.jit`, `functools` and the like.
+
+    Example:
+        >>> import functools
+        >>> from nnopt_jax.transform.training import wrapped
+        >>> list(wrapped(functools.partial(len)))[1:]
+        [<built-in function len>]
+    """
+    while function is not None:
+        yield function
+        function = getattr(function, "__wrapped__", getattr(function, "func", None))
 
 
 def forward(
@@ -230,11 +240,8 @@ def forward(
 
     def pull_back(slope: Any) -> Grads:
         (train,) = pull(jax.tree.map(_cotangent, arrays, slope))
-        dense = {
-            path: None if is_node(x) else x
-            for path, x in flatten(slope, lambda x: x is None or is_node(x)).items()
-        }
-        return Grads(train, unflatten(slope, dense, lambda x: x is None or is_node(x)))
+        dense = jax.tree.map(lambda x: None if is_node(x) else x, slope, is_leaf=is_node)
+        return Grads(train, dense)
 
     def given(now: Any) -> Any:
         leaves = flatten(now, is_node)
@@ -289,8 +296,8 @@ def leaves_without_gradient(tx: Transform, params: Any, state: Any) -> frozenset
         >>> leaves_without_gradient(tx, params, tx.init(params))
         frozenset({'body'})
     """
-    leaves = flatten(params, is_node)
-    still = {path for path in leaves if path in tx.frozen(params) or is_node(leaves[path])}
+    packed = {path for path, leaf in flatten(params, is_node).items() if is_node(leaf)}
+    still = tx.frozen(params) | packed
     if not still:
         return frozenset()
     slopes = jax.eval_shape(lambda p, s: floats(blanked(tx.apply(p, s))), params, state)

@@ -39,7 +39,7 @@ def place(tree: Any, at: Any) -> Any:
     return jax.tree.map(_as_given, tree, placed)
 
 
-def lies_well(tree: Any, at: Any) -> bool:
+def is_placed(tree: Any, at: Any) -> bool:
     """Return whether compiled code with these shardings takes the arrays of a tree as they are.
 
     Args:
@@ -48,12 +48,12 @@ def lies_well(tree: Any, at: Any) -> bool:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from nnopt_jax.tree.devices import lies_well
-        >>> lies_well(jnp.ones(2), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        >>> from nnopt_jax.tree.devices import is_placed
+        >>> is_placed(jnp.ones(2), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         True
     """
     if isinstance(at, tuple):
-        return all(map(lies_well, tree, at))
+        return all(map(is_placed, tree, at))
     if not at.is_fully_addressable:
         return False
     return all(

@@ -53,7 +53,7 @@ class InsidePacked(Inside):
         if not is_leaf(value):
             return Slices(value, lambda part: part)
         try:
-            return _slices(value)
+            return slices_of(value)
         except CannotStayPacked as reason:
             self.record(value, self.equation, str(reason))
             return self.slices(unpack(value))
@@ -75,7 +75,7 @@ class InsidePacked(Inside):
         return as_array(value), spec
 
 
-def _slices(leaf: PackedLeaf) -> Slices:
+def slices_of(leaf: PackedLeaf) -> Slices:
     """Return the slices of a stack, of which the scan slices each array by itself.
 
     Raises:
@@ -122,7 +122,7 @@ class _Layer(NamedTuple):
         return len(self.stack) - 1
 
     def apply(self, x: Array, shape: Shape, fill: float = 0) -> Array | None:
-        """Return the slice of an array; None if layers share entries with their neighbors only."""
+        """Return the slice of an array; None if one entry serves several layers, but not all."""
         del fill
         if x.shape[0] == shape[0]:
             return self.take(x)
